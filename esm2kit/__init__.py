@@ -1,0 +1,1 @@
+"""Train, use and judge ESM-2 protein language models."""

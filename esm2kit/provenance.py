@@ -1,0 +1,115 @@
+"""Where an artefact came from, and how it reaches the disk: whole, or not at all."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VERSIONED = ("esm2kit", "torch", "lightning", "numpy", "h5py", "pyarrow", "scikit-learn", "fair-esm")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in a stream."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout this library runs from, `-dirty` if tracked files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide an artefact's numbers."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, paths and tuples as what JSON can say."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # numpy and torch scalars
+        return value.item()
+    return value
+
+
+def provenance(stage: str, config: Any, inputs: Mapping[str, Path | str] | None = None) -> dict[str, Any]:
+    """The manifest an artefact carries.
+
+    Args:
+        stage: the command that makes it, as in `esm2kit <stage>`.
+        config: the stage's dataclass; its `seed`, where it has one, is repeated at the top.
+        inputs: name -> file; a str is taken as a hash computed before.
+    Returns: a JSON-able dict: stage, config, seed, inputs {name: {path, sha256}}, versions, git_commit, created (UTC).
+    """
+    hashed = {
+        name: {"sha256": source} if isinstance(source, str) else {"path": str(source), "sha256": sha256_file(source)}
+        for name, source in (inputs or {}).items()
+    }
+    return {
+        "stage": stage,
+        "config": to_json(config),
+        "seed": getattr(config, "seed", None),
+        "inputs": hashed,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write to the yielded path; it becomes `path` when the block ends well, and is removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        fsync(part)
+        os.replace(part, path)
+        fsync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Have the disk, not only its cache, hold a file's bytes or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; floats keep every digit."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
