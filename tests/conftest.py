@@ -1,0 +1,34 @@
+"""Shared fixtures: where the real data is, and small models."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The larger real data: ESM2KIT_SHARED_DATA, by default ../shared/data from the repository's root."""
+    folder = Path(os.environ.get("ESM2KIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the larger real data is not at {folder}; set ESM2KIT_SHARED_DATA to run this")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    return ROOT / "data" / "sample"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two-core machines run the tests; one thread keeps sums in one order and processes out of each other's way."""
+    torch.set_num_threads(1)

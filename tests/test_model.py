@@ -1,0 +1,172 @@
+"""ESM2 against fair-esm's own, at equal random weights: every number it gives, padded and packed."""
+
+import esm
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
+from esm2kit.errors import InputError
+from esm2kit.model import ESM2, SIZES, ESM2Config, Packed, tokenize
+
+SHAPES = {"tiny": ESM2Config(2, 32, 4), "8M": SIZES["esm2_t6_8M_UR50D"], "35M": SIZES["esm2_t12_35M_UR50D"]}
+# heads of odd shares, deep and narrow: what the published sizes never ask for
+SHAPES["narrow"] = ESM2Config(5, 24, 2)
+
+
+def pair(config: ESM2Config) -> tuple[ESM2, esm.ESM2]:
+    """Ours and fair-esm's with the same random weights, of the size that training starts from.
+
+    Biases and LayerNorms are random too, so that nothing can be left out unseen. At larger weights both drift equally far
+    from the float64 answer, and from each other, by more than 1e-5.
+    """
+    theirs = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
+    torch.manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.02)
+    ours = ESM2(config)
+    ours.load_state_dict(theirs.state_dict())
+    return ours.eval(), theirs.eval()
+
+
+def random_tokens(num_residues: list[int], seed: int, every_token: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    block_BT = torch.full((len(num_residues), max(num_residues) + 2), PAD_IDX)
+    block_BT[:, 0] = BOS_IDX
+    for tokens_T, count in zip(block_BT, num_residues, strict=True):
+        tokens_T[1 : count + 1] = torch.randint(4, 29, (count,), generator=generator)
+        is_mask = torch.rand(count, generator=generator) < 0.15
+        tokens_T[1 : count + 1][is_mask] = MASK_IDX
+        tokens_T[count + 1] = EOS_IDX
+    if every_token:
+        # all 33 in a row, <pad>, <eos> and <cls> in the middle included
+        block_BT[0, 3 : 3 + VOCAB_SIZE] = torch.arange(VOCAB_SIZE)
+    return block_BT
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    for layer, expected in theirs["representations"].items():
+        torch.testing.assert_close(ours["representations"][layer], expected, atol=1e-5, rtol=1e-5)
+    for name in ("logits", "attentions", "contacts"):
+        if name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_residues", [[60, 31, 7, 1], [1], [40, 40]], ids=str)
+@torch.inference_mode()
+def test_equals_fair_esm_padded(shape: str, num_residues: list[int]) -> None:
+    ours, theirs = pair(SHAPES[shape])
+    tokens_BT = random_tokens(num_residues, seed=1, every_token=num_residues[0] > 35)
+    layers = range(SHAPES[shape].num_layers + 1)
+    for contacts in (False, True):
+        assert_same(
+            ours(tokens_BT, layers, return_contacts=contacts), theirs(tokens_BT, layers, return_contacts=contacts)
+        )
+
+
+@torch.inference_mode()
+def test_equals_fair_esm_at_1022_residues() -> None:
+    ours, theirs = pair(SHAPES["8M"])
+    tokens_BT = random_tokens([1022, 1], seed=2, every_token=True)
+    assert_same(ours(tokens_BT, range(7), return_contacts=True), theirs(tokens_BT, range(7), return_contacts=True))
+
+
+@torch.inference_mode()
+def test_without_token_dropout_equals_fair_esm() -> None:
+    config = ESM2Config(2, 32, 4, token_dropout=False)
+    ours, theirs = pair(config)
+    tokens_BT = random_tokens([20, 9], seed=3)
+    assert_same(ours(tokens_BT, [0, 1, 2]), theirs(tokens_BT, [0, 1, 2]))
+
+
+def test_gradients_equal_fair_esm() -> None:
+    ours, theirs = pair(SHAPES["tiny"])
+    tokens_BT = random_tokens([30, 11], seed=4)
+    for model in (ours, theirs):
+        logits = model(tokens_BT)["logits"]
+        (logits[tokens_BT == MASK_IDX].logsumexp(-1).mean() + logits[0, 5:9, 3].sum()).backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-4)
+
+
+def test_state_dict_is_fair_esms() -> None:
+    ours, theirs = pair(SHAPES["8M"])
+    state = ours.state_dict()
+    assert list(state) == list(theirs.state_dict())
+    theirs.load_state_dict(state, strict=True)
+    assert ours.lm_head.weight is ours.embed_tokens.weight
+    inv_freq = theirs.state_dict()["layers.0.self_attn.rot_emb.inv_freq"]
+    torch.testing.assert_close(ESM2(SHAPES["8M"]).state_dict()["layers.0.self_attn.rot_emb.inv_freq"], inv_freq)
+
+
+MODEL, _ = pair(SHAPES["tiny"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 99))
+def test_packed_equals_padded_equals_alone(num_residues: list[int], seed: int) -> None:
+    tokens_BT = random_tokens(num_residues, seed)
+    packed = Packed([count + 2 for count in num_residues])
+    tokens_N = tokens_BT[tokens_BT != PAD_IDX]
+    with torch.inference_mode():
+        padded = MODEL(tokens_BT, [0, 1, 2])["representations"]
+        rows = MODEL.encode(tokens_N, packed, [0, 1, 2])
+        for layer in (0, 1, 2):
+            torch.testing.assert_close(rows[layer], padded[layer][tokens_BT != PAD_IDX], atol=1e-5, rtol=1e-5)
+        alone = [MODEL(tokens_T[tokens_T != PAD_IDX][None], [2])["representations"][2][0] for tokens_T in tokens_BT]
+    torch.testing.assert_close(rows[2], torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_packed_gradients_equal_padded() -> None:
+    tokens_BT = random_tokens([30, 11, 11, 1], seed=5)
+    keep_BT = tokens_BT != PAD_IDX
+    model, _ = pair(SHAPES["tiny"])
+    model(tokens_BT, [2])["representations"][2][keep_BT].square().sum().backward()
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.zero_grad()
+    model.encode(tokens_BT[keep_BT], Packed([32, 13, 13, 3])).square().sum().backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_num_parameters_counts_what_trains() -> None:
+    for config in (SHAPES["tiny"], SHAPES["8M"], SHAPES["35M"]):
+        model = ESM2(config)
+        contact = sum(parameter.numel() for parameter in model.contact_head.parameters())
+        assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters()) - contact
+
+
+def test_initialised_is_a_function_of_the_seed() -> None:
+    first, again, other = (ESM2.initialised(SHAPES["tiny"], seed) for seed in (1, 1, 2))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert not torch.equal(first.layers[0].fc1.weight, other.layers[0].fc1.weight)
+
+
+def test_tokenize_equals_fair_esm() -> None:
+    sequences = [RESIDUE_LETTERS, "MKT", "A"]
+    alphabet = esm.Alphabet.from_architecture("ESM-1b")
+    assert tuple(alphabet.all_toks) == TOKENS
+    _, _, expected_BT = alphabet.get_batch_converter()([(str(i), sequence) for i, sequence in enumerate(sequences)])
+    assert torch.equal(tokenize(sequences), expected_BT)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ESM2Config(2, 30, 4), "does not divide into 4 heads"),
+        (lambda: ESM2Config(0, 32, 4), "must be 1 or more"),
+        (lambda: tokenize(["MKJ"]), "letter 'J' at residue 3"),
+        (lambda: MODEL(tokenize(["MK"]), [3]), "layers 0 to 2"),
+    ],
+)
+def test_bad_input_is_one_clear_line(make, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
