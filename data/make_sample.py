@@ -1,0 +1,220 @@
+"""Make data/sample's pretraining set: real proteins in the layout of NVIDIA's esm2nv stage.
+
+    python data/make_sample.py [--out data/sample] [--seed 0]
+
+Needs Debian's packages `mmseqs2` and `mmseqs2-examples`, and Biopython; about two minutes on one core. UniProtKB records
+are clustered as UniRef does it, at 90% and then 50% identity; whole families of related 50% clusters are taken, the
+largest first, until the files reach their size. Everything is a function of the package's files, MMseqs2's version and
+the seed. data/README.md tells what came out and why it was chosen so.
+"""
+
+import argparse
+import gzip
+import math
+import random
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+
+EXAMPLES = Path("/usr/share/doc/mmseqs2/example-data")
+MIN_RESIDUES, MAX_RESIDUES = 40, 400
+MAX_FILE_RESIDUES = 830_000  # over the four files together: about 0.93 MB with headers, line ends and mapping
+VALID_SHARE = 0.08  # of the 50% clusters
+FAMILY_EVALUE, FAMILY_COVERAGE = 1e-5, 0.7
+STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+
+
+class Protein(NamedTuple):
+    """A UniProtKB record: accession, protein name, organism (`OS=`) and residues."""
+
+    accession: str
+    name: str
+    organism: str
+    sequence: str
+
+
+def read_uniprot(folder: Path = EXAMPLES) -> dict[str, Protein]:
+    """Every record of the package once, by accession, in the order of the files."""
+    proteins: dict[str, Protein] = {}
+    for file_name in ("DB.fasta.gz", "QUERY.fasta.gz"):
+        with gzip.open(folder / file_name, "rt") as lines:
+            for header, sequence in SimpleFastaParser(lines):
+                accession = header.split("|")[1]
+                name, _, rest = header.split(" ", 1)[1].partition(" OS=")
+                organism = rest.split(" GN=")[0].split(" PE=")[0]
+                proteins.setdefault(accession, Protein(accession, name, organism, sequence.upper()))
+    return proteins
+
+
+def write_fasta(path: Path, records: Iterable[tuple[str, str]], columns: int = 80) -> None:
+    """Records as `>id`, then lines of at most `columns` letters."""
+    with open(path, "w") as file:
+        for identifier, sequence in records:
+            rows = (sequence[start : start + columns] for start in range(0, len(sequence), columns))
+            file.write(f">{identifier}\n" + "\n".join(rows) + "\n")
+
+
+def mmseqs(*arguments: str | float | Path) -> None:
+    """One MMseqs2 command on one thread, which makes its result repeatable."""
+    subprocess.run(["mmseqs", *map(str, arguments), "--threads", "1", "-v", "1"], check=True)
+
+
+def cluster(sequences: dict[str, str], min_identity: float, work: Path) -> dict[str, list[str]]:
+    """MMseqs2 clusters: representative -> members sorted by id, the representative among them.
+
+    A member shares `min_identity` or more with its representative, over 80% of the member (`-c 0.8 --cov-mode 1`).
+    """
+    query = work / "cluster.fasta"
+    write_fasta(query, sequences.items())
+    mmseqs(
+        *("easy-cluster", query, work / "cluster", work / "tmp"),
+        *("--min-seq-id", min_identity, "-c", 0.8, "--cov-mode", 1),
+    )
+    members: dict[str, list[str]] = {}
+    for line in (work / "cluster_cluster.tsv").read_text().splitlines():
+        representative, member = line.split("\t")
+        members.setdefault(representative, []).append(member)
+    return {representative: sorted(members[representative]) for representative in sorted(members)}
+
+
+class Hit(NamedTuple):
+    """A local alignment; identity and coverages as shares of one."""
+
+    query: str
+    target: str
+    identity: float
+    query_coverage: float
+    target_coverage: float
+
+
+def search(queries: dict[str, str], targets: dict[str, str], work: Path, *options: str | float) -> list[Hit]:
+    """Alignments of every query with every target, MMseqs2 at its highest usual sensitivity (`-s 7`)."""
+    write_fasta(work / "query.fasta", queries.items())
+    write_fasta(work / "target.fasta", targets.items())
+    mmseqs(
+        *("easy-search", work / "query.fasta", work / "target.fasta", work / "hits.tsv", work / "tmp", "-s", 7),
+        *("--format-output", "query,target,fident,qcov,tcov", *options),
+    )
+    rows = (line.split("\t") for line in (work / "hits.tsv").read_text().splitlines())
+    return [Hit(query, target, *map(float, numbers)) for query, target, *numbers in rows]
+
+
+def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Connected components of a graph, largest first; equal sizes in the order of their first node."""
+    root = {node: node for node in nodes}
+
+    def find(node: str) -> str:
+        while root[node] != node:
+            root[node] = root[root[node]]
+            node = root[node]
+        return node
+
+    for left, right in edges:
+        root[find(left)] = find(right)
+    groups: dict[str, list[str]] = {}
+    for node in sorted(root):
+        groups.setdefault(find(node), []).append(node)
+    return sorted(groups.values(), key=lambda group: (-len(group), group[0]))
+
+
+def unigram_perplexity(train: Iterable[str], valid: Iterable[str]) -> float:
+    """Perplexity of guessing each standard residue of `valid` from its frequency in `train`, context unseen.
+
+    The floor a language model has to get below: a model at this figure has learnt composition and nothing else.
+    """
+    train_counts, valid_counts = Counter("".join(train)), Counter("".join(valid))
+    num_train = sum(train_counts[letter] for letter in STANDARD_RESIDUES)
+    num_valid = sum(valid_counts[letter] for letter in STANDARD_RESIDUES)
+    log_likelihood = sum(
+        valid_counts[letter] * math.log(train_counts[letter] / num_train) for letter in STANDARD_RESIDUES
+    )
+    return math.exp(-log_likelihood / num_valid)
+
+
+def make_sample(out: Path, seed: int) -> None:
+    """Write the four files and families.tsv to `out`, and print what they hold."""
+    proteins = {
+        accession: protein
+        for accession, protein in read_uniprot().items()
+        if MIN_RESIDUES <= len(protein.sequence) <= MAX_RESIDUES and "(Fragment" not in protein.name
+    }
+    residues = {accession: protein.sequence for accession, protein in proteins.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        clusters_90 = cluster(residues, 0.9, work)
+        clusters_50 = cluster({accession: residues[accession] for accession in clusters_90}, 0.5, work)
+        representatives = {accession: residues[accession] for accession in clusters_50}
+        related = search(representatives, representatives, work, "--max-seqs", 1000, "-e", FAMILY_EVALUE)
+        families = components(
+            representatives,
+            (
+                (hit.query, hit.target)
+                for hit in related
+                if min(hit.query_coverage, hit.target_coverage) >= FAMILY_COVERAGE
+            ),
+        )
+        # the largest families first, until the files are full: a cluster is written once a member, twice more itself
+        family_of: dict[str, str] = {}
+        file_residues = 0
+        for family in families:
+            file_residues += sum(
+                2 * len(residues[row]) + sum(len(residues[member]) for member in clusters_50[row]) for row in family
+            )
+            if file_residues > MAX_FILE_RESIDUES:
+                break
+            family_of |= dict.fromkeys(family, family[0])
+
+        shuffled = sorted(family_of)
+        random.Random(seed).shuffle(shuffled)
+        num_valid = round(VALID_SHARE * len(shuffled))
+        valid, train = sorted(shuffled[:num_valid]), sorted(shuffled[num_valid:])
+        # ESM-2's filter: no train member at 50% identity or more, over 80% of either, to a validation sequence
+        members = {member: residues[member] for row in train for member in clusters_50[row]}
+        hits = search(
+            *(members, {row: residues[row] for row in valid}, work),
+            *("--min-seq-id", 0.5, "--alignment-mode", 3, "--max-seqs", 300),
+        )
+    close = {hit.query for hit in hits if max(hit.query_coverage, hit.target_coverage) >= 0.8}
+    kept = [row for row in train if close.isdisjoint(clusters_50[row])]
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_fasta(out / "uniref50_train_filt.fasta", ((f"UR50_{row}", residues[row]) for row in kept))
+    write_fasta(out / "uniref50_valid.fasta", ((f"UR50_{row}", residues[row]) for row in valid))
+    write_fasta(
+        out / "ur90_ur50_sampler.fasta",
+        [(f"UR90_{member}", residues[member]) for row in kept for member in clusters_50[row]]
+        + [(f"UR50_{row}", residues[row]) for row in kept],
+    )
+    mapping = (f"UR50_{row}\t" + ",".join(f"UR90_{member}" for member in clusters_50[row]) for row in kept)
+    (out / "mapping.tsv").write_text("ur50_id\tur90_ids\n" + "\n".join(mapping) + "\n")
+    splits = dict.fromkeys(kept, "train") | dict.fromkeys(valid, "valid")
+    rows = (f"UR50_{row}\t{splits[row]}\t{family_of[row]}\t{proteins[row].name}" for row in sorted(splits))
+    (out / "families.tsv").write_text("ur50_id\tset\tfamily\tprotein_name\n" + "\n".join(rows) + "\n")
+
+    train_families = {family_of[row] for row in kept}
+    train_90 = [member for row in kept for member in clusters_50[row]]
+    floor = unigram_perplexity((residues[row] for row in train_90), (residues[row] for row in valid))
+    print(f"{len(proteins)} UniProtKB records -> {len(clusters_90)} UR90 -> {len(clusters_50)} UR50 clusters")
+    print(
+        f"{len(family_of)} UR50 clusters in {len(set(family_of.values()))} families taken; {len(valid)} to validation,"
+    )
+    print(f"{len(train) - len(kept)} dropped as 50% identical to one of those, {len(kept)} to train")
+    print(
+        f"train: {len(train_90)} UR90 in {len(kept)} clusters, {sum(len(residues[row]) for row in train_90)} residues"
+    )
+    print(f"valid: {sum(len(residues[row]) for row in valid)} residues, ", end="")
+    print(f"{sum(family_of[row] in train_families for row in valid)} of {len(valid)} with a family member in train")
+    print(f"unigram perplexity on validation {floor:.4f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make data/sample's pretraining set.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sample")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    make_sample(arguments.out, arguments.seed)
