@@ -18,8 +18,8 @@ SHAPES["narrow"] = ESM2Config(5, 24, 2)
 def pair(config: ESM2Config) -> tuple[ESM2, esm.ESM2]:
     """Ours and fair-esm's with the same random weights, of the size that training starts from.
 
-    Biases and LayerNorms are random too, so that nothing can be left out unseen. At larger weights both drift equally far
-    from the float64 answer, and from each other, by more than 1e-5.
+    Biases and LayerNorms are random too, so that nothing can be left out unseen. At larger weights both drift as far
+    from the float64 answer, and from each other, as 1e-5 and more.
     """
     theirs = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
     torch.manual_seed(0)
