@@ -2,9 +2,9 @@
 
     python data/make_sample.py [--out data/sample] [--seed 0]
 
-Needs Debian's packages `mmseqs2` and `mmseqs2-examples`, and Biopython; about two minutes on one core. UniProtKB records
+Needs Debian's packages `mmseqs2` and `mmseqs2-examples`, and Biopython; about a minute on one core. UniProtKB records
 are clustered as UniRef does it, at 90% and then 50% identity; whole families of related 50% clusters are taken, the
-largest first, until the files reach their size. Everything is a function of the package's files, MMseqs2's version and
+largest first, until the files reach their size. All of it is a function of the package's files, MMseqs2's version and
 the seed. data/README.md tells what came out and why it was chosen so.
 """
 
@@ -199,17 +199,17 @@ def make_sample(out: Path, seed: int) -> None:
     train_families = {family_of[row] for row in kept}
     train_90 = [member for row in kept for member in clusters_50[row]]
     floor = unigram_perplexity((residues[row] for row in train_90), (residues[row] for row in valid))
+    num_residues = sum(len(residues[row]) for row in train_90)
+    related_valid = sum(family_of[row] in train_families for row in valid)
     print(f"{len(proteins)} UniProtKB records -> {len(clusters_90)} UR90 -> {len(clusters_50)} UR50 clusters")
     print(
-        f"{len(family_of)} UR50 clusters in {len(set(family_of.values()))} families taken; {len(valid)} to validation,"
+        f"{len(family_of)} UR50 clusters in {len(set(family_of.values()))} families taken: {len(valid)} to validation,"
     )
     print(f"{len(train) - len(kept)} dropped as 50% identical to one of those, {len(kept)} to train")
-    print(
-        f"train: {len(train_90)} UR90 in {len(kept)} clusters, {sum(len(residues[row]) for row in train_90)} residues"
-    )
-    print(f"valid: {sum(len(residues[row]) for row in valid)} residues, ", end="")
-    print(f"{sum(family_of[row] in train_families for row in valid)} of {len(valid)} with a family member in train")
-    print(f"unigram perplexity on validation {floor:.4f}")
+    print(f"train: {len(kept)} clusters, {len(train_90)} UR90, {num_residues} residues")
+    print(f"valid: {len(valid)} clusters, {sum(len(residues[row]) for row in valid)} residues; ", end="")
+    print(f"{related_valid} have a member of their family in train")
+    print(f"unigram perplexity on validation: {floor:.4f}")
 
 
 if __name__ == "__main__":
