@@ -1,0 +1,148 @@
+"""Clusters: which sequences may stand for each, in what order an epoch visits them, and which one is drawn.
+
+An epoch visits every cluster once; each visit draws one member, one window of it and one mask. All three are pure
+functions of (seed, epoch, cluster), so every rank and worker can work out any sample without asking another.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from esm2kit.errors import InputError
+from esm2kit.masking import GOLDEN, WORD, Integers, below, mix, stream_key
+
+OFFSETS, MEMBERS, REPRESENTATIVES = "cluster_offsets.npy", "cluster_members.npy", "cluster_representatives.npy"
+MANIFEST = "manifest.json"
+MAX_RESIDUES = 1022  # 1,024 tokens with BOS and EOS
+
+_DRAW_STREAM, _PERMUTATION_STREAM = 1, 2
+_ROUNDS = 8
+
+
+class ClusterIndex:
+    """The clusters of a preprocessed folder, memory-mapped; opening it costs the same at any size."""
+
+    def __init__(self, offsets: np.ndarray, member_rows: np.ndarray, representative_rows: np.ndarray) -> None:
+        """Args:
+        offsets: (C + 1,) int64; cluster c's members are `member_rows[offsets[c] : offsets[c + 1]]`, at least one.
+        member_rows: int64 rows of train.arrow, cluster by cluster.
+        representative_rows: (C,) int64 rows of train.arrow.
+        """
+        self.offsets = offsets
+        self.member_rows = member_rows
+        self.representative_rows = representative_rows
+
+    @classmethod
+    def open(cls, folder: Path) -> "ClusterIndex":
+        """The index that `esm2kit preprocess` wrote.
+
+        Raises: InputError if the folder is not a finished output of preprocess.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise InputError(
+                f"{folder}: no {MANIFEST}, so no finished dataset: run `esm2kit preprocess` (again) into it"
+            )
+        try:
+            arrays = [np.load(folder / name, mmap_mode="r") for name in (OFFSETS, MEMBERS, REPRESENTATIVES)]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: cannot read the cluster index ({error}): preprocess again") from error
+        offsets, member_rows, representative_rows = arrays
+        if offsets.size != representative_rows.size + 1 or offsets[-1] != member_rows.size:
+            raise InputError(f"{folder}: the cluster index does not fit together: preprocess again with overwrite")
+        return cls(*arrays)
+
+    @property
+    def num_clusters(self) -> int:
+        return self.representative_rows.size
+
+    def members(self, cluster: int) -> np.ndarray:
+        """Rows of train.arrow a draw of this cluster may give, ascending; a view, not a copy."""
+        return self.member_rows[self.offsets[cluster] : self.offsets[cluster + 1]]
+
+    def num_members(self) -> np.ndarray:
+        """(C,) int64 members per cluster."""
+        return np.diff(self.offsets)
+
+
+class Draw(NamedTuple):
+    """One training sample before its residues are read."""
+
+    cluster: int
+    row: int  # of train.arrow
+    start: int  # window of residues: start <= residue < stop
+    stop: int
+    mask_key: int  # for masking.mask_tokens
+
+
+def draw(
+    seed: int,
+    epoch: int,
+    cluster: int,
+    index: ClusterIndex,
+    num_residues: np.ndarray,
+    max_residues: int = MAX_RESIDUES,
+) -> Draw:
+    """The sample that cluster `cluster` gives in epoch `epoch`.
+
+    Args:
+        seed, epoch, cluster: all that the sample depends on.
+        index: the clusters.
+        num_residues: residues of each row of train.arrow; anything indexed by row will do.
+        max_residues: longest window, BOS and EOS not counted.
+    Returns: a member, each with probability 1/k of k members; a window of it, each of the T - max_residues + 1 windows
+        equally likely; and the key of its mask.
+    """
+    key = stream_key(seed, epoch, cluster, _DRAW_STREAM)
+    first, stop = int(index.offsets[cluster]), int(index.offsets[cluster + 1])
+    row = int(index.member_rows[first + below(mix(key + GOLDEN), stop - first)])
+    residues = int(num_residues[row])
+    if residues <= max_residues:
+        return Draw(cluster, row, 0, residues, mix(key + 3 * GOLDEN))
+    start = below(mix(key + 2 * GOLDEN), residues - max_residues + 1)
+    return Draw(cluster, row, start, start + max_residues, mix(key + 3 * GOLDEN))
+
+
+def permutation(seed: int, epoch: int, positions: int | np.ndarray, n: int) -> int | np.ndarray:
+    """Where an epoch's order puts each position: a seeded bijection of range(n), computed in O(1) memory.
+
+    Args:
+        seed, epoch: which order.
+        positions: an int or an integer array of values in [0, n).
+        n: how many there are.
+    Returns: the clusters at these positions; an int for an int, an int64 array of the same shape for an array.
+    Raises: IndexError for a position outside range(n).
+    Source: a Feistel network (Luby and Rackoff, 1988) over the least power of two that holds n, and cycle walking
+        (Black and Rogaway, 2002): a value that falls outside is sent through again; under two passes a value on average.
+    """
+    scalar = not isinstance(positions, np.ndarray)
+    lowest, highest = (positions, positions) if scalar else (positions.min(initial=0), positions.max(initial=0))
+    if lowest < 0 or (highest >= n and (scalar or positions.size)):
+        raise IndexError(f"position {highest if lowest >= 0 else lowest} outside range({n})")
+    bits = max(n - 1, 1).bit_length()
+    key = stream_key(seed, epoch, n, _PERMUTATION_STREAM)
+    keys = [(key + step * GOLDEN) & WORD for step in range(_ROUNDS)]
+    if scalar:
+        value = _feistel(positions, keys, bits)
+        while value >= n:
+            value = _feistel(value, keys, bits)
+        return value
+    values = _feistel(positions.astype(np.uint64).ravel(), keys, bits)
+    outside = np.flatnonzero(values >= n)
+    while outside.size:
+        values[outside] = _feistel(values[outside], keys, bits)
+        outside = outside[values[outside] >= n]
+    return values.astype(np.int64).reshape(positions.shape)
+
+
+def _feistel(value: Integers, keys: list[int], bits: int) -> Integers:
+    """One pass: a bijection of [0, 2^bits). The halves swap at each round, so an odd number of bits needs no padding."""
+    word = np.uint64 if isinstance(value, np.ndarray) else int
+    low_bits, high_bits = bits // 2, bits - bits // 2
+    high, low = value >> word(low_bits), value & word((1 << low_bits) - 1)
+    for key in keys:
+        # low goes up unchanged, high is mixed with it and goes down: widths swap with the halves
+        high, low = low, high ^ (mix(low ^ word(key)) & word((1 << high_bits) - 1))
+        low_bits, high_bits = high_bits, low_bits
+    return (high << word(low_bits)) | low

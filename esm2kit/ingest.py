@@ -1,0 +1,126 @@
+"""FASTA files into a store and its keys: the pass over all the text, and the only one."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from esm2kit.fasta import FastaReader
+from esm2kit.provenance import write_json
+from esm2kit.store import StoreWriter
+
+logger = logging.getLogger(__name__)
+
+# What joins and comparisons need of a record, in file order. Two sequences are held equal if their residues and this
+# 64-bit hash are: of any two different ones that errs once in 1.8e19.
+KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
+_HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM block"
+
+
+class Staged(NamedTuple):
+    """FASTA files as one store and its keys."""
+
+    name: str
+    store: Path
+    keys: Path
+    num_records: int
+    num_residues: int
+    files: list[dict[str, Any]]  # path, bytes, mtime_ns, sha256, first_row
+
+    def place(self, row: int) -> str:
+        """A row as `file: record number`, for messages."""
+        file = [file for file in self.files if file["first_row"] <= row][-1]
+        return f"{file['path']}: record {row - file['first_row'] + 1:,}"
+
+
+class StagedWriter:
+    """Writes a store and its keys side by side; either may be left out by giving None."""
+
+    def __init__(self, store: Path | None, keys: Path) -> None:
+        self._store = StoreWriter(store) if store else None
+        self._keys = pq.ParquetWriter(keys, KEYS, use_dictionary=False, write_statistics=False, compression="lz4")
+        self._duckdb = duckdb.connect(config={"threads": 1})
+        self.num_records = 0
+        self.num_residues = 0
+
+    def append(self, ids: pa.Array, sequences: pa.Array) -> None:
+        self._duckdb.register("block", pa.table({"id": ids, "sequence": sequences}))
+        keys = self._duckdb.sql(_HASH).to_arrow_table().cast(KEYS)
+        self._keys.write_table(keys)
+        self.num_records += len(ids)
+        self.num_residues += pc.sum(keys["residues"]).as_py()
+        if self._store:
+            self._store.append(ids, sequences)
+
+    def __enter__(self) -> "StagedWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *details: object) -> None:
+        self._duckdb.close()
+        self._keys.close()
+        if self._store:
+            self._store.__exit__(kind, *details)
+
+
+class Progress:
+    """A line every few seconds: records, share of the bytes, rates and time left."""
+
+    def __init__(self, what: str, total_bytes: int, every_seconds: float = 5.0) -> None:
+        self._what, self._total, self._every = what, total_bytes, every_seconds
+        self._began = self._said = time.monotonic()
+
+    def update(self, num_records: int, num_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._said < self._every:
+            return
+        self._said, elapsed = now, now - self._began
+        left = elapsed * (self._total - num_bytes) / max(num_bytes, 1)
+        logger.info(
+            "%s: %s records, %.0f of %.0f MB, %s records/s, %.0f MB/s, %.0f s left",
+            self._what, f"{num_records:,}", num_bytes / 1e6, self._total / 1e6,
+            f"{num_records / elapsed:,.0f}", num_bytes / 1e6 / elapsed, left,
+        )  # fmt: skip
+
+
+def ingest(name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True) -> Staged:
+    """Read, check and hash FASTA files; a second call finds what a first one finished.
+
+    Args:
+        name: what the files are, as in `sampler`; names the files written.
+        files: FASTA files, read one after another.
+        work: folder to write `<name>.arrow`, `<name>.parquet` and `<name>.json` into, the last one last.
+        keep_sequences: False writes the keys alone.
+    Returns: the staged files.
+    Raises: InputError for any record that is not as it should be.
+    """
+    store, keys, marker = (work / f"{name}.{kind}" for kind in ("arrow", "parquet", "json"))
+    if marker.exists():
+        return read_staged(marker)
+    progress = Progress(name, sum(path.stat().st_size for path in files))
+    read_before, inputs = 0, []
+    with StagedWriter(store if keep_sequences else None, keys) as writer:
+        for path in files:
+            status, first_row = path.stat(), writer.num_records
+            reader = FastaReader(path)
+            for block in reader:
+                writer.append(block.ids, block.sequences)
+                progress.update(writer.num_records, read_before + reader.bytes_read)
+            read_before += reader.bytes_read
+            stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            inputs.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
+    staged = Staged(name, store, keys, writer.num_records, writer.num_residues, inputs)
+    write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
+    return staged
+
+
+def read_staged(marker: Path) -> Staged:
+    """What `ingest` left behind."""
+    fields = json.loads(marker.read_text())
+    return Staged(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)

@@ -1,0 +1,185 @@
+"""Sequences on disk: one memory-mapped Arrow IPC file, row -> residues without a copy.
+
+Columns `id` and `sequence`, in record batches of ROWS_PER_BATCH rows (the last one may be shorter), so that a row's batch
+is a shift away and a batch's text always fits Arrow's 32-bit offsets. Opening costs the same at any size.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from esm2kit.errors import InputError
+from esm2kit.fasta import MAX_RESIDUES, Ragged, ragged_copy
+
+_SHIFT = 14
+ROWS_PER_BATCH = 1 << _SHIFT
+assert ROWS_PER_BATCH * MAX_RESIDUES < 2**31, "a batch of longest records must fit 32-bit offsets"
+_LOCAL = ROWS_PER_BATCH - 1
+
+SCHEMA = pa.schema(
+    [pa.field("id", pa.string(), nullable=False), pa.field("sequence", pa.string(), nullable=False)],
+    metadata={"esm2kit": "sequences 1"},
+)
+
+
+class StoreWriter:
+    """Writes a store in any pieces; the file is the same whatever the pieces. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.num_rows = 0
+        self.num_residues = 0
+        self._ids: list[pa.Array] = []
+        self._sequences: list[pa.Array] = []
+        self._waiting = 0
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+
+    def append(self, ids: pa.Array, sequences: pa.Array) -> None:
+        """Add rows: two string arrays of equal size."""
+        self._ids.append(ids)
+        self._sequences.append(sequences)
+        self._waiting += len(ids)
+        self.num_rows += len(ids)
+        self.num_residues += text_size(sequences)
+        while self._waiting >= ROWS_PER_BATCH:
+            self._write(ROWS_PER_BATCH)
+
+    def _write(self, num_rows: int) -> None:
+        columns = []
+        for pieces in (self._ids, self._sequences):
+            column = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+            pieces[:] = [column.slice(num_rows)]
+            columns.append(column.slice(0, num_rows))
+        self._waiting -= num_rows
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write(self._waiting)
+        self._writer.close()
+        self._file.close()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def text_size(strings: pa.Array) -> int:
+    """Bytes of text in a string array."""
+    offsets = np.frombuffer(strings.buffers()[1], np.int32)
+    return int(offsets[strings.offset + len(strings)] - offsets[strings.offset])
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """A store's record batches in order, read rather than mapped, so that resident memory stays that of one batch."""
+    with pa.OSFile(str(path), "rb") as file:
+        reader = pa.ipc.open_file(file)
+        for batch in range(reader.num_record_batches):
+            yield reader.get_batch(batch)
+
+
+class SequenceStore:
+    """Random access to a store; opened again, not copied, when sent to another process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        try:
+            self._map = pa.memory_map(str(path))
+            self._reader = pa.ipc.open_file(self._map)
+            if self._reader.schema.metadata != SCHEMA.metadata:
+                raise InputError(f"{path}: an Arrow file, but not one of sequences; give train.arrow or valid.arrow")
+            self._num_batches = self._reader.num_record_batches
+            last = self._reader.get_batch(self._num_batches - 1).num_rows if self._num_batches else 0
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: no readable Arrow file of sequences; run `esm2kit preprocess` again") from error
+        self._num_rows = max(self._num_batches - 1, 0) * ROWS_PER_BATCH + last
+        whole = self._map.read_buffer()
+        self._address = whole.address
+        self._bytes = np.frombuffer(whole, dtype=np.uint8)
+        self._words = self._bytes[: self._bytes.size // 4 * 4].view(np.int32)
+        # where a batch's offsets (in words) and text (in bytes) begin: id offsets, id text, residue offsets, residue text
+        self._base = np.full((self._num_batches, 4), -1, dtype=np.int64)
+
+    @classmethod
+    def open(cls, path: Path) -> "SequenceStore":
+        """Raises: InputError if the file is missing, damaged or something else."""
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __reduce__(self) -> tuple:
+        return SequenceStore.open, (self.path,)
+
+    def id(self, row: int) -> str:
+        """The record's id."""
+        return self._piece(row, 0).tobytes().decode()
+
+    def residues(self, row: int) -> np.ndarray:
+        """The record's letters: (T,) uint8 ASCII, a read-only view of the file."""
+        return self._piece(row, 2)
+
+    def _piece(self, row: int, column: int) -> np.ndarray:
+        if not 0 <= row < self._num_rows:
+            raise IndexError(f"row {row} outside {self.path} of {self._num_rows} rows")
+        base = self._batch(row >> _SHIFT)
+        place = base[column] + (row & _LOCAL)
+        text = base[column + 1]
+        return self._bytes[text + self._words[place] : text + self._words[place + 1]]
+
+    def _batch(self, batch: int) -> np.ndarray:
+        base = self._base[batch]
+        if base[0] < 0:
+            columns = self._reader.get_batch(batch).columns
+            for place, column in enumerate(columns):
+                _, offsets, text = column.buffers()
+                base[2 * place + 1] = text.address - self._address
+                base[2 * place] = (offsets.address - self._address) // 4
+        return base
+
+    def gather(self, rows: np.ndarray) -> Ragged:
+        """The residues of many rows, copied together in the order given.
+
+        Args:
+            rows: (R,) integer rows; repeats are fine.
+        Returns: values (N,) uint8 and offsets (R + 1,) int64.
+        """
+        starts, stops = self._bounds(rows, 2)
+        return ragged_copy(self._bytes, starts, stops)
+
+    def _bounds(self, rows: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < self._num_rows):
+            raise IndexError(f"a row outside {self.path} of {self._num_rows} rows")
+        batches = rows >> _SHIFT
+        for batch in np.unique(batches[self._base[batches, 0] < 0]):
+            self._batch(int(batch))
+        base = self._base[batches]
+        places = base[:, column] + (rows & _LOCAL)
+        text = base[:, column + 1]
+        return text + self._words[places], text + self._words[places + 1]
+
+    def take(self, rows: np.ndarray) -> pa.RecordBatch:
+        """Ids and sequences of some rows as Arrow, copied."""
+        columns = [ragged_copy(self._bytes, *self._bounds(rows, column)).strings() for column in (0, 2)]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+    def residue_counts(self, rows: np.ndarray) -> np.ndarray:
+        """(R,) int64 residues of some rows, without reading their text."""
+        starts, stops = self._bounds(rows, 2)
+        return stops - starts
+
+    @property
+    def num_residues(self) -> np.ndarray:
+        """(P,) int64 residues of every row, worked out at each call: 8 bytes a row."""
+        counts = [self.residue_counts(np.arange(0, 0))]
+        for first in range(0, self._num_rows, ROWS_PER_BATCH):
+            counts.append(self.residue_counts(np.arange(first, min(first + ROWS_PER_BATCH, self._num_rows))))
+        return np.concatenate(counts)
