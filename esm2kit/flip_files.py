@@ -1,0 +1,259 @@
+"""Reading a task's files, in any form they come: FLIP's FASTA, CSV and zip, biotrainer's one FASTA, the user's own.
+
+Sequence letters are checked here; labels live in the same FASTA syntax but are no residues, which is why this reader
+is its own.
+"""
+
+import csv
+import gzip
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from esm2kit.alphabet import IS_RESIDUE_BYTE
+from esm2kit.errors import InputError
+
+# KEY=value pairs; a value runs to the next key, so it may hold spaces, slashes and signs.
+ATTRIBUTE = re.compile(r"(?:^|\s)([A-Z_]+)=(.*?)(?=\s+[A-Z_]+=|\s*$)")
+SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+# Not part of the split: FLIP's `nan`, biotrainer's `pred`, CSV's blank.
+DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
+TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
+AUXILIARY = ("sequences", "mask", "resolved")
+MAX_ZIP_BYTES = 8 << 30
+# Deflate cannot exceed 1,032; FLIP's most repetitive CSV, variants of one protein, stays below 200.
+MAX_ZIP_RATIO = 400
+
+
+class Source(NamedTuple):
+    """A file, or a member of a zip."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+
+class Row(NamedTuple):
+    """One protein as its file tells it; `target` and `mask` are None where the file is silent."""
+
+    id: str
+    sequence: str
+    target: str | None
+    set: str
+    mask: str | None
+
+
+def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse an archive that would write outside a folder or that inflates beyond reason.
+
+    Raises: InputError naming the member.
+    """
+    total = 0
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
+            raise InputError(f"{path}: member {member.filename!r} points outside the archive; get the file again")
+        total += member.file_size
+        if member.file_size > max(MAX_ZIP_RATIO * member.compress_size, 1 << 20) or total > MAX_ZIP_BYTES:
+            raise InputError(
+                f"{path}: member {member.filename!r} would inflate from {member.compress_size} to {member.file_size} "
+                "bytes; this is no FLIP archive"
+            )
+
+
+@contextmanager
+def open_text(source: Source) -> Iterator[io.TextIOBase]:
+    """A file's text: plain, gzip, or a zip member read in place (nothing is unpacked)."""
+    try:
+        if source.member is not None:
+            with zipfile.ZipFile(source.path) as archive:
+                check_zip(archive, source.path)
+                with archive.open(source.member) as raw:
+                    yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
+            return
+        with open(source.path, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        opener = gzip.open if packed else open
+        with opener(source.path, "rt", encoding="utf-8-sig") as text:
+            yield text
+    except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile) as error:
+        raise InputError(f"{source} is damaged ({error}); get the file again") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{source} is not a text file") from None
+
+
+def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
+    """The first of some file names in a folder, or else inside a zip of that folder."""
+    for name in names:
+        if (folder / name).is_file():
+            return Source(folder / name)
+    for path in sorted(folder.glob("*.zip")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive, path)
+                members = {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{path} is damaged ({error}); get the file again") from None
+        for name in names:
+            if name in members:
+                return Source(path, members[name])
+    return None
+
+
+def split_names(folder: Path) -> list[str]:
+    """Names of the split files in a folder of the user's own, zips included."""
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    for path in folder.glob("*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            names |= {PurePosixPath(name).name for name in archive.namelist()}
+    stems = {name.split(".")[0] for name in names if re.search(r"\.(fasta|fa|csv)(\.gz)?$", name) and name[0] != "."}
+    return sorted(stems - set(AUXILIARY))
+
+
+def records(source: Source) -> Iterator[tuple[str, str]]:
+    """(header without '>', body with its lines joined) of every FASTA record.
+
+    Raises: InputError for text before the first header, a header without id, or a file without records.
+    """
+    header: str | None = None
+    body: list[str] = []
+    with open_text(source) as text:
+        for number, line in enumerate(text, 1):
+            line = line.strip()
+            if not line:
+                continue
+            if line[0] == ">":
+                if header is not None:
+                    yield header, "".join(body)
+                header, body = line[1:].strip(), []
+                if not header:
+                    raise InputError(f"{source}: line {number} is a header without an id")
+            elif header is None:
+                raise InputError(f"{source}: line {number} comes before any '>' header")
+            else:
+                body.append(line)
+    if header is None:
+        raise InputError(f"{source} holds no FASTA record")
+    yield header, "".join(body)
+
+
+def parse_header(header: str) -> tuple[str, dict[str, str]]:
+    """Id and attributes of `id TARGET=... SET=... VALIDATION=... MASK=...`."""
+    name, _, rest = header.partition(" ")
+    return name, {key: value.strip() for key, value in ATTRIBUTE.findall(rest)}
+
+
+def set_of(row_id: str, set_name: str, validation: str, source: Source) -> str | None:
+    """train, validation, test, or None for a record outside the split.
+
+    Raises: InputError for any other word.
+    """
+    name, flag = set_name.strip().lower(), validation.strip().lower()
+    if name in DROPPED_SETS:
+        return None
+    if name not in SETS:
+        raise InputError(f"{source}: record {row_id!r} has SET={set_name!r}; known are train, val and test")
+    if flag not in TRUE | FALSE:
+        raise InputError(f"{source}: record {row_id!r} has VALIDATION={validation!r}; say True or False")
+    return "validation" if flag in TRUE and name == "train" else SETS[name]
+
+
+def check_sequence(row_id: str, sequence: str, source: Source) -> str:
+    """Upper case, without a trailing stop.
+
+    Raises: InputError for an empty sequence or a letter that is no residue.
+    """
+    sequence = sequence.upper().removesuffix("*")
+    if not sequence:
+        raise InputError(f"{source}: record {row_id!r} has no sequence")
+    codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
+    wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
+    if wrong.size:
+        raise InputError(f"{source}: record {row_id!r} has {sequence[wrong[0]]!r} at residue {wrong[0] + 1}")
+    return sequence
+
+
+def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> tuple[list[Row], int]:
+    """Rows of a FASTA split and the number of records outside it.
+
+    Args:
+        split: headers with SET; bodies are sequences, or residue labels where `sequences` is given.
+        sequences: FASTA by id, of a residue task in FLIP's form.
+        mask: FASTA by id, 1 for a residue that is scored.
+    Raises: InputError naming file and record.
+    """
+    by_id = dict(_by_id(sequences)) if sequences else {}
+    masks = dict(_by_id(mask)) if mask else {}
+    rows, dropped = [], 0
+    for header, body in records(split):
+        row_id, attributes = parse_header(header)
+        if "SET" not in attributes:
+            raise InputError(f"{split}: record {row_id!r} has no SET=train|val|test in its header")
+        chosen = set_of(row_id, attributes["SET"], attributes.get("VALIDATION", ""), split)
+        if chosen is None:
+            dropped += 1
+            continue
+        target, sequence = attributes.get("TARGET"), body
+        if target is None and sequences is not None:
+            if row_id not in by_id:
+                raise InputError(f"{split}: record {row_id!r} is not in {sequences}")
+            target, sequence = body, by_id[row_id]
+        if masks and row_id not in masks:
+            raise InputError(f"{split}: record {row_id!r} is not in {mask}")
+        row_mask = attributes.get("MASK", masks.get(row_id))
+        rows.append(Row(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
+    return rows, dropped
+
+
+def _by_id(source: Source) -> Iterator[tuple[str, str]]:
+    return ((header.partition(" ")[0], body) for header, body in records(source))
+
+
+def read_csv_split(split: Source) -> tuple[list[Row], int]:
+    """Rows of `sequence,target,set,validation` (ids `Sequence<row>` unless a column `id` is there) and those outside.
+
+    Raises: InputError for a missing column or a bad value.
+    """
+    rows, dropped = [], 0
+    with open_text(split) as text:
+        reader = csv.DictReader(text)
+        missing = {"sequence", "target", "set"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(f"{split} lacks the column(s) {', '.join(sorted(missing))}")
+        for number, line in enumerate(reader):
+            row_id = line.get("id") or f"Sequence{number}"
+            chosen = set_of(row_id, line["set"] or "", line.get("validation") or "", split)
+            if chosen is None:
+                dropped += 1
+                continue
+            sequence = check_sequence(row_id, line["sequence"] or "", split)
+            rows.append(Row(row_id, sequence, line["target"] or None, chosen, line.get("mask") or None))
+    return rows, dropped
+
+
+def read_split(folder: Path, split: str) -> tuple[list[Row], dict[str, Source], int]:
+    """Rows of one split, the files they came from, and how many records the files keep outside it.
+
+    Raises: InputError if no file of that name is there.
+    """
+    forms = (f"{split}.fasta", f"{split}.fa", f"{split}.fasta.gz", f"{split}.csv", f"{split}.csv.gz")
+    source = find_source(folder, forms)
+    if source is None:
+        raise InputError(f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one")
+    files = {"split": source}
+    if ".csv" in (source.member or source.path.name):
+        rows, dropped = read_csv_split(source)
+        return rows, files, dropped
+    sequences = find_source(folder, ("sequences.fasta",))
+    mask = find_source(folder, ("mask.fasta", "resolved.fasta"))
+    rows, dropped = read_fasta_split(source, sequences, mask)
+    files |= {name: found for name, found in (("sequences", sequences), ("mask", mask)) if found}
+    return rows, files, dropped

@@ -1,0 +1,194 @@
+"""Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own validation loss."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esm2kit.features import Features, Fitted, ProbeConfig, class_targets, column_moments, decide
+from esm2kit.flip import Task
+from esm2kit.heads import HEADS, Batch, SeededHead
+from esm2kit.tasks import TaskData
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
+# The order of batches is the same for every seed: a seed decides initial weights and dropout.
+ORDER_SEED = 0
+
+
+class _Rows:
+    """Batches of feature rows with their targets, for one task."""
+
+    def __init__(
+        self, features: Features, data: TaskData, config: ProbeConfig, head: type[SeededHead], device: torch.device
+    ) -> None:
+        self.values, self.offsets, self.data = features.tensor(), features.offsets, data
+        self.sizes = np.diff(features.offsets)
+        self.head, self.device, self.budget = head, device, config.row_budget
+        self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
+        train_rows = np.concatenate([np.arange(self.offsets[p], self.offsets[p + 1]) for p in data.rows("train")])
+        moments = column_moments(self.values, train_rows) if config.standardize else None
+        self.moments = tuple(moment.to(device) for moment in moments) if moments else None
+        if data.task.target == "class":
+            self.targets = class_targets(data.targets, data.task).to(device)
+        else:
+            y = data.targets[data.target_rows("train")]
+            self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
+            self.targets = torch.from_numpy((data.targets - self.centre) / self.spread).float().to(device)
+        self.scored = torch.from_numpy(data.scored).to(device)
+
+    def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
+        """Proteins in stretches of at most `row_budget` rows."""
+        start, rows = 0, 0
+        for place, size in enumerate(self.sizes[proteins]):
+            if place > start and rows + size > self.budget:
+                yield proteins[start:place]
+                start, rows = place, 0
+            rows += size
+        yield proteins[start:]
+
+    def batch(self, proteins: np.ndarray) -> Batch:
+        """Feature rows of some proteins, on the device."""
+        if self.one_row_each:
+            x_ND = self.values[torch.from_numpy(self.offsets[proteins])].float().to(self.device)
+            return Batch(self._standardized(x_ND, None), None, [])
+        gap, counts = self.head.radius, self.sizes[proteins]
+        sizes = [gap] * (2 * len(counts) + 1)
+        sizes[1::2] = counts.tolist()
+        x_ND = torch.zeros(sum(sizes), self.values.shape[1])
+        is_real_N = torch.zeros(len(x_ND), dtype=torch.bool)
+        position = gap
+        for protein, count in zip(proteins, counts, strict=True):
+            start = self.offsets[protein]
+            x_ND[position : position + count] = self.values[start : start + count]
+            is_real_N[position : position + count] = True
+            position += count + gap
+        x_ND, is_real_N = x_ND.to(self.device), is_real_N.to(self.device)
+        return Batch(self._standardized(x_ND, is_real_N), is_real_N, sizes)
+
+    def _standardized(self, x_ND: Tensor, is_real_N: Tensor | None) -> Tensor:
+        if self.moments is None:
+            return x_ND
+        x_ND = x_ND.sub_(self.moments[0]).div_(self.moments[1])
+        return x_ND if is_real_N is None else x_ND.mul_(is_real_N[:, None])
+
+    def target_indices(self, proteins: np.ndarray) -> Tensor:
+        offsets = self.data.offsets
+        spans = [np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins]
+        return torch.from_numpy(np.concatenate(spans)).to(self.device)
+
+    def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(S, M, C) outputs for the scored targets of some proteins, and which targets these are (M)."""
+        batch = self.batch(proteins)
+        outputs = model(batch)
+        if not self.head.per_protein and batch.is_real_N is not None:
+            outputs = outputs[:, batch.is_real_N]
+        indices = self.target_indices(proteins)
+        scored = self.scored[indices]
+        return outputs[:, scored], indices[scored]
+
+
+def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """(S,) summed loss of every seed."""
+    num_seeds = outputs_SMC.shape[0]
+    if task.target == "value":
+        return (outputs_SMC[..., 0] - targets).square().sum(1)
+    if task.binary_labels:
+        expanded = targets.expand(num_seeds, *targets.shape)
+        losses = F.binary_cross_entropy_with_logits(outputs_SMC, expanded, reduction="none")
+        return losses.sum((1, 2)) / len(task.binary_labels)
+    flat = F.cross_entropy(outputs_SMC.flatten(0, 1), targets.repeat(num_seeds), reduction="none")
+    return flat.view(num_seeds, -1).sum(1)
+
+
+def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray, Tensor]:
+    """Predictions for a set's targets (S, M), and the mean loss of every seed (S,)."""
+    model.eval()
+    total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
+    with torch.no_grad():
+        for part in rows.parts(rows.data.rows(set_name)):
+            outputs, indices = rows.outputs(model, part)
+            total += _losses(outputs, rows.targets[indices], rows.data.task)
+            count += len(indices)
+            decided.append(decide(outputs, rows.data.task))
+    predicted = torch.cat(decided, dim=1).cpu().numpy()
+    if rows.data.task.target == "value":
+        predicted = predicted.astype(np.float64) * rows.spread + rows.centre
+    return predicted, total / count
+
+
+def fit_head(
+    features: Features, data: TaskData, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
+) -> Fitted:
+    """Train one head a seed in a single pass; see `esm2kit.probes.fit_probe`.
+
+    A seed whose patience has run out keeps its best weights, whatever the others still do, so its result is the one it
+    would have alone.
+    """
+    kind = HEADS[config.probe]
+    rows = _Rows(features, data, config, kind, device)
+    width = rows.values.shape[1]
+    model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    best_loss = torch.full((len(seeds),), torch.inf, device=device)
+    best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
+    best = [parameter.detach().clone() for parameter in model.parameters()]
+    running = torch.ones(len(seeds), dtype=torch.bool, device=device)
+    history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
+    train = data.rows("train")
+    start = told = time.perf_counter()
+    for epoch in range(1, config.epochs + 1):
+        order = np.random.default_rng((ORDER_SEED, epoch)).permutation(train)
+        history["train_loss"].append(_train_epoch(rows, model, optimizer, order, config.batch_size))
+        _, loss_S = _predict(rows, model, "validation")
+        history["validation_loss"].append(loss_S.tolist())
+        improved = running & (loss_S < best_loss)
+        best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
+        taken = improved if config.keep == "best" else running
+        kept_epoch[taken] = epoch
+        for kept, parameter in zip(best, model.parameters(), strict=True):
+            kept[taken] = parameter.detach()[taken]
+        if config.patience is not None:
+            running = running & (epoch - best_epoch < config.patience)
+        if not running.any():
+            break
+        if time.perf_counter() - told > SECONDS_BETWEEN_LINES:
+            told = time.perf_counter()
+            left = (told - start) / epoch * (config.epochs - epoch)
+            logger.info(
+                "%s: epoch %d of at most %d, validation loss %.4f, %.1f epochs/min, %.0f s left at most",
+                config.probe, epoch, config.epochs, float(loss_S.mean()), 60 * epoch / (told - start), left,
+            )  # fmt: skip
+    with torch.no_grad():
+        for kept, parameter in zip(best, model.parameters(), strict=True):
+            parameter.copy_(kept)
+    test, _ = _predict(rows, model, "test")
+    validation, _ = _predict(rows, model, "validation")
+    return Fitted(test, validation, history, {"epoch": kept_epoch.tolist()})
+
+
+def _train_epoch(
+    rows: _Rows, model: SeededHead, optimizer: torch.optim.Optimizer, order: np.ndarray, batch_size: int
+) -> list[float]:
+    """One pass; returns the mean training loss of every seed. Gradients are those of the whole batch, however it is cut."""
+    model.train()
+    total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
+    for start in range(0, len(order), batch_size):
+        proteins = order[start : start + batch_size]
+        count = int(rows.scored[rows.target_indices(proteins)].sum())
+        if not count:
+            continue
+        optimizer.zero_grad(set_to_none=True)
+        for part in rows.parts(proteins):
+            outputs, indices = rows.outputs(model, part)
+            losses = _losses(outputs, rows.targets[indices], rows.data.task)
+            (losses.sum() / count).backward()
+            total += losses.detach()
+        optimizer.step()
+        seen += count
+    return (total / seen).tolist()

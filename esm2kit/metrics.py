@@ -1,0 +1,280 @@
+"""Scores with an interval: every metric as a function of how often each protein was drawn.
+
+A bootstrap replicate is a vector of counts, one a protein. A metric that takes such counts as weights gives the point
+estimate (all ones) and any number of replicates in one vectorised pass, and two models scored under the same counts
+give a paired difference. Proteins are drawn, never residues: residues of one protein are not independent.
+
+Source: definitions as in scikit-learn and scipy, against which the tests hold them, ties and absent classes included.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
+VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
+LOWER_IS_BETTER = frozenset({"rmse"})
+CONFIDENCE = 0.95
+# Elements of one block of (replicates, rows): bounds memory, 64 MB in float64.
+BLOCK = 1 << 23
+
+
+class Interval(NamedTuple):
+    """A figure and the 95% interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one model.
+
+    Args:
+        interval: mean over seeds, with the protein-level bootstrap interval of that mean.
+        seeds: the metric of every seed.
+        replicates: (R,) the mean over seeds under each bootstrap draw; what a paired comparison needs.
+    """
+
+    interval: Interval
+    seeds: tuple[float, ...]
+    replicates: np.ndarray
+
+    @property
+    def seed_spread(self) -> float:
+        """Sample standard deviation over seeds; 0 for a single one."""
+        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else 0.0
+
+
+def draw_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each protein is drawn in each bootstrap replicate: (R, P) int32, every row sums to P."""
+    generator = np.random.default_rng(seed)
+    counts_RP = np.empty((num_resamples, num_proteins), dtype=np.int32)
+    for row in counts_RP:
+        row[:] = np.bincount(generator.integers(0, num_proteins, num_proteins), minlength=num_proteins)
+    return counts_RP
+
+
+def confusions(
+    truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray, num_proteins: int, num_classes: int
+) -> np.ndarray:
+    """Confusion matrix of every protein, (P, K, K): [protein, truth, predicted]."""
+    flat = (protein_N * num_classes + truth_N) * num_classes + predicted_N
+    counts = np.bincount(flat, minlength=num_proteins * num_classes**2)
+    return counts.reshape(num_proteins, num_classes, num_classes)
+
+
+def class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy, balanced accuracy, macro-F1 and MCC of confusion matrices, (R,) each.
+
+    Classes without a true or predicted member leave the macro-F1, classes without a true member the balanced accuracy;
+    an MCC without spread is 0. So does scikit-learn.
+    """
+    confusion = confusion_RKK.astype(np.float64)
+    true, predicted = confusion.sum(2), confusion.sum(1)
+    hit, total = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum((1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall, f1 = hit / true, 2 * hit / (true + predicted)
+        covariance = hit.sum(1) * total - (true * predicted).sum(1)
+        spread = np.sqrt((total**2 - (true**2).sum(1)) * (total**2 - (predicted**2).sum(1)))
+        mcc = np.where(spread > 0, covariance / spread, 0.0)
+        return {
+            "accuracy": hit.sum(1) / total,
+            "balanced_accuracy": _mean_where(recall, true > 0),
+            "macro_f1": _mean_where(f1, true + predicted > 0),
+            "mcc": mcc,
+        }
+
+
+def _mean_where(values_RK: np.ndarray, where_RK: np.ndarray) -> np.ndarray:
+    return np.where(where_RK, values_RK, 0.0).sum(1) / where_RK.sum(1)
+
+
+def binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of L binary labels, the mean over labels: F1 of the positive class, MCC, balanced accuracy."""
+    per_label = [class_metrics(confusion_RL22[:, label]) for label in range(confusion_RL22.shape[1])]
+    hits, truly, called = confusion_RL22[:, :, 1, 1], confusion_RL22[:, :, 1].sum(2), confusion_RL22[:, :, :, 1].sum(2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(truly + called > 0, 2 * hits / (truly + called), 0.0)
+    return {
+        "macro_f1": f1.mean(1),
+        "mcc": np.mean([metrics["mcc"] for metrics in per_label], axis=0),
+        "balanced_accuracy": np.mean([metrics["balanced_accuracy"] for metrics in per_label], axis=0),
+    }
+
+
+def bits_of(classes_N: np.ndarray, num_bits: int) -> np.ndarray:
+    """(N, L) 0 or 1: the binary labels an integer class stands for, lowest bit first."""
+    return (classes_N[:, None] >> np.arange(num_bits)) & 1
+
+
+def per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support of every class; 0 where there is nothing to divide by."""
+    table = {}
+    for index, label in enumerate(labels):
+        hit, true, predicted = (float(x) for x in (confusion_KK[index, index], confusion_KK[index].sum(), confusion_KK[:, index].sum()))  # fmt: skip
+        table[label] = {
+            "precision": hit / predicted if predicted else 0.0,
+            "recall": hit / true if true else 0.0,
+            "f1": 2 * hit / (true + predicted) if true + predicted else 0.0,
+            "support": true,
+        }
+    return table
+
+
+def average_ranks(group_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """Ranks, ties averaged, of values drawn `counts` times.
+
+    Args:
+        group_N: dense rank of each value (0 for the smallest; equal values share one).
+        counts_RN: how often each value occurs in each replicate.
+    Returns: (R, N) the rank every copy of a value gets in its replicate.
+    """
+    num_groups = int(group_N.max()) + 1
+    order = np.argsort(group_N, kind="stable")
+    starts = np.searchsorted(group_N[order], np.arange(num_groups))
+    size_RG = np.add.reduceat(counts_RN[:, order].astype(np.float64), starts, axis=1)
+    below_RG = np.cumsum(size_RG, axis=1) - size_RG
+    return (below_RG + (size_RG + 1) / 2)[:, group_N]
+
+
+def _dense_rank(values_N: np.ndarray) -> np.ndarray:
+    return np.unique(values_N, return_inverse=True)[1].reshape(-1)
+
+
+def _weighted_pearson(x_RN: np.ndarray, y_RN: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """Pearson's r under weights; nan where one side has no spread."""
+    total = counts_RN.sum(1)
+    x_RN = x_RN - (np.einsum("rn,rn->r", counts_RN, np.broadcast_to(x_RN, counts_RN.shape)) / total)[:, None]
+    y_RN = y_RN - (np.einsum("rn,rn->r", counts_RN, np.broadcast_to(y_RN, counts_RN.shape)) / total)[:, None]
+    covariance = np.einsum("rn,rn,rn->r", counts_RN, x_RN, y_RN)
+    xx, yy = (np.einsum("rn,rn,rn->r", counts_RN, side, side) for side in (x_RN, y_RN))
+    tiny = 1e-24 * total
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((xx > tiny) & (yy > tiny), covariance / np.sqrt(xx * yy), np.nan)
+
+
+def ndcg(truth_N: np.ndarray, predicted_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """Normalised discounted cumulative gain over all rows, (R,); gains are truth minus its minimum, ties averaged."""
+    gain_N = truth_N - truth_N.min()
+    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, counts_RN.sum(1).max() + 2)))])
+    values = []
+    for keys_N in (predicted_N, truth_N):
+        group_N = _dense_rank(-keys_N)
+        order = np.argsort(group_N, kind="stable")
+        starts = np.searchsorted(group_N[order], np.arange(int(group_N.max()) + 1))
+        count_RG = np.add.reduceat(counts_RN[:, order], starts, axis=1)
+        gain_RG = np.add.reduceat(counts_RN[:, order] * gain_N[order], starts, axis=1)
+        stop_RG = np.cumsum(count_RG, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean_RG = np.where(count_RG > 0, gain_RG / count_RG, 0.0)
+        values.append((mean_RG * (discount[stop_RG] - discount[stop_RG - count_RG])).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(values[1] > 0, values[0] / values[1], np.nan)
+
+
+def value_metrics(truth_N: np.ndarray, predicted_N: np.ndarray, counts_RN: np.ndarray) -> dict[str, np.ndarray]:
+    """Spearman, Pearson, RMSE, R2 and NDCG of rows drawn `counts` times, (R,) each.
+
+    RMSE is in the target's unit; correlations with a constant are nan; R2 is against the mean of the replicate's truth.
+    """
+    truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
+    weights_RN = counts_RN.astype(np.float64)
+    total = weights_RN.sum(1)
+    squared = weights_RN @ (truth - predicted) ** 2
+    centred = truth - truth.mean()
+    spread = weights_RN @ centred**2 - (weights_RN @ centred) ** 2 / total
+    ranks = (average_ranks(_dense_rank(side), counts_RN) for side in (truth, predicted))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "spearman": _weighted_pearson(*ranks, weights_RN),
+            "pearson": _weighted_pearson(truth[None], predicted[None], weights_RN),
+            "rmse": np.sqrt(squared / total),
+            "r2": np.where(spread > 0, 1 - squared / spread, np.nan),
+            "ndcg": ndcg(truth, predicted, counts_RN),
+        }
+
+
+def class_scorer(
+    truth_N: np.ndarray,
+    predicted_N: np.ndarray,
+    protein_N: np.ndarray,
+    num_proteins: int,
+    num_classes: int,
+    num_bits: int = 0,
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """counts (R, P) -> metrics, of class predictions; with `num_bits`, of the binary labels the classes stand for."""
+    confusion_PKK = confusions(truth_N, predicted_N, protein_N, num_proteins, num_classes)
+    flat_PX = confusion_PKK.reshape(num_proteins, -1).astype(np.float64)
+    if num_bits:
+        truth_NL, predicted_NL = bits_of(truth_N, num_bits), bits_of(predicted_N, num_bits)
+        bits_PL22 = np.stack(
+            [confusions(truth_NL[:, b], predicted_NL[:, b], protein_N, num_proteins, 2) for b in range(num_bits)],
+            axis=1,
+        )
+        flat_bits_PX = bits_PL22.reshape(num_proteins, -1).astype(np.float64)
+
+    def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
+        counts = counts_RP.astype(np.float64)
+        metrics = class_metrics((counts @ flat_PX).reshape(-1, num_classes, num_classes))
+        if num_bits:
+            metrics |= binary_metrics((counts @ flat_bits_PX).reshape(-1, num_bits, 2, 2))
+        return metrics
+
+    return score
+
+
+def value_scorer(
+    truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """counts (R, P) -> metrics, of value predictions."""
+
+    def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
+        step = max(1, BLOCK // max(1, len(truth_N)))
+        blocks = [
+            value_metrics(truth_N, predicted_N, counts_RP[start : start + step][:, protein_N])
+            for start in range(0, len(counts_RP), step)
+        ]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in VALUE_METRICS}
+
+    return score
+
+
+def interval(value: float, replicates: np.ndarray) -> Interval:
+    """Percentile interval; nan replicates (a draw on which the metric is undefined) stay out."""
+    finite = replicates[np.isfinite(replicates)]
+    if not np.isfinite(value) or not finite.size:
+        return Interval(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def score_seeds(
+    scorers: list[Callable[[np.ndarray], dict[str, np.ndarray]]], counts_RP: np.ndarray
+) -> dict[str, Score]:
+    """Metrics of a model trained with several seeds.
+
+    Args:
+        scorers: one a seed, from `class_scorer` or `value_scorer`.
+        counts_RP: from `draw_counts`; equal counts make scores comparable pair by pair.
+    Returns: metric -> Score.
+    """
+    ones = np.ones((1, counts_RP.shape[1]), dtype=np.int32)
+    points = [scorer(ones) for scorer in scorers]
+    drawn = [scorer(counts_RP) for scorer in scorers]
+    scores = {}
+    for name in points[0]:
+        seeds = tuple(float(point[name][0]) for point in points)
+        replicates = np.mean([sample[name] for sample in drawn], axis=0)
+        scores[name] = Score(interval(float(np.mean(seeds)), replicates), seeds, replicates)
+    return scores
+
+
+def paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
+    """How much better `ours` is than `theirs` under the same draws; positive is better, also for errors."""
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    value = sign * (ours.interval.value - theirs.interval.value)
+    return interval(value, sign * (ours.replicates - theirs.replicates))

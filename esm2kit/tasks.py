@@ -1,0 +1,345 @@
+"""A task's proteins, targets and sets, checked and packed, whichever files they came from."""
+
+import dataclasses
+import difflib
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from esm2kit.errors import InputError
+from esm2kit.flip import TASKS, Split, Target, Task, find_split
+from esm2kit.flip_files import Row, Source, read_split, split_names
+
+logger = logging.getLogger(__name__)
+
+SET_NAMES = ("train", "validation", "test")
+# A user's integer targets with at most this many distinct values are taken for classes.
+MAX_INTEGER_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One split of one task.
+
+    Args:
+        task: what is predicted and how it is scored.
+        split: the split's name.
+        ids: of the proteins (P); FLIP repeats a few.
+        sequences: their residues (P).
+        sets: (P,) "train", "validation" or "test".
+        targets: packed: one a protein (P,), or one a residue, protein after protein (N,). Classes are int64, values float64.
+        scored: False where a target does not count (unresolved residues), packed like `targets`.
+        files: the files it was read from.
+        notes: what a reader of a score must know.
+        official: the sizes are FLIP's, so that published figures may be set beside a score.
+    """
+
+    task: Task
+    split: str
+    ids: list[str]
+    sequences: list[str]
+    sets: np.ndarray
+    targets: np.ndarray
+    scored: np.ndarray
+    files: dict[str, Path]
+    notes: tuple[str, ...] = ()
+    official: bool = False
+
+    @cached_property
+    def num_residues(self) -> np.ndarray:
+        """(P,) residues of every protein."""
+        return np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(P + 1,): protein i's targets are targets[offsets[i]:offsets[i + 1]]."""
+        counts = np.ones(len(self.ids), np.int64) if self.task.level == "protein" else self.num_residues
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    @cached_property
+    def protein_of_target(self) -> np.ndarray:
+        """Row in `ids` that each target belongs to."""
+        return np.repeat(np.arange(len(self.ids)), np.diff(self.offsets))
+
+    def rows(self, set_name: str) -> np.ndarray:
+        """Indices of a set's proteins."""
+        return np.flatnonzero(self.sets == set_name)
+
+    def target_rows(self, set_name: str) -> np.ndarray:
+        """Indices of the targets of a set that count."""
+        return np.flatnonzero((self.sets == set_name)[self.protein_of_target] & self.scored)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Proteins in each set."""
+        return {name: int((self.sets == name).sum()) for name in SET_NAMES}
+
+    def subset(self, rows: np.ndarray) -> "TaskData":
+        """The same task on some of its proteins."""
+        keep = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        return dataclasses.replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            sequences=[self.sequences[row] for row in rows],
+            sets=self.sets[rows],
+            targets=self.targets[keep],
+            scored=self.scored[keep],
+        )
+
+    def limited(self, limit: int, seed: int = 0) -> "TaskData":
+        """At most `limit` proteins of each set, drawn by class or by quantile so that each set keeps its make-up.
+
+        The files stay as they are. Protein classes keep at least one protein each; values are drawn from ten quantiles;
+        residue tasks from ten quantiles of residues.
+        """
+        generator = np.random.default_rng(seed)
+        strata = self._strata()
+        kept = []
+        for name in SET_NAMES:
+            rows = self.rows(name)
+            kept.append(rows if len(rows) <= limit else _stratified(rows, strata[rows], limit, generator))
+        chosen = self.subset(np.sort(np.concatenate(kept)))
+        note = f"a subset: at most {limit} proteins of each set (seed {seed}); not comparable with published figures"
+        return dataclasses.replace(chosen, official=False, notes=(*self.notes, note))
+
+    def _strata(self) -> np.ndarray:
+        if self.task.level == "protein" and self.task.target == "class":
+            return self.targets
+        values = self.targets if self.task.level == "protein" else self.num_residues
+        edges = np.quantile(values, np.linspace(0.1, 0.9, 9))
+        return np.searchsorted(edges, values)
+
+
+def _stratified(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+    """Every stratum in proportion, the largest remainders first, none left empty while there is room."""
+    names, counts = np.unique(strata, return_counts=True)
+    share = counts * limit / counts.sum()
+    quota = np.minimum(np.maximum(np.floor(share).astype(int), 1), counts)
+    while quota.sum() > limit and quota.max() > 1:
+        quota[quota.argmax()] -= 1
+    for place in np.argsort(quota - share, kind="stable"):
+        if quota.sum() >= limit:
+            break
+        quota[place] += quota[place] < counts[place]
+    return np.concatenate(
+        [generator.choice(rows[strata == name], size, replace=False) for name, size in zip(names, quota, strict=True)]
+    )
+
+
+def load_task(task: str, split: str | None, data_dir: Path, target: Target | None = None) -> TaskData:
+    """Read and check one split.
+
+    Args:
+        task: a FLIP task (files in `<data_dir>/<task>/`), or the name or path of a folder or file of the user's own.
+        split: None is FLIP's default, or the only one there is.
+        data_dir: folder of task folders.
+        target: "class" or "value" for a task of the user's own; by default it is read off the targets.
+    Raises: InputError with the file, the record and the way out.
+    """
+    if task in TASKS:
+        spec = TASKS[task]
+        split = find_split(spec, split)
+        folder = Path(data_dir) / task
+        if not folder.is_dir():
+            raise InputError(f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there")
+    else:
+        spec = None
+        folder, split = _own_folder(task, split, Path(data_dir))
+    rows, sources, dropped = read_split(folder, split)
+    spec = spec or _infer(Path(task).stem, split, rows, sources["split"], target)
+    notes = [spec.note] if spec.note else []
+    if split in spec.splits and spec.splits[split].note:
+        notes.append(spec.splits[split].note)
+    if spec.splits.get(split, Split()).light != "green":
+        notes.append(f"FLIP marks this split {spec.splits[split].light}: not for comparing models")
+    if dropped:
+        notes.append(
+            f"{dropped} records of {sources['split'].path.name} are outside the split (no SET) and were dropped"
+        )
+    data = _pack(spec, split, rows, sources)
+    _check_sets(data, sources["split"])
+    data = _against_flip(data, notes)
+    logger.info("task %s, split %s: %s", spec.name, split, ", ".join(f"{n} {size}" for n, size in data.sizes.items()))
+    return data
+
+
+def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str]:
+    for path in (data_dir / task, Path(task)):
+        if path.is_file():
+            return path.parent, path.name.split(".")[0]
+        if path.is_dir():
+            names = split_names(path)
+            if split is None and len(names) != 1:
+                raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
+            return path, split or names[0]
+    close = difflib.get_close_matches(task, TASKS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"unknown task {task!r}: {hint}known are {', '.join(TASKS)}, or a folder or file of your own")
+
+
+def _infer(name: str, split: str, rows: list[Row], source: Source, target: Target | None) -> Task:
+    """What a user's file says it holds."""
+    for row in rows:
+        if row.target is None:
+            raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
+    texts = [row.target or "" for row in rows]
+    separated = all(";" in text or len(row.sequence) == 1 for text, row in zip(texts, rows, strict=True)) and any(
+        ";" in text for text in texts
+    )
+    lettered = all(len(text) == len(row.sequence) for text, row in zip(texts, rows, strict=True))
+    if separated or lettered:
+        kind = "value" if separated else "class"
+        labels = () if separated else tuple(sorted({letter for text in texts for letter in text}))
+        metric = "spearman" if separated else "accuracy"
+        return Task(name, "residue", kind, metric, {split: Split()}, split, labels=labels, licence="the user's own")
+    distinct = set(texts)
+    numeric = all(_is_number(text) for text in distinct)
+    integers = numeric and all(text.lstrip("+-").isdigit() for text in distinct)
+    guessed = "class" if not numeric or (integers and len(distinct) <= MAX_INTEGER_CLASSES) else "value"
+    kind = target or guessed
+    if kind == "value":
+        return Task(name, "protein", "value", "spearman", {split: Split()}, split, licence="the user's own")
+    labels = tuple(sorted(distinct))
+    if target is None and integers:
+        logger.info(
+            "%s: %d distinct integer targets are taken for classes; set target to 'value' if not", name, len(labels)
+        )
+    return Task(name, "protein", "class", "accuracy", {split: Split()}, split, labels=labels, licence="the user's own")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -> TaskData:
+    source = sources["split"]
+    index = task.label_index()
+    letters = {ord(label): place for label, place in index.items() if len(label) == 1}
+    table = np.full(256, -1, dtype=np.int64)
+    table[list(letters)] = list(letters.values())
+    targets, scored = [], []
+    for row in rows:
+        if row.target is None:
+            raise InputError(f"{source}: record {row.id!r} has no target")
+        if task.level == "residue":
+            values = _residue_targets(task, row, table, source)
+            targets.append(values)
+            scored.append(_mask(row, source) & (np.isfinite(values) if task.target == "value" else True))
+        elif task.target == "value":
+            targets.append([_number(row, row.target, source)])
+            scored.append([True])
+        else:
+            spelling = row.target if row.target in index else row.target.replace(" ", "_").replace(".", "_")
+            if spelling not in index:
+                raise InputError(f"{source}: record {row.id!r} has the label {row.target!r}; known are {_listed(task)}")
+            targets.append([index[spelling]])
+            scored.append([True])
+    if not rows:
+        raise InputError(f"{source} holds no record that belongs to a set")
+    dtype = np.float64 if task.target == "value" else np.int64
+    return TaskData(
+        task=task,
+        split=split,
+        ids=[row.id for row in rows],
+        sequences=[row.sequence for row in rows],
+        sets=np.array([row.set for row in rows]),
+        targets=np.concatenate(targets).astype(dtype),
+        scored=np.concatenate(scored).astype(bool),
+        files={name: found.path for name, found in sources.items()},
+    )
+
+
+def _listed(task: Task) -> str:
+    return ", ".join(task.labels)
+
+
+def _residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> np.ndarray:
+    text = row.target or ""
+    if task.target == "value":
+        values = np.array([_number(row, part, source) for part in text.split(";")])
+    else:
+        values = table[np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8)]
+        if (values < 0).any():
+            letter = text[int((values < 0).argmax())]
+            raise InputError(f"{source}: record {row.id!r} has the label {letter!r}; known are {_listed(task)}")
+    if len(values) != len(row.sequence):
+        raise InputError(f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues")
+    return values
+
+
+def _mask(row: Row, source: Source) -> np.ndarray:
+    if row.mask is None:
+        return np.ones(len(row.sequence), dtype=bool)
+    if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
+        raise InputError(
+            f"{source}: the mask of {row.id!r} must be {len(row.sequence)} times 0 or 1, one a residue; "
+            f"it has {len(row.mask)} characters"
+        )
+    return np.frombuffer(row.mask.encode(), dtype=np.uint8) == ord("1")
+
+
+def _number(row: Row, text: str, source: Source) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{source}: record {row.id!r} has the target {text!r}, which is no number") from None
+    if not np.isfinite(value):
+        raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
+    return value
+
+
+def _check_sets(data: TaskData, source: Source) -> None:
+    """An empty set, or a class the probe never sees, is an error here rather than a strange score later."""
+    for name in SET_NAMES:
+        if not len(data.target_rows(name)):
+            mend = "mark some train records VALIDATION=True" if name == "validation" else "check SET= in the headers"
+            raise InputError(f"{source}: the {name} set is empty; {mend}")
+    if data.task.target == "class":
+        seen, tested = (set(data.targets[data.target_rows(name)].tolist()) for name in ("train", "test"))
+        if data.task.binary_labels:
+            bits = range(len(data.task.binary_labels))
+            seen, tested = (
+                {bit for bit in bits if any(value >> bit & 1 for value in values)} for values in (seen, tested)
+            )
+            names: tuple[str, ...] = data.task.binary_labels
+        else:
+            names = data.task.labels
+        absent = sorted(tested - seen)
+        if absent:
+            raise InputError(f"{source}: class {names[absent[0]]!r} is in test but never in train; merge or drop it")
+
+
+def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
+    """Compare the sizes with FLIP's, refuse the two secondary_structure test sets under each other's name, name leaks."""
+    task, sizes = data.task, data.sizes
+    expected = task.splits.get(data.split, Split())
+    for other in TASKS.values():
+        theirs = other.splits.get(data.split, Split())
+        same_folder = (other.folder or other.name) == (task.folder or task.name)
+        if task.name in TASKS and other.name != task.name and same_folder and sizes["test"] == theirs.test:
+            raise InputError(
+                f"{data.files['split']} has {theirs.test} test proteins: that is the task {other.name}, not {task.name}; "
+                f"put these files into a folder of that name"
+            )
+    known = {"train": expected.train, "validation": expected.validation, "test": expected.test}
+    wrong = {name: size for name, size in known.items() if size is not None and sizes[name] != size}
+    official = task.name in TASKS and not wrong
+    if task.name in TASKS and wrong:
+        told = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
+        notes.append(f"not FLIP's own sizes ({told}): published figures are not comparable")
+    where: dict[str, set[str]] = {name: {data.ids[row] for row in data.rows(name)} for name in SET_NAMES}
+    both = (where["train"] | where["validation"]) & where["test"]
+    if both:
+        notes.append(f"{len(both)} protein ids are in train and in test")
+    repeated = sum(count - 1 for count in Counter(data.ids).values())
+    if repeated:
+        notes.append(f"{repeated} records repeat an earlier id")
+    return dataclasses.replace(data, official=official, notes=tuple(dict.fromkeys(notes)))
