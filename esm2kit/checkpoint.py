@@ -5,6 +5,7 @@ Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `op
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     metadata["sha256"] = digest(kept, metadata)
     with atomic_path(path) as part:
         save_file(kept, part, {"esm2kit": json.dumps(metadata)})
+        # safetensors makes its file for the owner alone; a checkpoint is read by whom the folder lets in
+        part.chmod(0o666 & ~_umask())
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,6 +98,12 @@ def fill(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:
         )
     model.load_state_dict(state, assign=model.embed_tokens.weight.is_meta)
     model.lm_head.weight = model.embed_tokens.weight
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
 from esm2kit.errors import InputError
@@ -254,6 +255,8 @@ class ESM2(nn.Module):
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.config = config
+        # recompute each layer in the backward pass instead of keeping what it made
+        self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(VOCAB_SIZE, config.embed_dim, padding_idx=PAD_IDX)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.contact_head = ContactPredictionHead(config)
@@ -320,6 +323,10 @@ class ESM2(nn.Module):
         final_ND = representations.pop("final")
         return representations if repr_layers else final_ND
 
+    def masked_logits(self, tokens_N: Tensor, packed: Packed, rows_M: Tensor) -> Tensor:
+        """(M, V) logits of chosen rows of a packed batch: the LM head's cost is paid only where the loss looks."""
+        return self.lm_head(self.encode(tokens_N, packed)[rows_M])
+
     def embed(self, tokens: Tensor, layout: Packed | Padded) -> Tensor:
         """Token embeddings with token dropout: (..., D) before the first layer."""
         x = self.embed_tokens(tokens)
@@ -340,7 +347,10 @@ class ESM2(nn.Module):
         cos, sin = cos[layout.position_N], sin[layout.position_N]
         representations = {0: x} if 0 in keep else {}
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, cos, sin, layout)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, layout, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, layout)
             if number in keep:
                 representations[number] = x
         x = self.emb_layer_norm_after(x)

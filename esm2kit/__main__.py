@@ -1,0 +1,127 @@
+"""`esm2kit <stage> --config file.yaml --key value`: every stage is one dataclass and one function, read from a table."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import logging
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+from esm2kit.errors import InputError
+
+
+class Stage(NamedTuple):
+    """Where a command lives: imported when it is asked for, so that help is instant."""
+
+    module: str
+    config: str
+    function: str
+    help: str
+    trains: bool = False
+
+
+STAGES = {
+    "preprocess": Stage("preprocess", "PreprocessConfig", "preprocess", "FASTA and clusters -> a memory-mapped dataset"),
+    "pretrain": Stage("pretrain", "PretrainConfig", "pretrain", "dataset -> an ESM-2 checkpoint", trains=True),
+    "embed": Stage("embed", "EmbedConfig", "embed", "FASTA and a model -> embeddings in HDF5"),
+    "benchmark": Stage("benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report"),
+    "run": Stage("runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters"),
+}
+TOUR = """esm2kit: train, use and judge ESM-2 protein language models
+
+usage: esm2kit <stage> [--config file.yaml] [--key value ...]
+
+stages, in the order of the story:
+{stages}
+
+`esm2kit <stage> --help` lists a stage's parameters, which are the fields of its dataclass.
+New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. Returns the exit code: 0, or 2 after one line on what was wrong with the input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("esm2kit").setLevel(logging.INFO)
+    # Lightning's own lines (devices it did not find, advertisements) say nothing that ours do not
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").propagate = False
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module="lightning")
+    try:
+        return _run(argv[0], argv[1:])
+    except InputError as error:
+        print(f"esm2kit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in STAGES:
+        raise InputError(f"unknown stage {name!r}; {_nearest(name, STAGES)}")
+    stage = STAGES[name]
+    module = importlib.import_module(f"esm2kit.{stage.module}")
+    config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments)
+    if stage.trains:
+        from esm2kit import launch
+
+        if config.devices > 1 and config.num_nodes == 1 and not launch.is_worker():
+            result = launch.train(name, config)
+        else:
+            result = getattr(module, stage.function)(config)
+    else:
+        result = getattr(module, stage.function)(config)
+    summary = summarise(result)
+    if summary:
+        print(summary)
+    return 0
+
+
+def parse(config_class: type, program: str, arguments: list[str]) -> Any:
+    """A stage's dataclass from a YAML file and `--key value` pairs, the later of two winning.
+
+    Raises: InputError for an unknown or missing parameter or a value of the wrong type, with the nearest known name.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    description = (config_class.__doc__ or "").split("\n", 1)[0]
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of parameters")
+    parser.add_class_arguments(config_class)
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for argument in arguments:
+        key = argument.removeprefix("--").split("=", 1)[0]
+        if argument.startswith("--") and key.split(".")[0] not in (*known, "config", "help", "print_config"):
+            raise InputError(f"{program}: unknown parameter {key!r}; {_nearest(key, known)}")
+    try:
+        parsed = parser.parse_args(arguments)
+    except (ArgumentError, TypeError) as error:
+        raise InputError(f"{program}: {' '.join(str(error).split())}") from error
+    parsed.pop("config", None)
+    return config_class(**{name: parsed[name] for name in known})
+
+
+def summarise(result: Any) -> str:
+    """A stage's result in one line of JSON, the long parts left to the files it names."""
+    from esm2kit.provenance import to_json
+
+    plain = to_json(result)
+    if not isinstance(plain, dict):
+        return "" if plain is None else str(plain)
+    return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

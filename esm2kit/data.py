@@ -1,0 +1,259 @@
+"""From a preprocessed folder to packed micro-batches, each a pure function of (seed, consumed samples).
+
+One item of the training set is one update's share of the global batch: the micro-batches this data-parallel rank works
+through. So the state of the data is one number, and neither workers nor ranks nor restarts can change a sample.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from esm2kit.alphabet import BOS_IDX, EOS_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE, encode
+from esm2kit.clusters import ClusterIndex, draw, permutation
+from esm2kit.masking import mask_tokens, stream_key
+from esm2kit.parallel import BatchLayout, data_parallel_rank
+from esm2kit.store import SequenceStore
+
+VALIDATION_STREAM = 101
+
+
+class MicroBatch(NamedTuple):
+    """Packed, masked sequences: what one forward pass sees.
+
+    tokens_N: input token ids; num_tokens: tokens of each sequence; rows_M, targets_M: which rows are predicted, and
+    what they were; store_rows: rows of the store, to name a sequence when something goes wrong.
+    """
+
+    tokens_N: Tensor
+    num_tokens: list[int]
+    rows_M: Tensor
+    targets_M: Tensor
+    store_rows: list[int]
+
+
+class Masking(NamedTuple):
+    """Share of residues to predict, and what becomes of them: <mask>, another residue, or left as they are."""
+
+    mask_prob: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+
+
+class Sample(NamedTuple):
+    """One sequence's window before masking."""
+
+    row: int
+    start: int
+    stop: int
+    mask_key: int
+
+
+def deal(num_tokens: Sequence[int], hands: int) -> list[list[int]]:
+    """Deal samples into equally many hands of equal size and nearly equal tokens.
+
+    Largest first, back and forth (1 2 3 3 2 1 ...): no hand can wait long for another. A pure function of the sizes.
+
+    Args:
+        num_tokens: tokens of each sample; a multiple of `hands` of them.
+        hands: micro-batches to make.
+    Returns: positions of each hand's samples, longest first, so that equals stand together.
+    """
+    order = sorted(range(len(num_tokens)), key=lambda position: (-num_tokens[position], position))
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    for turn, start in enumerate(range(0, len(order), hands)):
+        row = order[start : start + hands]
+        for hand, position in zip(dealt, reversed(row) if turn % 2 else row, strict=True):
+            hand.append(position)
+    return dealt
+
+
+def collate(samples: Sequence[Sample], store: SequenceStore, masking: Masking) -> MicroBatch:
+    """Cut, encode, mask and pack samples into one micro-batch."""
+    inputs, rows, targets, counts, offset = [], [], [], [], 0
+    for sample in samples:
+        tokens_T = np.empty(sample.stop - sample.start + 2, dtype=np.uint8)
+        tokens_T[0], tokens_T[-1] = BOS_IDX, EOS_IDX
+        tokens_T[1:-1] = encode(store.residues(sample.row)[sample.start : sample.stop])
+        masked_T, selected_T = mask_tokens(tokens_T, sample.mask_key, *masking)
+        selected = np.flatnonzero(selected_T)
+        inputs.append(masked_T)
+        rows.append(selected + offset)
+        targets.append(tokens_T[selected])
+        counts.append(len(tokens_T))
+        offset += len(tokens_T)
+    pack = [torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (inputs, rows, targets)]
+    return MicroBatch(pack[0], counts, pack[1], pack[2], [sample.row for sample in samples])
+
+
+class GlobalBatches(Dataset):
+    """Update number -> this rank's micro-batches of that update's global batch."""
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: BatchLayout,
+        rank: int,
+        seed: int,
+        max_steps: int,
+        max_residues: int,
+        masking: Masking,
+    ) -> None:
+        self.store = SequenceStore.open(folder / "train.arrow")
+        self.index = ClusterIndex.open(folder)
+        self.layout, self.rank, self.seed = layout, rank, seed
+        self.max_steps, self.max_residues, self.masking = max_steps, max_residues, masking
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def samples(self, step: int) -> list[Sample]:
+        """The global batch of an update, in drawing order: the next `global_batch_size` clusters of endless epochs."""
+        size, clusters = self.layout.global_batch_size, self.index.num_clusters
+        drawn = []
+        for consumed in range(step * size, (step + 1) * size):
+            epoch, position = divmod(consumed, clusters)
+            cluster = int(permutation(self.seed, epoch, position, clusters))
+            picked = draw(self.seed, epoch, cluster, self.index, self.store.num_residues, self.max_residues)
+            drawn.append(Sample(int(picked.row), int(picked.start), int(picked.stop), picked.mask_key))
+        return drawn
+
+    def __getitem__(self, step: int) -> list[MicroBatch]:
+        samples = self.samples(step)
+        micro_batches = self.layout.accumulate_grad_batches * self.layout.data_parallel_size
+        hands = deal([sample.stop - sample.start for sample in samples], micro_batches)
+        mine = hands[self.rank :: self.layout.data_parallel_size]
+        return [collate([samples[position] for position in hand], self.store, self.masking) for hand in mine]
+
+
+class ValidationBatches(Dataset):
+    """UniRef50 representatives under masks that never change, in token-budget batches; every rank takes its share."""
+
+    def __init__(
+        self, path: Path, rank: int, ranks: int, seed: int, max_residues: int, tokens_per_batch: int, masking: Masking
+    ) -> None:
+        self.store = SequenceStore.open(path)
+        self.masking = masking
+        num_residues = np.minimum(self.store.num_residues, max_residues)
+        batches: list[list[Sample]] = []
+        budget = 0
+        for row in np.argsort(-num_residues, kind="stable"):
+            residues = int(num_residues[row])
+            if not batches or budget + residues + 2 > tokens_per_batch:
+                batches.append([])
+                budget = 0
+            budget += residues + 2
+            key = stream_key(seed, 0, int(row), VALIDATION_STREAM)
+            # long representatives are cut to their middle: the same residues at every validation of every run
+            start = (int(self.store.num_residues[row]) - residues) // 2
+            batches[-1].append(Sample(int(row), start, start + residues, key))
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> MicroBatch:
+        batch = self.batches[index]
+        mine = batch[self.rank :: self.ranks]
+        if mine:
+            return collate(mine, self.store, self.masking)
+        # a sharded model's ranks must run as many forward passes as each other: run one, and score nothing
+        idle = collate(batch[:1], self.store, self.masking)
+        return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
+
+
+def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
+    """Validation perplexity of knowing only how frequent each residue is: the floor a model has to get below.
+
+    Frequencies are counted on cluster representatives of the training set, one count added to each residue so that none
+    is impossible; perplexity is taken over every residue of the validation set.
+
+    Args:
+        folder: what `esm2kit preprocess` made.
+        max_rows: count on this many representatives at most, evenly spaced.
+    """
+    index, train = ClusterIndex.open(folder), SequenceStore.open(folder / "train.arrow")
+    rows = index.representative_rows[:: -(-index.num_clusters // max_rows)]
+    counts = _residue_counts(train, rows) + 1
+    valid = SequenceStore.open(folder / "valid.arrow")
+    observed = _residue_counts(valid, range(len(valid)))
+    log_share = np.log(counts / counts[list(map(TOKENS.index, RESIDUE_LETTERS))].sum())
+    return float(np.exp(-(observed * log_share).sum() / observed.sum()))
+
+
+def _residue_counts(store: SequenceStore, rows: Sequence[int]) -> np.ndarray:
+    counts_V = np.zeros(VOCAB_SIZE)
+    for row in rows:
+        counts_V += np.bincount(encode(store.residues(int(row))), minlength=VOCAB_SIZE)
+    return counts_V
+
+
+class PretrainingData(LightningDataModule):
+    """Lightning's view on the two sets above.
+
+    Args:
+        folder: what `esm2kit preprocess` made.
+        layout: how the global batch divides.
+        seed: of order, members, crops and masks.
+        max_steps: updates in all.
+        first_step: updates done before; the next one to serve.
+        max_residues: longest window, without BOS and EOS.
+        tokens_per_validation_batch: token budget of a validation batch.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        masking: what is hidden from the model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: BatchLayout,
+        seed: int,
+        max_steps: int,
+        first_step: int = 0,
+        max_residues: int = 1022,
+        tokens_per_validation_batch: int = 4096,
+        num_workers: int = 0,
+        masking: Masking | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.layout, self.seed = Path(folder), layout, seed
+        self.max_steps, self.first_step, self.max_residues = max_steps, first_step, max_residues
+        self.tokens_per_validation_batch, self.num_workers = tokens_per_validation_batch, num_workers
+        self.masking = masking or Masking()
+        self.train_store = SequenceStore.open(self.folder / "train.arrow")
+
+    def train_dataloader(self) -> DataLoader:
+        rank, _ = data_parallel_rank(self.trainer.strategy)
+        batches = GlobalBatches(
+            self.folder, self.layout, rank, self.seed, self.max_steps, self.max_residues, self.masking
+        )
+        return self._loader(batches, range(self.first_step, self.max_steps))
+
+    def val_dataloader(self) -> DataLoader:
+        rank, ranks = data_parallel_rank(self.trainer.strategy)
+        batches = ValidationBatches(
+            self.folder / "valid.arrow",
+            rank,
+            ranks,
+            self.seed,
+            self.max_residues,
+            self.tokens_per_validation_batch,
+            self.masking,
+        )
+        return self._loader(batches, range(len(batches)))
+
+    def _loader(self, batches: Dataset, order: range) -> DataLoader:
+        # batch_size None: an item already is a batch; a range as sampler keeps order and start in plain sight
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context="spawn" if self.num_workers else None,
+        )

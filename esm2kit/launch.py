@@ -1,0 +1,107 @@
+"""Training always runs in a process of its own, started here: from a notebook, from the command line, on one device or many.
+
+A Jupyter kernel cannot hold a process group, and a process that dies must not take the notebook along. Several devices of
+one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, and this room is not entered.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esm2kit.errors import InputError
+from esm2kit.provenance import to_json
+
+# Set by torchrun and by srun for each worker: the process group is theirs to make, and this process is one of its members.
+WORKER_VARIABLES = ("LOCAL_RANK", "SLURM_PROCID")
+
+
+def is_worker() -> bool:
+    """Whether torchrun or SLURM started this process as one of several."""
+    return any(name in os.environ for name in WORKER_VARIABLES) and "JPY_PARENT_PID" not in os.environ
+
+
+def command(stage: str, config_path: Path, devices: int) -> list[str]:
+    """The worker's command line: plain Python for one device, torchrun for several."""
+    arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
+    if devices == 1:
+        return [sys.executable, *arguments]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", *arguments]
+
+
+def start(stage: str, config: Any) -> subprocess.Popen:
+    """Start a training stage in its own process; its log comes out of `stdout` line by line.
+
+    Args:
+        stage: pretrain or finetune.
+        config: the stage's dataclass; written to `<out_dir>/<stage>.yaml`, which repeats the run by itself.
+    """
+    config_path = write_config(stage, config)
+    return subprocess.Popen(
+        command(stage, config_path, config.devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+        env=_clean_environment(),
+    )
+
+
+def train(stage: str, config: Any, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run a training stage to its end, handing on each line of its log.
+
+    Args:
+        stage: pretrain or finetune.
+        config: the stage's dataclass.
+        show: called with every line, without its line break.
+    Returns: what the stage wrote to `<out_dir>/<stage>.json`.
+    Raises: InputError with the worker's last line if it failed; KeyboardInterrupt after the worker has saved and stopped.
+    """
+    worker = start(stage, config)
+    last = ""
+    try:
+        for line in worker.stdout:
+            last = line.rstrip() or last
+            show(line.rstrip())
+        code = worker.wait()
+    except KeyboardInterrupt:
+        stop(worker, show)
+        raise
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+    if code:
+        raise InputError(f"{stage} stopped with code {code}: {last}")
+    return json.loads((Path(config.out_dir) / f"{stage}.json").read_text())
+
+
+def stop(worker: subprocess.Popen, show: Callable[[str], None] = print) -> None:
+    """Ask a worker to finish its update, save and end, and wait until it has."""
+    if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGTERM)
+        for line in worker.stdout:
+            show(line.rstrip())
+        worker.wait()
+
+
+def write_config(stage: str, config: Any) -> Path:
+    """Write a stage's configuration where `esm2kit <stage> --config` reads it: `<out_dir>/<stage>.yaml`."""
+    path = Path(config.out_dir) / f"{stage}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(to_json(config), sort_keys=False))
+    return path
+
+
+def _clean_environment() -> dict[str, str]:
+    """This process's environment without what would make the worker think it is somebody's rank."""
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", *WORKER_VARIABLES)
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    # lines, not blocks, so that the log arrives as it is written
+    return environment | {"PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,89 @@
+"""What training says while it runs: metrics.csv for figures, and a line every few seconds for people."""
+
+import csv
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("step", "train_loss", "val_loss", "val_perplexity", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class TrainingLog(Callback):
+    """Appends rows to `<out_dir>/metrics.csv` and logs progress; on resuming, rows of later updates are dropped.
+
+    Args:
+        out_dir: the run's folder.
+        every: updates between rows.
+        unigram_perplexity: the floor, said beside each validation.
+        first_step: updates made before this process began.
+    """
+
+    def __init__(self, out_dir: Path, every: int, unigram_perplexity: float, first_step: int) -> None:
+        self.path = Path(out_dir) / "metrics.csv"
+        self.every, self.floor, self.first_step = every, unigram_perplexity, first_step
+        self.tokens, self.started, self.last_line = 0.0, 0.0, 0.0
+        self.interval_tokens, self.interval_started = 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.started = self.interval_started = time.monotonic()
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
+            with open(self.path, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        now, update = time.monotonic(), module.update
+        self.tokens += update["tokens"]
+        self.interval_tokens += update["tokens"]
+        end = module.config.max_steps
+        if module.step % self.every == 0 or module.step in (1, end):
+            rate = self.interval_tokens / max(now - self.interval_started, 1e-9)
+            names = ("train_loss", "lr", "grad_norm", "tokens")
+            self._append(trainer, module.step, {name: update[name] for name in names} | {"tokens_per_s": round(rate)})
+            self.interval_tokens, self.interval_started = 0.0, now
+        if now - self.last_line > SECONDS_BETWEEN_LINES or module.step in (self.first_step + 1, end):
+            self.last_line = now
+            elapsed = now - self.started
+            left = elapsed / (module.step - self.first_step) * (end - module.step)
+            memory = ""
+            if module.device.type == "cuda":
+                memory = f"  {torch.cuda.max_memory_allocated(module.device) / 2**30:.1f} GiB"
+            logger.info(
+                "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s  %s left",
+                *(module.step, end, update["train_loss"], update["lr"], f"{self.tokens / elapsed:,.0f}", memory),
+                time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
+            )
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        figures = module.validation
+        self._append(trainer, module.step, figures)
+        logger.info(
+            "update %d  val_loss %.4f  val_perplexity %.2f  (unigram floor %.2f)",
+            *(module.step, figures["val_loss"], figures["val_perplexity"], self.floor),
+        )
+        # a validation is not training time
+        self.interval_started = time.monotonic()
+
+    def _append(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
+        if trainer.is_global_zero:
+            with open(self.path, "a", newline="") as file:
+                row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
+                csv.DictWriter(file, COLUMNS).writerow(row)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of a metrics.csv as text by column; a last line cut short by a kill is left out, an absent file has none."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if row["seconds"] is not None]

@@ -1,0 +1,213 @@
+"""What training leaves on disk and goes on from: the model, the optimizer and one number, the updates made.
+
+States are kept whole and by parameter name, so a run may go on under another layout. A signal to stop is answered after
+the update in hand, with a checkpoint.
+"""
+
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from esm2kit.checkpoint import read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.errors import InputError
+from esm2kit.provenance import to_json
+
+logger = logging.getLogger(__name__)
+
+# What may differ between a run and its resumption without changing the curve it follows.
+FREE_TO_CHANGE = {
+    *(
+        "data",
+        "out_dir",
+        "init_from",
+        "max_steps",
+        "resume_if_exists",
+        "save_top_k",
+        "tensorboard",
+        "log_every_n_steps",
+    ),
+    *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
+    *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
+    *("val_check_interval", "tokens_per_validation_batch"),
+}
+
+
+class ResumePoint(NamedTuple):
+    """A checkpoint to go on from."""
+
+    path: Path
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> ResumePoint | None:
+    """The last checkpoint in out_dir, or None where there is none.
+
+    Args:
+        out_dir: the run's folder.
+        config: the run that wants to go on; a dataclass with a `layout`.
+        manifest: its provenance; `inputs.data.sha256` must be the checkpoint's.
+    Raises: InputError if the checkpoint belongs to another run, naming what differs.
+    """
+    path = out_dir / "checkpoints" / "last.safetensors"
+    if not path.exists():
+        return None
+    tensors, metadata = read_checkpoint(path)
+    before, now = metadata["provenance"]["config"], to_json(config)
+    differing = {name: (before.get(name), now[name]) for name in now.keys() - FREE_TO_CHANGE}
+    differing["global_batch_size"] = metadata["global_batch_size"], config.layout.global_batch_size
+    differing["the data's sha256"] = (
+        metadata["provenance"]["inputs"]["data"]["sha256"][:12],
+        manifest["inputs"]["data"]["sha256"][:12],
+    )
+    differing = {name: values for name, values in sorted(differing.items()) if values[0] != values[1]}
+    if differing:
+        listed = ", ".join(f"{name} was {before} and is now {now}" for name, (before, now) in differing.items())
+        raise InputError(
+            f"{path} is of another run: {listed}; give another out_dir, or resume_if_exists false to overwrite"
+        )
+    parts = {
+        prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "optimizer.")
+    }
+    return ResumePoint(path, metadata["step"], parts["model."], parts["optimizer."])
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Give an optimizer back what it held, cut to the shards its parameters have now.
+
+    Args:
+        model: whose parameters the optimizer steps.
+        state: `<parameter name>.<exp_avg | exp_avg_sq | step>` -> whole tensor.
+    """
+    for name, parameter in _stepped(model, optimizer):
+        held = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name}
+        for key, value in held.items():
+            if value.shape != parameter.shape:
+                optimizer.state[parameter][key] = value.clone()
+            elif isinstance(parameter, DTensor):
+                value = value.to(parameter.device)
+                shards = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+                optimizer.state[parameter][key] = shards
+            else:
+                optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one keeps them."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in _stepped(model, optimizer):
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    gathered = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        gathered[name] = whole.detach().cpu()
+    return gathered
+
+
+def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter in stepped)
+
+
+def continue_at(trainer: Trainer, step: int) -> None:
+    """Have Lightning count from `step`, so that validations and logged steps fall where they would have fallen."""
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = step
+    for progress in (loop.batch_progress.total, loop.manual_optimization.optim_step_progress.total):
+        progress.ready = progress.completed = step
+
+
+class CheckpointWriter(Callback):
+    """Writes `checkpoints/last.safetensors` at every validation, at the end, when told to stop; keeps the best by name.
+
+    Args:
+        out_dir: the run's folder.
+        save_top_k: how many of the best by val_loss to keep.
+        manifest: the run's provenance.
+        global_batch_size: sequences of an update, to turn updates into consumed samples.
+    """
+
+    def __init__(self, out_dir: Path, save_top_k: int, manifest: dict[str, Any], global_batch_size: int) -> None:
+        self.folder = Path(out_dir) / "checkpoints"
+        self.last = self.folder / "last.safetensors"
+        self.save_top_k, self.manifest, self.global_batch_size = save_top_k, manifest, global_batch_size
+        self.saved_step: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def best(self) -> Path:
+        """The kept checkpoint of lowest val_loss; the last one where none was validated."""
+        return min(self._kept(), default=(0.0, self.last))[1]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            logger.info(
+                "%s: finishing this update, then saving; once more to stop at once", signal.Signals(number).name
+            )
+            module.stop_requested = True
+            signal.signal(number, self.handlers[number])
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.handlers[number] = signal.signal(number, stop)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._save(trainer, module, module.validation)
+        if trainer.is_global_zero and self.save_top_k:
+            step, val_loss = module.step, module.validation["val_loss"]
+            kept = self.folder / f"step={step:07d}-val_loss={val_loss:.4f}.safetensors"
+            _link(self.last, kept)
+            for _, path in sorted(self._kept())[self.save_top_k :]:
+                path.unlink()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.saved_step != module.step:
+            self._save(trainer, module, {})
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _save(self, trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
+        optimizer = module.optimizers(use_pl_optimizer=False)
+        tensors = whole_state(module.esm2, optimizer)
+        if trainer.is_global_zero:
+            metadata = {
+                "model": module.esm2.config,
+                "step": module.step,
+                "consumed_samples": module.step * self.global_batch_size,
+                "global_batch_size": self.global_batch_size,
+                **figures,
+                "provenance": self.manifest,
+            }
+            try:
+                write_checkpoint(self.last, tensors, metadata)
+            except OSError as error:
+                kept = (
+                    f"{self.last} still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
+                )
+                raise InputError(
+                    f"cannot write {self.last} at update {module.step}: {error.strerror}; {kept}"
+                ) from error
+        self.saved_step = module.step
+        trainer.strategy.barrier()
+
+    def _kept(self) -> list[tuple[float, Path]]:
+        return [(read_metadata(path)["val_loss"], path) for path in self.folder.glob("step=*.safetensors")]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
