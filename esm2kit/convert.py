@@ -1,0 +1,308 @@
+"""ESM-2 weights in other people's forms: fair-esm's .pt and Hugging Face's EsmForMaskedLM, both ways, nothing lost.
+
+Source: fair-esm 2.0.0 `pretrained._load_model_and_alphabet_core_v2`; transformers `models/esm/modeling_esm.py`.
+"""
+
+import json
+import logging
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esm2kit.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
+from esm2kit.checkpoint import fill
+from esm2kit.errors import InputError
+from esm2kit.model import ESM2, ESM2Config
+from esm2kit.provenance import atomic_path, write_json
+
+State = dict[str, Tensor]
+logger = logging.getLogger(__name__)
+
+# fair-esm's name of a part -> transformers'; what follows (`.weight`, `.bias`) is the same in both.
+PARTS = {
+    "embed_tokens": "esm.embeddings.word_embeddings",
+    "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+    "contact_head.regression": "esm.contact_head.regression",
+    "lm_head.dense": "lm_head.dense",
+    "lm_head.layer_norm": "lm_head.layer_norm",
+}
+LAYER_PARTS = {
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "final_layer_norm": "LayerNorm",
+}
+# transformers keeps one table of rotary frequencies a model, older checkpoints one a layer; fair-esm one a layer
+HF_INV_FREQ = "esm.rotary_embeddings.inv_freq"
+HF_LAYER_INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
+# learned positions and pooler: in some files, used by no ESM-2
+HF_UNUSED = re.compile(r"esm\.(embeddings\.position_(ids|embeddings\.weight)|pooler\..*)$")
+CONTACT_HEAD = "contact_head.regression."
+
+
+def hf_names(num_layers: int) -> dict[str, str]:
+    """fair-esm's name -> transformers' name of every tensor both keep, the tied output matrix aside."""
+    parts = dict(PARTS)
+    for layer in range(num_layers):
+        parts |= {
+            f"layers.{layer}.{ours}": f"esm.encoder.layer.{layer}.{theirs}" for ours, theirs in LAYER_PARTS.items()
+        }
+    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")}
+    names.pop("embed_tokens.bias")
+    names["lm_head.bias"] = "lm_head.bias"
+    return names
+
+
+def to_hf(state: State, config: ESM2Config) -> State:
+    """A state dict under transformers' names, the tied output matrix once."""
+    renamed = {theirs: state[ours] for ours, theirs in hf_names(config.num_layers).items()}
+    return renamed | {HF_INV_FREQ: state["layers.0.self_attn.rot_emb.inv_freq"]}
+
+
+def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
+    """A state dict under fair-esm's names; what a file may leave out (contact head, frequencies) takes its default.
+
+    Args:
+        state: EsmForMaskedLM's tensors, or EsmModel's (no `esm.` in front, no LM head: then not enough).
+        config: the model's shape.
+        source: for the message.
+    Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
+    """
+    fresh = ESM2.initialised(config, seed=0).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
+    decoder = state.pop("lm_head.decoder.weight", None)
+    state.pop("lm_head.decoder.bias", None)
+    found: State = {}
+    for ours, theirs in hf_names(config.num_layers).items():
+        if theirs in state:
+            found[ours] = state.pop(theirs)
+        elif ours.startswith(CONTACT_HEAD):
+            found[ours] = torch.zeros_like(fresh[ours])
+        else:
+            raise InputError(f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2")
+    for layer in range(config.num_layers):
+        own = state.pop(HF_LAYER_INV_FREQ.format(layer), None)
+        shared = state.get(HF_INV_FREQ, fresh["layers.0.self_attn.rot_emb.inv_freq"])
+        found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = shared if own is None else own
+    state.pop(HF_INV_FREQ, None)
+    if state:
+        raise InputError(f"{source}: tensor {sorted(state)[0]} is none of ESM-2's; give an ESM-2 checkpoint")
+    if decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
+        raise InputError(f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model")
+    found["lm_head.weight"] = found["embed_tokens.weight"]
+    return found
+
+
+def hf_config(config: ESM2Config) -> dict[str, Any]:
+    """What transformers' config.json says of an ESM-2."""
+    return {
+        "architectures": ["EsmForMaskedLM"],
+        "model_type": "esm",
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "num_attention_heads": config.attention_heads,
+        "intermediate_size": config.ffn_dim,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 1026,
+        "position_embedding_type": "rotary",
+        "token_dropout": config.token_dropout,
+        "emb_layer_norm_before": False,
+        "layer_norm_eps": 1e-5,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": PAD_IDX,
+        "mask_token_id": MASK_IDX,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
+    """The shape config.json gives. Raises: InputError if it is not an ESM-2's."""
+    wanted = {"model_type": "esm", "position_embedding_type": "rotary", "vocab_size": VOCAB_SIZE}
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(f"{source}: {name} is {found.get(name)!r}, ESM-2 has {value!r}: not an ESM-2 model")
+    if found.get("is_folding_model") or found.get("emb_layer_norm_before"):
+        raise InputError(f"{source}: a folding model or one with an early LayerNorm, not an ESM-2 language model")
+    config = ESM2Config(
+        found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], bool(found.get("token_dropout"))
+    )
+    if found.get("intermediate_size") != config.ffn_dim:
+        raise InputError(f"{source}: intermediate_size is {found.get('intermediate_size')}, ESM-2 has {config.ffn_dim}")
+    return config
+
+
+def save_hf(model: ESM2, folder: Path) -> None:
+    """Write a folder that `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained` open.
+
+    Args:
+        model: any ESM-2.
+        folder: gets model.safetensors, config.json, vocab.txt, tokenizer_config.json, special_tokens_map.json.
+    """
+    folder = Path(folder)
+    special = {"unk": "<unk>", "cls": "<cls>", "pad": "<pad>", "mask": "<mask>", "eos": "<eos>"}
+    special_map = {f"{kind}_token": token for kind, token in special.items()}
+    write_json(
+        folder / "tokenizer_config.json", special_map | {"tokenizer_class": "EsmTokenizer", "model_max_length": 1024}
+    )
+    write_json(folder / "special_tokens_map.json", special_map)
+    with atomic_path(folder / "vocab.txt") as part:
+        part.write_text("\n".join(TOKENS))
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in to_hf(model.state_dict(), model.config).items()}
+    with atomic_path(folder / "model.safetensors") as part:
+        save_file(tensors, part, {"format": "pt"})
+    write_json(folder / "config.json", hf_config(model.config))
+
+
+def load_hf(folder: Path) -> ESM2:
+    """The ESM-2 in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or sharded.
+
+    Raises: InputError if files are missing or damaged, or the model is not an ESM-2.
+    """
+    folder = Path(folder)
+    try:
+        config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{folder}: no readable config.json of a Hugging Face model ({error})") from None
+    state: State = {}
+    for file in weight_files(folder):
+        state |= read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+    return build(config, from_hf(state, config, folder), folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a Hugging Face model's tensors, safetensors before .bin, shards in order."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            absent = [shard.name for shard in shards if not shard.is_file()]
+            if absent:
+                raise InputError(
+                    f"{folder}: {len(absent)} of {len(shards)} shards are absent, as {absent[0]}; copy them too"
+                )
+            return shards
+        if (folder / name).is_file():
+            return [folder / name]
+    raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
+
+
+def read_safetensors(path: Path) -> State:
+    """A safetensors file's tensors. Raises: InputError if it is cut short or none."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A file made by torch.save, read with the weights-only unpickler: tensors and argparse.Namespace, no code, ever.
+
+    Raises: InputError if it holds anything else, or is not such a file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; correct the path")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not a whole file of torch.save; fetch it again")
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
+        what = f"names {named[1]}, which is code" if named else "holds more than tensors"
+        raise InputError(
+            f"{path}: refused, it {what}; esm2kit loads weights only, take the publisher's own file"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{path}: not a whole file of torch.save ({reason}); fetch it again") from None
+
+
+def load_fair_esm(path: Path) -> ESM2:
+    """The ESM-2 in fair-esm's .pt; the contact head comes from `<name>-contact-regression.pt` beside it, if there.
+
+    Without that file the contact head is zero and every contact probability 0.5, and a log line says so.
+    Raises: InputError if it holds code, is damaged, or is another model (ESM-1b, MSA Transformer ...).
+    """
+    path = Path(path)
+    data = read_pickle(path)
+    try:
+        shape = data["cfg"]["model"]
+        config = ESM2Config(
+            shape.encoder_layers, shape.encoder_embed_dim, shape.encoder_attention_heads, bool(shape.token_dropout)
+        )
+        state = data["model"]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read"
+        ) from None
+    state = {re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor for name, tensor in state.items()}
+    regression = path.with_name(f"{path.stem}-contact-regression.pt")
+    if regression.is_file():
+        state |= read_pickle(regression)["model"]
+    elif not any(name.startswith(CONTACT_HEAD) for name in state):
+        logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
+    fresh = ESM2.initialised(config, seed=0).state_dict()
+    for name in (f"{CONTACT_HEAD}weight", f"{CONTACT_HEAD}bias"):
+        state.setdefault(name, torch.zeros_like(fresh[name]))
+    for name in fresh:
+        if name.endswith("inv_freq"):
+            state.setdefault(name, fresh[name])
+    state.setdefault("lm_head.weight", state.get("embed_tokens.weight"))
+    return build(config, {name: tensor for name, tensor in state.items() if tensor is not None}, path)
+
+
+def save_fair_esm(model: ESM2, path: Path) -> None:
+    """Write `<name>.pt` and `<name>-contact-regression.pt`, as fair-esm's `load_model_and_alphabet_local` wants them.
+
+    Raises: InputError if the name does not begin with esm2: fair-esm takes any other for an ESM-1.
+    """
+    path = Path(path)
+    if not path.name.startswith("esm2") or path.suffix != ".pt":
+        raise InputError(f"{path}: fair-esm knows an ESM-2 by its file's name; call it esm2_....pt")
+    config = model.config
+    shape = Namespace(
+        arch="esm2",
+        encoder_layers=config.num_layers,
+        encoder_embed_dim=config.embed_dim,
+        encoder_attention_heads=config.attention_heads,
+        token_dropout=config.token_dropout,
+    )
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    contact = {name: state.pop(name).clone() for name in list(state) if name.startswith(CONTACT_HEAD)}
+    prefixed = {_fair_name(name): tensor for name, tensor in state.items()}
+    with atomic_path(path) as part:
+        torch.save({"cfg": {"model": shape}, "model": prefixed}, part)
+    with atomic_path(path.with_name(f"{path.stem}-contact-regression.pt")) as part:
+        torch.save({"model": contact}, part)
+
+
+def _fair_name(name: str) -> str:
+    return f"encoder.{name}" if name.startswith("lm_head.") else f"encoder.sentence_encoder.{name}"
+
+
+def build(config: ESM2Config, state: State, source: Path | str) -> ESM2:
+    """A model in evaluation mode around tensors under fair-esm's names, in float32."""
+    with torch.device("meta"):
+        model = ESM2(config)
+    shared: dict[int, Tensor] = {}
+    fill(model, {name: _float32(tensor, shared) for name, tensor in state.items()}, source)
+    return model.eval()
+
+
+def _float32(tensor: Tensor, shared: dict[int, Tensor]) -> Tensor:
+    """The same float32 tensor for the same tensor: tied ones stay tied."""
+    return shared.setdefault(id(tensor), tensor.float().contiguous())

@@ -1,0 +1,260 @@
+"""Any ESM-2 by one call: an official name, a fair-esm .pt, a Hugging Face folder or repository, our own checkpoint.
+
+Nothing is ever unpickled but tensors: .pt and .bin go through torch's weights-only reader, everything else is
+safetensors.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import requests
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from esm2kit.checkpoint import load_esm2, read_metadata
+from esm2kit.convert import load_fair_esm, load_hf
+from esm2kit.errors import InputError
+from esm2kit.model import ESM2, SIZES
+from esm2kit.provenance import sha256_file
+
+logger = logging.getLogger(__name__)
+DEFAULT_ENDPOINT = "https://huggingface.co"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Official(NamedTuple):
+    """One of Meta's ESM-2 on the Hugging Face hub.
+
+    Args:
+        repo: owner/name.
+        revision: the commit everyone gets.
+        sha256: of model.safetensors; None where only the hub's own declaration is checked (sharded .bin files).
+    """
+
+    repo: str
+    revision: str
+    sha256: str | None = None
+
+
+# Revisions and digests as independent public projects pin them; the hub declares the digests again at each download.
+OFFICIAL = {
+    "esm2_t6_8M_UR50D": Official(
+        "facebook/esm2_t6_8M_UR50D",
+        "c731040fcd8d73dceaa04b0a8e6329b345b0f5df",
+        "24c5fa474c48f3b754b86efe752d5f189d2bcd88190fa2270fc92b2ef3034189",
+    ),
+    "esm2_t12_35M_UR50D": Official("facebook/esm2_t12_35M_UR50D", "6fbf070e65b0b7291e7bbcd451118c216cff79d8"),
+    "esm2_t30_150M_UR50D": Official(
+        "facebook/esm2_t30_150M_UR50D",
+        "a695f6045e2e32885fa60af20c13cb35398ce30c",
+        "c3f1da8aea53bddd32c246c86168c23b9fd72341fb9db9a94436f855f5053566",
+    ),
+    "esm2_t33_650M_UR50D": Official(
+        "facebook/esm2_t33_650M_UR50D",
+        "08e4846e537177426273712802403f7ba8261b6c",
+        "a08adabb949fa67ad3c14b509d04fd60368b35007b0095e3358f81200c4f4db0",
+    ),
+    "esm2_t36_3B_UR50D": Official("facebook/esm2_t36_3B_UR50D", "476b639933c8baad5ad09a60ac1a87f987b656fc"),
+    "esm2_t48_15B_UR50D": Official("facebook/esm2_t48_15B_UR50D", "5fbca39631164edc1d402a5aa369f982f72ee282"),
+}
+
+
+def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ESM2, dict[str, Any]]:
+    """An ESM-2 in evaluation mode on the CPU, in float32, and where it came from.
+
+    Args:
+        model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
+            fair-esm .pt, a Hugging Face folder, or a checkpoint of `esm2kit pretrain` (the file, or its folder).
+        untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that tells what
+            the training is worth. For an official name nothing is fetched then.
+    Returns: the model, and {"name", "source", "format", "sha256"} (with untrained_seed, "untrained_seed" too).
+    Raises: InputError in one line for whatever cannot be loaded, and what to do.
+    """
+    text = str(model)
+    if untrained_seed is not None and text in SIZES and not Path(text).exists():
+        fresh = ESM2.initialised(SIZES[text], untrained_seed).eval()
+        return fresh, _untrained({"name": text, "source": text, "format": "size"}, untrained_seed)
+    loaded, source = _load(Path(model)) if Path(model).exists() else _load_named(text)
+    if untrained_seed is not None:
+        return ESM2.initialised(loaded.config, untrained_seed).eval(), _untrained(source, untrained_seed)
+    return loaded, source
+
+
+def _untrained(source: dict[str, Any], seed: int) -> dict[str, Any]:
+    return source | {"name": f"{source['name']}_untrained", "untrained_seed": seed, "sha256": f"untrained-{seed}"}
+
+
+def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
+    """By what the path holds."""
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            digest = hashlib.sha256("".join(sha256_file(file) for file in _tensor_files(path)).encode()).hexdigest()
+            return load_hf(path), {"name": path.name, "source": str(path), "format": "huggingface", "sha256": digest}
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return _load(found[0])
+        raise InputError(f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file")
+    if path.suffix in (".pt", ".pth"):
+        source = {"name": path.stem, "source": str(path), "format": "fair-esm", "sha256": sha256_file(path)}
+        return load_fair_esm(path), source
+    metadata = read_metadata(path)
+    loaded, _ = load_esm2(path)
+    return loaded, {"name": path.stem, "source": str(path), "format": "esm2kit", "sha256": metadata["sha256"]}
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
+    if name not in OFFICIAL and (
+        name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
+    ):
+        raise InputError(f"model {name!r} is neither a file, a folder nor one of {', '.join(OFFICIAL)}")
+    folder, revision = fetch(name)
+    loaded, source = _load(folder)
+    return loaded, source | {"name": name.split("@")[0].split("/")[-1], "source": f"hub:{name}@{revision}"}
+
+
+def fetch(name: str) -> tuple[Path, str]:
+    """An ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are there in part,
+    checked.
+
+    Args:
+        name: an official name, `owner/name` or `owner/name@revision`.
+    Returns: the folder, and the commit it is.
+    Raises: InputError if the hub cannot be reached and the cache lacks a file, if there is no such model, or if a
+        digest differs. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    given, _, revision = name.partition("@")
+    official = OFFICIAL.get(given, Official(given, "main"))
+    revision = revision or official.revision
+    config = _download(official.repo, "config.json", revision)
+    folder = config.parent
+    for file in _files(official.repo, revision):
+        path = _download(official.repo, file, revision)
+        check_digest(path, official.sha256 if file == "model.safetensors" and revision == official.revision else None)
+    return folder, folder.name
+
+
+def _files(repo: str, revision: str) -> list[str]:
+    """The names of a repository's tensor files, safetensors before .bin, whole before sharded."""
+    for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
+        if _has(repo, single, revision):
+            return [single]
+        if _has(repo, index, revision):
+            shards = json.loads(_download(repo, index, revision).read_text())["weight_map"].values()
+            return sorted(set(shards))
+    raise InputError(f"{repo}@{revision} has neither model.safetensors nor pytorch_model.bin; give another repository")
+
+
+def _has(repo: str, file: str, revision: str) -> bool:
+    try:
+        _download(repo, file, revision)
+    except EntryNotFoundError:
+        return False
+    return True
+
+
+def _download(repo: str, file: str, revision: str) -> Path:
+    """One file through the hub's cache. Raises: EntryNotFoundError if the repository lacks it, else InputError."""
+    endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    unreachable = not offline and not _reachable(endpoint)
+    place = f"{repo}/{file} at revision {revision}"
+    try:
+        return Path(
+            hf_hub_download(repo, file, revision=revision, endpoint=endpoint, local_files_only=offline or unreachable)
+        )
+    except LocalEntryNotFoundError:
+        why = "HF_HUB_OFFLINE is set" if offline else f"{endpoint} cannot be reached"
+        remedy = (
+            "fetch it once where there is a network, then copy HF_HOME, or give a fair-esm .pt or a folder by its path"
+        )
+        raise InputError(f"{place} is not in the cache and {why}: {remedy}") from None
+    except OfflineModeIsEnabled:
+        raise InputError(
+            f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE or give a path"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{endpoint} has no public model {repo}: use one of {', '.join(OFFICIAL)}, or owner/name"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(
+            f"{endpoint}/{repo} has no revision {revision}: leave it out, or take a commit that exists"
+        ) from None
+    except HFValidationError as error:
+        raise InputError(f"{repo!r} is no model's name on a hub: {str(error).splitlines()[0]}") from None
+    except EntryNotFoundError:
+        raise
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{place}: the download broke off ({reason}); run it again, it goes on where it was") from None
+
+
+@cache
+def _reachable(endpoint: str) -> bool:
+    """Whether anything answers there, asked once and within seconds; left to itself the hub's client tries for 25."""
+    try:
+        requests.head(endpoint, timeout=5)
+    except requests.RequestException:
+        logger.warning("%s cannot be reached: only models already in the cache can be used", endpoint)
+        return False
+    return True
+
+
+def check_digest(path: Path, pinned: str | None = None) -> None:
+    """Hold a file of the hub's cache to the digest its name there declares, and to a pinned one.
+
+    The hub stores a large file under the SHA-256 the server declared for it, and the model's folder links there.
+    Raises: InputError naming both digests. The damaged file is taken out of the cache, so that a new download mends it.
+    """
+    blob = path.resolve()
+    declared = blob.name if len(blob.name) == 64 else None
+    expected = pinned or declared
+    if expected is None or path.suffix not in (".safetensors", ".bin"):
+        return
+    found = sha256_file(path)
+    if found not in (expected, declared if pinned is None else pinned):
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise InputError(
+            f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again"
+        )
+
+
+def require_fair_esm() -> ModuleType:
+    """fair-esm's module `esm`, and not the other package of that name.
+
+    Raises: InputError if `esm` is EvolutionaryScale's (PyPI `esm`), which shadows fair-esm, or is not installed.
+    """
+    if importlib.util.find_spec("esm") is None:
+        raise InputError("fair-esm is not installed: pip install fair-esm==2.0.0")
+    owners = importlib.metadata.packages_distributions().get("esm", [])
+    if "esm" in owners:
+        version = importlib.metadata.version("esm")
+        raise InputError(
+            f"`import esm` finds PyPI's esm {version}, which takes fair-esm's place: pip uninstall -y esm, then "
+            "pip install --force-reinstall --no-deps fair-esm==2.0.0"
+        )
+    import esm
+
+    return esm
