@@ -1,0 +1,423 @@
+"""How good are these embeddings? Probe, untrained model and baselines on one task, with intervals, in one report."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+
+from esm2kit.baselines import baseline_names, fit_baseline
+from esm2kit.compare import compare
+from esm2kit.download import download_flip
+from esm2kit.embed import EmbedConfig, embed
+from esm2kit.embeddings import EmbeddingReader
+from esm2kit.errors import InputError
+from esm2kit.features import Features, Fitted, ProbeConfig, ProbeName
+from esm2kit.flip import PUBLISHED, TASKS, Target
+from esm2kit.heads import HEADS
+from esm2kit.metrics import Score, draw_counts, paired_difference
+from esm2kit.presets import SOURCES, PresetName, preset_config
+from esm2kit.probes import fit_probe
+from esm2kit.provenance import atomic_path, provenance, sha256_file
+from esm2kit.report import SCHEMA, finite, sentence, write_report
+from esm2kit.scoring import protein_numbers, row_of, score_fitted
+from esm2kit.tasks import TaskData, load_task
+
+logger = logging.getLogger(__name__)
+
+UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to judge, on which task, by which probe.
+
+    Args:
+        task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
+        tasks: several at once, separated by commas, or "all" of FLIP's; each gets its folder in out_dir, and a
+            comparison page joins them. Replaces task.
+        split: of the task; FLIP's default if not given.
+        data_dir: folder of task folders: <data_dir>/<task>/<file>.
+        download: fetch a FLIP task that data_dir lacks.
+        target: class or value, for a task of your own whose targets could be both.
+        model: what makes the embeddings: an official name, fair-esm .pt, Hugging Face folder or our checkpoint.
+        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then only names the untrained rival.
+        hiddens: an existing _hiddens.h5 (one vector a residue), for residue tasks and light attention.
+        repr_layer: the layer that is embedded; -1 is the last.
+        probe: ridge, logistic, fnn, cnn or light_attention; the preset's if not given.
+        preset: a protocol: esm2kit, or bionemo, biotrainer-flip, schmirler, flip2021 to do as others did.
+        epochs: of a network, instead of the preset's.
+        seeds: of the networks, trained together.
+        untrained: also probe the same architecture with random weights.
+        baselines: names to compute instead of all that apply; an empty list for none.
+        limit: proteins of each set at most, a stratified draw; null for all.
+        resamples: bootstrap draws.
+        seed: of the draw of `limit`.
+        allow_missing: leave out proteins without embeddings instead of refusing.
+        device: auto takes a GPU if there is one.
+        out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again.
+    """
+
+    task: str = "secondary_structure"
+    tasks: str | None = None
+    split: str | None = None
+    data_dir: Path = Path("flip")
+    download: bool = True
+    target: Target | None = None
+    model: str | None = "esm2_t6_8M_UR50D"
+    embeddings: Path | None = None
+    hiddens: Path | None = None
+    repr_layer: int = -1
+    probe: ProbeName | None = None
+    preset: PresetName = "esm2kit"
+    epochs: int | None = None
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    untrained: bool = True
+    baselines: list[str] | None = None
+    limit: int | None = None
+    resamples: int = 1000
+    seed: int = 0
+    allow_missing: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out_dir: Path = Path("benchmark")
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
+        for name in ("limit", "epochs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}; leave it out for no limit")
+        if self.resamples < 100:
+            raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
+
+
+class _Source(NamedTuple):
+    """Embeddings of one kind: the file, what it is called and its rows for the task."""
+
+    name: str
+    path: Path
+    attributes: dict[str, Any]
+    features: Features
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Judge embeddings on a task, or on several.
+
+    Every finished row lies in `<out_dir>/rows`, so that a run which was stopped goes on where it was.
+
+    Returns: the report as esm2kit.report describes it, with "html" and "json", the paths; for several tasks the comparison.
+    Raises: InputError with one line on what is wrong and what to do.
+    """
+    if config.tasks is None:
+        return _benchmark_one(config)
+    names = list(TASKS) if config.tasks.strip() == "all" else [name.strip() for name in config.tasks.split(",")]
+    folders, failed = [], {}
+    for place, name in enumerate(names, 1):
+        logger.info("task %d of %d: %s", place, len(names), name)
+        one = replace(config, task=name, tasks=None, out_dir=Path(config.out_dir) / Path(name).stem)
+        try:
+            _benchmark_one(one)
+            folders.append(one.out_dir)
+        except InputError as error:
+            failed[name] = str(error)
+            logger.warning("%s: %s", name, error)
+    if not folders:
+        raise InputError("; ".join(f"{name}: {told}" for name, told in failed.items()))
+    if len(folders) > 1:
+        joined = compare(folders, Path(config.out_dir))
+    else:
+        joined = {"html": str(folders[0] / "report.html"), "reports": [str(folders[0])], "pairs": []}
+    if failed:
+        raise InputError(
+            f"{len(folders)} of {len(names)} tasks are done ({joined['html']}); "
+            + "; ".join(f"{name}: {told}" for name, told in failed.items())
+        )
+    return joined
+
+
+def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
+    start = time.perf_counter()
+    out_dir = Path(config.out_dir)
+    if config.download and config.task in TASKS:
+        download_flip(config.task, Path(config.data_dir), split=config.split)
+    data = load_task(config.task, config.split, Path(config.data_dir), config.target)
+    if config.limit is not None:
+        data = data.limited(config.limit, config.seed)
+    probe = preset_config(config.preset, data.task, config.probe)
+    if config.epochs is not None:
+        probe = replace(probe, epochs=config.epochs)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    data, ours, untrained = _sources(config, data, probe, out_dir)
+
+    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
+    fingerprint = _fingerprint(data)
+    seeds = tuple(config.seeds)
+    rows: list[dict[str, Any]] = []
+    scores: dict[str, dict[str, Score]] = {}
+    predictions: dict[str, np.ndarray] = {}
+
+    def add(
+        name: str, kind: str, note: str, settings: Any, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
+    ) -> None:
+        found = _cached(
+            out_dir / "rows", name, {"data": fingerprint, "row": name, "settings": settings, "key": key}, fit
+        )
+        if found is None:
+            return
+        fitted, told = found
+        scores[name] = score_fitted(fitted, data, counts_RP)
+        predictions[name] = fitted.test_SM
+        used = seeds if len(fitted.test_SM) == len(seeds) else ()
+        rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, used))
+        value = scores[name].get(data.task.metric)
+        logger.info("%s: %s %.4f [%.4f, %.4f]", name, data.task.metric, *value.interval)
+
+    settings = asdict(probe) | {"seeds": list(seeds)}
+    for source, kind in ((ours, "probe"), (untrained, "untrained")):
+        if source is not None:
+            name = f"{source.name}, {probe.probe}"
+            note = f"{probe.probe} on layer {source.attributes.get('layer', '?')} of {source.name}; {SOURCES[config.preset]}"
+            add(name, kind, note, settings, _file_key(source.path),
+                lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
+    wide = config.preset == "flip2021"
+    for name in baseline_names(data) if config.baselines is None else config.baselines:
+        if name not in baseline_names(data):
+            raise InputError(
+                f"no baseline {name!r} for task {data.task.name}: choose from {', '.join(baseline_names(data))}"
+            )
+
+        def fit(name: str = name) -> tuple[Fitted, str] | None:
+            made = fit_baseline(name, data, seeds, wide)
+            return None if made is None else (made.fitted, made.note)
+
+        add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
+
+    report = _report(config, data, probe, ours, rows, scores)
+    _write_predictions(out_dir / "predictions.npz", data, predictions, fingerprint)
+    truth_M = data.targets[data.target_rows("test")]
+    html = write_report(report, truth_M, predictions[rows[0]["name"]][0], out_dir)
+    logger.info("report: %s (%.0f s)", html, time.perf_counter() - start)
+    return report | {"html": str(html), "json": str(out_dir / "report.json")}
+
+
+def _sources(
+    config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, out_dir: Path
+) -> tuple[TaskData, _Source, _Source | None]:
+    """Features of the model and of its untrained twin, made if need be, and the task without proteins that lack them."""
+    per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
+    given = config.hiddens if per_residue else config.embeddings
+    other = config.embeddings if per_residue else config.hiddens
+    if given is None and other is not None:
+        wanted = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
+        raise InputError(f"task {data.task.name} with probe {probe.probe} takes {wanted}; {other} is the other kind")
+    if given is not None:
+        data = _without_missing(data, Path(given), config.allow_missing)
+        path = Path(given)
+    elif config.model is None:
+        raise InputError("name a model, or an existing file of embeddings (hiddens for residues)")
+    else:
+        path = _embed(config, data, per_residue, out_dir, None)
+    ours = _source(path, data, out_dir / "cache" / "trained", per_residue, "")
+    untrained = None
+    if config.untrained and config.model is not None:
+        twin = _embed(config, data, per_residue, out_dir, UNTRAINED_SEED)
+        untrained = _source(twin, data, out_dir / "cache" / "untrained", per_residue, "untrained ")
+    return data, ours, untrained
+
+
+def _embed(
+    config: BenchmarkConfig, data: TaskData, per_residue: bool, out_dir: Path, untrained_seed: int | None
+) -> Path:
+    """Embed the task's proteins; `embed` itself takes up what is done and leaves alone what is finished."""
+    sequences = dict(zip(data.ids, data.sequences, strict=True))
+    if any(sequences[name] != sequence for name, sequence in zip(data.ids, data.sequences, strict=True)):
+        raise InputError(
+            f"task {data.task.name}: one id stands for two different sequences; give them ids of their own"
+        )
+    fasta = out_dir / "proteins.fasta"
+    text = "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
+    if not fasta.is_file() or fasta.read_text() != text:
+        with atomic_path(fasta) as part:
+            part.write_text(text)
+    result = embed(
+        EmbedConfig(
+            fasta=fasta,
+            out_dir=out_dir / "embeddings",
+            name="trained" if untrained_seed is None else "untrained",
+            model=config.model,
+            repr_layers=[config.repr_layer],
+            per_protein=not per_residue,
+            per_residue=per_residue,
+            untrained_seed=untrained_seed,
+            long_proteins="window",
+            dtype="float16" if per_residue else "float32",
+            layout="packed",
+            device=config.device,
+            restart=True,
+        )
+    )
+    return result.hiddens if per_residue else result.embeddings
+
+
+def _without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
+    """The task without the proteins that a file of embeddings lacks, if that is allowed."""
+    with EmbeddingReader(path) as reader:
+        missing = [row for row, name in enumerate(data.ids) if name not in reader]
+    if not missing:
+        return data
+    named = ", ".join(data.ids[row] for row in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    if not allow_missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or set allow_missing"
+        )
+    kept = data.subset(np.setdiff1d(np.arange(len(data.ids)), missing))
+    note = f"{len(missing)} of {len(data.ids)} proteins have no embedding and were left out ({named})"
+    logger.warning(note)
+    for name, size in kept.sizes.items():
+        if not size:
+            raise InputError(f"{path}: no protein of the {name} set has an embedding")
+    return replace(kept, official=False, notes=(*data.notes, note))
+
+
+def _source(path: Path, data: TaskData, cache: Path, per_residue: bool, prefix: str) -> _Source:
+    """A file's rows in the task's order; a packed file in that very order is read where it lies."""
+    with EmbeddingReader(path) as reader:
+        attributes = {k: v for k, v in reader.attributes.items() if isinstance(v, str | int | float)}
+        name = prefix + str(attributes.get("model_name", path.stem)).removesuffix("_untrained")
+        if reader.level != ("residue" if per_residue else "protein"):
+            raise InputError(f"{path} holds one vector a {reader.level}; this probe wants one a {'residue' if per_residue else 'protein'}")  # fmt: skip
+        if not per_residue:
+            features = Features(reader.matrix(data.ids), np.arange(len(data.ids) + 1), str(path))
+        elif attributes.get("layout") == "packed" and reader.ids == data.ids:
+            features = _mapped(path)
+        else:
+            values_ND, offsets = reader.packed(data.ids, cache)
+            features = Features(values_ND, offsets, str(path))
+    return _Source(name, path, attributes, features)
+
+
+def _mapped(path: Path) -> Features:
+    """The packed layout is one contiguous array in the file: memory-mapped, nothing is copied."""
+    with h5py.File(path, "r") as file:
+        values, offsets = file["values"], file["offsets"][()]
+        start, shape, dtype = values.id.get_offset(), values.shape, values.dtype
+    return Features(np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape), offsets, str(path))
+
+
+def _fingerprint(data: TaskData) -> str:
+    """SHA-256 of what is predicted on which proteins."""
+    digest = hashlib.sha256(f"{data.task.name} {data.split} {data.task.labels}".encode())
+    for part in ("\n".join(data.ids).encode(), "\n".join(data.sequences).encode(), "\n".join(data.sets).encode()):
+        digest.update(part)
+    digest.update(data.targets.tobytes() + data.scored.tobytes())
+    return digest.hexdigest()
+
+
+def _file_key(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _cached(
+    folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
+) -> tuple[Fitted, str] | None:
+    """A finished row from disk if it was made from the very same things; otherwise fit and keep it."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
+    if path.is_file():
+        with np.load(path) as stored:
+            if str(stored["digest"]) == digest:
+                told = json.loads(str(stored["told"]))
+                logger.info("%s: taken from an earlier run", name)
+                return Fitted(stored["test"], stored["validation"], **told["fitted"]), told["note"]
+    logger.info("%s: fitting", name)
+    found = fit()
+    if found is None:
+        return None
+    fitted, note = found
+    told = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez_compressed(
+            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(told)
+        )
+    return found
+
+
+def _report(
+    config: BenchmarkConfig,
+    data: TaskData,
+    probe: ProbeConfig,
+    ours: _Source,
+    rows: list[dict[str, Any]],
+    scores: dict[str, dict[str, Score]],
+) -> dict[str, Any]:
+    task = data.task
+    light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None
+    first = rows[0]["name"]
+    comparisons = []
+    for row in rows[1:]:
+        # A constant has no rank correlation: values are compared with the mean by their error.
+        metric = task.metric if row["metrics"][task.metric]["value"] is not None else "rmse"
+        difference = paired_difference(metric, scores[first][metric], scores[row["name"]][metric])
+        comparisons.append(
+            {"ours": first, "theirs": row["name"], "metric": metric, "difference": finite(difference.value),
+             "low": finite(difference.low), "high": finite(difference.high),
+             "sentence": sentence(first, row["name"], metric, difference)}
+        )  # fmt: skip
+    published = [asdict(item) for item in PUBLISHED if (item.task, item.split) == (task.name, data.split)]
+    notes = list(data.notes)
+    if config.untrained and config.model is None:
+        notes.append(
+            "no untrained rival: name the model that made the embeddings to have it probed with random weights"
+        )
+    if len(config.seeds) > 1 and probe.probe in HEADS:
+        notes.append("seeds differ in initial weights and dropout; the order of batches is the same for all")
+    inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
+    inputs["embeddings"] = sha256_file(ours.path)
+    return {
+        "schema": SCHEMA,
+        "task": {
+            "name": task.name, "level": task.level, "target": task.target, "split": data.split, "metric": task.metric,
+            "unit": task.unit, "labels": list(task.labels), "num_bits": len(task.binary_labels), "traffic_light": light,
+            "licence": task.licence, "citation": task.citation, "official": data.official, "sizes": data.sizes,
+            "scored_test": len(data.target_rows("test")),
+        },
+        "model": {"name": ours.name, "embeddings": {"path": str(ours.path), **{k: v for k, v in ours.attributes.items() if k != "provenance"}}},
+        "settings": {"preset": config.preset, "source": SOURCES[config.preset], "probe": asdict(probe), "seeds": config.seeds,
+                     "limit": config.limit, "resamples": config.resamples},
+        "rows": rows,
+        "comparisons": comparisons,
+        "published": published if data.official else [],
+        "notes": notes,
+        "files": {"predictions": "predictions.npz"},
+        "provenance": provenance("benchmark", config, inputs),
+    }  # fmt: skip
+
+
+def _write_predictions(path: Path, data: TaskData, predictions: dict[str, np.ndarray], fingerprint: str) -> None:
+    """Test truth and every row's predictions: what a comparison of reports draws its replicates from."""
+    rows = data.target_rows("test")
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.savez_compressed(
+            file,
+            fingerprint=_test_fingerprint(data),
+            task=fingerprint,
+            truth=data.targets[rows],
+            protein=protein_numbers(data),
+            **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
+        )
+
+
+def _test_fingerprint(data: TaskData) -> str:
+    """SHA-256 of the scored test set alone: reports that share it can be compared pair by pair."""
+    rows = data.target_rows("test")
+    digest = hashlib.sha256("\n".join(data.ids[row] for row in data.rows("test")).encode())
+    digest.update(rows.astype(np.int64).size.to_bytes(8, "little") + data.targets[rows].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""Any number of reports side by side, with a paired bootstrap wherever two were scored on the same proteins."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esm2kit import plots
+from esm2kit.errors import InputError
+from esm2kit.flip import TASKS
+from esm2kit.metrics import Score, draw_counts, paired_difference, score_seeds
+from esm2kit.provenance import atomic_path, write_json
+from esm2kit.report import METRIC_NAMES, figure, heads, metric_cell, number, read_report, render, sentence
+from esm2kit.scoring import scorers_of
+
+
+def load_scores(report: dict[str, Any], row: str | None = None) -> tuple[str, dict[str, Score]]:
+    """A fingerprint of the test set and the scores of one row (the probe by default), drawn anew from its predictions.
+
+    Raises: InputError if the predictions are not beside the report.
+    """
+    path = Path(report["folder"]) / report["files"]["predictions"]
+    if not path.is_file():
+        raise InputError(f"{path} is missing: a comparison needs the predictions beside report.json")
+    name = row or report["rows"][0]["name"]
+    with np.load(path) as stored:
+        truth_M, protein_M = stored["truth"], stored["protein"]
+        predicted_SM = stored[f"predicted/{name}"]
+        fingerprint = str(stored["fingerprint"])
+    counts_RP = draw_counts(int(protein_M.max()) + 1, report["settings"]["resamples"])
+    task = report["task"]
+    scorers = scorers_of(task["target"], len(task["labels"]), task["num_bits"], truth_M, predicted_SM, protein_M)
+    return fingerprint, score_seeds(scorers, counts_RP)
+
+
+def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
+    """Write comparison.json and comparison.html.
+
+    Args:
+        reports: report.json files or their folders, of any tasks and models; two at least.
+        out_dir: folder for both.
+    Returns: {"schema", "reports", "pairs", "html"}: pairs holds a paired difference for every two reports on one test set.
+    Raises: InputError for fewer than two reports, or one that cannot be read.
+    """
+    if len(reports) < 2:
+        raise InputError(f"a comparison takes two reports or more, {len(reports)} given")
+    loaded = [read_report(Path(path)) for path in reports]
+    names = _distinct_names(loaded)
+    scores = [load_scores(report) for report in loaded]
+    pairs = []
+    for (a, ours), (b, theirs) in itertools.combinations(enumerate(scores), 2):
+        metric = loaded[a]["task"]["metric"]
+        if ours[0] != theirs[0] or len(ours[1][metric].replicates) != len(theirs[1][metric].replicates):
+            continue
+        difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
+        value, low, high = (x if math.isfinite(x) else None for x in difference)
+        told = sentence(names[a], names[b], metric, difference)
+        pairs.append({"ours": names[a], "theirs": names[b], "metric": metric, "difference": value, "low": low, "high": high,
+                      "sentence": told})  # fmt: skip
+    listed = [
+        {"name": name, "path": report["folder"], "task": report["task"]["name"], "split": report["task"]["split"],
+         "metric": report["task"]["metric"], "rows": [{"name": row["name"], "kind": row["kind"], "metrics": row["metrics"]}
+         for row in report["rows"]]}
+        for name, report in zip(names, loaded, strict=True)
+    ]  # fmt: skip
+    comparison = {"schema": "esm2kit.comparison/1", "reports": listed, "pairs": pairs}
+    out_dir = Path(out_dir)
+    write_json(out_dir / "comparison.json", comparison)
+    with atomic_path(out_dir / "comparison.html") as part:
+        part.write_text(_page(comparison, loaded), encoding="utf-8")
+    return comparison | {"html": str(out_dir / "comparison.html")}
+
+
+def _distinct_names(loaded: Sequence[dict[str, Any]]) -> list[str]:
+    """Model and probe; the folder too where that does not tell two reports of one test apart."""
+    plain = [report["rows"][0]["name"] for report in loaded]
+    keys = [(name, report["task"]["name"], report["task"]["split"]) for name, report in zip(plain, loaded, strict=True)]
+    return [
+        f"{name} ({Path(report['folder']).name})" if keys.count(key) > 1 else name
+        for name, key, report in zip(plain, keys, loaded, strict=True)
+    ]
+
+
+def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
+    sections: list[dict[str, Any]] = []
+    order = {task: place for place, task in enumerate(TASKS)}
+    tests = sorted({(r["task"], r["split"]) for r in comparison["reports"]}, key=lambda t: (order.get(t[0], 99), t))
+    for task, split in tests:
+        chosen = [r for r in comparison["reports"] if (r["task"], r["split"]) == (task, split)]
+        metric = chosen[0]["metric"]
+        lines = [(report["name"], report["rows"][0], True) for report in chosen]
+        seen: set[str] = set()
+        for report in chosen:  # a baseline without a model is the same in every report
+            for row in report["rows"][1:]:
+                name = row["name"] if row["kind"] == "baseline" else f"{row['name']} ({report['name']})"
+                if name not in seen:
+                    seen.add(name)
+                    lines.append((name, row, False))
+        shown = list(chosen[0]["rows"][0]["metrics"])
+        rows = [{"ours": ours, "cells": [{"text": name}, *(metric_cell(row["metrics"].get(m)) for m in shown)]} for name, row, ours in lines]  # fmt: skip
+        head = heads(["model", *(METRIC_NAMES.get(m, m) for m in shown)])
+        ends = {
+            end: [math.nan if (row["metrics"].get(metric) or {}).get(end) is None else row["metrics"][metric][end] for _, row, _ in lines]
+            for end in ("value", "low", "high")
+        }  # fmt: skip
+        labels = [name for name, _, _ in lines]
+        told = "; ".join(
+            f"{name} {number(value if math.isfinite(value) else None)}"
+            for name, value in zip(labels, ends["value"], strict=True)
+        )
+        drawn = figure(
+            lambda labels=labels, ends=ends, metric=metric, chosen=chosen: plots.scores_beside_baselines(
+                labels, ends["value"], ends["low"], ends["high"], METRIC_NAMES.get(metric, metric),
+                ours=[report["name"] for report in chosen],
+            ),
+            f"scores-{len(sections)}", f"{METRIC_NAMES.get(metric, metric)} on {task}, {split}: {told}",
+            "Each report's probe, then what it must beat.",
+        )  # fmt: skip
+        pairs = [p["sentence"] for p in comparison["pairs"] if {p["ours"], p["theirs"]} <= {r["name"] for r in chosen}]
+        sections.append(
+            {"title": f"{task}, {split}", "table": {"heads": head, "rows": rows}, "figures": [drawn], "points": pairs}
+        )
+    lead = f"{len(loaded)} reports, {len(tests)} test sets, {len(comparison['pairs'])} paired comparisons."
+    return render(
+        "Benchmark comparison", lead, ["Paired bootstrap over test proteins: both models on the same draws."], sections
+    )

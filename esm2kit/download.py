@@ -1,0 +1,321 @@
+"""Fetching FLIP's files: resumed where they broke off, checked, whole or absent.
+
+A download goes into `<file>.part`, with what the server said of it beside; a later call continues it only if the server
+still offers the very same file. A file that is already in its place is left alone, wherever it came from.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+import urllib3
+
+from esm2kit.errors import InputError
+from esm2kit.flip import TASKS, find_split
+from esm2kit.flip_files import check_zip, find_source
+from esm2kit.provenance import fsync, sha256_file
+
+logger = logging.getLogger(__name__)
+
+# In order: FLIP's server by https, then http; then the archive in FLIP's repository, at a fixed commit.
+FILE_MIRRORS = (
+    "https://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
+    "http://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
+)
+ZIP_MIRRORS = (
+    "https://raw.githubusercontent.com/J-SNACKKB/FLIP/62cace8735f5610e2743cf06ce0f944b37fffaa6/splits/{folder}/splits.zip",
+)
+# (task, file) -> bytes and SHA-256, of FLIP's repository at that commit; files not listed are checked by size alone.
+KNOWN: dict[tuple[str, str], tuple[int, str]] = {
+    ("bind", "from_publication.fasta"): (288_188, "8b000abee7f98633cdf3683aa9ef9311ddddd41c1be9845992c2af5f8a550e4d"),
+    ("bind", "one_vs_many.fasta"): (289_532, "00c885369dcb92f2c9cee4a645ed4b8a23a135cf9a05ef5760916592133a3226"),
+    ("bind", "one_vs_mn.fasta"): (66_137, "bfb89809e662e7fcff2d3861da8668be4174bfbe55dc8e80645fa41bb04a2ed1"),
+    ("bind", "one_vs_sm.fasta"): (259_762, "a6716a11fcf5ba3431dacf0a8b7ead2a7a27b31ea0e75ffde2a38e35f896140c"),
+    ("bind", "one_vs_sn.fasta"): (71_618, "0a11de0c900bfeea3e9f58ffc88d48f92ba9c44eada85df5e769324d753d8f5c"),
+    ("bind", "sequences.fasta"): (251_874, "09487b43f207164acef3c491bf59e9ba83f3fcc2d19f011f2bab1ddfc0b9d924"),
+    ("bind", "two_vs_many.fasta"): (289_737, "9002f9c5735d772a35b97cca8756194fc04446297dfd56ec5e3241a7db2bd235"),
+    ("conservation", "sampled.fasta"): (3_091_516, "fe7621ff1c49e6e0f20ca974f27749c4f88c34f33a978c45847fe801cf5af59d"),
+    ("conservation", "sequences.fasta"): (
+        2_821_277,
+        "efc86819cd06167e5c34e7f6377d90f30a1636121e588a115f53a9ad4bf39a64",
+    ),
+    ("gb1", "low_vs_high.fasta"): (2_861_115, "15dc7b8090cf1e4963e4a6bdfb1c531c9b9894eeef33221981fb1d5c67408516"),
+    ("gb1", "one_vs_rest.fasta"): (2_856_560, "3af259abd9cafd843d264d41fc17c46542392b26cd063eb5a6cdd4f3d9a68188"),
+    ("gb1", "sampled.fasta"): (2_862_824, "2259bafa03b87134502a77c47107210d41ca07e5dae3b4a1374ac0e3f81f6090"),
+    ("gb1", "splits.zip"): (1_241_473, "00a3c3d5be56ce35adfbec838db8ff549be369525e151a6978133da34b9fd86f"),
+    ("gb1", "three_vs_rest.fasta"): (2_859_226, "276a9d37342b3ffa50c5f5ee1e11f45975d179b784806e6dea8076c8a498a0ec"),
+    ("gb1", "two_vs_rest.csv"): (2_500_241, "b368e4564e10e33735f897c9b63f1be7030082e565c6d4e1368d6f1641a310de"),
+    ("gb1", "two_vs_rest.fasta"): (2_856_916, "c36a5694467b322060f0a766e3cb40ebb8a727a39d41ddd104a814f833b327e1"),
+    ("secondary_structure", "mask.fasta"): (
+        2_945_498,
+        "6ffafb87ab0d40781103594d3a8fa202d1db741fd49cc00fe6220797bf55897f",
+    ),
+    ("secondary_structure", "sampled.fasta"): (
+        3_245_266,
+        "d74173c6ecd35339e9455565b45160f7285d401a1fc05e814af67bcb7bb83ad1",
+    ),
+    ("secondary_structure", "sequences.fasta"): (
+        2_945_498,
+        "cc69cb36650161fa08874c7a3a2ceceb9c3bbab1b6394cb875647c1b8b4a4b03",
+    ),
+    ("secondary_structure_648", "resolved.fasta"): (
+        2_996_269,
+        "5aad80ab3e045c589f6ee740b321519b8e5fcdccb9642c3422e1ec383eecdb7d",
+    ),
+    ("secondary_structure_648", "sampled.fasta"): (
+        3_303_421,
+        "4c98e70930134df6458142ccda36ef8a3a32623f580861c03f0c48f8e252242a",
+    ),
+    ("secondary_structure_648", "sequences.fasta"): (
+        2_996_269,
+        "ad3d62d1a3fcd44cb59b3eff2c8f7ffdbf68ad5ba540fc7e0ee6851377e436ae",
+    ),
+}
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 30.0
+STALL_BYTES = 1024  # less than this in STALL_SECONDS is a stalled server, even if it still trickles
+CHUNK = 1 << 16
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class _Refused(Exception):
+    """This source cannot serve the file; the next may."""
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """What to fetch.
+
+    Args:
+        task: a FLIP task, or all.
+        split: of the task; FLIP's default if not given, every one of them if "all".
+        data_dir: folder of task folders; files land in <data_dir>/<task>/.
+    """
+
+    task: str = "all"
+    split: str | None = None
+    data_dir: Path = Path("flip")
+
+
+def download(config: DownloadConfig) -> list[Path]:
+    """Fetch one FLIP task or all of them.
+
+    Returns: the files, fetched now or there before.
+    Raises: InputError, at the end, for tasks that could not be fetched.
+    """
+    if config.task != "all":
+        return download_flip(config.task, config.data_dir, config.split)
+    files, failed = [], []
+    for task in TASKS:
+        try:
+            files += download_flip(task, config.data_dir, config.split)
+        except InputError as error:
+            logger.warning("%s", error)
+            failed.append(task)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(TASKS)} tasks could not be fetched ({', '.join(failed)}); see the lines above"
+        )
+    return files
+
+
+def download_flip(
+    task: str,
+    data_dir: Path,
+    split: str | None = None,
+    file_mirrors: Sequence[str] = FILE_MIRRORS,
+    zip_mirrors: Sequence[str] = ZIP_MIRRORS,
+    stall_seconds: float = STALL_SECONDS,
+) -> list[Path]:
+    """Have a task's files in `<data_dir>/<task>/`; files that are there, in any form the reader takes, are left alone.
+
+    Args:
+        task: a key of flip.TASKS.
+        data_dir: folder of task folders.
+        split: FLIP's default if None; "all" for every split.
+        file_mirrors: address patterns with {folder} and {file}, tried in order.
+        zip_mirrors: address patterns of an archive of all splits, tried last.
+        stall_seconds: give a silent or trickling server up after this.
+    Returns: the files.
+    Raises: InputError for an unknown task or split, or, with how to place the files by hand, if no mirror delivers.
+    """
+    if task not in TASKS:
+        raise InputError(f"unknown FLIP task {task!r}: known are {', '.join(TASKS)}")
+    spec = TASKS[task]
+    splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
+    folder = Path(data_dir) / task
+    wanted = {name: (name,) for name in spec.files} | {f"{s}.fasta": (f"{s}.fasta", f"{s}.csv") for s in splits}
+    absent = [name for name, forms in wanted.items() if not (folder.is_dir() and find_source(folder, forms))]
+    if absent and spec.folder:  # the files the server ships under this name are another test set
+        raise InputError(
+            f"{task} is no longer on FLIP's server, which ships {spec.folder} with another test set; place "
+            f"{', '.join(wanted)} from before 2022-12 in {folder} by hand"
+        )
+    reasons: list[str] = []
+    for name in absent:
+        if not _fetch_any(
+            task, name, folder, [m.format(folder=task, file=name) for m in file_mirrors], stall_seconds, reasons
+        ):
+            break
+    else:
+        return [find_source(folder, forms).path for forms in wanted.values()]
+    for address in (mirror.format(folder=task) for mirror in zip_mirrors):
+        if _fetch_any(task, "splits.zip", folder, [address], stall_seconds, reasons, _sound_zip):
+            found = [find_source(folder, forms) for forms in wanted.values()]
+            if all(found):
+                return [source.path for source in found]
+            reasons.append(f"{address}: holds no {next(n for n, f in zip(wanted, found, strict=True) if not f)}")
+    raise InputError(
+        f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place {', '.join(absent)} in {folder} by hand "
+        "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0) and run the same command again"
+    )
+
+
+def _sound_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive, path)
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
+    except (zipfile.BadZipFile, InputError) as error:
+        raise _Refused(f"is no sound archive ({error})") from None
+
+
+def _fetch_any(
+    task: str,
+    name: str,
+    folder: Path,
+    addresses: Sequence[str],
+    stall_seconds: float,
+    reasons: list[str],
+    check: Callable[[Path], None] | None = None,
+) -> bool:
+    """Try addresses in order; every failure leaves a reason."""
+    size, sha256 = KNOWN.get((task, name), (None, None))
+    for address in addresses:
+        try:
+            _fetch(address, folder / name, size, sha256, stall_seconds, check)
+            return True
+        except _Refused as refusal:
+            reasons.append(f"{address} {refusal}")
+            logger.info("%s %s", address, refusal)
+    return False
+
+
+def _fetch(
+    address: str,
+    path: Path,
+    size: int | None,
+    sha256: str | None,
+    stall_seconds: float,
+    check: Callable[[Path], None] | None,
+) -> None:
+    """One file from one address, continued if a part of this very file is there.
+
+    Raises: _Refused with the reason, the part kept if it is worth continuing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+    with open(part, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{part} is being written by another process; wait for it") from None
+        try:
+            _receive(address, file, said, stall_seconds)
+        except requests.Timeout:
+            raise _Refused(f"said nothing for {stall_seconds:.0f} s") from None
+        except requests.RequestException as error:
+            raise _Refused(f"failed ({type(error).__name__})") from None
+    found = part.stat().st_size
+    try:
+        if size is not None and found != size:
+            raise _Refused(f"sent {found} bytes instead of {size}")
+        if sha256 is not None and sha256_file(part) != sha256:
+            raise _Refused(f"sent another file than FLIP's {path.name} (SHA-256 differs)")
+        if found == 0:
+            raise _Refused("sent an empty file")
+        if check is not None:
+            check(part)
+    except _Refused:
+        part.unlink(missing_ok=True)
+        said.unlink(missing_ok=True)
+        raise
+    fsync(part)
+    os.replace(part, path)
+    said.unlink(missing_ok=True)
+    fsync(path.parent)
+
+
+def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float) -> None:
+    """Append what is missing; a part of another version of the file is thrown away first."""
+    have = file.seek(0, os.SEEK_END)
+    headers = {"Accept-Encoding": "identity"}
+    known = json.loads(said.read_text()) if said.is_file() else {}
+    if have and known.get("address") == address and known.get("tag"):
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["tag"]}
+    else:
+        have = 0
+    with requests.get(
+        address, headers=headers, stream=True, timeout=(min(CONNECT_SECONDS, stall_seconds), stall_seconds)
+    ) as answer:
+        if answer.status_code == 416 and have and have == known.get("total"):
+            return  # the part is the whole file
+        if answer.status_code not in (200, 206):
+            raise _Refused(f"answered {answer.status_code} {answer.reason}")
+        if "text/html" in answer.headers.get("Content-Type", ""):
+            raise _Refused("answered with a web page instead of the file")
+        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise _Refused("continued at the wrong byte")
+        if answer.status_code == 200:
+            have = 0
+            file.truncate(0)
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else have + int(length)
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        said.write_text(json.dumps({"address": address, "tag": tag, "total": total}))
+        _pour(answer, file, have, total, stall_seconds, address)
+        if total is not None and file.seek(0, os.SEEK_END) != total:
+            raise _Refused(f"broke off at {file.tell()} of {total} bytes")
+
+
+def _pour(
+    answer: requests.Response, file: BinaryIO, have: int, total: int | None, stall_seconds: float, address: str
+) -> None:
+    """The body into the file, with a progress line every few seconds."""
+    start = told = checked = time.monotonic()
+    received = at_check = 0
+    while True:
+        try:
+            block = answer.raw.read1(CHUNK)  # whatever has arrived, so that a trickle is seen as one
+        except urllib3.exceptions.ReadTimeoutError:
+            file.flush()
+            raise requests.Timeout from None
+        except urllib3.exceptions.HTTPError as error:
+            file.flush()
+            raise _Refused(f"broke off ({type(error).__name__})") from None
+        if not block:
+            break
+        file.write(block)
+        received += len(block)
+        now = time.monotonic()
+        if now - checked > stall_seconds:
+            if received - at_check < STALL_BYTES:
+                file.flush()
+                raise _Refused(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
+            checked, at_check = now, received
+        if now - told > SECONDS_BETWEEN_LINES:
+            told = now
+            rate = received / (now - start)
+            left = f", {(total - have - received) / rate:.0f} s left" if total else ""
+            done, whole = (have + received) / 1e6, f" of {total / 1e6:.0f}" if total else ""
+            logger.info("%s: %.0f%s MB, %.1f MB/s%s", address, done, whole, rate / 1e6, left)
+    file.flush()

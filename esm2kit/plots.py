@@ -1,0 +1,249 @@
+"""Figures from arrays: every function draws into Axes and returns them; colours hold for colour-blind eyes."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+PALETTE = sns.color_palette("colorblind")
+OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
+MAX_POINTS = 20_000
+
+
+def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def _finish(ax: Axes, x_label: str, y_label: str, title: str = "") -> Axes:
+    ax.set(xlabel=x_label, ylabel=y_label, title=title)
+    sns.despine(ax=ax)
+    return ax
+
+
+def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None, ax: Axes | None = None) -> Axes:
+    """How long proteins are.
+
+    Args:
+        num_residues_P: residues of every protein.
+        max_residues: where training crops; drawn as a line.
+    """
+    ax = _axes(ax)
+    sns.histplot(x=np.asarray(num_residues_P), bins=50, color=OURS, ax=ax)
+    if max_residues is not None:
+        ax.axvline(max_residues, color=TRUTH, linestyle="--", label=f"crop at {max_residues:,} residues")
+        ax.legend(frameon=False)
+    return _finish(ax, "residues per protein", "proteins")
+
+
+def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
+    """How many members clusters have, both axes logarithmic."""
+    ax = _axes(ax)
+    sizes = np.asarray(num_members_C)
+    edges = np.unique(np.geomspace(1, max(2, sizes.max() + 1), 30).astype(int))
+    ax.hist(sizes, bins=edges, color=OURS, edgecolor="none", log=True)
+    ax.set_xscale("log")
+    return _finish(ax, "members per cluster", "clusters")
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    unigram_floor: float | None = None,
+    uniform: float | None = float(np.log(20)),
+    ax: Axes | None = None,
+) -> Axes:
+    """Masked-LM loss over training steps, beside what a guess without context costs.
+
+    Args:
+        curves: name -> (steps, losses in nats a masked residue).
+        unigram_floor: loss of guessing by residue frequencies, on the same split.
+        uniform: loss of guessing evenly among 20 residues; None leaves it out.
+    """
+    ax = _axes(ax)
+    for colour, (name, (steps, losses)) in zip(PALETTE, curves.items(), strict=False):
+        ax.plot(steps, losses, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
+    _guide_lines(ax, {"uniform guess": uniform, "unigram guess": unigram_floor})
+    return _finish(ax, "optimizer steps", "loss (nats per masked residue)")
+
+
+def perplexity_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    unigram_floor: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Perplexity over training steps; 20 is a uniform guess.
+
+    Args:
+        curves: name -> (steps, perplexities).
+        unigram_floor: perplexity of guessing by residue frequencies, on the same split.
+    """
+    ax = _axes(ax)
+    for colour, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
+        ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
+    _guide_lines(ax, {"unigram guess": unigram_floor})
+    return _finish(ax, "optimizer steps", "perplexity")
+
+
+def _guide_lines(ax: Axes, lines: Mapping[str, float | None]) -> None:
+    for style, (name, height) in zip((":", "--"), lines.items(), strict=False):
+        if height is not None:
+            ax.axhline(height, color=OTHERS, linestyle=style, label=f"{name} {height:.2f}")
+    ax.legend(frameon=False)
+
+
+def embedding_scatter(
+    xy_P2: np.ndarray,
+    labels_P: Sequence[str] | np.ndarray,
+    title: str = "",
+    label_name: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A two-dimensional map of embeddings, coloured by a label (a legend) or a number (a colour bar).
+
+    Args:
+        xy_P2: coordinates, from PCA, UMAP or t-SNE.
+        labels_P: a word or a number for every point.
+        title: of the figure.
+        label_name: what the label is, with its unit.
+    """
+    ax = _axes(ax, 6.0, 4.6)
+    labels = np.asarray(labels_P)
+    if np.issubdtype(labels.dtype, np.number):
+        drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
+        ax.figure.colorbar(drawn, ax=ax, label=label_name)
+    else:
+        names = sorted(set(labels.tolist()))
+        for index, name in enumerate(names):
+            chosen = xy_P2[labels == name]
+            marker = "osD^vP*X"[index // len(PALETTE) % 8]
+            ax.scatter(*chosen.T, s=11, color=PALETTE[index % len(PALETTE)], marker=marker, linewidths=0,
+                       label=f"{name} ({len(chosen):,})", rasterized=True)  # fmt: skip
+        ax.legend(title=label_name or None, frameon=False, markerscale=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _finish(ax, "component 1", "component 2", title)
+
+
+def scores_beside_baselines(
+    names: Sequence[str],
+    values: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    metric: str,
+    ours: Sequence[str] = (),
+    published: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scores with their 95% intervals, one line a model; undefined scores are named and left empty.
+
+    Args:
+        names: of the models, top to bottom.
+        values: their scores.
+        lows: lower ends of the intervals.
+        highs: upper ends.
+        metric: for the axis, with its unit.
+        ours: names drawn in the first colour.
+        published: name -> figure printed by others, drawn as a hollow mark in a line of its own.
+    """
+    printed = dict(published or {})
+    ax = _axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
+    for place, (name, value, low, high) in enumerate(zip(names, values, lows, highs, strict=True)):
+        if value is None or not np.isfinite(value):
+            ax.text(0.01, place, "undefined", transform=ax.get_yaxis_transform(), va="center", style="italic")
+            continue
+        colour = OURS if name in ours else OTHERS
+        if low is not None and np.isfinite(low):
+            ax.plot([low, high], [place, place], color=colour, linewidth=2)
+        ax.plot(value, place, marker="o", color=colour)
+    for place, value in enumerate(printed.values(), len(names)):
+        ax.plot(value, place, marker="D", color=TRUTH, markerfacecolor="none")
+    ax.set_yticks(range(len(names) + len(printed)), [*names, *printed])
+    ax.set_ylim(len(names) + len(printed) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+    return _finish(ax, f"{metric} on test (bar: 95% interval)", "")
+
+
+def heat_map(
+    matrix_RC: np.ndarray, x_label: str, y_label: str, value_label: str, rows: Sequence[str] = (), columns: Sequence[str] = (),
+    centre: float | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """A matrix in colour; with a centre, a diverging scale around it (a mutation scan, say)."""
+    ax = _axes(ax, 8.0, 4.2)
+    scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
+    sns.heatmap(
+        matrix_RC, ax=ax, cbar_kws={"label": value_label}, rasterized=True,
+        xticklabels=list(columns) or "auto", yticklabels=list(rows) or "auto", **scale,
+    )  # fmt: skip
+    ax.tick_params(axis="y", rotation=0)
+    ax.set(xlabel=x_label, ylabel=y_label)
+    return ax
+
+
+def contact_map(probability_TT: np.ndarray, truth_TT: np.ndarray | None = None, ax: Axes | None = None) -> Axes:
+    """Predicted contacts; with a known map, prediction above the diagonal and truth below it.
+
+    Args:
+        probability_TT: contact probabilities, residues by residues.
+        truth_TT: bool, the contacts of a structure.
+    """
+    ax = _axes(ax, 4.8, 4.2)
+    shown = np.array(probability_TT, dtype=float)
+    if truth_TT is not None:
+        lower = np.tril_indices_from(shown, -1)
+        shown[lower] = np.asarray(truth_TT)[lower]
+    drawn = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    ax.figure.colorbar(drawn, ax=ax, label="contact probability")
+    title = "above the diagonal: predicted, below: structure" if truth_TT is not None else ""
+    ax.set(xlabel="residue", ylabel="residue", title=title)
+    return ax
+
+
+def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Shares of every true class, by predicted class; the counts stand in the cells while there is room."""
+    size = max(3.4, 1.6 + 0.5 * len(labels))
+    ax = _axes(ax, size + 1, size)
+    counts = np.asarray(confusion_KK, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    written = np.array([[f"{value:,.0f}" for value in row] for row in counts]) if len(labels) <= 10 else False
+    sns.heatmap(
+        shares, annot=written, fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, annot_kws={"size": 8},
+        cbar_kws={"label": "share of the true class"}, xticklabels=list(labels), yticklabels=list(labels),
+    )  # fmt: skip
+    ax.tick_params(axis="y", rotation=0)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    return ax
+
+
+def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = "", ax: Axes | None = None) -> Axes:
+    """Predictions against measurements with the line of equality; a seeded sample beyond 20,000 points."""
+    ax = _axes(ax, 4.4, 4.2)
+    truth, predicted = np.asarray(truth_P), np.asarray(predicted_P)
+    if len(truth) > MAX_POINTS:
+        chosen = np.random.default_rng(0).choice(len(truth), MAX_POINTS, replace=False)
+        truth, predicted = truth[chosen], predicted[chosen]
+    ax.scatter(truth, predicted, s=7, alpha=0.35, color=OURS, linewidths=0, rasterized=True)
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    ax.plot(ends, ends, color=OTHERS, linestyle="--", label="equality")
+    ax.legend(frameon=False)
+    named = f" ({unit})" if unit else ""
+    return _finish(ax, f"measured{named}", f"predicted{named}")
+
+
+def learning_curves(
+    train_loss_ES: np.ndarray, validation_loss_ES: np.ndarray, kept_epochs: Sequence[int] = (), ax: Axes | None = None
+) -> Axes:
+    """A probe's losses over epochs: a thin line a seed, a mark where its weights were kept."""
+    ax = _axes(ax)
+    train, validation = np.asarray(train_loss_ES), np.asarray(validation_loss_ES)
+    epochs = np.arange(1, len(train) + 1)
+    for values, colour, name in ((train, OTHERS, "train"), (validation, OURS, "validation")):
+        for seed in range(values.shape[1]):
+            ax.plot(epochs, values[:, seed], color=colour, linewidth=1, alpha=0.8, label=name if seed == 0 else None)
+    for seed, epoch in enumerate(kept_epochs):
+        ax.plot(epoch, validation[epoch - 1, seed], marker="o", markersize=4, color=OURS)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if train.min() > 0 and train.max() / train.min() > 30:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator())
+    ax.legend(frameon=False)
+    return _finish(ax, "epoch", "loss")
