@@ -1,10 +1,11 @@
-"""`esm2kit <stage> --config file.yaml --key value`: every stage is one dataclass and one function, read from a table."""
+"""`esm2kit <stage> --config file.yaml --key value`: every stage is a dataclass and a function, read from a table."""
 
 import dataclasses
 import difflib
 import importlib
 import json
 import logging
+import os
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -23,7 +24,9 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "preprocess": Stage("preprocess", "PreprocessConfig", "preprocess", "FASTA and clusters -> a memory-mapped dataset"),
+    "preprocess": Stage(
+        "preprocess", "PreprocessConfig", "preprocess", "FASTA and clusters -> a memory-mapped dataset"
+    ),
     "pretrain": Stage("pretrain", "PretrainConfig", "pretrain", "dataset -> an ESM-2 checkpoint", trains=True),
     "embed": Stage("embed", "EmbedConfig", "embed", "FASTA and a model -> embeddings in HDF5"),
     "benchmark": Stage("benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report"),
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("esm2kit").setLevel(logging.INFO)
+    # one voice: of many ranks the first one tells how it goes
+    logging.getLogger("esm2kit").setLevel(logging.WARNING if os.environ.get("RANK", "0") != "0" else logging.INFO)
     # Lightning's own lines (devices it did not find, advertisements) say nothing that ours do not
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False
@@ -113,8 +117,8 @@ def summarise(result: Any) -> str:
     from esm2kit.provenance import to_json
 
     plain = to_json(result)
-    if not isinstance(plain, dict):
-        return "" if plain is None else str(plain)
+    if not isinstance(plain, dict) or not plain:
+        return str(plain or "")
     return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})
 
 

@@ -1,7 +1,7 @@
-"""Training always runs in a process of its own, started here: from a notebook, from the command line, on one device or many.
+"""Training runs in a process of its own, started here: from a notebook or the command line, on one device or many.
 
-A Jupyter kernel cannot hold a process group, and a process that dies must not take the notebook along. Several devices of
-one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, and this room is not entered.
+A Jupyter kernel cannot hold a process group, and a process that dies must not take the notebook along. Several devices
+of one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, and this room is not entered.
 """
 
 import json
@@ -18,7 +18,7 @@ import yaml
 from esm2kit.errors import InputError
 from esm2kit.provenance import to_json
 
-# Set by torchrun and by srun for each worker: the process group is theirs to make, and this process is one of its members.
+# Set by torchrun and by srun for each worker: this process is one of a group that they made.
 WORKER_VARIABLES = ("LOCAL_RANK", "SLURM_PROCID")
 
 
@@ -62,7 +62,7 @@ def train(stage: str, config: Any, show: Callable[[str], None] = print) -> dict[
         config: the stage's dataclass.
         show: called with every line, without its line break.
     Returns: what the stage wrote to `<out_dir>/<stage>.json`.
-    Raises: InputError with the worker's last line if it failed; KeyboardInterrupt after the worker has saved and stopped.
+    Raises: InputError with the worker's last line if it failed; KeyboardInterrupt once the worker has saved and ended.
     """
     worker = start(stage, config)
     last = ""

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from esm2kit.errors import InputError
@@ -197,7 +197,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         square = norms.float().square().sum()
         if isinstance(gradients[0], DTensor):
             for dimension, placement in enumerate(gradients[0].placements):
-                if isinstance(placement, Shard):
+                if not isinstance(placement, Replicate):  # Shard, or FSDP2's strided shard of a tensor-parallel one
                     square = sum_over(gradients[0].device_mesh.get_group(dimension), square)
         total = total.to(square.device) + square
     norm = total.sqrt()

@@ -32,7 +32,7 @@ from esm2kit.parallel import (
     shard_model,
     sum_over,
 )
-from esm2kit.provenance import provenance
+from esm2kit.provenance import provenance, write_json
 from esm2kit.training_log import TrainingLog
 from esm2kit.training_state import CheckpointWriter, continue_at, restore, resume_point
 from esm2kit.weights import load_model
@@ -277,7 +277,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Args:
         config: the run; every rank is given the same.
-    Returns: {"best": path, "last": path, "metrics": path, "val_loss", "val_perplexity", "unigram_perplexity", "step"}.
+    Returns: {"best": path, "last": path, "metrics": path, "val_loss", "val_perplexity", "unigram_perplexity", "step"},
+        also in `<out_dir>/pretrain.json`; ranks other than the first return {}.
     Raises: InputError for a folder, size, layout or checkpoint that does not fit; FloatingPointError when the loss is
         no number, naming the update and the sequences.
     """
@@ -338,15 +339,21 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         trainer.fit(module, data)
     else:
         logger.info("nothing to do: %d of %d updates are made already", first_step, config.max_steps)
+    if not trainer.is_global_zero:
+        return {}
     best = writer.best()
-    return {
+    figures = read_metadata(best)
+    result = {
         "best": best,
         "last": writer.last,
         "metrics": log.path,
         "unigram_perplexity": floor,
         "step": read_metadata(writer.last)["step"],
-        **{name: read_metadata(best)[name] for name in ("val_loss", "val_perplexity")},
+        "val_loss": figures.get("val_loss"),
+        "val_perplexity": figures.get("val_perplexity"),
     }
+    write_json(out_dir / "pretrain.json", result | {"provenance": manifest})
+    return result
 
 
 def _initial_model(config: PretrainConfig) -> ESM2:

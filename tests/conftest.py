@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from esm2kit.preprocess import PreprocessConfig, preprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,3 +34,20 @@ def sample() -> Path:
 def one_thread() -> None:
     """Two-core machines run the tests; one thread keeps sums in one order and processes out of each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """data/sample, preprocessed."""
+    out_dir = tmp_path_factory.mktemp("dataset")
+    preprocess(
+        PreprocessConfig(
+            train_fasta=sample / "uniref50_train_filt.fasta",
+            sampler_fasta=sample / "ur90_ur50_sampler.fasta",
+            mapping=sample / "mapping.tsv",
+            valid_fasta=sample / "uniref50_valid.fasta",
+            out_dir=out_dir,
+            leakage_identity=0.0,
+        )
+    )
+    return out_dir

@@ -1,0 +1,91 @@
+"""The pages over runs: one a run, one over all of them; single files, no network, light and dark."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from esm2kit.provenance import atomic_path
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --link: light-dark(#0b57d0, #8ab4f8); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
+border-bottom: 1px solid var(--line); } a { color: var(--link); } th button { font: inherit; font-weight: 600; background: none;
+border: 0; padding: 0; cursor: pointer; color: inherit; } th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; } .failed { color: light-dark(#b3261e, #f2b8b5); font-weight: 600; }
+code, .num { font-variant-numeric: tabular-nums; } .small { font-size: .85em; opacity: .8; }
+"""
+SORT = """
+for (const button of document.querySelectorAll("th button")) button.onclick = () => {
+  const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
+  const up = head.getAttribute("aria-sort") !== "ascending", column = head.cellIndex;
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const key = row => row.cells[column].dataset.key ?? row.cells[column].textContent;
+  [...body.rows].sort((a, b) => (up ? 1 : -1) * key(a).localeCompare(key(b), "en", {numeric: true}))
+    .forEach(row => body.append(row));
+};
+"""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>{{ body }}</body></html>
+"""
+RUN = """<p>Tier {{ manifest.tier }}, started {{ manifest.created }}, commit <code>{{ manifest.git_commit or "none" }}</code>.
+<a href="manifest.json">manifest.json</a> holds parameters, hashes and versions. <a href="../index.html">All runs</a></p>
+<table><thead><tr><th>Notebook</th><th>Status</th><th>Seconds</th><th>Figures</th><th>Made</th></tr></thead><tbody>
+{% for name, entry in manifest.notebooks.items() %}<tr><td><a href="{{ name }}.html">{{ name }}</a></td>
+<td class="{{ entry.status }}">{{ entry.status }}{% if entry.error %}<br><span class="small">{{ entry.error }}</span>{% endif %}</td>
+<td class="num">{{ entry.seconds }}</td>
+<td>{% for key, value in (entry.figures or {}).items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
+<td>{% for key, item in (entry.made or {}).items() %}<a href="{{ item.path | relative }}">{{ key }}</a><br>{% endfor %}</td></tr>
+{% endfor %}</tbody></table>"""
+RUNS = """<table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Seconds", "Figures") %}
+<th scope="col"><button type="button">{{ head }}</button></th>{% endfor %}</tr></thead><tbody>
+{% for name, manifest, status, seconds, figures in rows %}<tr><td><a href="{{ name }}/index.html">{{ name }}</a></td>
+<td>{{ manifest.tier }}</td><td class="{{ status }}">{{ status }}</td><td>{{ manifest.created }}</td>
+<td class="num" data-key="{{ seconds }}">{{ "%.0f" | format(seconds) }}</td>
+<td>{% for key, value in figures.items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td></tr>
+{% endfor %}</tbody></table><script>{{ sort }}</script>"""
+
+
+def figure(value: Any) -> str:
+    """A number as a person reads it: four significant digits, whole numbers whole."""
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def run_page(name: str, manifest: dict[str, Any]) -> str:
+    """The HTML page of one run, linking its executed notebooks and what they made."""
+    return _page(name, RUN, manifest=manifest, run=name)
+
+
+def runs_page(folder: Path) -> Path:
+    """Write `<folder>/index.html` over all runs in it, newest first; returns its path."""
+    rows = []
+    for path in sorted(folder.glob("*/manifest.json"), reverse=True):
+        try:
+            manifest = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            continue  # a run killed in the middle of its first write has nothing to list
+        entries = manifest["notebooks"].values()
+        states = {entry["status"] for entry in entries}
+        status = "failed" if "failed" in states else "running" if "running" in states else "done"
+        figures = {key: value for entry in entries for key, value in entry.get("figures", {}).items()}
+        rows.append((path.parent.name, manifest, status, sum(entry.get("seconds", 0) for entry in entries), figures))
+    index = folder / "index.html"
+    with atomic_path(index) as part:
+        part.write_text(_page("esm2kit runs", RUNS, rows=rows, sort=SORT))
+    return index
+
+
+def _page(title: str, template: str, run: str = "", **values: Any) -> str:
+    environment = Environment(autoescape=True)
+    environment.filters["figure"] = figure
+    # artefacts of a run lie below its folder: a link that moves with it
+    environment.filters["relative"] = lambda path: str(path).split(f"/{run}/", 1)[-1]
+    from markupsafe import Markup
+
+    values = {key: Markup(value) if key == "sort" else value for key, value in values.items()}
+    body = environment.from_string(template).render(**values)
+    return environment.from_string(PAGE).render(title=title, style=Markup(STYLE), body=Markup(body))

@@ -1,0 +1,141 @@
+"""The global batch decides the loss curve, not its layout: every layout against one device, on gloo."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm2kit.checkpoint import read_checkpoint
+from esm2kit.errors import InputError
+from esm2kit.parallel import BatchLayout
+
+STEPS = 20
+COMMON = {
+    "model": "custom",
+    "num_layers": 2,
+    "embed_dim": 32,
+    "attention_heads": 4,
+    "global_batch_size": 16,
+    "warmup_steps": 4,
+    "lr": 1e-3,
+    "log_every_n_steps": 1,
+    "accelerator": "cpu",
+    # so tight that every update is clipped: a norm that is wrong in one layout shows in its losses
+    "gradient_clip_val": 0.5,
+}
+# name -> (processes, settings)
+LAYOUTS = {
+    "ddp2": (2, {"devices": 2}),
+    "fsdp2": (2, {"devices": 2, "strategy": "fsdp2"}),
+    "tp2": (2, {"devices": 2, "tensor_model_parallel_size": 2}),
+    "2x2": (4, {"devices": 4, "tensor_model_parallel_size": 2}),
+}
+ACCUMULATIONS = (1, 2, 4)
+
+
+def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
+    settings = COMMON | {"data": data, "out_dir": out_dir} | settings
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def train_together(processes: int, runs: list[list[str]]) -> None:
+    """Run configurations in one process group of so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__).parent / "layout_worker.py")]
+    done = subprocess.run(
+        [*command, json.dumps(runs)], capture_output=True, text=True, timeout=600, env={**_environment()}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def column(out_dir: Path, name: str) -> list[float]:
+    with open(out_dir / "metrics.csv", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def first_gradients(out_dir: Path) -> dict[str, torch.Tensor]:
+    """After one update AdamW's average is (1 - beta1) times the clipped gradient."""
+    tensors, _ = read_checkpoint(out_dir / "checkpoints" / "last.safetensors", "optimizer.")
+    return {name: tensor / 0.1 for name, tensor in tensors.items() if name.endswith("exp_avg")}
+
+
+def both_runs(out_dir: Path, data: Path, **settings: object) -> list[list[str]]:
+    """A run of one update, whose gradients are looked at, and one of twenty, whose losses are."""
+    return [
+        arguments(out_dir / "first", data, max_steps=1, **settings),
+        arguments(out_dir / "curve", data, max_steps=STEPS, val_check_interval=STEPS, **settings),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, dataset) -> Path:
+    out_dir = tmp_path_factory.mktemp("one")
+    train_together(1, both_runs(out_dir, dataset, accumulate_grad_batches=1))
+    return out_dir
+
+
+def assert_same_run(out_dir: Path, reference: Path) -> None:
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        found, expected = (torch.tensor(column(run / "curve", name)) for run in (out_dir, reference))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+    gradients = first_gradients(reference / "first")
+    for name, found in first_gradients(out_dir / "first").items():
+        torch.testing.assert_close(found, gradients[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_equals_one_device(layout: str, tmp_path, dataset, one_device) -> None:
+    processes, settings = LAYOUTS[layout]
+    runs = []
+    for accumulate in ACCUMULATIONS:
+        runs += both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate, **settings)
+    train_together(processes, runs)
+    for accumulate in ACCUMULATIONS:
+        assert_same_run(tmp_path / str(accumulate), one_device)
+
+
+def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
+    runs = []
+    for accumulate in (2, 4):
+        runs += both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate, num_workers=1)
+    train_together(1, runs)
+    for accumulate in (2, 4):
+        assert_same_run(tmp_path / str(accumulate), one_device)
+
+
+def test_the_batch_is_unequal_and_the_curve_moves(dataset, one_device) -> None:
+    """What the comparison rests on: clipping bites, and losses change from update to update."""
+    assert min(column(one_device / "curve", "grad_norm")) > COMMON["gradient_clip_val"]
+    losses = column(one_device / "curve", "train_loss")
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.05
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 2]))
+def test_any_subset_of_the_equation_gives_the_rest(nodes: int, micro: int, accumulate: int, tensor: int) -> None:
+    whole = {"micro_batch_size": micro, "accumulate_grad_batches": accumulate}
+    whole["global_batch_size"] = micro * accumulate * nodes * 2 // tensor
+    expected = BatchLayout.of(2, nodes, tensor, **whole)
+    assert expected.global_batch_size == whole["global_batch_size"]
+    for name in whole:
+        partial = {key: value for key, value in whole.items() if key != name}
+        assert BatchLayout.of(2, nodes, tensor, **partial) == expected
+    with pytest.raises(InputError, match="x data_parallel_size"):
+        BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": whole["global_batch_size"] + 1})
+
+
+def test_devices_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(InputError, match="does not divide into groups of tensor_model_parallel_size 2"):
+        BatchLayout.of(devices=3, tensor_model_parallel_size=2)
