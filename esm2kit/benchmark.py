@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import h5py
 import numpy as np
 import torch
 
 from esm2kit.baselines import baseline_names, fit_baseline
 from esm2kit.compare import compare
 from esm2kit.download import download_flip
-from esm2kit.embed import EmbedConfig, embed
-from esm2kit.embeddings import EmbeddingReader
 from esm2kit.errors import InputError
-from esm2kit.features import Features, Fitted, ProbeConfig, ProbeName
+from esm2kit.features import Fitted, ProbeConfig, ProbeName
 from esm2kit.flip import PUBLISHED, TASKS, Target
 from esm2kit.heads import HEADS
 from esm2kit.metrics import Score, draw_counts, paired_difference
@@ -28,6 +25,7 @@ from esm2kit.probes import fit_probe
 from esm2kit.provenance import atomic_path, provenance, sha256_file
 from esm2kit.report import SCHEMA, finite, sentence, write_report
 from esm2kit.scoring import protein_numbers, row_of, score_fitted
+from esm2kit.task_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.tasks import TaskData, load_task
 
 logger = logging.getLogger(__name__)
@@ -48,7 +46,7 @@ class BenchmarkConfig:
         download: fetch a FLIP task that data_dir lacks.
         target: class or value, for a task of your own whose targets could be both.
         model: what makes the embeddings: an official name, fair-esm .pt, Hugging Face folder or our checkpoint.
-        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then only names the untrained rival.
+        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then names the untrained rival.
         hiddens: an existing _hiddens.h5 (one vector a residue), for residue tasks and light attention.
         repr_layer: the layer that is embedded; -1 is the last.
         probe: ridge, logistic, fnn, cnn or light_attention; the preset's if not given.
@@ -98,21 +96,13 @@ class BenchmarkConfig:
             raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
 
 
-class _Source(NamedTuple):
-    """Embeddings of one kind: the file, what it is called and its rows for the task."""
-
-    name: str
-    path: Path
-    attributes: dict[str, Any]
-    features: Features
-
-
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Judge embeddings on a task, or on several.
 
     Every finished row lies in `<out_dir>/rows`, so that a run which was stopped goes on where it was.
 
-    Returns: the report as esm2kit.report describes it, with "html" and "json", the paths; for several tasks the comparison.
+    Returns: the report as esm2kit.report describes it, with the paths "html" and "json"; for several tasks
+        the comparison.
     Raises: InputError with one line on what is wrong and what to do.
     """
     if config.tasks is None:
@@ -183,7 +173,8 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
         if source is not None:
             name = f"{source.name}, {probe.probe}"
-            note = f"{probe.probe} on layer {source.attributes.get('layer', '?')} of {source.name}; {SOURCES[config.preset]}"
+            layer = source.attributes.get("layer", "?")
+            note = f"{probe.probe} on layer {layer} of {source.name}; {SOURCES[config.preset]}"
             add(name, kind, note, settings, _file_key(source.path),
                 lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
     wide = config.preset == "flip2021"
@@ -209,106 +200,29 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _sources(
     config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, out_dir: Path
-) -> tuple[TaskData, _Source, _Source | None]:
-    """Features of the model and of its untrained twin, made if need be, and the task without proteins that lack them."""
+) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
+    """Features of the model and of its untrained twin, made if need be; the task without proteins that lack them."""
     per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
     given = config.hiddens if per_residue else config.embeddings
     other = config.embeddings if per_residue else config.hiddens
     if given is None and other is not None:
         wanted = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
         raise InputError(f"task {data.task.name} with probe {probe.probe} takes {wanted}; {other} is the other kind")
-    if given is not None:
-        data = _without_missing(data, Path(given), config.allow_missing)
-        path = Path(given)
-    elif config.model is None:
+    if given is None and config.model is None:
         raise InputError("name a model, or an existing file of embeddings (hiddens for residues)")
-    else:
-        path = _embed(config, data, per_residue, out_dir, None)
-    ours = _source(path, data, out_dir / "cache" / "trained", per_residue, "")
+    if given is not None:
+        data = without_missing(data, Path(given), config.allow_missing)
+
+    def made(untrained_seed: int | None) -> Path:
+        return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
+
+    path = Path(given) if given is not None else made(None)
+    ours = read_features(path, data, per_residue, out_dir / "cache" / "trained")
     untrained = None
     if config.untrained and config.model is not None:
-        twin = _embed(config, data, per_residue, out_dir, UNTRAINED_SEED)
-        untrained = _source(twin, data, out_dir / "cache" / "untrained", per_residue, "untrained ")
+        untrained = read_features(made(UNTRAINED_SEED), data, per_residue, out_dir / "cache" / "untrained")
+        untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
     return data, ours, untrained
-
-
-def _embed(
-    config: BenchmarkConfig, data: TaskData, per_residue: bool, out_dir: Path, untrained_seed: int | None
-) -> Path:
-    """Embed the task's proteins; `embed` itself takes up what is done and leaves alone what is finished."""
-    sequences = dict(zip(data.ids, data.sequences, strict=True))
-    if any(sequences[name] != sequence for name, sequence in zip(data.ids, data.sequences, strict=True)):
-        raise InputError(
-            f"task {data.task.name}: one id stands for two different sequences; give them ids of their own"
-        )
-    fasta = out_dir / "proteins.fasta"
-    text = "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
-    if not fasta.is_file() or fasta.read_text() != text:
-        with atomic_path(fasta) as part:
-            part.write_text(text)
-    result = embed(
-        EmbedConfig(
-            fasta=fasta,
-            out_dir=out_dir / "embeddings",
-            name="trained" if untrained_seed is None else "untrained",
-            model=config.model,
-            repr_layers=[config.repr_layer],
-            per_protein=not per_residue,
-            per_residue=per_residue,
-            untrained_seed=untrained_seed,
-            long_proteins="window",
-            dtype="float16" if per_residue else "float32",
-            layout="packed",
-            device=config.device,
-            restart=True,
-        )
-    )
-    return result.hiddens if per_residue else result.embeddings
-
-
-def _without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
-    """The task without the proteins that a file of embeddings lacks, if that is allowed."""
-    with EmbeddingReader(path) as reader:
-        missing = [row for row, name in enumerate(data.ids) if name not in reader]
-    if not missing:
-        return data
-    named = ", ".join(data.ids[row] for row in missing[:5]) + (", ..." if len(missing) > 5 else "")
-    if not allow_missing:
-        raise InputError(
-            f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or set allow_missing"
-        )
-    kept = data.subset(np.setdiff1d(np.arange(len(data.ids)), missing))
-    note = f"{len(missing)} of {len(data.ids)} proteins have no embedding and were left out ({named})"
-    logger.warning(note)
-    for name, size in kept.sizes.items():
-        if not size:
-            raise InputError(f"{path}: no protein of the {name} set has an embedding")
-    return replace(kept, official=False, notes=(*data.notes, note))
-
-
-def _source(path: Path, data: TaskData, cache: Path, per_residue: bool, prefix: str) -> _Source:
-    """A file's rows in the task's order; a packed file in that very order is read where it lies."""
-    with EmbeddingReader(path) as reader:
-        attributes = {k: v for k, v in reader.attributes.items() if isinstance(v, str | int | float)}
-        name = prefix + str(attributes.get("model_name", path.stem)).removesuffix("_untrained")
-        if reader.level != ("residue" if per_residue else "protein"):
-            raise InputError(f"{path} holds one vector a {reader.level}; this probe wants one a {'residue' if per_residue else 'protein'}")  # fmt: skip
-        if not per_residue:
-            features = Features(reader.matrix(data.ids), np.arange(len(data.ids) + 1), str(path))
-        elif attributes.get("layout") == "packed" and reader.ids == data.ids:
-            features = _mapped(path)
-        else:
-            values_ND, offsets = reader.packed(data.ids, cache)
-            features = Features(values_ND, offsets, str(path))
-    return _Source(name, path, attributes, features)
-
-
-def _mapped(path: Path) -> Features:
-    """The packed layout is one contiguous array in the file: memory-mapped, nothing is copied."""
-    with h5py.File(path, "r") as file:
-        values, offsets = file["values"], file["offsets"][()]
-        start, shape, dtype = values.id.get_offset(), values.shape, values.dtype
-    return Features(np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape), offsets, str(path))
 
 
 def _fingerprint(data: TaskData) -> str:
@@ -354,7 +268,7 @@ def _report(
     config: BenchmarkConfig,
     data: TaskData,
     probe: ProbeConfig,
-    ours: _Source,
+    ours: ModelFeatures,
     rows: list[dict[str, Any]],
     scores: dict[str, dict[str, Score]],
 ) -> dict[str, Any]:
@@ -389,9 +303,11 @@ def _report(
             "licence": task.licence, "citation": task.citation, "official": data.official, "sizes": data.sizes,
             "scored_test": len(data.target_rows("test")),
         },
-        "model": {"name": ours.name, "embeddings": {"path": str(ours.path), **{k: v for k, v in ours.attributes.items() if k != "provenance"}}},
-        "settings": {"preset": config.preset, "source": SOURCES[config.preset], "probe": asdict(probe), "seeds": config.seeds,
-                     "limit": config.limit, "resamples": config.resamples},
+        "model": {"name": ours.name, "embeddings": {"path": str(ours.path), **ours.attributes}},
+        "settings": {
+            "preset": config.preset, "source": SOURCES[config.preset], "probe": asdict(probe), "seeds": config.seeds,
+            "limit": config.limit, "resamples": config.resamples,
+        },
         "rows": rows,
         "comparisons": comparisons,
         "published": published if data.official else [],

@@ -42,7 +42,8 @@ def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
     Args:
         reports: report.json files or their folders, of any tasks and models; two at least.
         out_dir: folder for both.
-    Returns: {"schema", "reports", "pairs", "html"}: pairs holds a paired difference for every two reports on one test set.
+    Returns: {"schema", "reports", "pairs", "html"}: pairs holds a paired difference for every
+        two reports on one test set.
     Raises: InputError for fewer than two reports, or one that cannot be read.
     """
     if len(reports) < 2:
@@ -58,14 +59,19 @@ def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
         difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
         value, low, high = (x if math.isfinite(x) else None for x in difference)
         told = sentence(names[a], names[b], metric, difference)
-        pairs.append({"ours": names[a], "theirs": names[b], "metric": metric, "difference": value, "low": low, "high": high,
-                      "sentence": told})  # fmt: skip
+        pair = {"ours": names[a], "theirs": names[b], "metric": metric, "difference": value, "low": low, "high": high}
+        pairs.append(pair | {"sentence": told})
     listed = [
-        {"name": name, "path": report["folder"], "task": report["task"]["name"], "split": report["task"]["split"],
-         "metric": report["task"]["metric"], "rows": [{"name": row["name"], "kind": row["kind"], "metrics": row["metrics"]}
-         for row in report["rows"]]}
+        {
+            "name": name,
+            "path": report["folder"],
+            "task": report["task"]["name"],
+            "split": report["task"]["split"],
+            "metric": report["task"]["metric"],
+            "rows": [{key: row[key] for key in ("name", "kind", "metrics")} for row in report["rows"]],
+        }
         for name, report in zip(names, loaded, strict=True)
-    ]  # fmt: skip
+    ]
     comparison = {"schema": "esm2kit.comparison/1", "reports": listed, "pairs": pairs}
     out_dir = Path(out_dir)
     write_json(out_dir / "comparison.json", comparison)
@@ -75,13 +81,15 @@ def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
 
 
 def _distinct_names(loaded: Sequence[dict[str, Any]]) -> list[str]:
-    """Model and probe; the folder too where that does not tell two reports of one test apart."""
-    plain = [report["rows"][0]["name"] for report in loaded]
-    keys = [(name, report["task"]["name"], report["task"]["split"]) for name, report in zip(plain, loaded, strict=True)]
+    """Model and probe; numbered in the order given where that does not tell two reports of one test apart."""
+    keys = [(report["rows"][0]["name"], report["task"]["name"], report["task"]["split"]) for report in loaded]
     return [
-        f"{name} ({Path(report['folder']).name})" if keys.count(key) > 1 else name
-        for name, key, report in zip(plain, keys, loaded, strict=True)
+        f"{key[0]} #{keys[: place + 1].count(key)}" if keys.count(key) > 1 else key[0] for place, key in enumerate(keys)
     ]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
@@ -100,12 +108,15 @@ def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
                     seen.add(name)
                     lines.append((name, row, False))
         shown = list(chosen[0]["rows"][0]["metrics"])
-        rows = [{"ours": ours, "cells": [{"text": name}, *(metric_cell(row["metrics"].get(m)) for m in shown)]} for name, row, ours in lines]  # fmt: skip
+        rows = [
+            {"ours": ours, "cells": [{"text": name}, *(metric_cell(row["metrics"].get(m)) for m in shown)]}
+            for name, row, ours in lines
+        ]
         head = heads(["model", *(METRIC_NAMES.get(m, m) for m in shown)])
         ends = {
-            end: [math.nan if (row["metrics"].get(metric) or {}).get(end) is None else row["metrics"][metric][end] for _, row, _ in lines]
+            end: [_or_nan((row["metrics"].get(metric) or {}).get(end)) for _, row, _ in lines]
             for end in ("value", "low", "high")
-        }  # fmt: skip
+        }
         labels = [name for name, _, _ in lines]
         told = "; ".join(
             f"{name} {number(value if math.isfinite(value) else None)}"

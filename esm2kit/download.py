@@ -26,13 +26,12 @@ from esm2kit.provenance import fsync, sha256_file
 logger = logging.getLogger(__name__)
 
 # In order: FLIP's server by https, then http; then the archive in FLIP's repository, at a fixed commit.
+COMMIT = "62cace8735f5610e2743cf06ce0f944b37fffaa6"
 FILE_MIRRORS = (
     "https://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
     "http://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
 )
-ZIP_MIRRORS = (
-    "https://raw.githubusercontent.com/J-SNACKKB/FLIP/62cace8735f5610e2743cf06ce0f944b37fffaa6/splits/{folder}/splits.zip",
-)
+ZIP_MIRRORS = (f"https://raw.githubusercontent.com/J-SNACKKB/FLIP/{COMMIT}/splits/{{folder}}/splits.zip",)
 # (task, file) -> bytes and SHA-256, of FLIP's repository at that commit; files not listed are checked by size alone.
 KNOWN: dict[tuple[str, str], tuple[int, str]] = {
     ("bind", "from_publication.fasta"): (288_188, "8b000abee7f98633cdf3683aa9ef9311ddddd41c1be9845992c2af5f8a550e4d"),
@@ -174,7 +173,8 @@ def download_flip(
                 return [source.path for source in found]
             reasons.append(f"{address}: holds no {next(n for n, f in zip(wanted, found, strict=True) if not f)}")
     raise InputError(
-        f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place {', '.join(absent)} in {folder} by hand "
+        f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place "
+        f"{', '.join(absent)} in {folder} by hand "
         "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0) and run the same command again"
     )
 

@@ -103,8 +103,8 @@ def check_rows(features: Features, data: TaskData) -> None:
     if wrong.size:
         row = wrong[0]
         raise InputError(
-            f"{features.name or 'features'}: protein {data.ids[row]!r} has {counts[row]} rows for {data.num_residues[row]} "
-            f"residues ({wrong.size} proteins differ); embed these very sequences, whole"
+            f"{features.name or 'features'}: protein {data.ids[row]!r} has {counts[row]} rows for "
+            f"{data.num_residues[row]} residues ({wrong.size} proteins differ); embed these very sequences, whole"
         )
 
 
@@ -142,7 +142,7 @@ def class_targets(classes: np.ndarray, task: Task) -> Tensor:
 
 
 def decide(outputs: Tensor, task: Task) -> Tensor:
-    """Class of the largest output, or the integer that the positive bits spell, or the value itself; over the last axis."""
+    """Class of the largest output, or the integer that the positive bits spell, or the value; over the last axis."""
     if task.target == "value":
         return outputs[..., 0]
     if task.binary_labels:

@@ -1,4 +1,4 @@
-"""Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own validation loss."""
+"""Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own account."""
 
 import logging
 import time
@@ -175,7 +175,7 @@ def fit_head(
 def _train_epoch(
     rows: _Rows, model: SeededHead, optimizer: torch.optim.Optimizer, order: np.ndarray, batch_size: int
 ) -> list[float]:
-    """One pass; returns the mean training loss of every seed. Gradients are those of the whole batch, however it is cut."""
+    """One pass; returns every seed's mean training loss. A batch's gradient does not depend on how it is cut."""
     model.train()
     total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
     for start in range(0, len(order), batch_size):

@@ -1,8 +1,8 @@
 """Small networks on frozen features, every seed in one pass: FNN, the 7-32-7 CNN, light attention.
 
-A parameter carries a leading axis S, one slice a seed. Batches are packed: the rows of their proteins end to end, with a
-few zero rows between proteins so that a convolution never reaches from one into the next. Nothing is padded, and a
-seed's result is the one it has when trained alone.
+A parameter carries a leading axis S, one slice a seed. Batches are packed: the rows of their proteins end to end, with
+a few zero rows between proteins so that a convolution never reaches from one into the next. Nothing is padded, and a
+seed's result is the one it has when trained alone, to float rounding.
 """
 
 import math

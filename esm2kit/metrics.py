@@ -115,7 +115,8 @@ def per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, di
     """Precision, recall, F1 and support of every class; 0 where there is nothing to divide by."""
     table = {}
     for index, label in enumerate(labels):
-        hit, true, predicted = (float(x) for x in (confusion_KK[index, index], confusion_KK[index].sum(), confusion_KK[:, index].sum()))  # fmt: skip
+        hit, true = float(confusion_KK[index, index]), float(confusion_KK[index].sum())
+        predicted = float(confusion_KK[:, index].sum())
         table[label] = {
             "precision": hit / predicted if predicted else 0.0,
             "recall": hit / true if true else 0.0,

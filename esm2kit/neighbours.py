@@ -1,7 +1,6 @@
 """Nearest-neighbour baselines for variants of one protein: by edit distance, and by BLOSUM62 similarity."""
 
 import logging
-import os
 
 import numpy as np
 from Bio.Align import substitution_matrices
@@ -19,10 +18,17 @@ WORD = 64
 
 def trim_shared(sequences: list[str]) -> list[str]:
     """Without the prefix and the suffix that all have in common, which changes no edit distance."""
-    prefix = len(os.path.commonprefix(sequences))
+    prefix = _shared_prefix(sequences)
     tails = [sequence[prefix:] for sequence in sequences]
-    suffix = len(os.path.commonprefix([tail[::-1] for tail in tails]))
+    suffix = _shared_prefix([tail[::-1] for tail in tails])
     return [tail[: len(tail) - suffix] for tail in tails]
+
+
+def _shared_prefix(texts: list[str]) -> int:
+    """Letters that all begin with: what the first and the last in order share, all in between share too."""
+    first, last = min(texts), max(texts)
+    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differ, min(len(first), len(last)))
 
 
 def as_codes(sequences: list[str]) -> np.ndarray:

@@ -164,9 +164,15 @@ def scores_beside_baselines(
 
 
 def heat_map(
-    matrix_RC: np.ndarray, x_label: str, y_label: str, value_label: str, rows: Sequence[str] = (), columns: Sequence[str] = (),
-    centre: float | None = None, ax: Axes | None = None,
-) -> Axes:  # fmt: skip
+    matrix_RC: np.ndarray,
+    x_label: str,
+    y_label: str,
+    value_label: str,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    centre: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """A matrix in colour; with a centre, a diverging scale around it (a mutation scan, say)."""
     ax = _axes(ax, 8.0, 4.2)
     scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
@@ -221,7 +227,8 @@ def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = 
     if len(truth) > MAX_POINTS:
         chosen = np.random.default_rng(0).choice(len(truth), MAX_POINTS, replace=False)
         truth, predicted = truth[chosen], predicted[chosen]
-    ax.scatter(truth, predicted, s=7, alpha=0.35, color=OURS, linewidths=0, rasterized=True)
+    size, alpha = (14, 0.8) if len(truth) < 500 else (7, 0.35)
+    ax.scatter(truth, predicted, s=size, alpha=alpha, color=OURS, linewidths=0, rasterized=True)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     ax.plot(ends, ends, color=OTHERS, linestyle="--", label="equality")
     ax.legend(frameon=False)

@@ -84,6 +84,7 @@ def svg(draw: Callable[[], Axes], salt: str) -> str:
         plt.close(drawn)
     body = text.getvalue()
     body = body[body.index("<svg") :].replace(INK, "currentColor")
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Ids must be unique on a page that holds several figures.
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
     return re.sub(r'(url\(#|href="#)', rf"\1{salt}-", body)
@@ -150,7 +151,7 @@ def _figures(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray
         figures.append(
             figure(
                 lambda: plots.confusion_matrix(confusion, task["labels"]), "confusion",
-                f"Confusion matrix of {first['name']}, {len(task['labels'])} classes, {int(confusion.sum())} predictions",
+                f"Confusion matrix of {first['name']}, {len(task['labels'])} classes",
                 f"What {first['name']} takes each class for (first seed).",
             )
         )  # fmt: skip
@@ -178,16 +179,24 @@ def _figures(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray
 def _sections(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
     sections = [
         {"title": "Scores", "table": score_table(report), "figures": _figures(report, truth, predicted)},
-        {"title": "Is the difference real?", "text": "Paired bootstrap over test proteins: both models are scored on the "
-         "same draws.", "points": [item["sentence"] for item in report["comparisons"]]},
-    ]  # fmt: skip
+        {
+            "title": "Is the difference real?",
+            "text": "Paired bootstrap over test proteins: both models are scored on the same draws.",
+            "points": [item["sentence"] for item in report["comparisons"]],
+        },
+    ]
     table = report["rows"][0]["per_class"]
     if table:
         rows = [
-            {"cells": [{"text": label}, *({"text": number(entry[key]), "number": True} for key in ("precision", "recall", "f1")),
-                       {"text": f"{entry['support']:,.0f}", "number": True}]}
+            {
+                "cells": [
+                    {"text": label},
+                    *({"text": number(entry[key]), "number": True} for key in ("precision", "recall", "f1")),
+                    {"text": f"{entry['support']:,.0f}", "number": True},
+                ]
+            }
             for label, entry in table.items()
-        ]  # fmt: skip
+        ]
         head = heads(["class", "precision", "recall", "F1", "in test"])
         sections.append({"title": "Class by class", "table": {"heads": head, "rows": rows}})
     if report["published"]:
@@ -198,7 +207,8 @@ def _sections(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarra
                        {"text": f"{item['source']}: {item['difference']}"}]}
             for item in report["published"]
         ]  # fmt: skip
-        head = [*heads(["published model", "metric"], 9), *heads(["published", "this report"], 0), {"text": "source, and why it may differ"}]  # fmt: skip
+        head = [*heads(["published model", "metric"], 9), *heads(["published", "this report"], 0)]
+        head.append({"text": "source, and why it may differ"})
         sections.append({"title": "Beside published figures", "table": {"heads": head, "rows": rows}})
     if report["notes"]:
         sections.append({"title": "Read with care", "points": report["notes"]})
@@ -236,7 +246,8 @@ def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.nda
     score = first["metrics"][task["metric"]]
     name = METRIC_NAMES.get(task["metric"], task["metric"])
     unit = f" {task['unit']}" if task["unit"] and task["metric"] == "rmse" else ""
-    lead = f"{first['name']}: {name} {number(score['value'])}{unit}, 95% interval {number(score['low'])} to {number(score['high'])}."
+    between = f"{number(score['low'])} to {number(score['high'])}"
+    lead = f"{first['name']}: {name} {number(score['value'])}{unit}, 95% interval {between}."
     sizes = task["sizes"]
     light = f"FLIP's traffic light: {task['traffic_light']}. " if task["traffic_light"] else ""
     facts = [

@@ -22,7 +22,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding: .3rem 0; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; } tr.ours { background: var(--mark); font-weight: 600; }
-td small { color: var(--faint); font-weight: 400; white-space: nowrap; }
+td small { color: var(--faint); font-weight: 400; white-space: nowrap; display: block; }
 figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; color: var(--ink); }
 ul { padding-left: 1.2rem; } details { margin-top: 1rem; } pre { overflow-x: auto; font-size: .8rem; }
 </style>

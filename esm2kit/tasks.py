@@ -31,7 +31,8 @@ class TaskData:
         ids: of the proteins (P); FLIP repeats a few.
         sequences: their residues (P).
         sets: (P,) "train", "validation" or "test".
-        targets: packed: one a protein (P,), or one a residue, protein after protein (N,). Classes are int64, values float64.
+        targets: packed: one a protein (P,), or one a residue, protein after protein (N,); classes are int64,
+            values float64.
         scored: False where a target does not count (unresolved residues), packed like `targets`.
         files: the files it was read from.
         notes: what a reader of a score must know.
@@ -318,7 +319,7 @@ def _check_sets(data: TaskData, source: Source) -> None:
 
 
 def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
-    """Compare the sizes with FLIP's, refuse the two secondary_structure test sets under each other's name, name leaks."""
+    """Compare sizes with FLIP's, refuse one secondary_structure test set under the other's name, name leaks."""
     task, sizes = data.task, data.sizes
     expected = task.splits.get(data.split, Split())
     for other in TASKS.values():
@@ -326,7 +327,7 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
         same_folder = (other.folder or other.name) == (task.folder or task.name)
         if task.name in TASKS and other.name != task.name and same_folder and sizes["test"] == theirs.test:
             raise InputError(
-                f"{data.files['split']} has {theirs.test} test proteins: that is the task {other.name}, not {task.name}; "
+                f"{data.files['split']} has {theirs.test} test proteins: that is {other.name}, not {task.name}; "
                 f"put these files into a folder of that name"
             )
     known = {"train": expected.train, "validation": expected.validation, "test": expected.test}

@@ -1,8 +1,8 @@
 """FLIP's one-hot CNN for proteins, computed once for every distinct window instead of once for every position.
 
-Convolution of 5 rows, ReLU, linear, ReLU, maximum over positions, linear: up to the maximum, a position's vector depends
-on its five letters alone. Variants of one protein share nearly all their windows, so the work falls by two orders of
-magnitude and the numbers stay the same.
+Convolution of 5 rows, ReLU, linear, ReLU, maximum over positions, linear: up to the maximum, a position's vector
+depends on its five letters alone. Variants of one protein share nearly all their windows: the same numbers, for a small
+part of the work.
 """
 
 import logging
