@@ -94,6 +94,7 @@ def draw(
     Returns: a member, each with probability 1/k of k members; a window of it, each of the T - max_residues + 1 windows
         equally likely; and the key of its mask.
     """
+    cluster = int(cluster)
     key = stream_key(seed, epoch, cluster, _DRAW_STREAM)
     first, stop = int(index.offsets[cluster]), int(index.offsets[cluster + 1])
     row = int(index.member_rows[first + below(mix(key + GOLDEN), stop - first)])
@@ -114,7 +115,7 @@ def permutation(seed: int, epoch: int, positions: int | np.ndarray, n: int) -> i
     Returns: the clusters at these positions; an int for an int, an int64 array of the same shape for an array.
     Raises: IndexError for a position outside range(n).
     Source: a Feistel network (Luby and Rackoff, 1988) over the least power of two that holds n, and cycle walking
-        (Black and Rogaway, 2002): a value that falls outside is sent through again; under two passes a value on average.
+        (Black and Rogaway, 2002): a value that falls outside goes through again, under two passes each on average.
     """
     scalar = not isinstance(positions, np.ndarray)
     lowest, highest = (positions, positions) if scalar else (positions.min(initial=0), positions.max(initial=0))
@@ -137,7 +138,7 @@ def permutation(seed: int, epoch: int, positions: int | np.ndarray, n: int) -> i
 
 
 def _feistel(value: Integers, keys: list[int], bits: int) -> Integers:
-    """One pass: a bijection of [0, 2^bits). The halves swap at each round, so an odd number of bits needs no padding."""
+    """One pass, a bijection of [0, 2^bits); the halves' widths swap with them, so bits may be odd."""
     word = np.uint64 if isinstance(value, np.ndarray) else int
     low_bits, high_bits = bits // 2, bits - bits // 2
     high, low = value >> word(low_bits), value & word((1 << low_bits) - 1)

@@ -1,24 +1,19 @@
 """FASTA in: the one place a FASTA is read, checked and turned into arrays.
 
-Reading goes block by block, a few megabytes of whole records at a time, with no Python per record: line ends are found,
-checked and dropped by numpy, and ragged pieces of text are copied together by Arrow. `read_fasta` gives the same records
-one by one.
+Reading goes block by block, a few megabytes of whole records at a time, with no Python per record: numpy finds the lines
+and checks the letters, Arrow copies the ragged pieces together. `read_fasta` gives the same records one by one.
 """
 
-import gzip
-import hashlib
-import io
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import zstandard
 
 from esm2kit.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
 from esm2kit.errors import InputError
+from esm2kit.text import Ragged, TextReader, ragged_copy
 
 MAX_RESIDUES = 100_000
 BLOCK_BYTES = 1 << 21
@@ -43,7 +38,7 @@ class Record(NamedTuple):
 
 
 class RecordBlock(NamedTuple):
-    """Some consecutive records of one file, as Arrow string arrays of equal size."""
+    """Consecutive records of one file, as Arrow string arrays of equal size."""
 
     ids: pa.StringArray
     descriptions: pa.StringArray
@@ -87,99 +82,6 @@ def read_fasta(path: Path) -> Iterator[Record]:
         yield from map(Record._make, zip(*rows, strict=True))
 
 
-class TextReader:
-    """A file's text, decompressed by content and hashed on the way.
-
-    Attributes:
-        bytes_read: bytes of the file itself (compressed if it is) taken so far.
-        sha256: hex SHA-256 of the file, whole once `read` has returned b"".
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        try:
-            self._tap = _Tap(self.path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened ({error.strerror}); correct the path or its rights") from error
-        with open(self.path, "rb") as file:
-            magic = file.read(6)
-        self._packed = None
-        self._file: io.RawIOBase | gzip.GzipFile | _ZstdFile = self._tap
-        if magic.startswith(b"\x1f\x8b"):
-            self._packed, self._file = "gzip", gzip.GzipFile(fileobj=io.BufferedReader(self._tap, 1 << 20))
-        elif magic.startswith(b"\x28\xb5\x2f\xfd"):
-            self._packed, self._file = "Zstandard", _ZstdFile(self._tap)
-        for name, start in (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zip", b"PK\x03\x04")):
-            if magic.startswith(start):
-                raise InputError(f"{path}: compressed with {name}, which is not read; recompress it with gzip or zstd")
-
-    def read(self, num_bytes: int) -> bytes:
-        """Up to num_bytes of text; b"" at the end of the file only."""
-        try:
-            return self._file.read(num_bytes)
-        except EOFError as error:
-            raise InputError(
-                f"{self.path}: the {self._packed} data end too early; copy or download it again"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"{self.path}: damaged {self._packed} data; copy or download it again") from error
-
-    @property
-    def bytes_read(self) -> int:
-        return self._tap.num_bytes
-
-    @property
-    def sha256(self) -> str:
-        return self._tap.hash.hexdigest()
-
-    def close(self) -> None:
-        self._tap.close()
-
-
-class _Tap(io.RawIOBase):
-    """A file that hashes and counts what is read from it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115: closed by close()
-        self.hash = hashlib.sha256()
-        self.num_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        num_bytes = self._file.readinto(buffer)
-        self.hash.update(memoryview(buffer)[:num_bytes])
-        self.num_bytes += num_bytes
-        return num_bytes
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _ZstdFile:
-    """Zstandard frames one after another; unlike zstandard's own reader, a frame cut short is an error."""
-
-    def __init__(self, file: io.RawIOBase) -> None:
-        self._file, self._frame, self._rest = file, None, b""
-
-    def read(self, num_bytes: int) -> bytes:
-        while True:
-            packed, self._rest = self._rest or self._file.read(1 << 17), b""
-            if not packed:
-                if self._frame is not None:
-                    raise EOFError
-                return b""
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            text = self._frame.decompress(packed)
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-            if text:
-                return text
-
-
 class FastaReader:
     """Iterates over a FASTA file as RecordBlocks; every record is checked.
 
@@ -203,22 +105,17 @@ class FastaReader:
         return self._text.sha256
 
     def __iter__(self) -> Iterator[RecordBlock]:
-        try:
-            for text in self._whole_records():
-                block = self._parse(np.frombuffer(text, dtype=np.uint8))
-                self.num_records += len(block.ids)
-                yield block
-            if not self.num_records:
-                raise InputError(
-                    f"{self.path}: no record in it; a FASTA file needs at least one '>' line and a sequence"
-                )
-        finally:
-            self._text.close()
+        for text in self._whole_records():
+            block = self._parse(np.frombuffer(text, dtype=np.uint8))
+            self.num_records += len(block.ids)
+            yield block
+        if not self.num_records:
+            raise InputError(f"{self.path}: no record in it; a FASTA file needs a '>' line and a sequence")
 
     def _whole_records(self) -> Iterator[bytes | memoryview]:
         """The text cut before a '>' at the start of a line."""
         text, started = b"", False
-        while chunk := self._text.read(self._block_bytes):
+        for chunk in self._text.chunks(self._block_bytes):
             searched = max(len(text) - 1, 0)
             text += chunk
             if not started:
@@ -233,10 +130,9 @@ class FastaReader:
                 yield memoryview(text)[: cut + 1]
                 text = text[cut + 1 :]
             elif len(text) > _MAX_RECORD_BYTES:
-                raise InputError(
-                    f"{self.path}: record {self.num_records + 1} goes on for over {_MAX_RECORD_BYTES >> 20} MiB; the limit "
-                    f"is {MAX_RESIDUES:,} residues: this is no protein FASTA, or a '>' line is missing"
-                )
+                found = f"record {self.num_records + 1:,} goes on for over {_MAX_RECORD_BYTES >> 20} MiB"
+                remedy = f"the limit is {MAX_RESIDUES:,} residues; is this a protein FASTA, with all its '>' lines?"
+                raise InputError(f"{self.path}: {found}; {remedy}")
         if text and not started:
             text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
             if text:
@@ -307,7 +203,7 @@ class FastaReader:
             except UnicodeDecodeError as error:
                 found = f"byte 0x{header[error.start]:02x} at column {error.start + 2} is not text"
                 raise InputError(f"{self.path}: header of record {number}: {found}; save the file as UTF-8") from None
-            control = next((byte for byte in text if ord(byte) < 32 and byte != "\t" or ord(byte) == 127), None)
+            control = next((byte for byte in text if (ord(byte) < 32 and byte != "\t") or ord(byte) == 127), None)
             if control == "\r":
                 remedy = "lines end in CR alone; convert them with `tr '\\r' '\\n'`"
                 raise InputError(f"{self.path}: header of record {number}: {remedy}")
@@ -335,42 +231,6 @@ class FastaReader:
 
     def _error(self, ids: pa.StringArray, record: int, found: str) -> InputError:
         return InputError(f"{self.path}: record {ids[record].as_py()} ({self.num_records + record + 1:,}): {found}")
-
-
-class Ragged(NamedTuple):
-    """Pieces of different size one after another: piece i is values[offsets[i] : offsets[i + 1]]."""
-
-    values: np.ndarray  # (N,) uint8
-    offsets: np.ndarray  # (pieces + 1,) integers
-
-    def strings(self, kind: pa.DataType | None = None) -> pa.Array:
-        """As an Arrow string array; the bytes are shared, the offsets narrowed to 32 bits."""
-        buffers = [None, pa.py_buffer(self.offsets.astype(np.int32, copy=False)), pa.py_buffer(self.values)]
-        return pa.Array.from_buffers(kind or pa.string(), self.offsets.size - 1, buffers)
-
-
-def ragged_copy(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
-    """The pieces values_N[starts[i] : stops[i]], copied together in this order.
-
-    Args:
-        values_N: contiguous uint8.
-        starts, stops: integer arrays, starts <= stops.
-    Returns: the pieces, with int64 offsets from 0.
-    """
-    num_pieces = starts.size
-    if not num_pieces:
-        return Ragged(np.empty(0, np.uint8), np.zeros(1, np.int64))
-    # Arrow sees piece, gap, piece, gap ...: taking the even elements copies the pieces; it never looks into the gaps,
-    # so the pieces may overlap and come in any order. The last offset makes it reserve about what it needs.
-    edges = np.empty(2 * num_pieces + 1, dtype=np.int64)
-    edges[0:-1:2], edges[1::2] = starts, stops
-    edges[-1] = min(int(edges[0] + 2 * (stops - starts).sum()), values_N.size)
-    pieces = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), 2 * num_pieces, [None, pa.py_buffer(edges), pa.py_buffer(values_N)]
-    )
-    taken = pieces.take(pa.array(np.arange(0, 2 * num_pieces, 2)))
-    _, offsets, values = taken.buffers()
-    return Ragged(np.frombuffer(values, np.uint8), np.frombuffer(offsets, np.int64)[: num_pieces + 1])
 
 
 def _drop(values_N: np.ndarray, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

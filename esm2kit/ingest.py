@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,16 @@ import pyarrow.parquet as pq
 
 from esm2kit.fasta import FastaReader
 from esm2kit.provenance import write_json
-from esm2kit.store import StoreWriter
+from esm2kit.store import SCHEMA, StoreWriter, regroup
+from esm2kit.text import ahead
 
 logger = logging.getLogger(__name__)
 
 # What joins and comparisons need of a record, in file order. Two sequences are held equal if their residues and this
 # 64-bit hash are: of any two different ones that errs once in 1.8e19.
 KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
-_HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM block"
+_HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM batch"
+_ROWS_PER_GROUP = 1 << 17
 
 
 class Staged(NamedTuple):
@@ -40,33 +43,36 @@ class Staged(NamedTuple):
         return f"{file['path']}: record {row - file['first_row'] + 1:,}"
 
 
-class StagedWriter:
-    """Writes a store and its keys side by side; either may be left out by giving None."""
+def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys: Path) -> tuple[int, int]:
+    """Write records as a store (None: not at all) and their keys as Parquet.
 
-    def __init__(self, store: Path | None, keys: Path) -> None:
-        self._store = StoreWriter(store) if store else None
-        self._keys = pq.ParquetWriter(keys, KEYS, use_dictionary=False, write_statistics=False, compression="lz4")
-        self._duckdb = duckdb.connect(config={"threads": 1})
-        self.num_records = 0
-        self.num_residues = 0
+    Returns: how many records, and residues.
+    """
+    num_records = num_residues = 0
+    waiting: list[pa.Table] = []
 
-    def append(self, ids: pa.Array, sequences: pa.Array) -> None:
-        self._duckdb.register("block", pa.table({"id": ids, "sequence": sequences}))
-        keys = self._duckdb.sql(_HASH).to_arrow_table().cast(KEYS)
-        self._keys.write_table(keys)
-        self.num_records += len(ids)
-        self.num_residues += pc.sum(keys["residues"]).as_py()
-        if self._store:
-            self._store.append(ids, sequences)
+    def flush() -> None:
+        keys_writer.write_table(pa.concat_tables(waiting), row_group_size=_ROWS_PER_GROUP)
+        waiting.clear()
 
-    def __enter__(self) -> "StagedWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *details: object) -> None:
-        self._duckdb.close()
-        self._keys.close()
-        if self._store:
-            self._store.__exit__(kind, *details)
+    with (
+        duckdb.connect(config={"threads": 1}) as hasher,
+        pq.ParquetWriter(keys, KEYS, use_dictionary=False, write_statistics=False, compression="lz4") as keys_writer,
+        StoreWriter(store) if store else nullcontext() as writer,
+    ):
+        for batch in regroup(batches):
+            hasher.register("batch", batch)
+            hashed = hasher.sql(_HASH).to_arrow_table().cast(KEYS)
+            waiting.append(hashed)
+            num_records += batch.num_rows
+            num_residues += pc.sum(hashed["residues"]).as_py()
+            if writer:
+                writer.write(batch)
+            if num_records % _ROWS_PER_GROUP == 0:
+                flush()
+        if waiting:
+            flush()
+    return num_records, num_residues
 
 
 class Progress:
@@ -104,18 +110,24 @@ def ingest(name: str, files: Sequence[Path], work: Path, keep_sequences: bool = 
     if marker.exists():
         return read_staged(marker)
     progress = Progress(name, sum(path.stat().st_size for path in files))
-    read_before, inputs = 0, []
-    with StagedWriter(store if keep_sequences else None, keys) as writer:
+    stamps: list[dict[str, Any]] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        num_records = num_bytes = 0
         for path in files:
-            status, first_row = path.stat(), writer.num_records
+            status, first_row = path.stat(), num_records
             reader = FastaReader(path)
             for block in reader:
-                writer.append(block.ids, block.sequences)
-                progress.update(writer.num_records, read_before + reader.bytes_read)
-            read_before += reader.bytes_read
+                yield pa.record_batch([block.ids, block.sequences], schema=SCHEMA)
+                num_records += len(block.ids)
+                progress.update(num_records, num_bytes + reader.bytes_read)
+            num_bytes += reader.bytes_read
             stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            inputs.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
-    staged = Staged(name, store, keys, writer.num_records, writer.num_residues, inputs)
+            stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
+
+    # parsed in one thread, hashed and written in another
+    num_records, num_residues = write_with_keys(ahead(batches()), store if keep_sequences else None, keys)
+    staged = Staged(name, store, keys, num_records, num_residues, stamps)
     write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
     return staged
 

@@ -6,7 +6,7 @@ of their representatives in the FASTA and members in the order of their rows.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -36,7 +36,7 @@ class Engine:
 
     def __init__(self, work: Path, memory_gb: float, threads: int) -> None:
         self._path = work / "join.duckdb"
-        self._path.unlink(missing_ok=True)
+        self._remove()
         settings = {"memory_limit": f"{memory_gb}GB", "threads": threads, "temp_directory": str(work / "spill")}
         self._connection = duckdb.connect(str(self._path), config=settings | {"preserve_insertion_order": False})
 
@@ -59,7 +59,12 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
-        self._path.unlink(missing_ok=True)
+        self._remove()
+
+    def _remove(self) -> None:
+        """Also the log of changes that a killed call leaves, which DuckDB would read into a new database."""
+        for path in (self._path, self._path.with_suffix(".duckdb.wal")):
+            path.unlink(missing_ok=True)
 
 
 def unique_records(engine: Engine, view: str, staged: Staged) -> int:
@@ -86,7 +91,8 @@ def unique_records(engine: Engine, view: str, staged: Staged) -> int:
         engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys}")
         return 0
     engine.run(
-        f"CREATE TABLE {view}_dropped AS SELECT row FROM {keys} k JOIN {view}_repeated r USING (id) WHERE k.row > r.first"
+        f"CREATE TABLE {view}_dropped AS SELECT row FROM {keys} k JOIN {view}_repeated r USING (id) "
+        "WHERE k.row > r.first"
     )
     engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys} WHERE row NOT IN (FROM {view}_dropped)")
     return engine.value(f"SELECT count(*) FROM {view}_dropped")
@@ -254,32 +260,35 @@ def _refuse_shared_member(engine: Engine, table: Path | None) -> None:
 
 
 class NpyWriter:
-    """A one-dimensional .npy file of int64, written piece by piece; whole or absent."""
+    """A one-dimensional .npy file of int64, written piece by piece; whole or absent. Use as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._atomic = atomic_path(path)
-        self._file = open(self._atomic.__enter__(), "wb")  # noqa: SIM115: closed in __exit__
         self.size = 0
-        self._header()
 
-    def _header(self) -> None:
-        # numpy pads headers to 64 bytes with room for the largest shape: the same size before and after
+    def __enter__(self) -> "NpyWriter":
+        self._file = open(self._atomic.__enter__(), "wb")
+        self._write_header()
+        return self
+
+    def _write_header(self) -> None:
+        # numpy leaves room for the longest shape, so the header of the final size fits where that of size 0 was
         header = {"descr": "<i8", "fortran_order": False, "shape": (self.size,)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: np.ndarray) -> None:
-        values.astype(np.int64, copy=False).tofile(self._file)
+        # not tofile, which does not say why it could not write
+        self._file.write(np.ascontiguousarray(values, dtype="<i8").data)
         self.size += values.size
 
-    def __enter__(self) -> "NpyWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            self._file.seek(0)
-            self._header()
-        self._file.close()
-        self._atomic.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._file.seek(0)
+                self._write_header()
+        finally:
+            self._file.close()
+            self._atomic.__exit__(*error)
 
 
 def quoted(path: Path) -> str:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esm2kit.errors import InputError
-from esm2kit.fasta import Ragged, TextReader, ragged_copy
 from esm2kit.provenance import atomic_path
+from esm2kit.text import Ragged, TextReader, ragged_copy
 
 _BLOCK_BYTES = 1 << 22
 _NEWLINE, _TAB, _COMMA = b"\n\t,"
@@ -83,41 +83,36 @@ Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
 def _two_columns(reader: TextReader) -> Iterator[Columns]:
     """Blocks of lines: their numbers, the text, the first column, and where the second begins and ends in the text."""
     lines_before = 0
-    try:
-        for text in _whole_lines(reader):
-            text_N = np.frombuffer(text, dtype=np.uint8)
-            stops = np.flatnonzero(text_N == _NEWLINE)
-            if text_N[-1] != _NEWLINE:
-                stops = np.append(stops, text_N.size)
-            starts = np.append(0, stops[:-1] + 1)
-            lines = np.arange(lines_before + 1, lines_before + stops.size + 1)
-            lines_before += stops.size
-            if text_N.max() > 126 or text_N.min() < _TAB:
-                _check_text(reader.path, bytes(text), lines[0])
-            starts, stops = _strip(text_N, starts, stops)
-            filled = stops > starts
-            lines, starts, stops = lines[filled], starts[filled], stops[filled]
-            if not lines.size:
-                continue
-            tabs = np.append(np.flatnonzero(text_N == _TAB), [text_N.size] * 2)
-            nth = np.searchsorted(tabs, starts)
-            first_tab, second_tab = np.minimum(tabs[nth], stops), np.minimum(tabs[nth + 1], stops)
-            name_starts, name_stops = _strip(text_N, starts, first_tab)
-            if (empty := np.flatnonzero(name_stops <= name_starts)).size:
-                raise InputError(
-                    f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line"
-                )
-            names = ragged_copy(text_N, name_starts, name_stops)
-            yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
-        if not lines_before:
-            raise InputError(f"{reader.path}: empty; it must name the clusters")
-    finally:
-        reader.close()
+    for text in _whole_lines(reader):
+        text_N = np.frombuffer(text, dtype=np.uint8)
+        stops = np.flatnonzero(text_N == _NEWLINE)
+        if text_N[-1] != _NEWLINE:
+            stops = np.append(stops, text_N.size)
+        starts = np.append(0, stops[:-1] + 1)
+        lines = np.arange(lines_before + 1, lines_before + stops.size + 1)
+        lines_before += stops.size
+        if text_N.max() > 126 or text_N.min() < _TAB:
+            _check_text(reader.path, bytes(text), lines[0])
+        starts, stops = _strip(text_N, starts, stops)
+        filled = stops > starts
+        lines, starts, stops = lines[filled], starts[filled], stops[filled]
+        if not lines.size:
+            continue
+        tabs = np.append(np.flatnonzero(text_N == _TAB), [text_N.size] * 2)
+        nth = np.searchsorted(tabs, starts)
+        first_tab, second_tab = np.minimum(tabs[nth], stops), np.minimum(tabs[nth + 1], stops)
+        name_starts, name_stops = _strip(text_N, starts, first_tab)
+        if (empty := np.flatnonzero(name_stops <= name_starts)).size:
+            raise InputError(f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line")
+        names = ragged_copy(text_N, name_starts, name_stops)
+        yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
+    if not lines_before:
+        raise InputError(f"{reader.path}: empty; it must name the clusters")
 
 
 def _whole_lines(reader: TextReader) -> Iterator[bytes]:
     pieces: list[bytes] = []
-    while chunk := reader.read(_BLOCK_BYTES):
+    for chunk in reader.chunks(_BLOCK_BYTES):
         cut = chunk.rfind(b"\n") + 1
         if cut:
             yield b"".join([*pieces, chunk[:cut]])

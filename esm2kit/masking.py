@@ -39,9 +39,9 @@ def stream_key(seed: int, epoch: int, index: int, stream: int) -> int:
         stream: which use of it, so that two uses of one sample share no random number.
     Returns: a word in [0, 2^64).
     """
-    key = mix(seed + GOLDEN)
-    for part in (epoch, index, stream):
-        key = mix((key ^ mix(part + GOLDEN)) + GOLDEN)
+    key = GOLDEN
+    for part in (seed, epoch, index, stream):
+        key = mix(key + int(part))
     return key
 
 
@@ -87,7 +87,7 @@ def mask_tokens(
     special_T = (tokens_T == BOS_IDX) | (tokens_T == EOS_IDX) | (tokens_T == PAD_IDX)
     selected_T = (uniform_T < mask_prob) & ~special_T
     positions = np.flatnonzero(selected_T)
-    # given that it lies below mask_prob, the same number is uniform there: it decides what happens, and to which residue
+    # given that it lies below mask_prob, the number is uniform there: it also decides what happens, and which residue
     share = uniform_T[positions] / mask_prob
     inputs_T = tokens_T.copy()
     inputs_T[positions[share < mask_share]] = MASK_IDX

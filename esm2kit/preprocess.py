@@ -1,7 +1,7 @@
-"""FASTA and clusters in, a training set out: checked, split by cluster, joined, and one memory-mapped file a split.
+"""FASTA and clusters in, a training set out: checked, joined, split by cluster, and one memory-mapped file a split.
 
-The stages write into `<out_dir>/work`, each file whole or not at all, and a second call goes on from what it finds there.
-The output appears at the end, `manifest.json` last.
+The stages write into `<out_dir>/preprocess.unfinished`, and a second call goes on from the last stage that ended. The
+output appears at the end, `manifest.json` last: where that is, the dataset is whole.
 """
 
 import fcntl
@@ -18,26 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
-import pyarrow as pa
 
-from esm2kit import clusters
-from esm2kit.clusters import MANIFEST, permutation
+from esm2kit.clusters import MANIFEST
 from esm2kit.errors import InputError
 from esm2kit.fasta import fasta_files
-from esm2kit.ingest import Staged, StagedWriter, ingest
-from esm2kit.join import Engine, Joined, NpyWriter, join_cluster_tsv, join_mapping, join_singletons, joined_files
+from esm2kit.ingest import Staged, ingest
+from esm2kit.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_files
 from esm2kit.leakage import leakage_report
 from esm2kit.provenance import fsync, provenance, sha256_file, to_json, write_json
-from esm2kit.store import ROWS_PER_BATCH, SequenceStore, read_batches
+from esm2kit.split import INDEX_FILES, Splitter
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
-_INDEX = (clusters.OFFSETS, clusters.MEMBERS, clusters.REPRESENTATIVES)
-_LEAKAGE = "leakage.json"
-_OUTPUTS = (MANIFEST, *(f"{split}.arrow" for split in SPLITS), *_INDEX, _LEAKAGE)
-_CLUSTERS_AT_ONCE = 1 << 20
+_LEAKAGE, _UNFINISHED = "leakage.json", "preprocess.unfinished"
+_OUTPUTS = (MANIFEST, *(f"{split}.arrow" for split in SPLITS), *INDEX_FILES, _LEAKAGE)
 # what decides the files' bytes, beside the inputs themselves
 _DECIDING = ("val_size", "test_size", "seed", "leakage_identity")
 
@@ -53,7 +48,7 @@ class PreprocessConfig:
         out_dir: folder of the dataset.
         sampler_fasta: with a mapping, the records drawn from: every UniRef90 member and every UniRef50 representative.
         mapping: esm2nv's mapping.tsv, a header line, then `UR50 id <TAB> UR90 id,UR90 id,...`.
-        cluster_tsv: MMseqs2's `representative <TAB> member` lines for train_fasta; or two such files, finer level first.
+        cluster_tsv: MMseqs2's `representative <TAB> member` lines for train_fasta; or two such files, the finer first.
         valid_fasta: records to validate on, as they are.
         test_fasta: records to test on, as they are.
         val_size: clusters to cut from train for validation, a number (int) or a share (float below 1).
@@ -172,18 +167,27 @@ def _lock(out_dir: Path) -> Iterator[None]:
 
 def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any] | None:
     """The manifest of a dataset made from the same; None if there is none yet."""
-    path = Path(config.out_dir) / MANIFEST
+    out_dir = Path(config.out_dir)
+    path = out_dir / MANIFEST
     if not path.exists():
+        strangers = [name for name in _OUTPUTS if (out_dir / name).exists()]
+        if strangers and not (out_dir / _UNFINISHED).exists():
+            raise InputError(f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or choose another out_dir")
         return None
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = json.loads(path.read_text())
+        is_ours = manifest["stage"] == "preprocess"
+    except (ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise InputError(f"{path}: not a manifest of `esm2kit preprocess`; choose another out_dir")
     difference = _difference(manifest, config, inputs)
     if difference is None:
         return manifest
     if not config.overwrite:
-        raise InputError(
-            f"{config.out_dir}: holds a dataset made otherwise: {difference}; choose another out_dir or overwrite"
-        )
-    _clear(Path(config.out_dir), existed=True)
+        found = f"holds a dataset made otherwise: {difference}"
+        raise InputError(f"{out_dir}: {found}; choose another out_dir, or set overwrite")
+    _clear(out_dir, existed=True)
     return None
 
 
@@ -207,9 +211,11 @@ def _difference(manifest: dict[str, Any], config: PreprocessConfig, inputs: dict
 
 def _clear(out_dir: Path, existed: bool) -> None:
     """Remove what preprocess writes, the manifest first, and the folder if this call made it."""
+    # the unfinished folder goes last: it says that what lies around it is ours to remove
+    (out_dir / _UNFINISHED).mkdir(exist_ok=True)
     for name in _OUTPUTS:
         (out_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(out_dir / "work", ignore_errors=True)
+    shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)
     if not existed and not any(out_dir.iterdir()):
         out_dir.rmdir()
 
@@ -229,7 +235,7 @@ def _storage_problem(error: Exception, config: PreprocessConfig) -> InputError |
 
 def _make(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
-    work = out_dir / "work"
+    work = out_dir / _UNFINISHED
     _begin(config, inputs, work)
     if not (work / MANIFEST).exists():
         _stages(config, inputs, work)
@@ -270,44 +276,38 @@ def _boot_id() -> str | None:
 
 
 def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
-    final = work / "final"
     has_mapping = "mapping" in inputs
-    train = ingest("train", inputs["train_fasta"], work, keep_sequences=not has_mapping)
+    train = ingest("train_fasta", inputs["train_fasta"], work, keep_sequences=not has_mapping)
     staged = {"train_fasta": train}
-    records = train
-    if has_mapping:
-        records = staged["sampler_fasta"] = ingest("sampler", inputs["sampler_fasta"], work)
-    for role in ("valid_fasta", "test_fasta"):
+    for role in ("sampler_fasta", "valid_fasta", "test_fasta"):
         if role in inputs:
-            staged[role] = ingest(role.removesuffix("_fasta"), inputs[role], work)
+            staged[role] = ingest(role, inputs[role], work)
+    records = staged["sampler_fasta"] if has_mapping else train
     threads = config.threads or os.cpu_count() or 1
-    # DuckDB's limit leaves out what it and Python need beside its buffers
-    memory_gb = max(config.memory_limit_gb * 0.7 - 0.2, 0.15)
+    # DuckDB's limit counts its buffers; the rest is for Python, Arrow and what DuckDB does not count
+    memory_gb = config.memory_limit_gb * 0.75 - 0.25
+    splitter = Splitter(work)
     with Engine(work, memory_gb, threads) as engine:
-        left_out = _join(engine, config, inputs, records, train, work)
-        made = _split(config, records, joined_files(work), work)
+        left_out = _join(engine, inputs, records, train, work)
+        made = splitter.cut(records, joined_files(work), config.val_size, config.test_size, config.seed)
         for split in SPLITS[1:]:
-            if f"{split}_fasta" in staged:
-                made[split], left_out[f"repeated_{split}_records"] = _own_split(
-                    engine, staged[f"{split}_fasta"], split, work
-                )
-        stores = {split: final / f"{split}.arrow" for split in SPLITS if split in made}
-        keys = {split: work / f"final_{split}.parquet" for split in stores}
+            if own := staged.get(f"{split}_fasta"):
+                made[split], left_out[f"repeated_{split}_records"] = splitter.own(engine, own, split)
+        stores = {split: splitter.store(split) for split in SPLITS if split in made}
+        keys = {split: splitter.keys(split) for split in stores}
         report = leakage_report(engine, stores, keys, work, config.leakage_identity, threads)
-    write_json(final / _LEAKAGE, report)
+    write_json(splitter.final / _LEAKAGE, report)
     if "valid" not in made:
-        logger.info("no validation set: give valid_fasta or val_size to have one")
+        logger.warning("no validation set: give valid_fasta or val_size to have one")
     manifest = provenance("preprocess", config)
     manifest["inputs"] = _input_stamps(inputs, staged, left_out)
     manifest["dataset"] = made | {"left_out": left_out}
-    for path in final.iterdir():
+    for path in splitter.final.iterdir():
         fsync(path)
     write_json(work / MANIFEST, manifest)
 
 
-def _join(
-    engine: Engine, config: PreprocessConfig, inputs: dict[str, list[Path]], records: Staged, train: Staged, work: Path
-) -> dict[str, Any]:
+def _join(engine: Engine, inputs: dict[str, list[Path]], records: Staged, train: Staged, work: Path) -> dict[str, Any]:
     marker = work / "joined.json"
     if not marker.exists():
         if "mapping" in inputs:
@@ -336,131 +336,3 @@ def _input_stamps(
             stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
             stamps.setdefault(role, []).append(stamp)
     return stamps
-
-
-def _count(name: str, size: int | float, num_clusters: int) -> int:
-    return round(size * num_clusters) if isinstance(size, float) else size
-
-
-def _split(config: PreprocessConfig, records: Staged, joined: Joined, work: Path) -> dict[str, dict[str, int]]:
-    """Cut whole clusters off, write the splits, and renumber what stays."""
-    offsets, members, representatives = (np.load(path, mmap_mode="r") for path in joined)
-    num_clusters = representatives.size
-    num_val = _count("val_size", config.val_size, num_clusters)
-    num_test = _count("test_size", config.test_size, num_clusters)
-    for name, value in (("val_size", num_val), ("test_size", num_test)):
-        if not value and getattr(config, name):
-            raise InputError(f"{name} {getattr(config, name)} of {num_clusters:,} clusters is none; raise it")
-    if num_val + num_test >= num_clusters:
-        raise InputError(
-            f"val_size {config.val_size} and test_size {config.test_size} take {num_val + num_test:,} clusters, and "
-            f"{records.files[0]['path']} has {num_clusters:,}: none is left to train on; lower them"
-        )
-    held_out = permutation(config.seed, 0, np.arange(num_val + num_test), num_clusters)
-    made: dict[str, dict[str, int]] = {}
-    # held-out splits first: the last step may move the staged store away
-    for split, chosen in (("valid", held_out[:num_val]), ("test", held_out[num_val:])):
-        if chosen.size:
-            rows = np.asarray(representatives[np.sort(chosen)])
-            made[split] = {"clusters": chosen.size} | _write_rows(records, rows, split, work)
-    held_out.sort()
-    kept = _write_index(held_out, offsets, members, representatives, records.num_records, work)
-    train = {"clusters": num_clusters - held_out.size} | _write_kept(records, kept, "train", work)
-    return {"train": train} | made
-
-
-def _write_index(
-    held_out: np.ndarray,
-    offsets: np.ndarray,
-    members: np.ndarray,
-    representatives: np.ndarray,
-    num_records: int,
-    work: Path,
-) -> np.ndarray:
-    """The train clusters' index, over the rows that stay; returns which do, (P,) bool."""
-    kept = np.zeros(num_records, dtype=bool)
-
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for first in range(0, representatives.size, _CLUSTERS_AT_ONCE):
-            stop = min(first + _CLUSTERS_AT_ONCE, representatives.size)
-            stays = np.ones(stop - first, dtype=bool)
-            out = held_out[np.searchsorted(held_out, first) : np.searchsorted(held_out, stop)]
-            stays[out - first] = False
-            num_members = np.diff(offsets[first : stop + 1])
-            rows = members[offsets[first] : offsets[stop]][np.repeat(stays, num_members)]
-            yield num_members[stays], rows, representatives[first:stop][stays]
-
-    for _, rows, heads in chunks():
-        kept[rows] = kept[heads] = True
-    rank = _Rank(kept)
-    paths = [work / "final" / name for name in _INDEX]
-    with NpyWriter(paths[0]) as offset_writer, NpyWriter(paths[1]) as member_writer, NpyWriter(paths[2]) as head_writer:
-        offset_writer.append(np.zeros(1, np.int64))
-        for num_members, rows, heads in chunks():
-            offset_writer.append(member_writer.size + np.cumsum(num_members))
-            member_writer.append(rank(rows))
-            head_writer.append(rank(heads))
-    return kept
-
-
-class _Rank:
-    """How many rows are kept before a row, from two bits a row."""
-
-    def __init__(self, kept: np.ndarray) -> None:
-        bits = np.packbits(kept, bitorder="little")
-        self._words = np.append(bits, np.zeros(-bits.size % 8, np.uint8)).view(np.uint64)
-        self._before = np.cumsum(np.bitwise_count(self._words), dtype=np.int64) - np.bitwise_count(self._words)
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        words, bit = rows >> 6, (rows & 63).astype(np.uint64)
-        below = self._words[words] & ((np.uint64(1) << bit) - np.uint64(1))
-        return self._before[words] + np.bitwise_count(below)
-
-
-def _write_rows(records: Staged, rows: np.ndarray, split: str, work: Path) -> dict[str, int]:
-    store = SequenceStore.open(records.store)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for first in range(0, rows.size, ROWS_PER_BATCH):
-            yield store.take(rows[first : first + ROWS_PER_BATCH])
-
-    return _write_split(batches(), split, work)
-
-
-def _write_kept(records: Staged, kept: np.ndarray, split: str, work: Path) -> dict[str, int]:
-    """The rows that stay, in order; if all do, the staged files themselves become the split's."""
-    final_store, final_keys = work / "final" / f"{split}.arrow", work / f"final_{split}.parquet"
-    if kept.all():
-        counts = {"records": records.num_records, "residues": records.num_residues}
-        if not final_store.exists():
-            os.replace(records.store, final_store)
-            os.replace(records.keys, final_keys)
-        return counts
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        first = 0
-        for batch in read_batches(records.store):
-            yield batch.filter(pa.array(kept[first : first + batch.num_rows]))
-            first += batch.num_rows
-
-    return _write_split(batches(), split, work)
-
-
-def _write_split(batches: Iterator[pa.RecordBatch], split: str, work: Path) -> dict[str, int]:
-    part = work / f"{split}.arrow.part"
-    with StagedWriter(part, work / f"final_{split}.parquet") as writer:
-        for batch in batches:
-            writer.append(*batch.columns)
-    os.replace(part, work / "final" / f"{split}.arrow")
-    return {"records": writer.num_records, "residues": writer.num_residues}
-
-
-def _own_split(engine: Engine, staged: Staged, split: str, work: Path) -> tuple[dict[str, int], int]:
-    """A held-out set given as FASTA, repeats left out."""
-    from esm2kit.join import unique_records
-
-    repeats = unique_records(engine, split, staged)
-    kept = np.zeros(staged.num_records, dtype=bool)
-    for (rows,) in engine.arrays(f"SELECT row FROM {split}"):
-        kept[rows] = True
-    return _write_kept(staged, kept, split, work), repeats

@@ -1,17 +1,19 @@
 """Sequences on disk: one memory-mapped Arrow IPC file, row -> residues without a copy.
 
-Columns `id` and `sequence`, in record batches of ROWS_PER_BATCH rows (the last one may be shorter), so that a row's batch
-is a shift away and a batch's text always fits Arrow's 32-bit offsets. Opening costs the same at any size.
+Columns `id` and `sequence`, in record batches of ROWS_PER_BATCH rows (the last one may be shorter): a row's batch is a
+shift away, and a batch's text always fits Arrow's 32-bit offsets. Opening costs the same at any size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from esm2kit.errors import InputError
-from esm2kit.fasta import MAX_RESIDUES, Ragged, ragged_copy
+from esm2kit.fasta import MAX_RESIDUES
+from esm2kit.provenance import atomic_path
+from esm2kit.text import Ragged, ragged_copy
 
 _SHIFT = 14
 ROWS_PER_BATCH = 1 << _SHIFT
@@ -24,57 +26,52 @@ SCHEMA = pa.schema(
 )
 
 
+def regroup(batches: Iterable[pa.RecordBatch], num_rows: int = ROWS_PER_BATCH) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `num_rows`; the last may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    have = 0
+    for batch in batches:
+        waiting.append(batch)
+        have += batch.num_rows
+        while have >= num_rows:
+            joined = pa.concat_batches(waiting)
+            yield joined.slice(0, num_rows)
+            waiting, have = [joined.slice(num_rows)], have - num_rows
+    if have:
+        yield pa.concat_batches(waiting)
+
+
 class StoreWriter:
-    """Writes a store in any pieces; the file is the same whatever the pieces. Use as a context manager."""
+    """Writes a store; use as a context manager, and write the file beside its name (`provenance.atomic_path`)."""
 
     def __init__(self, path: Path) -> None:
-        self.num_rows = 0
-        self.num_residues = 0
-        self._ids: list[pa.Array] = []
-        self._sequences: list[pa.Array] = []
-        self._waiting = 0
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._is_last = False
 
-    def append(self, ids: pa.Array, sequences: pa.Array) -> None:
-        """Add rows: two string arrays of equal size."""
-        self._ids.append(ids)
-        self._sequences.append(sequences)
-        self._waiting += len(ids)
-        self.num_rows += len(ids)
-        self.num_residues += text_size(sequences)
-        while self._waiting >= ROWS_PER_BATCH:
-            self._write(ROWS_PER_BATCH)
-
-    def _write(self, num_rows: int) -> None:
-        columns = []
-        for pieces in (self._ids, self._sequences):
-            column = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-            pieces[:] = [column.slice(num_rows)]
-            columns.append(column.slice(0, num_rows))
-        self._waiting -= num_rows
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
-
-    def close(self) -> None:
-        if self._waiting:
-            self._write(self._waiting)
-        self._writer.close()
-        self._file.close()
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add a batch of ROWS_PER_BATCH rows, such as `regroup` makes; only the last may have fewer."""
+        assert not self._is_last, "only the last batch may be short, as row -> batch is a shift"
+        assert 0 < batch.num_rows <= ROWS_PER_BATCH
+        self._is_last = batch.num_rows < ROWS_PER_BATCH
+        self._writer.write_batch(batch)
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
-            self.close()
-        else:
-            self._file.close()
+            self._writer.close()
+        self._file.close()
 
 
-def text_size(strings: pa.Array) -> int:
-    """Bytes of text in a string array."""
-    offsets = np.frombuffer(strings.buffers()[1], np.int32)
-    return int(offsets[strings.offset + len(strings)] - offsets[strings.offset])
+def write_store(path: Path, records: Iterable[tuple[str, str]]) -> None:
+    """Write (id, sequence) pairs as a store, whole or not at all: for small sets made in Python."""
+    ids, sequences = zip(*records, strict=True)
+    whole = pa.record_batch([pa.array(ids, pa.string()), pa.array(sequences, pa.string())], schema=SCHEMA)
+    with atomic_path(path) as part, StoreWriter(part) as writer:
+        for batch in regroup([whole]):
+            writer.write(batch)
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -104,7 +101,7 @@ class SequenceStore:
         self._address = whole.address
         self._bytes = np.frombuffer(whole, dtype=np.uint8)
         self._words = self._bytes[: self._bytes.size // 4 * 4].view(np.int32)
-        # where a batch's offsets (in words) and text (in bytes) begin: id offsets, id text, residue offsets, residue text
+        # where a batch's offsets begin, in words, and its text, in bytes: of the ids, then of the residues
         self._base = np.full((self._num_batches, 4), -1, dtype=np.int64)
 
     @classmethod
