@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
 _HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM batch"
 _ROWS_PER_GROUP = 1 << 17
+SECONDS_BETWEEN_LINES = 5.0
 
 
 class Staged(NamedTuple):
@@ -78,13 +79,13 @@ def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys:
 class Progress:
     """A line every few seconds: records, share of the bytes, rates and time left."""
 
-    def __init__(self, what: str, total_bytes: int, every_seconds: float = 5.0) -> None:
-        self._what, self._total, self._every = what, total_bytes, every_seconds
+    def __init__(self, what: str, total_bytes: int) -> None:
+        self._what, self._total = what, total_bytes
         self._began = self._said = time.monotonic()
 
     def update(self, num_records: int, num_bytes: int) -> None:
         now = time.monotonic()
-        if now - self._said < self._every:
+        if now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said, elapsed = now, now - self._began
         left = elapsed * (self._total - num_bytes) / max(num_bytes, 1)

@@ -51,8 +51,9 @@ class Engine:
 
     def arrays(self, sql: str) -> Iterator[list[np.ndarray]]:
         """A query's integer columns, a stretch of rows at a time."""
-        for batch in self._connection.sql(sql).to_arrow_reader(_FETCH_ROWS):
-            yield [column.to_numpy() for column in batch.columns]
+        with self._connection.sql(sql).to_arrow_reader(_FETCH_ROWS) as reader:
+            for batch in reader:
+                yield [column.to_numpy() for column in batch.columns]
 
     def __enter__(self) -> "Engine":
         return self
@@ -128,8 +129,8 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
         f"u.hash = r.hash AND u.residues = r.residues AS equal FROM read_parquet('{quoted(clusters)}') c "
         "LEFT JOIN uniref50 u ON u.id = c.cluster LEFT JOIN records r ON r.id = c.cluster"
     )
-    # line 1 is the header, unless its first column names a record
-    engine.run("DELETE FROM found WHERE line = 1 AND cluster IS NULL")
+    # the first line is a header, unless its first column names a record
+    engine.run("DELETE FROM found WHERE line = (SELECT min(line) FROM found) AND cluster IS NULL")
     train = uniref50.files[0]["path"]
     for name, line in engine.rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         raise InputError(
@@ -236,8 +237,10 @@ def _write(engine: Engine, records: Staged, work: Path, table: Path | None = Non
     previous = -1
     with NpyWriter(files.members) as member_writer, NpyWriter(files.offsets) as offset_writer:
         offset_writer.append(np.zeros(1, np.int64))
-        for clusters, rows in engine.arrays("SELECT DISTINCT cluster, row FROM pairs ORDER BY cluster, row"):
+        ordered = engine.arrays("SELECT DISTINCT cluster, row FROM pairs ORDER BY cluster, row")
+        for clusters, rows in ordered:
             if taken[rows].any() or np.unique(rows).size < rows.size:
+                ordered.close()  # a result half read keeps the engine from answering anything else
                 _refuse_shared_member(engine, table)
             taken[rows] = True
             starts = np.flatnonzero(np.diff(clusters, prepend=previous)) + member_writer.size

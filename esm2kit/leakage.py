@@ -3,6 +3,7 @@
 import logging
 import shutil
 import subprocess
+import tempfile
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def _identity(stores: dict[str, Path], work: Path, identity: float, threads: int
         )
         logger.warning("leakage: %s", reason)
         return {"checked": False, "reason": reason}
-    folder = work / "mmseqs"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="mmseqs.", dir=work))
     _write_fasta(stores[train], folder / "train.fasta")
     found: dict[str, Any] = {"checked": True, "min_identity": identity, "min_coverage_of_either": 0.8, "splits": {}}
     for split in held_out:
