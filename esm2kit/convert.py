@@ -67,8 +67,11 @@ def hf_names(num_layers: int) -> dict[str, str]:
 
 def to_hf(state: State, config: ESM2Config) -> State:
     """A state dict under transformers' names, the tied output matrix once."""
+    frequencies = [state[f"layers.{layer}.self_attn.rot_emb.inv_freq"] for layer in range(config.num_layers)]
+    if any(not torch.equal(own, frequencies[0]) for own in frequencies):
+        raise InputError("the layers differ in their rotary frequencies; transformers keeps one table for all")
     renamed = {theirs: state[ours] for ours, theirs in hf_names(config.num_layers).items()}
-    return renamed | {HF_INV_FREQ: state["layers.0.self_attn.rot_emb.inv_freq"]}
+    return renamed | {HF_INV_FREQ: frequencies[0]}
 
 
 def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:

@@ -85,8 +85,10 @@ def only_one(folder: Path, process: Process) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another process is embedding into it; wait for it or give another name"
             ) from None
-        yield
-        lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 class Run:

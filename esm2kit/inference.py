@@ -4,12 +4,12 @@ The same numbers as `ESM2.encode` within 1e-5 in fp32, and no gradient. What mak
 matrix products run at the machine's own limit and the rest is what there is to win:
 
 - no padding: the rows of all sequences go through the linear layers together, attention looks inside each;
-- q, k and v are one product; the rotary turn is one complex product straight into the layout attention wants, because
-  the weights' rows are put in an order in which the pairs it turns are neighbours;
+- q, k and v are one product; the rotary turn is one complex product in place, because the weights' rows are put
+  in an order in which the pairs it turns are neighbours;
 - the residual is the accumulator of the output product (`addmm` onto itself), the value's bias is folded into the
   output's, since attention weights sum to one;
-- softmax without its maximum pass, checked afterwards (see `_attend_block`), a few heads at a time so that scores stay
-  in the core's own cache: about 1.4 times `scaled_dot_product_attention` below 900 tokens;
+- softmax without its maximum pass, checked afterwards (see `_attend_one`), a few heads at a time so that scores stay
+  in the core's own cache;
 - no buffer is allocated twice, so no page is faulted in twice.
 """
 
@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from esm2kit.alphabet import MASK_IDX
 from esm2kit.errors import InputError
-from esm2kit.model import ESM2, Packed, rotary_tables
+from esm2kit.model import ESM2, TRAINED_MASK_RATIO, Packed
 
 Precision = Literal["float32", "bfloat16", "int8"]
 # Scores held at once, in floats: 1 MB, half of a recent core's L2. Measured best of 0.25 to 4 MB.
 SCORES_PER_BLOCK = 1 << 18
 # From here on SDPA's own blocking is as fast.
 LONG_TOKENS = 900
+# Below this, one SDPA call for all sequences of equally many tokens costs less than a few calls for each.
+SHORT_TOKENS = 32
 # A sum of exponentials outside these has lost digits or is about to; the block is then done again by SDPA.
 SAFE_SUM = (1e-30, 1e30)
 
@@ -56,6 +58,8 @@ class Encoder:
         self.model = model
         with torch.inference_mode():
             self.layers = [_arrange(layer, model.config.head_dim, precision) for layer in model.layers]
+        # as loaded: Meta's checkpoints hold these rounded to float16, and were trained with them so
+        self.inv_freq_P = model.layers[0].self_attn.rot_emb.inv_freq.float()
         self._local = threading.local()
 
     def resolve(self, repr_layers: Sequence[int]) -> list[int]:
@@ -87,8 +91,8 @@ class Encoder:
             return {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
         tokens_N = tokens_N.long()
         buffers = self._buffers(packed)
-        cos, sin = rotary_tables(self.config.head_dim, packed.max_tokens, self.device)
-        turn_N1P = torch.complex(cos, sin)[packed.position_N]
+        angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
+        turn_N1P = torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
         x_ND = self._embed(tokens_N, packed, buffers.x)
         found = {0: x_ND.clone()} if 0 in repr_layers else {}
         for number, layer in enumerate(self.layers[: max(repr_layers)], start=1):
@@ -110,48 +114,40 @@ class Encoder:
             return out_ND.copy_(self.model.embed(tokens_N, packed))
         torch.index_select(self.model.embed_tokens.weight, 0, tokens_N, out=out_ND)
         # token dropout with no <mask> in sight still scales, to the size that training showed the first layer
-        return out_ND.mul_(1 - 0.15 * 0.8) if self.config.token_dropout else out_ND
+        return out_ND.mul_(1 - TRAINED_MASK_RATIO) if self.config.token_dropout else out_ND
 
     def _buffers(self, packed: Packed) -> "_Buffers":
         """This thread's buffers, cut to `num_rows` rows; made anew when a batch is larger than any before."""
         rows = packed.num_rows
         if rows > getattr(self._local, "rows", 0):
-            width, head_dim = self.config.embed_dim, self.config.head_dim
+            width = self.config.embed_dim
             self._local.rows = rows
             self._local.flat = {
                 "x": torch.empty(rows * width),
-                "normed": torch.empty(rows * width),
                 "qkv": torch.empty(rows * width * 3),
-                "turned": torch.empty(rows * width * 2),
                 "attended": torch.empty(rows * width),
                 "wide": torch.empty(rows * width * 4),
-                "scores": torch.empty(max(SCORES_PER_BLOCK, LONG_TOKENS)),
-                "sums": torch.empty(rows * width // head_dim),
+                "scores": torch.empty(SCORES_PER_BLOCK),
             }
         return _Buffers(**self._local.flat).first(rows, self.config.embed_dim)
 
 
 class _Buffers(NamedTuple):
-    """Memory of one thread: x, normed, attended (N, D); qkv (N, 3D); turned (2, N, D); wide (N, 4D); scores and sums
-    flat."""
+    """Memory of one thread: x and attended (N, D), qkv (N, 3D), wide (N, 4D), scores flat."""
 
     x: Tensor
-    normed: Tensor
     qkv: Tensor
-    turned: Tensor
     attended: Tensor
     wide: Tensor
     scores: Tensor
-    sums: Tensor
 
     def first(self, rows: int, width: int) -> "_Buffers":
         def block(flat: Tensor, columns: int) -> Tensor:
             return flat[: rows * columns].view(rows, columns)
 
-        narrow = {name: block(getattr(self, name), width) for name in ("x", "normed", "attended")}
+        narrow = {name: block(getattr(self, name), width) for name in ("x", "attended")}
         return self._replace(
             qkv=block(self.qkv, 3 * width),
-            turned=self.turned[: rows * 2 * width],
             wide=block(self.wide, 4 * width),
             **narrow,
         )
@@ -222,29 +218,23 @@ class _Layer(NamedTuple):
 
     def run(self, x_ND: Tensor, turn_N1P: Tensor, packed: Packed, buffers: _Buffers) -> None:
         """x becomes the layer's output, in place."""
-        rows, width = x_ND.shape
+        width = x_ND.shape[1]
         heads = width // self.head_dim
-        qkv = self.qkv.into(_norm(self.attention_norm, x_ND, buffers.normed), buffers.qkv)
+        normed_ND = self.attention_norm(x_ND)
+        qkv = self.qkv.into(normed_ND, buffers.qkv)
         pairs = torch.view_as_complex(qkv[:, : 2 * width].unflatten(1, (2 * heads, self.head_dim // 2, 2)))
-        turned = torch.view_as_complex(buffers.turned.view(2 * heads, rows, self.head_dim // 2, 2))
-        torch.mul(pairs.transpose(0, 1), turn_N1P.transpose(0, 1), out=turned)
-        query_HNK, key_HNK = buffers.turned.view(2, heads, rows, self.head_dim)
-        value_HNK = qkv[:, 2 * width :].unflatten(1, (heads, self.head_dim)).transpose(0, 1)
-        attended_HNK = buffers.attended.unflatten(1, (heads, self.head_dim)).transpose(0, 1)
+        pairs.mul_(turn_N1P)
+        query, key, value = qkv.unflatten(1, (3, heads, self.head_dim)).unbind(1)
+        attended = buffers.attended.unflatten(1, (heads, self.head_dim))
         start = 0
         for count, tokens in packed.runs:
             stop = start + count * tokens
-            views = (view[:, start:stop] for view in (query_HNK, key_HNK, value_HNK, attended_HNK))
-            _attend(*views, count, tokens, buffers)
+            _attend(*(x[start:stop] for x in (query, key, value, attended)), count, buffers.scores)
             start = stop
         self.output.onto(buffers.attended, x_ND)
-        wide = self.fc1.into(_norm(self.ffn_norm, x_ND, buffers.normed), buffers.wide)
+        wide = self.fc1.into(self.ffn_norm(x_ND), buffers.wide)
         torch.ops.aten.gelu_(wide)
         self.fc2.onto(wide, x_ND)
-
-
-def _norm(norm: nn.LayerNorm, x_ND: Tensor, out_ND: Tensor) -> Tensor:
-    return out_ND.copy_(F.layer_norm(x_ND, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
 
 
 def _arrange(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:
@@ -273,49 +263,41 @@ def _arrange(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:
     )
 
 
-def _attend(
-    query_HNK: Tensor,
-    key_HNK: Tensor,
-    value_HNK: Tensor,
-    out_HNK: Tensor,
-    count: int,
-    tokens: int,
-    buffers: _Buffers,
-) -> None:
+def _attend(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, out_NHK: Tensor, count: int, scores: Tensor) -> None:
     """Attention inside each of `count` sequences of equally many tokens, onto `out`."""
-    if tokens < LONG_TOKENS:
-        for start in range(0, count * tokens, tokens):
-            views = (view[:, start : start + tokens] for view in (query_HNK, key_HNK, value_HNK, out_HNK))
-            if not _attend_block(*views, buffers):
-                break
-        else:
-            return
-    query, key, value = (x.unflatten(1, (count, tokens)).transpose(0, 1) for x in (query_HNK, key_HNK, value_HNK))
+    tokens = query_NHK.shape[0] // count
+    if SHORT_TOKENS <= tokens < LONG_TOKENS and all(
+        _attend_one(
+            *(x[start : start + tokens].transpose(0, 1) for x in (query_NHK, key_NHK, value_NHK, out_NHK)), scores
+        )
+        for start in range(0, count * tokens, tokens)
+    ):
+        return
+    query, key, value = (x.unflatten(0, (count, tokens)).transpose(1, 2) for x in (query_NHK, key_NHK, value_NHK))
     attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    out_HNK.unflatten(1, (count, tokens)).transpose(0, 1).copy_(attended)
+    out_NHK.unflatten(0, (count, tokens)).copy_(attended.transpose(1, 2))
 
 
-def _attend_block(query_HTK: Tensor, key_HTK: Tensor, value_HTK: Tensor, out_HTK: Tensor, buffers: _Buffers) -> bool:
+def _attend_one(query_HTK: Tensor, key_HTK: Tensor, value_HTK: Tensor, out_HTK: Tensor, scores: Tensor) -> bool:
     """One sequence, a few heads at a time, by exp(q.k) / sum without a maximum taken off first.
 
     That is the same softmax as long as no exponential overflows and the sums stay far from the smallest float, which
     the sums themselves tell afterwards.
-    Returns: False if they were not; `out` then holds nothing of use.
+    Returns: False if they did not; `out` then holds nothing of use.
     """
     heads, tokens, _ = query_HTK.shape
     key_HKT = key_HTK.transpose(1, 2)
     together = max(1, min(heads, SCORES_PER_BLOCK // tokens**2))
     rows = tokens if together > 1 else min(tokens, SCORES_PER_BLOCK // tokens)
-    sums_HT1 = buffers.sums[: heads * tokens].view(heads, tokens, 1)
-    products_HTK = torch.empty(query_HTK.shape)
+    sums_HT1 = torch.empty(heads, tokens, 1)
     for head in range(0, heads, together):
         some = slice(head, head + together)
         for row in range(0, tokens, rows):
             query = query_HTK[some, row : row + rows]
-            scores = buffers.scores[: query.shape[0] * query.shape[1] * tokens].view(*query.shape[:2], tokens)
-            torch.bmm(query, key_HKT[some], out=scores).exp_()
-            torch.sum(scores, -1, keepdim=True, out=sums_HT1[some, row : row + rows])
-            torch.bmm(scores, value_HTK[some], out=products_HTK[some, row : row + rows])
+            block = scores[: query.shape[0] * query.shape[1] * tokens].view(*query.shape[:2], tokens)
+            torch.bmm(query, key_HKT[some], out=block).exp_()
+            torch.sum(block, -1, keepdim=True, out=sums_HT1[some, row : row + rows])
+            torch.bmm(block, value_HTK[some], out=out_HTK[some, row : row + rows])
     least, most = sums_HT1.aminmax()
-    torch.div(products_HTK, sums_HT1, out=out_HTK)
+    out_HTK.div_(sums_HT1)
     return SAFE_SUM[0] < least.item() and most.item() < SAFE_SUM[1]
