@@ -111,7 +111,7 @@ def _create_datasets(
     file: h5py.File, skeleton: Skeleton, rows: Iterable[Row], num_proteins: int, num_residues: int, starts_P: np.ndarray
 ) -> None:
     properties, scalar = _space_now(), h5s.create(h5s.SCALAR)
-    dtype = h5t.py_create(np.dtype(skeleton.dtype))
+    dtype, string = h5t.py_create(np.dtype(skeleton.dtype)), h5t.py_create(h5py.string_dtype(), logical=True)
     spaces: dict[int, h5s.SpaceID] = {}
     ids: list[bytes] = []
     keys: list[bytes] = []
@@ -124,7 +124,7 @@ def _create_datasets(
                 shape = (skeleton.width,) if skeleton.level == "protein" else (num_rows, skeleton.width)
                 spaces[num_rows] = h5s.create_simple(shape)
             dataset = h5d.create(file.id, key, dtype, spaces[num_rows], properties)
-            _write_string(dataset, b"original_id", row.id, scalar)
+            _write_string(dataset, b"original_id", row.id, string, scalar)
         else:
             dataset = h5d.open(file.id, key)
         starts_P[index] = dataset.get_offset()
@@ -138,13 +138,12 @@ def _create_datasets(
             block += 1
 
 
-def _write_string(dataset: h5d.DatasetID, name: bytes, text: str, scalar: h5s.SpaceID) -> None:
-    """A fixed-size string attribute through the low-level calls: a third of `attrs[...] = text`'s time."""
-    value = text.encode()
-    kind = h5t.C_S1.copy()
-    kind.set_size(len(value))
-    kind.set_cset(h5t.CSET_UTF8)
-    h5a.create(dataset, name, kind, scalar).write(np.array(value, dtype=f"S{len(value)}"), mtype=kind)
+def _write_string(dataset: h5d.DatasetID, name: bytes, text: str, kind: h5t.TypeID, scalar: h5s.SpaceID) -> None:
+    """A string attribute through the low-level calls: a third of `attrs[...] = text`'s time.
+
+    Of variable size, since h5py gives strings of fixed size back as bytes, and other programs read ids with h5py.
+    """
+    h5a.create(dataset, name, kind, scalar).write(np.array(text, dtype=object), mtype=kind)
 
 
 def _write_block(file: h5py.File, name: str, lines: list[bytes]) -> None:
