@@ -21,7 +21,7 @@ from esm2kit.flip import PUBLISHED, TASKS, Target
 from esm2kit.heads import HEADS
 from esm2kit.metrics import Score, draw_counts, paired_difference
 from esm2kit.presets import SOURCES, PresetName, preset_config
-from esm2kit.probes import fit_probe
+from esm2kit.probes import check_probe, fit_probe
 from esm2kit.provenance import atomic_path, provenance, sha256_file
 from esm2kit.report import SCHEMA, finite, sentence, write_report
 from esm2kit.scoring import protein_numbers, row_of, score_fitted
@@ -107,6 +107,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """
     if config.tasks is None:
         return _benchmark_one(config)
+    if config.split is not None:
+        raise InputError(f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks")
     names = list(TASKS) if config.tasks.strip() == "all" else [name.strip() for name in config.tasks.split(",")]
     folders, failed = [], {}
     for place, name in enumerate(names, 1):
@@ -143,6 +145,12 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     probe = preset_config(config.preset, data.task, config.probe)
     if config.epochs is not None:
         probe = replace(probe, epochs=config.epochs)
+    check_probe(probe.probe, data.task)
+    known = baseline_names(data)
+    baselines = known if config.baselines is None else tuple(config.baselines)
+    unknown = [name for name in baselines if name not in known]
+    if unknown:
+        raise InputError(f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}")
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     data, ours, untrained = _sources(config, data, probe, out_dir)
 
@@ -178,11 +186,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
             add(name, kind, note, settings, _file_key(source.path),
                 lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
     wide = config.preset == "flip2021"
-    for name in baseline_names(data) if config.baselines is None else config.baselines:
-        if name not in baseline_names(data):
-            raise InputError(
-                f"no baseline {name!r} for task {data.task.name}: choose from {', '.join(baseline_names(data))}"
-            )
+    for name in baselines:
 
         def fit(name: str = name) -> tuple[Fitted, str] | None:
             made = fit_baseline(name, data, seeds, wide)

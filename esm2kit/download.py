@@ -235,14 +235,18 @@ def _fetch(
             raise _Refused(f"said nothing for {stall_seconds:.0f} s") from None
         except requests.RequestException as error:
             raise _Refused(f"failed ({type(error).__name__})") from None
-    found = part.stat().st_size
+        finally:
+            if not file.seek(0, os.SEEK_END):  # nothing to go on from
+                part.unlink(missing_ok=True)
+                said.unlink(missing_ok=True)
+    found = part.stat().st_size if part.is_file() else 0
     try:
+        if found == 0:
+            raise _Refused("sent an empty file")
         if size is not None and found != size:
             raise _Refused(f"sent {found} bytes instead of {size}")
         if sha256 is not None and sha256_file(part) != sha256:
             raise _Refused(f"sent another file than FLIP's {path.name} (SHA-256 differs)")
-        if found == 0:
-            raise _Refused("sent an empty file")
         if check is not None:
             check(part)
     except _Refused:

@@ -5,9 +5,9 @@ import time
 import torch
 
 from esm2kit.errors import InputError
-from esm2kit.features import Features, Fitted, ProbeConfig, check_rows
+from esm2kit.features import Features, Fitted, ProbeConfig, ProbeName, check_rows
+from esm2kit.flip import Task
 from esm2kit.head_training import fit_head
-from esm2kit.heads import HEADS
 from esm2kit.linear import fit_logistic, fit_ridge
 from esm2kit.presets import default_probe
 from esm2kit.tasks import TaskData
@@ -32,18 +32,9 @@ def fit_probe(
     Raises: InputError if probe, features and task do not go together.
     """
     check_rows(features, data)
-    rows_are_targets = len(features.values_ND) == len(data.targets)
-    per_protein = config.probe in HEADS and HEADS[config.probe].per_protein
-    if config.probe == "cnn" and data.task.level == "protein":
-        raise InputError("probe cnn labels residues; a protein task takes ridge, logistic, fnn or light_attention")
-    if per_protein and data.task.level == "residue":
-        raise InputError("probe light_attention labels proteins; a residue task takes ridge, logistic, fnn or cnn")
-    if not rows_are_targets and not per_protein:
+    check_probe(config.probe, data.task)
+    if len(features.values_ND) != len(data.targets) and config.probe != "light_attention":
         raise InputError(f"probe {config.probe} on a protein task takes one vector a protein, not one a residue")
-    if (config.probe == "ridge") != (data.task.target == "value") and config.probe in ("ridge", "logistic"):
-        raise InputError(
-            f"probe {config.probe} does not fit a {data.task.target} task; take {default_probe(data.task)}"
-        )
     start = time.perf_counter()
     if config.probe == "ridge":
         fitted = fit_ridge(features, data)
@@ -52,3 +43,16 @@ def fit_probe(
     else:
         fitted = fit_head(features, data, config, seeds, torch.device(device))
     return fitted._replace(seconds=time.perf_counter() - start)
+
+
+def check_probe(probe: ProbeName, task: Task) -> None:
+    """Refuse a probe that cannot answer a task's question.
+
+    Raises: InputError naming one that can.
+    """
+    if probe == "cnn" and task.level == "protein":
+        raise InputError("probe cnn labels residues; a protein task takes ridge, logistic, fnn or light_attention")
+    if probe == "light_attention" and task.level == "residue":
+        raise InputError("probe light_attention labels proteins; a residue task takes ridge, logistic, fnn or cnn")
+    if probe in ("ridge", "logistic") and (probe == "ridge") != (task.target == "value"):
+        raise InputError(f"probe {probe} does not fit a {task.target} task; take {default_probe(task)}")

@@ -151,7 +151,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         spec = None
         folder, split = _own_folder(task, split, Path(data_dir))
     rows, sources, dropped = read_split(folder, split)
-    spec = spec or _infer(Path(task).stem, split, rows, sources["split"], target)
+    spec = spec or _infer(Path(task).stem, split, rows, sources, target)
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
@@ -169,9 +169,13 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
 
 
 def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str]:
-    for path in (data_dir / task, Path(task)):
+    named = (f"{task}{suffix}" for suffix in ("", ".fasta", ".fasta.gz", ".csv"))
+    for path in (*(data_dir / name for name in named), Path(task)):
         if path.is_file():
-            return path.parent, path.name.split(".")[0]
+            stem = path.name.split(".")[0]
+            if split not in (None, stem):
+                raise InputError(f"{path} is one split, {stem!r}; leave split out, or name the folder")
+            return path.parent, stem
         if path.is_dir():
             names = split_names(path)
             if split is None and len(names) != 1:
@@ -182,8 +186,9 @@ def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str
     raise InputError(f"unknown task {task!r}: {hint}known are {', '.join(TASKS)}, or a folder or file of your own")
 
 
-def _infer(name: str, split: str, rows: list[Row], source: Source, target: Target | None) -> Task:
-    """What a user's file says it holds."""
+def _infer(name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None) -> Task:
+    """What a user's file says it holds: labels of residues if they come apart from the sequences, or one a residue."""
+    source = sources["split"]
     for row in rows:
         if row.target is None:
             raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
@@ -191,7 +196,9 @@ def _infer(name: str, split: str, rows: list[Row], source: Source, target: Targe
     separated = all(";" in text or len(row.sequence) == 1 for text, row in zip(texts, rows, strict=True)) and any(
         ";" in text for text in texts
     )
-    lettered = all(len(text) == len(row.sequence) for text, row in zip(texts, rows, strict=True))
+    lettered = "sequences" in sources or all(
+        len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True)
+    )
     if separated or lettered:
         kind = "value" if separated else "class"
         labels = () if separated else tuple(sorted({letter for text in texts for letter in text}))

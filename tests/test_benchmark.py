@@ -1,0 +1,289 @@
+"""The benchmark stage from FASTA to report: honest, resumable, and one line for what is wrong."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from esm2kit import benchmark as stage
+from esm2kit.benchmark import BenchmarkConfig, benchmark
+from esm2kit.checkpoint import write_checkpoint
+from esm2kit.compare import compare
+from esm2kit.embed import EmbedConfig, embed
+from esm2kit.errors import InputError
+from esm2kit.metrics import Interval
+from esm2kit.model import ESM2, ESM2Config
+from esm2kit.report import SCHEMA, read_report, sentence
+
+LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small model with random weights, as a checkpoint of ours."""
+    config = ESM2Config(2, 32, 4)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    state = ESM2.initialised(config, 3).state_dict()
+    write_checkpoint(
+        path, {f"model.{k}": v for k, v in state.items()}, {"model": dataclasses.asdict(config), "step": 0}
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A value (share of W), a class (which residue is rich) and a residue class (which kind of letter)."""
+    folder, generator = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    sets = ["SET=train VALIDATION=False"] * 60 + ["SET=train VALIDATION=True"] * 20 + ["SET=test VALIDATION=False"] * 40
+    value, classes, labels, sequences = [], [], [], []
+    for i, chosen in enumerate(sets):
+        letters = generator.choice(LETTERS, generator.integers(20, 40))
+        share = generator.random() / 2
+        letters[generator.random(len(letters)) < share] = "W"
+        text = "".join(letters)
+        value.append(f">v{i} TARGET={text.count('W') / len(text):.4f} {chosen}\n{text}\n")
+        rich = generator.choice(["W", "K"])
+        other = generator.choice(LETTERS, 30)
+        other[:12] = rich
+        classes.append(f">c{i} TARGET={'aromatic' if rich == 'W' else 'basic'} {chosen}\n{''.join(other)}\n")
+        sequences.append(f">r{i}\n{text}\n")
+        labels.append(f">r{i} {chosen}\n{''.join('H' if c in 'AEKLMQR' else 'C' for c in text)}\n")
+    (folder / "share.fasta").write_text("".join(value))
+    (folder / "rich.fasta").write_text("".join(classes))
+    (folder / "letters").mkdir()
+    (folder / "letters" / "sampled.fasta").write_text("".join(labels))
+    (folder / "letters" / "sequences.fasta").write_text("".join(sequences))
+    return folder
+
+
+def run(folder, model, out, **keywords):
+    keywords = {"seeds": [0, 1], "resamples": 200, "device": "cpu", "epochs": 40} | keywords
+    return benchmark(BenchmarkConfig(data_dir=folder, model=model, out_dir=out, **keywords))
+
+
+@pytest.fixture(scope="module")
+def value_report(tasks, model, tmp_path_factory):
+    return run(tasks, model, tmp_path_factory.mktemp("value"), task="share")
+
+
+@pytest.mark.parametrize(
+    ("task", "probe", "metric"), [("rich", "logistic", "accuracy"), ("letters", "cnn", "accuracy")]
+)
+def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, task, probe, metric):
+    report = run(tasks, model, tmp_path, task=task)
+    first, rows = report["rows"][0], {row["name"]: row for row in report["rows"]}
+    assert first["name"] == f"small, {probe}"
+    assert rows["majority"]["metrics"][metric]["value"] < first["metrics"][metric]["low"]
+    beaten = {item["theirs"]: item["low"] for item in report["comparisons"]}
+    assert beaten["majority"] > 0
+    assert np.sum(first["confusion"]) == report["task"]["scored_test"]
+    assert set(first["per_class"]) == set(report["task"]["labels"])
+
+
+def test_a_report_is_whole(value_report):
+    report = json.loads(Path(value_report["json"]).read_text())
+    assert report["schema"] == SCHEMA
+    assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
+    kinds = [(row["name"], row["kind"]) for row in report["rows"]]
+    assert kinds == [
+        ("small, ridge", "probe"), ("untrained small, ridge", "untrained"), ("mean", "baseline"),
+        ("composition", "baseline"), ("onehot_ridge", "baseline"), ("onehot_cnn", "baseline"),
+    ]  # fmt: skip
+    for row in report["rows"]:
+        assert set(row["metrics"]) == {"spearman", "pearson", "rmse", "r2", "ndcg"}
+        assert row["metrics"]["rmse"]["low"] < row["metrics"]["rmse"]["value"] < row["metrics"]["rmse"]["high"]
+    assert report["rows"][2]["metrics"]["spearman"]["value"] is None  # a constant has no rank correlation
+    mean = next(item for item in report["comparisons"] if item["theirs"] == "mean")
+    assert mean["metric"] == "rmse"
+    assert mean["low"] > 0
+    assert report["provenance"]["inputs"]["task/split"]["sha256"]
+    assert report["provenance"]["inputs"]["embeddings"]["sha256"]
+    assert report["rows"][0]["metrics"]["spearman"]["low"] > 0.5
+
+
+class Page(HTMLParser):
+    """What a browser would be asked to fetch, and what a screen reader would read."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.images, self.headings, self.ids = [], [], 0, []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.fetched += [
+            v for k, v in attributes.items() if k in ("src", "href", "xlink:href") and v[:1] != "#" and v[:5] != "data:"
+        ]
+        if attributes.get("role") == "img":
+            self.images.append(attributes.get("aria-label"))
+        self.headings += tag in ("h1", "h2")
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+
+
+def test_the_page_is_one_file_that_fetches_nothing(value_report):
+    html = Path(value_report["html"]).read_text()
+    page = Page()
+    page.feed(html)
+    assert page.fetched == []
+    assert "<script" not in html
+    assert "@import" not in html
+    assert not re.search(r"url\(['\"]?http", html)
+    assert len(page.images) == 2
+    assert all(page.images)
+    assert len(page.ids) == len(set(page.ids))
+    assert "prefers-color-scheme: dark" in html
+    assert html.count("currentColor") > 10
+    for name in ("small, ridge", "untrained small, ridge", "mean", "composition", "onehot_ridge"):
+        assert name in html
+
+
+def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
+    first = run(tasks, model, tmp_path, task="share")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
+    monkeypatch.setattr(stage, "fit_probe", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(stage, "fit_baseline", lambda *a, **k: pytest.fail("fitted again"))
+    second = run(tasks, model, tmp_path, task="share")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()} == before
+    assert second["rows"] == first["rows"]
+
+
+def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
+    first = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False)
+    second = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False, probe="fnn")
+    assert [row["name"] for row in second["rows"]] == ["small, fnn"]
+    assert second["rows"][0]["seeds"] == [0, 1]
+    assert second["rows"][0]["history"]["train_loss"]
+    assert first["rows"][0]["history"] == {}
+
+
+def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
+    before = (tasks / "share.fasta").read_bytes()
+    report = run(tasks, model, tmp_path, task="share", limit=15, baselines=[], untrained=False)
+    assert report["task"]["sizes"] == {"train": 15, "validation": 15, "test": 15}
+    assert (tasks / "share.fasta").read_bytes() == before
+    assert any("a subset" in note for note in report["notes"])
+    assert report["published"] == []
+
+
+@pytest.fixture(scope="module")
+def hiddens(tasks, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("given")
+    config = EmbedConfig(tasks / "letters" / "sequences.fasta", out, model=model, per_residue=True, device="cpu")
+    return embed(config)
+
+
+def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path):
+    made = run(tasks, model, tmp_path / "made", task="letters", baselines=[], untrained=False, epochs=3)
+    given = run(tasks, None, tmp_path / "given", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=3)
+    a, b = (report["rows"][0]["metrics"]["accuracy"]["value"] for report in (made, given))
+    assert a == pytest.approx(b, abs=0.01)  # float16 and float32
+    assert any("no untrained rival" in note for note in given["notes"])
+
+
+def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model, tmp_path):
+    fasta = tmp_path / "some.fasta"
+    records = (tasks / "letters" / "sequences.fasta").read_text().split(">")[1:]
+    fasta.write_text("".join(f">{record}" for record in records[2:]))
+    some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    keywords = {"task": "letters", "hiddens": some, "baselines": [], "untrained": False, "epochs": 1}
+    with pytest.raises(InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or set allow_missing"):
+        run(tasks, None, tmp_path / "out", **keywords)
+    report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
+    assert report["task"]["sizes"]["train"] == 58
+    assert any("2 of 120 proteins have no embedding" in note for note in report["notes"])
+
+
+def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
+    text = (tasks / "letters" / "sequences.fasta").read_text()
+    (tmp_path / "longer.fasta").write_text(text.replace(">r7\n", ">r7\nMM"))
+    other = embed(EmbedConfig(tmp_path / "longer.fasta", tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    with pytest.raises(InputError, match=r"protein 'r7' has \d+ rows for \d+ residues \(1 proteins differ\)"):
+        run(tasks, None, tmp_path / "out", task="letters", hiddens=other, baselines=[], untrained=False)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"task": "nothing"}, "unknown task 'nothing'"),
+        ({"task": "share", "split": "other"}, "is one split, 'share'"),
+        ({"task": "share", "probe": "cnn"}, "probe cnn labels residues"),
+        ({"tasks": "share,rich", "split": "s"}, "belongs to one task"),
+        ({"task": "share", "baselines": ["magic"]}, "no baseline 'magic'"),
+        ({"task": "share", "seeds": [1, 1]}, "seeds must be different"),
+        ({"task": "share", "limit": 0}, "limit must be at least 1"),
+        ({"task": "share", "resamples": 5}, "resamples must be at least 100"),
+        ({"task": "letters", "wrong_kind": True}, "takes hiddens"),
+        ({"task": "share", "no_model": True}, "name a model"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, keywords, message):
+    keywords = dict(keywords)
+    if keywords.pop("wrong_kind", False):
+        keywords["embeddings"] = hiddens.embeddings
+    used = None if keywords.pop("no_model", False) else model
+    with pytest.raises(InputError, match=message) as caught:
+        run(tasks, used, tmp_path / "out", **keywords)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path):
+    joined = run(tasks, model, tmp_path, tasks="share,rich", baselines=[], untrained=False)
+    assert [report["task"] for report in joined["reports"]] == ["share", "rich"]
+    assert joined["pairs"] == []  # different test sets have no paired difference
+    assert (tmp_path / "comparison.html").is_file()
+
+
+def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
+    with pytest.raises(InputError, match=r"2 of 3 tasks are done.*nothing: unknown task"):
+        run(tasks, model, tmp_path, tasks="share,nothing,rich", baselines=[], untrained=False)
+    assert (tmp_path / "rich" / "report.json").is_file()
+
+
+def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path):
+    out = run(tasks, model, tmp_path / "fnn", task="share", probe="fnn", epochs=1, baselines=[], untrained=False)
+    found = compare([value_report["json"], out["json"]], tmp_path)
+    (pair,) = found["pairs"]
+    assert pair["metric"] == "spearman"
+    a, b = (report["rows"][0]["metrics"]["spearman"]["value"] for report in (value_report, out))
+    assert pair["difference"] == pytest.approx(a - b)
+    assert pair["low"] < pair["difference"] < pair["high"]
+    assert "beats" in pair["sentence"] or "no difference shown" in pair["sentence"]
+    html = (tmp_path / "comparison.html").read_text()
+    assert pair["sentence"].split(" by ")[0] in html
+
+
+def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
+    with pytest.raises(InputError, match="two reports or more"):
+        compare([value_report["json"]], tmp_path)
+    (tmp_path / "report.json").write_text('{"schema": "other/9"}')
+    with pytest.raises(InputError, match="schema 'other/9'"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        read_report(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_report(tmp_path / "nowhere.json")
+
+
+def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
+    assert (
+        sentence("B", "A", "accuracy", Interval(0.012, 0.004, 0.020)) == "B beats A by 0.012 [0.004, 0.020] in accuracy"
+    )
+    assert sentence("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
+        "A beats B by 0.300 [0.100, 0.500] in RMSE"
+    )
+    assert sentence("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+
+
+def test_packed_residues_are_read_where_they_lie(tasks, model, tmp_path):
+    run(tasks, model, tmp_path, task="letters", baselines=[], untrained=False, epochs=1)
+    (path,) = tmp_path.glob("embeddings/*/trained_hiddens.h5")
+    with h5py.File(path) as file:
+        assert file["values"].dtype == np.float16
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,89 @@
+"""Figures say what they were given: labels with units, every value drawn, no colour as the only cue."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from esm2kit import plots
+
+mpl.use("Agg")
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+FIGURES = {
+    "length_histogram": lambda: plots.length_histogram(GENERATOR.integers(30, 900, 500), max_residues=1022),
+    "cluster_size_histogram": lambda: plots.cluster_size_histogram(GENERATOR.integers(1, 300, 500)),
+    "loss_curves": lambda: plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_floor=2.89),
+    "perplexity_curves": lambda: plots.perplexity_curves({"valid": ([1, 2], [19.0, 17.5])}, unigram_floor=18.16),
+    "embedding_scatter": lambda: plots.embedding_scatter(GENERATOR.normal(size=(60, 2)), ["a", "b", "c"] * 20),
+    "scatter_by_number": lambda: plots.embedding_scatter(
+        GENERATOR.normal(size=(60, 2)), GENERATOR.normal(size=60), label_name="melting point (deg C)"
+    ),
+    "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(20, 30)), "residue", "mutant", "log odds", centre=0),
+    "contact_map": lambda: plots.contact_map(GENERATOR.random((30, 30)), GENERATOR.random((30, 30)) > 0.9),
+    "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),
+    "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
+    "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
+    "scores": lambda: plots.scores_beside_baselines(
+        ["ours", "mean", "ridge"], [0.6, np.nan, 0.4], [0.5, np.nan, 0.3], [0.7, np.nan, 0.5], "Spearman",
+        ours=["ours"], published={"someone": 0.55},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_names_its_axes_and_can_be_saved(name, tmp_path):
+    ax = FIGURES[name]()
+    assert ax.get_xlabel()
+    assert ax.get_ylabel() or name == "scores"
+    ax.figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 3000
+
+
+def test_a_given_axes_is_drawn_into():
+    _, ax = plt.subplots()
+    assert plots.length_histogram(np.array([50, 60]), ax=ax) is ax
+
+
+def test_guesses_without_context_are_drawn_at_their_height():
+    ax = plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_floor=2.89)
+    heights = {line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1}
+    assert heights == {2.89, np.log(20)}
+    told = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert told == ["train", "uniform guess 3.00", "unigram guess 2.89"]
+
+
+def test_an_undefined_score_is_named_not_drawn_as_zero():
+    ax = FIGURES["scores"]()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["ours", "mean", "ridge", "someone"]
+    assert "undefined" in {text.get_text() for text in ax.texts}
+    assert {tuple(line.get_xdata()) for line in ax.lines} == {(0.5, 0.7), (0.6,), (0.3, 0.5), (0.4,), (0.55,)}
+
+
+def test_more_classes_than_colours_get_other_marks():
+    names = [f"class{i:02d}" for i in range(14)]
+    ax = plots.embedding_scatter(GENERATOR.normal(size=(28, 2)), names * 2)
+    marks = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in ax.collections}
+    assert len(marks) == 14
+
+
+def test_confusion_shows_counts_and_shares():
+    ax = plots.confusion_matrix(np.array([[8, 2], [5, 5]]), ["x", "y"])
+    assert [text.get_text() for text in ax.texts] == ["8", "2", "5", "5"]
+    np.testing.assert_allclose(ax.collections[0].get_array().ravel(), [0.8, 0.2, 0.5, 0.5])
+
+
+def test_known_contacts_stand_below_the_diagonal():
+    probability, truth = np.full((4, 4), 0.25), np.zeros((4, 4), bool)
+    truth[3, 0] = True
+    shown = np.asarray(plots.contact_map(probability, truth).images[0].get_array())
+    assert shown[3, 0] == 1
+    assert shown[1, 0] == 0
+    assert shown[0, 3] == 0.25
