@@ -28,6 +28,8 @@ Level = Literal["protein", "residue"]
 Layout = Literal["datasets", "packed"]
 # Ids sit in root attributes of this many each: one attribute a protein is read 1,000 times slower than one a block.
 IDS_PER_BLOCK = 1 << 16
+STRING = h5py.string_dtype()
+STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
 class Row(NamedTuple):
@@ -111,7 +113,7 @@ def _create_datasets(
     file: h5py.File, skeleton: Skeleton, rows: Iterable[Row], num_proteins: int, num_residues: int, starts_P: np.ndarray
 ) -> None:
     properties, scalar = _space_now(), h5s.create(h5s.SCALAR)
-    dtype, string = h5t.py_create(np.dtype(skeleton.dtype)), h5t.py_create(h5py.string_dtype(), logical=True)
+    dtype, string = h5t.py_create(np.dtype(skeleton.dtype)), h5t.py_create(STRING, logical=True)
     spaces: dict[int, h5s.SpaceID] = {}
     ids: list[bytes] = []
     keys: list[bytes] = []
@@ -143,7 +145,7 @@ def _write_string(dataset: h5d.DatasetID, name: bytes, text: str, kind: h5t.Type
 
     Of variable size, since h5py gives strings of fixed size back as bytes, and other programs read ids with h5py.
     """
-    h5a.create(dataset, name, kind, scalar).write(np.array(text, dtype=object), mtype=kind)
+    h5a.create(dataset, name, kind, scalar).write(np.array(text, dtype=STRING), mtype=STRING_IN_MEMORY)
 
 
 def _write_block(file: h5py.File, name: str, lines: list[bytes]) -> None:
