@@ -88,6 +88,10 @@ def _run(name: str, arguments: list[str]) -> int:
     return 0
 
 
+# what people type, and the field it stands for; `from` is no name a Python field can have
+SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
+
+
 def parse(config_class: type, program: str, arguments: list[str]) -> Any:
     """A stage's dataclass from a YAML file and `--key value` pairs, the later of two winning.
 
@@ -100,8 +104,10 @@ def parse(config_class: type, program: str, arguments: list[str]) -> Any:
     parser.add_argument("--config", action="config", help="YAML file of parameters")
     parser.add_class_arguments(config_class)
     known = [field.name for field in dataclasses.fields(config_class)]
+    if {"from_notebook", "parameters"} <= set(known):
+        arguments = [SHORT_FORMS.get(argument, argument) for argument in arguments]
     for argument in arguments:
-        key = argument.removeprefix("--").split("=", 1)[0]
+        key = argument.removeprefix("--").split("=", 1)[0].removesuffix("+")
         if argument.startswith("--") and key.split(".")[0] not in (*known, "config", "help", "print_config"):
             raise InputError(f"{program}: unknown parameter {key!r}; {_nearest(key, known)}")
     try:

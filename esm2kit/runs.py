@@ -70,8 +70,7 @@ def run(config: RunConfig) -> str:
             _run_notebook(root, folder, notebook, plan[notebook], manifest)
         (folder / "index.html").write_text(run_page(folder.name, manifest))
     runs_page(root / "papermill_runs")
-    reports = sorted((folder / "artefacts").rglob("report.html"))
-    return f"report: {reports[-1] if reports else folder / 'index.html'}"
+    return f"report: {folder / 'index.html'}"
 
 
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -196,6 +195,8 @@ def _run_notebook(
                 progress_bar=False,
                 log_output=True,
                 kernel_name="python3",
+                # a kernel on this machine's own loopback need not warn of eavesdroppers
+                extra_arguments=["--IPKernelApp.log_level=40"],
             )
         except PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
@@ -243,22 +244,24 @@ def _signs_of_life(notebook: str, began: float) -> Iterator[None]:
         shown = began
 
         def emit(self, message: logging.LogRecord) -> None:
-            lines = [line for line in message.getMessage().splitlines() if line.strip()]
+            lines = [line for line in message.getMessage().splitlines() if line.strip(" -")]
+            if message.getMessage().startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
+                return
             if lines and time.monotonic() - self.shown > SECONDS_BETWEEN_SIGNS:
                 self.shown = time.monotonic()
                 logger.info("%s  %3.0f s  %s", notebook, self.shown - began, lines[-1][:100])
 
     source = logging.getLogger("papermill")
-    before = source.level, source.propagate
     handler = Latest()
-    source.addHandler(handler)
+    source.handlers, source.propagate = [handler], False
     source.setLevel(logging.INFO)
-    source.propagate = False
+    # what the kernel and the renderer say about themselves is nothing the reader can act on
+    for name in ("traitlets", "asyncio", "blib2to3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        source.removeHandler(handler)
-        source.level, source.propagate = before
+        source.handlers = []
 
 
 @contextmanager
