@@ -25,6 +25,8 @@ Key = Literal["index", "hash", "id"]
 PROTEINS_PER_WINDOW = 8192
 RESIDUES_PER_WINDOW = 4_000_000
 ROWS_PER_BLOCK = 1 << 16
+# Ids compared with one another at once.
+PROTEINS_PER_BUCKET = 1_000_000
 TABLE_ROW = np.dtype([("num_residues", "<i4"), ("id", "V16"), ("sequence", "V32")])
 
 
@@ -75,8 +77,8 @@ class Table:
         return table
 
     def _refuse_ambiguous_ids(self) -> None:
-        """A million rows at a time: those whose id digest falls into one bucket, sorted by id."""
-        buckets = len(self) // 1_000_000 + 1
+        """Some rows at a time: those whose id digest falls into one bucket, sorted by id."""
+        buckets = len(self) // PROTEINS_PER_BUCKET + 1
         for bucket in range(buckets):
             found = []
             for start in range(0, len(self), ROWS_PER_BLOCK):
