@@ -30,6 +30,8 @@ STAGES = {
     "pretrain": Stage("pretrain", "PretrainConfig", "pretrain", "dataset -> an ESM-2 checkpoint", trains=True),
     "embed": Stage("embed", "EmbedConfig", "embed", "FASTA and a model -> embeddings in HDF5"),
     "benchmark": Stage("benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report"),
+    "finetune": Stage("finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels", trains=True),
+    "predict": Stage("predict", "PredictConfig", "predict", "a fine-tuned model and any FASTA -> labels"),
     "run": Stage("runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters"),
 }
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
@@ -77,11 +79,8 @@ def _run(name: str, arguments: list[str]) -> int:
         from esm2kit import launch
 
         if config.devices > 1 and config.num_nodes == 1 and not launch.is_worker():
-            result = launch.train(name, config)
-        else:
-            result = getattr(module, stage.function)(config)
-    else:
-        result = getattr(module, stage.function)(config)
+            launch.become(name, config)
+    result = getattr(module, stage.function)(config)
     summary = summarise(result)
     if summary:
         print(summary)

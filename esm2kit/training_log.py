@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("step", "train_loss", "val_loss", "val_perplexity", "lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
+COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -21,13 +21,22 @@ class TrainingLog(Callback):
     Args:
         out_dir: the run's folder.
         every: updates between rows.
-        unigram_perplexity: the floor, said beside each validation.
+        unigram_perplexity: the floor, said beside each validation; None where there is no such thing.
         first_step: updates made before this process began.
+        figures: what a validation gives, columns of their own.
     """
 
-    def __init__(self, out_dir: Path, every: int, unigram_perplexity: float, first_step: int) -> None:
+    def __init__(
+        self,
+        out_dir: Path,
+        every: int,
+        unigram_perplexity: float | None,
+        first_step: int,
+        figures: tuple[str, ...] = ("val_loss", "val_perplexity"),
+    ) -> None:
         self.path = Path(out_dir) / "metrics.csv"
         self.every, self.floor, self.first_step = every, unigram_perplexity, first_step
+        self.columns = ("step", "train_loss", *figures, *COLUMNS)
         self.tokens, self.started, self.last_line = 0.0, 0.0, 0.0
         self.interval_tokens, self.interval_started = 0.0, 0.0
 
@@ -37,7 +46,7 @@ class TrainingLog(Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
             with open(self.path, "w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(kept)
 
@@ -67,10 +76,9 @@ class TrainingLog(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         figures = module.validation
         self._append(trainer, module.step, figures)
-        logger.info(
-            "update %d  val_loss %.4f  val_perplexity %.2f  (unigram floor %.2f)",
-            *(module.step, figures["val_loss"], figures["val_perplexity"], self.floor),
-        )
+        told = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        floor = "" if self.floor is None else f"  (unigram floor {self.floor:.4f})"
+        logger.info("update %d  %s%s", module.step, told, floor)
         # a validation is not training time
         self.interval_started = time.monotonic()
 
@@ -78,7 +86,7 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             with open(self.path, "a", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
-                csv.DictWriter(file, COLUMNS).writerow(row)
+                csv.DictWriter(file, self.columns).writerow(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -4,11 +4,13 @@ States are kept whole and by parameter name, so a run may go on under another la
 the update in hand, with a checkpoint.
 """
 
+import fcntl
 import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -39,16 +41,28 @@ FREE_TO_CHANGE = {
     *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
     *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
     *("val_check_interval", "tokens_per_validation_batch"),
+    *("data_dir", "validations_per_epoch", "patience", "benchmark", "resamples", "export_hf"),
 }
 
 
 class ResumePoint(NamedTuple):
-    """A checkpoint to go on from."""
+    """A checkpoint to go on from: its metadata, and its tensors by the part before the first dot."""
 
     path: Path
-    step: int
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    metadata: dict[str, Any]
+    parts: dict[str, dict[str, Tensor]]
+
+    @property
+    def step(self) -> int:
+        return self.metadata["step"]
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        return self.parts["model"]
+
+    @property
+    def optimizer(self) -> dict[str, Tensor]:
+        return self.parts["optimizer"]
 
 
 def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> ResumePoint | None:
@@ -77,11 +91,16 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
         raise InputError(
             f"{path} is of another run: {listed}; give another out_dir, or resume_if_exists false to overwrite"
         )
-    parts = {
-        prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in ("model.", "optimizer.")
-    }
-    return ResumePoint(path, metadata["step"], parts["model."], parts["optimizer."])
+    return ResumePoint(path, metadata, parts_of(tensors))
+
+
+def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A checkpoint's tensors by the part before the first dot (model, optimizer, head ...), and then by the rest."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
@@ -104,9 +123,17 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
                 optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one keeps them."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def whole_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one keeps them.
+
+    Args:
+        model: whose parameters the optimizer steps.
+        optimizer: of these parameters.
+        keep: which of the model's tensors, by name.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if keep(name)}
     for name, parameter in _stepped(model, optimizer):
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
     gathered = {}
@@ -129,6 +156,24 @@ def continue_at(trainer: Trainer, step: int) -> None:
         progress.ready = progress.completed = step
 
 
+@contextmanager
+def alone_in(out_dir: Path) -> Iterator[None]:
+    """Hold a run's folder while training: two runs that write the same checkpoints would end as neither.
+
+    Only the first rank holds it. Raises: InputError if another run does.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with open(out_dir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{out_dir}: another run is training there; stop it, or give another out_dir") from error
+        yield
+
+
 class CheckpointWriter(Callback):
     """Writes `checkpoints/last.safetensors` at every validation, at the end, when told to stop; keeps the best by name.
 
@@ -137,10 +182,22 @@ class CheckpointWriter(Callback):
         save_top_k: how many of the best by val_loss to keep.
         manifest: the run's provenance.
         global_batch_size: sequences of an update, to turn updates into consumed samples.
+        tensors: what to save of a module; every rank calls it. By default its `esm2` and optimizer.
+        details: what else the metadata hold.
     """
 
-    def __init__(self, out_dir: Path, save_top_k: int, manifest: dict[str, Any], global_batch_size: int) -> None:
+    def __init__(
+        self,
+        out_dir: Path,
+        save_top_k: int,
+        manifest: dict[str, Any],
+        global_batch_size: int,
+        tensors: Callable[[LightningModule], dict[str, Tensor]] | None = None,
+        details: Callable[[LightningModule], dict[str, Any]] = lambda module: {},
+    ) -> None:
         self.folder = Path(out_dir) / "checkpoints"
+        self.tensors = tensors or _model_and_optimizer
+        self.details = details
         self.last = self.folder / "last.safetensors"
         self.save_top_k, self.manifest, self.global_batch_size = save_top_k, manifest, global_batch_size
         self.saved_step: int | None = None
@@ -151,6 +208,14 @@ class CheckpointWriter(Callback):
         return min(self._kept(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._tidy(module.step)
+
+        if trainer.is_global_zero and self.folder.exists():
+            # halves that a killed run left: ours, and safetensors' own
+            for half in (*self.folder.glob("*.part"), *self.folder.glob(".tmp*")):
+                half.unlink()
+
         def stop(number: int, frame: FrameType | None) -> None:
             logger.info(
                 "%s: finishing this update, then saving; once more to stop at once", signal.Signals(number).name
@@ -163,12 +228,8 @@ class CheckpointWriter(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer, module, module.validation)
-        if trainer.is_global_zero and self.save_top_k:
-            step, val_loss = module.step, module.validation["val_loss"]
-            kept = self.folder / f"step={step:07d}-val_loss={val_loss:.4f}.safetensors"
-            _link(self.last, kept)
-            for _, path in sorted(self._kept())[self.save_top_k :]:
-                path.unlink()
+        if trainer.is_global_zero:
+            self._keep(module.step, module.validation["val_loss"])
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved_step != module.step:
@@ -177,8 +238,7 @@ class CheckpointWriter(Callback):
             signal.signal(number, handler)
 
     def _save(self, trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
-        optimizer = module.optimizers(use_pl_optimizer=False)
-        tensors = whole_state(module.esm2, optimizer)
+        tensors = self.tensors(module)
         if trainer.is_global_zero:
             metadata = {
                 "model": module.esm2.config,
@@ -186,6 +246,7 @@ class CheckpointWriter(Callback):
                 "consumed_samples": module.step * self.global_batch_size,
                 "global_batch_size": self.global_batch_size,
                 **figures,
+                **self.details(module),
                 "provenance": self.manifest,
             }
             try:
@@ -194,14 +255,32 @@ class CheckpointWriter(Callback):
                 kept = (
                     f"{self.last} still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
                 )
-                raise InputError(
-                    f"cannot write {self.last} at update {module.step}: {error.strerror}; {kept}"
-                ) from error
+                raise InputError(f"cannot write {self.last} at update {module.step}: {error}; {kept}") from error
         self.saved_step = module.step
         trainer.strategy.barrier()
 
+    def _keep(self, step: int, val_loss: float) -> None:
+        if self.save_top_k:
+            _link(self.last, self.folder / f"step={step:07d}-val_loss={val_loss:.4f}.safetensors")
+            for _, path in sorted(self._kept())[self.save_top_k :]:
+                path.unlink()
+
+    def _tidy(self, step: int) -> None:
+        """A fresh run drops what an earlier one kept; a resumed one keeps what a kill came in the way of."""
+        if step == 0:
+            for path in self.folder.glob("step=*.safetensors"):
+                path.unlink()
+        elif self.last.exists():
+            metadata = read_metadata(self.last)
+            if "val_loss" in metadata:
+                self._keep(metadata["step"], metadata["val_loss"])
+
     def _kept(self) -> list[tuple[float, Path]]:
         return [(read_metadata(path)["val_loss"], path) for path in self.folder.glob("step=*.safetensors")]
+
+
+def _model_and_optimizer(module: LightningModule) -> dict[str, Tensor]:
+    return whole_state(module.esm2, module.optimizers(use_pl_optimizer=False))
 
 
 def _link(source: Path, target: Path) -> None:
