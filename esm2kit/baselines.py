@@ -18,8 +18,8 @@ from esm2kit.window_cnn import WindowCnnConfig, fit_window_cnn
 
 logger = logging.getLogger(__name__)
 
-# FLIP's one-hot alphabet: 21 letters; others (X, B, Z, O) are columns of zeros.
-FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVU"
+# FLIP's one-hot alphabet; other letters (B, Z, O) are columns of zeros.
+FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
 COMPOSITION_WINDOW = 10
 # The one-hot residue CNN: conv7-32-ReLU-conv7, Adam 1e-3, batch 32, 6 epochs.
 ONE_HOT_CNN = ProbeConfig(
@@ -138,7 +138,7 @@ def _composition(data: TaskData) -> Baseline:
 
 
 def one_hot_padded(data: TaskData) -> csr_matrix:
-    """FLIP's features: one-hot of every position, padded to the longest sequence, sparse (P, 21 * longest)."""
+    """FLIP's features: one-hot of every position, padded to the longest sequence, sparse (P, 22 * longest)."""
     width = len(FLIP_LETTERS)
     codes = residue_codes(data, FLIP_LETTERS)
     offsets = _residue_offsets(data)

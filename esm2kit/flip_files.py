@@ -12,9 +12,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from esm2kit.alphabet import IS_RESIDUE_BYTE
 from esm2kit.errors import InputError
@@ -257,3 +258,23 @@ def read_split(folder: Path, split: str) -> tuple[list[Row], dict[str, Source], 
     rows, dropped = read_fasta_split(source, sequences, mask)
     files |= {name: found for name, found in (("sequences", sequences), ("mask", mask)) if found}
     return rows, files, dropped
+
+
+def described(folder: Path, name: str) -> dict[str, Any]:
+    """What `tasks.yaml`, in a task's folder or the one above, says of a task of the user's own; empty if nothing.
+
+    Keys it may hold: target, classes, metric, unit, description, computed (true for a property that was computed, not
+    measured), source, licence.
+    Raises: InputError if the file cannot be read.
+    """
+    for path in (folder / "tasks.yaml", folder.parent / "tasks.yaml"):
+        if not path.is_file():
+            continue
+        try:
+            listed = yaml.safe_load(path.read_text())["tasks"]
+            found = [entry for entry in listed if entry["name"] == name]
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no list of tasks with a name each ({type(error).__name__})") from None
+        if found:
+            return found[0]
+    return {}

@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from esm2kit.errors import InputError
 from esm2kit.flip import TASKS, Split, Target, Task, find_split
-from esm2kit.flip_files import Row, Source, read_split, split_names
+from esm2kit.flip_files import Row, Source, described, read_split, split_names
+from esm2kit.targets import is_number, mask_of, number_of, residue_targets
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         spec = None
         folder, split = _own_folder(task, split, Path(data_dir))
     rows, sources, dropped = read_split(folder, split)
-    spec = spec or _infer(Path(task).stem, split, rows, sources, target)
+    spec = spec or _infer(Path(task).stem, split, rows, sources, target, described(folder, Path(task).stem))
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
@@ -186,45 +188,48 @@ def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str
     raise InputError(f"unknown task {task!r}: {hint}known are {', '.join(TASKS)}, or a folder or file of your own")
 
 
-def _infer(name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None) -> Task:
-    """What a user's file says it holds: labels of residues if they come apart from the sequences, or one a residue."""
+def _infer(
+    name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None, told: dict[str, Any]
+) -> Task:
+    """What a user's files say they hold: labels of residues if they come apart from the sequences, or one a residue."""
     source = sources["split"]
     for row in rows:
         if row.target is None:
             raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
     texts = [row.target or "" for row in rows]
-    separated = all(";" in text or len(row.sequence) == 1 for text, row in zip(texts, rows, strict=True)) and any(
-        ";" in text for text in texts
-    )
+    separated = any(";" in text for text in texts)
     lettered = "sequences" in sources or all(
         len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True)
     )
     if separated or lettered:
-        kind = "value" if separated else "class"
-        labels = () if separated else tuple(sorted({letter for text in texts for letter in text}))
-        metric = "spearman" if separated else "accuracy"
-        return Task(name, "residue", kind, metric, {split: Split()}, split, labels=labels, licence="the user's own")
-    distinct = set(texts)
-    numeric = all(_is_number(text) for text in distinct)
-    integers = numeric and all(text.lstrip("+-").isdigit() for text in distinct)
-    guessed = "class" if not numeric or (integers and len(distinct) <= MAX_INTEGER_CLASSES) else "value"
-    kind = target or guessed
-    if kind == "value":
-        return Task(name, "protein", "value", "spearman", {split: Split()}, split, licence="the user's own")
-    labels = tuple(sorted(distinct))
-    if target is None and integers:
-        logger.info(
-            "%s: %d distinct integer targets are taken for classes; set target to 'value' if not", name, len(labels)
-        )
-    return Task(name, "protein", "class", "accuracy", {split: Split()}, split, labels=labels, licence="the user's own")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        level, kind = "residue", "value" if separated else "class"
+        found = {letter for text in texts for letter in text}
+    else:
+        level, found = "protein", set(texts)
+        numeric = all(is_number(text) for text in found)
+        integers = numeric and all(text.lstrip("+-").isdigit() for text in found)
+        kind = "class" if not numeric or (integers and len(found) <= MAX_INTEGER_CLASSES) else "value"
+        asked = target or told.get("target")
+        if asked is None and integers and kind == "class":
+            logger.info(
+                "%s: %d distinct integer targets are taken for classes; set target to value if not", name, len(found)
+            )
+        kind = asked or kind
+    labels = tuple(str(label) for label in told.get("classes", sorted(found))) if kind == "class" else ()
+    notes = [told.get("description", ""), "the target is computed, not measured" if told.get("computed") else ""]
+    return Task(
+        name=name,
+        level=level,
+        target=kind,
+        metric=told.get("metric", "spearman" if kind == "value" else "accuracy"),
+        splits={split: Split()},
+        default_split=split,
+        labels=labels,
+        unit=told.get("unit", ""),
+        citation=told.get("source", ""),
+        licence=told.get("licence", "the user's own"),
+        note="; ".join(note.strip() for note in notes if note),
+    )
 
 
 def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -> TaskData:
@@ -238,16 +243,18 @@ def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -
         if row.target is None:
             raise InputError(f"{source}: record {row.id!r} has no target")
         if task.level == "residue":
-            values = _residue_targets(task, row, table, source)
+            values = residue_targets(task, row, table, source)
             targets.append(values)
-            scored.append(_mask(row, source) & (np.isfinite(values) if task.target == "value" else True))
+            scored.append(mask_of(row, source) & (np.isfinite(values) if task.target == "value" else True))
         elif task.target == "value":
-            targets.append([_number(row, row.target, source)])
+            targets.append([number_of(row, row.target, source)])
             scored.append([True])
         else:
             spelling = row.target if row.target in index else row.target.replace(" ", "_").replace(".", "_")
             if spelling not in index:
-                raise InputError(f"{source}: record {row.id!r} has the label {row.target!r}; known are {_listed(task)}")
+                raise InputError(
+                    f"{source}: record {row.id!r} has the label {row.target!r}; known are {', '.join(task.labels)}"
+                )
             targets.append([index[spelling]])
             scored.append([True])
     if not rows:
@@ -263,45 +270,6 @@ def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -
         scored=np.concatenate(scored).astype(bool),
         files={name: found.path for name, found in sources.items()},
     )
-
-
-def _listed(task: Task) -> str:
-    return ", ".join(task.labels)
-
-
-def _residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> np.ndarray:
-    text = row.target or ""
-    if task.target == "value":
-        values = np.array([_number(row, part, source) for part in text.split(";")])
-    else:
-        values = table[np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8)]
-        if (values < 0).any():
-            letter = text[int((values < 0).argmax())]
-            raise InputError(f"{source}: record {row.id!r} has the label {letter!r}; known are {_listed(task)}")
-    if len(values) != len(row.sequence):
-        raise InputError(f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues")
-    return values
-
-
-def _mask(row: Row, source: Source) -> np.ndarray:
-    if row.mask is None:
-        return np.ones(len(row.sequence), dtype=bool)
-    if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
-        raise InputError(
-            f"{source}: the mask of {row.id!r} must be {len(row.sequence)} times 0 or 1, one a residue; "
-            f"it has {len(row.mask)} characters"
-        )
-    return np.frombuffer(row.mask.encode(), dtype=np.uint8) == ord("1")
-
-
-def _number(row: Row, text: str, source: Source) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise InputError(f"{source}: record {row.id!r} has the target {text!r}, which is no number") from None
-    if not np.isfinite(value):
-        raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
-    return value
 
 
 def _check_sets(data: TaskData, source: Source) -> None:

@@ -104,7 +104,7 @@ class WindowCnn(nn.Module):
             return nn.Parameter(torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound))
 
         fan_in = TAPS * (LETTERS - 1)
-        self.convolution = drawn(TAPS * LETTERS, config.channels, fan_in=fan_in)
+        self.convolution = drawn(TAPS * (LETTERS - 1), config.channels, fan_in=fan_in)
         self.bias = drawn(config.channels, fan_in=fan_in)
         self.weight_hidden = drawn(config.channels, config.hidden, fan_in=config.channels)
         self.bias_hidden = drawn(config.hidden, fan_in=config.channels)
@@ -113,9 +113,11 @@ class WindowCnn(nn.Module):
 
     def forward(self, letters_WK: Tensor, where_BM: Tensor, num_shared: int) -> Tensor:
         """(B, outputs); letters of the distinct windows, and each protein's places among them."""
-        one_hot = F.one_hot(letters_WK, LETTERS).float()
-        one_hot[..., PAD] = 0.0
-        hidden = F.relu(torch.addmm(self.bias, one_hot.flatten(1), self.convolution))
+        # A product with one-hot rows is a sum of rows of the matrix; PAD has no row of its own.
+        weight_KLC = self.convolution.view(TAPS, LETTERS - 1, -1)
+        rows = F.pad(weight_KLC, (0, 0, 0, 1)).flatten(0, 1)
+        places_WK = letters_WK + LETTERS * torch.arange(TAPS)
+        hidden = F.relu(F.embedding_bag(places_WK, rows, mode="sum") + self.bias)
         hidden = F.relu(torch.addmm(self.bias_hidden, hidden, self.weight_hidden))
         # After a ReLU nothing is below zero, so zero stands for "no window".
         own = hidden[where_BM.clamp_min(0)].masked_fill((where_BM < 0)[..., None], 0.0).amax(1)

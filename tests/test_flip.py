@@ -1,6 +1,7 @@
 """The task table agrees with itself and, on real files, with FLIP."""
 
 import pytest
+import yaml
 
 from esm2kit.errors import InputError
 from esm2kit.flip import PUBLISHED, TASKS, find_split
@@ -96,3 +97,27 @@ def test_the_one_file_form_of_biotrainer(shared_data):
     values = load_task("meltome_cv_test", None, shared_data / "flip_subsets")
     assert values.task.target == "value"
     assert values.targets[0] == 43.3297884677024
+
+
+def test_the_figures_are_those_of_the_golden_file(root):
+    """data/golden/published.yaml and flip.PUBLISHED hold the same figures, each as its readers need them."""
+    older = {("secondary_structure", 648): "secondary_structure_648"}
+    expected = {("gb1", split, "spearman", "one-hot ridge"): value for split, value in golden_ridge(root).items()}
+    for table in golden(root):
+        for row in table.get("rows", ()):
+            suffix = {"frozen": "", "fine-tuned": ", fine-tuned"}.get(row["training"])
+            model = row["model"] + suffix if suffix is not None else "8M from random weights, fine-tuned"
+            for task, column in table["columns"].items():
+                name = older.get((task, column.get("test_proteins")), task)
+                value = row[task] / 100 if column.get("unit") == "percent" else row[task]
+                expected[name, column["split"], column["metric"], model] = value
+    found = {(item.task, item.split, item.metric, item.model): item.value for item in PUBLISHED}
+    assert found == pytest.approx(expected)
+
+
+def golden(root):
+    return yaml.safe_load((root / "data" / "golden" / "published.yaml").read_text())["flip"]
+
+
+def golden_ridge(root):
+    return next(table["splits"] for table in golden(root) if table.get("model") == "ridge on one-hot")
