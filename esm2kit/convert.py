@@ -46,6 +46,9 @@ LAYER_PARTS = {
 }
 # transformers keeps one table of rotary frequencies a model, older checkpoints one a layer; fair-esm one a layer
 HF_INV_FREQ = "esm.rotary_embeddings.inv_freq"
+# what save_pretrained of transformers 5 calls these: that table, star and all, and a LayerNorm's two tensors
+HF_STARRED_INV_FREQ = "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq"
+HF_LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 HF_LAYER_INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
 # learned positions and pooler: in some files, used by no ESM-2
 HF_UNUSED = re.compile(r"esm\.(embeddings\.position_(ids|embeddings\.weight)|pooler\..*)$")
@@ -84,7 +87,7 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
     Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
     """
     fresh = ESM2.initialised(config, seed=0).state_dict()
-    state = {name: tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
+    state = {_modern(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
     found: State = {}
@@ -106,6 +109,16 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         raise InputError(f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model")
     found["lm_head.weight"] = found["embed_tokens.weight"]
     return found
+
+
+def _modern(name: str) -> str:
+    """A tensor's name as transformers' modules have it, whatever its files call it."""
+    if name == HF_STARRED_INV_FREQ:
+        return HF_INV_FREQ
+    for legacy, modern in HF_LEGACY.items():
+        if name.endswith(legacy):
+            return name.removesuffix(legacy) + modern
+    return name
 
 
 def hf_config(config: ESM2Config) -> dict[str, Any]:

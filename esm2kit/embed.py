@@ -277,7 +277,7 @@ def _make_files(
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, the result needs {needed / 1e9:.1f} GB: make room first"
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, the result needs {needed / 1e6:,.0f} MB: make room first"
         )
     if config.long_proteins == "truncate" and (cut := int((table.rows["num_residues"] > config.max_residues).sum())):
         logger.warning("%d of %d proteins are truncated to %d residues", cut, len(table), config.max_residues)
