@@ -4,7 +4,7 @@ A record's text is a pure function of its number, so the UniRef50 representative
 and in the train FASTA, and nothing has to be remembered. Residues are windows of one random pool with UniProt's
 composition: right in size and letters, without any biology.
 
-    python benchmarks/synthetic.py --num_records 500000 --out_dir somewhere
+    python -m benchmarks.synthetic --num_records 500000 --out_dir somewhere
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """FASTA in: the one place a FASTA is read, checked and turned into arrays.
 
-Reading goes block by block, a few megabytes of whole records at a time, with no Python per record: numpy finds the lines
-and checks the letters, Arrow copies the ragged pieces together. `read_fasta` gives the same records one by one.
+Reading goes block by block, a megabyte of whole records at a time, with no Python per record: numpy finds the lines and
+checks the letters, Arrow copies the ragged pieces together. `read_fasta` gives the same records one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from esm2kit.errors import InputError
 from esm2kit.text import Ragged, TextReader, ragged_copy
 
 MAX_RESIDUES = 100_000
-BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 1 << 20
 SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
 COMPRESSED = ("", ".gz", ".zst")
 
@@ -166,9 +166,11 @@ class FastaReader:
         residues_N, offsets = lines.values, lines.offsets[first_line]
         headers = ragged_copy(text_N, starts[header_lines] + 1, stops[header_lines])
         ids = self._ids(headers)
-        codes_N = residues_N - np.uint8(ord("A"))
-        if (codes_N > 25).any() or (residues_N == ord("J")).any():  # the 25 letters are A to Z without J
+        # the 25 letters are A to Z without J
+        if residues_N.size and not (residues_N.min() >= ord("A") and residues_N.max() <= ord("Z")):
             residues_N, offsets = self._fold(residues_N, offsets, ids)
+        elif (residues_N == ord("J")).any():
+            self._fold(residues_N, offsets, ids)
         num_residues = np.diff(offsets)
         if not num_residues.all():
             record = int(np.argmin(num_residues))

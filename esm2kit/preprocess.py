@@ -295,7 +295,7 @@ def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path)
                 made[split], left_out[f"repeated_{split}_records"] = splitter.own(engine, own, split)
         stores = {split: splitter.store(split) for split in SPLITS if split in made}
         keys = {split: splitter.keys(split) for split in stores}
-        report = leakage_report(engine, stores, keys, work, config.leakage_identity, threads)
+        report = leakage_report(engine, stores, keys, work, config.leakage_identity, config.memory_limit_gb, threads)
     write_json(splitter.final / _LEAKAGE, report)
     if "valid" not in made:
         logger.warning("no validation set: give valid_fasta or val_size to have one")

@@ -15,7 +15,7 @@ from esm2kit.errors import InputError
 from esm2kit.ingest import Staged, write_with_keys
 from esm2kit.join import Engine, Joined, NpyWriter, unique_records
 from esm2kit.provenance import write_json
-from esm2kit.store import ROWS_PER_BATCH, SequenceStore, read_batches
+from esm2kit.store import read_batches
 
 Counts = dict[str, int]
 
@@ -71,11 +71,10 @@ class Splitter:
         counts: dict[str, Counts] = {}
         for split, chosen in (("valid", held_out[:num_val]), ("test", held_out[num_val:])):
             if chosen.size:
-                rows = np.asarray(representatives[np.sort(chosen)])
-                counts[split] = {"clusters": chosen.size} | self._take(records, rows, split)
+                kept = np.zeros(records.num_records, dtype=bool)
+                kept[representatives[np.sort(chosen)]] = True
+                counts[split] = self._keep(records, kept, split, {"clusters": chosen.size}, may_move=False)
         held_out.sort()
-        if made := self._made("train"):
-            return {"train": made["counts"]} | counts
         kept = self._write_index(held_out, offsets, members, representatives, records.num_records)
         stay = {"clusters": num_clusters - held_out.size}
         return {"train": self._keep(records, kept, "train", stay, may_move=not held_out.size)} | counts
@@ -112,17 +111,12 @@ class Splitter:
                 of_heads.append(rank(heads))
         return kept
 
-    def _take(self, records: Staged, rows: np.ndarray, split: str) -> Counts:
-        if made := self._made(split):
-            return made["counts"]
-        store = SequenceStore.open(records.store)
-        stretches = (rows[first : first + ROWS_PER_BATCH] for first in range(0, rows.size, ROWS_PER_BATCH))
-        return self._write(map(store.take, stretches), split)
-
     def _keep(
         self, staged: Staged, kept: np.ndarray, split: str, counts: Counts, repeats: int = 0, *, may_move: bool
     ) -> Counts:
         """The rows that stay, in order; if all do, the staged files themselves become the split's."""
+        if made := self._made(split):
+            return made["counts"]
         if may_move and kept.all():
             for source, target in ((staged.store, self.store(split)), (staged.keys, self.keys(split))):
                 if source.exists():  # a killed call may have moved it
@@ -132,16 +126,13 @@ class Splitter:
         def batches() -> Iterator[pa.RecordBatch]:
             first = 0
             for batch in read_batches(staged.store):
-                yield batch.filter(pa.array(kept[first : first + batch.num_rows]))
+                stays = kept[first : first + batch.num_rows]
                 first += batch.num_rows
+                if stays.any():
+                    yield batch.filter(pa.array(stays))
 
-        return self._write(batches(), split, counts, repeats)
-
-    def _write(
-        self, batches: Iterator[pa.RecordBatch], split: str, counts: Counts | None = None, repeats: int = 0
-    ) -> Counts:
-        num_records, num_residues = write_with_keys(batches, self.store(split), self.keys(split))
-        return self._mark(split, (counts or {}) | {"records": num_records, "residues": num_residues}, repeats)
+        num_records, num_residues = write_with_keys(batches(), self.store(split), self.keys(split))
+        return self._mark(split, counts | {"records": num_records, "residues": num_residues}, repeats)
 
     def _mark(self, split: str, counts: Counts, repeats: int) -> Counts:
         write_json(self.work / f"{split}.made.json", {"counts": counts, "repeats": repeats})

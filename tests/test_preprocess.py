@@ -90,10 +90,10 @@ def records_of(path: Path) -> dict[str, str]:
 
 
 def contents(out_dir: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest all but the time it was made."""
+    """Every file's bytes; of the manifest all but the time and the commit it was made at."""
     found = {str(path.relative_to(out_dir)): path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
-    return found | {"manifest.json": json.dumps(manifest | {"created": None}).encode()}
+    return found | {"manifest.json": json.dumps(manifest | {"created": None, "git_commit": None}).encode()}
 
 
 EXPECTED = {name: set(ids) for name, ids in MEMBERS.items()}
@@ -273,6 +273,15 @@ def test_without_mmseqs_the_report_says_so(trio, monkeypatch, caplog):
     assert not found["checked"]
     assert "MMseqs2 is not installed" in found["reason"]
     assert "MMseqs2 is not installed" in caplog.text
+
+
+@pytest.mark.skipif(not shutil.which("mmseqs"), reason="MMseqs2 is not installed")
+def test_where_mmseqs_fails_the_report_says_so(trio):
+    config = trio(val_size=1, leakage_identity=0.5, memory_limit_gb=0.5)
+    preprocess(config)
+    found = json.loads((config.out_dir / "leakage.json").read_text())["identity"]
+    assert not found["checked"]
+    assert "more memory_limit_gb may help" in found["reason"]
 
 
 def test_a_second_call_says_it_is_done(trio, caplog):
