@@ -19,11 +19,11 @@ from esm2kit.errors import InputError
 from esm2kit.features import Fitted, ProbeConfig, ProbeName
 from esm2kit.flip import PUBLISHED, TASKS, Target
 from esm2kit.heads import HEADS
-from esm2kit.metrics import Score, draw_counts, paired_difference
+from esm2kit.metrics import Score, draw_counts, finite, paired_difference
 from esm2kit.presets import SOURCES, PresetName, preset_config
 from esm2kit.probes import check_probe, fit_probe
 from esm2kit.provenance import atomic_path, provenance, sha256_file
-from esm2kit.report import SCHEMA, finite, sentence, write_report
+from esm2kit.report import SCHEMA, sentence, write_report
 from esm2kit.scoring import protein_numbers, row_of, score_fitted
 from esm2kit.task_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.tasks import TaskData, load_task

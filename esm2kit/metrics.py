@@ -7,6 +7,7 @@ give a paired difference. Proteins are drawn, never residues: residues of one pr
 Source: definitions as in scikit-learn and scipy, against which the tests hold them, ties and absent classes included.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -279,3 +280,8 @@ def paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * (ours.interval.value - theirs.interval.value)
     return interval(value, sign * (ours.replicates - theirs.replicates))
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no nan: an undefined metric is null."""
+    return float(value) if math.isfinite(value) else None

@@ -241,7 +241,7 @@ def learning_curves(
 ) -> Axes:
     """A probe's losses over epochs: a thin line a seed, a mark where its weights were kept."""
     ax = _axes(ax)
-    train, validation = np.asarray(train_loss_ES), np.asarray(validation_loss_ES)
+    train, validation = (np.asarray(losses, dtype=float) for losses in (train_loss_ES, validation_loss_ES))
     epochs = np.arange(1, len(train) + 1)
     for values, colour, name in ((train, OTHERS, "train"), (validation, OURS, "validation")):
         for seed in range(values.shape[1]):
@@ -249,7 +249,7 @@ def learning_curves(
     for seed, epoch in enumerate(kept_epochs):
         ax.plot(epoch, validation[epoch - 1, seed], marker="o", markersize=4, color=OURS)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if train.min() > 0 and train.max() / train.min() > 30:
+    if np.nanmin(train) > 0 and np.nanmax(train) / np.nanmin(train) > 30:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator())
     ax.legend(frameon=False)

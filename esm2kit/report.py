@@ -52,11 +52,6 @@ METRIC_NAMES = {
 INK = "#0a0b0c"
 
 
-def finite(value: float) -> float | None:
-    """JSON knows no nan: an undefined metric is null."""
-    return float(value) if math.isfinite(value) else None
-
-
 def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     """ "B beats A by 1.2 [0.4, 2.0]", or that nothing was shown."""
     name = METRIC_NAMES.get(metric, metric)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from esm2kit.features import Fitted
-from esm2kit.metrics import Score, bits_of, class_scorer, confusions, per_class, score_seeds, value_scorer
-from esm2kit.report import finite
+from esm2kit.metrics import Score, bits_of, class_scorer, confusions, finite, per_class, score_seeds, value_scorer
 from esm2kit.tasks import TaskData
 
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -97,5 +96,7 @@ def row_of(
         },
         "per_class": table,
         "confusion": confusion,
-        "history": fitted.history,
+        "history": {
+            name: [[finite(loss) for loss in epoch] for epoch in curve] for name, curve in fitted.history.items()
+        },
     }

@@ -1,0 +1,195 @@
+"""Probes against biotrainer: one embeddings file, one head, equal epochs; time end to end, peak memory, test scores.
+
+    python -m venv peers && peers/bin/pip install biotrainer==1.4.0
+    python benchmarks/probes.py --peer peers/bin/python --task gb1 --width 320
+
+Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
+them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set. Runs alternate. Ours is run
+twice: with one seed, as biotrainer, and with five at once. Embeddings come from random weights of the given width: this
+measures the probes, not the model. Prints one line a run and a JSON summary.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+WIDTHS = {320: (1, 320, 20), 480: (1, 480, 20), 640: (1, 640, 20), 1280: (1, 1280, 20)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peer", type=Path, help="python of an environment with biotrainer 1.4.0; without it, ours alone"
+    )
+    parser.add_argument("--task", default="gb1", help="secondary_structure or gb1")
+    parser.add_argument("--data_dir", type=Path, default=Path("../shared/data/flip"))
+    parser.add_argument("--width", type=int, default=320, choices=sorted(WIDTHS))
+    parser.add_argument("--limit", type=int, help="proteins of each set at most")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--work_dir", type=Path, help="kept, so that a second call embeds nothing; a temporary one if not given"
+    )
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        {"ours": ours, "theirs": theirs}[arguments.child.partition(":")[0]](
+            json.loads(arguments.child.partition(":")[2])
+        )
+        return
+    with TemporaryDirectory() as temporary:
+        compare(arguments, arguments.work_dir or Path(temporary))
+
+
+def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
+    settings = prepare(arguments, work_dir)
+    contenders = {
+        "ours, 1 seed": ("ours", sys.executable, [0]),
+        "ours, 5 seeds": ("ours", sys.executable, [0, 1, 2, 3, 4]),
+    }
+    if arguments.peer:
+        contenders["biotrainer 1.4.0"] = ("theirs", str(arguments.peer), [0])
+    runs: dict[str, list[dict]] = {name: [] for name in contenders}
+    for repeat in range(arguments.repeats):
+        for name, (side, python, seeds) in contenders.items():
+            child = f"{side}:{json.dumps(settings | {'seeds': [seed + 10 * repeat for seed in seeds]})}"
+            start = time.perf_counter()
+            done = subprocess.run([python, __file__, "--child", child], capture_output=True, text=True, check=False)
+            seconds = time.perf_counter() - start
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+            runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]) | {"seconds": seconds})
+            print(f"{name}: {json.dumps(runs[name][-1])}", flush=True)
+    summary = {
+        name: {
+            "seconds": statistics.median(run["seconds"] for run in results),
+            "peak_mb": statistics.median(run["peak_mb"] for run in results),
+            "scores": [score for run in results for score in run["scores"]],
+        }
+        for name, results in runs.items()
+    }
+    described = {key: settings[key] for key in ("task", "epochs", "threads", "metric", "sizes")} | {
+        "width": arguments.width
+    }
+    print(json.dumps(described | {"runs": summary}, indent=2))
+
+
+def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
+    """The task as one FASTA both read, and the embeddings file both read."""
+    from esm2kit.checkpoint import write_checkpoint
+    from esm2kit.embed import EmbedConfig, embed
+    from esm2kit.model import ESM2, ESM2Config
+    from esm2kit.provenance import to_json
+    from esm2kit.tasks import load_task
+
+    data = load_task(arguments.task, None, arguments.data_dir)
+    if arguments.limit:
+        data = data.limited(arguments.limit)
+    per_residue = data.task.level == "residue"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    fasta, labelled = work_dir / "proteins.fasta", work_dir / "task.fasta"
+    names = {"train": "train", "validation": "val", "test": "test"}
+    seen: set[str] = set()
+    with open(fasta, "w") as plain, open(labelled, "w") as file:
+        for row, (name, sequence) in enumerate(zip(data.ids, data.sequences, strict=True)):
+            # biotrainer finds embeddings by sequence: a repeated sequence cannot stand in two sets
+            if sequence in seen:
+                continue
+            seen.add(sequence)
+            targets, scored = (
+                values[data.offsets[row] : data.offsets[row + 1]] for values in (data.targets, data.scored)
+            )
+            target = "".join(data.task.labels[t] for t in targets) if per_residue else repr(float(targets[0]))
+            mask = " MASK=" + "".join("01"[int(flag)] for flag in scored) if per_residue else ""
+            plain.write(f">{name}\n{sequence}\n")
+            file.write(f">{name} TARGET={target} SET={names[data.sets[row]]}{mask}\n{sequence}\n")
+    config = ESM2Config(*WIDTHS[arguments.width])
+    model = work_dir / f"random_{arguments.width}.safetensors"
+    if not model.is_file():
+        state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(config, 0).state_dict().items()}
+        write_checkpoint(model, state, {"model": to_json(config), "step": 0})
+    made = embed(
+        EmbedConfig(
+            fasta, work_dir, name=f"width_{arguments.width}", model=str(model), per_protein=not per_residue,
+            per_residue=per_residue, key="hash", long_proteins="window",
+        )
+    )  # fmt: skip
+    return {
+        "task": data.task.name, "metric": data.task.metric, "fasta": str(labelled), "per_residue": per_residue,
+        "embeddings": str(made.hiddens or made.embeddings), "epochs": arguments.epochs, "threads": arguments.threads,
+        "sizes": data.sizes, "cache": str(work_dir / "cache"), "out": str(work_dir / "biotrainer"),
+    }  # fmt: skip
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ours(settings: dict) -> None:
+    import torch
+
+    from esm2kit.flip import TASKS
+    from esm2kit.metrics import draw_counts
+    from esm2kit.presets import preset_config
+    from esm2kit.probes import fit_probe
+    from esm2kit.scoring import protein_numbers, score_fitted
+    from esm2kit.task_features import read_features
+    from esm2kit.tasks import load_task
+
+    torch.set_num_threads(settings["threads"])
+    data = load_task(settings["fasta"], None, Path("."))
+    cache = Path(settings["cache"])
+    for leftover in cache.glob("*"):  # a cache of an earlier run would not be end to end
+        leftover.unlink()
+    source = read_features(Path(settings["embeddings"]), data, settings["per_residue"], cache)
+    config = preset_config("biotrainer-flip", TASKS[settings["task"]])
+    config = replace(config, epochs=settings["epochs"], patience=None)
+    fitted = fit_probe(source.features, data, config, tuple(settings["seeds"]))
+    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, 1000)
+    scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
+    low, high = scores.interval.low, scores.interval.high
+    print(json.dumps({"scores": scores.seeds, "interval": [low, high], "peak_mb": peak_mb()}))
+
+
+def theirs(settings: dict) -> None:
+    import torch
+    from biotrainer.utilities.executer import parse_config_file_and_execute_run
+
+    torch.set_num_threads(settings["threads"])
+    residue = settings["per_residue"]
+    metric = {"accuracy": "accuracy", "spearman": "spearmans-corr-coeff"}[settings["metric"]]
+    result = parse_config_file_and_execute_run(
+        {
+            "protocol": "residue_to_class" if residue else "sequence_to_value",
+            "input_file": settings["fasta"],
+            "embeddings_file": settings["embeddings"],
+            "output_dir": settings["out"],
+            "model_choice": "CNN" if residue else "FNN",
+            "dropout_rate": 0.0 if residue else 0.25,
+            "optimizer_choice": "adam",
+            "loss_choice": "cross_entropy_loss" if residue else "mean_squared_error",
+            "learning_rate": 1e-3,
+            "batch_size": 128 if residue else 256,
+            "num_epochs": settings["epochs"],
+            "patience": settings["epochs"],
+            "bootstrapping_iterations": 30,
+            "device": "cpu",
+            "seed": settings["seeds"][0] + 1,
+            "sanity_check": False,
+        }
+    )
+    tests = result["test_results"]
+    found = next(iter(tests.values()))["metrics"][metric]
+    print(json.dumps({"scores": [found], "peak_mb": peak_mb()}))
+
+
+if __name__ == "__main__":
+    main()
