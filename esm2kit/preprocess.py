@@ -94,6 +94,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     with _lock(out_dir):
         manifest = _finished(config, inputs)
         if manifest:
+            shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # of a call killed while it tidied up
             logger.info("%s: already done; nothing to do", out_dir)
             return manifest
         try:

@@ -291,6 +291,9 @@ def test_a_second_call_says_it_is_done(trio, caplog):
     stamps = {path: path.stat().st_mtime_ns for path in config.out_dir.iterdir()}
     assert preprocess(config) == first
     assert "already done" in caplog.text
+    (config.out_dir / "preprocess.unfinished").mkdir()  # as a call killed at its very last step leaves it
+    assert preprocess(config) == first
+    assert not (config.out_dir / "preprocess.unfinished").exists()
     os.utime(config.mapping)  # a touched or copied file is still the same file
     assert preprocess(config) == first
     assert {path: path.stat().st_mtime_ns for path in config.out_dir.iterdir()} == stamps
