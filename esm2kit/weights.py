@@ -10,13 +10,12 @@ import importlib.util
 import json
 import logging
 import os
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import requests
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -134,8 +133,7 @@ def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
 
 
 def fetch(name: str) -> tuple[Path, str]:
-    """An ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are there in part,
-    checked.
+    """An ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are in part, checked.
 
     Args:
         name: an official name, `owner/name` or `owner/name@revision`.
@@ -146,79 +144,89 @@ def fetch(name: str) -> tuple[Path, str]:
     given, _, revision = name.partition("@")
     official = OFFICIAL.get(given, Official(given, "main"))
     revision = revision or official.revision
-    config = _download(official.repo, "config.json", revision)
-    folder = config.parent
-    for file in _files(official.repo, revision):
-        path = _download(official.repo, file, revision)
-        check_digest(path, official.sha256 if file == "model.safetensors" and revision == official.revision else None)
+    hub = _Hub(official.repo, revision)
+    folder = hub.download("config.json").parent
+    for file in hub.tensor_files():
+        pinned = official.sha256 if file == "model.safetensors" and revision == official.revision else None
+        check_digest(hub.download(file), pinned)
     return folder, folder.name
 
 
-def _files(repo: str, revision: str) -> list[str]:
-    """The names of a repository's tensor files, safetensors before .bin, whole before sharded."""
-    for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
-        if _has(repo, single, revision):
-            return [single]
-        if _has(repo, index, revision):
-            shards = json.loads(_download(repo, index, revision).read_text())["weight_map"].values()
-            return sorted(set(shards))
-    raise InputError(f"{repo}@{revision} has neither model.safetensors nor pytorch_model.bin; give another repository")
+class _Hub:
+    """One revision of one repository, and whether anything but the cache can be asked for it."""
 
+    def __init__(self, repo: str, revision: str) -> None:
+        self.repo, self.revision = repo, revision
+        self.endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._ask()
 
-def _has(repo: str, file: str, revision: str) -> bool:
-    try:
-        _download(repo, file, revision)
-    except EntryNotFoundError:
-        return False
-    return True
+    def _ask(self) -> str | None:
+        """Why nobody answers, found out within seconds; left to itself the hub's client tries for 25."""
+        try:
+            requests.head(self.endpoint, timeout=5)
+        except requests.RequestException:
+            logger.warning("%s cannot be reached: only models already in the cache can be used", self.endpoint)
+            return f"{self.endpoint} cannot be reached"
+        return None
 
-
-def _download(repo: str, file: str, revision: str) -> Path:
-    """One file through the hub's cache. Raises: EntryNotFoundError if the repository lacks it, else InputError."""
-    endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    unreachable = not offline and not _reachable(endpoint)
-    place = f"{repo}/{file} at revision {revision}"
-    try:
-        return Path(
-            hf_hub_download(repo, file, revision=revision, endpoint=endpoint, local_files_only=offline or unreachable)
+    def tensor_files(self) -> list[str]:
+        """The names of the files that hold tensors, safetensors before .bin, whole before sharded."""
+        for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
+            if self._has(single):
+                return [single]
+            if self._has(index):
+                return sorted(set(json.loads(self.download(index).read_text())["weight_map"].values()))
+        raise InputError(
+            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository"
         )
-    except LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if offline else f"{endpoint} cannot be reached"
-        remedy = (
-            "fetch it once where there is a network, then copy HF_HOME, or give a fair-esm .pt or a folder by its path"
-        )
-        raise InputError(f"{place} is not in the cache and {why}: {remedy}") from None
-    except OfflineModeIsEnabled:
-        raise InputError(
-            f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE or give a path"
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"{endpoint} has no public model {repo}: use one of {', '.join(OFFICIAL)}, or owner/name"
-        ) from None
-    except RevisionNotFoundError:
-        raise InputError(
-            f"{endpoint}/{repo} has no revision {revision}: leave it out, or take a commit that exists"
-        ) from None
-    except HFValidationError as error:
-        raise InputError(f"{repo!r} is no model's name on a hub: {str(error).splitlines()[0]}") from None
-    except EntryNotFoundError:
-        raise
-    except (HfHubHTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{place}: the download broke off ({reason}); run it again, it goes on where it was") from None
 
+    def _has(self, file: str) -> bool:
+        try:
+            self.download(file)
+        except EntryNotFoundError:
+            return False
+        return True
 
-@cache
-def _reachable(endpoint: str) -> bool:
-    """Whether anything answers there, asked once and within seconds; left to itself the hub's client tries for 25."""
-    try:
-        requests.head(endpoint, timeout=5)
-    except requests.RequestException:
-        logger.warning("%s cannot be reached: only models already in the cache can be used", endpoint)
-        return False
-    return True
+    def download(self, file: str) -> Path:
+        """One file through the hub's cache. Raises: EntryNotFoundError if the repository lacks it, else InputError."""
+        place, local = f"{self.repo}/{file} at revision {self.revision}", self.unreachable is not None
+        try:
+            path = hf_hub_download(
+                self.repo, file, revision=self.revision, endpoint=self.endpoint, local_files_only=local
+            )
+        except LocalEntryNotFoundError:
+            if local and file in (*SINGLE_FILES, *INDEXES) and self._cached(file) is _CACHED_NO_EXIST:
+                raise EntryNotFoundError(place) from None
+            remedy = (
+                "fetch it once where there is a network and copy HF_HOME, or give a fair-esm .pt or a folder by path"
+            )
+            why = self.unreachable or f"{self.endpoint} stopped answering"
+            raise InputError(f"{place} is not in the cache and {why}: {remedy}") from None
+        except OfflineModeIsEnabled:
+            raise InputError(f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE") from None
+        except RepositoryNotFoundError:
+            known = ", ".join(OFFICIAL)
+            raise InputError(
+                f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name"
+            ) from None
+        except RevisionNotFoundError:
+            remedy = "leave it out, or take a commit that exists"
+            raise InputError(f"{self.endpoint}/{self.repo} has no revision {self.revision}: {remedy}") from None
+        except HFValidationError as error:
+            raise InputError(f"{self.repo!r} is no model's name on a hub: {str(error).splitlines()[0]}") from None
+        except EntryNotFoundError:
+            raise
+        except (HfHubHTTPError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{place}: the download broke off ({reason}); run it again, it goes on from there"
+            ) from None
+        return Path(path)
+
+    def _cached(self, file: str) -> object:
+        """The cache's knowledge of a file: its path, None, or that the repository is known not to have it."""
+        return try_to_load_from_cache(self.repo, file, cache_dir=constants.HF_HUB_CACHE, revision=self.revision)
 
 
 def check_digest(path: Path, pinned: str | None = None) -> None:
