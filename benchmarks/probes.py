@@ -4,7 +4,7 @@
     python benchmarks/probes.py --peer peers/bin/python --task gb1 --width 320
 
 Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
-them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set. Runs alternate. Ours is run
+them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set. Runs alternate. Ours runs
 twice: with one seed, as biotrainer, and with five at once. Embeddings come from random weights of the given width: this
 measures the probes, not the model. Prints one line a run and a JSON summary.
 """
