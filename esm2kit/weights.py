@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import requests
-from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -177,11 +177,16 @@ class _Hub:
                 return [single]
             if self._has(index):
                 return sorted(set(json.loads(self.download(index).read_text())["weight_map"].values()))
+        if self.unreachable:
+            raise self._not_cached(f"{self.repo} at revision {self.revision}")
         raise InputError(
             f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository"
         )
 
     def _has(self, file: str) -> bool:
+        if self.unreachable:
+            cache = constants.HF_HUB_CACHE
+            return isinstance(try_to_load_from_cache(self.repo, file, cache_dir=cache, revision=self.revision), str)
         try:
             self.download(file)
         except EntryNotFoundError:
@@ -196,13 +201,7 @@ class _Hub:
                 self.repo, file, revision=self.revision, endpoint=self.endpoint, local_files_only=local
             )
         except LocalEntryNotFoundError:
-            if local and file in (*SINGLE_FILES, *INDEXES) and self._cached(file) is _CACHED_NO_EXIST:
-                raise EntryNotFoundError(place) from None
-            remedy = (
-                "fetch it once where there is a network and copy HF_HOME, or give a fair-esm .pt or a folder by path"
-            )
-            why = self.unreachable or f"{self.endpoint} stopped answering"
-            raise InputError(f"{place} is not in the cache and {why}: {remedy}") from None
+            raise self._not_cached(place) from None
         except OfflineModeIsEnabled:
             raise InputError(f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE") from None
         except RepositoryNotFoundError:
@@ -224,9 +223,10 @@ class _Hub:
             ) from None
         return Path(path)
 
-    def _cached(self, file: str) -> object:
-        """The cache's knowledge of a file: its path, None, or that the repository is known not to have it."""
-        return try_to_load_from_cache(self.repo, file, cache_dir=constants.HF_HUB_CACHE, revision=self.revision)
+    def _not_cached(self, place: str) -> InputError:
+        why = self.unreachable or f"{self.endpoint} stopped answering"
+        remedy = "fetch it where there is a network and copy HF_HOME, or give a fair-esm .pt or a folder by its path"
+        return InputError(f"{place} is not in the cache and {why}: {remedy}")
 
 
 def check_digest(path: Path, pinned: str | None = None) -> None:

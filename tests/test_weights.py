@@ -174,15 +174,18 @@ def test_bytes_that_differ_from_the_declared_digest_are_refused_and_removed(hub:
     assert_is_the_model(REPO)
 
 
-def test_a_hub_that_is_not_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_there_is_one_line_within_seconds(hub: Hub, tmp_path: Path) -> None:
     assert_is_the_model(f"{REPO}@{COMMIT}")
     hub.shutdown()
     hub.server_close()
     assert_is_the_model(f"{REPO}@{COMMIT}")
     with pytest.raises(
-        InputError, match=r"not in the cache and http://127.* cannot be reached: fetch it once"
+        InputError, match=r"not in the cache and http://127.* cannot be reached: fetch it where"
     ) as caught:
         load_model("esm2_t12_35M_UR50D")
+    next((tmp_path / "cache").rglob("snapshots/*/model.safetensors")).unlink()
+    with pytest.raises(InputError, match=f"{REPO} at revision {COMMIT} is not in the cache and http"):
+        load_model(f"{REPO}@{COMMIT}")
     assert "\n" not in str(caught.value)
 
 
