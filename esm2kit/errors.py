@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Raised for anything the user can mend; the command line prints its message alone and exits with 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message alone, as the command line does; IPython asks for it by this name."""
+        return [f"InputError: {self}"]

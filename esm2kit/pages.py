@@ -1,12 +1,12 @@
 """The pages over runs: one a run, one over all of them; single files, no network, light and dark."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
 from esm2kit.provenance import atomic_path
+from esm2kit.run_history import figures_of, read_runs, short
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --link: light-dark(#0b57d0, #8ab4f8); }
@@ -50,11 +50,6 @@ RUNS = """<table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", 
 {% endfor %}</tbody></table><script>{{ sort }}</script>"""
 
 
-def figure(value: Any) -> str:
-    """A number as a person reads it: four significant digits, whole numbers whole."""
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def run_page(name: str, manifest: dict[str, Any]) -> str:
     """The HTML page of one run, linking its executed notebooks and what they made."""
     return _page(name, RUN, manifest=manifest, run=name)
@@ -62,17 +57,10 @@ def run_page(name: str, manifest: dict[str, Any]) -> str:
 
 def runs_page(folder: Path) -> Path:
     """Write `<folder>/index.html` over all runs in it, newest first; returns its path."""
-    rows = []
-    for path in sorted(folder.glob("*/manifest.json"), reverse=True):
-        try:
-            manifest = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            continue  # a run killed in the middle of its first write has nothing to list
-        entries = manifest["notebooks"].values()
-        states = {entry["status"] for entry in entries}
-        status = "failed" if "failed" in states else "running" if "running" in states else "done"
-        figures = {key: value for entry in entries for key, value in entry.get("figures", {}).items()}
-        rows.append((path.parent.name, manifest, status, sum(entry.get("seconds", 0) for entry in entries), figures))
+    rows = [
+        (name, manifest, manifest["status"], manifest["seconds"], figures_of(manifest))
+        for name, manifest in read_runs(folder).items()
+    ]
     index = folder / "index.html"
     with atomic_path(index) as part:
         part.write_text(_page("esm2kit runs", RUNS, rows=rows, sort=SORT))
@@ -81,7 +69,7 @@ def runs_page(folder: Path) -> Path:
 
 def _page(title: str, template: str, run: str = "", **values: Any) -> str:
     environment = Environment(autoescape=True)
-    environment.filters["figure"] = figure
+    environment.filters["figure"] = short
     # artefacts of a run lie below its folder: a link that moves with it
     environment.filters["relative"] = lambda path: str(path).split(f"/{run}/", 1)[-1]
     from markupsafe import Markup

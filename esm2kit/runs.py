@@ -4,13 +4,8 @@ Parameters are checked against every notebook before the first one runs; a noteb
 cell and its error, and what came before is kept.
 """
 
-import fcntl
-import json
-import logging
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
@@ -20,13 +15,12 @@ from typing import Any
 import yaml
 
 from esm2kit.errors import InputError
-from esm2kit.pages import run_page, runs_page
-from esm2kit.provenance import git_commit, sha256_file, to_json, versions, write_json
-
-logger = logging.getLogger(__name__)
+from esm2kit.headless import alone, known_parameters, new_manifest, run_notebook
+from esm2kit.pages import runs_page
+from esm2kit.provenance import write_json
+from esm2kit.run_history import PLACES, compare_runs, read_manifest, read_runs, short, table
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS_BETWEEN_SIGNS = 20.0
 
 
 @dataclass(frozen=True)
@@ -50,27 +44,142 @@ class RunConfig:
     root: Path = ROOT
 
 
+@dataclass(frozen=True)
+class RunsConfig:
+    """List the runs of the notebooks, or compare two of them.
+
+    Args:
+        compare: two runs' folder names: the parameters that differ and the figures that changed.
+        root: the folder that holds papermill_runs/.
+    """
+
+    compare: list[str] = field(default_factory=list)
+    root: Path = ROOT
+
+
+@dataclass(frozen=True)
+class RerunConfig:
+    """Repeat a run with the parameters it recorded, and say which figures differ.
+
+    Args:
+        run: the run's folder name in papermill_runs.
+        tolerance: relative difference of a figure that is taken for equal; speeds are not compared.
+        root: the folder that holds notebooks/ and papermill_runs/.
+    """
+
+    run: str
+    tolerance: float = 1e-4
+    root: Path = ROOT
+
+
 def run(config: RunConfig) -> str:
     """Run a tier's notebooks in order.
 
     Returns: the line that ends it: where the report is.
     Raises: InputError for an unknown tier, notebook or parameter, before anything runs; and for a notebook that fails.
     """
-    root = Path(config.root)
-    plan = plan_run(config)
-    continuing = bool(config.from_notebook or config.only or config.resume)
+    root, plan = Path(config.root), plan_run(config)
     name = _tier_path(config).stem
+    continuing = bool(config.from_notebook or config.only or config.resume)
     folder = latest_run(root, name) if continuing else None
-    if folder is None:
-        folder = root / "papermill_runs" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        manifest = _read_manifest(folder) if (folder / "manifest.json").exists() else _new_manifest(name)
-        for notebook in _chosen(config, plan, manifest):
-            _run_notebook(root, folder, notebook, plan[notebook], manifest)
-        (folder / "index.html").write_text(run_page(folder.name, manifest))
-    runs_page(root / "papermill_runs")
+    folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
     return f"report: {folder / 'index.html'}"
+
+
+def runs(config: RunsConfig) -> str:
+    """The runs there are as a table, or what differs between two of them.
+
+    Raises: InputError for a run that is not there, or a number of names other than two.
+    """
+    folder = Path(config.root) / "papermill_runs"
+    if not config.compare:
+        rows = []
+        for name, manifest in read_runs(folder).items():
+            commit = str(manifest["git_commit"])[:10]
+            rows.append([name, manifest["status"], manifest["created"][:16], f"{manifest['seconds']:,.0f}", commit])
+        if not rows:
+            return f"no runs in {folder} yet: esm2kit run --tier sample"
+        return table(["run", "status", "started", "seconds", "commit"], rows)
+    if len(config.compare) != 2:
+        raise InputError(f"a comparison takes two runs, found {len(config.compare)}: {', '.join(config.compare)}")
+    before, after = (read_manifest(folder / name) for name in config.compare)
+    return _told(*compare_runs(before, after), config.compare)
+
+
+def rerun(config: RerunConfig) -> str:
+    """Repeat a run and compare.
+
+    Returns: what differs within the tolerance, and the new run's report.
+    Raises: InputError naming the figures that differ beyond the tolerance, so that a machine sees it by the exit code.
+    """
+    root = Path(config.root)
+    before = read_manifest(root / "papermill_runs" / config.run)
+    plan = {
+        notebook: {name: value for name, value in entry["parameters"].items() if name not in PLACES}
+        for notebook, entry in before["notebooks"].items()
+    }
+    for notebook, parameters in plan.items():
+        _check_names(notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
+    folder = _execute(root, before["tier"], None, plan, lambda manifest: list(plan))
+    after = read_manifest(folder)
+    parameters, figures = compare_runs(before, after, config.tolerance)
+    told = _told(parameters, figures, [config.run, folder.name])
+    far = [difference.name for difference in figures if difference.beyond]
+    if far:
+        print(told)
+        raise InputError(
+            f"{len(far)} figures differ by more than {config.tolerance:g} of their value: {', '.join(far)}"
+        )
+    return f"{told}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
+
+
+def _told(parameters: list[Any], figures: list[Any], names: list[str]) -> str:
+    parts = []
+    for heading, differences in (("parameters that differ", parameters), ("figures that changed", figures)):
+        rows = [
+            [name, short(one), short(other), {None: "speed", True: "", False: "within tolerance"}[beyond]]
+            for name, one, other, beyond in differences
+        ]
+        parts.append(table([heading, *names, ""], rows) if rows else f"{heading}: none")
+    return "\n\n".join(parts)
+
+
+def _execute(
+    root: Path,
+    name: str,
+    folder: Path | None,
+    plan: Mapping[str, dict[str, Any]],
+    choose: Callable[[dict[str, Any]], list[str]],
+) -> Path:
+    """Run notebooks into a run's folder, a new one where none is given; returns the folder."""
+    try:
+        folder = folder or _new_folder(root, name)
+        with alone(folder):
+            known = (folder / "manifest.json").exists()
+            manifest = read_manifest(folder) if known else new_manifest(name, folder)
+            for notebook in choose(manifest):
+                run_notebook(root, folder, notebook, plan[notebook], manifest)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename or folder}: {error.strerror}; mend it, then --resume"
+        ) from error
+    finally:
+        if folder is not None and (folder / "manifest.json").exists():
+            runs_page(root / "papermill_runs")
+    return folder
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    """A folder nobody else has, even when two runs begin within a second."""
+    stem = root / "papermill_runs" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        try:
+            folder = stem.with_name(stem.name + suffix)
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise InputError(f"{stem} and 98 more of the name are taken; wait a second")
 
 
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -99,19 +208,21 @@ def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
         for target in targets:
             plan[target][parameter] = yaml.safe_load(value)
     for notebook, parameters in plan.items():
-        for name in parameters:
-            if name not in known[notebook]:
-                raise InputError(f"{notebook} has no parameter {name!r}; {_nearest(name, known[notebook])}")
+        _check_names(notebook, parameters, known[notebook])
     return plan
 
 
-def known_parameters(notebook: Path) -> list[str]:
-    """Names in a notebook's parameters cell, as papermill reads them."""
-    import papermill
+def _check_names(notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in parameters:
+        if name not in known:
+            raise InputError(f"{notebook} has no parameter {name!r}; {_nearest(name, known)}")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return list(papermill.inspect_notebook(str(notebook)))
+
+def need(path: str | Path, notebook: str) -> Path:
+    """A file that an earlier notebook makes. Raises: InputError naming that notebook where it is absent."""
+    if not Path(path).exists():
+        raise InputError(f"{path} is not there: run {notebook} first")
+    return Path(path)
 
 
 def record(notebook: str, work_dir: str | Path, made: Mapping[str, Path | str], figures: Mapping[str, float]) -> None:
@@ -134,7 +245,8 @@ def record(notebook: str, work_dir: str | Path, made: Mapping[str, Path | str], 
 
 def latest_run(root: Path, tier: str) -> Path | None:
     """The newest run folder of a tier, by name; None where there is none."""
-    folders = [path for path in (root / "papermill_runs").glob(f"{tier}-*") if path.is_dir()]
+    stamped = re.compile(re.escape(tier) + r"-\d{8}-\d{6}(-\d+)?")
+    folders = [path for path in (root / "papermill_runs").glob(f"{tier}-*") if stamped.fullmatch(path.name)]
     return max(folders, default=None)
 
 
@@ -164,140 +276,8 @@ def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: dict[str, Any]
         return notebooks[notebooks.index(find(config.from_notebook)) :]
     if config.resume:
         done = [name for name in notebooks if manifest["notebooks"].get(name, {}).get("status") == "done"]
-        return notebooks[len(done) :]
+        return [name for name in notebooks if name not in done]
     return notebooks
-
-
-def _run_notebook(
-    root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: dict[str, Any]
-) -> None:
-    """Execute one notebook, render it, and write what it made into the manifest."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    source, executed = root / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
-    artefacts = folder / "artefacts"
-    if "work_dir" in known_parameters(source):
-        parameters = {"work_dir": str(artefacts)} | parameters
-    entry: dict[str, Any] = {"parameters": parameters, "status": "running", "source_sha256": sha256_file(source)}
-    manifest["notebooks"][notebook] = entry
-    write_json(folder / "manifest.json", manifest)
-    began = time.monotonic()
-    error = None
-    with _signs_of_life(notebook, began), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(executed),
-                parameters,
-                cwd=str(source.parent),
-                progress_bar=False,
-                log_output=True,
-                kernel_name="python3",
-                # a kernel on this machine's own loopback need not warn of eavesdroppers
-                extra_arguments=["--IPKernelApp.log_level=40"],
-            )
-        except PapermillExecutionError as failure:
-            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
-    entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
-    (folder / f"{notebook}.html").write_text(_render(executed))
-    if error:
-        entry["error"] = error
-    else:
-        entry |= _recorded(artefacts, notebook)
-    write_json(folder / "manifest.json", manifest)
-    if error:
-        raise InputError(f"{notebook} failed in {error} (see {executed}); mend it, then `esm2kit run --resume`")
-    figures = "  ".join(f"{name} {_short(value)}" for name, value in entry["figures"].items())
-    print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
-
-
-def _recorded(artefacts: Path, notebook: str) -> dict[str, Any]:
-    path = artefacts / "records" / f"{notebook}.json"
-    if not path.exists():
-        return {"made": {}, "figures": {}}
-    recorded = json.loads(path.read_text())
-    made = {}
-    for name, where in recorded["made"].items():
-        file = Path(where) / "manifest.json" if Path(where).is_dir() else Path(where)
-        made[name] = {"path": where} | ({"sha256": sha256_file(file)} if file.is_file() else {})
-    return {"made": made, "figures": recorded["figures"]}
-
-
-def _render(notebook: Path) -> str:
-    from nbconvert import HTMLExporter
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        body, _ = HTMLExporter(
-            template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True
-        ).from_filename(str(notebook))
-    return body
-
-
-@contextmanager
-def _signs_of_life(notebook: str, began: float) -> Iterator[None]:
-    """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
-
-    class Latest(logging.Handler):
-        shown = began
-
-        def emit(self, message: logging.LogRecord) -> None:
-            lines = [line for line in message.getMessage().splitlines() if line.strip(" -")]
-            if message.getMessage().startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
-                return
-            if lines and time.monotonic() - self.shown > SECONDS_BETWEEN_SIGNS:
-                self.shown = time.monotonic()
-                logger.info("%s  %3.0f s  %s", notebook, self.shown - began, lines[-1][:100])
-
-    source = logging.getLogger("papermill")
-    handler = Latest()
-    source.handlers, source.propagate = [handler], False
-    source.setLevel(logging.INFO)
-    # what the kernel and the renderer say about themselves is nothing the reader can act on
-    for name in ("traitlets", "asyncio", "blib2to3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        source.handlers = []
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; a second run in it is refused, not mixed in."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: another run is at work there; wait for it, or start a run of its own"
-            ) from error
-        yield
-
-
-def _new_manifest(tier: str) -> dict[str, Any]:
-    return {
-        "tier": tier,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "notebooks": {},
-    }
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / 'manifest.json'} cannot be read ({error}); start a new run") from error
-
-
-def _short(value: Any) -> str:
-    return (
-        f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(to_json(value))
-    )
 
 
 def _nearest(name: str, known: Any) -> str:

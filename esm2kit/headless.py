@@ -1,0 +1,196 @@
+"""One notebook, headless: executed in a kernel of its own, rendered, and what it made put into the run's manifest."""
+
+import ast
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from esm2kit.errors import InputError
+from esm2kit.pages import run_page
+from esm2kit.provenance import git_commit, sha256_file, versions, write_json
+from esm2kit.run_history import HEADLESS, PLACES, short
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_SIGNS = 20.0
+# Inputs larger than this are named in the manifest by size alone; the artefacts made from them carry their hashes.
+MAX_HASHED_BYTES = 256 * 2**20
+
+
+def known_parameters(notebook: Path) -> dict[str, Any]:
+    """A notebook's parameters and their defaults, as papermill reads them."""
+    import papermill
+
+    if not notebook.is_file():
+        raise InputError(f"{notebook} is not there any more; `git log -- {notebook.name}` tells where it went")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inspected = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(facts["default"]) for name, facts in inspected.items()}
+
+
+def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Execute one notebook, render it, and write what it made into the manifest."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source, executed = root / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
+    artefacts = folder / "artefacts"
+    known = known_parameters(source)
+    if "work_dir" in known:
+        parameters = {"work_dir": str(artefacts)} | parameters
+    entry: dict[str, Any] = {"parameters": known | parameters, "status": "running"}
+    entry |= {"source_sha256": sha256_file(source), "inputs": _inputs(source.parent, known | parameters)}
+    manifest["notebooks"][notebook] = entry
+    write_json(folder / "manifest.json", manifest)
+    began = time.monotonic()
+    error = None
+    with _signs_of_life(notebook, began), _unwatched(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(executed),
+                parameters,
+                cwd=str(source.parent),
+                progress_bar=False,
+                log_output=True,
+                kernel_name="python3",
+                # a kernel on this machine's own loopback need not warn of eavesdroppers
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
+        except PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+    entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
+    (folder / f"{notebook}.html").write_text(_render(executed))
+    if error:
+        entry["error"] = error
+    else:
+        entry |= _recorded(artefacts, notebook)
+    write_json(folder / "manifest.json", manifest)
+    (folder / "index.html").write_text(run_page(folder.name, manifest))
+    if error:
+        again = f"esm2kit run --tier {manifest['tier']} --resume"
+        raise InputError(f"{notebook} failed in {error} (see {executed}); mend it, then `{again}`")
+    figures = "  ".join(f"{name} {short(value)}" for name, value in entry["figures"].items())
+    print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
+
+
+def _recorded(artefacts: Path, notebook: str) -> dict[str, Any]:
+    path = artefacts / "records" / f"{notebook}.json"
+    if not path.exists():
+        return {"made": {}, "figures": {}}
+    recorded = json.loads(path.read_text())
+    made = {}
+    for name, where in recorded["made"].items():
+        file = Path(where) / "manifest.json" if Path(where).is_dir() else Path(where)
+        made[name] = {"path": where} | ({"sha256": sha256_file(file)} if file.is_file() else {})
+    return {"made": made, "figures": recorded["figures"]}
+
+
+def _render(notebook: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body, _ = HTMLExporter(
+            template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True
+        ).from_filename(str(notebook))
+    return body
+
+
+@contextmanager
+def _signs_of_life(notebook: str, began: float) -> Iterator[None]:
+    """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
+
+    class Latest(logging.Handler):
+        shown = began
+
+        def emit(self, message: logging.LogRecord) -> None:
+            lines = [line for line in message.getMessage().splitlines() if line.strip(" -")]
+            if message.getMessage().startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
+                return
+            if lines and time.monotonic() - self.shown > SECONDS_BETWEEN_SIGNS:
+                self.shown = time.monotonic()
+                logger.info("%s  %3.0f s  %s", notebook, self.shown - began, lines[-1][:100])
+
+    source = logging.getLogger("papermill")
+    handler = Latest()
+    source.handlers, source.propagate = [handler], False
+    source.setLevel(logging.INFO)
+    # what the kernel and the renderer say about themselves is nothing the reader can act on
+    for name in ("traitlets", "asyncio", "blib2to3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        source.handlers = []
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; a second run in it is refused, not mixed in."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: another run is at work there; wait for it, or start a run of its own"
+            ) from error
+        yield
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """Kernels started in here know that nobody looks at them."""
+    before = os.environ.get(HEADLESS)
+    os.environ[HEADLESS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(HEADLESS)
+        if before is not None:
+            os.environ[HEADLESS] = before
+
+
+def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter -> path and SHA-256 of the file or folder it names; a large one by its size."""
+    found = {}
+    for name, value in parameters.items():
+        path = folder / value if isinstance(value, str) and value and name not in PLACES else None
+        if path is None or not path.exists():
+            continue
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in files)
+        found[name] = {"path": value, "bytes": size}
+        if size <= MAX_HASHED_BYTES:
+            digests = [f"{sha256_file(file)}  {file.relative_to(path)}" for file in files]
+            found[name]["sha256"] = (
+                digests[0].split()[0] if path.is_file() else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+            )
+    return found
+
+
+def new_manifest(tier: str, folder: Path) -> dict[str, Any]:
+    """A run's manifest before its first notebook; every installed package goes to environment.txt beside it."""
+    installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
+    (folder / "environment.txt").write_text("\n".join(sorted(installed, key=str.lower)) + "\n")
+    return {
+        "tier": tier,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "notebooks": {},
+    }

@@ -1,0 +1,345 @@
+"""The pickers of the notebooks: task and split, model, file, layout, run; each a view on parameters."""
+
+import json
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets
+import numpy as np
+from huggingface_hub import try_to_load_from_cache
+
+from esm2kit.errors import InputError
+from esm2kit.fasta import read_fasta
+from esm2kit.flip import PUBLISHED, TASKS, Split, Task
+from esm2kit.flip_files import split_names
+from esm2kit.model import SIZES
+from esm2kit.parallel import BatchLayout
+from esm2kit.run_history import read_runs, run_figures
+from esm2kit.tasks import load_task
+from esm2kit.weights import INDEXES, OFFICIAL, SINGLE_FILES
+from esm2kit.widgets import INK, LABEL, LINE, QUIET, WIDE, View, facts
+
+MAX_RESIDUES = 1022
+CHECKED_RECORDS = 20_000
+LIGHTS = {
+    "green": ("#2e7d32", "compares models"),
+    "orange": ("#b26a00", "overestimates, or repeats another split: not for comparing models"),
+    "red": ("#b3261e", "obsolete: not for comparing models"),
+}
+
+
+class TaskChoice(NamedTuple):
+    """A task and one of its splits; an empty split is the task's default."""
+
+    task: str
+    split: str
+
+
+def task_picker(task: str, split: str, data_dir: Path | str) -> View:
+    """Choose a task and a split; parameters `task` and `split`, value a TaskChoice.
+
+    Args:
+        task: a FLIP task or a folder of data_dir.
+        split: of the task; empty for its default.
+        data_dir: folder of task folders.
+    """
+    folder = Path(data_dir)
+    own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
+    names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
+    tasks = ipywidgets.Dropdown(options=names, value=task, description="Task", style=LABEL, layout=WIDE)
+    splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
+
+    def offer(name: str, chosen: str) -> None:
+        options = [("the default", ""), *((_split_label(name, each), each) for each in _splits(name, folder))]
+        if chosen not in [value for _, value in options]:
+            options.append((f"{chosen} (unknown)", chosen))
+        splits.options = options
+        splits.value = chosen
+
+    offer(task, split)
+    tasks.observe(lambda change: offer(change["new"], ""), "value")
+    return View({"task": tasks, "split": splits}, lambda given: _task_value(given["task"], given["split"], folder))
+
+
+def _splits(task: str, folder: Path) -> list[str]:
+    return list(TASKS[task].splits) if task in TASKS else split_names(folder / task)
+
+
+def _split_label(task: str, split: str) -> str:
+    if task not in TASKS:
+        return split
+    spec = TASKS[task].splits[split]
+    test = "" if spec.test is None else f", {spec.test:,} test proteins"
+    return f"{split} ({spec.light}{test})"
+
+
+def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
+    if task in TASKS:
+        spec = TASKS[task]
+        name = split or spec.default_split
+        if name not in spec.splits:
+            raise InputError(f"task {task} has no split {name!r}: choose one of {', '.join(spec.splits)}")
+        sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
+        where = "here" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads it"
+    else:
+        spec, name, sizes, notes = _own_task(task, split, folder)
+        where = "here"
+    return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
+
+
+@lru_cache(maxsize=32)
+def _own_task(task: str, split: str, folder: Path) -> tuple[Task, str, Split, list[str]]:
+    data = load_task(task, split or None, folder)
+    counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
+    return data.task, data.split, counted, [note for note in data.notes if "traffic" not in note]
+
+
+def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:
+    counts = ", ".join(
+        f"{name} {'not counted here' if size is None else f'{size:,}'}"
+        for name, size in (("train", sizes.train), ("validation", sizes.validation), ("test", sizes.test))
+    )
+    target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
+    published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
+    figures = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
+    return facts(
+        {
+            "split": f"{escape(split)} {light(sizes.light) if spec.name in TASKS else ''}",
+            "predicts": f"{target} for every {spec.level}, scored by {spec.metric}",
+            "proteins": counts,
+            "files": escape(where),
+            "published": f"{spec.metric}: {figures}" if figures else None,
+            "mind": "; ".join(escape(note) for note in notes if note) or None,
+            "cite": escape(spec.citation) or None,
+        }
+    )
+
+
+def light(name: str) -> str:
+    """FLIP's traffic light as a coloured dot, its name and what it means."""
+    colour, meaning = LIGHTS[name]
+    dot = f'<span aria-hidden="true" style="display:inline-block;width:.8em;height:.8em;border-radius:50%;background:{colour}"></span>'  # noqa: E501
+    return f"{dot} {name}: {meaning}"
+
+
+def model_picker(model: str, work_dir: Path | str) -> View:
+    """Choose a model; parameter `model`, value what `load_model` takes.
+
+    Args:
+        model: empty for the checkpoint of notebook 02; or an official name, or a path.
+        work_dir: where notebook 02 put its run.
+    """
+    trained = Path(work_dir) / "pretrain" / "pretrain.json"
+    options = [("the checkpoint of notebook 02", ""), *((f"{name} (official)", name) for name in SIZES)]
+    if model not in [value for _, value in options]:
+        options.append((model, model))
+    choice = ipywidgets.Dropdown(options=options, value=model, description="Model", style=LABEL, layout=WIDE)
+    return View({"model": choice}, lambda given: _model_value(given["model"], trained))
+
+
+def _model_value(model: str, trained: Path) -> tuple[str, str]:
+    if not model:
+        if not trained.exists():
+            raise InputError(f"{trained} is not there: run 02_pretrain first, or choose an official model")
+        result = json.loads(trained.read_text())
+        told = f"trained for {result['step']:,} updates, validation perplexity {result['val_perplexity']:.2f}"
+        return result["best"], facts({"file": escape(Path(result["best"]).name), "state": told}) + _size_table("")
+    if model not in SIZES and not Path(model).exists():
+        raise InputError(f"model {model!r} is neither an official name nor a file or folder that is there")
+    own = "" if model in SIZES else facts({"path": escape(model)})
+    return model, own + _size_table(model)
+
+
+def _size_table(chosen: str) -> str:
+    cell = f'style="text-align:right;padding:.1em 0 .1em 1.4em;border-top:1px solid {LINE}"'
+    rows = ""
+    for name, size in SIZES.items():
+        weight = "bold" if name == chosen else "normal"
+        entries = (
+            f"{size.num_layers} × {size.embed_dim}",
+            _count(size.num_parameters),
+            f"{4 * size.num_parameters / 1e9:.2g} GB",
+            f"{16 * size.num_parameters / 1e9:.2g} GB",
+            "yes" if on_disk(name) else "no",
+        )
+        cells = "".join(f"<td {cell}>{entry}</td>" for entry in entries)
+        rows += f'<tr style="font-weight:{weight}"><td style="text-align:left">{name}</td>{cells}</tr>'
+    heads = ("layers × width", "parameters", "to embed", "to train", "on disk")
+    head = "".join(f'<th scope="col" style="text-align:right;font-weight:normal;color:{QUIET}">{h}</th>' for h in heads)
+    note = "Memory is arithmetic: 4 bytes a parameter for float32 weights, 16 with gradients and AdamW's averages; "
+    return (
+        f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0"><tr><td></td>{head}</tr>{rows}</table>'
+        f'<small style="color:{QUIET}">{note}activations come on top.</small>'
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
+
+
+def on_disk(name: str) -> bool:
+    """Whether an official model's tensors lie in the Hugging Face cache, so that no network is needed."""
+    official = OFFICIAL[name]
+    return any(
+        isinstance(try_to_load_from_cache(official.repo, file, revision=official.revision), str)
+        for file in (*SINGLE_FILES, *INDEXES)
+    )
+
+
+def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
+    """Choose a FASTA, read on the spot; value its Path.
+
+    Args:
+        path: the file; its folder's FASTA files are offered beside it.
+        name: the parameter.
+        label: beside the field.
+    """
+    folder = Path(path).parent
+    known = sorted(str(file) for file in folder.glob("*") if file.name.split(".")[-1] in FASTA_ENDINGS)
+    field = ipywidgets.Combobox(
+        value=path, options=known, description=label, style=LABEL, layout=WIDE, continuous_update=False
+    )
+    return View({name: field}, lambda given: _file_value(given[name]))
+
+
+FASTA_ENDINGS = ("fasta", "fa", "faa", "gz", "zst")
+
+
+def _file_value(text: str) -> tuple[Path, str]:
+    path = Path(text)
+    if not text or not path.exists():
+        near = path.parent if path.parent.is_dir() else None
+        found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
+        told = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
+        raise InputError(f"{text or 'the empty path'} is not there; {told}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a FASTA in it")
+    stat = path.stat()
+    num_residues, whole = _lengths(path, stat.st_size, stat.st_mtime_ns)
+    longer = int((num_residues > MAX_RESIDUES).sum())
+    counted = f"{len(num_residues):,}" + ("" if whole else f" read of more ({stat.st_size / 1e6:,.0f} MB)")
+    spread = f"{num_residues.min():,} to {num_residues.max():,}, half of them up to {np.median(num_residues):,.0f}"
+    rows = {
+        "records": counted,
+        "residues": spread,
+        "longer than a window": f"{longer:,} over {MAX_RESIDUES:,} residues",
+    }
+    return path, facts(rows)
+
+
+@lru_cache(maxsize=16)
+def _lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
+    """Residues of the first records, and whether those are all; a bad record raises what a stage would raise."""
+    lengths, whole = [], True
+    for record in read_fasta(path):
+        if len(lengths) == CHECKED_RECORDS:
+            whole = False
+            break
+        lengths.append(len(record.sequence))
+    return np.array(lengths), whole
+
+
+LAYOUT = {
+    "global_batch_size": "Global batch",
+    "devices": "Devices",
+    "tensor_model_parallel_size": "Tensor parallel",
+    "accumulate_grad_batches": "Accumulate",
+}
+
+
+def layout_picker(
+    global_batch_size: int,
+    devices: int,
+    tensor_model_parallel_size: int,
+    accumulate_grad_batches: int,
+    attention_heads: int | None = None,
+) -> View:
+    """Lay a global batch over devices; parameters of these names, value a BatchLayout.
+
+    Args:
+        global_batch_size: sequences of one update.
+        devices: of this machine.
+        tensor_model_parallel_size: devices that share one model's matrices.
+        accumulate_grad_batches: micro-batches a device works through for one update.
+        attention_heads: of the model, which tensor parallel has to divide.
+    """
+    given = (global_batch_size, devices, tensor_model_parallel_size, accumulate_grad_batches)
+    controls = {
+        name: ipywidgets.BoundedIntText(value=value, min=1, max=1_000_000, description=label, style=LABEL)
+        for (name, label), value in zip(LAYOUT.items(), given, strict=True)
+    }
+    return View(controls, lambda parameters: _layout_value(parameters, attention_heads))
+
+
+def _layout_value(parameters: dict[str, int], attention_heads: int | None) -> tuple[BatchLayout, str]:
+    layout = BatchLayout.of(**parameters)
+    tensor = layout.tensor_model_parallel_size
+    if attention_heads is not None and attention_heads % tensor:
+        raise InputError(f"attention_heads {attention_heads} do not divide among tensor_model_parallel_size {tensor}")
+    return layout, f"<b>{layout.equation}</b><br>{_sentence(layout)}{_batch_svg(layout)}"
+
+
+def _sentence(layout: BatchLayout) -> str:
+    groups, turns = layout.data_parallel_size, layout.accumulate_grad_batches
+    who = "one device" if groups == 1 else f"{groups} data-parallel groups"
+    who += f" of {layout.tensor_model_parallel_size} devices" if layout.tensor_model_parallel_size > 1 else ""
+    when = "in one go" if turns == 1 else f"in {turns} turns"
+    return f"An update: {layout.global_batch_size} sequences, {layout.micro_batch_size} at a time, on {who}, {when}."
+
+
+def _batch_svg(layout: BatchLayout) -> str:
+    """A row a data-parallel group, a block a turn, a square a sequence; none where it would be too large."""
+    rows, turns, micro = layout.data_parallel_size, layout.accumulate_grad_batches, layout.micro_batch_size
+    if rows > 16 or turns * micro > 64:
+        return ""
+    squares = "".join(
+        f'<rect x="{turn * (micro * 11 + 8) + place * 11}" y="{row * 15}" width="9" height="9" rx="2" '
+        f'fill="{("#0173b2", "#de8f05")[turn % 2]}"/>'
+        for row in range(rows)
+        for turn in range(turns)
+        for place in range(micro)
+    )
+    width, height = turns * (micro * 11 + 8), rows * 15
+    label = f"{rows} rows of {turns} blocks of {micro} sequences"
+    return (
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
+        f'style="display:block;margin:.6em 0 .2em">{squares}</svg>'
+    )
+
+
+def run_browser(run: str, folder: Path | str) -> View:
+    """Choose one of the executed runs; parameter `run`, value its folder, None where there is none yet.
+
+    Args:
+        run: a run's folder name; empty for the newest that is done.
+        folder: papermill_runs.
+    """
+    runs = read_runs(Path(folder))
+    options = [("the newest that is done", ""), *((name, name) for name in runs)]
+    if run not in [value for _, value in options]:
+        options.append((f"{run} (not there)", run))
+    choice = ipywidgets.Dropdown(options=options, value=run, description="Run", style=LABEL, layout=WIDE)
+    return View({"run": choice}, lambda given: _run_value(given["run"], runs, Path(folder)))
+
+
+def _run_value(run: str, runs: dict[str, Any], folder: Path) -> tuple[Path | None, str]:
+    finished = [name for name, manifest in runs.items() if manifest["status"] == "done"]
+    name = run or next(iter(finished), "")
+    if not name:
+        return None, "No run is done yet: <code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>."
+    if name not in runs:
+        raise InputError(f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}")
+    manifest = runs[name]
+    figures = "<br>".join(f"{escape(key)} <b>{escape(value)}</b>" for key, value in run_figures(manifest).items())
+    rows = {
+        "run": escape(name),
+        "tier": escape(manifest["tier"]),
+        "status": escape(manifest["status"]),
+        "started": escape(manifest["created"]),
+        "seconds": f"{manifest['seconds']:,.0f}",
+        "figures": figures or None,
+        "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
+    }
+    return folder / name, facts(rows)

@@ -1,0 +1,127 @@
+"""What runs of the notebooks left: their manifests read, and two of them compared."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esm2kit.errors import InputError
+
+# Figures that tell how fast a machine was just then, not what came out: shown, never held against each other.
+SPEEDS = ("_per_s", "_gflops", "_seconds")
+# Parameters that say where, not what.
+PLACES = ("work_dir",)
+# Set for kernels that nobody watches, so that widgets show their value instead.
+HEADLESS = "ESM2KIT_HEADLESS"
+
+
+class Difference(NamedTuple):
+    """One name's two values; `beyond` the tolerance or not, None where they cannot be held against each other."""
+
+    name: str
+    before: Any
+    after: Any
+    beyond: bool | None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A run's manifest with its status and seconds over all notebooks.
+
+    Raises: InputError if there is none, or it cannot be read.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        raise InputError(f"{folder} is no run: it has no manifest.json; `esm2kit runs` lists those there are")
+    try:
+        manifest = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} cannot be read ({error}); start a new run") from error
+    entries = manifest["notebooks"].values()
+    states = {entry["status"] for entry in entries}
+    status = "failed" if "failed" in states else "running" if "running" in states or not states else "done"
+    return manifest | {"status": status, "seconds": sum(entry.get("seconds", 0.0) for entry in entries)}
+
+
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Run name -> manifest, the last begun first; a folder whose manifest cannot be read is left out."""
+    found = {}
+    for path in Path(folder).glob("*/manifest.json"):
+        try:
+            found[path.parent.name] = read_manifest(path.parent)
+        except InputError:
+            continue
+    return dict(sorted(found.items(), key=lambda item: (item[1]["created"], item[0]), reverse=True))
+
+
+def figures_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`<notebook number> <figure>` -> number."""
+    return {
+        f"{notebook.split('_')[0]} {name}": value
+        for notebook, entry in manifest["notebooks"].items()
+        for name, value in entry.get("figures", {}).items()
+    }
+
+
+def parameters_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`<notebook>.<parameter>` -> value, places left out."""
+    return {
+        f"{notebook}.{name}": value
+        for notebook, entry in manifest["notebooks"].items()
+        for name, value in entry.get("parameters", {}).items()
+        if name not in PLACES
+    }
+
+
+def run_figures(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The figures as a person reads them."""
+    return {name: short(value) for name, value in figures_of(manifest).items()}
+
+
+def short(value: Any) -> str:
+    """A number as a person reads it: four significant digits, whole numbers whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def compare_runs(
+    before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float = 0.0
+) -> tuple[list[Difference], list[Difference]]:
+    """Parameters that differ, and figures that changed.
+
+    Args:
+        before: a manifest.
+        after: another.
+        tolerance: relative; figures that are closer are beyond=False.
+    Returns: parameters, figures; both only where the two values are not equal. A name one run lacks is None there.
+    """
+    parameters = [
+        Difference(name, one, other, True)
+        for name, one, other in _paired(parameters_of(before), parameters_of(after))
+        if one != other
+    ]
+    figures = []
+    for name, one, other in _paired(figures_of(before), figures_of(after)):
+        if one == other:
+            continue
+        if name.endswith(SPEEDS):
+            beyond = None
+        elif one is None or other is None:
+            beyond = True
+        else:
+            beyond = not math.isclose(one, other, rel_tol=tolerance, abs_tol=0.0)
+        figures.append(Difference(name, one, other, beyond))
+    return parameters, figures
+
+
+def _paired(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Columns of text, each as wide as its widest cell."""
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
+    )

@@ -1,0 +1,187 @@
+"""What every control of the notebooks is: a view on parameters, whose `.value` the next cell reads.
+
+A view begins with what the parameters cell says, so papermill's parameters win. Its value is worked out when it is
+read, from what its controls show, and from nothing else. Without a front end it shows the value and goes on.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import yaml
+
+from esm2kit.errors import InputError
+from esm2kit.provenance import atomic_path
+from esm2kit.run_history import HEADLESS
+
+SHIPPED_TIERS = ("sample", "small", "full")
+# JupyterLab's own colours where they are known, so that light and dark both read well
+INK, QUIET, LINE = "var(--jp-ui-font-color1, #333)", "var(--jp-ui-font-color2, #666)", "var(--jp-border-color2, #bbb)"
+ERROR = "var(--jp-error-color0, #b3261e)"
+LABEL = {"description_width": "11em"}
+WIDE = {"width": "34em"}
+
+
+def has_front_end() -> bool:
+    """Whether somebody looks at this kernel: JupyterLab and Notebook say so, VS Code and Colab leave their traces.
+
+    `esm2kit run` says the opposite by ESM2KIT_HEADLESS; a kernel that papermill or nbconvert started has no session.
+    """
+    if os.environ.get(HEADLESS):
+        return False
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    in_kernel = shell is not None and hasattr(shell, "kernel")
+    return in_kernel and (
+        "JPY_SESSION_NAME" in os.environ or "__vsc_ipynb_file__" in shell.user_ns or "google.colab" in sys.modules
+    )
+
+
+class View:
+    """Controls, and a card below them that tells about the choice, or why it cannot be made.
+
+    Args:
+        controls: notebook parameter -> the ipywidget that shows it.
+        value_of: the parameters' literals -> the value, and the card's HTML. Raises: InputError for a choice that
+            cannot be made, which the card shows and which reading `.value` raises.
+    """
+
+    def __init__(
+        self,
+        controls: Mapping[str, ipywidgets.ValueWidget],
+        value_of: Callable[[dict[str, Any]], tuple[Any, str]],
+    ) -> None:
+        self.controls, self.value_of = dict(controls), value_of
+        self.card = ipywidgets.HTML()
+        for control in self.controls.values():
+            control.observe(lambda change: self._show(), "value")
+        self._show()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The notebook's parameters as the controls show them: name -> literal."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    @property
+    def value(self) -> Any:
+        """The choice. Raises: InputError where it cannot be made, the line the card shows."""
+        return self.value_of(self.parameters)[0]
+
+    def _show(self) -> None:
+        self.card.value = self._card()
+
+    def _card(self) -> str:
+        try:
+            return card(self.value_of(self.parameters)[1])
+        except InputError as error:
+            return error_card(str(error))
+
+    def __repr__(self) -> str:
+        return " · ".join(f"{name} {value!r}" for name, value in self.parameters.items())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        if has_front_end():
+            return ipywidgets.VBox([*self.controls.values(), self.card])._repr_mimebundle_(**kwargs)
+        return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
+
+
+def card(body: str) -> str:
+    """A bordered block of HTML in the page's own colours."""
+    style = f"border:1px solid {LINE};border-radius:4px;padding:.5em .9em;max-width:46em;line-height:1.45;color:{INK}"
+    return f'<div style="{style}">{body}</div>'
+
+
+def error_card(message: str) -> str:
+    """A card that says what is wrong, and is read out as soon as it appears."""
+    style = f"border-left:4px solid {ERROR};padding:.4em .9em;max-width:46em;line-height:1.45;color:{INK}"
+    return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
+
+
+def facts(rows: Mapping[str, Any]) -> str:
+    """A two-column table: name, value; a value that is None is left out."""
+    cells = "".join(
+        f'<tr><th scope="row" style="text-align:left;font-weight:normal;color:{QUIET};padding:0 1.2em 0 0;'
+        f'vertical-align:top">{escape(name)}</th><td style="text-align:left">{value}</td></tr>'
+        for name, value in rows.items()
+        if value is not None
+    )
+    return f'<table style="border-collapse:collapse;color:{INK};margin:0">{cells}</table>'
+
+
+def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+    """Write choices as a tier of `folder` that `esm2kit run --tier` repeats.
+
+    A new tier begins as a copy of `sample`, so that it makes every input it needs; an earlier one of the name keeps
+    what is not chosen anew.
+
+    Args:
+        name: of the tier.
+        choices: notebook -> {parameter: literal}.
+        folder: papermill_runs.
+    Raises: InputError for a name that is no file's name, or one of the shipped tiers.
+    """
+    if not name or not name.replace("-", "").replace("_", "").isalnum():
+        raise InputError(f"{name!r} cannot name a tier: use letters, digits, - and _")
+    if name in SHIPPED_TIERS:
+        raise InputError(f"{name} is a shipped tier and stays as it is: take another name")
+    folder = Path(folder)
+    path = folder / f"{name}.yaml"
+    begin = path if path.exists() else folder / "sample.yaml"
+    tier = {notebook: dict(given or {}) for notebook, given in (yaml.safe_load(begin.read_text()) or {}).items()}
+    for notebook, given in choices.items():
+        tier.setdefault(notebook, {}).update(given)
+    with atomic_path(path) as part:
+        part.write_text(
+            f"# Saved from the notebooks' widgets: esm2kit run --tier {name}\n" + yaml.safe_dump(tier, sort_keys=False)
+        )
+    return path
+
+
+class Export:
+    """A name and a button that save the choices of some views as a tier; without a front end, the YAML itself.
+
+    Args:
+        notebook: whose parameters the views show.
+        views: the views.
+        folder: papermill_runs.
+    """
+
+    def __init__(self, notebook: str, *views: View, folder: Path | str = "../papermill_runs") -> None:
+        self.notebook, self.views, self.folder = notebook, views, Path(folder)
+        self.name = ipywidgets.Text(description="Save as tier", placeholder="a name", style=LABEL)
+        self.button = ipywidgets.Button(description="Save", tooltip="Write the choices above as a tier")
+        self.told = ipywidgets.HTML()
+        self.button.on_click(lambda button: self._save())
+
+    @property
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """Notebook -> the parameters its views show. Raises: InputError where a view's choice cannot be made."""
+        for view in self.views:
+            _ = view.value
+        return {self.notebook: {name: value for view in self.views for name, value in view.parameters.items()}}
+
+    def save(self, name: str) -> Path:
+        """Write the tier; see `save_tier`."""
+        return save_tier(name, self.choices, self.folder)
+
+    def _save(self) -> None:
+        try:
+            path = self.save(self.name.value)
+            self.told.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat it by machine: "
+                                   f"<code>esm2kit run --tier {escape(path.stem)}</code>")  # fmt: skip
+        except (InputError, OSError) as error:
+            self.told.value = error_card(str(error))
+
+    def __repr__(self) -> str:
+        return yaml.safe_dump(self.choices, sort_keys=False).rstrip()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        if has_front_end():
+            row = ipywidgets.HBox([self.name, self.button])
+            return ipywidgets.VBox([row, self.told])._repr_mimebundle_(**kwargs)
+        told = "These choices as a tier for <code>esm2kit run</code>:"
+        return {"text/plain": repr(self), "text/html": card(f"{told}<pre>{escape(repr(self))}</pre>")}
