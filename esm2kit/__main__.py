@@ -21,6 +21,7 @@ class Stage(NamedTuple):
     function: str
     help: str
     trains: bool = False
+    positional: str = ""
 
 
 STAGES = {
@@ -33,6 +34,8 @@ STAGES = {
     "finetune": Stage("finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels", trains=True),
     "predict": Stage("predict", "PredictConfig", "predict", "a fine-tuned model and any FASTA -> labels"),
     "run": Stage("runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters"),
+    "runs": Stage("runs", "RunsConfig", "runs", "the runs there are; or two of them compared", positional="compare"),
+    "rerun": Stage("runs", "RerunConfig", "rerun", "repeat a run and say which figures differ", positional="run"),
 }
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
 
@@ -74,7 +77,7 @@ def _run(name: str, arguments: list[str]) -> int:
         raise InputError(f"unknown stage {name!r}; {_nearest(name, STAGES)}")
     stage = STAGES[name]
     module = importlib.import_module(f"esm2kit.{stage.module}")
-    config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments)
+    config = parse(getattr(module, stage.config), f"esm2kit {name}", _named(stage.positional, arguments))
     if stage.trains:
         from esm2kit import launch
 
@@ -85,6 +88,16 @@ def _run(name: str, arguments: list[str]) -> int:
     if summary:
         print(summary)
     return 0
+
+
+def _named(positional: str, arguments: list[str]) -> list[str]:
+    """Leading bare words under the name they stand for: `esm2kit rerun RUN` is `--run RUN`, `runs A B` a list."""
+    bare = 0
+    while positional and bare < len(arguments) and not arguments[bare].startswith("-"):
+        bare += 1
+    key = f"--{positional}+" if bare > 1 else f"--{positional}"
+    words = [part for word in arguments[:bare] for part in (key, word)]
+    return words + arguments[bare:]
 
 
 # what people type, and the field it stands for; `from` is no name a Python field can have

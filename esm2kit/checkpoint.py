@@ -29,12 +29,16 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
         path: the file; a checkpoint already there is replaced in one step.
         tensors: by name; the LM head's matrix may be among them and is kept once, as the embedding it is.
         metadata: JSON-able; `model` holds the ESM2Config's fields.
+    Raises: OSError if the disk does not take it; what was there before stays.
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if name not in TIED}
     metadata = to_json({"format": FORMAT} | metadata)
     metadata["sha256"] = digest(kept, metadata)
     with atomic_path(path) as part:
-        save_file(kept, part, {"esm2kit": json.dumps(metadata)})
+        try:
+            save_file(kept, part, {"esm2kit": json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         # safetensors makes its file for the owner alone; a checkpoint is read by whom the folder lets in
         part.chmod(0o666 & ~_umask())
 

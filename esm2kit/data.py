@@ -4,6 +4,8 @@ One item of the training set is one update's share of the global batch: the micr
 through. So the state of the data is one number, and neither workers nor ranks nor restarts can change a sample.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE, encode
-from esm2kit.clusters import ClusterIndex, draw, permutation
+from esm2kit.clusters import MANIFEST, ClusterIndex, draw, permutation
 from esm2kit.masking import mask_tokens, stream_key
 from esm2kit.parallel import BatchLayout, data_parallel_rank
 from esm2kit.store import SequenceStore
@@ -165,6 +167,20 @@ class ValidationBatches(Dataset):
         # a sharded model's ranks must run as many forward passes as each other: run one, and score nothing
         idle = collate(batch[:1], self.store, self.masking)
         return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex SHA-256 over what decides a preprocessed folder's samples: its input files' hashes and its split.
+
+    Two folders made from the same input by the same settings have the same one, whenever and wherever they were made.
+    Raises: InputError if the folder is not a finished output of preprocess.
+    """
+    ClusterIndex.open(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    config = manifest["config"]
+    split = [config[name] for name in ("seed", "val_size", "test_size")]
+    hashes = {role: [file["sha256"] for file in files] for role, files in sorted(manifest["inputs"].items())}
+    return hashlib.sha256(json.dumps([hashes, split]).encode()).hexdigest()
 
 
 def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:

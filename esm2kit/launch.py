@@ -6,12 +6,13 @@ of one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` 
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -20,6 +21,10 @@ from esm2kit.provenance import to_json
 
 # Set by torchrun and by srun for each worker: this process is one of a group that they made.
 WORKER_VARIABLES = ("LOCAL_RANK", "SLURM_PROCID")
+
+
+# the line of a worker's log that says what went wrong: ours, or the end of a traceback (not torchrun's own)
+FAULT = re.compile(r"(^|\]:\s*)(esm2kit: |(?!torch\.distributed)[\w.]*(Error|Exception): )")
 
 
 def is_worker() -> bool:
@@ -54,21 +59,35 @@ def start(stage: str, config: Any) -> subprocess.Popen:
     )
 
 
-def train(stage: str, config: Any, show: Callable[[str], None] = print) -> dict[str, Any]:
+def become(stage: str, config: Any) -> NoReturn:
+    """Turn this process into torchrun over the stage, so that signals and the exit code are the workers' own."""
+    arguments = command(stage, write_config(stage, config), config.devices)
+    os.execve(arguments[0], arguments, _clean_environment())
+
+
+def train(
+    stage: str,
+    config: Any,
+    show: Callable[[str], None] = print,
+    started: Callable[[subprocess.Popen], None] = lambda worker: None,
+) -> dict[str, Any]:
     """Run a training stage to its end, handing on each line of its log.
 
     Args:
         stage: pretrain or finetune.
         config: the stage's dataclass.
         show: called with every line, without its line break.
+        started: called once with the worker, for whoever may want to stop it.
     Returns: what the stage wrote to `<out_dir>/<stage>.json`.
-    Raises: InputError with the worker's last line if it failed; KeyboardInterrupt once the worker has saved and ended.
+    Raises: InputError with the line that tells why, if it failed; KeyboardInterrupt once the worker has saved.
     """
     worker = start(stage, config)
+    started(worker)
     last = ""
     try:
         for line in worker.stdout:
-            last = line.rstrip() or last
+            if FAULT.search(line):
+                last = line.split("]:")[-1].strip()
             show(line.rstrip())
         code = worker.wait()
     except KeyboardInterrupt:
@@ -78,7 +97,7 @@ def train(stage: str, config: Any, show: Callable[[str], None] = print) -> dict[
         if worker.poll() is None:
             os.killpg(worker.pid, signal.SIGKILL)
     if code:
-        raise InputError(f"{stage} stopped with code {code}: {last}")
+        raise InputError(f"{stage} stopped with code {code}: {last or 'see the last lines of its log'}")
     return json.loads((Path(config.out_dir) / f"{stage}.json").read_text())
 
 

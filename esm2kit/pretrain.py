@@ -17,8 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from esm2kit.checkpoint import fill, read_metadata
-from esm2kit.clusters import MANIFEST
-from esm2kit.data import Masking, MicroBatch, PretrainingData, unigram_perplexity
+from esm2kit.data import Masking, MicroBatch, PretrainingData, fingerprint, unigram_perplexity
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, SIZES, ESM2Config, Packed
 from esm2kit.parallel import (
@@ -34,7 +33,14 @@ from esm2kit.parallel import (
 )
 from esm2kit.provenance import provenance, write_json
 from esm2kit.training_log import TrainingLog
-from esm2kit.training_state import CheckpointWriter, continue_at, restore, resume_point
+from esm2kit.training_state import (
+    CheckpointWriter,
+    alone_in,
+    continue_at,
+    end_after_this_update,
+    restore,
+    resume_point,
+)
 from esm2kit.weights import load_model
 
 logger = logging.getLogger(__name__)
@@ -240,7 +246,7 @@ class MaskedLM(LightningModule):
         norm = clip_grad_norm(self.esm2.parameters(), self.config.gradient_clip_val)
         mean_loss = sum_over(group, loss_sum).item() / max(masked, 1.0)
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise FloatingPointError(self.blame(batches, mean_loss, float(norm)))
+            raise InputError(self.blame(batches, mean_loss, float(norm)))
         lr = lr_at(self.step, self.config)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
@@ -249,7 +255,7 @@ class MaskedLM(LightningModule):
         self.step += 1
         self.update = {"train_loss": mean_loss, "lr": lr, "grad_norm": float(norm), "tokens": tokens, "masked": masked}
         if stop:
-            self.trainer.should_stop = True
+            end_after_this_update(self.trainer, self.step)
 
     def blame(self, batches: list[MicroBatch], loss: float, norm: float) -> str:
         """One line for a loss or gradient that is no number: the update, and whose sequences this rank held."""
@@ -279,12 +285,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         config: the run; every rank is given the same.
     Returns: {"best": path, "last": path, "metrics": path, "val_loss", "val_perplexity", "unigram_perplexity", "step"},
         also in `<out_dir>/pretrain.json`; ranks other than the first return {}.
-    Raises: InputError for a folder, size, layout or checkpoint that does not fit; FloatingPointError when the loss is
-        no number, naming the update and the sequences.
+    Raises: InputError for a folder, size, layout or checkpoint that does not fit, and for a loss that is no number,
+        naming the update and the sequences.
     """
+    with alone_in(Path(config.out_dir)):
+        return _pretrain(config)
+
+
+def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     layout, out_dir = config.layout, Path(config.out_dir)
     floor = unigram_perplexity(Path(config.data))
-    manifest = provenance("pretrain", config, {"data": Path(config.data) / MANIFEST})
+    manifest = provenance("pretrain", config, {"data": fingerprint(Path(config.data))})
     resumed = resume_point(out_dir, config, manifest) if config.resume_if_exists else None
     first_step = resumed.step if resumed else 0
     esm2 = _initial_model(config)

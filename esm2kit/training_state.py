@@ -174,6 +174,13 @@ def alone_in(out_dir: Path) -> Iterator[None]:
         yield
 
 
+def end_after_this_update(trainer: Trainer, step: int) -> None:
+    """End the run once update `step` is made. Lightning would validate first: only where a validation is due anyway."""
+    trainer.should_stop = True
+    if step % int(trainer.val_check_interval):
+        trainer.limit_val_batches = 0
+
+
 class CheckpointWriter(Callback):
     """Writes `checkpoints/last.safetensors` at every validation, at the end, when told to stop; keeps the best by name.
 

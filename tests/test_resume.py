@@ -1,0 +1,169 @@
+"""Stop and go: a run killed at any moment ends, bit for bit, where the uninterrupted run ends."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from esm2kit.checkpoint import read_checkpoint, read_metadata
+
+STEPS = 24
+# how often each layout is killed; the closing figures of a release are made with 10
+KILLS = int(os.environ.get("ESM2KIT_KILLS", "2"))
+LAYOUTS = {"1x1": {}, "ddp": {"devices": 2}, "tp": {"devices": 2, "tensor_model_parallel_size": 2}}
+SETTINGS = {
+    "model": "custom",
+    "num_layers": 2,
+    "embed_dim": 32,
+    "attention_heads": 4,
+    "global_batch_size": 8,
+    "max_steps": STEPS,
+    "warmup_steps": 4,
+    "lr": 1e-3,
+    "log_every_n_steps": 1,
+    "val_check_interval": 4,
+    "accelerator": "cpu",
+}
+
+
+def start(out_dir: Path, data: Path, **settings: object) -> subprocess.Popen:
+    settings = SETTINGS | {"data": data, "out_dir": out_dir} | settings
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "esm2kit", "pretrain", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(out_dir: Path, data: Path, **settings: object) -> str:
+    process = start(out_dir, data, **settings)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-2000:]
+    return output
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL the whole family: torchrun starts its workers in sessions of their own."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
+    family = {process.pid}
+    while grown := {pid for pid, parent in parents if parent in family} - family:
+        family |= grown
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+def curve(out_dir: Path) -> dict[tuple[int, str], str]:
+    """Every figure of the curve as text, all digits, by (update, name)."""
+    with open(out_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens")
+    return {(int(row["step"]), name): row[name] for row in rows for name in names if row[name]}
+
+
+def tensors(out_dir: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out_dir / "checkpoints" / "last.safetensors")[0]
+
+
+def assert_identical(found: Path, expected: Path) -> None:
+    assert curve(found) == curve(expected)
+    held, reference = tensors(found), tensors(expected)
+    assert held.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert torch.equal(held[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, dataset) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in LAYOUTS}
+    for name, folder in folders.items():
+        finish(folder, dataset, **LAYOUTS[name])
+    return folders
+
+
+def test_curves_of_layouts_agree_and_move(uninterrupted) -> None:
+    """The references are worth comparing with: 24 updates, none like another."""
+    for folder in uninterrupted.values():
+        losses = [value for (_, name), value in curve(folder).items() if name == "train_loss"]
+        assert len(losses) == len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, uninterrupted) -> None:
+    moments = random.Random(layout)
+    checkpoints = tmp_path / "checkpoints"
+    for number in range(KILLS):
+        process = start(tmp_path, dataset, **LAYOUTS[layout])
+        # after the run has begun, somewhere between its updates; every other time in the middle of a save
+        wait_for(process, lambda: (tmp_path / "metrics.csv").exists())
+        time.sleep(moments.uniform(0, 1.0))
+        if number % 2:
+            wait_for(process, lambda: any(checkpoints.glob(".tmp*")) or any(checkpoints.glob("*.part")))
+        kill(process)
+    finish(tmp_path, dataset, **LAYOUTS[layout])
+    assert_identical(tmp_path, uninterrupted[layout])
+    assert not [path for path in checkpoints.iterdir() if path.suffix != ".safetensors"]
+
+
+def wait_for(process: subprocess.Popen, seen) -> None:
+    """Until something is seen, or the run is over."""
+    end = time.monotonic() + 60
+    while not seen() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
+def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> None:
+    process = start(tmp_path, dataset, max_steps=STEPS)
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output[-2000:]
+    stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
+    assert 0 < stopped_at < STEPS
+    assert f"at update {stopped_at} of {STEPS}" in finish(tmp_path, dataset)
+    assert_identical(tmp_path, uninterrupted["1x1"])
+
+
+@pytest.mark.parametrize(("first", "then"), [("ddp", "1x1"), ("1x1", "tp"), ("tp", "ddp")])
+def test_resumed_on_another_layout_stays_within_tolerance(first, then, tmp_path, dataset, uninterrupted) -> None:
+    process = start(tmp_path, dataset, **LAYOUTS[first])
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
+    assert 4 < stopped_at < STEPS
+    finish(tmp_path, dataset, num_workers=1, accumulate_grad_batches=2, **LAYOUTS[then])
+    found, expected = curve(tmp_path), curve(uninterrupted["1x1"])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert float(found[key]) == pytest.approx(float(value), rel=1e-5), key
+    held = tensors(tmp_path)
+    for name, tensor in tensors(uninterrupted["1x1"]).items():
+        torch.testing.assert_close(held[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_another_run_is_not_resumed(tmp_path, dataset) -> None:
+    finish(tmp_path, dataset, max_steps=2)
+    for change in ({"seed": 1}, {"global_batch_size": 4}, {"embed_dim": 64}):
+        process = start(tmp_path, dataset, **change)
+        output, _ = process.communicate(timeout=60)
+        name, value = next(iter(change.items()))
+        assert process.returncode == 2
+        assert f"{name} was" in output
+        assert f"is now {value}" in output
+        assert "Traceback" not in output
