@@ -17,6 +17,8 @@ from esm2kit.mapping import read_cluster_tsv, read_mapping
 from esm2kit.provenance import atomic_path
 
 _FETCH_ROWS = 1 << 20
+# with less for each of its threads DuckDB's joins may not find room to spill from
+_GB_PER_THREAD = 0.25
 
 
 class Joined(NamedTuple):
@@ -37,6 +39,7 @@ class Engine:
     def __init__(self, work: Path, memory_gb: float, threads: int) -> None:
         self._path = work / "join.duckdb"
         self._remove()
+        threads = max(1, min(threads, int(memory_gb / _GB_PER_THREAD)))
         settings = {"memory_limit": f"{memory_gb}GB", "threads": threads, "temp_directory": str(work / "spill")}
         self._connection = duckdb.connect(str(self._path), config=settings | {"preserve_insertion_order": False})
 
@@ -78,8 +81,8 @@ def unique_records(engine: Engine, view: str, staged: Staged) -> int:
     # hashes first: numbers group faster than text, in less memory, and hardly any are left to look at
     engine.run(
         f"CREATE TABLE {view}_repeated AS SELECT id, min(row) AS first, min(hash) <> max(hash) OR "
-        f"min(residues) <> max(residues) AS differ FROM {keys} WHERE hash(id) IN "
-        f"(SELECT hash(id) FROM {keys} GROUP BY hash(id) HAVING count(*) > 1) GROUP BY id HAVING count(*) > 1"
+        f"min(residues) <> max(residues) AS differ FROM {keys} k SEMI JOIN (SELECT hash(id) AS same "
+        f"FROM {keys} GROUP BY same HAVING count(*) > 1) ON same = hash(k.id) GROUP BY id HAVING count(*) > 1"
     )
     if found := engine.rows(
         f"SELECT k.id, r.first, k.row FROM {keys} k JOIN {view}_repeated r USING (id) JOIN {keys} f ON f.row = r.first "
@@ -97,7 +100,7 @@ def unique_records(engine: Engine, view: str, staged: Staged) -> int:
         f"CREATE TABLE {view}_dropped AS SELECT row FROM {keys} k JOIN {view}_repeated r USING (id) "
         "WHERE k.row > r.first"
     )
-    engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys} WHERE row NOT IN (FROM {view}_dropped)")
+    engine.run(f"CREATE VIEW {view} AS SELECT k.* FROM {keys} k ANTI JOIN {view}_dropped d ON d.row = k.row")
     return engine.value(f"SELECT count(*) FROM {view}_dropped")
 
 
@@ -154,7 +157,7 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
             f"{mapping}: line {second:,}: cluster {name} was on line {first:,} already; join the two lines"
         )
     for name, row in engine.rows(
-        "SELECT id, row FROM uniref50 WHERE row NOT IN (SELECT cluster FROM found) ORDER BY row LIMIT 1"
+        "SELECT u.id, u.row FROM uniref50 u ANTI JOIN found f ON f.cluster = u.row ORDER BY u.row LIMIT 1"
     ):
         raise InputError(f"{uniref50.place(row)}: {name} has no line in {mapping}; add one or remove the record")
     engine.run("CREATE VIEW clusters AS FROM found")
@@ -189,14 +192,15 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
     coarse_view = f"level_{len(tables) - 1}"
     if len(tables) == 2:
         for name, line in engine.rows(
-            "SELECT member, line FROM level_1 WHERE member NOT IN (SELECT cluster FROM level_0) ORDER BY line LIMIT 1"
+            "SELECT m.member, m.line FROM level_1 m ANTI JOIN level_0 c ON c.cluster = m.member ORDER BY m.line LIMIT 1"
         ):
             raise InputError(
                 f"{coarse}: line {line:,}: member {name} represents no cluster of {tables[0]}; "
                 "give the finer level first, and cluster the coarser one from its representatives"
             )
         for name, line in engine.rows(
-            "SELECT cluster, line FROM level_0 WHERE cluster NOT IN (SELECT member FROM level_1) ORDER BY line LIMIT 1"
+            "SELECT c.cluster, c.line FROM level_0 c ANTI JOIN level_1 m ON m.member = c.cluster "
+            "ORDER BY c.line LIMIT 1"
         ):
             raise InputError(
                 f"{tables[0]}: line {line:,}: {name} is in no cluster of {coarse}; cluster both levels again"
