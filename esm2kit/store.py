@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from esm2kit.errors import InputError
 from esm2kit.fasta import MAX_RESIDUES
-from esm2kit.provenance import atomic_path
 from esm2kit.text import Ragged, ragged_copy
 
 _SHIFT = 14
@@ -63,15 +62,6 @@ class StoreWriter:
         if kind is None:
             self._writer.close()
         self._file.close()
-
-
-def write_store(path: Path, records: Iterable[tuple[str, str]]) -> None:
-    """Write (id, sequence) pairs as a store, whole or not at all: for small sets made in Python."""
-    ids, sequences = zip(*records, strict=True)
-    whole = pa.record_batch([pa.array(ids, pa.string()), pa.array(sequences, pa.string())], schema=SCHEMA)
-    with atomic_path(path) as part, StoreWriter(part) as writer:
-        for batch in regroup([whole]):
-            writer.write(batch)
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -148,10 +138,10 @@ class SequenceStore:
             rows: (R,) integer rows; repeats are fine.
         Returns: values (N,) uint8 and offsets (R + 1,) int64.
         """
-        starts, stops = self._bounds(rows, 2)
+        starts, stops = self._bounds(rows)
         return ragged_copy(self._bytes, starts, stops)
 
-    def _bounds(self, rows: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
+    def _bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < self._num_rows):
             raise IndexError(f"a row outside {self.path} of {self._num_rows} rows")
@@ -159,18 +149,12 @@ class SequenceStore:
         for batch in np.unique(batches[self._base[batches, 0] < 0]):
             self._batch(int(batch))
         base = self._base[batches]
-        places = base[:, column] + (rows & _LOCAL)
-        text = base[:, column + 1]
+        places, text = base[:, 2] + (rows & _LOCAL), base[:, 3]
         return text + self._words[places], text + self._words[places + 1]
-
-    def take(self, rows: np.ndarray) -> pa.RecordBatch:
-        """Ids and sequences of some rows as Arrow, copied."""
-        columns = [ragged_copy(self._bytes, *self._bounds(rows, column)).strings() for column in (0, 2)]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     def residue_counts(self, rows: np.ndarray) -> np.ndarray:
         """(R,) int64 residues of some rows, without reading their text."""
-        starts, stops = self._bounds(rows, 2)
+        starts, stops = self._bounds(rows)
         return stops - starts
 
     @property
