@@ -74,7 +74,8 @@ def to_hf(state: State, config: ESM2Config) -> State:
     if any(not torch.equal(own, frequencies[0]) for own in frequencies):
         raise InputError("the layers differ in their rotary frequencies; transformers keeps one table for all")
     renamed = {theirs: state[ours] for ours, theirs in hf_names(config.num_layers).items()}
-    return renamed | {HF_INV_FREQ: frequencies[0]}
+    # one a layer, as Meta's files on the hub have them: what older transformers and other engines look for
+    return renamed | {HF_LAYER_INV_FREQ.format(layer): own for layer, own in enumerate(frequencies)}
 
 
 def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
