@@ -121,6 +121,8 @@ def write_config(stage: str, config: Any) -> Path:
 def _clean_environment() -> dict[str, str]:
     """This process's environment without what would make the worker think it is somebody's rank."""
     ours = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", *WORKER_VARIABLES)
+    # a worker started from a notebook is no kernel: with this left in it would take itself for one, and start workers
+    ours += ("JPY_PARENT_PID",)
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     # lines, not blocks, so that the log arrives as it is written
     return environment | {"PYTHONUNBUFFERED": "1"}
