@@ -33,6 +33,8 @@ STAGES = {
     "benchmark": Stage("benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report"),
     "finetune": Stage("finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels", trains=True),
     "predict": Stage("predict", "PredictConfig", "predict", "a fine-tuned model and any FASTA -> labels"),
+    "download": Stage("catalogue", "CatalogueConfig", "catalogue", "list, fetch weights and tasks", positional="what"),
+    "export": Stage("export", "ExportConfig", "export", "a model -> Hugging Face or fair-esm files"),
     "run": Stage("runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters"),
     "runs": Stage("runs", "RunsConfig", "runs", "the runs there are; or two of them compared", positional="compare"),
     "rerun": Stage("runs", "RerunConfig", "rerun", "repeat a run and say which figures differ", positional="run"),

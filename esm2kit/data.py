@@ -47,6 +47,9 @@ class Masking(NamedTuple):
     random_share: float = 0.1
 
 
+BERT = Masking()
+
+
 class Sample(NamedTuple):
     """One sequence's window before masking."""
 
@@ -221,7 +224,8 @@ class PretrainingData(LightningDataModule):
         max_residues: longest window, without BOS and EOS.
         tokens_per_validation_batch: token budget of a validation batch.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
-        masking: what is hidden from the model.
+        masking: what is hidden from the model in training.
+        validation_masking: what is hidden from it in validation.
     """
 
     def __init__(
@@ -234,13 +238,14 @@ class PretrainingData(LightningDataModule):
         max_residues: int = 1022,
         tokens_per_validation_batch: int = 4096,
         num_workers: int = 0,
-        masking: Masking | None = None,
+        masking: Masking = BERT,
+        validation_masking: Masking = BERT,
     ) -> None:
         super().__init__()
         self.folder, self.layout, self.seed = Path(folder), layout, seed
         self.max_steps, self.first_step, self.max_residues = max_steps, first_step, max_residues
         self.tokens_per_validation_batch, self.num_workers = tokens_per_validation_batch, num_workers
-        self.masking = masking or Masking()
+        self.masking, self.validation_masking = masking, validation_masking
         self.train_store = SequenceStore.open(self.folder / "train.arrow")
 
     def train_dataloader(self) -> DataLoader:
@@ -259,7 +264,7 @@ class PretrainingData(LightningDataModule):
             self.seed,
             self.max_residues,
             self.tokens_per_validation_batch,
-            self.masking,
+            self.validation_masking,
         )
         return self._loader(batches, range(len(batches)))
 

@@ -84,6 +84,9 @@ class PretrainConfig:
         compile: compile the layers with torch.compile.
         activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
         val_check_interval: updates between validations.
+        validation_masking: hidden puts <mask> on every residue that is scored; bert leaves a tenth of them readable and
+            swaps a tenth, as in training and in published perplexities. A model that copies what it can read and knows
+            only frequencies scores well below the unigram floor under bert, and at it under hidden.
         tokens_per_validation_batch: token budget of a validation batch.
         save_top_k: checkpoints to keep by lowest val_loss, the last one aside.
         log_every_n_steps: updates between rows of metrics.csv.
@@ -124,6 +127,7 @@ class PretrainConfig:
     compile: bool = False
     activation_checkpointing: bool = False
     val_check_interval: int = 1000
+    validation_masking: Literal["hidden", "bert"] = "hidden"
     tokens_per_validation_batch: int = 4096
     save_top_k: int = 1
     log_every_n_steps: int = 10
@@ -155,6 +159,8 @@ class PretrainConfig:
         return SIZES[name]
 
 
+# share of scored residues that read <mask>, and share that read another residue
+VALIDATION_SHARES = {"hidden": (1.0, 0.0), "bert": (0.8, 0.1)}
 LAYOUT_FIELDS = [field for field in fields(PretrainConfig) if field.name in BatchLayout.of.__annotations__]
 
 
@@ -315,6 +321,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         config.tokens_per_validation_batch,
         config.num_workers,
         Masking(config.mask_prob),
+        Masking(config.mask_prob, *VALIDATION_SHARES[config.validation_masking]),
     )
     module = MaskedLM(config, esm2, first_step, resumed.optimizer if resumed else None)
     log = TrainingLog(out_dir, config.log_every_n_steps, floor, first_step)

@@ -1,0 +1,66 @@
+"""`esm2kit download`: what can be fetched, what is here, and fetching it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from esm2kit.download import DownloadConfig, download
+from esm2kit.errors import InputError
+from esm2kit.flip import TASKS
+from esm2kit.model import SIZES
+from esm2kit.weights import fetch, load_model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CatalogueConfig:
+    """Fetch weights or FLIP tasks, checked; without a name, list what there is.
+
+    Args:
+        what: nothing (list), a model's name, `flip` (every task) or `flip/<task>`.
+        split: of the FLIP task; its default if not given, every one if "all".
+        data_dir: folder of FLIP's task folders.
+        verify: load the fetched model once, so that every tensor is known to be there and of its size.
+    """
+
+    what: str | None = None
+    split: str | None = None
+    data_dir: Path = Path("flip")
+    verify: bool = True
+
+
+def catalogue(config: CatalogueConfig) -> str:
+    """List, or fetch and verify.
+
+    Returns: lines for a person: the list, or where the files are.
+    Raises: InputError for a name that is neither, and whatever keeps the files from arriving.
+    """
+    if config.what is None:
+        return _listing(config.data_dir)
+    kind, _, task = config.what.partition("/")
+    if kind == "flip":
+        files = download(DownloadConfig(task or "all", config.split, config.data_dir))
+        return "\n".join(str(file) for file in files)
+    if config.what in TASKS:
+        raise InputError(f"{config.what} is a FLIP task: `esm2kit download flip/{config.what}`")
+    if config.what not in SIZES and "/" not in config.what:
+        raise InputError(f"{config.what} is no model and not flip; choose flip, owner/name or of {', '.join(SIZES)}")
+    folder, revision = fetch(config.what)
+    if config.verify:
+        model, source = load_model(config.what)
+        logger.info("%s: %d parameters, sha256 %s", config.what, model.config.num_parameters, source["sha256"])
+    return f"{config.what} at revision {revision}: {folder}"
+
+
+def _listing(data_dir: Path) -> str:
+    lines = ["models (esm2kit download <name>):"]
+    for name, size in SIZES.items():
+        parameters = size.num_parameters
+        shape, megabytes = f"{size.num_layers} layers x {size.embed_dim}", 4 * parameters / 1e6
+        lines.append(f"  {name:<22} {shape:<18} {parameters / 1e6:>8,.1f}M  {megabytes:>9,.0f} MB in float32")
+    lines.append("FLIP tasks (esm2kit download flip/<task>, or flip for all):")
+    for name, task in TASKS.items():
+        here = "here" if (data_dir / name).is_dir() else ""
+        lines.append(f"  {name:<23} {task.level} {task.target}, {task.licence}  {here}".rstrip())
+    return "\n".join(lines)

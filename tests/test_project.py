@@ -1,0 +1,125 @@
+"""The project's own promises: one list of dependencies, one lock, files as rooms, nothing of a machine in the tree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from esm2kit.__main__ import STAGES, main
+
+
+def tracked(root: Path) -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    return [root / name for name in listing.split("\0") if name and (root / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def project(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_conda_installs_the_same_list(root: Path) -> None:
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    conda = [item for item in environment["dependencies"] if isinstance(item, str)]
+    pip = next(item for item in environment["dependencies"] if isinstance(item, dict))["pip"]
+    assert pip == ["-e .[notebooks]"], "packages are listed in pyproject.toml and nowhere else"
+    assert sorted(map(name_of, conda)) == ["pip", "python"]
+
+
+def test_conda_and_project_ask_for_the_same_python(root: Path, project: dict) -> None:
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    assert f"python{project['requires-python']}" in environment["dependencies"]
+
+
+def test_the_lock_holds_every_dependency(root: Path, project: dict) -> None:
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (root / "requirements.lock").read_text(), re.M))
+    wanted = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    wanted += project["optional-dependencies"]["dev"]
+    absent = {name_of(requirement) for requirement in wanted} - {name.lower() for name in locked}
+    assert not absent, f"run `make lock`: {absent} are not in requirements.lock"
+    assert locked["torch"] == "2.13.0"
+    assert not [name for name in locked if name.startswith("nvidia")], "torch's build is the platform's choice"
+
+
+def test_every_dependency_is_justified(root: Path, project: dict) -> None:
+    text = (root / "CONTRIBUTING.md").read_text()
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    absent = {name_of(item) for group in groups for item in group if f"`{name_of(item)}`" not in text}
+    assert not absent, f"CONTRIBUTING.md says in a line why each package is here; not yet: {absent}"
+
+
+def test_rooms_are_rooms(root: Path) -> None:
+    large = {path.name: len(path.read_text().splitlines()) for path in (root / "esm2kit").glob("*.py")}
+    assert not {name: lines for name, lines in large.items() if lines > 400}, "a room of over 400 lines wants to be two"
+    assert not (root / "esm2kit" / "utils.py").exists()
+
+
+def test_nothing_of_a_machine_in_the_tree(root: Path) -> None:
+    # the pattern is put together so that it does not find itself
+    paths = re.compile("|".join(("/wor" + "k/", "/roo" + "t/", "/hom" + "e/", "/op" + "t/wheels")))
+    for path in tracked(root):
+        if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ""} and path.name != "LICENSE":
+            found = paths.search(path.read_text(errors="replace"))
+            assert not found, f"{path.relative_to(root)} names a path of somebody's machine: {found[0]}"
+
+
+def test_nothing_is_left_for_later(root: Path) -> None:
+    marks = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")))
+    for path in tracked(root):
+        if path.suffix in {".py", ".ipynb", ".md"}:
+            assert not marks.search(path.read_text()), f"{path.relative_to(root)} holds something left for later"
+
+
+def test_nothing_large_in_the_tree(root: Path) -> None:
+    assert not [path for path in tracked(root) if path.stat().st_size > 1_000_000]
+
+
+def test_help_is_instant_and_names_every_stage(capsys: pytest.CaptureFixture) -> None:
+    code = "import sys, esm2kit.__main__ as m; m.main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "help must not wait for torch"
+    assert all(f"  {name}" in done.stdout for name in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_is_explained(stage: str) -> None:
+    import dataclasses
+    import importlib
+
+    config = getattr(importlib.import_module(f"esm2kit.{STAGES[stage].module}"), STAGES[stage].config)
+    for field in dataclasses.fields(config):
+        assert re.search(rf"^\s+{field.name}: \S", config.__doc__, re.M), f"{config.__name__}.{field.name} has no line"
+    assert config.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "unknown stage 'pretrian'; did you mean 'pretrain'?"),
+        (["pretrain", "--max_stesp", "3"], "unknown parameter 'max_stesp'; did you mean 'max_steps'?"),
+        (["pretrain", "--max_steps", "many"], "max_steps"),
+        (["pretrain", "--data", "nowhere", "--out_dir", "{tmp}/x"], "nowhere"),
+        (["preprocess", "--train_fasta", "nowhere.fasta", "--out_dir", "{tmp}/x"], "nowhere.fasta"),
+        (["embed", "--fasta", "nowhere.fasta", "--out_dir", "{tmp}/x"], "nowhere.fasta"),
+        (["benchmark", "--task", "gb2", "--data_dir", "{tmp}", "--out_dir", "{tmp}/x"], "gb2"),
+        (["run", "--tier", "huge"], "unknown tier 'huge'"),
+        (["download", "esm2_t6"], "is no model and not flip"),
+        (["export", "--model", "nowhere.pt", "--out", "{tmp}/x"], "nowhere.pt"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
