@@ -53,7 +53,16 @@ from esm2kit.parallel import (
 from esm2kit.provenance import provenance, write_json
 from esm2kit.tasks import TaskData, load_task
 from esm2kit.training_log import TrainingLog, read_metrics
-from esm2kit.training_state import CheckpointWriter, ResumePoint, continue_at, restore, resume_point, whole_state
+from esm2kit.training_state import (
+    CheckpointWriter,
+    ResumePoint,
+    alone_in,
+    continue_at,
+    end_after_this_update,
+    restore,
+    resume_point,
+    whole_state,
+)
 from esm2kit.weights import load_model
 
 logger = logging.getLogger(__name__)
@@ -148,7 +157,7 @@ class LabelTrainer(LightningModule):
         norm = clip_grad_norm(self.model.parameters(), self.config.gradient_clip_val)
         mean_loss = sum_over(group, total).item() / max(weight, 1e-12)
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise FloatingPointError(self.blame(batches, mean_loss, float(norm)))
+            raise InputError(self.blame(batches, mean_loss, float(norm)))
         share = lr_share(self.step, self.config)
         for parameters in optimizer.param_groups:
             parameters["lr"] = parameters["peak"] * share
@@ -158,7 +167,7 @@ class LabelTrainer(LightningModule):
         rate = self.config.head_lr if self.config.mode == "frozen" else self.config.lr
         self.update = {"train_loss": mean_loss, "lr": rate * share, "grad_norm": float(norm), "tokens": tokens}
         if stop:
-            self.trainer.should_stop = True
+            end_after_this_update(self.trainer, self.step)
 
     def blame(self, batches: list[LabelledBatch], loss: float, norm: float) -> str:
         """One line for a loss or gradient that is no number: the update, and whose sequences this rank held."""
@@ -183,7 +192,7 @@ class LabelTrainer(LightningModule):
         val_loss, figures = judge(outputs_MC, self.proteins.labels, self.proteins.data, "validation")
         self.validation = {"val_loss": val_loss, **figures}
         if not math.isfinite(val_loss):
-            raise FloatingPointError(f"update {self.step}: validation loss {val_loss}; a lower lr is the usual remedy")
+            raise InputError(f"update {self.step}: validation loss {val_loss}; a lower lr is the usual remedy")
         better = self.best_loss is None or val_loss < self.best_loss
         self.best_loss, self.since_best = (val_loss, 0) if better else (self.best_loss, self.since_best + 1)
         if self.out_of_patience:
@@ -284,9 +293,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Returns: {"finished", "runs": [{"seed", "step", "best_step", "val_loss", "model", "metrics"}], "test": {metric:
         {"value", "low", "high", "seeds"}}, "predictions", "report", "html"}, also in `<out_dir>/finetune.json`; a run
         told to stop gives "finished": False and no "test". Ranks other than the first return {}.
-    Raises: InputError for a task, model, head, layout or checkpoint that does not fit; FloatingPointError when the loss
-        is no number, naming the update and the sequences.
+    Raises: InputError for a task, model, head, layout or checkpoint that does not fit, for a folder in which another
+        run trains, and for a loss that is no number, naming the update and the sequences.
     """
+    with alone_in(Path(config.out_dir)):
+        return _finetune(config)
+
+
+def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
     config.layout  # a contradiction is told before anything is read  # noqa: B018
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)

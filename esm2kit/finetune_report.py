@@ -17,9 +17,9 @@ from esm2kit.errors import InputError
 from esm2kit.features import Fitted
 from esm2kit.finetune_config import SOURCES, FinetuneConfig
 from esm2kit.finetuned import FinetunedModel, load_finetuned
-from esm2kit.metrics import Score, draw_counts, paired_difference
+from esm2kit.metrics import Score, draw_counts, finite, paired_difference
 from esm2kit.provenance import atomic_path
-from esm2kit.report import finite, read_report, sentence, write_report
+from esm2kit.report import read_report, sentence, write_report
 from esm2kit.scoring import protein_numbers, row_of, score_fitted, scorers_of
 from esm2kit.tasks import TaskData
 from esm2kit.weights import load_model
