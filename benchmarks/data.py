@@ -21,143 +21,23 @@ import statistics
 import subprocess
 import sys
 import time
-from array import array
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.data_peers import ACCESS, MEMORY_GB, PREPROCESS, Trio, parse_alone
 from benchmarks.synthetic import write_trio
-from esm2kit.alphabet import RESIDUE_LETTERS, encode
+from esm2kit.alphabet import encode
 from esm2kit.clusters import ClusterIndex, draw, permutation
 from esm2kit.masking import mask_tokens
-from esm2kit.preprocess import PreprocessConfig, preprocess
 from esm2kit.store import SequenceStore
 
 ROUNDS = 3
-MEMORY_GB = 2.0
-Trio = dict[str, Path]
 
 # UniRef 2024_03 as NVIDIA's recipe counts it; UniRef90's text is about 85 GB
 UNIREF90, UNIREF50, UNIREF90_GIGABYTES = 187_382_018, 65_182_365, 85
-
-
-# --- contestants: parse, check, write, index, join -------------------------------------------------------------------
-
-
-def by_esm2kit(trio: Trio, out_dir: Path) -> None:
-    preprocess(PreprocessConfig(**trio, out_dir=out_dir, memory_limit_gb=MEMORY_GB, leakage_identity=0.0))
-
-
-def _biopython(path: Path) -> Iterator[tuple[str, str]]:
-    from Bio.SeqIO.FastaIO import SimpleFastaParser
-
-    with open(path) as file:
-        for title, sequence in SimpleFastaParser(file):
-            yield title.split(None, 1)[0], sequence
-
-
-def _pyfastx(path: Path) -> Iterator[tuple[str, str]]:
-    import pyfastx
-
-    for record in pyfastx.Fastx(str(path)):
-        yield record[0], record[1]
-
-
-def by_peer(parse: Callable[[Path], Iterator[tuple[str, str]]], trio: Trio, out_dir: Path) -> None:
-    """The same work as one writes it around a parser: a dict of ids, one file of residues, arrays of offsets."""
-    out_dir.mkdir(parents=True)
-    letters = str.maketrans("", "", RESIDUE_LETTERS)
-    rows: dict[str, int] = {}
-    offsets = array("q", [0])
-    with open(out_dir / "residues", "wb") as file:
-        for name, sequence in parse(trio["sampler_fasta"]):
-            sequence = sequence.upper()
-            if sequence.translate(letters) or not sequence:
-                raise ValueError(name)
-            if name in rows:
-                raise ValueError(name)
-            rows[name] = len(rows)
-            file.write(sequence.encode())
-            offsets.append(offsets[-1] + len(sequence))
-    heads = array("q")
-    for name, sequence in parse(trio["train_fasta"]):
-        if sequence.upper().translate(letters):
-            raise ValueError(name)
-        heads.append(rows[name])
-    starts, members = array("q", [0]), array("q")
-    with open(trio["mapping"]) as file:
-        next(file)
-        for line in file:
-            members.extend(rows[name] for name in line.rstrip("\n").split("\t")[1].split(","))
-            starts.append(len(members))
-    for name, values in (("offsets", offsets), ("heads", heads), ("starts", starts), ("members", members)):
-        np.save(out_dir / f"{name}.npy", np.frombuffer(values, dtype=np.int64))
-    (out_dir / "ids").write_text("\n".join(rows))
-    for path in out_dir.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-PREPROCESS = {
-    "esm2kit": by_esm2kit,
-    "Biopython": lambda trio, out_dir: by_peer(_biopython, trio, out_dir),
-    "pyfastx": lambda trio, out_dir: by_peer(_pyfastx, trio, out_dir),
-}
-
-
-def parse_alone(name: str, path: Path) -> None:
-    """Reading and nothing else, for the record."""
-    from esm2kit.fasta import FastaReader
-
-    if name == "esm2kit":
-        sum(len(block.ids) for block in FastaReader(path))
-    else:
-        sum(len(sequence) for _, sequence in {"Biopython": _biopython, "pyfastx": _pyfastx}[name](path))
-
-
-# --- random access ---------------------------------------------------------------------------------------------------
-
-
-def access_by_esm2kit(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
-    store = SequenceStore.open(out_dir / "train.arrow")
-    wanted = rows.tolist()
-    began = time.perf_counter()
-    total = sum(store.residues(row).size for row in wanted)
-    assert total
-    return time.perf_counter() - began
-
-
-def access_by_biopython(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
-    from Bio import SeqIO
-
-    index = SeqIO.index(str(trio["sampler_fasta"]), "fasta")
-    names = list(index)
-    wanted = [names[row] for row in rows]
-    began = time.perf_counter()
-    total = sum(len(index[name].seq) for name in wanted)
-    assert total
-    return time.perf_counter() - began
-
-
-def access_by_pyfastx(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
-    import pyfastx
-
-    index = pyfastx.Fasta(str(trio["sampler_fasta"]))
-    wanted = rows.tolist()
-    began = time.perf_counter()
-    total = sum(len(index[row].seq) for row in wanted)
-    assert total
-    return time.perf_counter() - began
-
-
-ACCESS = {"esm2kit": access_by_esm2kit, "Biopython": access_by_biopython, "pyfastx": access_by_pyfastx}
-
-
-# --- limits of the machine -------------------------------------------------------------------------------------------
 
 
 def limits(trio: Trio, work: Path) -> dict[str, float]:
@@ -186,9 +66,6 @@ def limits(trio: Trio, work: Path) -> dict[str, float]:
         np.copyto(target, source)
     found["memory copy"] = 10 * source.size / 1e6 / (time.perf_counter() - began)
     return found
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def size_mb(paths: list[Path]) -> float:
@@ -257,9 +134,6 @@ def warm(trio: Trio) -> None:
         with open(path, "rb", buffering=0) as file:
             while file.read(1 << 22):
                 pass
-
-
-# --- the three parts -------------------------------------------------------------------------------------------------
 
 
 def peers(work: Path, num_records: int, num_rows: int) -> dict[str, Any]:
