@@ -81,6 +81,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def load_esm2(path: Path) -> tuple[ESM2, dict[str, Any]]:
     """The model a checkpoint holds, on the CPU, in evaluation mode, with the checkpoint's metadata."""
     tensors, metadata = read_checkpoint(path, prefix="model.")
+    if not tensors:
+        raise InputError(f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does")
     with torch.device("meta"):
         model = ESM2(ESM2Config(**metadata["model"]))
     fill(model, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}, path)

@@ -4,10 +4,8 @@ The layers are written once, over rows of width D. How the rows divide into sequ
 `Padded` (B, T) as fair-esm has it, or `Packed` (N rows, no padding). Tests hold both to fair-esm 2.0.0 within 1e-5.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
 from esm2kit.errors import InputError
+from esm2kit.layout import Packed, Padded
 
 # Share of tokens that read <mask> in fair-esm's training: 15% selected, 80% of them masked. Token dropout scales by it.
 TRAINED_MASK_RATIO = 0.15 * 0.8
@@ -61,6 +60,17 @@ class ESM2Config:
         width, layer = self.embed_dim, 12 * self.embed_dim**2 + 13 * self.embed_dim
         return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + width**2 + 3 * width + VOCAB_SIZE
 
+    def forward_flops(self, num_tokens: Sequence[int], num_logits: int) -> float:
+        """Useful floating-point operations of one forward pass: matrix products and attention, no padding.
+
+        Args:
+            num_tokens: tokens of each sequence, BOS and EOS included.
+            num_logits: rows that go through the LM head. A training step costs three times as much.
+        """
+        tokens, squares = sum(num_tokens), sum(count**2 for count in num_tokens)
+        layers = self.num_layers * (24 * self.embed_dim**2 * tokens + 4 * self.embed_dim * squares)
+        return layers + num_logits * (2 * self.embed_dim**2 + 2 * self.embed_dim * VOCAB_SIZE)
+
 
 SIZES = {
     "esm2_t6_8M_UR50D": ESM2Config(6, 320, 20),
@@ -72,98 +82,10 @@ SIZES = {
 }
 
 
-class Packed:
-    """B sequences laid end to end as N rows, without padding.
-
-    Args:
-        num_tokens: tokens of each sequence, BOS and EOS included, in the order of the rows.
-        device: where the rows live.
-    """
-
-    def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.num_tokens = [int(count) for count in num_tokens]
-        assert min(self.num_tokens) > 0
-        self.max_tokens = max(self.num_tokens)
-        self.num_tokens_B = torch.tensor(self.num_tokens, device=device)
-        ends_B = self.num_tokens_B.cumsum(0)
-        self.num_rows = sum(self.num_tokens)
-        self.sequence_N = torch.repeat_interleave(self.num_tokens_B, output_size=self.num_rows)
-        starts_B = ends_B - self.num_tokens_B
-        self.position_N = torch.arange(self.num_rows, device=device) - starts_B[self.sequence_N]
-        self.cu_seqlens = F.pad(ends_B, (1, 0)).to(torch.int32)
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """(sequences, tokens of each) for every run of neighbours with equally many tokens: one SDPA call a run."""
-        runs: list[tuple[int, int]] = []
-        for tokens in self.num_tokens:
-            if runs and runs[-1][1] == tokens:
-                runs[-1] = (runs[-1][0] + 1, tokens)
-            else:
-                runs.append((1, tokens))
-        return runs
-
-    def mask_ratio(self, is_mask_N: Tensor) -> Tensor:
-        """(N, 1) share of <mask> among the tokens of each row's sequence."""
-        counts_B = torch.zeros(len(self.num_tokens), device=is_mask_N.device)
-        counts_B = counts_B.index_add(0, self.sequence_N, is_mask_N.float())
-        return (counts_B / self.num_tokens_B)[self.sequence_N, None]
-
-    def attend(self, query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> Tensor:
-        """(N, H, K) softmax attention inside each sequence."""
-        if query_NHK.is_cuda and query_NHK.dtype in (torch.float16, torch.bfloat16):
-            # CUDA only, half precision only; imported here because CPU builds of torch 2.11 lack its kernels.
-            from torch.nn.attention.varlen import varlen_attn
-
-            offsets, longest = self.cu_seqlens, self.max_tokens
-            return varlen_attn(query_NHK, key_NHK, value_NHK, offsets, offsets, longest, longest)
-        rows = [count * tokens for count, tokens in self.runs]
-        pieces = []
-        qkv_runs = zip(query_NHK.split(rows), key_NHK.split(rows), value_NHK.split(rows), strict=True)
-        for run, qkv in zip(self.runs, qkv_runs, strict=True):
-            query, key, value = (x.unflatten(0, run).transpose(1, 2) for x in qkv)
-            pieces.append(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-class Padded:
-    """B sequences as the rows of a (B, T) block, shorter ones filled up with <pad>.
-
-    Args:
-        tokens_BT: token ids; <pad> marks what keys no query may see.
-        need_head_weights: keep each layer's attention weights in `head_weights`, a list of (B, H, T, T).
-    """
-
-    def __init__(self, tokens_BT: Tensor, need_head_weights: bool = False) -> None:
-        padding_BT = tokens_BT.eq(PAD_IDX)
-        self.padding_BT = padding_BT if padding_BT.any() else None
-        self.num_tokens_B = (~padding_BT).sum(-1)
-        self.position_N = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        self.max_tokens = tokens_BT.shape[1]
-        self.head_weights: list[Tensor] | None = [] if need_head_weights else None
-
-    def mask_ratio(self, is_mask_BT: Tensor) -> Tensor:
-        """(B, 1, 1) share of <mask> among the tokens of each sequence, padding aside."""
-        return (is_mask_BT.sum(-1).float() / self.num_tokens_B)[:, None, None]
-
-    def attend(self, query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor) -> Tensor:
-        """(B, T, H, K) softmax attention over the keys that are not padding."""
-        query, key, value = (x.transpose(1, 2) for x in (query_BTHK, key_BTHK, value_BTHK))
-        visible = None if self.padding_BT is None else ~self.padding_BT[:, None, None, :]
-        if self.head_weights is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(1, 2)
-        scores_BHTT = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        if visible is not None:
-            scores_BHTT = scores_BHTT.masked_fill(~visible, float("-inf"))
-        weights_BHTT = scores_BHTT.softmax(-1, dtype=torch.float32).to(value.dtype)
-        self.head_weights.append(weights_BHTT)
-        return (weights_BHTT @ value).transpose(1, 2)
-
-
-def rotary_tables(head_dim: int, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, (positions, 1, head_dim / 2) each, always in float32."""
-    inv_freq = 1.0 / 10000 ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)
-    angles = torch.arange(num_positions, device=device).float()[:, None, None] * inv_freq
+def rotary_tables(inv_freq: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, (positions, 1, head_dim / 2) each, in float32."""
+    positions = torch.arange(num_positions, device=inv_freq.device, dtype=torch.float32)
+    angles = positions[:, None, None] * inv_freq
     return angles.cos(), angles.sin()
 
 
@@ -174,11 +96,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Carries `inv_freq`, which fair-esm keeps in its state dict; the angles come from `rotary_tables`, in float32."""
+    """Holds the rotary frequencies as the checkpoint has them: Meta trained with values rounded to float16."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.register_buffer("inv_freq", 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        # another device, never another type: angles grow with the position, and so would the rounding
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != kept.dtype:
+            self.inv_freq = kept.to(self.inv_freq.device)
+        return self
 
 
 class MultiheadAttention(nn.Module):
@@ -343,7 +273,7 @@ class ESM2(nn.Module):
         x = self.embed(tokens, layout)
         if isinstance(layout, Padded) and layout.padding_BT is not None:
             x = x * (~layout.padding_BT)[..., None].to(x.dtype)
-        cos, sin = rotary_tables(self.config.head_dim, layout.max_tokens, tokens.device)
+        cos, sin = rotary_tables(self.layers[0].self_attn.rot_emb.inv_freq, layout.max_tokens)
         cos, sin = cos[layout.position_N], sin[layout.position_N]
         representations = {0: x} if 0 in keep else {}
         for number, layer in enumerate(self.layers, start=1):

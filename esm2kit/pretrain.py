@@ -239,8 +239,10 @@ class MaskedLM(LightningModule):
         # one exchange before the update: masked tokens of the global batch, all its tokens, was any rank told to stop
         masked = sum(len(batch.targets_M) for batch in batches)
         tokens = sum(len(batch.tokens_N) for batch in batches)
-        counts = torch.tensor([masked, tokens, self.stop_requested], dtype=torch.float64, device=self.device)
-        masked, tokens, stop = sum_over(group, counts).tolist()
+        flops = 3 * sum(self.esm2.config.forward_flops(batch.num_tokens, len(batch.targets_M)) for batch in batches)
+        counts = [masked, tokens, flops, self.stop_requested]
+        counts = sum_over(group, torch.tensor(counts, dtype=torch.float64, device=self.device))
+        masked, tokens, flops, stop = counts.tolist()
         data_parallel_size = self.config.layout.data_parallel_size
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
@@ -259,7 +261,7 @@ class MaskedLM(LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
-        self.update = {"train_loss": mean_loss, "lr": lr, "grad_norm": float(norm), "tokens": tokens, "masked": masked}
+        self.update = {"train_loss": mean_loss, "lr": lr, "grad_norm": float(norm), "tokens": tokens, "flops": flops}
         if stop:
             end_after_this_update(self.trainer, self.step)
 

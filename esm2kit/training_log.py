@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from esm2kit.machine import matmul_rate
+
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
-SECONDS_BETWEEN_LINES = 5.0
+# between lines: seconds at first, then a share of the time so far, so that a long run's log stays readable
+SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.04
 
 
 class TrainingLog(Callback):
@@ -37,39 +41,43 @@ class TrainingLog(Callback):
         self.path = Path(out_dir) / "metrics.csv"
         self.every, self.floor, self.first_step = every, unigram_perplexity, first_step
         self.columns = ("step", "train_loss", *figures, *COLUMNS)
-        self.tokens, self.started, self.last_line = 0.0, 0.0, 0.0
+        self.tokens, self.flops, self.started, self.last_line = 0.0, 0.0, 0.0, 0.0
+        self.ceiling = 0.0
         self.interval_tokens, self.interval_started = 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.started = self.interval_started = time.monotonic()
         if trainer.is_global_zero:
+            dtype = torch.bfloat16 if module.config.precision == "bf16-mixed" else torch.float32
+            self.ceiling = matmul_rate(module.device.type, dtype) * trainer.world_size
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
             with open(self.path, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(kept)
+        self.started = self.interval_started = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         now, update = time.monotonic(), module.update
         self.tokens += update["tokens"]
         self.interval_tokens += update["tokens"]
+        self.flops += update.get("flops", 0.0)
         end = module.config.max_steps
         if module.step % self.every == 0 or module.step in (1, end):
             rate = self.interval_tokens / max(now - self.interval_started, 1e-9)
             names = ("train_loss", "lr", "grad_norm", "tokens")
             self._append(trainer, module.step, {name: update[name] for name in names} | {"tokens_per_s": round(rate)})
             self.interval_tokens, self.interval_started = 0.0, now
-        if now - self.last_line > SECONDS_BETWEEN_LINES or module.step in (self.first_step + 1, end):
+        pause = max(SECONDS_BETWEEN_LINES, min(60.0, SHARE_BETWEEN_LINES * (now - self.started)))
+        if now - self.last_line > pause or module.step in (self.first_step + 1, end):
             self.last_line = now
             elapsed = now - self.started
             left = elapsed / (module.step - self.first_step) * (end - module.step)
-            memory = ""
-            if module.device.type == "cuda":
-                memory = f"  {torch.cuda.max_memory_allocated(module.device) / 2**30:.1f} GiB"
             logger.info(
-                "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s  %s left",
-                *(module.step, end, update["train_loss"], update["lr"], f"{self.tokens / elapsed:,.0f}", memory),
+                "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s%s  %s left",
+                *(module.step, end, update["train_loss"], update["lr"], f"{self.tokens / elapsed:,.0f}"),
+                f"  MFU {self.flops / elapsed / self.ceiling:.0%}" if self.flops and self.ceiling else "",
+                f"  {_memory(module.device) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
             )
 
@@ -87,6 +95,13 @@ class TrainingLog(Callback):
             with open(self.path, "a", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
                 csv.DictWriter(file, self.columns).writerow(row)
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes held at most so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

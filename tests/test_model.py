@@ -81,6 +81,24 @@ def test_without_token_dropout_equals_fair_esm() -> None:
     assert_same(ours(tokens_BT, [0, 1, 2]), theirs(tokens_BT, [0, 1, 2]))
 
 
+@torch.inference_mode()
+def test_rotary_frequencies_are_the_checkpoints_own() -> None:
+    """Meta's checkpoints hold them rounded to float16; recomputing them would drift with the position."""
+    ours, theirs = pair(SHAPES["8M"])
+    state = theirs.state_dict()
+    for name in state:
+        if name.endswith("inv_freq"):
+            state[name] = state[name].half().float()
+    theirs.load_state_dict(state)
+    tokens_BT = random_tokens([400, 30], seed=6)
+    exact = ours(tokens_BT, [6])["representations"][6]
+    ours.load_state_dict(state)
+    assert_same(ours(tokens_BT, range(7), return_contacts=True), theirs(tokens_BT, range(7), return_contacts=True))
+    assert (ours(tokens_BT, [6])["representations"][6] - exact).abs().max() > 1e-4
+    kept = ours.layers[0].self_attn.rot_emb.inv_freq
+    assert ours.bfloat16().layers[0].self_attn.rot_emb.inv_freq is kept
+
+
 def test_gradients_equal_fair_esm() -> None:
     ours, theirs = pair(SHAPES["tiny"])
     tokens_BT = random_tokens([30, 11], seed=4)
