@@ -78,3 +78,112 @@ def batch_layout(micro_batch_size: int, accumulate: int, data_parallel: int, ax:
         spine.set_visible(False)
     ax.set_xlabel(f"{accumulate} micro-batches of {micro_batch_size}, one colour each, one after the other")
     return ax
+
+
+def layouts_compared(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], same: tuple[str, str], ax: Axes | None = None
+) -> Axes:
+    """Loss curves of several layouts, and below them how far apart two of them are.
+
+    Args:
+        curves: name -> (updates, losses).
+        same: the two whose difference is drawn.
+        ax: for the curves alone, without the difference.
+    """
+    lower = None
+    if ax is None:
+        _, (ax, lower) = plt.subplots(2, figsize=(6.4, 4.6), height_ratios=(3, 1.2), sharex=True, layout="constrained")
+    # the first is broad and pale, so that a second one on top of it leaves it in sight
+    styles = ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5, "linestyle": "--"}, {"linewidth": 1.5})
+    for place, (name, (steps, losses)) in enumerate(curves.items()):
+        ax.plot(steps, losses, color=(OURS, "black", TRUTH)[place % 3], label=name, **styles[place % 3])
+    ax.legend(frameon=False, fontsize=8)
+    if lower is not None:
+        (steps, one), (_, other) = (curves[name] for name in same)
+        apart = np.abs(np.asarray(one) - np.asarray(other)) / np.abs(np.asarray(one))
+        # equal losses have no logarithm; half a float32 step stands for them
+        lower.plot(steps, np.maximum(apart, 3e-8), color="black", marker="o", markersize=3, linewidth=1)
+        lower.axhline(1e-5, color=OTHERS, linestyle=":", label="1e-5, what the tests allow")
+        lower.set(yscale="log", ylim=(1e-8, 1e-4))
+        lower.legend(frameon=False, fontsize=8)
+        _finish(lower, "update", "relative\ndifference")
+    return _finish(ax, "update" if lower is None else "", "loss (nats per masked residue)")
+
+
+def divisor_bias(relative_error: Mapping[str, Sequence[float]], turns: Sequence[int], ax: Axes | None = None) -> Axes:
+    """How far the gradient of a divided batch is from the undivided one's, by number of micro-batches.
+
+    Args:
+        relative_error: way of averaging -> errors, one for each of turns.
+        turns: micro-batches an update.
+    """
+    ax = _axes(ax, 6.0, 3.0)
+    for (name, errors), colour, marker in zip(relative_error.items(), (TRUTH, OURS), "sD", strict=True):
+        ax.plot(turns, errors, color=colour, marker=marker, label=name)
+    ax.set(yscale="log", xscale="log")
+    ax.set_xticks(list(turns), [str(turn) for turn in turns])
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return _finish(ax, "micro-batches of one update", "relative error\nof the gradient")
+
+
+def parallel_pictures() -> Axes:
+    """Two devices under data parallel, sharded and tensor parallel: what each holds, and what they exchange."""
+    _, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
+    panels = (
+        ("DDP", "the whole model on each", (1.0, 1.0), "gradients, once an update", (0, 1)),
+        ("FSDP2", "half of every matrix on each", (0.5, 0.5), "weights, layer by layer; gradients", (0, 1)),
+        ("tensor parallel", "half of the heads and columns on each", (0.5, 0.5), "activations, twice a layer", (0, 0)),
+    )
+    for ax, (name, held, shares, exchanged, batches) in zip(axes, panels, strict=True):
+        for device, (share, batch) in enumerate(zip(shares, batches, strict=True)):
+            left = 2.6 * device
+            ax.add_patch(FancyBboxPatch((left, 0), 1.8, 3.1, boxstyle="round,pad=0.1", fc="none", ec=OTHERS))
+            ax.text(left + 0.9, 3.35, f"device {device}", ha="center", fontsize=9)
+            ax.text(left + 0.9, 2.78, "weights", ha="center", va="center", fontsize=8)
+            for layer in range(3):
+                height = 1.5 + 0.4 * layer
+                ax.add_patch(plt.Rectangle((left + 0.2, height), 1.4, 0.3, fc="none", ec=OURS, linewidth=0.8))
+                shift = 0 if share == 1 or device == 0 else 0.7
+                ax.add_patch(plt.Rectangle((left + 0.2 + shift, height), 1.4 * share, 0.3, fc=OURS, ec="none"))
+            ax.text(left + 0.9, 1.05, "sequences", ha="center", va="center", fontsize=8)
+            for place in range(4):
+                spot = (left + 0.22 + 0.36 * place, 0.3)
+                ax.add_patch(plt.Rectangle(spot, 0.28, 0.4, fc=PALETTE[1 + 2 * batch], ec="none"))
+        ax.add_patch(FancyArrowPatch((1.95, 1.6), (2.45, 1.6), arrowstyle="<|-|>", mutation_scale=12, color="black"))
+        ax.text(2.2, -0.5, f"{held}\nexchanged: {exchanged}", ha="center", va="top", fontsize=8.5)
+        ax.set_title(name, fontsize=11)
+        ax.set(xlim=(-0.3, 4.7), ylim=(-1.3, 3.7))
+        ax.axis("off")
+    return axes[0]
+
+
+def draw_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
+    """What share of an epoch the largest clusters take, drawn record by record or cluster by cluster.
+
+    Args:
+        num_members_C: members of every cluster.
+    """
+    ax = _axes(ax, 6.4, 3.2)
+    sizes = np.sort(np.asarray(num_members_C))[::-1]
+    share = np.arange(1, len(sizes) + 1) / len(sizes)
+    ax.plot(100 * share, 100 * np.cumsum(sizes) / sizes.sum(), color=TRUTH, linestyle="--", label="record by record")
+    ax.plot(100 * share, 100 * share, color=OURS, label="cluster by cluster")
+    ax.legend(frameon=False)
+    return _finish(ax, "clusters, the largest first (%)", "share of what training sees (%)")
+
+
+def member_draws(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:
+    """How often each member of a cluster was drawn, with the interval that fair draws keep to.
+
+    Args:
+        counts_K: draws of every member.
+        low: lower end of the interval that fair draws keep to.
+        high: upper end.
+    """
+    ax = _axes(ax, 6.4, 2.8)
+    ax.bar(range(1, len(counts_K) + 1), counts_K, color=OURS)
+    ax.axhspan(low, high, color=OTHERS, alpha=0.25, linewidth=0, label="where fair draws lie")
+    ax.set_ylim(0, 1.35 * max(high, *counts_K))
+    ax.legend(frameon=False, loc="upper right")
+    return _finish(ax, "member of the cluster", "times drawn")

@@ -24,6 +24,7 @@ from esm2kit.widgets import INK, LINE, QUIET, card, has_front_end
 SECONDS_BETWEEN_DRAWINGS = 1.0
 MAX_POINTS = 400
 BLUE, ORANGE = "#0173b2", "#de8f05"
+ASIDE = ("{", "Setting OMP_NUM_THREADS", "Initializing distributed", "distributed_backend", "All distributed processes")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
 
 
@@ -47,7 +48,7 @@ def train(stage: str, config: Any, guide_loss: float | None = None) -> dict[str,
     Raises: as `launch.train`.
     """
     if not has_front_end():
-        return launch.train(stage, config)
+        return launch.train(stage, config, _print)
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
     shown = display(view.box, display_id=True)
     try:
@@ -56,6 +57,12 @@ def train(stage: str, config: Any, guide_loss: float | None = None) -> dict[str,
     finally:
         # the picture stays with the notebook, where a widget would be gone when it is opened again
         shown.update(HTML(view.page()))
+
+
+def _print(line: str) -> None:
+    """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
+    if line.strip("*- ") and not line.startswith(ASIDE):
+        print(line, flush=True)
 
 
 class TrainingView:
@@ -85,7 +92,7 @@ class TrainingView:
 
     def tell(self, line: str) -> None:
         """A line of the worker's log; the last one is shown."""
-        self.line = line or self.line
+        self.line = line if line.strip("*- ") and not line.startswith(ASIDE) else self.line
 
     def stop(self) -> None:
         """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""
