@@ -87,6 +87,7 @@ class FinetuneConfig:
         resume_if_exists: go on from the last checkpoint in out_dir where there is one.
         benchmark: also probe the weights the run began with and compute the baselines, for the report.
         resamples: bootstrap draws of the report's intervals.
+        merge: mode lora also writes merged.safetensors, adapters added to their matrices: a model like any other.
         export_hf: also write the result as a Hugging Face folder, where the head allows.
         tensorboard: also write TensorBoard event files.
     """
@@ -145,6 +146,7 @@ class FinetuneConfig:
     resume_if_exists: bool = True
     benchmark: bool = True
     resamples: int = 1000
+    merge: bool = False
     export_hf: bool = False
     tensorboard: bool = False
 

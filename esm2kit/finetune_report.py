@@ -20,21 +20,11 @@ from esm2kit.finetuned import FinetunedModel, load_finetuned
 from esm2kit.metrics import Score, draw_counts, finite, paired_difference
 from esm2kit.provenance import atomic_path
 from esm2kit.report import read_report, sentence, write_report
-from esm2kit.scoring import protein_numbers, row_of, score_fitted, scorers_of
+from esm2kit.scoring import protein_numbers, row_of, score_fitted
 from esm2kit.tasks import TaskData
 from esm2kit.weights import load_model
 
 logger = logging.getLogger(__name__)
-
-
-def headline(data: TaskData, set_name: str, predicted_M: np.ndarray) -> float:
-    """The task's headline metric on a set; nan where it is undefined."""
-    truth_M = data.targets[data.target_rows(set_name)]
-    task, one_protein = data.task, np.zeros(len(truth_M), dtype=np.int64)
-    scorer = scorers_of(
-        task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
-    )[0]
-    return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
 
 
 def predict_set(model: FinetunedModel, data: TaskData, set_name: str) -> np.ndarray:

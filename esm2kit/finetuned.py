@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.checkpoint import fill, read_checkpoint
+from esm2kit.checkpoint import fill, read_checkpoint, write_checkpoint
 from esm2kit.embed_batch import Segments
 from esm2kit.errors import InputError
 from esm2kit.features import decide
@@ -169,6 +169,13 @@ def load_finetuned(
     load_head(labels, parts["head"], path)
     esm2 = _encoder(path, parts, metadata, base)
     return FinetunedModel(Encoder(esm2, precision, _device(device)), labels.eval(), task, metadata, esm2, path)
+
+
+def save_merged(model: FinetunedModel, path: Path) -> None:
+    """Write encoder and head whole, adapters merged: needs no base, and `embed` and `export` take it as any model."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.esm2.state_dict().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in model.labels.head.state_dict().items()}
+    write_checkpoint(path, tensors, model.metadata)
 
 
 def _device(name: str) -> str:

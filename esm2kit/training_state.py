@@ -41,7 +41,7 @@ FREE_TO_CHANGE = {
     *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
     *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
     *("val_check_interval", "tokens_per_validation_batch"),
-    *("data_dir", "validations_per_epoch", "patience", "benchmark", "resamples", "export_hf"),
+    *("data_dir", "validations_per_epoch", "patience", "benchmark", "resamples", "merge", "export_hf"),
 }
 
 

@@ -14,6 +14,7 @@ import torch
 
 from esm2kit import checkpoint, finetune
 from esm2kit.__main__ import parse
+from esm2kit.finetune_module import LabelTrainer
 
 
 def die() -> None:
@@ -22,7 +23,7 @@ def die() -> None:
 
 def arrange_death(moment: dict[str, int]) -> None:
     left = {"update": -1, "save": -1} | moment
-    step, save = finetune.LabelTrainer.training_step, checkpoint.save_file
+    step, save = LabelTrainer.training_step, checkpoint.save_file
 
     def counted_step(*arguments):
         left["update"] -= 1
@@ -34,7 +35,7 @@ def arrange_death(moment: dict[str, int]) -> None:
         if left["save"] == 0:  # written, but not under its name
             die()
 
-    finetune.LabelTrainer.training_step, checkpoint.save_file = counted_step, counted_save
+    LabelTrainer.training_step, checkpoint.save_file = counted_step, counted_save
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from esm2kit import finetune as stage
 from esm2kit.checkpoint import read_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig
-from esm2kit.finetune import FinetuneConfig, LabelTrainer, finetune, freeze, learning_rates, loss_sum
+from esm2kit.finetune import FinetuneConfig, finetune
 from esm2kit.finetune_config import lr_share, settled, training_memory
 from esm2kit.finetune_data import GlobalBatches, LabelledProteins, budgeted, labels_of
 from esm2kit.finetune_heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
+from esm2kit.finetune_module import LabelTrainer, freeze, learning_rates, loss_sum
 from esm2kit.finetuned import load_finetuned
 from esm2kit.flip import TASKS
 from esm2kit.model import ESM2, SIZES, ESM2Config, Packed

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from esm2kit.checkpoint import read_checkpoint, read_metadata
 from esm2kit.errors import InputError
-from esm2kit.finetune import FinetuneConfig, finetune, freeze
+from esm2kit.finetune import FinetuneConfig, finetune
 from esm2kit.finetune_heads import HeadSpec, LabelModel
+from esm2kit.finetune_module import freeze
 from esm2kit.finetuned import load_finetuned
 from esm2kit.inference import Encoder
 from esm2kit.lora import TARGETS, LoraLinear, adapters, add_lora, load_adapters, merge_lora, weights_sha256
@@ -108,6 +109,7 @@ def trained(tmp_path_factory):
         out_dir=folder / "run",
         mode="lora",
         lora_biases=True,
+        merge=True,
         lr=1e-2,
         max_steps=12,
         accelerator="cpu",
@@ -144,8 +146,16 @@ def test_another_base_is_refused_in_one_line(trained, tmp_path) -> None:
 
 
 def test_adapters_alone_are_no_model(trained) -> None:
-    with pytest.raises(InputError, match="absent"):
+    with pytest.raises(InputError, match="holds adapters and no encoder"):
         load_model(str(trained / "run" / "finetuned.safetensors"))
+
+
+def test_a_merged_file_needs_no_base(trained) -> None:
+    adapted, merged = (load_finetuned(trained / "run" / f"{name}.safetensors") for name in ("finetuned", "merged"))
+    for ours, theirs in zip(merged.outputs(SEQUENCES), adapted.outputs(SEQUENCES), strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), rtol=1e-5, atol=1e-5)
+    esm2, _ = load_model(str(trained / "run" / "merged.safetensors"))
+    torch.testing.assert_close(rows(esm2), rows(adapted.esm2), rtol=1e-5, atol=1e-5)
 
 
 def test_checkpoints_hold_no_copy_of_the_base(trained) -> None:
