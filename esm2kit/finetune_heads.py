@@ -167,6 +167,9 @@ class LabelModel(nn.Module):
         kind = kinds.get(spec.name) or (TokenHead if spec.level == "residue" else BosHead)
         width, cpu = spec.embed_dim, torch.device("cpu")
         self.head: KeyedDropout = kind((seed,), width, spec.num_outputs, spec.hidden or width, spec.dropout, cpu)
+        for parameter in self.head.parameters():
+            # DDP wants a gradient's strides in their usual order, that of the axis of one seed included
+            parameter.register_hook(lambda gradient: gradient.reshape(-1).view(gradient.shape))
         if spec.standardize:
             self.head.register_buffer("mean_D", torch.zeros(width))
             self.head.register_buffer("scale_D", torch.ones(width))

@@ -7,8 +7,8 @@ Schema of report.json, version 1; undefined numbers are null:
                       sizes {train, validation, test} in proteins, scored_test (targets scored)
     model             name, embeddings {name, path, layer, ...}
     settings          preset, its source, seeds, limit, resamples
-    rows              one a model, the probe first:
-        name, kind ("probe" | "untrained" | "baseline"), note, config, seconds
+    rows              one a model, the fine-tuned one or the probe first:
+        name, kind ("finetuned" | "probe" | "untrained" | "baseline"), note, config, seconds
         seeds         the seeds, empty where there is no chance
         selected      what validation chose
         metrics       metric -> {value, low, high, seeds [..], seed_spread}; value is the mean over seeds, low and high
@@ -113,7 +113,7 @@ def score_table(report: Mapping[str, Any]) -> dict[str, Any]:
     head = heads(["model", *(METRIC_NAMES.get(name, name) for name in metrics)])
     rows = [
         {
-            "ours": row["kind"] == "probe",
+            "ours": row["kind"] in ("finetuned", "probe"),
             "cells": [{"text": row["name"]}, *(metric_cell(row["metrics"].get(m)) for m in metrics)],
         }
         for row in report["rows"]

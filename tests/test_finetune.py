@@ -38,6 +38,7 @@ LAYOUTS = {"ddp2": (2, {"devices": 2}), "fsdp2": (2, {"devices": 2, "strategy": 
 KINDS = {
     "residue": {"task": "residue_class", "head": "cnn", "mode": "full"},
     "protein": {"task": "protein_value", "head": "light_attention", "mode": "last_n", "layer_lr_decay": 0.5},
+    "frozen": {"task": "residue_value", "head": "fnn", "mode": "frozen"},
     "lora": {"task": "protein_class", "head": "fnn", "mode": "lora", "class_weights": True},
 }
 
