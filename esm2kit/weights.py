@@ -115,7 +115,10 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
         return load_fair_esm(path), source
     metadata = read_metadata(path)
     loaded, _ = load_esm2(path)
-    return loaded, {"name": path.stem, "source": str(path), "format": "esm2kit", "sha256": metadata["sha256"]}
+    name = path.stem
+    if path.parent.name == "checkpoints":  # of a run: its folder and update say more than best or last
+        name = f"{path.absolute().parent.parent.name}_step{metadata['step']}"
+    return loaded, {"name": name, "source": str(path), "format": "esm2kit", "sha256": metadata["sha256"]}
 
 
 def _tensor_files(folder: Path) -> list[Path]:
