@@ -5,6 +5,7 @@ batch, so gradients and curves do not know how many devices or micro-batches the
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -277,7 +278,9 @@ def column_moments(
     esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the head reads, over train: two (D,) float32; 1 where nothing varies."""
-    encoder, last = Encoder(esm2.eval()), esm2.config.num_layers
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
     count, mean_D, squares_D = 0, torch.zeros(spec.embed_dim).double(), torch.zeros(spec.embed_dim).double()
     for rows_ND in _rows_of_train(encoder, last, proteins, config, spec):
         size, block_mean = len(rows_ND), rows_ND.mean(0)
@@ -285,6 +288,7 @@ def column_moments(
         squares_D += (rows_ND - block_mean).square().sum(0) + delta.square() * count * size / (count + size)
         mean_D += delta * size / (count + size)
         count += size
+    esm2.cpu()  # where the trainer takes it from, whatever it will train on
     scale_D = (squares_D / count).sqrt()
     scale_D[scale_D < 1e-8] = 1.0
     return mean_D.float(), scale_D.float()

@@ -59,7 +59,7 @@ def write_finetune_report(
     out_dir = Path(config.out_dir)
     test, validation = [], []
     for path in models:
-        model = load_finetuned(path)
+        model = load_finetuned(path, device=config.accelerator)
         test.append(predict_set(model, data, "test"))
         validation.append(predict_set(model, data, "validation"))
     fitted = Fitted(

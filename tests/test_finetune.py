@@ -15,6 +15,7 @@ import torch
 from finetune_fixtures import SHAPE, write_tasks, write_tiny
 
 from esm2kit import finetune as stage
+from esm2kit import launch
 from esm2kit.checkpoint import read_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig
@@ -515,6 +516,21 @@ def test_loss_of_binary_labels_is_their_mean() -> None:
     outputs, targets = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets) * 5
     assert loss_sum(outputs, targets, torch.ones(5, 3), task).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.shared
+def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
+    """secondary_structure, limit, accumulate 2, micro batch 4, two devices, as started from a notebook."""
+    given = {"task": "secondary_structure", "limit": 16, "max_steps": 3, "val_check_interval": 3, "micro_batch_size": 4}
+    common = settings(shared_data / "flip", tiny, tmp_path / "two") | given
+    lines: list[str] = []
+    result = launch.train("finetune", FinetuneConfig(**common, accumulate_grad_batches=2, devices=2), lines.append)
+    assert result["finished"]
+    told = "global_batch_size 16 = micro_batch_size 4 x accumulate_grad_batches 2 x data_parallel_size 2"
+    assert any(told in line for line in lines)
+    assert any("update 3/3  loss" in line for line in lines)
+    finetune(FinetuneConfig(**common | {"out_dir": tmp_path / "one"}, accumulate_grad_batches=4))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 def test_stage_is_registered() -> None:
