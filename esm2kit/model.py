@@ -195,15 +195,20 @@ class ESM2(nn.Module):
 
     @classmethod
     def initialised(cls, config: ESM2Config, seed: int) -> "ESM2":
-        """Fresh weights, a function of the seed alone: matrices from N(0, 0.02), biases 0, as ESM-2 and BERT start."""
+        """Fresh weights, a function of the seed alone.
+
+        Embeddings come from N(0, 0.02) as in BERT, matrices from N(0, 1 / inputs), which keeps a row's size at any
+        width; 0.02 throughout starts small models so flat that they take long to learn more than frequencies.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config)
             for module in model.modules():
-                if isinstance(module, nn.Linear | nn.Embedding):
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                    nn.init.zeros_(module.bias)
+                elif isinstance(module, nn.Embedding):
                     nn.init.normal_(module.weight, std=0.02)
-                    if isinstance(module, nn.Linear):
-                        nn.init.zeros_(module.bias)
         with torch.no_grad():
             model.embed_tokens.weight[PAD_IDX].zero_()
         return model
