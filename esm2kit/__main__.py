@@ -5,12 +5,12 @@ import difflib
 import importlib
 import json
 import logging
-import os
 import sys
 import warnings
 from typing import Any, NamedTuple
 
 from esm2kit.errors import InputError
+from esm2kit.ranks import is_worker, rank
 
 
 class Stage(NamedTuple):
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # one voice: of many ranks the first one tells how it goes
-    logging.getLogger("esm2kit").setLevel(logging.WARNING if os.environ.get("RANK", "0") != "0" else logging.INFO)
+    logging.getLogger("esm2kit").setLevel(logging.WARNING if rank() else logging.INFO)
     # Lightning's own lines (devices it did not find, advertisements) say nothing that ours do not
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False
@@ -83,7 +83,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if stage.trains:
         from esm2kit import launch
 
-        if config.devices > 1 and config.num_nodes == 1 and not launch.is_worker():
+        if config.num_nodes > 1 and not is_worker():
+            raise InputError(f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node")
+        if config.devices > 1 and not is_worker():
             launch.become(name, config)
     result = getattr(module, stage.function)(config)
     summary = summarise(result)

@@ -18,18 +18,10 @@ import yaml
 
 from esm2kit.errors import InputError
 from esm2kit.provenance import to_json
-
-# Set by torchrun and by srun for each worker: this process is one of a group that they made.
-WORKER_VARIABLES = ("LOCAL_RANK", "SLURM_PROCID")
-
+from esm2kit.ranks import SLURM, TORCHRUN
 
 # the line of a worker's log that says what went wrong: ours, or the end of a traceback (not torchrun's own)
 FAULT = re.compile(r"(^|\]:\s*)(esm2kit: |(?!torch\.distributed)[\w.]*(Error|Exception): )")
-
-
-def is_worker() -> bool:
-    """Whether torchrun or SLURM started this process as one of several."""
-    return any(name in os.environ for name in WORKER_VARIABLES) and "JPY_PARENT_PID" not in os.environ
 
 
 def command(stage: str, config_path: Path, devices: int) -> list[str]:
@@ -120,7 +112,7 @@ def write_config(stage: str, config: Any) -> Path:
 
 def _clean_environment() -> dict[str, str]:
     """This process's environment without what would make the worker think it is somebody's rank."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", *WORKER_VARIABLES)
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", TORCHRUN, SLURM)
     # a worker started from a notebook is no kernel: with this left in it would take itself for one, and start workers
     ours += ("JPY_PARENT_PID",)
     environment = {name: value for name, value in os.environ.items() if name not in ours}

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from esm2kit.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.provenance import to_json
+from esm2kit.ranks import rank
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def alone_in(out_dir: Path) -> Iterator[None]:
 
     Only the first rank holds it. Raises: InputError if another run does.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if rank():
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)
