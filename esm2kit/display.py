@@ -1,5 +1,6 @@
-"""What a notebook shows: a figure with its caption, and a benchmark report as a chart and a sentence."""
+"""What a notebook shows: figures with captions, a stage's progress, a benchmark report as a chart and a sentence."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,27 +26,46 @@ def captioned(ax: Axes, caption: str) -> None:
     plt.close(figure)
 
 
-def score_chart(report: Mapping[str, Any], model: str = "this model") -> Axes:
+class _Printed(logging.Handler):
+    """Progress lines as ordinary output, where a notebook's reader looks for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), flush=True)
+
+
+def follow_progress() -> None:
+    """Show the stages' progress lines in the cell that runs them."""
+    source = logging.getLogger("esm2kit")
+    source.setLevel(logging.INFO)
+    source.handlers, source.propagate = [_Printed()], False
+
+
+def score_chart(report: Mapping[str, Any]) -> Axes:
     """A report's rows as points with their intervals, in the headline metric; the first row stands out.
 
     Args:
         report: as `esm2kit.report` describes it.
-        model: what to call the model, whose own name is its checkpoint's.
     """
     metric = report["task"]["metric"]
     rows = [row for row in report["rows"] if row["metrics"][metric]["value"] is not None]
-    names = [row["name"].replace(report["model"]["name"], model) for row in rows]
+    names = [_plain(row["name"], report) for row in rows]
     values, lows, highs = ([row["metrics"][metric][key] for row in rows] for key in ("value", "low", "high"))
     return plots.scores_beside_baselines(names, values, lows, highs, metric, names[:1])
 
 
-def verdict(report: Mapping[str, Any], model: str = "this model") -> str:
+def verdict(report: Mapping[str, Any]) -> str:
     """How the first row compares with untrained model, probe and constant guess, pair by pair of test proteins."""
     wanted = [
         row["name"] for row in report["rows"] if row["kind"] in ("untrained", "probe") or row["name"] in CONSTANTS
     ]
-    told = [comparison["sentence"] for comparison in report["comparisons"] if comparison["theirs"] in wanted]
-    return "; ".join(told).replace(report["model"]["name"], model)
+    told = [_plain(pair["sentence"], report) for pair in report["comparisons"] if pair["theirs"] in wanted]
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in told)
+
+
+def _plain(text: str, report: Mapping[str, Any]) -> str:
+    """The model's own name is its checkpoint's; here it is simply this model."""
+    name = report["model"]["name"]
+    return text.replace(f"untrained {name}", "the untrained model").replace(name, "this model")
 
 
 def best_baseline(report: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -68,10 +68,11 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
                 log_output=True,
                 kernel_name="python3",
                 # a kernel on this machine's own loopback need not warn of eavesdroppers
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except PapermillExecutionError as failure:
-            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+            # counted in the notebook as it is in git: papermill puts a cell of parameters before
+            error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
     entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
     (folder / f"{notebook}.html").write_text(_render(executed))
     if error:

@@ -48,7 +48,7 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     folder = Path(data_dir)
     own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
     names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
-    tasks = ipywidgets.Dropdown(options=names, value=task, description="Task", style=LABEL, layout=WIDE)
+    tasks = ipywidgets.Select(options=names, value=task, rows=6, description="Task", style=LABEL, layout=WIDE)
     splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
 
     def offer(name: str, chosen: str) -> None:
@@ -64,7 +64,9 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
 
 
 def _splits(task: str, folder: Path) -> list[str]:
-    return list(TASKS[task].splits) if task in TASKS else split_names(folder / task)
+    if task in TASKS:
+        return list(TASKS[task].splits)
+    return split_names(folder / task) if (folder / task).is_dir() else []
 
 
 def _split_label(task: str, split: str) -> str:
@@ -111,7 +113,7 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
             "proteins": counts,
             "files": escape(where),
             "published": f"{spec.metric}: {figures}" if figures else None,
-            "mind": "; ".join(escape(note) for note in notes if note) or None,
+            "mind": "; ".join(escape(note.rstrip(".")) for note in notes if note) or None,
             "cite": escape(spec.citation) or None,
         }
     )
@@ -160,19 +162,26 @@ def _size_table(chosen: str) -> str:
         entries = (
             f"{size.num_layers} × {size.embed_dim}",
             _count(size.num_parameters),
-            f"{4 * size.num_parameters / 1e9:.2g} GB",
-            f"{16 * size.num_parameters / 1e9:.2g} GB",
+            _gigabytes(4 * size.num_parameters),
+            _gigabytes(16 * size.num_parameters),
             "yes" if on_disk(name) else "no",
         )
         cells = "".join(f"<td {cell}>{entry}</td>" for entry in entries)
         rows += f'<tr style="font-weight:{weight}"><td style="text-align:left">{name}</td>{cells}</tr>'
     heads = ("layers × width", "parameters", "to embed", "to train", "on disk")
-    head = "".join(f'<th scope="col" style="text-align:right;font-weight:normal;color:{QUIET}">{h}</th>' for h in heads)
+    head = "".join(
+        f'<th scope="col" style="text-align:right;font-weight:normal;color:{QUIET};padding-left:1.4em">{h}</th>'
+        for h in heads
+    )
     note = "Memory is arithmetic: 4 bytes a parameter for float32 weights, 16 with gradients and AdamW's averages; "
     return (
         f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0"><tr><td></td>{head}</tr>{rows}</table>'
         f'<small style="color:{QUIET}">{note}activations come on top.</small>'
     )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
 def _count(number: int) -> str:

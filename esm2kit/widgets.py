@@ -91,13 +91,13 @@ class View:
 
 def card(body: str) -> str:
     """A bordered block of HTML in the page's own colours."""
-    style = f"border:1px solid {LINE};border-radius:4px;padding:.5em .9em;max-width:46em;line-height:1.45;color:{INK}"
+    style = f"border:1px solid {LINE};border-radius:4px;padding:.5em .9em;max-width:54em;line-height:1.45;color:{INK}"
     return f'<div style="{style}">{body}</div>'
 
 
 def error_card(message: str) -> str:
     """A card that says what is wrong, and is read out as soon as it appears."""
-    style = f"border-left:4px solid {ERROR};padding:.4em .9em;max-width:46em;line-height:1.45;color:{INK}"
+    style = f"border-left:4px solid {ERROR};padding:.4em .9em;max-width:54em;line-height:1.45;color:{INK}"
     return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
 
 

@@ -1,0 +1,289 @@
+"""The notebooks in a real JupyterLab, in a real browser: mouse, keyboard, errors, the Stop button.
+
+Screenshots of every step go to papermill_runs/screenshots, to be looked at.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import requests
+
+from esm2kit.checkpoint import read_metadata
+from esm2kit.preprocess import PreprocessConfig, preprocess
+from esm2kit.pretrain import PretrainConfig, pretrain
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the dev dependencies: make test")
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
+SCREENSHOTS = ROOT / "papermill_runs" / "screenshots"
+SECONDS = 150
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+# what the notebooks are given instead of their defaults, as papermill would: seconds instead of minutes
+SMALL = {
+    "02_pretrain": {
+        "max_steps": 1_000_000, "num_layers": 1, "embed_dim": 16, "attention_heads": 4, "val_check_interval": 40,
+        "warmup_steps": 5,
+    },
+    "04_benchmark": {"limit": 20, "seeds": 1, "resamples": 100, "others": ""},
+}  # fmt: skip
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with the dataset and a checkpoint made, and the notebooks at small parameters."""
+    root = tmp_path_factory.mktemp("clone")
+    (root / "data").symlink_to(ROOT / "data")
+    (root / "papermill_runs").mkdir()
+    shutil.copy(ROOT / "papermill_runs" / "sample.yaml", root / "papermill_runs")
+    (root / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        for name, value in SMALL.get(path.stem, {}).items():
+            lines = cell.source.splitlines()
+            place = next(number for number, line in enumerate(lines) if line.startswith(f"{name}:"))
+            lines[place] = f"{lines[place].split('=')[0]}= {value!r}  # for the test"
+            cell.source = "\n".join(lines)
+        nbformat.write(notebook, root / "notebooks" / path.name)
+    sample, work = ROOT / "data" / "sample", root / "work"
+    made = PreprocessConfig(
+        train_fasta=sample / "uniref50_train_filt.fasta",
+        sampler_fasta=sample / "ur90_ur50_sampler.fasta",
+        mapping=sample / "mapping.tsv",
+        valid_fasta=sample / "uniref50_valid.fasta",
+        out_dir=work / "dataset",
+    )
+    preprocess(made)
+    shape = {"model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 4}
+    batch = {"max_steps": 2, "warmup_steps": 1, "val_check_interval": 2, "global_batch_size": 2}
+    pretrain(PretrainConfig(data=work / "dataset", out_dir=work / "pretrain", accelerator="cpu", **shape, **batch))
+    return root
+
+
+@pytest.fixture(scope="module")
+def lab(clone: Path) -> Iterator[str]:
+    """A JupyterLab over that copy; yields its address."""
+    for name, settings in SETTINGS.items():
+        path = clone / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
+               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
+    environment = os.environ | {name: str(clone / folder) for name, folder in folders.items()}
+    environment.pop("ESM2KIT_HEADLESS", None)
+    arguments = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+                 "--IdentityProvider.token=", f"--ServerApp.root_dir={clone}"]  # fmt: skip
+    with open(clone / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"{address}/api/status", timeout=5).ok:
+                    break
+            assert server.poll() is None, (clone / "lab.log").read_text()[-2000:]
+            time.sleep(0.5)
+        yield address
+    finally:
+        for kernel in requests.get(f"{address}/api/kernels", timeout=10).json():
+            requests.delete(f"{address}/api/kernels/{kernel['id']}", timeout=30)
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield opened
+        opened.close()
+
+
+class Lab:
+    """A notebook open in JupyterLab, and what a person does with it.
+
+    Args:
+        page: the browser's page.
+        name: the notebook.
+    """
+
+    def __init__(self, page: Any, name: str) -> None:
+        self.page, self.name, self.shots = page, name, 0
+        self.sources = [cell.source for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells]
+
+    def cell(self, containing: str) -> Any:
+        """The first code cell whose source contains some text; an editor out of sight does not draw all of its own."""
+        place = next(number for number, source in enumerate(self.sources) if containing in source)
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(place)
+
+    def menu(self, item: str) -> None:
+        """Choose from the Run menu."""
+        self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+        self.page.locator(".lm-Menu-item", has_text=item).first.click()
+
+    def select(self, containing: str) -> None:
+        """Click beside a cell, which selects it without entering it."""
+        self.cell(containing).locator(".jp-InputPrompt").first.click()
+
+    def run_from(self, containing: str) -> None:
+        self.select(containing)
+        self.menu("Run Selected Cell and All Below")
+
+    def wait(self, containing: str) -> None:
+        """Until a cell has been executed."""
+        prompt = self.cell(containing).locator(".jp-InputPrompt").first
+        sync_api.expect(prompt).to_have_text(NUMBERED, timeout=SECONDS * 1000)
+
+    def output(self, containing: str) -> Any:
+        return self.cell(containing).locator(".jp-OutputArea-output")
+
+    def shot(self, what: str, at: str | None = None) -> None:
+        """Keep a picture, scrolled to a cell."""
+        if at is not None:
+            self.cell(at).scroll_into_view_if_needed()
+            self.page.wait_for_timeout(300)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.shots += 1
+        self.page.screenshot(path=SCREENSHOTS / f"{self.name}-{self.shots}-{what}.png")
+
+
+NUMBERED = re.compile(r"\[\d+\]:")
+
+
+@contextlib.contextmanager
+def opened(browser: Any, lab: str, name: str, theme: str = "light") -> Iterator[Lab]:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme=theme)
+    page.set_default_timeout(60_000)
+    try:
+        page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb")
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        asked = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
+        # a kernel that is slow to start makes JupyterLab ask which one to take
+        page.add_locator_handler(asked, lambda button: button.click())
+        page.locator("#jp-bottom-panel, .jp-StatusBar-Item").get_by_text("| Idle").first.wait_for()
+        yield Lab(page, name)
+    finally:
+        with contextlib.suppress(Exception):
+            page.screenshot(path=SCREENSHOTS / f"{name}-last.png")
+        page.close()
+
+
+def expect_text(locator: Any, text: str) -> None:
+    sync_api.expect(locator.filter(has_text=text).first).to_be_visible(timeout=SECONDS * 1000)
+
+
+def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone: Path) -> None:
+    with opened(browser, lab, "04_benchmark") as notebook:
+        notebook.menu("Run All Cells")
+        notebook.wait('record("04_benchmark"')
+        expect_text(notebook.output("report = judge("), "secondary_structure_pdb: trained on 20 proteins")
+        notebook.shot("all-run", "task_choice = ")
+
+        # by mouse: the list shows its tasks, one is clicked
+        tasks = notebook.output("task_choice = ").get_by_label("Task")
+        tasks.locator("option", has_text="helix_content_pdb").click()
+        expect_text(notebook.output("task_choice = "), "a value")
+        notebook.shot("mouse", "task_choice = ")
+        notebook.run_from("def judge(")
+        expect_text(notebook.output("report = judge("), "helix_content_pdb: trained on 20 proteins")
+        notebook.wait('record("04_benchmark"')
+        notebook.shot("mouse-result", "score_chart(report)")
+
+        # by keyboard: from helix_content_pdb up to domain_of_life, the one above it
+        tasks.focus()
+        notebook.page.keyboard.press("ArrowUp")
+        expect_text(notebook.output("task_choice = "), "3 classes for every protein")
+        notebook.run_from("def judge(")
+        expect_text(notebook.output("report = judge("), "domain_of_life: trained on 20 proteins")
+        notebook.wait('record("04_benchmark"')
+        notebook.shot("keyboard-result", "score_chart(report)")
+
+        # an unknown split of FLIP's, and the traffic light of a random one
+        tasks.locator("option", has_text="gb1").click()
+        notebook.output("task_choice = ").get_by_label("Split").select_option(
+            label="sampled (orange, 1,745 test proteins)"
+        )
+        expect_text(notebook.output("task_choice = "), "orange: overestimates")
+        notebook.shot("traffic-light", "task_choice = ")
+
+        # what was clicked is saved for a machine to repeat
+        tasks.locator("option", has_text="domain_of_life").click()
+        panel = notebook.output('Export("04_benchmark"')
+        panel.get_by_label("Save as tier").fill("clicked")
+        panel.get_by_role("button", name="Save").click()
+        expect_text(panel, "esm2kit run --tier clicked")
+        assert "task: domain_of_life" in (clone / "papermill_runs" / "clicked.yaml").read_text()
+        notebook.shot("saved", 'Export("04_benchmark"')
+
+
+def test_layout_that_does_not_divide_is_said_in_the_widget_and_in_the_next_cell(browser: Any, lab: str) -> None:
+    with opened(browser, lab, "02_pretrain") as notebook:
+        notebook.select('Export("02_pretrain"')
+        notebook.menu("Run All Above Selected Cell")
+        notebook.wait("layout = ")
+        expect_text(notebook.output("layout = "), "global_batch_size 16 = micro_batch_size 8")
+        field = notebook.output("layout = ").get_by_label("Accumulate")
+        field.click(click_count=3)
+        notebook.page.keyboard.type("3")
+        notebook.page.keyboard.press("Tab")
+        expect_text(notebook.output("layout = "), "Cannot be used: global_batch_size 16 was asked for")
+        notebook.select("chosen = layout.value")
+        notebook.menu("Run Selected Cell")
+        expect_text(notebook.output("chosen = layout.value"), "InputError: global_batch_size 16 was asked for")
+        assert "Traceback" not in notebook.output("chosen = layout.value").first.inner_text()
+        notebook.shot("layout-error", "layout = ")
+        # with the arrow key back to what divides: no trace of the error is left
+        field.click()
+        notebook.page.keyboard.press("ArrowDown")
+        notebook.page.keyboard.press("Tab")
+        expect_text(notebook.output("layout = "), "micro_batch_size 8 x accumulate_grad_batches 2")
+        assert notebook.output("layout = ").get_by_role("alert").count() == 0
+
+
+def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clone: Path) -> None:
+    shutil.rmtree(clone / "work" / "pretrain")
+    with opened(browser, lab, "02_pretrain", theme="dark") as notebook:
+        notebook.menu("Run All Cells")
+        view = notebook.output("result = live.train")
+        sync_api.expect(view.locator("circle").nth(3)).to_be_visible(timeout=SECONDS * 1000)
+        before = view.locator("svg").first.get_attribute("aria-label")
+        notebook.shot("training", "result = live.train")
+        sync_api.expect(view.locator("svg").first).not_to_have_attribute("aria-label", before, timeout=30_000)
+        view.get_by_role("button", name="Stop and save").click()
+        notebook.wait("result = live.train")
+        # the picture stays where the widget was, so that a saved notebook keeps it
+        assert view.locator("svg").count() == 4
+        assert view.get_by_role("button").count() == 0
+        notebook.shot("stopped", "result = live.train")
+        expect_text(notebook.output('record("02_pretrain"'), "run the training cell again")
+    step = json.loads((clone / "work" / "pretrain" / "pretrain.json").read_text())["step"]
+    assert 0 < step < SMALL["02_pretrain"]["max_steps"]
+    assert read_metadata(clone / "work" / "pretrain" / "checkpoints" / "last.safetensors")["step"] == step

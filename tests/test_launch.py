@@ -1,0 +1,72 @@
+"""Training in a process of its own: its lines, its result, its errors, and stopping it."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from esm2kit import launch, live
+from esm2kit.checkpoint import read_metadata
+from esm2kit.errors import InputError
+from esm2kit.pretrain import PretrainConfig
+
+
+def config(dataset: Path, out_dir: Path, **changes: object) -> PretrainConfig:
+    settings = {
+        "model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 2, "max_steps": 6, "warmup_steps": 1,
+        "global_batch_size": 4, "val_check_interval": 3, "log_every_n_steps": 1, "accelerator": "cpu",
+    }  # fmt: skip
+    return PretrainConfig(data=dataset, out_dir=out_dir, **(settings | changes))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_lines_result_and_configuration(
+    dataset: Path, tmp_path: Path, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JPY_PARENT_PID", str(os.getppid()))
+    # with the kernel's mark left in, a torchrun worker took itself for the kernel and started workers of its own
+    lines: list[str] = []
+    result = launch.train("pretrain", config(dataset, tmp_path, devices=devices), lines.append)
+    assert result["step"] == 6
+    assert Path(result["best"]).exists()
+    assert any("update 6/6" in line for line in lines)
+    assert (tmp_path / "pretrain.yaml").exists()
+
+
+def test_the_error_is_the_worker_s_own_line(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pretrain stopped with code 2: esm2kit: .*nowhere"):
+        launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
+
+
+def test_the_stop_button_saves_and_the_same_call_goes_on(dataset: Path, tmp_path: Path) -> None:
+    """The live view's button, pressed after the first validation; then the run is finished from its checkpoint."""
+    endless = config(dataset, tmp_path, max_steps=1_000_000, warmup_steps=5)
+    view = live.TrainingView("pretrain", tmp_path, endless.max_steps)
+    seen = threading.Event()
+
+    def tell(line: str) -> None:
+        view.tell(line)
+        if "val_loss" in line and not seen.is_set():
+            seen.set()
+            view.button.click()
+
+    result = launch.train("pretrain", endless, tell, view.watch)
+    assert seen.is_set()
+    assert 3 <= result["step"] < 1000
+    last = tmp_path / "checkpoints" / "last.safetensors"
+    assert read_metadata(last)["step"] == result["step"]
+    assert view.button.disabled
+    further = config(dataset, tmp_path, max_steps=result["step"] + 2, warmup_steps=5)
+    assert launch.train("pretrain", further, lambda line: None)["step"] == result["step"] + 2
+    assert json.loads((tmp_path / "pretrain.json").read_text())["step"] == result["step"] + 2
+
+
+def test_headless_training_prints_the_worker_s_lines(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live.train("pretrain", config(dataset, tmp_path))
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("update 6/6") for line in printed)
+    assert not any(line.startswith("{") for line in printed), "the result is returned, not printed"

@@ -1,0 +1,248 @@
+"""Headless runs: strict parameters, failures that keep what came before, comparisons, repeats."""
+
+import errno
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from esm2kit.__main__ import main
+from esm2kit.errors import InputError
+from esm2kit.run_history import compare_runs, read_manifest, read_runs
+from esm2kit.runs import RerunConfig, RunConfig, RunsConfig, latest_run, need, record, rerun, run, runs
+
+FIRST = """
+from esm2kit.runs import record
+from pathlib import Path
+made = Path(work_dir) / "first.txt"
+made.parent.mkdir(parents=True, exist_ok=True)
+made.write_text(str(size))
+record("00_first", work_dir, {"first": made}, {"twice": 2 * size, "rows_per_s": __import__("time").time()})
+"""
+SECOND = """
+from pathlib import Path
+from esm2kit.runs import need, record
+from esm2kit.errors import InputError
+first = int(need(Path(work_dir) / "first.txt", "00_first").read_text())
+if Path(flag).exists():
+    raise InputError("the flag is up: take it down")
+record("01_second", work_dir, {}, {"sum": first + 0.5})
+"""
+
+
+def notebook(path: Path, parameters: str, code: str) -> None:
+    cells = [nbformat.v4.new_code_cell(parameters), nbformat.v4.new_code_cell(code.strip())]
+    cells[0].metadata["tags"] = ["parameters"]
+    made = nbformat.v4.new_notebook(cells=cells)
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(made, path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with two notebooks of one second each; the second fails while `flag` exists."""
+    notebook(tmp_path / "notebooks" / "00_first.ipynb", 'work_dir: str = "w"  # x\nsize: int = 3  # rows', FIRST)
+    second = f'work_dir: str = "w"  # x\nflag: str = {str(tmp_path / "flag")!r}  # fails while it is there'
+    notebook(tmp_path / "notebooks" / "01_second.ipynb", second, SECOND)
+    (tmp_path / "papermill_runs").mkdir()
+    (tmp_path / "papermill_runs" / "tiny.yaml").write_text("00_first: {size: 4}\n01_second: {}\n")
+    return tmp_path
+
+
+def config(root: Path, **changes: Any) -> RunConfig:
+    return RunConfig(**({"tier": "tiny", "root": root} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tier": "tny"}, "unknown tier 'tny'; did you mean 'tiny'"),
+        ({"only": "1_secnd"}, "the tier has no notebook '1_secnd'; did you mean '01_second'"),
+        ({"from_notebook": "07"}, "the tier has no notebook '07'"),
+        ({"parameters": ["sise=4"]}, "no notebook has a parameter 'sise'; did you mean 'size'"),
+        ({"parameters": ["01_second.size=4"]}, "01_second has no parameter 'size'"),
+        ({"parameters": ["size"]}, "-p size"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(root: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told.replace("(", r"\(")):
+        run(config(root, **changes))
+    assert not [path for path in (root / "papermill_runs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("00_frist: {}", "unknown notebook '00_frist'; did you mean '00_first'"),
+        ("00_first: {sizes: 3}", "00_first has no parameter 'sizes'; did you mean 'size'"),
+        ("- 00_first", "a tier is"),
+    ],
+)
+def test_bad_tiers_are_refused(root: Path, text: str, told: str) -> None:
+    (root / "papermill_runs" / "bad.yaml").write_text(text)
+    with pytest.raises(InputError, match=told):
+        run(config(root, tier="bad"))
+
+
+def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None:
+    (root / "flag").write_text("")
+    with pytest.raises(
+        InputError, match=r"01_second failed in cell 2: InputError: the flag is up.*--tier tiny --resume"
+    ):
+        run(config(root))
+    folder = latest_run(root, "tiny")
+    manifest = read_manifest(folder)
+    assert [entry["status"] for entry in manifest["notebooks"].values()] == ["done", "failed"]
+    assert manifest["status"] == "failed"
+    assert (folder / "artefacts" / "first.txt").read_text() == "4"
+    assert "the flag is up" in (folder / "01_second.html").read_text()
+    assert "failed" in (root / "papermill_runs" / "index.html").read_text()
+    before = (folder / "00_first.ipynb").stat().st_mtime_ns
+
+    (root / "flag").unlink()
+    assert str(folder) in run(config(root, resume=True))
+    assert (folder / "00_first.ipynb").stat().st_mtime_ns == before, "a finished notebook was run again"
+    finished = read_manifest(folder)
+    assert finished["status"] == "done"
+    assert finished["notebooks"]["01_second"]["figures"] == {"sum": 4.5}
+    assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
+    assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
+    assert "nbformat==" in (folder / "environment.txt").read_text()
+
+
+def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
+    with pytest.raises(InputError, match=r"first\.txt is not there: run 00_first first"):
+        run(config(root, only="01"))
+    with pytest.raises(InputError, match="run 02_pretrain first"):
+        need(root / "nowhere", "02_pretrain")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(root: Path) -> None:
+    run(config(root))
+    folder = latest_run(root, "tiny")
+    holder = f"""
+import fcntl, sys
+lock = open({str(folder / ".lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        before = (folder / "manifest.json").read_bytes()
+        with pytest.raises(InputError, match="another run is at work there"):
+            run(config(root, only="00"))
+        assert (folder / "manifest.json").read_bytes() == before
+        other.stdin.close()
+
+
+def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> None:
+    def one() -> None:
+        subprocess.run(
+            [sys.executable, "-c", f"from esm2kit.runs import *; run(RunConfig('tiny', root={str(root)!r}))"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_runs(root / "papermill_runs")
+    assert len(found) == 2
+    assert all(manifest["status"] == "done" for manifest in found.values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        if "papermill_runs" in path.parts:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*tiny-.*: Read-only file system"):
+        run(config(root))
+
+
+def test_latest_run_is_of_the_tier_alone(root: Path) -> None:
+    for name in ("tiny-20260101-000000", "tiny-20260102-000000", "tiny-big-20270101-000000"):
+        (root / "papermill_runs" / name).mkdir()
+    assert latest_run(root, "tiny").name == "tiny-20260102-000000"
+    assert latest_run(root, "tiny-big").name == "tiny-big-20270101-000000"
+    assert latest_run(root, "other") is None
+
+
+def test_rerun_repeats_the_recorded_parameters_and_tells_what_differs(root: Path) -> None:
+    run(config(root, parameters=["size=7"]))
+    first = latest_run(root, "tiny")
+    assert "no figure differs" in rerun(RerunConfig(first.name, root=root))
+    again = latest_run(root, "tiny")
+    assert again != first
+    assert read_manifest(again)["notebooks"]["00_first"]["figures"]["twice"] == 14
+
+    changed = root / "notebooks" / "00_first.ipynb"
+    changed.write_text(changed.read_text().replace("2 * size", "2.001 * size"))
+    with pytest.raises(InputError, match=r"1 figures differ by more than 0\.0001.*: 00 twice$"):
+        rerun(RerunConfig(first.name, root=root))
+    told = rerun(RerunConfig(first.name, tolerance=0.01, root=root))
+    assert "within tolerance" in told
+    assert "speed" in told, "a rate is shown, and not held against the old one"
+
+
+def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no runs" in runs(RunsConfig(root=root))
+    run(config(root))
+    run(config(root, parameters=["size=5"]))
+    names = list(read_runs(root / "papermill_runs"))
+    assert main(["runs", "--root", str(root)]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in names)
+    assert main(["runs", names[1], names[0], "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert [line.split() for line in told.splitlines() if "size" in line] == [["00_first.size", "4", "5"]]
+    assert ["00", "twice", "8", "10"] in [line.split() for line in told.splitlines()]
+    with pytest.raises(InputError, match="a comparison takes two runs, found 1"):
+        runs(RunsConfig([names[0]], root))
+    with pytest.raises(InputError, match="nosuch is no run"):
+        runs(RunsConfig([names[0], "nosuch"], root))
+
+
+def test_comparison_by_tolerance() -> None:
+    def manifest(**figures: float) -> dict[str, Any]:
+        return {"notebooks": {"02_x": {"parameters": {"work_dir": str(figures)}, "figures": figures}}}
+
+    parameters, figures = compare_runs(
+        manifest(same=1, near=1.0, far=1.0, tokens_per_s=5, gone=1),
+        manifest(same=1, near=1.00001, far=1.1, tokens_per_s=9),
+        tolerance=1e-4,
+    )
+    assert parameters == []
+    assert {difference.name: difference.beyond for difference in figures} == {
+        "02 near": False, "02 far": True, "02 tokens_per_s": None, "02 gone": True,
+    }  # fmt: skip
+
+
+def test_a_record_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names artefacts that are not there"):
+        record("00_first", tmp_path, {"first": tmp_path / "nowhere"}, {})
+
+
+def test_the_page_over_all_runs_needs_no_network_and_sorts_by_button(root: Path) -> None:
+    run(config(root))
+    broken = root / "papermill_runs" / "tiny-20200101-000000"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    run(config(root, only="00"))
+    page = (root / "papermill_runs" / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<th scope") == page.count('<th scope="col"><button type="button">')
+    assert broken.name not in page
+    assert json.loads((latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"

@@ -1,0 +1,260 @@
+"""Views on parameters: values, errors, what is shown without a front end, tiers saved from them."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm2kit import live, pickers, widgets
+from esm2kit.errors import InputError
+from esm2kit.flip import TASKS
+from esm2kit.model import SIZES
+from esm2kit.parallel import BatchLayout
+
+NUMBERS = st.integers(1, 64)
+
+
+def text(view: widgets.View) -> str:
+    """The card as a reader sees it, without tags."""
+
+    class Words(HTMLParser):
+        found = ""
+
+        def handle_data(self, data: str) -> None:
+            self.found += f" {data}"
+
+    words = Words()
+    words.feed(view.card.value)
+    return " ".join(words.found.split())
+
+
+@pytest.fixture
+def tasks(sample: Path) -> Path:
+    return sample / "tasks"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_flip_task_and_split_can_be_picked(task: str, tasks: Path) -> None:
+    for split, spec in TASKS[task].splits.items():
+        view = pickers.task_picker(task, split, tasks)
+        assert view.value == (task, split)
+        assert view.parameters == {"task": task, "split": split}
+        if spec.test is not None:
+            assert f"test {spec.test:,}" in text(view)
+        assert f" {spec.light}: " in text(view)
+
+
+def test_a_task_of_ones_own_is_read_for_its_numbers(tasks: Path) -> None:
+    view = pickers.task_picker("domain_of_life", "", tasks)
+    assert view.value == ("domain_of_life", "")
+    assert "3 classes for every protein" in text(view)
+    records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
+    tested = records.count("SET=test")
+    assert f"test {tested:,}" in text(view)
+
+
+def test_another_task_offers_its_own_splits_and_begins_with_the_default(tasks: Path) -> None:
+    view = pickers.task_picker("gb1", "sampled", tasks)
+    assert "overestimates" in text(view)
+    view.controls["task"].value = "meltome"
+    assert view.value == ("meltome", "")
+    offered = [value for _, value in view.controls["split"].options]
+    assert offered == ["", *TASKS["meltome"].splits]
+    assert "test 3,134" in text(view)
+
+
+def test_an_unknown_task_or_split_is_shown_and_raised_when_read(tasks: Path) -> None:
+    for view, told in (
+        (pickers.task_picker("gb1", "four_vs_rest", tasks), "no split 'four_vs_rest'"),
+        (pickers.task_picker("gb2", "", tasks), "unknown task 'gb2'"),
+    ):
+        assert told in text(view)
+        assert 'role="alert"' in view.card.value
+        with pytest.raises(InputError, match=told):
+            _ = view.value
+
+
+def test_model_sizes_are_the_models_own(tmp_path: Path) -> None:
+    view = pickers.model_picker("esm2_t33_650M_UR50D", tmp_path)
+    assert view.value == "esm2_t33_650M_UR50D"
+    assert "33 × 1280 651.0M 2.6 GB 10 GB" in text(view)
+    assert all(name in text(view) for name in SIZES)
+
+
+def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
+    view = pickers.model_picker("", tmp_path)
+    with pytest.raises(InputError, match="run 02_pretrain first, or choose an official model"):
+        _ = view.value
+    (tmp_path / "pretrain").mkdir()
+    result = {"best": "somewhere/step=1.safetensors", "step": 1200, "val_perplexity": 14.368}
+    (tmp_path / "pretrain" / "pretrain.json").write_text(json.dumps(result))
+    assert view.value == "somewhere/step=1.safetensors", "the value is worked out when it is read"
+    view = pickers.model_picker("", tmp_path)
+    assert "trained for 1,200 updates, validation perplexity 14.37" in text(view)
+    with pytest.raises(InputError, match="neither an official name nor a file"):
+        _ = pickers.model_picker("esm2_t7", tmp_path).value
+
+
+def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def cached(repo: str, file: str, revision: str) -> str | None:
+        asked.append((repo, file, revision))
+        return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
+
+    monkeypatch.setattr(pickers, "try_to_load_from_cache", cached)
+    assert pickers.on_disk("esm2_t6_8M_UR50D")
+    assert not pickers.on_disk("esm2_t36_3B_UR50D")
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in asked)
+
+
+def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
+    path = sample / "uniref50_valid.fasta"
+    view = pickers.file_picker(str(path))
+    sequences = [part.split("\n", 1)[1].replace("\n", "") for part in path.read_text().split(">")[1:]]
+    lengths = [len(sequence) for sequence in sequences]
+    assert view.value == path
+    median = f"{np.median(lengths):,.0f}"
+    assert f"records {len(lengths)} residues {min(lengths):,} to {max(lengths):,}, half of them up to {median}" in text(
+        view
+    )
+
+    bad = tmp_path / "bad.fasta"
+    bad.write_text(">one\nMKV\n>two\nMK1V\n")
+    for chosen, told in (
+        (bad, "two"),
+        (tmp_path / "nowhere.fasta", "nowhere.fasta is not there; .* has bad.fasta"),
+        (tmp_path, "is a folder"),
+        (Path("/nowhere/at/all.fasta"), "nor is the folder"),
+    ):
+        view.controls["fasta"].value = str(chosen)
+        with pytest.raises(InputError, match=told):
+            _ = view.value
+        assert 'role="alert"' in view.card.value
+    bad.write_text(">one\nMKV\n")
+    view.controls["fasta"].value = str(bad)
+    assert view.value == bad, "a file mended is a file read anew"
+
+
+@given(size=NUMBERS, devices=NUMBERS, tensor=NUMBERS, turns=NUMBERS)
+def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, tensor: int, turns: int) -> None:
+    view = pickers.layout_picker(size, devices, tensor, turns)
+    try:
+        expected = BatchLayout.of(
+            devices=devices, tensor_model_parallel_size=tensor, accumulate_grad_batches=turns, global_batch_size=size
+        )
+    except InputError as error:
+        with pytest.raises(InputError, match=re.escape(str(error))):
+            _ = view.value
+        assert "Cannot be used" in text(view)
+    else:
+        assert view.value == expected
+        assert expected.equation in text(view)
+        assert expected.global_batch_size == size
+
+
+def test_heads_that_do_not_divide_are_an_error() -> None:
+    view = pickers.layout_picker(8, 4, 4, 1, attention_heads=6)
+    with pytest.raises(InputError, match="attention_heads 6 do not divide among tensor_model_parallel_size 4"):
+        _ = view.value
+    view.controls["tensor_model_parallel_size"].value = 2
+    assert view.value.data_parallel_size == 2
+
+
+def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
+    assert pickers.run_browser("", tmp_path).value is None
+    for name, status, figure in (("a-1", "done", 1.5), ("b-2", "done", 2.5), ("c-3", "failed", 3.5)):
+        (tmp_path / name).mkdir()
+        entry = {"status": status, "seconds": 2.0, "figures": {"loss": figure}, "parameters": {}}
+        manifest = {
+            "tier": "t",
+            "created": f"2026-01-0{name[-1]}T00:00:00",
+            "git_commit": None,
+            "notebooks": {"02_x": entry},
+        }
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    view = pickers.run_browser("", tmp_path)
+    assert view.value == tmp_path / "b-2"
+    assert "02 loss 2.5" in text(view)
+    view.controls["run"].value = "c-3"
+    assert view.value == tmp_path / "c-3"
+    with pytest.raises(InputError, match="has no run 'd-4'"):
+        _ = pickers.run_browser("d-4", tmp_path).value
+
+
+def test_without_a_front_end_a_view_shows_its_value_and_no_widget(tasks: Path) -> None:
+    assert not widgets.has_front_end()
+    shown = pickers.task_picker("gb1", "sampled", tasks)._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "text/html"}
+    assert shown["text/plain"] == "task 'gb1' · split 'sampled'"
+    assert "overestimates" in shown["text/html"]
+
+
+def test_with_a_front_end_it_is_a_widget(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widgets, "has_front_end", lambda: True)
+    shown = pickers.task_picker("gb1", "", tasks)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "papermill_runs"
+    folder.mkdir()
+    (folder / "sample.yaml").write_text((root / "papermill_runs" / "sample.yaml").read_text())
+    view = pickers.task_picker("gb1", "two_vs_rest", tasks)
+    export = widgets.Export("04_benchmark", view, folder=folder)
+    assert yaml.safe_load(repr(export)) == {"04_benchmark": {"task": "gb1", "split": "two_vs_rest"}}
+    path = export.save("mine")
+    tier = yaml.safe_load(path.read_text())
+    assert list(tier) == list(yaml.safe_load((folder / "sample.yaml").read_text()))
+    assert tier["04_benchmark"] == {"task": "gb1", "split": "two_vs_rest"}
+
+    widgets.Export("02_pretrain", pickers.layout_picker(8, 2, 1, 2), folder=folder).save("mine")
+    tier = yaml.safe_load(path.read_text())
+    assert tier["02_pretrain"]["devices"] == 2
+    assert tier["04_benchmark"]["task"] == "gb1", "saving one notebook's choices dropped another's"
+
+    for name, told in (("sample", "a shipped tier"), ("../up", "cannot name a tier"), ("", "cannot name a tier")):
+        with pytest.raises(InputError, match=told):
+            export.save(name)
+    view.controls["split"].options = ["nosuch"]
+    with pytest.raises(InputError, match="no split"):
+        export.save("mine")
+    export.button.click()
+    assert "Cannot be used" in export.told.value
+
+
+def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:
+    rows = [{"step": str(step), "train_loss": str(3 - step / 1e4), "val_loss": ""} for step in range(1, 5001)]
+    found = live.points(rows, "train_loss")
+    assert len(found) <= live.MAX_POINTS + 60
+    assert found[0] == (1.0, 2.9999)
+    assert found[-1] == (5000.0, 2.5)
+    assert live.points(rows, "val_loss") == []
+
+
+def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
+    view = live.TrainingView("pretrain", tmp_path, 100, guide_loss=2.9)
+    assert "validation: none yet" in view.page()
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,val_loss,val_perplexity,lr,grad_norm,tokens,tokens_per_s,seconds\n"
+        "50,3.0,,,0.001,1,10,1500,1\n100,2.5,,,0.0005,1,10,1600,2\n100,,2.75,15.64,,,,,3\n"
+    )
+    page = view.page()
+    labels = re.findall(r'aria-label="([^"]+)"', page)
+    assert labels == [
+        "training loss 2.5, validation 2.75",
+        "validation perplexity 15.6",
+        "learning rate 5.0e-04",
+        "tokens/s 1,600",
+    ]
+    assert "unigram guess 2.90" in page
+    first = re.search(r'<polyline points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', page)
+    x0, y0, x1, y1 = map(float, first.groups())
+    assert x1 > x0, "time runs to the right"
+    assert y1 > y0, "a lower loss is drawn lower"
