@@ -6,6 +6,7 @@ through. So the state of the data is one number, and neither workers nor ranks n
 
 import hashlib
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE, encode
 from esm2kit.clusters import MANIFEST, ClusterIndex, draw, permutation
+from esm2kit.errors import InputError
 from esm2kit.masking import mask_tokens, stream_key
 from esm2kit.parallel import BatchLayout, data_parallel_rank
 from esm2kit.store import SequenceStore
@@ -96,6 +98,16 @@ def collate(samples: Sequence[Sample], store: SequenceStore, masking: Masking) -
     return MicroBatch(pack[0], counts, pack[1], pack[2], [sample.row for sample in samples])
 
 
+class ResiduesOf:
+    """A store's residues by row, looked up one at a time: nothing grows with the training set."""
+
+    def __init__(self, store: SequenceStore) -> None:
+        self.store = store
+
+    def __getitem__(self, row: int) -> int:
+        return len(self.store.residues(row))
+
+
 class GlobalBatches(Dataset):
     """Update number -> this rank's micro-batches of that update's global batch."""
 
@@ -110,6 +122,7 @@ class GlobalBatches(Dataset):
         masking: Masking,
     ) -> None:
         self.store = SequenceStore.open(folder / "train.arrow")
+        self.residues_of = ResiduesOf(self.store)
         self.index = ClusterIndex.open(folder)
         self.layout, self.rank, self.seed = layout, rank, seed
         self.max_steps, self.max_residues, self.masking = max_steps, max_residues, masking
@@ -124,7 +137,7 @@ class GlobalBatches(Dataset):
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, clusters)
             cluster = int(permutation(self.seed, epoch, position, clusters))
-            picked = draw(self.seed, epoch, cluster, self.index, self.store.num_residues, self.max_residues)
+            picked = draw(self.seed, epoch, cluster, self.index, self.residues_of, self.max_residues)
             drawn.append(Sample(int(picked.row), int(picked.start), int(picked.stop), picked.mask_key))
         return drawn
 
@@ -144,7 +157,8 @@ class ValidationBatches(Dataset):
     ) -> None:
         self.store = SequenceStore.open(path)
         self.masking = masking
-        num_residues = np.minimum(self.store.num_residues, max_residues)
+        whole = self.store.num_residues
+        num_residues = np.minimum(whole, max_residues)
         batches: list[list[Sample]] = []
         budget = 0
         for row in np.argsort(-num_residues, kind="stable"):
@@ -155,7 +169,7 @@ class ValidationBatches(Dataset):
             budget += residues + 2
             key = stream_key(seed, 0, int(row), VALIDATION_STREAM)
             # long representatives are cut to their middle: the same residues at every validation of every run
-            start = (int(self.store.num_residues[row]) - residues) // 2
+            start = (int(whole[row]) - residues) // 2
             batches[-1].append(Sample(int(row), start, start + residues, key))
         self.batches, self.rank, self.ranks = batches, rank, ranks
 
@@ -196,6 +210,8 @@ def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
         folder: what `esm2kit preprocess` made.
         max_rows: count on this many representatives at most, evenly spaced.
     """
+    if not (folder / "valid.arrow").is_file():
+        raise InputError(f"{folder} has no validation set: preprocess anew, with val_size or valid_fasta")
     index, train = ClusterIndex.open(folder), SequenceStore.open(folder / "train.arrow")
     rows = index.representative_rows[:: -(-index.num_clusters // max_rows)]
     counts = _residue_counts(train, rows) + 1
@@ -277,4 +293,11 @@ class PretrainingData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context="spawn" if self.num_workers else None,
+            worker_init_fn=leave_stopping_to_the_trainer,
         )
+
+
+def leave_stopping_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group must not end a worker: the trainer still has an update to finish and to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import yaml
 
 from esm2kit.errors import InputError
-from esm2kit.provenance import to_json
+from esm2kit.provenance import atomic_path, to_json
 from esm2kit.ranks import SLURM, TORCHRUN
+from esm2kit.training_state import alone_in
 
 # the line of a worker's log that says what went wrong: ours, or the end of a traceback (not torchrun's own)
 FAULT = re.compile(r"(^|\]:\s*)(esm2kit: |(?!torch\.distributed)[\w.]*(Error|Exception): )")
@@ -103,10 +104,13 @@ def stop(worker: subprocess.Popen, show: Callable[[str], None] = print) -> None:
 
 
 def write_config(stage: str, config: Any) -> Path:
-    """Write a stage's configuration where `esm2kit <stage> --config` reads it: `<out_dir>/<stage>.yaml`."""
+    """Write a stage's configuration where `esm2kit <stage> --config` reads it: `<out_dir>/<stage>.yaml`.
+
+    Raises: InputError while a run is at work in that folder: its configuration stays what it runs with.
+    """
     path = Path(config.out_dir) / f"{stage}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(to_json(config), sort_keys=False))
+    with alone_in(path.parent), atomic_path(path) as part:
+        part.write_text(yaml.safe_dump(to_json(config), sort_keys=False))
     return path
 
 
@@ -116,5 +120,6 @@ def _clean_environment() -> dict[str, str]:
     # a worker started from a notebook is no kernel: with this left in it would take itself for one, and start workers
     ours += ("JPY_PARENT_PID",)
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    # lines, not blocks, so that the log arrives as it is written
-    return environment | {"PYTHONUNBUFFERED": "1"}
+    # lines, not blocks, so that the log arrives as it is written; and ten minutes, not torchrun's half, for a large
+    # model to finish its update and its save once it is told to stop
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"} | environment | {"PYTHONUNBUFFERED": "1"}

@@ -6,16 +6,17 @@ import torch
 
 
 def matmul_rate(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 1024, seconds: float = 0.5
+    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None, seconds: float = 0.5
 ) -> float:
     """FLOP/s of a square matrix product, the best of repeated ones: the ceiling of a transformer's speed.
 
     Args:
         device: cpu or cuda.
         dtype: of both factors.
-        size: rows and columns; large enough to fill the device.
+        size: rows and columns; by default what fills the device, 1,024 on a CPU and 8,192 on a GPU.
         seconds: how long to repeat.
     """
+    size = size or (8192 if device == "cuda" else 1024)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     fastest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:

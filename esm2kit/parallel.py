@@ -129,7 +129,8 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
         for layer in model.layers:
             parallelize_module(layer, tensor_mesh, plan)
     if data_mesh.size() > 1 or tensor_mesh.size() == 1:
-        policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+        # inputs stay as they are: autocast decides operation by operation, as it does under DDP
+        policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for layer in model.layers:
             fully_shard(layer, mesh=data_mesh, mp_policy=policy)
         fully_shard(model, mesh=data_mesh, mp_policy=policy)
@@ -167,6 +168,24 @@ def sum_over(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
     if group is not None:
         dist.all_reduce(values, group=group)
     return values
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any rank of the job, tensor-parallel peers included: all ranks get one answer."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    raised = torch.tensor(float(flag), device=device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def gathered(items: list[str]) -> list[str]:
+    """Every rank's items, rank by rank; the same list on each."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return items
+    lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:

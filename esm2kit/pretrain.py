@@ -23,8 +23,10 @@ from esm2kit.model import ESM2, SIZES, ESM2Config, Packed
 from esm2kit.parallel import (
     BatchLayout,
     StrategyName,
+    any_rank,
     clip_grad_norm,
     data_parallel_group,
+    gathered,
     gradient_sync,
     make_strategy,
     parameter_groups,
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pretrain an ESM-2 on a preprocessed folder; the defaults are the published recipe.
+    """Pretrain an ESM-2 on a preprocessed folder; optimizer, schedule and masks default to the published recipe.
 
     Args:
         data: folder that `esm2kit preprocess` made.
@@ -67,7 +69,8 @@ class PretrainConfig:
         strategy: ddp, fsdp2, or auto (ddp where there is more than one data-parallel rank).
         micro_batch_size: sequences one device holds at a time.
         accumulate_grad_batches: micro-batches a device works through for one update.
-        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
+        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks;
+            yours to give: the published updates of 2M tokens hold about 6,000 of UniRef's sequences.
         max_tokens: crop longer sequences to a window of so many tokens, BOS and EOS included.
         lr: peak learning rate; by default 4e-4, and 1.6e-4 for the 15B size.
         warmup_steps: updates of linear warm-up.
@@ -236,13 +239,13 @@ class MaskedLM(LightningModule):
     def training_step(self, batches: list[MicroBatch], batch_idx: int) -> None:
         strategy, optimizer = self.trainer.strategy, self.optimizers()
         group = data_parallel_group(strategy)
-        # one exchange before the update: masked tokens of the global batch, all its tokens, was any rank told to stop
+        # before the update: the global batch's masked tokens, all its tokens, its work; and was any rank told to stop
         masked = sum(len(batch.targets_M) for batch in batches)
         tokens = sum(len(batch.tokens_N) for batch in batches)
         flops = 3 * sum(self.esm2.config.forward_flops(batch.num_tokens, len(batch.targets_M)) for batch in batches)
-        counts = [masked, tokens, flops, self.stop_requested]
-        counts = sum_over(group, torch.tensor(counts, dtype=torch.float64, device=self.device))
-        masked, tokens, flops, stop = counts.tolist()
+        counts = torch.tensor([masked, tokens, flops], dtype=torch.float64, device=self.device)
+        masked, tokens, flops = sum_over(group, counts).tolist()
+        stop = any_rank(self.stop_requested, self.device)
         data_parallel_size = self.config.layout.data_parallel_size
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
@@ -266,12 +269,12 @@ class MaskedLM(LightningModule):
             end_after_this_update(self.trainer, self.step)
 
     def blame(self, batches: list[MicroBatch], loss: float, norm: float) -> str:
-        """One line for a loss or gradient that is no number: the update, and whose sequences this rank held."""
+        """One line for a loss or gradient that is no number: the update, and the global batch's sequences."""
         store = self.trainer.datamodule.train_store
-        ids = [store.id(row) for batch in batches for row in batch.store_rows]
+        ids = gathered([store.id(row) for batch in batches for row in batch.store_rows])
         return (
-            f"update {self.step}: loss {loss}, gradient norm {norm}; weights are as after update {self.step - 1}. "
-            f"This rank's sequences: {', '.join(ids)}. A lower lr or longer warm-up is the usual remedy"
+            f"update {self.step + 1}: loss {loss}, gradient norm {norm}; weights are as after update {self.step}. "
+            f"Its sequences: {', '.join(dict.fromkeys(ids))}. A lower lr or longer warm-up is the usual remedy"
         )
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
@@ -333,7 +336,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=make_strategy(config.strategy, layout, accelerator),
-        precision=config.precision if config.strategy != "fsdp2" else "32-true",
+        precision=config.precision,
         max_epochs=1,
         val_check_interval=min(config.val_check_interval, config.max_steps),
         check_val_every_n_epoch=None,

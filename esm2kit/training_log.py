@@ -43,7 +43,7 @@ class TrainingLog(Callback):
         self.columns = ("step", "train_loss", *figures, *COLUMNS)
         self.tokens, self.flops, self.started, self.last_line = 0.0, 0.0, 0.0, 0.0
         self.ceiling = 0.0
-        self.interval_tokens, self.interval_started = 0.0, 0.0
+        self.interval_tokens, self.interval_started, self.validation_started = 0.0, 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -81,6 +81,9 @@ class TrainingLog(Callback):
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
             )
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.validation_started = time.monotonic()
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         figures = module.validation
         self._append(trainer, module.step, figures)
@@ -88,10 +91,12 @@ class TrainingLog(Callback):
         floor = "" if self.floor is None else f"  (unigram floor {self.floor:.4f})"
         logger.info("update %d  %s%s", module.step, told, floor)
         # a validation is not training time
-        self.interval_started = time.monotonic()
+        self.interval_started += time.monotonic() - self.validation_started
 
     def _append(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
         if trainer.is_global_zero:
+            for other in trainer.loggers:
+                other.log_metrics(figures, step)
             with open(self.path, "a", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
                 csv.DictWriter(file, self.columns).writerow(row)

@@ -27,7 +27,8 @@ from esm2kit.ranks import rank
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a run and its resumption without changing the curve it follows.
+# What may differ between a run and its resumption: where it runs and how it is laid out, which leave the curve alone,
+# and max_steps and precision, by which a longer or a faster continuation is asked for.
 FREE_TO_CHANGE = {
     *(
         "data",
