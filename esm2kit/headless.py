@@ -95,8 +95,7 @@ def _recorded(artefacts: Path, notebook: str) -> dict[str, Any]:
     recorded = json.loads(path.read_text())
     made = {}
     for name, where in recorded["made"].items():
-        file = Path(where) / "manifest.json" if Path(where).is_dir() else Path(where)
-        made[name] = {"path": where} | ({"sha256": sha256_file(file)} if file.is_file() else {})
+        made[name] = {"path": where} | digest(Path(where))
     return {"made": made, "figures": recorded["figures"]}
 
 
@@ -165,6 +164,18 @@ def _unwatched() -> Iterator[None]:
             os.environ[HEADLESS] = before
 
 
+def digest(path: Path) -> dict[str, Any]:
+    """Bytes and SHA-256 of a file, or of a folder's files and their names; a large one by its bytes alone."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
+    if size > MAX_HASHED_BYTES:
+        return {"bytes": size}
+    if path.is_file():
+        return {"bytes": size, "sha256": sha256_file(path)}
+    lines = "\n".join(f"{sha256_file(file)}  {file.relative_to(path)}" for file in files)
+    return {"bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
 def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameter -> path and SHA-256 of the file or folder it names; a large one by its size."""
     found = {}
@@ -172,14 +183,7 @@ def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
         path = folder / value if isinstance(value, str) and value and name not in PLACES else None
         if path is None or not path.exists():
             continue
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        size = sum(file.stat().st_size for file in files)
-        found[name] = {"path": value, "bytes": size}
-        if size <= MAX_HASHED_BYTES:
-            digests = [f"{sha256_file(file)}  {file.relative_to(path)}" for file in files]
-            found[name]["sha256"] = (
-                digests[0].split()[0] if path.is_file() else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-            )
+        found[name] = {"path": value} | digest(path)
     return found
 
 

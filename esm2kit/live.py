@@ -51,9 +51,13 @@ def train(stage: str, config: Any, guide_loss: float | None = None) -> dict[str,
         return launch.train(stage, config, _print)
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
     shown = display(view.box, display_id=True)
+    view.answer_while_busy()
     try:
         with view.drawing():
-            return launch.train(stage, config, view.tell, view.watch)
+            result = launch.train(stage, config, view.tell, view.watch)
+            run = result if "step" in result else result["runs"][-1]
+            view.tell(f"ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
+            return result
     finally:
         # the picture stays with the notebook, where a widget would be gone when it is opened again
         shown.update(HTML(view.page()))
@@ -85,6 +89,15 @@ class TrainingView:
         )
         self.button.on_click(lambda button: self.stop())
         self.box = ipywidgets.VBox([self.button, self.curves])
+
+    def answer_while_busy(self) -> None:
+        """Let the button be heard while the cell runs.
+
+        JupyterLab sends what widgets say to a subshell, a thread beside the cells. ipykernel 7.4 diverts it to the loop
+        that last wrote to the widget, which is the one this cell keeps busy; forgotten, the message goes where it was
+        sent. Without subshells the kernel's own interrupt button does the same.
+        """
+        vars(self.button.comm).pop("_reply_subshell_id", None)
 
     def watch(self, worker: subprocess.Popen) -> None:
         """Take the worker that the button stops."""
@@ -129,7 +142,9 @@ class TrainingView:
     def page(self) -> str:
         """The curves as HTML that needs nothing else."""
         rows = self.rows()
-        end = self.max_steps or max((float(row["step"]) for row in rows), default=1)
+        # the curves fill the frame while the end is far, and near their place in the whole run once it is in sight
+        latest = max((float(row["step"]) for row in rows), default=1.0)
+        end = self.max_steps if self.max_steps and latest > 0.2 * self.max_steps else 1.25 * latest
         figures = [name for name in (rows[0] if rows else {}) if name.startswith("val_") and name != "val_loss"]
         losses = [
             Curve("training loss", points(rows, "train_loss"), BLUE),

@@ -1,6 +1,7 @@
 """The pickers of the notebooks: task and split, model, file, layout, run; each a view on parameters."""
 
 import json
+import logging
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -93,7 +94,12 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
 
 @lru_cache(maxsize=32)
 def _own_task(task: str, split: str, folder: Path) -> tuple[Task, str, Split, list[str]]:
-    data = load_task(task, split or None, folder)
+    told = logging.getLogger("esm2kit.tasks")
+    told.disabled, before = True, told.disabled  # the card says it
+    try:
+        data = load_task(task, split or None, folder)
+    finally:
+        told.disabled = before
     counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
     return data.task, data.split, counted, [note for note in data.notes if "traffic" not in note]
 
@@ -167,15 +173,14 @@ def _size_table(chosen: str) -> str:
             "yes" if on_disk(name) else "no",
         )
         cells = "".join(f"<td {cell}>{entry}</td>" for entry in entries)
-        rows += f'<tr style="font-weight:{weight}"><td style="text-align:left">{name}</td>{cells}</tr>'
+        rows += f'<tr style="font-weight:{weight};background:none"><td style="text-align:left">{name}</td>{cells}</tr>'
     heads = ("layers × width", "parameters", "to embed", "to train", "on disk")
-    head = "".join(
-        f'<th scope="col" style="text-align:right;font-weight:normal;color:{QUIET};padding-left:1.4em">{h}</th>'
-        for h in heads
-    )
+    style = f"text-align:right;font-weight:normal;color:{QUIET};padding-left:1.4em"
+    head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name in heads)
     note = "Memory is arithmetic: 4 bytes a parameter for float32 weights, 16 with gradients and AdamW's averages; "
     return (
-        f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0"><tr><td></td>{head}</tr>{rows}</table>'
+        f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0">'
+        f'<tr style="background:none"><td></td>{head}</tr>{rows}</table>'
         f'<small style="color:{QUIET}">{note}activations come on top.</small>'
     )
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
 PALETTE = sns.color_palette("colorblind")
 OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
@@ -45,6 +45,9 @@ def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) ->
     edges = np.unique(np.geomspace(1, max(2, sizes.max() + 1), 30).astype(int))
     ax.hist(sizes, bins=edges, color=OURS, edgecolor="none", log=True)
     ax.set_xscale("log")
+    ax.set_ylim(bottom=0.7)  # a bin that holds one cluster is to be seen
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
     return _finish(ax, "members per cluster", "clusters")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ipywidgets
 import yaml
+from IPython.display import Javascript, display
 
 from esm2kit.errors import InputError
 from esm2kit.provenance import atomic_path
@@ -85,8 +86,25 @@ class View:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return ipywidgets.VBox([*self.controls.values(), self.card])._repr_mimebundle_(**kwargs)
+            return in_front(*self.controls.values(), self.card)
         return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
+
+
+# A list that has the focus wants its arrow keys, and letters to be found by; JupyterLab takes them for commands on
+# cells. Keys without a modifier stay with the control; Escape and Shift-Enter still reach the notebook.
+KEYS = """
+const area = element.closest(".jp-OutputArea") || document.body;
+area.addEventListener("keydown", event => {
+  const held = event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || event.key === "Escape";
+  if (!held && event.target.closest(".jupyter-widgets")) event.stopPropagation();
+});
+"""
+
+
+def in_front(*rows: ipywidgets.Widget) -> dict[str, Any]:
+    """Widgets one below the other as what a front end shows, with their keys kept to themselves."""
+    display(Javascript(KEYS))
+    return ipywidgets.VBox(rows)._repr_mimebundle_()
 
 
 def card(body: str) -> str:
@@ -102,14 +120,14 @@ def error_card(message: str) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> str:
-    """A two-column table: name, value; a value that is None is left out."""
-    cells = "".join(
-        f'<tr><th scope="row" style="text-align:left;font-weight:normal;color:{QUIET};padding:0 1.2em 0 0;'
-        f'vertical-align:top">{escape(name)}</th><td style="text-align:left">{value}</td></tr>'
+    """Names and what is said of each, as a list of two columns; a value that is None is left out."""
+    entries = "".join(
+        f'<dt style="color:{QUIET};font-weight:normal;margin:0">{escape(name)}</dt><dd style="margin:0">{value}</dd>'
         for name, value in rows.items()
         if value is not None
     )
-    return f'<table style="border-collapse:collapse;color:{INK};margin:0">{cells}</table>'
+    grid = f"display:grid;grid-template-columns:max-content 1fr;gap:.15em 1.2em;color:{INK};margin:0"
+    return f'<dl style="{grid}">{entries}</dl>'
 
 
 def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
@@ -181,7 +199,6 @@ class Export:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            row = ipywidgets.HBox([self.name, self.button])
-            return ipywidgets.VBox([row, self.told])._repr_mimebundle_(**kwargs)
+            return in_front(ipywidgets.HBox([self.name, self.button]), self.told)
         told = "These choices as a tier for <code>esm2kit run</code>:"
         return {"text/plain": repr(self), "text/html": card(f"{told}<pre>{escape(repr(self))}</pre>")}

@@ -16,7 +16,7 @@ from esm2kit.runs import RunConfig, known_parameters, run
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TIERS = sorted((ROOT / "papermill_runs").glob("*.yaml"))
-MAX_STATEMENTS, MAX_FUNCTION_LINES, MAX_LINES = 12, 5, 30
+MAX_STATEMENTS, MAX_FUNCTION_LINES, MAX_LINES = 12, 6, 34
 PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = .+  # \S.+$")
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -126,10 +126,15 @@ def test_tiers_name_known_notebooks_and_parameters(path: Path) -> None:
 TINY = {
     "00_start_here": {},
     "01_preprocess": {},
-    "02_pretrain": {"max_steps": 8, "warmup_steps": 2, "val_check_interval": 4, "num_layers": 2, "embed_dim": 32},
+    "02_pretrain": {
+        "max_steps": 8, "warmup_steps": 2, "val_check_interval": 4, "num_layers": 2, "embed_dim": 32,
+        "global_batch_size": 4, "must_reach": 2.0,
+    },
     "03_embed": {},
     "04_benchmark": {"limit": 12, "seeds": 1, "resamples": 100},
-}
+    "05_finetune": {"limit": 8, "epochs": 1, "layout_steps": 2, "resamples": 100, "global_batch_size": 4},
+    "06_know_how": {"max_steps": 3, "global_batch_size": 8},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -205,5 +210,5 @@ def test_the_run_says_what_it_made(executed: Path) -> None:
         assert entry["status"] == "done"
         for made in entry["made"].values():
             assert Path(made["path"]).exists(), f"{name} names {made['path']}, which is not there"
-            assert len(made["sha256"]) == 64
+            assert len(made["sha256"]) == 64, f"{name}: {made['path']}"
     assert (executed.parent / "index.html").exists()
