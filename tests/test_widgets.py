@@ -16,6 +16,7 @@ from esm2kit.errors import InputError
 from esm2kit.flip import TASKS
 from esm2kit.model import SIZES
 from esm2kit.parallel import BatchLayout
+from esm2kit.run_browser import run_browser
 
 NUMBERS = st.integers(1, 64)
 
@@ -168,7 +169,7 @@ def test_heads_that_do_not_divide_are_an_error() -> None:
 
 
 def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
-    assert pickers.run_browser("", tmp_path).value is None
+    assert run_browser("", tmp_path).value is None
     for name, status, figure in (("a-1", "done", 1.5), ("b-2", "done", 2.5), ("c-3", "failed", 3.5)):
         (tmp_path / name).mkdir()
         entry = {"status": status, "seconds": 2.0, "figures": {"loss": figure}, "parameters": {}}
@@ -179,13 +180,13 @@ def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
             "notebooks": {"02_x": entry},
         }
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
-    view = pickers.run_browser("", tmp_path)
+    view = run_browser("", tmp_path)
     assert view.value == tmp_path / "b-2"
     assert "02 loss 2.5" in text(view)
     view.controls["run"].value = "c-3"
     assert view.value == tmp_path / "c-3"
     with pytest.raises(InputError, match="has no run 'd-4'"):
-        _ = pickers.run_browser("d-4", tmp_path).value
+        _ = run_browser("d-4", tmp_path).value
 
 
 def test_without_a_front_end_a_view_shows_its_value_and_no_widget(tasks: Path) -> None:
