@@ -25,30 +25,58 @@ from esm2kit.embed_batch import Output, Segments, embed_batch
 from esm2kit.embed_plan import Batch, Journal, Table, plan_window, records, windows
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
+from esm2kit.ranks import TORCHRUN, cores, local_rank, rank, world_size
 
 logger = logging.getLogger(__name__)
 SYNC_SECONDS = 10.0  # work that a power cut may cost
 LOG_SECONDS = 5.0
+MEET_SECONDS = 600.0  # that srun's tasks wait for the last of them to start
+sync = getattr(os, "fdatasync", os.fsync)  # not every system spares the file's times
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Process(NamedTuple):
-    """This process among those of torchrun."""
+    """This process among those of torchrun or srun."""
 
     rank: int
     world_size: int
     local_rank: int
-    local_world_size: int
 
 
 def join() -> Process:
-    """The process group of torchrun's environment, over gloo: it carries a few words, never vectors."""
-    numbers = [int(os.environ.get(name, default)) for name, default in
-               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))]  # fmt: skip
-    process = Process(*numbers)
+    """The group of all the job's processes, over gloo: it carries a few words, never vectors.
+
+    Raises: InputError if srun's other tasks do not come.
+    """
+    process = Process(rank(), world_size(), local_rank())
     if process.world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        # torchrun has made a store for its workers, which the environment names; srun's tasks make theirs
+        if TORCHRUN in os.environ:
+            met = {}
+        else:
+            met = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
+        dist.init_process_group("gloo", timeout=timedelta(days=30), **met)
     return process
+
+
+def _srun_store(process: Process) -> dist.Store:
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # slow, and only srun's tasks need it
+
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+    host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
+    # the port is the job's and the step's own, so that two on one node do not meet
+    step = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
+    port = int(os.environ.get("MASTER_PORT", 15_000 + step % 10_000))
+    try:
+        return dist.TCPStore(
+            host, port, process.world_size, is_master=process.rank == 0, timeout=timedelta(seconds=MEET_SECONDS)
+        )
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the {process.world_size} tasks of srun do not meet at {host}:{port} ({reason}); see whether all of them "
+            "started, or set MASTER_ADDR and MASTER_PORT"
+        ) from None
 
 
 def on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
@@ -120,8 +148,7 @@ class Run:
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.done()
-        cores = len(os.sched_getaffinity(0)) // process.local_world_size
-        self.workers = 1 if encoder.device.type == "cuda" else workers or max(1, cores)
+        self.workers = 1 if encoder.device.type == "cuda" else workers or cores()
 
     def work(self) -> None:
         """Embed every batch that is neither done nor another process's.
@@ -196,9 +223,9 @@ class Run:
     def _sync(self) -> None:
         """First the values reach the disk, then the journal says so."""
         for handle in self.handles:
-            os.fdatasync(handle)
+            sync(handle)
         os.write(self.log, np.array(self.pending, dtype="<i8").tobytes())
-        os.fdatasync(self.log)
+        sync(self.log)
         self.pending.clear()
         self.synced = time.monotonic()
 

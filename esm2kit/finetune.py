@@ -5,7 +5,6 @@ batch, so gradients and curves do not know how many devices or micro-batches the
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from esm2kit.parallel import (
     make_strategy,
 )
 from esm2kit.provenance import provenance, write_json
+from esm2kit.ranks import local_rank
 from esm2kit.tasks import TaskData, load_task
 from esm2kit.training_log import TrainingLog, read_metrics
 from esm2kit.training_state import (
@@ -279,7 +279,7 @@ def column_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the head reads, over train: two (D,) float32; 1 where nothing varies."""
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
     count, mean_D, squares_D = 0, torch.zeros(spec.embed_dim).double(), torch.zeros(spec.embed_dim).double()
     for rows_ND in _rows_of_train(encoder, last, proteins, config, spec):

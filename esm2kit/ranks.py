@@ -13,6 +13,36 @@ def rank() -> int:
     return int(os.environ[SLURM]) if is_worker() else 0
 
 
+def world_size() -> int:
+    """How many workers there are; 1 where there are no others."""
+    if TORCHRUN in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    return _srun_tasks() if is_worker() else 1
+
+
+def local_rank() -> int:
+    """This process's rank among the workers of its node, which is also the number of its GPU."""
+    if TORCHRUN in os.environ:
+        return int(os.environ[TORCHRUN])
+    return int(os.environ.get("SLURM_LOCALID", "0")) if is_worker() else 0
+
+
 def is_worker() -> bool:
     """Whether torchrun or srun started this process as one of several."""
-    return TORCHRUN in os.environ or (SLURM in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+    return TORCHRUN in os.environ or (SLURM in os.environ and _srun_tasks() > 1)
+
+
+def cores() -> int:
+    """Cores that are this process's share of its node, at least 1."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if TORCHRUN in os.environ:
+        return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if is_worker():  # srun may have bound each task to its own cores, or shown all of them to every task
+        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", seen))
+        seen = min(seen, on_node // -(-world_size() // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))))
+    return max(1, seen)
+
+
+def _srun_tasks() -> int:
+    # of the step, which srun alone sets: an sbatch script has SLURM_PROCID 0 and the job's SLURM_NTASKS without it
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

@@ -5,6 +5,7 @@ import errno
 import gzip
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -349,11 +350,19 @@ result = embed(EmbedConfig(fasta, out, model=model, per_residue=True, batch_toke
 """
 
 
-def start(command: list[str], arguments: list[object]) -> subprocess.Popen:
+def start(command: list[str], arguments: list[object], more: dict[str, str] | None = None) -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= more or {}
     return subprocess.Popen(
         [*command, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def srun_task(number: int, port: int) -> dict[str, str]:
+    """What srun tells one of two tasks on a node."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    task = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_CPUS_ON_NODE": "2"}
+    return step | task | {"MASTER_PORT": str(port)}
 
 
 def test_killed_twice_and_interrupted_it_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
@@ -401,6 +410,28 @@ def test_two_processes_share_the_work_and_write_one_file(model: Path, tmp_path: 
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert output.count("InputError:") >= 2, "a fault of the input ends every process, with its one line"
+
+
+def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 40))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(script)]
+    tasks = [start(command, [fasta, tmp_path / "two", model, 0], srun_task(number, port)) for number in range(2)]
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert all("embedded 400 of 400 residues" in output for output in outputs), "each task does its share"
+    one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128))
+    assert_same_files(tuple(tmp_path / "two" / path.name for path in one.files), one.files)
+
+    script.write_text("from esm2kit import embed_run\nembed_run.MEET_SECONDS = 0.5\n" + SCRIPT)
+    alone = start(command, [fasta, tmp_path / "alone", model, 0], srun_task(0, port))
+    output = alone.communicate(timeout=120)[0]
+    assert "InputError: the 2 tasks of srun do not meet at localhost" in output
+    assert alone.returncode != 0
 
 
 def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:

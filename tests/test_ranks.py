@@ -1,0 +1,53 @@
+"""Workers know who they are, whether torchrun or srun started them, and nobody else takes himself for one."""
+
+import os
+
+import pytest
+
+from esm2kit import ranks
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+SRUN |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "16"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name in TORCHRUN or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+
+
+def said() -> tuple[bool, int, int, int, int]:
+    return ranks.is_worker(), ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.cores()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (False, 0, 1, 0, 16)),
+        (TORCHRUN, (True, 5, 8, 1, 4)),
+        (SRUN, (True, 5, 8, 1, 4)),
+        (SRUN | TORCHRUN | {"RANK": "2"}, (True, 2, 8, 1, 4)),  # torchrun inside an srun task has the last word
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, (False, 0, 1, 0, 16)),
+        # a plain command in an sbatch script of 8 tasks
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, (False, 0, 1, 0, 16)),
+    ],
+)
+def test_who_this_process_is(environment: dict[str, str], expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert said() == expected
+
+
+def test_cores_that_srun_bound_are_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
+    assert ranks.cores() == 4
+
+
+def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert ranks.cores() == os.cpu_count()
