@@ -24,7 +24,7 @@ from esm2kit.embed_plan import Table, read_plan, write_plan
 from esm2kit.embed_run import DISK_FULL, Process, Run, join, on_rank_0, only_one
 from esm2kit.embeddings import Row, Skeleton, create
 from esm2kit.errors import InputError
-from esm2kit.fasta import fasta_files
+from esm2kit.fasta import bare_name, fasta_files
 from esm2kit.inference import Encoder
 from esm2kit.provenance import fsync, provenance
 from esm2kit.weights import load_model
@@ -41,7 +41,7 @@ class EmbedConfig:
     Args:
         fasta: FASTA file (plain, .gz or .zst), several of them, or a folder; ids must tell different sequences apart.
         out_dir: folder for `<name>_embeddings.h5` (per protein) and `<name>_hiddens.h5` (per residue).
-        name: what the files are called; the first FASTA's name without its suffixes if not given.
+        name: what the files are called; the first FASTA's, less .fasta (.fa, .faa, .fas), .gz, .zst, if not given.
         model: official name, hub repository, fair-esm .pt, Hugging Face folder, or our checkpoint.
         repr_layers: layers to keep, 0 (the embedding) to num_layers; negative ones count from the last.
         per_protein: write the mean over the residues' vectors.
@@ -60,7 +60,7 @@ class EmbedConfig:
         device: auto takes a GPU if there is one.
         workers: single-thread workers on the CPU; one a core if not given.
         batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
-        restart: throw an unfinished run of the same name away, whatever its settings.
+        restart: throw an unfinished run of the same name away and replace finished files, whatever their settings.
     """
 
     fasta: Path | list[Path]
@@ -117,11 +117,15 @@ class EmbedResult(NamedTuple):
     files: tuple[Path, ...]
 
 
-def embed(config: EmbedConfig) -> EmbedResult:
-    """Embed every protein of a FASTA.
+def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
+    """Embed every protein of a FASTA; what is there from the same input, model and settings is left as it is.
 
+    Args:
+        config: every process is given the same.
+        replace: what is there from other settings gives way, as with restart, but what is there from the same is kept:
+            for a folder that the caller owns.
     Returns: the files written, by all processes the same.
-    Raises: InputError in one line for bad input, an unfinished run of other settings, or a full disk.
+    Raises: InputError in one line for bad input, files or an unfinished run of other settings, or a full disk.
     """
     process = join()
     files = fasta_files(config.fasta)
@@ -130,11 +134,13 @@ def embed(config: EmbedConfig) -> EmbedResult:
     encoder = Encoder(model, config.precision, device)
     outputs = _outputs(config, encoder)
     batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
-    name = config.name or files[0].name.split(".")[0]
+    name = config.name or bare_name(files[0])
     folder = Path(config.out_dir) / f"{name}_embed.part"
     targets = [Path(config.out_dir) / f"{name}_{output.file}.h5" for output in outputs]
     with only_one(folder, process):
-        finished = on_rank_0(process, lambda: _prepare(config, files, source, outputs, targets, folder, batch_tokens))
+        finished = on_rank_0(
+            process, lambda: _prepare(config, files, source, outputs, targets, folder, batch_tokens, replace)
+        )
         table_size = finished
         if finished is None:
             table = Table(folder)
@@ -194,7 +200,7 @@ def _settings(
 
 def _prepare(
     config: EmbedConfig, files: list[Path], source: dict[str, Any], outputs: list[Output], targets: list[Path],
-    folder: Path, batch_tokens: int,
+    folder: Path, batch_tokens: int, replace: bool,
 ) -> int | None:  # fmt: skip
     """Take up an unfinished run, or begin one: read the FASTA, make the table and the skeletons.
 
@@ -203,23 +209,23 @@ def _prepare(
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": source["sha256"]}
     manifest = provenance("embed", config, inputs) | {"model": source}
-    settings = _settings(config, manifest, outputs, batch_tokens)
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    settings = json.dumps(_settings(config, manifest, outputs, batch_tokens), sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(settings.encode()).hexdigest()
     plan = None if config.restart else read_plan(folder)
-    if plan and plan["settings"] != json.loads(json.dumps(settings, default=str)):
-        theirs = plan["settings"]
-        differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
-        raise InputError(
-            f"{folder} holds an unfinished run with another {', '.join(differing)}: set restart to throw it away, or "
-            "give another name"
-        )
+    if plan and (differing := _differing(settings, json.dumps(plan["settings"]))):
+        if not replace:
+            raise InputError(
+                f"{folder} holds an unfinished run with another {', '.join(differing)}: set restart to throw it away, "
+                "or give another name"
+            )
+        plan = None
     if plan:
         if plan["published"]:  # killed while the files moved to their places
             _publish(folder, targets, outputs)
             return plan["num_proteins"]
         logger.info("going on with the unfinished run in %s", folder)
         return None
-    if not config.restart and (done := _finished(targets, fingerprint)) is not None:
+    if not config.restart and (done := _finished(targets, settings, fingerprint, replace)) is not None:
         logger.info("%s is there already, from the same input, model and settings", targets[0])
         return done
     shutil.rmtree(folder, ignore_errors=True)
@@ -238,10 +244,11 @@ def _prepare(
             "max_residues": config.max_residues,
             "versions": json.dumps(manifest["versions"]),
             "provenance": json.dumps(manifest),
+            "settings": settings,
             "fingerprint": fingerprint,
         }
         _make_files(config, table, outputs, folder, attributes)
-        plan = {"settings": settings, "num_proteins": len(table), "published": False}
+        plan = {"settings": json.loads(settings), "num_proteins": len(table), "published": False}
         write_plan(folder, plan)
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -254,17 +261,30 @@ def _prepare(
     return None
 
 
-def _finished(targets: list[Path], fingerprint: str) -> int | None:
-    """The number of proteins, if every target is there and came from these very settings."""
-    number = None
-    for target in targets:
-        if not (target.is_file() and h5py.is_hdf5(target)):
-            return None
-        with h5py.File(target, "r") as file:
-            if file.attrs.get("fingerprint") != fingerprint:
-                return None
-            number = int(file.attrs["num_proteins"])
-    return number
+def _differing(settings: str, theirs: str) -> list[str]:
+    """Names of the settings in which two runs differ."""
+    ours, other = json.loads(settings), json.loads(theirs)
+    return sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
+
+
+def _finished(targets: list[Path], settings: str, fingerprint: str, replace: bool) -> int | None:
+    """The number of proteins, if every target is there and came from these very settings.
+
+    Raises: InputError for a target of other settings, unless it may be replaced.
+    """
+    numbers = []
+    for target in filter(Path.exists, targets):
+        attributes: dict[str, Any] = {}
+        if h5py.is_hdf5(target):
+            with h5py.File(target, "r") as file:
+                attributes = dict(file.attrs)
+        if attributes.get("fingerprint") == fingerprint:
+            numbers.append(int(attributes["num_proteins"]))
+        elif not replace:
+            differing = _differing(settings, attributes["settings"]) if "settings" in attributes else []
+            made = f"with another {', '.join(differing)}" if differing else "from something else"
+            raise InputError(f"{target} is there already, made {made}: set restart to replace it, or give another name")
+    return numbers[0] if len(numbers) == len(targets) else None
 
 
 def _make_files(

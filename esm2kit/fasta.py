@@ -69,6 +69,15 @@ def fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     return files
 
 
+def bare_name(path: Path) -> str:
+    """A FASTA file's name without what says that it is one: `my.liver.fasta.gz` is `my.liver`."""
+    name = Path(path).name
+    for suffixes in (COMPRESSED[1:], SUFFIXES):
+        suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
+        name = name[: len(name) - len(suffix)] or name
+    return name
+
+
 def read_fasta(path: Path) -> Iterator[Record]:
     """The records of a FASTA file, in order.
 

@@ -83,7 +83,8 @@ def embed_task(
             dtype="float16" if per_residue else "float32",
             layout="packed",
             device=device,
-        )
+        ),
+        replace=True,
     )
     return result.hiddens if per_residue else result.embeddings
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import gzip
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -259,9 +260,30 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
         assert embed(config) == result
     assert result.embeddings.stat().st_mtime_ns == made
     assert "is there already, from the same input, model and settings" in caplog.text
-    embed(dataclasses.replace(config, untrained_seed=3))
-    assert result.embeddings.stat().st_mtime_ns > made, "other settings, another file"
+    other = dataclasses.replace(config, untrained_seed=3)
+    told = f"{result.embeddings} is there already, made with another model, untrained_seed: set restart to replace it"
+    with pytest.raises(InputError, match=re.escape(told)):
+        embed(other)
+    assert result.embeddings.stat().st_mtime_ns == made
+    embed(dataclasses.replace(other, restart=True))
     assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small_untrained"
+    embed(config, replace=True)  # as by a caller who owns the folder
+    assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small"
+    made = result.embeddings.stat().st_mtime_ns
+    embed(config, replace=True)
+    assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
+
+
+def test_files_whose_names_begin_alike_do_not_meet_and_strangers_are_left_alone(model: Path, tmp_path: Path) -> None:
+    for name in ("liver", "heart"):
+        made = embed(EmbedConfig(write_fasta(tmp_path / f"my.{name}.fa", {name: "MKT"}), tmp_path, model=str(model)))
+        assert made.embeddings == tmp_path / f"my.{name}_embeddings.h5"
+    (tmp_path / "mine_embeddings.h5").write_text("something of my own")
+    with pytest.raises(
+        InputError, match=r"mine_embeddings\.h5 is there already, made from something else: set restart"
+    ):
+        embed(EmbedConfig(tmp_path / "my.liver.fa", tmp_path, name="mine", model=str(model)))
+    assert (tmp_path / "mine_embeddings.h5").read_text() == "something of my own"
 
 
 def test_a_full_disk_leaves_a_run_that_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

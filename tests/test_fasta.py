@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from esm2kit.alphabet import RESIDUE_LETTERS
 from esm2kit.errors import InputError
-from esm2kit.fasta import MAX_RESIDUES, FastaReader, Record, fasta_files, read_fasta
+from esm2kit.fasta import MAX_RESIDUES, FastaReader, Record, bare_name, fasta_files, read_fasta
 
 PACK = {"plain": bytes, "gzip": gzip.compress, "zstd": zstandard.ZstdCompressor(write_checksum=True).compress}
 
@@ -204,3 +204,18 @@ def test_real_sequences_as_biopython_reads_them(shared_data):
     records = list(read_fasta(path))
     assert len(records) == 19_504
     assert records == by_biopython(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [
+        ("my.liver.fasta", "my.liver"),
+        ("a.FA.gz", "a"),
+        ("x/a.b.faa.zst", "a.b"),
+        ("uniref50", "uniref50"),
+        ("a.v2", "a.v2"),
+        (".fasta", ".fasta"),
+    ],
+)
+def test_bare_names_lose_only_what_says_fasta(name: str, bare: str) -> None:
+    assert bare_name(Path(name)) == bare
