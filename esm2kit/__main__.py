@@ -122,6 +122,9 @@ def parse(config_class: type, program: str, arguments: list[str]) -> Any:
     known = [field.name for field in dataclasses.fields(config_class)]
     if {"from_notebook", "parameters"} <= set(known):
         arguments = [SHORT_FORMS.get(argument, argument) for argument in arguments]
+    arguments = _switched_on(
+        arguments, [field.name for field in dataclasses.fields(config_class) if field.type is bool]
+    )
     for argument in arguments:
         key = argument.removeprefix("--").split("=", 1)[0].removesuffix("+")
         if argument.startswith("--") and key.split(".")[0] not in (*known, "config", "help", "print_config"):
@@ -132,6 +135,15 @@ def parse(config_class: type, program: str, arguments: list[str]) -> Any:
         raise InputError(f"{program}: {' '.join(str(error).split())}") from error
     parsed.pop("config", None)
     return config_class(**{name: parsed[name] for name in known})
+
+
+def _switched_on(arguments: list[str], switches: list[str]) -> list[str]:
+    """A switch without a value is on: `--resume` is `--resume=true`."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument.removeprefix("--") in switches and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def summarise(result: Any) -> str:

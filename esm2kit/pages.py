@@ -15,6 +15,8 @@ table { border-collapse: collapse; width: 100%; } th, td { text-align: left; pad
 border-bottom: 1px solid var(--line); } a { color: var(--link); } th button { font: inherit; font-weight: 600; background: none;
 border: 0; padding: 0; cursor: pointer; color: inherit; } th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; } .failed { color: light-dark(#b3261e, #f2b8b5); font-weight: 600; }
+h2 { margin: 2rem 0 .4rem; font-size: 1.15rem; } th[scope=row] { font-weight: normal; } .wide { overflow-x: auto; }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; } td:first-child { white-space: nowrap; }
 code, .num { font-variant-numeric: tabular-nums; } .small { font-size: .85em; opacity: .8; }
 """
 SORT = """
@@ -41,13 +43,24 @@ RUN = """<p>Tier {{ manifest.tier }}, started {{ manifest.created }}, commit <co
 <td>{% for key, value in (entry.figures or {}).items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
 <td>{% for key, item in (entry.made or {}).items() %}<a href="{{ item.path | relative }}">{{ key }}</a><br>{% endfor %}</td></tr>
 {% endfor %}</tbody></table>"""
-RUNS = """<table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Seconds", "Figures") %}
+RUNS = """<p>Click a heading, or press Enter on it, to sort. <code>esm2kit runs A B</code> compares two runs,
+<code>esm2kit rerun A</code> repeats one.</p>
+<h2>Runs</h2><table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Minutes", "Commit", "Reports") %}
 <th scope="col"><button type="button">{{ head }}</button></th>{% endfor %}</tr></thead><tbody>
-{% for name, manifest, status, seconds, figures in rows %}<tr><td><a href="{{ name }}/index.html">{{ name }}</a></td>
-<td>{{ manifest.tier }}</td><td class="{{ status }}">{{ status }}</td><td>{{ manifest.created }}</td>
-<td class="num" data-key="{{ seconds }}">{{ "%.0f" | format(seconds) }}</td>
-<td>{% for key, value in figures.items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td></tr>
-{% endfor %}</tbody></table><script>{{ sort }}</script>"""
+{% for name, manifest in runs.items() %}<tr><td><a href="{{ name }}/index.html">{{ name }}</a></td>
+<td>{{ manifest.tier }}</td><td class="{{ manifest.status }}">{{ manifest.status }}</td>
+<td class="num">{{ manifest.created[:16] | replace("T", " ") }}</td>
+<td class="num" data-key="{{ manifest.seconds }}">{{ "%.1f" | format(manifest.seconds / 60) }}</td>
+<td><code>{{ (manifest.git_commit or "none")[:10] }}</code></td>
+<td>{% for key, path in reports[name].items() %}<a href="{{ path }}">{{ key }}</a><br>{% endfor %}</td></tr>
+{% endfor %}</tbody></table>
+<h2>Figures</h2><p>The last {{ columns | length }} runs side by side.</p>
+<div class="wide"><table><thead><tr><th scope="col"><button type="button">Figure</button></th>
+{% for name in columns %}<th scope="col"><button type="button">{{ name }}</button></th>{% endfor %}</tr></thead><tbody>
+{% for figure, values in figures.items() %}<tr><th scope="row">{{ figure }}</th>
+{% for value in values %}<td class="num" data-key="{{ value if value is not none else "" }}">{% if value is not none %}{{ value | figure }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div><script>{{ sort }}</script>"""
+COLUMNS = 6
 
 
 def run_page(name: str, manifest: dict[str, Any]) -> str:
@@ -57,14 +70,27 @@ def run_page(name: str, manifest: dict[str, Any]) -> str:
 
 def runs_page(folder: Path) -> Path:
     """Write `<folder>/index.html` over all runs in it, newest first; returns its path."""
-    rows = [
-        (name, manifest, manifest["status"], manifest["seconds"], figures_of(manifest))
-        for name, manifest in read_runs(folder).items()
-    ]
+    runs = read_runs(folder)
+    columns = list(runs)[:COLUMNS]
+    named = {name: figures_of(runs[name]) for name in columns}
+    figures = {figure: [named[name].get(figure) for name in columns] for name in columns for figure in named[name]}
+    reports = {name: _reports(folder / name, manifest) for name, manifest in runs.items()}
     index = folder / "index.html"
     with atomic_path(index) as part:
-        part.write_text(_page("esm2kit runs", RUNS, rows=rows, sort=SORT))
+        part.write_text(
+            _page("esm2kit runs", RUNS, runs=runs, columns=columns, figures=figures, reports=reports, sort=SORT)
+        )
     return index
+
+
+def _reports(run: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """The HTML pages a run's notebooks made: name -> link from the page over all runs."""
+    made = {
+        key: str(item["path"]).split(f"/{run.name}/", 1)[-1]
+        for entry in manifest["notebooks"].values()
+        for key, item in entry.get("made", {}).items()
+    }
+    return {key: f"{run.name}/{path}" for key, path in made.items() if path.endswith(".html") and (run / path).exists()}
 
 
 def _page(title: str, template: str, run: str = "", **values: Any) -> str:

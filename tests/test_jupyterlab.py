@@ -21,6 +21,7 @@ import pytest
 import requests
 
 from esm2kit.checkpoint import read_metadata
+from esm2kit.pages import runs_page
 from esm2kit.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretrain import PretrainConfig, pretrain
 
@@ -287,3 +288,36 @@ def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clo
     step = json.loads((clone / "work" / "pretrain" / "pretrain.json").read_text())["step"]
     assert 0 < step < SMALL["02_pretrain"]["max_steps"]
     assert read_metadata(clone / "work" / "pretrain" / "checkpoints" / "last.safetensors")["step"] == step
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_over_all_runs_sorts_by_keyboard_and_fetches_nothing(browser: Any, tmp_path: Path, theme: str) -> None:
+    for name, loss, seconds in (("a-20260101-000000", 2.5, 90.0), ("b-20260102-000000", 3.5, 600.0)):
+        report = tmp_path / name / "artefacts" / "report.html"
+        report.parent.mkdir(parents=True)
+        report.write_text("<p>report</p>")
+        entry = {"status": "done", "seconds": seconds, "parameters": {}, "figures": {"loss": loss}}
+        entry["made"] = {"report": {"path": str(report)}}
+        manifest = {"tier": name[0], "created": f"2026-01-0{1 + (name[0] == 'b')}T00:00:00", "git_commit": "0" * 40}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest | {"notebooks": {"02_pretrain": entry}}))
+    page = browser.new_page(color_scheme=theme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(runs_page(tmp_path).as_uri())
+    first = page.locator("tbody").first.locator("tr td:first-child")
+    assert first.all_inner_texts() == ["b-20260102-000000", "a-20260101-000000"]
+    for _ in range(5):  # Run, Tier, Status, Started, Minutes
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert first.all_inner_texts() == ["a-20260101-000000", "b-20260102-000000"], "1.5 minutes come before 10"
+    assert page.locator("th[aria-sort=ascending]").inner_text().startswith("Minutes")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"runs-{theme}.png")
+    background, ink = page.evaluate("[getComputedStyle(document.documentElement), getComputedStyle(document.body)]"
+                                    ".map((style, at) => at ? style.color : style.colorScheme)")  # fmt: skip
+    assert background == "light dark"
+    assert ink == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[theme]
+    assert all(url.startswith("file:") for url in asked)
+    page.get_by_role("link", name="report").first.click()
+    assert page.inner_text("body") == "report"
+    page.close()
