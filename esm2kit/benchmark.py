@@ -14,7 +14,7 @@ import torch
 
 from esm2kit.baselines import baseline_names, fit_baseline
 from esm2kit.compare import compare
-from esm2kit.download import download_flip
+from esm2kit.download import download_flip, obtainable
 from esm2kit.errors import InputError
 from esm2kit.features import Fitted, ProbeConfig, ProbeName
 from esm2kit.flip import PUBLISHED, TASKS, Target
@@ -39,8 +39,8 @@ class BenchmarkConfig:
 
     Args:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
-        tasks: several at once, separated by commas, or "all" of FLIP's; each gets its folder in out_dir, and a
-            comparison page joins them. Replaces task.
+        tasks: several at once, separated by commas, or "all" of FLIP's to be had; each gets its folder in out_dir, and
+            a comparison page joins them. Replaces task.
         split: of the task; FLIP's default if not given.
         data_dir: folder of task folders: <data_dir>/<task>/<file>.
         download: fetch a FLIP task that data_dir lacks.
@@ -109,7 +109,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         return _benchmark_one(config)
     if config.split is not None:
         raise InputError(f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks")
-    names = list(TASKS) if config.tasks.strip() == "all" else [name.strip() for name in config.tasks.split(",")]
+    if config.tasks.strip() == "all":
+        names = obtainable(Path(config.data_dir))
+    else:
+        names = [name.strip() for name in config.tasks.split(",")]
     folders, failed = [], {}
     for place, name in enumerate(names, 1):
         logger.info("task %d of %d: %s", place, len(names), name)

@@ -18,13 +18,13 @@ class CatalogueConfig:
     """Fetch weights or FLIP tasks, checked; without a name, list what there is.
 
     Args:
-        what: nothing (list), a model's name, `flip` (every task) or `flip/<task>`.
+        what: nothing (list), a model's name, `flip` (every task), `flip <task>` or `flip/<task>`.
         split: of the FLIP task; its default if not given, every one if "all".
         data_dir: folder of FLIP's task folders.
         verify: load the fetched model once, so that every tensor is known to be there and of its size.
     """
 
-    what: str | None = None
+    what: str | list[str] | None = None
     split: str | None = None
     data_dir: Path = Path("flip")
     verify: bool = True
@@ -36,21 +36,22 @@ def catalogue(config: CatalogueConfig) -> str:
     Returns: lines for a person: the list, or where the files are.
     Raises: InputError for a name that is neither, and whatever keeps the files from arriving.
     """
-    if config.what is None:
+    what = config.what if isinstance(config.what, str) else "/".join(config.what or [])
+    if not what:
         return _listing(config.data_dir)
-    kind, _, task = config.what.partition("/")
+    kind, _, task = what.partition("/")
     if kind == "flip":
         files = download(DownloadConfig(task or "all", config.split, config.data_dir))
         return "\n".join(str(file) for file in files)
-    if config.what in TASKS:
-        raise InputError(f"{config.what} is a FLIP task: `esm2kit download flip/{config.what}`")
-    if config.what not in SIZES and "/" not in config.what:
-        raise InputError(f"{config.what} is no model and not flip; choose flip, owner/name or of {', '.join(SIZES)}")
-    folder, revision = fetch(config.what)
+    if what in TASKS:
+        raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`")
+    if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
+        raise InputError(f"{what} is no model and not flip; choose flip, owner/name or of {', '.join(SIZES)}")
+    folder, revision = fetch(what)
     if config.verify:
-        model, source = load_model(config.what)
-        logger.info("%s: %d parameters, sha256 %s", config.what, model.config.num_parameters, source["sha256"])
-    return f"{config.what} at revision {revision}: {folder}"
+        model, source = load_model(what)
+        logger.info("%s: %d parameters, sha256 %s", what, model.config.num_parameters, source["sha256"])
+    return f"{what} at revision {revision}: {folder}"
 
 
 def _listing(data_dir: Path) -> str:
@@ -59,7 +60,7 @@ def _listing(data_dir: Path) -> str:
         parameters = size.num_parameters
         shape, megabytes = f"{size.num_layers} layers x {size.embed_dim}", 4 * parameters / 1e6
         lines.append(f"  {name:<22} {shape:<18} {parameters / 1e6:>8,.1f}M  {megabytes:>9,.0f} MB in float32")
-    lines.append("FLIP tasks (esm2kit download flip/<task>, or flip for all):")
+    lines.append("FLIP tasks (esm2kit download flip <task>, or flip for all):")
     for name, task in TASKS.items():
         here = "here" if (data_dir / name).is_dir() else ""
         lines.append(f"  {name:<23} {task.level} {task.target}, {task.licence}  {here}".rstrip())

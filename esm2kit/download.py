@@ -19,7 +19,7 @@ import requests
 import urllib3
 
 from esm2kit.errors import InputError
-from esm2kit.flip import TASKS, find_split
+from esm2kit.flip import TASKS, Task, find_split
 from esm2kit.flip_files import check_zip, find_source
 from esm2kit.provenance import fsync, sha256_file
 
@@ -32,7 +32,8 @@ FILE_MIRRORS = (
     "http://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
 )
 ZIP_MIRRORS = (f"https://raw.githubusercontent.com/J-SNACKKB/FLIP/{COMMIT}/splits/{{folder}}/splits.zip",)
-# (task, file) -> bytes and SHA-256, of FLIP's repository at that commit; files not listed are checked by size alone.
+# (task, file) -> bytes and SHA-256, of FLIP's repository at that commit. A file not listed must only be as long as its
+# server says; an archive is checked by its own checksums too.
 KNOWN: dict[tuple[str, str], tuple[int, str]] = {
     ("bind", "from_publication.fasta"): (288_188, "8b000abee7f98633cdf3683aa9ef9311ddddd41c1be9845992c2af5f8a550e4d"),
     ("bind", "one_vs_many.fasta"): (289_532, "00c885369dcb92f2c9cee4a645ed4b8a23a135cf9a05ef5760916592133a3226"),
@@ -113,7 +114,8 @@ def download(config: DownloadConfig) -> list[Path]:
     if config.task != "all":
         return download_flip(config.task, config.data_dir, config.split)
     files, failed = [], []
-    for task in TASKS:
+    tasks = obtainable(config.data_dir)
+    for task in tasks:
         try:
             files += download_flip(task, config.data_dir, config.split)
         except InputError as error:
@@ -121,9 +123,29 @@ def download(config: DownloadConfig) -> list[Path]:
             failed.append(task)
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(TASKS)} tasks could not be fetched ({', '.join(failed)}); see the lines above"
+            f"{len(failed)} of {len(tasks)} tasks could not be fetched ({', '.join(failed)}); see the lines above"
         )
     return files
+
+
+def obtainable(data_dir: Path) -> list[str]:
+    """FLIP's tasks, less those that its server no longer has and data_dir lacks; the log names them."""
+    tasks = []
+    for name, spec in TASKS.items():
+        if spec.folder and _absent(_wanted(spec, list(spec.splits)), Path(data_dir) / name):
+            logger.info("%s is left out: its files are no longer on FLIP's server and not in %s", name, data_dir)
+        else:
+            tasks.append(name)
+    return tasks
+
+
+def _wanted(spec: Task, splits: list[str]) -> dict[str, tuple[str, ...]]:
+    """Files of a task, and the names each may go by."""
+    return {name: (name,) for name in spec.files} | {f"{s}.fasta": (f"{s}.fasta", f"{s}.csv") for s in splits}
+
+
+def _absent(wanted: dict[str, tuple[str, ...]], folder: Path) -> list[str]:
+    return [name for name, forms in wanted.items() if not (folder.is_dir() and find_source(folder, forms))]
 
 
 def download_flip(
@@ -151,8 +173,8 @@ def download_flip(
     spec = TASKS[task]
     splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
     folder = Path(data_dir) / task
-    wanted = {name: (name,) for name in spec.files} | {f"{s}.fasta": (f"{s}.fasta", f"{s}.csv") for s in splits}
-    absent = [name for name, forms in wanted.items() if not (folder.is_dir() and find_source(folder, forms))]
+    wanted = _wanted(spec, splits)
+    absent = _absent(wanted, folder)
     if absent and spec.folder:  # the files the server ships under this name are another test set
         raise InputError(
             f"{task} is no longer on FLIP's server, which ships {spec.folder} with another test set; place "

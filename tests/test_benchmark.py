@@ -239,6 +239,19 @@ def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path
     assert (tmp_path / "comparison.html").is_file()
 
 
+def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(config):
+        asked.append(config.task)
+        raise InputError("no network")
+
+    monkeypatch.setattr(stage, "_benchmark_one", refuse)
+    with pytest.raises(InputError, match="gb1: no network"):
+        benchmark(BenchmarkConfig(tasks="all", data_dir=tmp_path, out_dir=tmp_path / "out"))
+    assert asked == [task for task in stage.TASKS if task != "secondary_structure_648"]
+
+
 def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
     with pytest.raises(InputError, match=r"2 of 3 tasks are done.*nothing: unknown task"):
         run(tasks, model, tmp_path, tasks="share,nothing,rich", baselines=[], untrained=False)

@@ -209,6 +209,20 @@ def test_the_older_test_set_cannot_be_fetched_by_its_newer_name(tmp_path):
         download_flip("secondary_structure_648", tmp_path)
 
 
+def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch, caplog):
+    asked = []
+    monkeypatch.setattr(download, "download_flip", lambda task, *_: asked.append(task) or [])
+    with caplog.at_level("INFO", logger="esm2kit"):
+        assert download.download(DownloadConfig(data_dir=tmp_path)) == []
+    assert asked == [task for task in download.TASKS if task != "secondary_structure_648"]
+    assert "secondary_structure_648 is left out: its files are no longer on FLIP's server" in caplog.text
+    (tmp_path / "secondary_structure_648").mkdir()
+    for name in ("sampled.fasta", "sequences.fasta", "resolved.fasta"):
+        assert "secondary_structure_648" not in download.obtainable(tmp_path)
+        (tmp_path / "secondary_structure_648" / name).write_text(">a\nMKT\n")
+    assert download.obtainable(tmp_path) == list(download.TASKS), "files placed by hand are as good as any"
+
+
 def test_an_unknown_task_is_named_before_anything_is_fetched(tmp_path):
     with pytest.raises(InputError, match="unknown FLIP task 'gb2'"):
         download.download(DownloadConfig(task="gb2", data_dir=tmp_path))
