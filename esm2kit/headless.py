@@ -118,7 +118,7 @@ def _signs_of_life(notebook: str, began: float) -> Iterator[None]:
         shown = began
 
         def emit(self, message: logging.LogRecord) -> None:
-            lines = [line for line in message.getMessage().splitlines() if line.strip(" -")]
+            lines = [line for line in message.getMessage().splitlines() if line.strip(" -") and line[0] != "<"]
             if message.getMessage().startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
                 return
             if lines and time.monotonic() - self.shown > SECONDS_BETWEEN_SIGNS:

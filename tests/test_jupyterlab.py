@@ -48,6 +48,7 @@ SMALL = {
 }  # fmt: skip
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/themes": {"adaptive-theme": True},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 

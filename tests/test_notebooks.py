@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 
+from esm2kit.errors import InputError
 from esm2kit.runs import RunConfig, known_parameters, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,15 +150,19 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of all notebooks, from nothing, at parameters that take seconds."""
-    root = tmp_path_factory.mktemp("clone")
+def clone(root: Path) -> Path:
+    """A folder like a fresh clone, with a tier that takes seconds."""
     (root / "papermill_runs").mkdir()
     for name in ("notebooks", "data"):
         (root / name).symlink_to(ROOT / name)
-    tier = root / "papermill_runs" / "tiny.yaml"
-    tier.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    (root / "papermill_runs" / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return root
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of all notebooks, from nothing, at parameters that take seconds."""
+    root = clone(tmp_path_factory.mktemp("clone"))
     run(RunConfig(tier="tiny", root=root))
     return next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
 
@@ -214,6 +219,12 @@ def test_every_figure_has_a_caption_and_alternative_text(executed: Path, name: s
     assert len(page.alternatives) >= len(figures)
     vague = [text for text in page.alternatives if len(text) < 20 or text == "No description has been provided"]
     assert not vague, f"images without a description: {vague}"
+
+
+@pytest.mark.parametrize(("name", "maker"), [("02_pretrain", "01_preprocess"), ("04_benchmark", "02_pretrain")])
+def test_alone_a_notebook_says_which_one_makes_what_it_lacks(tmp_path: Path, name: str, maker: str) -> None:
+    with pytest.raises(InputError, match=f"{name} failed in cell .*: InputError: .* is not there: run {maker} first"):
+        run(RunConfig(tier="tiny", root=clone(tmp_path), only=name))
 
 
 def test_the_run_says_what_it_made(executed: Path) -> None:
