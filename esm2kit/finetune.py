@@ -4,6 +4,7 @@ As in pretraining one update is one item of the training set; its loss is the me
 batch, so gradients and curves do not know how many devices or micro-batches there were.
 """
 
+import fcntl
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from esm2kit.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.download import download_flip
 from esm2kit.errors import InputError
 from esm2kit.finetune_config import FinetuneConfig, settled
 from esm2kit.finetune_data import (
@@ -29,6 +31,7 @@ from esm2kit.finetune_heads import HeadSpec, LabelModel, check_head, rows_read
 from esm2kit.finetune_module import LabelTrainer, saved_tensors
 from esm2kit.finetune_report import write_finetune_report
 from esm2kit.finetuned import FILE, load_finetuned, load_head, save_merged, task_facts
+from esm2kit.flip import TASKS
 from esm2kit.hf_export import save_hf_classifier
 from esm2kit.inference import Encoder
 from esm2kit.lora import add_lora, load_adapters, weights_sha256
@@ -92,6 +95,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
     config.layout  # a contradiction is told before anything is read  # noqa: B018
+    if config.download and config.task in TASKS:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with open(out_dir / ".download.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank fetches; the others wait, and find the files there
+            download_flip(config.task, Path(config.data_dir), config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
         data = data.limited(config.limit)

@@ -35,6 +35,7 @@ class FinetuneConfig:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
         split: of the task; FLIP's default if not given.
         data_dir: folder of task folders: <data_dir>/<task>/<file>.
+        download: fetch a FLIP task that data_dir lacks.
         target: class or value, for a task of your own whose targets could be both.
         out_dir: checkpoints, metrics.csv, finetuned.safetensors, predictions and the report go here.
         model: where to begin: official name, fair-esm .pt, Hugging Face folder, or our checkpoint.
@@ -95,6 +96,7 @@ class FinetuneConfig:
     task: str = "secondary_structure"
     split: str | None = None
     data_dir: Path = Path("flip")
+    download: bool = True
     target: Target | None = None
     out_dir: Path = Path("finetune")
     model: str = "esm2_t6_8M_UR50D"

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -391,6 +392,25 @@ def test_a_head_of_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -
     finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "same", **given, max_steps=1, lr=1e-9)))
     heads = [load_finetuned(tmp_path / name).labels.head.weight_in for name in ("three", "same")]
     torch.testing.assert_close(*heads, rtol=0, atol=1e-6)
+
+
+def test_a_flip_task_is_fetched_where_it_is_absent(tmp_path, tasks, tiny, monkeypatch) -> None:
+    asked = []
+
+    def deliver(task: str, data_dir: Path, split: str | None) -> None:
+        asked.append((task, split))
+        (data_dir / task).mkdir(parents=True)
+        shutil.copy(tasks / "protein_value" / "own.fasta", data_dir / task / "two_vs_rest.fasta")
+
+    monkeypatch.setattr(stage, "download_flip", deliver)
+    given = {"data_dir": tmp_path / "flip", "split": "two_vs_rest", "max_steps": 1}
+    run = settings(tasks, tiny, tmp_path / "run", task="gb1") | given
+    with pytest.raises(InputError, match="gb1"):
+        finetune(FinetuneConfig(**run | {"download": False}))
+    assert not asked
+    assert finetune(FinetuneConfig(**run))["finished"]
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "own", task="protein_value", max_steps=1)))
+    assert asked == [("gb1", "two_vs_rest")], "a task of one's own is not looked for"
 
 
 @pytest.mark.parametrize(
