@@ -21,7 +21,7 @@ walkthrough: setup
 test: setup
 	@$(BIN)/lint-imports --config pyproject.toml
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb
