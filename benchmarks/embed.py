@@ -217,15 +217,12 @@ def fair_esm_model(options: argparse.Namespace):
     """fair-esm's model and alphabet, by its own loading."""
     from argparse import Namespace
 
+    import esm
     import torch
-
-    from esm2kit.weights import require_fair_esm
 
     torch.set_num_threads(options.threads)
     with torch.serialization.safe_globals([Namespace]):
-        model, alphabet = require_fair_esm().pretrained.load_model_and_alphabet_local(
-            options.folder / f"{options.model}.pt"
-        )
+        model, alphabet = esm.pretrained.load_model_and_alphabet_local(options.folder / f"{options.model}.pt")
     return model.eval(), alphabet
 
 

@@ -5,13 +5,11 @@ safetensors.
 """
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import requests
@@ -80,7 +78,7 @@ def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ES
 
     Args:
         model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
-            fair-esm .pt, a Hugging Face folder, or a checkpoint of `esm2kit pretrain` (the file, or its folder).
+            fair-esm .pt, a Hugging Face folder, a checkpoint of `esm2kit pretrain`, or its run's folder (the best).
         untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that tells what
             the training is worth. For an official name nothing is fetched then.
     Returns: the model, and {"name", "source", "format", "sha256"} (with untrained_seed, "untrained_seed" too).
@@ -109,6 +107,8 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
             return _load(found[0])
+        if (checkpoint := _of_run(path)) and (not found or path.name == "checkpoints"):
+            return _load(checkpoint)
         raise InputError(f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file")
     if path.suffix in (".pt", ".pth"):
         source = {"name": path.stem, "source": str(path), "format": "fair-esm", "sha256": sha256_file(path)}
@@ -119,6 +119,15 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
     if path.parent.name == "checkpoints":  # of a run: its folder and update say more than best or last
         name = f"{path.absolute().parent.parent.name}_step{metadata['step']}"
     return loaded, {"name": name, "source": str(path), "format": "esm2kit", "sha256": metadata["sha256"]}
+
+
+def _of_run(folder: Path) -> Path | None:
+    """The checkpoint that a pretraining run's folder, wherever it is now, stands for: its best, else its last."""
+    checkpoints = folder if folder.name == "checkpoints" else folder / "checkpoints"
+    names = ["last.safetensors"]
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a run that has not ended has not said which is its best
+        names.insert(0, Path(json.loads((checkpoints.parent / "pretrain.json").read_text())["best"]).name)
+    return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -244,28 +253,9 @@ def check_digest(path: Path, pinned: str | None = None) -> None:
     if expected is None or path.suffix not in (".safetensors", ".bin"):
         return
     found = sha256_file(path)
-    if found not in (expected, declared if pinned is None else pinned):
+    if found != expected:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise InputError(
             f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again"
         )
-
-
-def require_fair_esm() -> ModuleType:
-    """fair-esm's module `esm`, and not the other package of that name.
-
-    Raises: InputError if `esm` is EvolutionaryScale's (PyPI `esm`), which shadows fair-esm, or is not installed.
-    """
-    if importlib.util.find_spec("esm") is None:
-        raise InputError("fair-esm is not installed: pip install fair-esm==2.0.0")
-    owners = importlib.metadata.packages_distributions().get("esm", [])
-    if "esm" in owners:
-        version = importlib.metadata.version("esm")
-        raise InputError(
-            f"`import esm` finds PyPI's esm {version}, which takes fair-esm's place: pip uninstall -y esm, then "
-            "pip install --force-reinstall --no-deps fair-esm==2.0.0"
-        )
-    import esm
-
-    return esm

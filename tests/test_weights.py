@@ -1,7 +1,7 @@
 """Weights by name and by path: a small hub on this machine, its faults, and the true 8M where it can be fetched."""
 
 import hashlib
-import importlib.metadata
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +12,12 @@ import torch
 import yaml
 from huggingface_hub import constants
 
+from esm2kit.checkpoint import write_checkpoint
 from esm2kit.convert import save_fair_esm, save_hf
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
 from esm2kit.model import ESM2, SIZES, ESM2Config
-from esm2kit.weights import OFFICIAL, Official, fetch, load_model, require_fair_esm
+from esm2kit.weights import OFFICIAL, Official, fetch, load_model
 
 CONFIG = ESM2Config(2, 64, 4)
 REPO, COMMIT = "lab/esm2_small", "a" * 40
@@ -221,6 +222,27 @@ def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
             load_model(path)
 
 
+def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step, name in enumerate(("step=0000002-val_loss=2.5000", "step=0000004-val_loss=2.4000", "last")):
+        state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=step).state_dict().items()}
+        write_checkpoint(checkpoints / f"{name}.safetensors", state, {"model": CONFIG, "step": 2 + 2 * step})
+    assert load_model(tmp_path / "run")[1]["name"] == "run_step6", "no result yet: the last"
+    best = "elsewhere/checkpoints/step=0000004-val_loss=2.4000.safetensors"
+    (tmp_path / "run" / "pretrain.json").write_text(json.dumps({"best": best}))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    for folder in (moved, moved / "checkpoints"):
+        model, source = load_model(folder)
+        assert source["name"] == "moved_step4"
+        assert torch.equal(model.embed_tokens.weight, ESM2.initialised(CONFIG, seed=1).embed_tokens.weight)
+    next((moved / "checkpoints").glob("*2.4000*")).unlink()
+    assert load_model(moved)[1]["name"] == "moved_step6", "the best was removed: the last"
+    (moved / "checkpoints" / "last.safetensors").unlink()
+    assert load_model(moved / "checkpoints")[1]["name"] == "moved_step2", "the only one"
+    with pytest.raises(InputError, match=r"no config\.json and 0 \.safetensors files in it"):
+        load_model(moved)
+
+
 def test_untrained_has_the_architecture_and_the_seeds_weights(folder: Path) -> None:
     trained, _ = load_model(folder)
     untrained, source = load_model(folder, untrained_seed=7)
@@ -231,14 +253,6 @@ def test_untrained_has_the_architecture_and_the_seeds_weights(folder: Path) -> N
     assert not torch.equal(untrained.layers[0].fc1.weight, load_model(folder, untrained_seed=8)[0].layers[0].fc1.weight)
     named, _ = load_model("esm2_t6_8M_UR50D", untrained_seed=7)
     assert named.config == SIZES["esm2_t6_8M_UR50D"], "no download for what is random anyway"
-
-
-def test_the_other_package_named_esm_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hasattr(require_fair_esm(), "pretrained")
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"esm": ["esm", "fair-esm"]})
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "3.2.1")
-    with pytest.raises(InputError, match=r"`import esm` finds PyPI's esm 3\.2\.1, .*: pip uninstall"):
-        require_fair_esm()
 
 
 @pytest.mark.weights
