@@ -243,6 +243,6 @@ def test_the_page_over_all_runs_needs_no_network_and_sorts_by_button(root: Path)
     run(config(root, only="00"))
     page = (root / "papermill_runs" / "index.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<th scope") == page.count('<th scope="col"><button type="button">')
+    assert page.count('<th scope="col">') == page.count('<th scope="col"><button type="button">') > 6
     assert broken.name not in page
     assert json.loads((latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"
