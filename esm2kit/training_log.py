@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
 # between lines: seconds at first, then a share of the time so far, so that a long run's log stays readable
-SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.04
+SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
 
 
 class TrainingLog(Callback):
