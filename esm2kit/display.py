@@ -1,6 +1,7 @@
 """What a notebook shows: figures with captions, a stage's progress, a benchmark report as a chart and a sentence."""
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 
 from esm2kit import plots
 
+SECONDS_BETWEEN_LINES = 5.0
 CONSTANTS = ("majority", "mean")
 
 
@@ -27,14 +29,19 @@ def captioned(ax: Axes, caption: str) -> None:
 
 
 class _Printed(logging.Handler):
-    """Progress lines as ordinary output, where a notebook's reader looks for them."""
+    """Progress lines as ordinary output: one every few seconds, and every warning."""
+
+    shown = float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), flush=True)
+        now = time.monotonic()
+        if record.levelno >= logging.WARNING or now - self.shown > SECONDS_BETWEEN_LINES:
+            self.shown = now
+            print(record.getMessage(), flush=True)
 
 
 def follow_progress() -> None:
-    """Show the stages' progress lines in the cell that runs them."""
+    """Show how the stages come along in the cell that runs them."""
     source = logging.getLogger("esm2kit")
     source.setLevel(logging.INFO)
     source.handlers, source.propagate = [_Printed()], False
