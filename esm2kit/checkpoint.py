@@ -6,6 +6,7 @@ Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `op
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,33 @@ def fill(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:
 
     Raises: InputError naming the first tensor that is missing, unknown or of another shape.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
-        raise InputError(
-            f"{source}: tensor {name} is {found.get(name, 'absent')}, this model of {model.config.num_layers} layers x "
-            f"{model.config.embed_dim} wants {expected.get(name, 'no such tensor')}; give the checkpoint's own size"
-        )
+    what = f"this model of {model.config.num_layers} layers x {model.config.embed_dim}"
+    refuse_other_shapes(model.state_dict(), state, source, f"{what} wants", "give the checkpoint's own size")
     model.load_state_dict(state, assign=model.embed_tokens.weight.is_meta)
     model.lm_head.weight = model.embed_tokens.weight
+
+
+def refuse_other_shapes(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path | str, what: str, remedy: str
+) -> None:
+    """Hold tensors to the names and shapes that are wanted of them.
+
+    Args:
+        expected: by name; only the shapes are read.
+        found: by name.
+        source: where they were found, for the message.
+        what: who wants them, with its verb.
+        remedy: what to do.
+    Raises: InputError naming the first tensor that is missing, unknown or of another shape, with both shapes.
+    """
+    wanted, given = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (expected, found))
+    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"{source}: tensor {name} is {given.get(name, 'absent')}, {what} {wanted.get(name, 'none of that name')}; "
+            f"{remedy}"
+        )
 
 
 def _umask() -> int:

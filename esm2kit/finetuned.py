@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.checkpoint import fill, read_checkpoint, write_checkpoint
+from esm2kit.checkpoint import fill, read_checkpoint, refuse_other_shapes, write_checkpoint
 from esm2kit.embed_batch import Segments
 from esm2kit.errors import InputError
 from esm2kit.features import decide
@@ -51,14 +51,8 @@ def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -
             f"{source}: its head has {outputs} outputs, the task wants {model.spec.num_outputs}; "
             "take a head trained on the same labels, or train a fresh one"
         )
-    expected = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
-        raise InputError(
-            f"{source}: head tensor {name} is {found.get(name, 'absent')}, head {model.spec.name} wants "
-            f"{expected.get(name, 'none of that name')}; give the head, hidden and standardize it was trained with"
-        )
+    remedy = "give the head, hidden and standardize it was trained with"
+    refuse_other_shapes(model.head.state_dict(), state, source, f"head {model.spec.name} wants", remedy)
     model.head.load_state_dict(state)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm2kit.checkpoint import refuse_other_shapes
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2
 
@@ -100,14 +101,9 @@ def load_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
     Raises: InputError naming the first tensor that is missing, unknown or of another shape.
     """
     own = dict(esm2.named_parameters())
-    expected = {name: tuple(own[name].shape) for name in adapters(esm2)}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
-        raise InputError(
-            f"{source}: adapter {name} is {found.get(name, 'absent')}, this model and rank want "
-            f"{expected.get(name, 'none of that name')}; give the settings the adapters were trained with"
-        )
+    expected = {name: own[name] for name in adapters(esm2)}
+    remedy = "give the settings the adapters were trained with"
+    refuse_other_shapes(expected, state, source, "adapters of this model and rank want", remedy)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

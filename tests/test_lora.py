@@ -175,7 +175,7 @@ def test_settings_that_cannot_be(rank, targets) -> None:
 def test_adapters_of_another_rank_are_refused() -> None:
     state = {name: parameter.detach() for name, parameter in adapted(rank=2).named_parameters() if "lora" in name}
     with pytest.raises(
-        InputError, match=r"adapter layers\.0\.fc1\.lora_a is \(2, 32\), this model and rank want \(4, 32\)"
+        InputError, match=r"tensor layers\.0\.fc1\.lora_a is \(2, 32\), adapters of this model and rank want \(4, 32\)"
     ):
         load_adapters(add_lora(ESM2.initialised(SHAPE, 0), 4, 8.0), state, "file")
 
