@@ -19,7 +19,6 @@ from esm2kit.errors import InputError
 from esm2kit.fasta import Record, read_fasta
 from esm2kit.provenance import write_json
 
-LongProteins = Literal["error", "truncate", "window"]
 Key = Literal["index", "hash", "id"]
 # Sequences sorted together: enough that batches hold neighbours in residues, few enough to hold in memory.
 PROTEINS_PER_WINDOW = 8192
