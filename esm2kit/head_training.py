@@ -1,6 +1,7 @@
 """Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own account."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esm2kit.errors import InputError
 from esm2kit.features import Features, Fitted, ProbeConfig, class_targets, column_moments, decide
 from esm2kit.flip import Task
 from esm2kit.heads import HEADS, Batch, SeededHead
@@ -129,6 +131,8 @@ def fit_head(
 
     A seed whose patience has run out keeps its best weights, whatever the others still do, so its result is the one it
     would have alone.
+
+    Raises: InputError if a seed's validation loss is no number from the first epoch on, or with the weights it keeps.
     """
     kind = HEADS[config.probe]
     rows = _Rows(features, data, config, kind, device)
@@ -149,6 +153,7 @@ def fit_head(
         history["validation_loss"].append(loss_S.tolist())
         improved = running & (loss_S < best_loss)
         best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
+        _refuse_no_number(best_loss, config, seeds)
         taken = improved if config.keep == "best" else running
         kept_epoch[taken] = epoch
         for kept, parameter in zip(best, model.parameters(), strict=True):
@@ -168,8 +173,18 @@ def fit_head(
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)
     test, _ = _predict(rows, model, "test")
-    validation, _ = _predict(rows, model, "validation")
+    validation, loss_S = _predict(rows, model, "validation")
+    _refuse_no_number(loss_S, config, seeds)
     return Fitted(test, validation, history, {"epoch": kept_epoch.tolist()})
+
+
+def _refuse_no_number(loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...]) -> None:
+    wrong = [str(seed) for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
+    if wrong:
+        raise InputError(
+            f"probe {config.probe}, seed {', '.join(wrong)}: the validation loss is no number; lower learning_rate "
+            f"{config.learning_rate}, or choose another preset"
+        )
 
 
 def _train_epoch(

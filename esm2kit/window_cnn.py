@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esm2kit.alphabet import RESIDUE_LETTERS
+from esm2kit.errors import InputError
 from esm2kit.features import Fitted, class_targets, decide
 from esm2kit.tasks import TaskData
 
@@ -137,7 +138,10 @@ class WindowCnn(nn.Module):
 
 
 def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ...]) -> Fitted:
-    """Train one CNN a seed, stop on validation, predict test once."""
+    """Train one CNN a seed, stop on validation, predict test once.
+
+    Raises: InputError if a seed's validation loss is no number from the first epoch on.
+    """
     windows = Windows(data.sequences)
     letters = torch.from_numpy(windows.letters_UK)
     y_train = data.targets[data.rows("train")]
@@ -183,6 +187,11 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
                 losses.append(float(loss.detach()))
             held = float(loss_of(predict(model, "validation"), data.rows("validation")))
             curves.append((float(np.mean(losses)), held))
+            if kept is None and not math.isfinite(held):
+                raise InputError(
+                    f"one-hot CNN, seed {seed}: validation loss {held} is no number; lower learning_rates, or leave "
+                    "onehot_cnn out of baselines"
+                )
             if held < best:
                 best, best_epoch, kept = held, epoch, {k: v.clone() for k, v in model.state_dict().items()}
             if epoch - best_epoch >= config.patience:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
 from esm2kit.baselines import baseline_names, composition, fit_baseline, one_hot_padded, one_hot_rows
+from esm2kit.errors import InputError
 from esm2kit.flip import Split, Task
 from esm2kit.neighbours import as_codes, blosum_nearest, levenshtein_nearest, levenshtein_to_many, trim_shared
 from esm2kit.tasks import TaskData, load_task
@@ -161,6 +162,14 @@ def test_the_window_cnn_learns_variants():
     fitted = fit_window_cnn(data, WindowCnnConfig(epochs=60, learning_rates=(3e-3,) * 3, patience=60), (0,))
     assert spearmanr(fitted.test_SM[0], data.targets[data.rows("test")]).statistic > 0.6
     assert (WindowCnnConfig.flip2021().channels, WindowCnnConfig.flip2021().hidden) == FLIP_WIDTHS
+
+
+def test_a_window_cnn_that_never_learned_is_not_scored():
+    config = WindowCnnConfig(epochs=2, learning_rates=(1e30,) * 3)
+    with pytest.raises(
+        InputError, match=r"one-hot CNN, seed 5: validation loss (nan|inf) is no number; lower learning_"
+    ):
+        fit_window_cnn(variants(80), config, (5,))
 
 
 FLIP_WIDTHS = (1024, 2048)

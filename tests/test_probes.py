@@ -246,6 +246,16 @@ def test_early_stopping_keeps_the_best_epoch_of_each_seed():
     assert len(curves) < 60
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_head_that_never_learned_is_not_scored(keep):
+    features, data = planted("protein", "value", num_proteins=60)
+    config = ProbeConfig("fnn", epochs=3, learning_rate=1e30, keep=keep)
+    with pytest.raises(
+        InputError, match=r"probe fnn, seed 4, 7: the validation loss is no number; lower learning_rate"
+    ):
+        fit_probe(features, data, config, (4, 7))
+
+
 def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
     features, data = planted("residue", "class")
     np.save(tmp_path / "x.npy", features.values_ND)
