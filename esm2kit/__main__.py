@@ -5,6 +5,7 @@ import difflib
 import importlib
 import json
 import logging
+import os
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -69,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"esm2kit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130

@@ -137,7 +137,11 @@ def _told(parameters: list[Any], figures: list[Any], names: list[str]) -> str:
     parts = []
     for heading, differences in (("parameters that differ", parameters), ("figures that changed", figures)):
         rows = [
-            [name, short(one), short(other), {None: "speed", True: "", False: "within tolerance"}[beyond]]
+            [
+                name,
+                *("absent" if value is None else short(value) for value in (one, other)),
+                {None: "speed", True: "", False: "within tolerance"}[beyond],
+            ]
             for name, one, other, beyond in differences
         ]
         parts.append(table([heading, *names, ""], rows) if rows else f"{heading}: none")
