@@ -30,20 +30,20 @@ logger = logging.getLogger(__name__)
 # What may differ between a run and its resumption: where it runs and how it is laid out, which leave the curve alone,
 # and max_steps and precision, by which a longer or a faster continuation is asked for.
 FREE_TO_CHANGE = {
-    *(
-        "data",
-        "out_dir",
-        "init_from",
-        "max_steps",
-        "resume_if_exists",
-        "save_top_k",
-        "tensorboard",
-        "log_every_n_steps",
-    ),
+    *("data", "data_dir", "download", "out_dir", "init_from", "max_steps", "resume_if_exists", "save_top_k"),
     *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
     *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
     *("val_check_interval", "tokens_per_validation_batch"),
-    *("data_dir", "validations_per_epoch", "patience", "benchmark", "resamples", "merge", "export_hf"),
+    *(
+        "tensorboard",
+        "log_every_n_steps",
+        "validations_per_epoch",
+        "patience",
+        "benchmark",
+        "resamples",
+        "merge",
+        "export_hf",
+    ),
 }
 
 
