@@ -210,9 +210,9 @@ def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
         folder: what `esm2kit preprocess` made.
         max_rows: count on this many representatives at most, evenly spaced.
     """
+    index, train = ClusterIndex.open(folder), SequenceStore.open(folder / "train.arrow")
     if not (folder / "valid.arrow").is_file():
         raise InputError(f"{folder} has no validation set: preprocess anew, with val_size or valid_fasta")
-    index, train = ClusterIndex.open(folder), SequenceStore.open(folder / "train.arrow")
     rows = index.representative_rows[:: -(-index.num_clusters // max_rows)]
     counts = _residue_counts(train, rows) + 1
     valid = SequenceStore.open(folder / "valid.arrow")

@@ -394,7 +394,7 @@ def test_killed_twice_and_interrupted_it_ends_with_the_same_bytes(model: Path, t
     arguments, journal = [fasta, tmp_path / "killed", model], tmp_path / "killed" / "a_embed.part" / "done.0.bin"
     noted = 0
     for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
-        process = start([sys.executable, str(script)], [*arguments, 0.02])
+        process = start([sys.executable, str(script)], [*arguments, 0.15])
         deadline = time.monotonic() + 60
         while not (journal.is_file() and journal.stat().st_size >= noted + 16):
             assert process.poll() is None, process.stdout.read()
