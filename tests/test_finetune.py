@@ -115,7 +115,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     ours, theirs = final_tensors(found), final_tensors(expected)
     assert ours.keys() == theirs.keys()
     for name in theirs:
-        # a shift of all attention scores changes nothing: this bias has no gradient but rounding, which Adam makes large
+        # a shift of all attention scores changes nothing: this bias has only rounding as gradient; Adam enlarges it
         if not name.startswith("optimizer.") and name != "head.bias_attend":
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
 
