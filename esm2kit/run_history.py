@@ -11,7 +11,7 @@ from esm2kit.errors import InputError
 # Figures that tell how fast a machine was just then, not what came out: shown, never held against each other.
 SPEEDS = ("_per_s", "_gflops", "_seconds")
 # Parameters that say where, not what.
-PLACES = ("work_dir",)
+PLACES = ("work_dir", "runs_dir")
 # Set for kernels that nobody watches, so that widgets show their value instead.
 HEADLESS = "ESM2KIT_HEADLESS"
 
