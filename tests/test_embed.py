@@ -393,8 +393,8 @@ def test_killed_twice_and_interrupted_it_ends_with_the_same_bytes(model: Path, t
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins(np.random.default_rng(0).integers(5, 60, 90).tolist()))
     arguments, journal = [fasta, tmp_path / "killed", model], tmp_path / "killed" / "a_embed.part" / "done.0.bin"
     noted = 0
-    for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
-        process = start([sys.executable, str(script)], [*arguments, 0.15])
+    for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):  # a second a batch: each signal finds work left
+        process = start([sys.executable, str(script)], [*arguments, 1.0])
         deadline = time.monotonic() + 60
         while not (journal.is_file() and journal.stat().st_size >= noted + 16):
             assert process.poll() is None, process.stdout.read()
