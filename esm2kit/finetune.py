@@ -230,7 +230,7 @@ def _trainer(config: FinetuneConfig, callbacks: list[Any]) -> Trainer:
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=make_strategy(config.strategy, config.layout, accelerator),
-        precision=config.precision if config.strategy != "fsdp2" else "32-true",
+        precision=config.precision,
         max_epochs=1,
         val_check_interval=config.val_check_interval,
         check_val_every_n_epoch=None,
