@@ -11,6 +11,16 @@ from torch import Tensor
 from esm2kit.alphabet import PAD_IDX
 
 
+def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Tensor | None = None) -> Tensor:
+    """(B, H, T, K) softmax attention of every query over its own sequence's keys."""
+    if query_BHTK.is_cpu and query_BHTK.dtype == torch.bfloat16:
+        # the CPU's bfloat16 kernel takes three times as long as float32's in the backward pass, and is coarser
+        with torch.autocast("cpu", enabled=False):
+            wide = attention(query_BHTK.float(), key_BHTK.float(), value_BHTK.float(), visible)
+        return wide.to(query_BHTK.dtype)
+    return F.scaled_dot_product_attention(query_BHTK, key_BHTK, value_BHTK, attn_mask=visible)
+
+
 class Packed:
     """B sequences laid end to end as N rows, without padding.
 
@@ -61,7 +71,7 @@ class Packed:
         qkv_runs = zip(query_NHK.split(rows), key_NHK.split(rows), value_NHK.split(rows), strict=True)
         for run, qkv in zip(self.runs, qkv_runs, strict=True):
             query, key, value = (x.unflatten(0, run).transpose(1, 2) for x in qkv)
-            pieces.append(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1))
+            pieces.append(attention(query, key, value).transpose(1, 2).flatten(0, 1))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -90,7 +100,7 @@ class Padded:
         query, key, value = (x.transpose(1, 2) for x in (query_BTHK, key_BTHK, value_BTHK))
         visible = None if self.padding_BT is None else ~self.padding_BT[:, None, None, :]
         if self.head_weights is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(1, 2)
+            return attention(query, key, value, visible).transpose(1, 2)
         scores_BHTT = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if visible is not None:
             scores_BHTT = scores_BHTT.masked_fill(~visible, float("-inf"))

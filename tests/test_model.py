@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
 from esm2kit.errors import InputError
+from esm2kit.layout import attention
 from esm2kit.model import ESM2, SIZES, ESM2Config, Packed, tokenize
 
 SHAPES = {"tiny": ESM2Config(2, 32, 4), "8M": SIZES["esm2_t6_8M_UR50D"], "35M": SIZES["esm2_t12_35M_UR50D"]}
@@ -188,3 +189,16 @@ def test_bad_input_is_one_clear_line(make, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_attention_in_bfloat16_on_the_cpu_is_float32s_rounded_once() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 37, 16).to(torch.bfloat16).requires_grad_() for _ in range(3))
+    wide = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = attention(query, key, value)
+    assert narrow.dtype == torch.bfloat16
+    assert torch.equal(narrow, wide.to(torch.bfloat16))
+    (wanted,) = torch.autograd.grad(wide.sum(), query)
+    (found,) = torch.autograd.grad(narrow.float().sum(), query)
+    assert torch.equal(found, wanted)
