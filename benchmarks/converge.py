@@ -1,0 +1,102 @@
+"""Does it learn? The 8M model from scratch on a small set, over seeds, against the unigram floor.
+
+    python benchmarks/converge.py --fasta_dir ../shared/data/uniprot_mini --out_dir converge [--seeds 1 2 3]
+
+`fasta_dir` holds the esm2nv trio: uniref50_train_filt.fasta, ur90_ur50_sampler.fasta and mapping.tsv, and
+uniref50_valid.fasta. Every seed draws its own initial weights, members, crops and masks; validation is the same for
+all and hides every residue it scores. Windows of 256 tokens and some millions of tokens are far from a trained ESM-2:
+the gate shows that the loop learns, and how repeatably. A run that was stopped goes on when called again.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from esm2kit.preprocess import PreprocessConfig, preprocess
+from esm2kit.pretrain import PretrainConfig, pretrain
+
+GATE = 0.97  # of the unigram floor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fasta_dir", type=Path, required=True)
+    parser.add_argument("--out_dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--max_steps", type=int, default=500)
+    parser.add_argument("--global_batch_size", type=int, default=32)
+    parser.add_argument("--max_tokens", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--precision", default="bf16-mixed", choices=("32-true", "bf16-mixed"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    source = arguments.fasta_dir
+    dataset = PreprocessConfig(
+        train_fasta=source / "uniref50_train_filt.fasta",
+        sampler_fasta=source / "ur90_ur50_sampler.fasta",
+        mapping=source / "mapping.tsv",
+        valid_fasta=source / "uniref50_valid.fasta",
+        out_dir=arguments.out_dir / "dataset",
+        leakage_identity=0,
+    )
+    preprocess(dataset)
+    results = {seed: run(arguments, dataset.out_dir, seed) for seed in arguments.seeds}
+    reached = [result["val_perplexity"] for result in results.values()]
+    floor = next(iter(results.values()))["unigram_perplexity"]
+    print(f"\n{platform.machine()}, {arguments.threads} threads, {arguments.precision}, {time.strftime('%Y-%m-%d')}")
+    print(f"unigram floor {floor:.3f}; the gate is {GATE} of it, {GATE * floor:.3f}\n")
+    print("| seed | lowest validation perplexity | at update | updates | tokens | minutes |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for seed, result in results.items():
+        rows = list(csv.DictReader(open(result["metrics"], newline="")))
+        best = min((row for row in rows if row["val_perplexity"]), key=lambda row: float(row["val_perplexity"]))
+        print(
+            f"| {seed} | {float(best['val_perplexity']):.3f} | {best['step']} | {result['step']} "
+            f"| {result['tokens'] / 1e6:.1f} M | {result['minutes']:.0f} |"
+        )
+    spread = statistics.stdev(reached) if len(reached) > 1 else 0.0
+    verdict = "passed" if max(reached) < GATE * floor else "MISSED"
+    print(f"\nmean {statistics.fmean(reached):.3f}, spread {spread:.3f}: gate {verdict}")
+
+
+def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
+    """Train one seed; minutes are those of the call that finished it."""
+    out_dir = arguments.out_dir / f"seed={seed}"
+    marker = out_dir / "converge.json"
+    if marker.is_file():
+        return json.loads(marker.read_text())
+    began = time.monotonic()
+    result = pretrain(
+        PretrainConfig(
+            data=data,
+            out_dir=out_dir,
+            model="esm2_t6_8M_UR50D",
+            seed=seed,
+            max_steps=arguments.max_steps,
+            micro_batch_size=arguments.global_batch_size,
+            max_tokens=arguments.max_tokens,
+            lr=arguments.lr,
+            warmup_steps=arguments.max_steps // 10,
+            val_check_interval=max(1, arguments.max_steps // 5),
+            precision=arguments.precision,
+        )
+    )
+    with open(result["metrics"], newline="") as file:
+        logged = [float(row["tokens"]) for row in csv.DictReader(file) if row["tokens"]]
+    result["tokens"] = statistics.fmean(logged) * result["step"]
+    result["minutes"] = (time.monotonic() - began) / 60
+    marker.write_text(json.dumps(result, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    main()
