@@ -57,8 +57,8 @@ def main() -> None:
     print("| seed | lowest validation perplexity | at update | updates | tokens | minutes |")
     print("| --- | --- | --- | --- | --- | --- |")
     for seed, result in results.items():
-        rows = list(csv.DictReader(open(result["metrics"], newline="")))
-        best = min((row for row in rows if row["val_perplexity"]), key=lambda row: float(row["val_perplexity"]))
+        validated = (row for row in logged(result["metrics"]) if row["val_perplexity"])
+        best = min(validated, key=lambda row: float(row["val_perplexity"]))
         print(
             f"| {seed} | {float(best['val_perplexity']):.3f} | {best['step']} | {result['step']} "
             f"| {result['tokens'] / 1e6:.1f} M | {result['minutes']:.0f} |"
@@ -66,6 +66,11 @@ def main() -> None:
     spread = statistics.stdev(reached) if len(reached) > 1 else 0.0
     verdict = "passed" if max(reached) < GATE * floor else "MISSED"
     print(f"\nmean {statistics.fmean(reached):.3f}, spread {spread:.3f}: gate {verdict}")
+
+
+def logged(metrics: str) -> list[dict[str, str]]:
+    with open(metrics, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
@@ -90,9 +95,9 @@ def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
             precision=arguments.precision,
         )
     )
-    with open(result["metrics"], newline="") as file:
-        logged = [float(row["tokens"]) for row in csv.DictReader(file) if row["tokens"]]
-    result["tokens"] = statistics.fmean(logged) * result["step"]
+    # every tenth update's tokens are logged; their mean stands for all
+    tokens = statistics.fmean(float(row["tokens"]) for row in logged(result["metrics"]) if row["tokens"])
+    result["tokens"] = tokens * result["step"]
     result["minutes"] = (time.monotonic() - began) / 60
     marker.write_text(json.dumps(result, indent=2))
     return result
