@@ -20,7 +20,7 @@ from torch import Tensor
 from esm2kit.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
 from esm2kit.checkpoint import fill
 from esm2kit.errors import InputError
-from esm2kit.model import ESM2, ESM2Config
+from esm2kit.model import ESM2, ESM2Config, RotaryEmbedding
 from esm2kit.provenance import atomic_path, write_json
 
 State = dict[str, Tensor]
@@ -87,7 +87,7 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         source: for the message.
     Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
     """
-    fresh = ESM2.initialised(config, seed=0).state_dict()
+    contact_head, inv_freq_P = _defaults(config)
     state = {_modern(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
@@ -96,12 +96,12 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         if theirs in state:
             found[ours] = state.pop(theirs)
         elif ours.startswith(CONTACT_HEAD):
-            found[ours] = torch.zeros_like(fresh[ours])
+            found[ours] = contact_head[ours]
         else:
             raise InputError(f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2")
     for layer in range(config.num_layers):
         own = state.pop(HF_LAYER_INV_FREQ.format(layer), None)
-        shared = state.get(HF_INV_FREQ, fresh["layers.0.self_attn.rot_emb.inv_freq"])
+        shared = state.get(HF_INV_FREQ, inv_freq_P)
         found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = shared if own is None else own
     state.pop(HF_INV_FREQ, None)
     if state:
@@ -110,6 +110,13 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         raise InputError(f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model")
     found["lm_head.weight"] = found["embed_tokens.weight"]
     return found
+
+
+def _defaults(config: ESM2Config) -> tuple[State, Tensor]:
+    """What files may leave out: a contact head of zeros, by its tensors' names, and a layer's rotary frequencies."""
+    inputs = config.num_layers * config.attention_heads
+    head = {f"{CONTACT_HEAD}weight": torch.zeros(1, inputs), f"{CONTACT_HEAD}bias": torch.zeros(1)}
+    return head, RotaryEmbedding(config.head_dim).inv_freq
 
 
 def _modern(name: str) -> str:
@@ -201,11 +208,15 @@ def load_hf(folder: Path) -> ESM2:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a Hugging Face model's tensors, safetensors before .bin, shards in order."""
+    """The files that hold a Hugging Face model's tensors: safetensors before .bin, shards in order.
+
+    Raises: InputError if there are none, if shards are absent, or if the index of shards is damaged or names a file
+        elsewhere.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            shards = [folder / file for file in _indexed(index)]
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent:
                 raise InputError(
@@ -215,6 +226,18 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The shards an index names, each beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: no readable index of shards ({error!r}); fetch it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise InputError(f"{index}: names {name!r}, which is no shard beside it; take the publisher's own file")
+    return names
 
 
 def read_safetensors(path: Path) -> State:
@@ -272,12 +295,10 @@ def load_fair_esm(path: Path) -> ESM2:
         state |= read_pickle(regression)["model"]
     elif not any(name.startswith(CONTACT_HEAD) for name in state):
         logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
-    fresh = ESM2.initialised(config, seed=0).state_dict()
-    for name in (f"{CONTACT_HEAD}weight", f"{CONTACT_HEAD}bias"):
-        state.setdefault(name, torch.zeros_like(fresh[name]))
-    for name in fresh:
-        if name.endswith("inv_freq"):
-            state.setdefault(name, fresh[name])
+    contact_head, inv_freq_P = _defaults(config)
+    state = contact_head | state
+    for layer in range(config.num_layers):
+        state.setdefault(f"layers.{layer}.self_attn.rot_emb.inv_freq", inv_freq_P)
     state.setdefault("lm_head.weight", state.get("embed_tokens.weight"))
     return build(config, {name: tensor for name, tensor in state.items() if tensor is not None}, path)
 

@@ -8,7 +8,10 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from huggingface_hub.errors import (
 )
 
 from esm2kit.checkpoint import load_esm2, read_metadata
-from esm2kit.convert import load_fair_esm, load_hf
+from esm2kit.convert import load_fair_esm, load_hf, weight_files
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, SIZES
 from esm2kit.provenance import sha256_file
@@ -102,8 +105,9 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
     """By what the path holds."""
     if path.is_dir():
         if (path / "config.json").is_file():
-            digest = hashlib.sha256("".join(sha256_file(file) for file in _tensor_files(path)).encode()).hexdigest()
-            return load_hf(path), {"name": path.name, "source": str(path), "format": "huggingface", "sha256": digest}
+            loaded, digests = _beside(lambda: [_digest_of(file) for file in weight_files(path)], lambda: load_hf(path))
+            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+            return loaded, {"name": path.name, "source": str(path), "format": "huggingface", "sha256": digest}
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
             return _load(found[0])
@@ -111,8 +115,8 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
             return _load(checkpoint)
         raise InputError(f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file")
     if path.suffix in (".pt", ".pth"):
-        source = {"name": path.stem, "source": str(path), "format": "fair-esm", "sha256": sha256_file(path)}
-        return load_fair_esm(path), source
+        loaded, digest = _beside(lambda: _digest_of(path), lambda: load_fair_esm(path))
+        return loaded, {"name": path.stem, "source": str(path), "format": "fair-esm", "sha256": digest}
     metadata = read_metadata(path)
     loaded, _ = load_esm2(path)
     name = path.stem
@@ -130,8 +134,22 @@ def _of_run(folder: Path) -> Path | None:
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
-def _tensor_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+def _beside(digest: Callable[[], Any], load: Callable[[], ESM2]) -> tuple[ESM2, Any]:
+    """What `load` and `digest` give, the digest taken by a thread while the tensors are read."""
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(digest)
+        return load(), taken.result()
+
+
+def _digest_of(file: Path) -> str:
+    """SHA-256 of a file, taken once a process for as long as the file stays as it is."""
+    status = file.stat()
+    return _digest_at(file.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_at(file: Path, size: int, modified_ns: int) -> str:
+    return sha256_file(file)
 
 
 def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
@@ -252,7 +270,7 @@ def check_digest(path: Path, pinned: str | None = None) -> None:
     expected = pinned or declared
     if expected is None or path.suffix not in (".safetensors", ".bin"):
         return
-    found = sha256_file(path)
+    found = _digest_of(path)
     if found != expected:
         path.unlink()
         blob.unlink(missing_ok=True)

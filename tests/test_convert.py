@@ -203,6 +203,27 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         convert.save_fair_esm(model, tmp_path / "mine.pt")
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[]",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3, "b": "x"}}',
+        '{"weight_map": {"a": "../model.safetensors"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": "code.py"}}',
+    ],
+)
+def test_an_index_of_shards_names_files_beside_it_or_is_refused(tmp_path: Path, index: str) -> None:
+    convert.save_hf(random_model(), tmp_path / "inner")
+    convert.save_hf(random_model(), tmp_path)
+    (tmp_path / "inner" / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=r"index\.json: (no readable index|names .* no shard beside it)") as caught:
+        convert.load_hf(tmp_path / "inner")
+    assert "\n" not in str(caught.value)
+
+
 def test_bad_folders_are_one_line(tmp_path: Path) -> None:
     convert.save_hf(random_model(), tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
