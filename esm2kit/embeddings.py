@@ -192,7 +192,7 @@ class EmbeddingReader:
 
     `ids` come in the FASTA's order, duplicates included; `level` is "protein" or "residue"; `embed_dim` counts the
     floats of one vector; `attributes` holds model_name, layer, pooling, input_sha256 and the parsed provenance. Values
-    come out as float32 however they are stored.
+    come out as float32 however they are stored, but for `packed` and `places`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -275,20 +275,46 @@ class EmbeddingReader:
             self._read(index, out=matrix_PD[place : place + 1])
         return matrix_PD
 
+    def places(self, ids: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+        """Where vectors lie in the file, for a reader that wants them without HDF5 and without a copy.
+
+        Args:
+            ids: which proteins, in which order (None: all).
+        Returns: (P,) the byte at which each protein's rows begin; offsets (P + 1,) as `packed`; the rows' dtype.
+        Raises: InputError for ids the file lacks.
+        """
+        indices = self._indices(ids)
+        if self._layout == "packed":
+            values = self._file["values"]
+            first_rows_P = self._offsets[np.asarray(indices, dtype=np.int64)]
+            counts_P = self._offsets[np.asarray(indices, dtype=np.int64) + 1] - first_rows_P
+            starts_P = values.id.get_offset() + first_rows_P * (self.embed_dim * values.dtype.itemsize)
+            dtype = values.dtype
+        else:
+            starts_P, counts_P = np.empty((2, len(indices)), dtype=np.int64)
+            dtype = np.dtype(self.attributes["dtype"])
+            for place, index in enumerate(indices):
+                dataset = self._open(index)
+                starts_P[place] = dataset.get_offset()
+                counts_P[place] = 1 if self.level == "protein" else dataset.shape[0]
+        return starts_P, np.concatenate([[0], np.cumsum(counts_P)]).astype(np.int64), dtype
+
     def packed(self, ids: Sequence[str] | None, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         """All vectors of some proteins end to end, memory-mapped from a folder that is made once.
 
         Args:
             ids: which proteins, in which order (None: all).
             cache: folder for values.npy, offsets.npy and the manifest that tells whether they are still these.
-        Returns: values (N, D) float32, read-only; offsets (P + 1,): protein i is values[offsets[i]:offsets[i + 1]].
+        Returns: values (N, D), read-only, in the file's dtype (float16 takes half the disk; convert batch by batch);
+            offsets (P + 1,): protein i is values[offsets[i]:offsets[i + 1]].
         Raises: InputError for ids the file lacks.
         """
         indices = self._indices(ids)
         status = self.path.stat()
         digest = hashlib.sha256("\n".join(self.ids[index] for index in indices).encode()).hexdigest()
+        dtype = np.dtype(self.attributes["dtype"])
         manifest = {"source": str(self.path.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-        manifest |= {"ids_sha256": digest}
+        manifest |= {"ids_sha256": digest, "dtype": str(dtype)}
         cache = Path(cache)
         written = cache / "manifest.json"
         if not (written.is_file() and json.loads(written.read_text()) == manifest):
@@ -297,7 +323,7 @@ class EmbeddingReader:
             offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
             with atomic_path(cache / "values.npy") as part:
                 shape = (int(offsets[-1]), self.embed_dim)
-                values_ND = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+                values_ND = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
                 for place, index in enumerate(indices):
                     self._read(index, out=values_ND[offsets[place] : offsets[place + 1]])
                 values_ND.flush()
@@ -325,7 +351,7 @@ class EmbeddingReader:
         return h5d.open(self._file.id, str(self._keys[index]).encode())
 
     def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows of one protein into `out` (rows, D), which HDF5 converts to float32 on the way."""
+        """Rows of one protein into `out` (rows, D); HDF5 converts to its dtype on the way, float32 by default."""
         if self._layout == "packed":
             start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
             out = np.empty((stop - start, self.embed_dim), np.float32) if out is None else out

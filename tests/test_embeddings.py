@@ -56,7 +56,13 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
         backwards = reader.ids[::-1]
         values, offsets = reader.packed(backwards, folder / "cache")
         np.testing.assert_array_equal(values, np.concatenate(expected[::-1]))
+        assert values.dtype == dtype  # half precision stays half precision on disk
         assert offsets.tolist() == np.cumsum([0] + [len(value) for value in expected[::-1]]).tolist()
+        starts, same_offsets, kind = reader.places(backwards)
+        assert (same_offsets == offsets).all()
+        raw = (folder / "a.h5").read_bytes()
+        for start, value in zip(starts, expected[::-1], strict=True):
+            np.testing.assert_array_equal(np.frombuffer(raw, kind, value.size, start), value.ravel())
         if level == "protein":
             np.testing.assert_array_equal(reader.matrix(), np.concatenate(expected))
             np.testing.assert_array_equal(reader.matrix(backwards), np.concatenate(expected[::-1]))
