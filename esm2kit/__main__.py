@@ -143,10 +143,9 @@ def parse(config_class: type, program: str, arguments: list[str]) -> Any:
 
 def _switched_on(arguments: list[str], switches: list[str]) -> list[str]:
     """A switch without a value is on: `--resume` is `--resume=true`."""
-    following = [*arguments[1:], "--"]
     return [
         f"{argument}=true" if argument.removeprefix("--") in switches and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip(arguments, (*arguments[1:], "--"), strict=False)  # nothing follows no argument
     ]
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     write_json(folder / "manifest.json", manifest)
     began = time.monotonic()
     error = None
-    with _signs_of_life(notebook, began), _unwatched(), warnings.catch_warnings():
+    with _signs_of_life(notebook, began) as signs, _unwatched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
@@ -74,6 +75,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
             # counted in the notebook as it is in git: papermill puts a cell of parameters before
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
     entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
+    entry["silent_seconds"] = signs.silences(executed, bool(parameters))
     (folder / f"{notebook}.html").write_text(_render(executed))
     if error:
         entry["error"] = error
@@ -110,30 +112,59 @@ def _render(notebook: Path) -> str:
     return body
 
 
+class _Signs(logging.Handler):
+    """Papermill's log of a notebook at work: what its cells print, when, and for how long they print nothing.
+
+    Args:
+        notebook: its name.
+        began: when, on the monotonic clock.
+    """
+
+    def __init__(self, notebook: str, began: float) -> None:
+        super().__init__()
+        self.notebook, self.began = notebook, began
+        self.shown = self.heard = began
+        self.cell = 0
+        self.silent: dict[int, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, now = record.getMessage(), time.monotonic()
+        started = re.match(r"Executing Cell (\d+)-", text)
+        if started:
+            self.cell, self.heard = int(started[1]), now
+            return
+        self.silent[self.cell] = max(self.silent.get(self.cell, 0.0), now - self.heard)
+        self.heard = now
+        if text.startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
+            return
+        lines = [line for line in text.splitlines() if line.strip(" -") and line[0] != "<"]
+        if lines and now - self.shown > SECONDS_BETWEEN_SIGNS:
+            self.shown = now
+            logger.info("%s  %3.0f s  %s", self.notebook, now - self.began, lines[-1][:100])
+
+    def silences(self, executed: Path, injected: bool) -> dict[str, float]:
+        """Code cell as counted in git -> seconds of its longest silence, where it is a second or more."""
+        cells = json.loads(executed.read_text())["cells"]
+        counts = {place: cell.get("execution_count") for place, cell in enumerate(cells, 1)}
+        return {
+            str(counts[place] - injected): round(seconds, 1)
+            for place, seconds in self.silent.items()
+            if seconds >= 1 and counts.get(place)
+        }
+
+
 @contextmanager
-def _signs_of_life(notebook: str, began: float) -> Iterator[None]:
+def _signs_of_life(notebook: str, began: float) -> Iterator[_Signs]:
     """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
-
-    class Latest(logging.Handler):
-        shown = began
-
-        def emit(self, message: logging.LogRecord) -> None:
-            lines = [line for line in message.getMessage().splitlines() if line.strip(" -") and line[0] != "<"]
-            if message.getMessage().startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
-                return
-            if lines and time.monotonic() - self.shown > SECONDS_BETWEEN_SIGNS:
-                self.shown = time.monotonic()
-                logger.info("%s  %3.0f s  %s", notebook, self.shown - began, lines[-1][:100])
-
     source = logging.getLogger("papermill")
-    handler = Latest()
+    handler = _Signs(notebook, began)
     source.handlers, source.propagate = [handler], False
     source.setLevel(logging.INFO)
     # what the kernel and the renderer say about themselves is nothing the reader can act on
     for name in ("traitlets", "asyncio", "blib2to3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        yield handler
     finally:
         source.handlers = []
 

@@ -14,6 +14,8 @@ SPEEDS = ("_per_s", "_gflops", "_seconds")
 PLACES = ("work_dir", "runs_dir")
 # Set for kernels that nobody watches, so that widgets show their value instead.
 HEADLESS = "ESM2KIT_HEADLESS"
+# A cell that works for longer without a line of output leaves its reader wondering.
+MAX_SILENT_SECONDS = 30.0
 
 
 class Difference(NamedTuple):
@@ -71,6 +73,31 @@ def parameters_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in entry.get("parameters", {}).items()
         if name not in PLACES
     }
+
+
+def silent_cells(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECONDS) -> list[tuple[str, int, float]]:
+    """The cells that worked for longer than so many seconds without a line of output, the longest silence first.
+
+    Returns: notebook, code cell as counted in git, seconds of its longest silence.
+    """
+    found = [
+        (notebook, int(cell), silent)
+        for notebook, entry in manifest["notebooks"].items()
+        for cell, silent in entry.get("silent_seconds", {}).items()
+        if silent > seconds
+    ]
+    return sorted(found, key=lambda item: -item[2])
+
+
+def silences(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECONDS) -> str:
+    """One line on a run's silences: the cells that were silent for too long, or the longest of those that were not."""
+    quiet = silent_cells(manifest, seconds)
+    told = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
+    if quiet:
+        return f"silent for over {seconds:g} s: {told}"
+    longest = [f"; the longest silence: {name} cell {cell}, {silent:.0f} s"
+               for name, cell, silent in silent_cells(manifest, 0)[:1]]  # fmt: skip
+    return f"no cell was silent for over {seconds:g} s{''.join(longest)}"
 
 
 def run_figures(manifest: Mapping[str, Any]) -> dict[str, str]:

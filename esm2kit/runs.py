@@ -4,21 +4,29 @@ Parameters are checked against every notebook before the first one runs; a noteb
 cell and its error, and what came before is kept.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal
 
 from esm2kit.errors import InputError
 from esm2kit.headless import alone, known_parameters, new_manifest, run_notebook
 from esm2kit.pages import runs_page
 from esm2kit.provenance import write_json
-from esm2kit.run_history import PLACES, compare_runs, read_manifest, read_runs, short, table
+from esm2kit.run_history import (
+    PLACES,
+    compare_runs,
+    figures_of,
+    read_manifest,
+    read_runs,
+    short,
+    silences,
+    table,
+)
+from esm2kit.tiers import checked, nearest, plan_tier, tier_path, told_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +41,7 @@ class RunConfig:
         only: run this notebook alone, on the latest run of this tier.
         resume: go on with the latest run of this tier where it failed.
         parameters: name=value, for every notebook that has the name, or notebook.name=value; the last word.
+        dry_run: check every parameter of every notebook, print them all, and run nothing.
         root: the folder that holds notebooks/ and papermill_runs/.
     """
 
@@ -41,6 +50,7 @@ class RunConfig:
     only: str | None = None
     resume: bool = False
     parameters: list[str] = field(default_factory=list)
+    dry_run: bool = False
     root: Path = ROOT
 
 
@@ -51,10 +61,12 @@ class RunsConfig:
     Args:
         compare: two runs' folder names: the parameters that differ and the figures that changed.
         root: the folder that holds papermill_runs/.
+        format: table for people, json for programs.
     """
 
     compare: list[str] = field(default_factory=list)
     root: Path = ROOT
+    format: Literal["table", "json"] = "table"
 
 
 @dataclass(frozen=True)
@@ -75,35 +87,56 @@ class RerunConfig:
 def run(config: RunConfig) -> str:
     """Run a tier's notebooks in order.
 
-    Returns: the line that ends it: where the report is.
+    Returns: the lines that end it: which cells were silent for long, and where the report is.
     Raises: InputError for an unknown tier, notebook or parameter, before anything runs; and for a notebook that fails.
     """
     root, plan = Path(config.root), plan_run(config)
-    name = _tier_path(config).stem
+    name = tier_path(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
+    if config.dry_run:
+        told = told_plan(root, {name: plan[name] for name in _chosen(config, plan, {"notebooks": {}})})
+        return f"{told}\nevery parameter is known and of its type; nothing was run"
     folder = latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
-    return f"report: {folder / 'index.html'}"
+    return f"{silences(read_manifest(folder))}\nreport: {folder / 'index.html'}"
 
 
 def runs(config: RunsConfig) -> str:
-    """The runs there are as a table, or what differs between two of them.
+    """The runs there are, or what differs between two of them, as a table or as JSON.
 
     Raises: InputError for a run that is not there, or a number of names other than two.
     """
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
-        rows = []
-        for name, manifest in read_runs(folder).items():
-            commit = str(manifest["git_commit"])[:10]
-            rows.append([name, manifest["status"], manifest["created"][:16], f"{manifest['seconds']:,.0f}", commit])
-        if not rows:
-            return f"no runs in {folder} yet: esm2kit run --tier sample"
-        return table(["run", "status", "started", "seconds", "commit"], rows)
+        found = read_runs(folder)
+        return json.dumps(_listed(found), indent=2) if config.format == "json" else _list_table(found, folder)
     if len(config.compare) != 2:
         raise InputError(f"a comparison takes two runs, found {len(config.compare)}: {', '.join(config.compare)}")
     before, after = (read_manifest(folder / name) for name in config.compare)
-    return _told(*compare_runs(before, after), config.compare)
+    parameters, figures = compare_runs(before, after)
+    if config.format == "table":
+        return _told(parameters, figures, config.compare)
+    told = {"parameters": [each._asdict() for each in parameters], "figures": [each._asdict() for each in figures]}
+    return json.dumps({"runs": config.compare} | told, indent=2)
+
+
+def _listed(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `--format json` gives of each run: the head of its manifest, and its figures by name."""
+    heads = ("tier", "status", "created", "seconds", "git_commit")
+    return [
+        {"run": name, **{head: manifest[head] for head in heads}, "figures": figures_of(manifest)}
+        for name, manifest in found.items()
+    ]
+
+
+def _list_table(found: Mapping[str, dict[str, Any]], folder: Path) -> str:
+    rows = [
+        [name, each["status"], each["created"][:16], f"{each['seconds']:,.0f}", str(each["git_commit"])[:10]]
+        for name, each in found.items()
+    ]
+    if not rows:
+        return f"no runs in {folder} yet: esm2kit run --tier sample"
+    return table(["run", "status", "started", "seconds", "commit"], rows)
 
 
 def rerun(config: RerunConfig) -> str:
@@ -119,7 +152,7 @@ def rerun(config: RerunConfig) -> str:
         for notebook, entry in before["notebooks"].items()
     }
     for notebook, parameters in plan.items():
-        _check_names(notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
+        checked(root, notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
     folder = _execute(root, before["tier"], None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
@@ -187,39 +220,8 @@ def _new_folder(root: Path, name: str) -> Path:
 
 
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Notebook -> parameters, the tier's with the command line's laid over them, every name known to its notebook.
-
-    Raises: InputError naming an unknown tier, notebook or parameter, with the nearest known name.
-    """
-    root, path = Path(config.root), _tier_path(config)
-    tier = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(tier, dict):
-        raise InputError(f"{path}: a tier is `notebook: {{parameter: value}}`, found {type(tier).__name__}")
-    files = {file.stem: file for file in sorted((root / "notebooks").glob("*.ipynb"))}
-    plan = {}
-    for notebook, parameters in tier.items():
-        if notebook not in files:
-            raise InputError(f"{path}: unknown notebook {notebook!r}; {_nearest(notebook, files)}")
-        plan[notebook] = dict(parameters or {})
-    known = {notebook: known_parameters(files[notebook]) for notebook in plan}
-    for given in config.parameters:
-        name, equals, value = given.partition("=")
-        notebook, dot, parameter = name.rpartition(".")
-        targets = [notebook] if dot else [candidate for candidate in plan if parameter in known[candidate]]
-        if not equals or not targets or any(target not in plan for target in targets):
-            names = sorted({name for names in known.values() for name in names})
-            raise InputError(f"-p {given}: no notebook has a parameter {name!r}; {_nearest(name, names)}")
-        for target in targets:
-            plan[target][parameter] = yaml.safe_load(value)
-    for notebook, parameters in plan.items():
-        _check_names(notebook, parameters, known[notebook])
-    return plan
-
-
-def _check_names(notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for name in parameters:
-        if name not in known:
-            raise InputError(f"{notebook} has no parameter {name!r}; {_nearest(name, known)}")
+    """Notebook -> parameters of a run, all checked; see `tiers.plan_tier`."""
+    return plan_tier(Path(config.root), tier_path(Path(config.root), config.tier), config.parameters)
 
 
 def need(path: str | Path, notebook: str) -> Path:
@@ -254,23 +256,13 @@ def latest_run(root: Path, tier: str) -> Path | None:
     return max(folders, default=None)
 
 
-def _tier_path(config: RunConfig) -> Path:
-    folder = Path(config.root) / "papermill_runs"
-    for path in (folder / f"{config.tier}.yaml", Path(config.tier)):
-        if path.is_file():
-            return path
-    raise InputError(
-        f"unknown tier {config.tier!r}; {_nearest(config.tier, [path.stem for path in folder.glob('*.yaml')])}"
-    )
-
-
 def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: dict[str, Any]) -> list[str]:
     """The notebooks to run now."""
 
     def find(wanted: str) -> str:
         matches = [notebook for notebook in plan if notebook == wanted or notebook.split("_")[0] == wanted]
         if not matches:
-            raise InputError(f"the tier has no notebook {wanted!r}; {_nearest(wanted, plan)}")
+            raise InputError(f"the tier has no notebook {wanted!r}; {nearest(wanted, plan)}")
         return matches[0]
 
     notebooks = list(plan)
@@ -282,8 +274,3 @@ def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: dict[str, Any]
         done = [name for name in notebooks if manifest["notebooks"].get(name, {}).get("status") == "done"]
         return [name for name in notebooks if name not in done]
     return notebooks
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known) or 'none'}"

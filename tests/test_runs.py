@@ -11,9 +11,9 @@ from typing import Any
 import nbformat
 import pytest
 
-from esm2kit.__main__ import main
+from esm2kit.__main__ import STAGES, main, parse
 from esm2kit.errors import InputError
-from esm2kit.run_history import compare_runs, read_manifest, read_runs
+from esm2kit.run_history import compare_runs, read_manifest, read_runs, silences, silent_cells
 from esm2kit.runs import RerunConfig, RunConfig, RunsConfig, latest_run, need, record, rerun, run, runs
 
 FIRST = """
@@ -213,6 +213,58 @@ def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[
         runs(RunsConfig([names[0]], root))
     with pytest.raises(InputError, match="nosuch is no run"):
         runs(RunsConfig([names[0], "nosuch"], root))
+
+
+def test_runs_and_their_comparison_as_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(root))
+    run(config(root, parameters=["size=5"]))
+    names = list(read_runs(root / "papermill_runs"))
+    capsys.readouterr()
+    assert main(["runs", "--format", "json", "--root", str(root)]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["run"] for entry in listed] == names
+    assert [entry["figures"]["00 twice"] for entry in listed] == [10, 8]
+    assert all(entry["status"] == "done" and entry["seconds"] > 0 for entry in listed)
+    assert main(["runs", names[1], names[0], "--format", "json", "--root", str(root)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"] == [names[1], names[0]]
+    assert told["parameters"] == [{"name": "00_first.size", "before": 4, "after": 5, "beyond": True}]
+    figures = {each["name"]: (each["before"], each["after"], each["beyond"]) for each in told["figures"]}
+    assert figures["00 twice"] == (8, 10, True)
+    assert figures["01 sum"] == (4.5, 5.5, True)
+    assert figures["00 rows_per_s"][2] is None, "a speed is no difference"
+
+
+def test_a_command_without_arguments_is_its_defaults() -> None:
+    assert parse(RunsConfig, "esm2kit runs", []) == RunsConfig()
+    assert parse(RunConfig, "esm2kit run", []) == RunConfig()
+    assert main(["pretrain"]) == 2
+    assert "runs" in STAGES
+
+
+SLOW = """
+import time
+for turn in range({turns}):
+    print("turn", turn, flush=True)
+    time.sleep({seconds})
+"""
+
+
+def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root: Path) -> None:
+    """Two planted cells of three seconds: one says so every half second, one keeps its reader wondering."""
+    path = root / "notebooks" / "01_second.ipynb"
+    made = nbformat.read(path, as_version=4)
+    made.cells.insert(1, nbformat.v4.new_markdown_cell("A word between does not count as a cell."))
+    made.cells.insert(2, nbformat.v4.new_code_cell(SLOW.format(turns=6, seconds=0.5).strip()))
+    made.cells.append(nbformat.v4.new_code_cell(SLOW.format(turns=1, seconds=3).strip()))
+    nbformat.write(made, path)
+    told = run(config(root))
+    manifest = read_manifest(latest_run(root, "tiny"))
+    ((notebook, cell, seconds),) = silent_cells(manifest, 2.5)
+    assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's own"
+    assert 2.5 < seconds < 20
+    assert f"silent for over 2.5 s: 01_second cell 4 ({seconds:.0f} s)" == silences(manifest, 2.5)
+    assert f"no cell was silent for over 30 s; the longest silence: 01_second cell 4, {seconds:.0f} s" in told
 
 
 def test_comparison_by_tolerance() -> None:
