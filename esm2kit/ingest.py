@@ -2,8 +2,10 @@
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +98,9 @@ class Progress:
         )  # fmt: skip
 
 
-def ingest(name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True) -> Staged:
+def ingest(
+    name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True, stop: threading.Event | None = None
+) -> Staged:
     """Read, check and hash FASTA files; a second call finds what a first one finished.
 
     Args:
@@ -104,6 +108,7 @@ def ingest(name: str, files: Sequence[Path], work: Path, keep_sequences: bool = 
         files: FASTA files, read one after another.
         work: folder to write `<name>.arrow`, `<name>.parquet` and `<name>.json` into, the last one last.
         keep_sequences: False writes the keys alone.
+        stop: set by another thread, ends the work at the next block with CancelledError.
     Returns: the staged files.
     Raises: InputError for any record that is not as it should be.
     """
@@ -119,6 +124,8 @@ def ingest(name: str, files: Sequence[Path], work: Path, keep_sequences: bool = 
             status, first_row = path.stat(), num_records
             reader = FastaReader(path)
             for block in reader:
+                if stop is not None and stop.is_set():
+                    raise CancelledError
                 yield pa.record_batch([block.ids, block.sequences], schema=SCHEMA)
                 num_records += len(block.ids)
                 progress.update(num_records, num_bytes + reader.bytes_read)

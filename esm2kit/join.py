@@ -13,7 +13,7 @@ import numpy as np
 
 from esm2kit.errors import InputError
 from esm2kit.ingest import Staged
-from esm2kit.mapping import read_cluster_tsv, read_mapping
+from esm2kit.mapping import cluster_table, mapping_tables
 from esm2kit.provenance import atomic_path
 
 _FETCH_ROWS = 1 << 20
@@ -119,14 +119,13 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
         engine: where the join runs.
         records: the sampler FASTA.
         uniref50: keys of the train FASTA; a cluster's number follows its order.
-        mapping: mapping.tsv.
+        mapping: mapping.tsv, for messages; what it says is in `mapping_tables(work)`.
         work: where `joined_files` are written.
     Returns: counts of what was left out.
     Raises: InputError for ids that are in one file and not in another, for members of two clusters, and for one id with
         two sequences.
     """
-    clusters, members = work / "clusters.parquet", work / "members.parquet"
-    sha256 = read_mapping(mapping, clusters, members)
+    clusters, members = mapping_tables(work)
     repeats = unique_records(engine, "records", records)
     repeats_50 = unique_records(engine, "uniref50", uniref50)
     engine.run(
@@ -167,8 +166,7 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
     )
     engine.run(f"CREATE VIEW members AS FROM read_parquet('{quoted(members)}')")
     _refuse_absent_member(engine, mapping, records, "members", "records", "id")
-    counts = _write(engine, records, work, mapping)
-    return {"mapping_sha256": sha256, "repeated_records": repeats + repeats_50, **counts}
+    return {"repeated_records": repeats + repeats_50, **_write(engine, records, work, mapping)}
 
 
 def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: Path) -> dict[str, int]:
@@ -178,17 +176,16 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         engine: where the join runs.
         records: the FASTA.
         tables: one cluster TSV, whose members are drawn; or two, the finer (90%) and the coarser (50%, clustered from
-            the representatives of the finer): then those representatives are drawn.
+            the representatives of the finer): then those representatives are drawn. For messages, too: what they say
+            is in `cluster_table(work, level)`.
         work: where `joined_files` are written.
     Returns: counts of what was left out.
     Raises: InputError for ids that are not in the FASTA, levels that do not fit, and members of two clusters.
     """
     repeats = unique_records(engine, "records", records)
-    counts, coarse = {}, tables[-1]
-    for level, table in enumerate(tables):
-        pairs = work / f"level_{level}.parquet"
-        counts[f"cluster_tsv_{level}_sha256"] = read_cluster_tsv(table, pairs)
-        engine.run(f"CREATE VIEW level_{level} AS FROM read_parquet('{quoted(pairs)}')")
+    coarse = tables[-1]
+    for level in range(len(tables)):
+        engine.run(f"CREATE VIEW level_{level} AS FROM read_parquet('{quoted(cluster_table(work, level))}')")
     coarse_view = f"level_{len(tables) - 1}"
     if len(tables) == 2:
         for name, line in engine.rows(
@@ -223,7 +220,7 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         "JOIN clusters c ON c.id = m.cluster LEFT JOIN names n ON n.name = m.member"
     )
     _refuse_absent_member(engine, coarse, records, coarse_view, "names", "name")
-    return {"repeated_records": repeats, **counts, **_write(engine, records, work, coarse)}
+    return {"repeated_records": repeats, **_write(engine, records, work, coarse)}
 
 
 def _refuse_absent_member(engine: Engine, table: Path, records: Staged, members: str, names: str, name: str) -> None:

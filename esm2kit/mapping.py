@@ -23,6 +23,16 @@ PAIRS = pa.schema([("line", pa.int64()), ("cluster", pa.string()), ("member", pa
 _PARQUET = {"use_dictionary": False, "write_statistics": False, "compression": "lz4"}
 
 
+def mapping_tables(work: Path) -> tuple[Path, Path]:
+    """Where mapping.tsv's clusters and members are, as `read_mapping` writes them."""
+    return work / "clusters.parquet", work / "members.parquet"
+
+
+def cluster_table(work: Path, level: int) -> Path:
+    """Where a cluster TSV's pairs are, as `read_cluster_tsv` writes them; level 0 is the finer."""
+    return work / f"level_{level}.parquet"
+
+
 def read_mapping(path: Path, clusters: Path, members: Path) -> str:
     """Read `cluster id <TAB> member,member,...` lines; further columns are ignored.
 

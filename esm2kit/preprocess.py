@@ -22,11 +22,12 @@ import duckdb
 from esm2kit.clusters import MANIFEST
 from esm2kit.errors import InputError
 from esm2kit.fasta import fasta_files
-from esm2kit.ingest import Staged, ingest
+from esm2kit.ingest import Staged
 from esm2kit.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_files
 from esm2kit.leakage import leakage_report
 from esm2kit.provenance import fsync, provenance, sha256_file, to_json, write_json
 from esm2kit.split import INDEX_FILES, Splitter
+from esm2kit.staging import input_stamps, read_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -277,14 +278,10 @@ def _boot_id() -> str | None:
 
 
 def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
-    has_mapping = "mapping" in inputs
-    train = ingest("train_fasta", inputs["train_fasta"], work, keep_sequences=not has_mapping)
-    staged = {"train_fasta": train}
-    for role in ("sampler_fasta", "valid_fasta", "test_fasta"):
-        if role in inputs:
-            staged[role] = ingest(role, inputs[role], work)
-    records = staged["sampler_fasta"] if has_mapping else train
     threads = config.threads or os.cpu_count() or 1
+    staged, sha256 = read_inputs(inputs, work, threads)
+    train = staged["train_fasta"]
+    records = staged.get("sampler_fasta", train)
     # DuckDB's limit counts its buffers; the rest is for Python, Arrow and what DuckDB does not count
     memory_gb = config.memory_limit_gb * 0.75 - 0.25
     splitter = Splitter(work)
@@ -301,7 +298,7 @@ def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path)
     if "valid" not in made:
         logger.warning("no validation set: give valid_fasta or val_size to have one")
     manifest = provenance("preprocess", config)
-    manifest["inputs"] = _input_stamps(inputs, staged, left_out)
+    manifest["inputs"] = input_stamps(inputs, staged, sha256)
     manifest["dataset"] = made | {"left_out": left_out}
     for path in splitter.final.iterdir():
         fsync(path)
@@ -321,19 +318,3 @@ def _join(engine: Engine, inputs: dict[str, list[Path]], records: Staged, train:
             logger.warning("%s records are in no cluster and are left out", f"{counts['unclustered_records']:,}")
         write_json(marker, counts)
     return json.loads(marker.read_text())
-
-
-def _input_stamps(
-    inputs: dict[str, list[Path]], staged: dict[str, Staged], left_out: dict[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
-    stamps = {
-        role: [{key: file[key] for key in ("path", "bytes", "mtime_ns", "sha256")} for file in records.files]
-        for role, records in staged.items()
-    }
-    for role in ("mapping", "cluster_tsv"):
-        for place, path in enumerate(inputs.get(role, [])):
-            sha256 = left_out.pop("mapping_sha256" if role == "mapping" else f"cluster_tsv_{place}_sha256")
-            status = path.stat()
-            stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
-            stamps.setdefault(role, []).append(stamp)
-    return stamps
