@@ -125,7 +125,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     return {
         "task": data.task.name, "metric": data.task.metric, "fasta": str(labelled), "per_residue": per_residue,
         "embeddings": str(made.hiddens or made.embeddings), "epochs": arguments.epochs, "threads": arguments.threads,
-        "sizes": data.sizes, "cache": str(work_dir / "cache"), "out": str(work_dir / "biotrainer"),
+        "sizes": data.sizes, "out": str(work_dir / "biotrainer"),
     }  # fmt: skip
 
 
@@ -146,10 +146,7 @@ def ours(settings: dict) -> None:
 
     torch.set_num_threads(settings["threads"])
     data = load_task(settings["fasta"], None, Path("."))
-    cache = Path(settings["cache"])
-    for leftover in cache.glob("*"):  # a cache of an earlier run would not be end to end
-        leftover.unlink()
-    source = read_features(Path(settings["embeddings"]), data, settings["per_residue"], cache)
+    source = read_features(Path(settings["embeddings"]), data, settings["per_residue"])
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
     config = replace(config, epochs=settings["epochs"], patience=None)
     fitted = fit_probe(source.features, data, config, tuple(settings["seeds"]))

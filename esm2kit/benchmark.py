@@ -224,10 +224,10 @@ def _sources(
         return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
 
     path = Path(given) if given is not None else made(None)
-    ours = read_features(path, data, per_residue, out_dir / "cache" / "trained")
+    ours = read_features(path, data, per_residue)
     untrained = None
     if config.untrained and config.model is not None:
-        untrained = read_features(made(UNTRAINED_SEED), data, per_residue, out_dir / "cache" / "untrained")
+        untrained = read_features(made(UNTRAINED_SEED), data, per_residue)
         untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
     return data, ours, untrained
 

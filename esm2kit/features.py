@@ -1,9 +1,11 @@
-"""Feature rows and what a probe makes of them: packed protein after protein, in memory or memory-mapped."""
+"""Feature rows and what a probe makes of them: packed protein after protein, in memory or read where they lie."""
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from esm2kit.flip import Task
 from esm2kit.tasks import TaskData
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
-ROWS_PER_BLOCK = 1 << 14
+ROWS_PER_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,62 @@ class ProbeConfig:
     keep: Literal["best", "last"] = "best"
     standardize: bool = True
     scale_targets: bool = True
-    row_budget: int = 32_768
+    row_budget: int = 8_192
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows that lie in a file, a stretch a protein, and are read when they are asked for.
+
+    Read, not memory-mapped: a batch costs one call a protein instead of a page fault every few rows, and the process
+    holds the batch alone, while the system keeps of the file what memory it can spare.
+
+    Args:
+        path: the file.
+        starts_P: the byte at which each protein's rows begin.
+        offsets: (P + 1,) rows of protein i are rows offsets[i] to offsets[i + 1].
+        width: numbers a row.
+        dtype: of the file's numbers, float32 or float16.
+    """
+
+    path: Path
+    starts_P: np.ndarray
+    offsets: np.ndarray
+    width: int
+    dtype: np.dtype
+    _file: BinaryIO = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_file", open(self.path, "rb", buffering=0))  # noqa: SIM115 (open while rows are read)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.width
+
+    def read(self, start: int, stop: int, out_ND: Tensor) -> None:
+        """Rows start to stop into a contiguous float32 tensor.
+
+        Raises: InputError if the file ends before them.
+        """
+        kept = out_ND.numpy() if self.dtype == np.float32 else np.empty(out_ND.shape, self.dtype)
+        protein, row_bytes = int(np.searchsorted(self.offsets, start, side="right")) - 1, self.width * kept.itemsize
+        row = start
+        while row < stop:
+            end = min(stop, int(self.offsets[protein + 1]))
+            if end > row:
+                wanted = memoryview(kept[row - start : end - start]).cast("B")
+                self._file.seek(int(self.starts_P[protein]) + (row - int(self.offsets[protein])) * row_bytes)
+                while wanted:
+                    got = self._file.readinto(wanted)
+                    if not got:
+                        raise InputError(f"{self.path} ends before its last rows: embed again")
+                    wanted = wanted[got:]
+            row, protein = end, protein + 1
+        if kept.dtype != np.float32:
+            out_ND.copy_(torch.from_numpy(kept))
 
 
 @dataclass(frozen=True)
@@ -55,16 +112,39 @@ class Features:
     """Feature rows, packed protein after protein.
 
     Args:
-        values_ND: any float type, in memory or memory-mapped.
+        values_ND: any float type, in memory, memory-mapped, or in a file.
         offsets: (P + 1,) rows of protein i are values_ND[offsets[i]:offsets[i + 1]].
         name: for the report.
     """
 
-    values_ND: np.ndarray
+    values_ND: np.ndarray | FileRows
     offsets: np.ndarray
     name: str = ""
 
-    def tensor(self) -> Tensor:
+    @property
+    def width(self) -> int:
+        return self.values_ND.shape[1]
+
+    def read(self, start: int, stop: int, out_ND: Tensor) -> None:
+        """Rows start to stop into a contiguous float32 tensor."""
+        if isinstance(self.values_ND, FileRows):
+            self.values_ND.read(start, stop, out_ND)
+        else:
+            out_ND.copy_(self._tensor()[start:stop])
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(len(rows), D) float32: some rows, ascending in each run that is to be fast."""
+        if not isinstance(self.values_ND, FileRows):
+            consecutive = len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all()
+            where = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else torch.from_numpy(rows)
+            return self._tensor()[where].float()
+        out_ND = torch.empty(len(rows), self.width)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, last in pairwise([0, *breaks.tolist(), len(rows)]):
+            self.read(int(rows[first]), int(rows[last - 1]) + 1, out_ND[first:last])
+        return out_ND
+
+    def _tensor(self) -> Tensor:
         """A view, never written to, so a read-only memory map is fine."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -108,21 +188,17 @@ def check_rows(features: Features, data: TaskData) -> None:
         )
 
 
-def row_blocks(values: Tensor, rows: np.ndarray, size: int = ROWS_PER_BLOCK) -> Iterator[tuple[slice, Tensor]]:
+def row_blocks(features: Features, rows: np.ndarray, size: int = ROWS_PER_BLOCK) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of ascending rows as float32: (where in `rows`, block)."""
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        low, high = int(part[0]), int(part[-1]) + 1
-        block = values[low:high]
-        if high - low != len(part):
-            block = block[torch.from_numpy(part - low)]
-        yield slice(start, start + len(part)), block.float()
+        yield slice(start, start + len(part)), features.take(part)
 
 
-def column_moments(values: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def column_moments(features: Features, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every column over some rows, float32; 1 where a column does not vary."""
     count, mean_D, squares_D = 0, 0.0, 0.0
-    for _, block in row_blocks(values, rows):
+    for _, block in row_blocks(features, rows):
         block = block.double()
         size, block_mean = len(block), block.mean(0)
         delta = block_mean - mean_D

@@ -29,12 +29,12 @@ class _Rows:
     def __init__(
         self, features: Features, data: TaskData, config: ProbeConfig, head: type[SeededHead], device: torch.device
     ) -> None:
-        self.values, self.offsets, self.data = features.tensor(), features.offsets, data
+        self.features, self.offsets, self.data = features, features.offsets, data
         self.sizes = np.diff(features.offsets)
         self.head, self.device, self.budget = head, device, config.row_budget
         self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
         train_rows = np.concatenate([np.arange(self.offsets[p], self.offsets[p + 1]) for p in data.rows("train")])
-        moments = column_moments(self.values, train_rows) if config.standardize else None
+        moments = column_moments(features, train_rows) if config.standardize else None
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
         if data.task.target == "class":
             self.targets = class_targets(data.targets, data.task).to(device)
@@ -42,7 +42,9 @@ class _Rows:
             y = data.targets[data.target_rows("train")]
             self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
             self.targets = torch.from_numpy((data.targets - self.centre) / self.spread).float().to(device)
-        self.scored = torch.from_numpy(data.scored).to(device)
+        self.scored = data.scored
+        self.num_scored = np.bincount(data.protein_of_target[data.scored], minlength=len(data.ids))
+        self.buffer_ND = torch.empty(0, features.width)
 
     def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
         """Proteins in stretches of at most `row_budget` rows."""
@@ -55,23 +57,27 @@ class _Rows:
         yield proteins[start:]
 
     def batch(self, proteins: np.ndarray) -> Batch:
-        """Feature rows of some proteins, on the device."""
+        """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
         if self.one_row_each:
-            x_ND = self.values[torch.from_numpy(self.offsets[proteins])].float().to(self.device)
+            x_ND = self.features.take(self.offsets[proteins]).to(self.device)
             return Batch(self._standardized(x_ND, None), None, [])
         gap, counts = self.head.radius, self.sizes[proteins]
         sizes = [gap] * (2 * len(counts) + 1)
         sizes[1::2] = counts.tolist()
-        x_ND = torch.zeros(sum(sizes), self.values.shape[1])
-        is_real_N = torch.zeros(len(x_ND), dtype=torch.bool)
-        position = gap
-        for protein, count in zip(proteins, counts, strict=True):
-            start = self.offsets[protein]
-            x_ND[position : position + count] = self.values[start : start + count]
-            is_real_N[position : position + count] = True
-            position += count + gap
-        x_ND, is_real_N = x_ND.to(self.device), is_real_N.to(self.device)
-        return Batch(self._standardized(x_ND, is_real_N), is_real_N, sizes)
+        # One buffer for all batches: fresh memory of this size costs more, page by page, than what is written to it.
+        if len(self.buffer_ND) < sum(sizes):
+            self.buffer_ND = torch.empty(max(sum(sizes), self.budget), self.features.width)
+        x_ND, position = self.buffer_ND[: sum(sizes)], 0
+        for place, size in enumerate(sizes):
+            rows_ND = x_ND[position : position + size]
+            if place % 2:
+                start = int(self.offsets[proteins[place // 2]])
+                self.features.read(start, start + size, rows_ND)
+            else:
+                rows_ND.zero_()
+            position += size
+        is_real_N = torch.from_numpy(np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)).to(self.device)
+        return Batch(self._standardized(x_ND.to(self.device), is_real_N), is_real_N, sizes)
 
     def _standardized(self, x_ND: Tensor, is_real_N: Tensor | None) -> Tensor:
         if self.moments is None:
@@ -79,20 +85,61 @@ class _Rows:
         x_ND = x_ND.sub_(self.moments[0]).div_(self.moments[1])
         return x_ND if is_real_N is None else x_ND.mul_(is_real_N[:, None])
 
-    def target_indices(self, proteins: np.ndarray) -> Tensor:
+    def target_indices(self, proteins: np.ndarray) -> np.ndarray:
         offsets = self.data.offsets
-        spans = [np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins]
-        return torch.from_numpy(np.concatenate(spans)).to(self.device)
+        return np.concatenate([np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins])
 
     def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(S, M, C) outputs for the scored targets of some proteins, and which targets these are (M)."""
+        """(S, M, C) outputs for the scored targets of some proteins, and these targets (M)."""
         batch = self.batch(proteins)
         outputs = model(batch)
-        if not self.head.per_protein and batch.is_real_N is not None:
-            outputs = outputs[:, batch.is_real_N]
         indices = self.target_indices(proteins)
         scored = self.scored[indices]
-        return outputs[:, scored], indices[scored]
+        places = np.flatnonzero(scored)
+        if not self.head.per_protein and batch.is_real_N is not None and batch.sizes[0]:
+            # behind the gaps before each protein
+            places = places + self.head.radius * (1 + np.repeat(np.arange(len(proteins)), batch.sizes[1::2]))[scored]
+        if len(places) < outputs.shape[1]:
+            outputs = outputs.index_select(1, torch.from_numpy(places).to(self.device))
+        return outputs, self.targets[torch.from_numpy(indices[scored]).to(self.device)]
+
+
+class Adam:
+    """Kingma & Ba 2015, 10.48550/arXiv.1412.6980, as torch.optim.Adam has it, one pass over each parameter.
+
+    torch's own class loads torch's compiler with its first instance: a second that a probe of two seconds would wait
+    for nothing.
+
+    Args:
+        parameters: to be stepped.
+        learning_rate: of all.
+        weight_decay: times the parameter, added to the gradient.
+    """
+
+    betas = (0.9, 0.999)
+    epsilon = 1e-8
+
+    def __init__(self, parameters: list[Tensor], learning_rate: float, weight_decay: float = 0.0) -> None:
+        self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
+        self.means = [torch.zeros_like(parameter) for parameter in parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the gradients, which are gone afterwards."""
+        self.steps += 1
+        first, second = self.betas
+        size = self.learning_rate / (1 - first**self.steps)
+        scale = math.sqrt(1 - second**self.steps)
+        for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True):
+            gradient = parameter.grad
+            if self.weight_decay:
+                gradient = gradient.add(parameter, alpha=self.weight_decay)
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            parameter.addcdiv_(mean, square.sqrt().div_(scale).add_(self.epsilon), value=-size)
+            parameter.grad = None
 
 
 def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
@@ -114,9 +161,9 @@ def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray,
     total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
     with torch.no_grad():
         for part in rows.parts(rows.data.rows(set_name)):
-            outputs, indices = rows.outputs(model, part)
-            total += _losses(outputs, rows.targets[indices], rows.data.task)
-            count += len(indices)
+            outputs, targets = rows.outputs(model, part)
+            total += _losses(outputs, targets, rows.data.task)
+            count += len(targets)
             decided.append(decide(outputs, rows.data.task))
     predicted = torch.cat(decided, dim=1).cpu().numpy()
     if rows.data.task.target == "value":
@@ -136,9 +183,9 @@ def fit_head(
     """
     kind = HEADS[config.probe]
     rows = _Rows(features, data, config, kind, device)
-    width = rows.values.shape[1]
+    width = features.width
     model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = Adam(list(model.parameters()), config.learning_rate, config.weight_decay)
     best_loss = torch.full((len(seeds),), torch.inf, device=device)
     best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
     best = [parameter.detach().clone() for parameter in model.parameters()]
@@ -187,21 +234,18 @@ def _refuse_no_number(loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...
         )
 
 
-def _train_epoch(
-    rows: _Rows, model: SeededHead, optimizer: torch.optim.Optimizer, order: np.ndarray, batch_size: int
-) -> list[float]:
+def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndarray, batch_size: int) -> list[float]:
     """One pass; returns every seed's mean training loss. A batch's gradient does not depend on how it is cut."""
     model.train()
     total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
     for start in range(0, len(order), batch_size):
         proteins = order[start : start + batch_size]
-        count = int(rows.scored[rows.target_indices(proteins)].sum())
+        count = int(rows.num_scored[proteins].sum())
         if not count:
             continue
-        optimizer.zero_grad(set_to_none=True)
         for part in rows.parts(proteins):
-            outputs, indices = rows.outputs(model, part)
-            losses = _losses(outputs, rows.targets[indices], rows.data.task)
+            outputs, targets = rows.outputs(model, part)
+            losses = _losses(outputs, targets, rows.data.task)
             (losses.sum() / count).backward()
             total += losses.detach()
         optimizer.step()

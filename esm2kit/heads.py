@@ -28,36 +28,79 @@ class Batch(NamedTuple):
     sizes: list[int]
 
 
+# Rows in one product: the numbers between them stay in cache, and memory does not grow with the batch.
+ROWS_PER_PRODUCT = 2048
+
+
+def _windows(x_ND: Tensor, num_taps: int, start: int, stop: int) -> Tensor:
+    """(stop - start, K * D): each row with the K - 1 that follow it, of a contiguous x."""
+    _, width = x_ND.shape
+    return x_ND.as_strided((stop - start, num_taps * width), (width, 1), x_ND.storage_offset() + start * width)
+
+
+def _convolve(x_ND: Tensor, weight_KDE: Tensor) -> Tensor:
+    """(N - K + 1, E): row i is the sum over taps k of x[i + k] @ weight[k], a few thousand rows at a time.
+
+    One wide product instead of K narrow ones: of every row with all taps, whose parts are then added where they belong,
+    or, where that would write more than it reads, of every row's window.
+    """
+    num_taps, width, outputs = weight_KDE.shape
+    inner = len(x_ND) - num_taps + 1
+    if width < outputs:
+        x_ND, wide = x_ND.contiguous(), weight_KDE.reshape(num_taps * width, outputs)
+        out_ND = x_ND.new_empty(inner, outputs)
+        for start in range(0, inner, ROWS_PER_PRODUCT):
+            stop = min(start + ROWS_PER_PRODUCT, inner)
+            torch.mm(_windows(x_ND, num_taps, start, stop).contiguous(), wide, out=out_ND[start:stop])
+        return out_ND
+    wide, out_ND = weight_KDE.transpose(0, 1).reshape(width, num_taps * outputs), x_ND.new_zeros(inner, outputs)
+    for start in range(0, len(x_ND), ROWS_PER_PRODUCT):
+        products = x_ND[start : start + ROWS_PER_PRODUCT] @ wide
+        for tap, part in enumerate(products.split(outputs, dim=1)):
+            first, last = max(start - tap, 0), min(start - tap + len(part), inner)
+            if first < last:
+                out_ND[first:last] += part[first + tap - start : last + tap - start]
+    return out_ND
+
+
 class PackedConvolution(torch.autograd.Function):
-    """Convolution over rows as one product a tap, straight into the output: no im2col, no transposes, no padding."""
+    """Convolution over rows end to end, no transposes and no padding."""
 
     @staticmethod
     def forward(ctx, x_GND: Tensor, weight_GKDE: Tensor) -> Tensor:
         """x (G, N, D), weight (G, K, D, E), K odd -> (G, N, E); the first and last K // 2 rows are zero."""
-        num_taps = weight_GKDE.shape[1]
-        inner = x_GND.shape[1] - num_taps + 1
-        out_GNE = x_GND.new_zeros(x_GND.shape[0], x_GND.shape[1], weight_GKDE.shape[3])
-        for group in range(x_GND.shape[0]):
-            target = out_GNE[group, num_taps // 2 : num_taps // 2 + inner]
-            for tap in range(num_taps):
-                target.addmm_(x_GND[group, tap : tap + inner], weight_GKDE[group, tap])
+        radius = weight_GKDE.shape[1] // 2
         ctx.save_for_backward(x_GND, weight_GKDE)
+        out_GNE = x_GND.new_zeros(*x_GND.shape[:2], weight_GKDE.shape[3])
+        for x_ND, weight_KDE, out_NE in zip(x_GND, weight_GKDE, out_GNE, strict=True):
+            out_NE[radius : len(out_NE) - radius] = _convolve(x_ND, weight_KDE)
         return out_GNE
 
     @staticmethod
     def backward(ctx, grad_GNE: Tensor) -> tuple[Tensor | None, Tensor]:
         x_GND, weight_GKDE = ctx.saved_tensors
-        num_taps = weight_GKDE.shape[1]
-        inner = x_GND.shape[1] - num_taps + 1
-        grad_GNE = grad_GNE[:, num_taps // 2 : num_taps // 2 + inner].contiguous()
+        num_taps, width, outputs = weight_GKDE.shape[1:]
+        radius, rows = num_taps // 2, x_GND.shape[1]
+        grad_x = torch.empty_like(x_GND) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight_GKDE)
-        grad_x = torch.zeros_like(x_GND) if ctx.needs_input_grad[0] else None
-        for group in range(x_GND.shape[0]):
-            for tap in range(num_taps):
-                rows = slice(tap, tap + inner)
-                torch.mm(x_GND[group, rows].T, grad_GNE[group], out=grad_weight[group, tap])
-                if grad_x is not None:
-                    grad_x[group, rows].addmm_(grad_GNE[group], weight_GKDE[group, tap].T)
+        for group, x_ND in enumerate(x_GND):
+            inner_NE = grad_GNE[group, radius : rows - radius].contiguous()
+            # K - 1 rows of zeros on either side: the gradient by x is a convolution of it with the taps reversed.
+            padded_NE = F.pad(inner_NE, (0, 0, num_taps - 1, num_taps - 1))
+            if grad_x is not None:
+                grad_x[group] = _convolve(padded_NE, weight_GKDE[group].flip(0).transpose(1, 2))
+            if width < outputs:
+                x_ND, wide = x_ND.contiguous(), x_ND.new_zeros(num_taps * width, outputs)
+                for start in range(0, len(inner_NE), ROWS_PER_PRODUCT):
+                    stop = min(start + ROWS_PER_PRODUCT, len(inner_NE))
+                    wide.addmm_(_windows(x_ND, num_taps, start, stop).contiguous().T, inner_NE[start:stop])
+                grad_weight[group] = wide.view(num_taps, width, outputs)
+            else:
+                wide = x_ND.new_zeros(width, num_taps * outputs)
+                for start in range(0, rows, ROWS_PER_PRODUCT):
+                    stop = min(start + ROWS_PER_PRODUCT, rows)
+                    wide.addmm_(x_ND[start:stop].T, _windows(padded_NE, num_taps, start, stop).contiguous())
+                grad_weight[group] = wide.view(width, num_taps, outputs).transpose(0, 1).flip(0)
         return grad_x, grad_weight
 
 

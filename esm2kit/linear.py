@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,26 +42,26 @@ class _Moments:
         self.yy += float(y_N @ y_N)
 
 
-def _moments(values: Tensor, rows: np.ndarray, targets: Tensor, shift_D: Tensor) -> _Moments:
+def _moments(features: Features, rows: np.ndarray, targets: Tensor, shift_D: Tensor) -> _Moments:
     moments = _Moments(shift_D)
-    for where, block in row_blocks(values, rows):
+    for where, block in row_blocks(features, rows):
         moments.add(block, targets[where])
     return moments
 
 
 def fit_ridge(features: Features, data: TaskData) -> Fitted:
     """Ridge on z-scored features; every penalty from one eigendecomposition, validation error from moments alone."""
-    values, train, validation = features.tensor(), data.target_rows("train"), data.target_rows("validation")
+    train, validation = data.target_rows("train"), data.target_rows("validation")
     y_train, y_validation = (torch.from_numpy(data.targets[rows]).double() for rows in (train, validation))
-    shift_D = next(row_blocks(values, train))[1].double().mean(0)
-    fit = _moments(values, train, y_train, shift_D)
+    shift_D = next(row_blocks(features, train))[1].double().mean(0)
+    fit = _moments(features, train, y_train, shift_D)
     mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
     covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
     scale_D = (covariance_DD.diagonal() / fit.count).clamp_min(0).sqrt()
     scale_D[scale_D < 1e-12] = 1.0
     xy_D = (fit.xy_D - fit.count * mean_D * y_mean) / scale_D
     eigenvalues, vectors = torch.linalg.eigh(covariance_DD / scale_D / scale_D[:, None])
-    held = _moments(values, validation, y_validation, shift_D)
+    held = _moments(features, validation, y_validation, shift_D)
     rotated = vectors.T @ xy_D
     best: tuple[float, float, Tensor] | None = None
     for penalty in RIDGE_GRID:
@@ -80,7 +79,7 @@ def fit_ridge(features: Features, data: TaskData) -> Fitted:
     def predict(set_name: str) -> np.ndarray:
         rows = data.target_rows(set_name)
         out = np.empty(len(rows))
-        for where, block in row_blocks(values, rows):
+        for where, block in row_blocks(features, rows):
             out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
         return out[None]
 
@@ -92,14 +91,14 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
 
     The sweep starts each fit from the last one's weights and ends when the validation loss rises.
     """
-    values, train, validation = features.tensor(), data.target_rows("train"), data.target_rows("validation")
-    mean_D, scale_D = column_moments(values, train)
+    train, validation = data.target_rows("train"), data.target_rows("validation")
+    mean_D, scale_D = column_moments(features, train)
     outputs = data.task.num_outputs
-    width = values.shape[1]
+    width = features.width
 
     def prepared(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
         def blocks() -> Iterator[tuple[slice, Tensor]]:
-            return ((where, (block - mean_D) / scale_D) for where, block in row_blocks(values, rows))
+            return ((where, (block - mean_D) / scale_D) for where, block in row_blocks(features, rows))
 
         kept = list(blocks()) if len(rows) * width * 4 <= 1 << 30 else None
         return (lambda: iter(kept)) if kept is not None else blocks
@@ -117,6 +116,8 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
 
     fit_blocks, held_blocks = prepared(train), prepared(validation)
     y_train, y_held = (class_targets(data.targets[rows], data.task) for rows in (train, validation))
+    from scipy.optimize import minimize  # a quarter of a second that other probes need not wait
+
     flat = np.zeros((width + 1) * outputs)
     best: tuple[float, float, np.ndarray] | None = None
     for penalty in LOGISTIC_GRID:
@@ -143,7 +144,7 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
     def predict(set_name: str) -> np.ndarray:
         rows = data.target_rows(set_name)
         out = np.empty(len(rows), dtype=np.int64)
-        for where, block in row_blocks(values, rows):
+        for where, block in row_blocks(features, rows):
             logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
             out[where] = decide(logits, data.task).numpy()
         return out[None]

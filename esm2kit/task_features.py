@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
-from esm2kit.embed import EmbedConfig, embed
 from esm2kit.embeddings import EmbeddingReader
 from esm2kit.errors import InputError
-from esm2kit.features import Features
+from esm2kit.features import Features, FileRows
 from esm2kit.provenance import atomic_path
 from esm2kit.tasks import SET_NAMES, TaskData
 
@@ -58,6 +56,8 @@ def embed_task(
     Returns: the HDF5 file.
     Raises: InputError if one id stands for two sequences, or the model cannot be loaded.
     """
+    from esm2kit.embed import EmbedConfig, embed  # models and their weights, which files already made do not need
+
     sequences = dict(zip(data.ids, data.sequences, strict=True))
     if any(sequences[name] != sequence for name, sequence in zip(data.ids, data.sequences, strict=True)):
         raise InputError(
@@ -113,14 +113,13 @@ def without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData
     return replace(kept, official=False, notes=(*data.notes, note))
 
 
-def read_features(path: Path, data: TaskData, per_residue: bool, cache: Path) -> ModelFeatures:
-    """A file's rows in the task's order; a packed file in that very order is memory-mapped where it lies.
+def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeatures:
+    """A file's rows in the task's order; those of residues stay in the file, whatever its layout, until a batch asks.
 
     Args:
         path: a file of `esm2kit embed`.
         data: the task.
         per_residue: the kind of vectors that are wanted.
-        cache: folder for a packed copy of other layouts.
     Raises: InputError if the file holds the other kind.
     """
     path = Path(path)
@@ -129,18 +128,9 @@ def read_features(path: Path, data: TaskData, per_residue: bool, cache: Path) ->
         name, wanted = str(kept.get("model_name", path.stem)), "residue" if per_residue else "protein"
         if reader.level != wanted:
             raise InputError(f"{path} holds one vector a {reader.level}; this probe wants one a {wanted}")
-        if not per_residue:
-            features = Features(reader.matrix(data.ids), np.arange(len(data.ids) + 1), str(path))
-        elif kept.get("layout") == "packed" and reader.ids == data.ids:
-            features = _mapped(path)
-        else:
-            features = Features(*reader.packed(data.ids, cache), str(path))
+        starts_P, offsets, dtype = reader.places(data.ids)
+        rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
+    features = Features(rows, offsets, str(path))
+    if not per_residue:
+        features = Features(features.take(np.arange(len(rows))).numpy(), offsets, str(path))
     return ModelFeatures(name, path, kept, features)
-
-
-def _mapped(path: Path) -> Features:
-    """The packed layout's values are one contiguous array in the file: nothing is copied."""
-    with h5py.File(path, "r") as file:
-        values, offsets = file["values"], file["offsets"][()]
-        start, shape, dtype = values.id.get_offset(), values.shape, values.dtype
-    return Features(np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape), offsets, str(path))

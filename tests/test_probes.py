@@ -9,10 +9,11 @@ from planted import KINDS, planted
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from esm2kit import heads
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig, column_moments
 from esm2kit.flip import TASKS
-from esm2kit.head_training import fit_head
+from esm2kit.head_training import Adam, fit_head
 from esm2kit.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
 from esm2kit.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.metrics import draw_counts
@@ -112,7 +113,7 @@ def test_logistic_is_scikit_learns_on_z_scores():
 def test_column_moments_in_blocks_are_those_of_the_whole():
     x = np.random.default_rng(0).normal(3, 2, (40_000, 3)).astype(np.float32)
     x[:, 2] = 7.0
-    mean, scale = column_moments(torch.from_numpy(x), np.arange(0, 40_000, 2))
+    mean, scale = column_moments(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
     np.testing.assert_allclose(mean, x[::2].mean(0, dtype=float), rtol=1e-5)
     np.testing.assert_allclose(scale[:2], x[::2, :2].std(0, dtype=float), rtol=1e-4)
     assert scale[2] == 1.0
@@ -138,15 +139,36 @@ def test_a_batch_cut_into_parts_has_the_gradient_of_the_whole():
     np.testing.assert_allclose(whole.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
 
 
-def test_packed_convolution_is_torchs_forward_and_backward():
+@pytest.mark.parametrize("outputs", [4, 9])  # fewer or more than the five that go in: two ways to the same numbers
+@pytest.mark.parametrize("rows_per_product", [7, 2048])
+def test_packed_convolution_is_torchs_forward_and_backward(outputs, rows_per_product, monkeypatch):
+    monkeypatch.setattr(heads, "ROWS_PER_PRODUCT", rows_per_product)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 30, 5, generator=generator, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(2, 7, 5, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(2, 7, 5, outputs, generator=generator, dtype=torch.double, requires_grad=True)
     ours = PackedConvolution.apply(x, weight)
     theirs = torch.stack([nn.functional.conv1d(x[g].T[None], weight[g].permute(2, 1, 0))[0].T for g in range(2)])
     torch.testing.assert_close(ours[:, 3:-3], theirs)
     assert (ours[:, :3] == 0).all()
+    assert (ours[:, -3:] == 0).all()
     assert torch.autograd.gradcheck(PackedConvolution.apply, (x[:, :12], weight))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_adam_steps_as_torchs(weight_decay):
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.ones(3, 4, requires_grad=True) for _ in range(2))
+    optimizers = (
+        Adam([ours], 1e-2, weight_decay), torch.optim.Adam([theirs], lr=1e-2, weight_decay=weight_decay)
+    )  # fmt: skip
+    for _ in range(50):
+        direction = torch.randn(3, 4, generator=generator)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = None
+            (parameter.square() * direction).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert ours.grad is None
 
 
 def packed_batch(lengths, width, gap):
