@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
 PALETTE = sns.color_palette("colorblind")
 OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
+QUIET = "#c8c8c8"
 MAX_POINTS = 20_000
 
 
@@ -102,6 +104,8 @@ def embedding_scatter(
     title: str = "",
     label_name: str = "",
     ax: Axes | None = None,
+    axes: tuple[str, str] = ("component 1", "component 2"),
+    rest: str | None = None,
 ) -> Axes:
     """A two-dimensional map of embeddings, coloured by a label (a legend) or a number (a colour bar).
 
@@ -110,6 +114,8 @@ def embedding_scatter(
         labels_P: a word or a number for every point.
         title: of the figure.
         label_name: what the label is, with its unit.
+        axes: what the two coordinates are.
+        rest: the word that stands for all others, drawn in grey below them.
     """
     ax = _axes(ax, 6.0, 4.6)
     labels = np.asarray(labels_P)
@@ -117,14 +123,45 @@ def embedding_scatter(
         drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
         ax.figure.colorbar(drawn, ax=ax, label=label_name)
     else:
-        names = sorted(set(labels.tolist()))
-        for index, name in enumerate(names):
+        names = sorted(set(labels.tolist()) - {rest})
+        colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
+        if rest in labels:
+            names, colours = [*names, rest], [*colours, QUIET]
+        for index, (name, colour) in enumerate(zip(names, colours, strict=True)):
             chosen = xy_P2[labels == name]
             marker = "osD^vP*X"[index // len(PALETTE) % 8]
-            ax.scatter(*chosen.T, s=11, color=PALETTE[index % len(PALETTE)], marker=marker, linewidths=0,
+            ax.scatter(*chosen.T, s=14, color=colour, marker=marker, linewidths=0, zorder=1 if name == rest else 2,
                        label=f"{name} ({len(chosen):,})", rasterized=True)  # fmt: skip
         ax.legend(title=label_name or None, frameon=False, markerscale=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _finish(ax, "component 1", "component 2", title)
+    return _finish(ax, *axes, title)
+
+
+def neighbours_on_map(
+    xy_P2: np.ndarray,
+    chosen: int,
+    nearest: Sequence[int],
+    names: Sequence[str],
+    axes: tuple[str, str] = ("component 1", "component 2"),
+    ax: Axes | None = None,
+) -> Axes:
+    """Where a protein's neighbours, found in all dimensions, lie on a map of two.
+
+    Args:
+        xy_P2: the map.
+        chosen: the protein, a star.
+        nearest: its neighbours, the nearest first; numbered in that order.
+        names: of the neighbours, for the legend.
+        axes: what the two coordinates are.
+    """
+    ax = _axes(ax, 6.6, 4.6)
+    ax.scatter(*xy_P2.T, s=10, color=QUIET, linewidths=0, rasterized=True)
+    for rank, (place, name) in enumerate(zip(nearest, names, strict=True), 1):
+        ax.plot(*xy_P2[[chosen, place]].T, color=OTHERS, linewidth=0.8, alpha=0.7, zorder=2)
+        ax.scatter(*xy_P2[place], s=110, color=OURS, linewidths=0, zorder=3, label=f"{rank}  {name}")
+        ax.annotate(str(rank), xy_P2[place], color="white", ha="center", va="center", fontsize=8, zorder=4)
+    ax.scatter(*xy_P2[chosen], s=190, color=TRUTH, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
+    return _finish(ax, *axes)
 
 
 def scores_beside_baselines(
@@ -136,6 +173,7 @@ def scores_beside_baselines(
     ours: Sequence[str] = (),
     published: Mapping[str, float] | None = None,
     ax: Axes | None = None,
+    on: str = " on test",
 ) -> Axes:
     """Scores with their 95% intervals, one line a model; undefined scores are named and left empty.
 
@@ -147,6 +185,7 @@ def scores_beside_baselines(
         metric: for the axis, with its unit.
         ours: names drawn in the first colour.
         published: name -> figure printed by others, drawn as a hollow mark in a line of its own.
+        on: what was scored, behind the metric.
     """
     printed = dict(published or {})
     ax = _axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
@@ -163,7 +202,7 @@ def scores_beside_baselines(
     ax.set_yticks(range(len(names) + len(printed)), [*names, *printed])
     ax.set_ylim(len(names) + len(printed) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
-    return _finish(ax, f"{metric} on test (bar: 95% interval)", "")
+    return _finish(ax, f"{metric}{on} (bar: 95% interval)", "")
 
 
 def heat_map(
@@ -176,35 +215,36 @@ def heat_map(
     centre: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A matrix in colour; with a centre, a diverging scale around it (a mutation scan, say)."""
+    """A matrix in colour; with a centre, a diverging scale around it (a mutation scan, say).
+
+    Args:
+        matrix_RC: the values.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        value_label: what the values are, with their unit.
+        rows: a name each; without them the rows are numbered from 1.
+        columns: a name each; without them the columns are numbered from 1.
+        centre: of a diverging scale.
+    """
     ax = _axes(ax, 8.0, 4.2)
     scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
     sns.heatmap(
         matrix_RC, ax=ax, cbar_kws={"label": value_label}, rasterized=True,
-        xticklabels=list(columns) or "auto", yticklabels=list(rows) or "auto", **scale,
+        xticklabels=list(columns) or False, yticklabels=list(rows) or False, **scale,
     )  # fmt: skip
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        if not names:
+            _number_from_one(axis, matrix_RC.shape[0 if axis is ax.yaxis else 1])
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel=x_label, ylabel=y_label)
     return ax
 
 
-def contact_map(probability_TT: np.ndarray, truth_TT: np.ndarray | None = None, ax: Axes | None = None) -> Axes:
-    """Predicted contacts; with a known map, prediction above the diagonal and truth below it.
-
-    Args:
-        probability_TT: contact probabilities, residues by residues.
-        truth_TT: bool, the contacts of a structure.
-    """
-    ax = _axes(ax, 4.8, 4.2)
-    shown = np.array(probability_TT, dtype=float)
-    if truth_TT is not None:
-        lower = np.tril_indices_from(shown, -1)
-        shown[lower] = np.asarray(truth_TT)[lower]
-    drawn = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    ax.figure.colorbar(drawn, ax=ax, label="contact probability")
-    title = "above the diagonal: predicted, below: structure" if truth_TT is not None else ""
-    ax.set(xlabel="residue", ylabel="residue", title=title)
-    return ax
+def _number_from_one(axis: Axis, count: int) -> None:
+    """Round numbers at the middles of seaborn's cells, which begin at 0."""
+    places = MaxNLocator(8, integer=True).tick_values(1, count)
+    numbers = [1, *(int(place) for place in places if 1 < place <= count)]
+    axis.set_ticks([number - 0.5 for number in numbers], [str(number) for number in numbers])
 
 
 def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes | None = None) -> Axes:

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from esm2kit import plots
+from esm2kit import pair_plots, plots
 
 mpl.use("Agg")
 GENERATOR = np.random.default_rng(0)
@@ -27,7 +27,10 @@ FIGURES = {
         GENERATOR.normal(size=(60, 2)), GENERATOR.normal(size=60), label_name="melting point (deg C)"
     ),
     "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(20, 30)), "residue", "mutant", "log odds", centre=0),
-    "contact_map": lambda: plots.contact_map(GENERATOR.random((30, 30)), GENERATOR.random((30, 30)) > 0.9),
+    "contact_map": lambda: pair_plots.contact_map(GENERATOR.random((30, 30)), GENERATOR.random((30, 30)) > 0.9),
+    "pair_map": lambda: pair_plots.pair_map(*GENERATOR.normal(size=(2, 30, 30)), "ours", "expected", "coupling"),
+    "by_separation": lambda: pair_plots.by_separation({"ours": np.array([np.nan, *GENERATOR.random(90)])}, "coupling"),
+    "neighbours_on_map": lambda: plots.neighbours_on_map(GENERATOR.normal(size=(30, 2)), 3, [5, 7], ["five", "seven"]),
     "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
     "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
@@ -74,6 +77,55 @@ def test_more_classes_than_colours_get_other_marks():
     assert len(marks) == 14
 
 
+def test_the_rest_is_grey_last_and_below_the_named():
+    labels = ["a", "9 others", "b", "9 others"]
+    ax = plots.embedding_scatter(GENERATOR.normal(size=(4, 2)), labels, rest="9 others", axes=("x", "y"))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a (1)", "b (1)", "9 others (2)"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+    orders = {drawn.get_label(): drawn.get_zorder() for drawn in ax.collections}
+    assert orders["9 others (2)"] < min(orders["a (1)"], orders["b (1)"])
+
+
+def test_a_neighbours_number_stands_where_it_lies():
+    xy_P2 = GENERATOR.normal(size=(9, 2))
+    ax = plots.neighbours_on_map(xy_P2, 4, [8, 0], ["eight", "nought"])
+    assert {text.get_text(): tuple(text.xy) for text in ax.texts} == {"1": tuple(xy_P2[8]), "2": tuple(xy_P2[0])}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1  eight", "2  nought"]
+
+
+def test_rows_without_names_are_numbered_from_one():
+    ax = plots.heat_map(np.zeros((5, 40)), "residue", "channel", "value")
+    for axis, count in ((ax.xaxis, 40), (ax.yaxis, 5)):
+        numbers = [int(text.get_text()) for text in axis.get_ticklabels()]
+        assert numbers[0] == 1
+        assert max(numbers) <= count
+        assert [number - 0.5 for number in numbers] == axis.get_ticklocs().tolist()
+
+
+def test_each_triangle_shows_its_own_map():
+    upper, lower = np.full((4, 4), 2.0), np.full((4, 4), -1.0)
+    ax = pair_plots.pair_map(upper, lower, "model", "chance", "coupling")
+    shown = np.asarray(ax.images[0].get_array().filled(np.nan))
+    np.testing.assert_array_equal(shown[np.triu_indices(4, 1)], 2.0)
+    np.testing.assert_array_equal(shown[np.tril_indices(4, -1)], -1.0)
+    assert ax.images[0].get_clim() == (-2, 2)
+    assert ax.get_title() == "above the diagonal: model\nbelow: chance"
+    assert ax.get_xlim() == (0.5, 4.5)
+
+
+def test_separations_are_averaged_over_pairs():
+    means_T = np.array([np.nan, 1.0, 2.0, 5.0])
+    (line,) = pair_plots.by_separation({"ours": means_T}, "coupling").lines
+    np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(line.get_ydata(), [1, 2, 5])
+    means_T = np.zeros(400)
+    means_T[-1] = 1.0  # one pair: the two ends
+    (line,) = pair_plots.by_separation({"ours": means_T}, "coupling").lines
+    assert len(line.get_xdata()) < 20, "bins widen"
+    start = round(line.get_xdata()[-1] ** 2 / 399)
+    np.testing.assert_allclose(line.get_ydata()[-1], 1 / sum(400 - apart for apart in range(start, 400)))
+
+
 def test_confusion_shows_counts_and_shares():
     ax = plots.confusion_matrix(np.array([[8, 2], [5, 5]]), ["x", "y"])
     assert [text.get_text() for text in ax.texts] == ["8", "2", "5", "5"]
@@ -83,7 +135,7 @@ def test_confusion_shows_counts_and_shares():
 def test_known_contacts_stand_below_the_diagonal():
     probability, truth = np.full((4, 4), 0.25), np.zeros((4, 4), bool)
     truth[3, 0] = True
-    shown = np.asarray(plots.contact_map(probability, truth).images[0].get_array())
+    shown = np.asarray(pair_plots.contact_map(probability, truth).images[0].get_array())
     assert shown[3, 0] == 1
     assert shown[1, 0] == 0
     assert shown[0, 3] == 0.25
