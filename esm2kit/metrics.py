@@ -18,8 +18,8 @@ CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
 LOWER_IS_BETTER = frozenset({"rmse"})
 CONFIDENCE = 0.95
-# Elements of one block of (replicates, rows): bounds memory, 64 MB in float64.
-BLOCK = 1 << 23
+# Elements of one block of (rows, replicates), 2 MB: a few blocks stay in cache, and in memory that is used again.
+BLOCK = 1 << 18
 
 
 class Interval(NamedTuple):
@@ -127,77 +127,72 @@ def per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, di
     return table
 
 
-def average_ranks(group_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-    """Ranks, ties averaged, of values drawn `counts` times.
+class _Ranking(NamedTuple):
+    """Values in ascending order, equal ones as one group (G).
 
     Args:
-        group_N: dense rank of each value (0 for the smallest; equal values share one).
-        counts_RN: how often each value occurs in each replicate.
-    Returns: (R, N) the rank every copy of a value gets in its replicate.
+        order: (N,) the places of the sorted values.
+        starts: (G,) where each group begins in them.
+        group: (N,) the group of every value.
     """
-    num_groups = int(group_N.max()) + 1
-    order = np.argsort(group_N, kind="stable")
-    starts = np.searchsorted(group_N[order], np.arange(num_groups))
-    size_RG = np.add.reduceat(counts_RN[:, order].astype(np.float64), starts, axis=1)
-    below_RG = np.cumsum(size_RG, axis=1) - size_RG
-    return (below_RG + (size_RG + 1) / 2)[:, group_N]
+
+    order: np.ndarray
+    starts: np.ndarray
+    group: np.ndarray
+
+    @classmethod
+    def of(cls, values_N: np.ndarray) -> "_Ranking":
+        order = np.argsort(values_N, kind="stable")
+        is_first = np.r_[True, np.diff(values_N[order]) != 0]
+        group = np.empty(len(order), dtype=np.int64)
+        group[order] = np.cumsum(is_first) - 1
+        return cls(order, np.flatnonzero(is_first), group)
+
+    def grouped(self, rows_NR: np.ndarray) -> np.ndarray:
+        """(G, R): sums over each group."""
+        rows_NR = rows_NR[self.order]
+        return rows_NR if len(self.starts) == len(self.order) else np.add.reduceat(rows_NR, self.starts, axis=0)
 
 
-def _dense_rank(values_N: np.ndarray) -> np.ndarray:
-    return np.unique(values_N, return_inverse=True)[1].reshape(-1)
-
-
-def _weighted_pearson(x_RN: np.ndarray, y_RN: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-    """Pearson's r under weights; nan where one side has no spread."""
-    total = counts_RN.sum(1)
-    x_RN = x_RN - (np.einsum("rn,rn->r", counts_RN, np.broadcast_to(x_RN, counts_RN.shape)) / total)[:, None]
-    y_RN = y_RN - (np.einsum("rn,rn->r", counts_RN, np.broadcast_to(y_RN, counts_RN.shape)) / total)[:, None]
-    covariance = np.einsum("rn,rn,rn->r", counts_RN, x_RN, y_RN)
-    xx, yy = (np.einsum("rn,rn,rn->r", counts_RN, side, side) for side in (x_RN, y_RN))
-    tiny = 1e-24 * total
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((xx > tiny) & (yy > tiny), covariance / np.sqrt(xx * yy), np.nan)
-
-
-def ndcg(truth_N: np.ndarray, predicted_N: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-    """Normalised discounted cumulative gain over all rows, (R,); gains are truth minus its minimum, ties averaged."""
-    gain_N = truth_N - truth_N.min()
-    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, counts_RN.sum(1).max() + 2)))])
-    values = []
-    for keys_N in (predicted_N, truth_N):
-        group_N = _dense_rank(-keys_N)
-        order = np.argsort(group_N, kind="stable")
-        starts = np.searchsorted(group_N[order], np.arange(int(group_N.max()) + 1))
-        count_RG = np.add.reduceat(counts_RN[:, order], starts, axis=1)
-        gain_RG = np.add.reduceat(counts_RN[:, order] * gain_N[order], starts, axis=1)
-        stop_RG = np.cumsum(count_RG, axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean_RG = np.where(count_RG > 0, gain_RG / count_RG, 0.0)
-        values.append((mean_RG * (discount[stop_RG] - discount[stop_RG - count_RG])).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(values[1] > 0, values[0] / values[1], np.nan)
-
-
-def value_metrics(truth_N: np.ndarray, predicted_N: np.ndarray, counts_RN: np.ndarray) -> dict[str, np.ndarray]:
-    """Spearman, Pearson, RMSE, R2 and NDCG of rows drawn `counts` times, (R,) each.
-
-    RMSE is in the target's unit; correlations with a constant are nan; R2 is against the mean of the replicate's truth.
-    """
-    truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
-    weights_RN = counts_RN.astype(np.float64)
-    total = weights_RN.sum(1)
-    squared = weights_RN @ (truth - predicted) ** 2
-    centred = truth - truth.mean()
-    spread = weights_RN @ centred**2 - (weights_RN @ centred) ** 2 / total
-    ranks = (average_ranks(_dense_rank(side), counts_RN) for side in (truth, predicted))
+def _value_block(
+    rankings: tuple[_Ranking, _Ranking],
+    columns_XN: np.ndarray,
+    gain_N: np.ndarray,
+    counts_NR: np.ndarray,
+) -> dict[str, np.ndarray]:
+    total, st, sp, stt, spp, stp, squared = columns_XN @ counts_NR.astype(np.float64)
+    drawn = counts_NR.sum(0, dtype=np.int64)
+    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, drawn.max() + 2)))])
+    spread_t, spread_p = (_above_rounding(xx - x * x / total, xx) for x, xx in ((st, stt), (sp, spp)))
+    ranks, rank_squares, gains = [], [], []
+    for place, ranking in enumerate(rankings):
+        size_GR = ranking.grouped(counts_NR)
+        stop_GR = np.cumsum(size_GR, axis=0)
+        rank_GR = stop_GR - (size_GR + drawn) / 2  # from the middle: all copies of a group share (first + last) / 2
+        rank_squares.append(np.einsum("gr,gr,gr->r", size_GR, rank_GR, rank_GR))
+        ranks.append(rank_GR[ranking.group])
+        # From the largest down, a group takes the places `drawn - stop` to `drawn - stop + size`.
+        upto_GR = discount[drawn - stop_GR]
+        worth_GR = np.concatenate([discount[drawn][None], upto_GR[:-1]]) - upto_GR
+        if place == 0 or len(ranking.starts) == len(ranking.order):  # one gain a group, whatever is drawn
+            gains.append(gain_N[ranking.order][ranking.starts] @ worth_GR)
+        else:
+            sums_GR = ranking.grouped(counts_NR * gain_N[:, None])
+            gains.append((sums_GR / np.maximum(size_GR, 1) * worth_GR).sum(0))
+    rank_product = np.einsum("nr,nr,nr->r", counts_NR, *ranks)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "spearman": _weighted_pearson(*ranks, weights_RN),
-            "pearson": _weighted_pearson(truth[None], predicted[None], weights_RN),
+            "spearman": rank_product / np.sqrt(np.prod([np.where(s > 0, s, np.nan) for s in rank_squares], axis=0)),
+            "pearson": (stp - st * sp / total) / np.sqrt(spread_t * spread_p),
             "rmse": np.sqrt(squared / total),
-            "r2": np.where(spread > 0, 1 - squared / spread, np.nan),
-            "ndcg": ndcg(truth, predicted, counts_RN),
+            "r2": 1 - squared / spread_t,
+            "ndcg": np.where(gains[0] > 0, gains[1] / gains[0], np.nan),
         }
+
+
+def _above_rounding(spread_R: np.ndarray, scale_R: np.ndarray) -> np.ndarray:
+    """nan where a sum of squares around the mean is no more than what rounding leaves of a constant's."""
+    return np.where(spread_R > 1e-13 * scale_R, spread_R, np.nan)
 
 
 def class_scorer(
@@ -232,12 +227,24 @@ def class_scorer(
 def value_scorer(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """counts (R, P) -> metrics, of value predictions."""
+    """counts (R, P) -> Spearman, Pearson, RMSE, R2 and NDCG of value predictions, (R,) each.
+
+    RMSE is in the target's unit; correlations with a constant are nan; R2 is against the mean of the replicate's truth;
+    NDCG's gains are truth minus its minimum. Ties share their average rank, and their average gain.
+    """
+    truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
+    rankings = _Ranking.of(truth), _Ranking.of(predicted)
+    t, p = truth - truth.mean(), predicted - predicted.mean()
+    columns_XN = np.stack([np.ones_like(t), t, p, t * t, p * p, t * p, (truth - predicted) ** 2])
+    gain_N = truth - truth.min()
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        step = max(1, BLOCK // max(1, len(truth_N)))
+        # Replicates run along the last axis, so that sorting and summing move and add whole stretches of memory.
+        step = max(8, BLOCK // max(1, len(truth)))
         blocks = [
-            value_metrics(truth_N, predicted_N, counts_RP[start : start + step][:, protein_N])
+            _value_block(
+                rankings, columns_XN, gain_N, np.ascontiguousarray(counts_RP[start : start + step].T)[protein_N]
+            )
             for start in range(0, len(counts_RP), step)
         ]
         return {name: np.concatenate([block[name] for block in blocks]) for name in VALUE_METRICS}
