@@ -13,6 +13,7 @@ PALETTE = sns.color_palette("colorblind")
 OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
 QUIET = "#c8c8c8"
 MAX_POINTS = 20_000
+MAX_NAME = 36  # letters of a name in a legend
 
 
 def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
@@ -117,9 +118,11 @@ def embedding_scatter(
         axes: what the two coordinates are.
         rest: the word that stands for all others, drawn in grey below them.
     """
-    ax = _axes(ax, 6.0, 4.6)
     labels = np.asarray(labels_P)
-    if np.issubdtype(labels.dtype, np.number):
+    numbers = np.issubdtype(labels.dtype, np.number)
+    longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
+    ax = _axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure, it does not narrow the map
+    if numbers:
         drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
         ax.figure.colorbar(drawn, ax=ax, label=label_name)
     else:
@@ -131,9 +134,13 @@ def embedding_scatter(
             chosen = xy_P2[labels == name]
             marker = "osD^vP*X"[index // len(PALETTE) % 8]
             ax.scatter(*chosen.T, s=14, color=colour, marker=marker, linewidths=0, zorder=1 if name == rest else 2,
-                       label=f"{name} ({len(chosen):,})", rasterized=True)  # fmt: skip
+                       label=f"{_short(name)} ({len(chosen):,})", rasterized=True)  # fmt: skip
         ax.legend(title=label_name or None, frameon=False, markerscale=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _finish(ax, *axes, title)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 2]} …"
 
 
 def neighbours_on_map(
@@ -153,11 +160,11 @@ def neighbours_on_map(
         names: of the neighbours, for the legend.
         axes: what the two coordinates are.
     """
-    ax = _axes(ax, 6.6, 4.6)
+    ax = _axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
     ax.scatter(*xy_P2.T, s=10, color=QUIET, linewidths=0, rasterized=True)
     for rank, (place, name) in enumerate(zip(nearest, names, strict=True), 1):
         ax.plot(*xy_P2[[chosen, place]].T, color=OTHERS, linewidth=0.8, alpha=0.7, zorder=2)
-        ax.scatter(*xy_P2[place], s=110, color=OURS, linewidths=0, zorder=3, label=f"{rank}  {name}")
+        ax.scatter(*xy_P2[place], s=110, color=OURS, linewidths=0, zorder=3, label=f"{rank}  {_short(name)}")
         ax.annotate(str(rank), xy_P2[place], color="white", ha="center", va="center", fontsize=8, zorder=4)
     ax.scatter(*xy_P2[chosen], s=190, color=TRUTH, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)

@@ -29,6 +29,9 @@ FIGURES = {
     "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(20, 30)), "residue", "mutant", "log odds", centre=0),
     "contact_map": lambda: pair_plots.contact_map(GENERATOR.random((30, 30)), GENERATOR.random((30, 30)) > 0.9),
     "pair_map": lambda: pair_plots.pair_map(*GENERATOR.normal(size=(2, 30, 30)), "ours", "expected", "coupling"),
+    "pair_map_of_probabilities": lambda: pair_plots.pair_map(
+        *GENERATOR.random(size=(2, 30, 30)), "ours", "expected", "contact probability", probability=True
+    ),
     "by_separation": lambda: pair_plots.by_separation({"ours": np.array([np.nan, *GENERATOR.random(90)])}, "coupling"),
     "neighbours_on_map": lambda: plots.neighbours_on_map(GENERATOR.normal(size=(30, 2)), 3, [5, 7], ["five", "seven"]),
     "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),
@@ -84,6 +87,17 @@ def test_the_rest_is_grey_last_and_below_the_named():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
     orders = {drawn.get_label(): drawn.get_zorder() for drawn in ax.collections}
     assert orders["9 others (2)"] < min(orders["a (1)"], orders["b (1)"])
+
+
+def test_long_names_widen_the_figure_and_very_long_ones_are_cut():
+    xy_P2 = GENERATOR.normal(size=(4, 2))
+    short, long = (plots.embedding_scatter(xy_P2, [name, "b"] * 2) for name in ("a", "Sulfolobus islandicus " * 3))
+    assert long.figure.get_figwidth() > short.figure.get_figwidth() + 2
+    long.figure.draw_without_rendering()
+    assert long.get_window_extent().width > 0.5 * long.get_window_extent().height
+    cut = long.get_legend().get_texts()[0].get_text()
+    assert cut == "Sulfolobus islandicus Sulfolobus i … (2)"
+    assert len(cut) == plots.MAX_NAME + len(" (2)")
 
 
 def test_a_neighbours_number_stands_where_it_lies():
