@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from esm2kit.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
@@ -36,12 +34,10 @@ from esm2kit.hf_export import save_hf_classifier
 from esm2kit.inference import Encoder
 from esm2kit.lora import add_lora, load_adapters, weights_sha256
 from esm2kit.model import ESM2
-from esm2kit.parallel import (
-    make_strategy,
-)
 from esm2kit.provenance import provenance, write_json
 from esm2kit.ranks import local_rank
 from esm2kit.tasks import TaskData, load_task
+from esm2kit.trainer import make_trainer
 from esm2kit.training_log import TrainingLog, read_metrics
 from esm2kit.training_state import (
     CheckpointWriter,
@@ -200,7 +196,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     )
     first_step = module.step
     log = TrainingLog(out_dir, config.log_every_n_steps, None, first_step, ("val_loss", f"val_{data.task.metric}"))
-    trainer = _trainer(config, [log, writer])
+    trainer = make_trainer(config, [log, writer])
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(
         "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters train; %d updates, validated every %d; %s",
@@ -218,31 +214,6 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         logger.info("nothing to train: the run ended at update %d of %d", first_step, config.max_steps)
     finished = module.step >= config.max_steps or module.out_of_patience
     return Run(config, finished, module.step, writer, log.path), trainer.is_global_zero
-
-
-def _trainer(config: FinetuneConfig, callbacks: list[Any]) -> Trainer:
-    accelerator = config.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    out_dir = Path(config.out_dir)
-    return Trainer(
-        accelerator=accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=make_strategy(config.strategy, config.layout, accelerator),
-        precision=config.precision,
-        max_epochs=1,
-        val_check_interval=config.val_check_interval,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=TensorBoardLogger(out_dir, name="tensorboard", version="") if config.tensorboard else False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        default_root_dir=out_dir,
-    )
 
 
 def _model(

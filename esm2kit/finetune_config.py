@@ -11,6 +11,7 @@ from esm2kit.flip import Target, Task
 from esm2kit.lora import TARGETS
 from esm2kit.model import ESM2Config
 from esm2kit.parallel import BatchLayout, StrategyName
+from esm2kit.precision import TrainingPrecision
 
 Mode = Literal["full", "last_n", "lora", "frozen"]
 FinetunePreset = Literal["esm2kit", "schmirler"]
@@ -79,7 +80,8 @@ class FinetuneConfig:
         accumulate_grad_batches: micro-batches a device works through for one update.
         global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
         max_tokens: train on windows of so many tokens of longer sequences, BOS and EOS included; predict by windows.
-        precision: 32-true, or bf16-mixed (bf16 arithmetic on fp32 weights).
+        precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
+            throughout, on copies of fp32 master weights: less memory for activations).
         accelerator: cpu, cuda, or auto.
         activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
         tokens_per_validation_batch: token budget of a validation batch.
@@ -90,7 +92,9 @@ class FinetuneConfig:
         resamples: bootstrap draws of the report's intervals.
         merge: mode lora also writes merged.safetensors, adapters added to their matrices: a model like any other.
         export_hf: also write the result as a Hugging Face folder, where the head allows.
-        tensorboard: also write TensorBoard event files.
+        logger: metrics.csv is always written; tensorboard and wandb (Weights & Biases, a package to install first) get
+            the same figures and the settings. WANDB_MODE=offline keeps wandb off the network.
+        wandb_project: name of the Weights & Biases project.
     """
 
     task: str = "secondary_structure"
@@ -139,7 +143,7 @@ class FinetuneConfig:
     accumulate_grad_batches: int | None = None
     global_batch_size: int | None = None
     max_tokens: int = 1024
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: TrainingPrecision = "32-true"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     activation_checkpointing: bool = False
     tokens_per_validation_batch: int = 4096
@@ -150,7 +154,8 @@ class FinetuneConfig:
     resamples: int = 1000
     merge: bool = False
     export_hf: bool = False
-    tensorboard: bool = False
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    wandb_project: str = "esm2kit"
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -16,7 +16,7 @@ from esm2kit.finetune_data import EvaluationBatch, EvaluationBatches, LabelledBa
 from esm2kit.finetune_heads import LabelModel
 from esm2kit.flip import Task
 from esm2kit.lora import adapters
-from esm2kit.model import ESM2
+from esm2kit.model import ESM2, ESM2Config
 from esm2kit.parallel import (
     clip_grad_norm,
     data_parallel_group,
@@ -25,7 +25,8 @@ from esm2kit.parallel import (
     shard_model,
     sum_over,
 )
-from esm2kit.scoring import scorers_of
+from esm2kit.precision import computing, gathered_dtype
+from esm2kit.scoring import headline
 from esm2kit.tasks import TaskData
 from esm2kit.training_state import ResumePoint, end_after_this_update, restore, whole_state
 
@@ -80,7 +81,7 @@ class LabelTrainer(LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_model(self.esm2, self.device_mesh, torch.bfloat16 if self.config.precision == "bf16-mixed" else None)
+            shard_model(self.esm2, self.device_mesh, gathered_dtype(self.config.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         config, groups = self.config, []
@@ -96,15 +97,17 @@ class LabelTrainer(LightningModule):
     def training_step(self, batches: list[LabelledBatch], batch_idx: int) -> None:
         strategy, optimizer = self.trainer.strategy, self.optimizers()
         group = data_parallel_group(strategy)
-        # one exchange before the update: labels of the global batch, its tokens, was any rank told to stop
+        # one exchange before the update: labels of the global batch, its tokens, its work, was any rank told to stop
         weight = sum(batch.label_weight for batch in batches)
         tokens = sum(len(batch.tokens_N) for batch in batches)
-        counts = torch.tensor([weight, tokens, self.stop_requested], dtype=torch.float64, device=self.device)
-        weight, tokens, stop = sum_over(group, counts).tolist()
+        flops = sum(training_flops(self.esm2.config, batch.num_tokens, self.config) for batch in batches)
+        counts = torch.tensor([weight, tokens, flops, self.stop_requested], dtype=torch.float64, device=self.device)
+        weight, tokens, flops, stop = sum_over(group, counts).tolist()
         ranks = self.config.layout.data_parallel_size
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
-            with gradient_sync(strategy, self.esm2, enabled=position == len(batches) - 1):
+            last = position == len(batches) - 1
+            with gradient_sync(strategy, self.esm2, last), computing(self.esm2, self.config.precision):
                 outputs = self.model(batch.tokens_N, batch.num_tokens, batch.keys_B)[batch.rows_M]
                 loss = loss_sum(outputs, batch.targets_M, batch.weights_M, self.task)
                 # ranks' gradients are averaged: times their number, the average is the sum over the global batch
@@ -125,7 +128,8 @@ class LabelTrainer(LightningModule):
         optimizer.zero_grad()
         self.step += 1
         rate = self.config.head_lr if self.config.mode == "frozen" else self.config.lr
-        self.update = {"train_loss": mean_loss, "lr": rate * share, "grad_norm": float(norm), "tokens": tokens}
+        figures = {"train_loss": mean_loss, "lr": rate * share, "grad_norm": float(norm)}
+        self.update = figures | {"tokens": tokens, "flops": flops}
         if stop:
             end_after_this_update(self.trainer, self.step)
 
@@ -141,7 +145,8 @@ class LabelTrainer(LightningModule):
         self.sums_MC = torch.zeros(self.validation_rows.num_slots, self.model.spec.num_outputs + 1, device=self.device)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        outputs = self.model(batch.tokens_N, batch.num_tokens)
+        with computing(self.esm2, self.config.precision):
+            outputs = self.model(batch.tokens_N, batch.num_tokens)
         if len(batch.slots_M):
             counted = torch.cat([outputs, outputs.new_ones(len(outputs), 1)], dim=1)
             self.sums_MC.index_add_(0, batch.slots_M, counted)
@@ -182,16 +187,6 @@ def judge(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) -> 
     return loss.item() / divisor, {f"val_{data.task.metric}": value if math.isfinite(value) else 0.0}
 
 
-def headline(data: TaskData, set_name: str, predicted_M: np.ndarray) -> float:
-    """The task's headline metric on a set; nan where it is undefined."""
-    truth_M = data.targets[data.target_rows(set_name)]
-    task, one_protein = data.task, np.zeros(len(truth_M), dtype=np.int64)
-    scorer = scorers_of(
-        task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
-    )[0]
-    return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
-
-
 def freeze(model: LabelModel, config: FinetuneConfig) -> None:
     """Leave gradients to what the mode trains: parts that no label depends on never have any."""
     esm2 = model.esm2
@@ -202,6 +197,17 @@ def freeze(model: LabelModel, config: FinetuneConfig) -> None:
             layer.requires_grad_(True)
         esm2.emb_layer_norm_after.requires_grad_(trained > 0)
         esm2.embed_tokens.requires_grad_(config.mode == "full")
+
+
+def training_flops(shape: ESM2Config, num_tokens: list[int], config: FinetuneConfig) -> float:
+    """Useful floating-point operations of an encoder's training step on a packed batch, the head's few left out.
+
+    A backward pass costs a forward pass for the rows' gradients and one more for the weights'; it goes down to the
+    lowest layer that trains. Mode lora has the first alone, its adapters' own work aside; frozen has neither.
+    """
+    forward = shape.forward_flops(num_tokens, 0)
+    trained = min(config.last_n, shape.num_layers) / shape.num_layers
+    return forward * {"full": 3.0, "last_n": 1.0 + 2.0 * trained, "lora": 2.0, "frozen": 1.0}[config.mode]
 
 
 def learning_rates(model: LabelModel, config: FinetuneConfig) -> dict[float, list[nn.Parameter]]:

@@ -34,6 +34,16 @@ def scorers_of(
     ]
 
 
+def headline(data: TaskData, set_name: str, predicted_M: np.ndarray) -> float:
+    """The task's headline metric on a set; nan where it is undefined."""
+    truth_M = data.targets[data.target_rows(set_name)]
+    task, one_protein = data.task, np.zeros(len(truth_M), dtype=np.int64)
+    scorer = scorers_of(
+        task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
+    )[0]
+    return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
+
+
 def protein_numbers(data: TaskData) -> np.ndarray:
     """For every scored test target, its protein's number from 0; records of one id are one protein."""
     ids = np.array(data.ids)[data.protein_of_target[data.target_rows("test")]]

@@ -11,6 +11,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from esm2kit.machine import matmul_rate
+from esm2kit.precision import product_dtype
+from esm2kit.provenance import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,14 @@ class TrainingLog(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
-            dtype = torch.bfloat16 if module.config.precision == "bf16-mixed" else torch.float32
+            dtype = product_dtype(module.config.precision)
             self.ceiling = matmul_rate(module.device.type, dtype) * trainer.world_size
+            for other in trainer.loggers:
+                other.log_hyperparams(to_json(module.config))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
+            # a resumed run may have figures that the one before had not, and the other way round
+            self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
             with open(self.path, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()

@@ -134,6 +134,24 @@ def test_layout_follows_one_devices_curve(layout: str, tmp_path, tasks, tiny, on
             assert_same_run(tmp_path / f"{kind}-{accumulate}", one_device / f"{kind}-1")
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, tasks, tiny, one_device) -> None:
+    """The first update as one device has it, the next ones within bf16's rounding; float32's curve close by."""
+    kinds = ("residue", "lora")
+    for processes, name, chosen in ((1, "one", {}), (2, "ddp2", LAYOUTS["ddp2"][1]), (2, "fsdp2", LAYOUTS["fsdp2"][1])):
+        runs = layout_runs(tasks, tiny, tmp_path / name, precision=precision, **chosen)
+        run_together(processes, [run for run in runs if Path(run["out_dir"]).name in [f"{kind}-2" for kind in kinds]])
+    for kind in kinds:
+        curves = {name: column(tmp_path / name / f"{kind}-2", "train_loss") for name in ("one", "ddp2", "fsdp2")}
+        for name in ("ddp2", "fsdp2"):
+            assert curves[name][0] == pytest.approx(curves["one"][0], rel=1e-6), (kind, name)
+            np.testing.assert_allclose(curves[name][:4], curves["one"][:4], rtol=5e-3, err_msg=f"{kind}, {name}")
+            np.testing.assert_allclose(curves[name], curves["one"], rtol=0.1, err_msg=f"{kind}, {name}")
+        wide = column(one_device / f"{kind}-1", "train_loss")
+        np.testing.assert_allclose(curves["one"], wide, rtol=0.1, err_msg=kind)
+        assert curves["one"][0] != pytest.approx(wide[0], rel=2e-6), "bf16 was asked for"
+
+
 def test_what_the_layout_table_rests_on(one_device, tasks, tiny, tmp_path) -> None:
     """Clipping bites, curves move, dropout matters, and a larger global batch does give another curve."""
     for kind in KINDS:

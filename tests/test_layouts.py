@@ -106,6 +106,30 @@ def test_layout_equals_one_device(layout: str, tmp_path, dataset, one_device) ->
         assert_same_run(tmp_path / str(accumulate), one_device)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one_device) -> None:
+    """The first update to the last bit or nearly so, the curve within bf16's rounding; float32's curve close by."""
+    common = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": STEPS, "val_check_interval": STEPS}
+    names = ("ddp2", "fsdp2", "tp2")
+    train_together(2, [arguments(tmp_path / name, dataset, **common, **LAYOUTS[name][1]) for name in names])
+    train_together(1, [arguments(tmp_path / "one", dataset, **common)])
+    expected = {name: torch.tensor(column(tmp_path / "one", name)) for name in ("train_loss", "grad_norm", "val_loss")}
+    for name in names:
+        for figure, tolerance in (("train_loss", 5e-5), ("grad_norm", 5e-3), ("val_loss", 5e-5)):
+            found = torch.tensor(column(tmp_path / name, figure))
+            torch.testing.assert_close(
+                found, expected[figure], rtol=tolerance, atol=0, msg=lambda t, n=name: f"{n}: {t}"
+            )
+        assert column(tmp_path / name, "train_loss")[0] == pytest.approx(
+            float(expected["train_loss"][0]), rel=1e-5 if name == "tp2" else 2e-6
+        )
+    wide = torch.tensor(column(one_device / "curve", "train_loss"))
+    torch.testing.assert_close(expected["train_loss"], wide, rtol=5e-4, atol=0)
+    assert (expected["train_loss"] != wide).all(), "bf16 was asked for"
+    tensors, _ = read_checkpoint(tmp_path / "fsdp2" / "checkpoints" / "last.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}, "checkpoints hold the masters"
+
+
 def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
     runs = []
     for accumulate in (2, 4):

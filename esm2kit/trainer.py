@@ -1,0 +1,97 @@
+"""Lightning's Trainer as every training stage has it: one layout, one precision, one validation rhythm, its loggers."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from esm2kit.errors import InputError
+from esm2kit.finetune_config import FinetuneConfig
+from esm2kit.parallel import make_strategy
+from esm2kit.precision import trainers_precision
+from esm2kit.pretrain_config import PretrainConfig
+from esm2kit.ranks import TORCHRUN
+
+
+def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callback]) -> Trainer:
+    """The Trainer of a run: batches, order, checkpoints and progress are this library's own, so it does without its.
+
+    Args:
+        config: the run, with max_steps and val_check_interval decided.
+        callbacks: the stage's.
+    Raises: InputError if the logger asked for is not installed.
+    """
+    accelerator = config.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if TORCHRUN in os.environ:
+        _end_with_the_launcher()
+    out_dir = Path(config.out_dir)
+    return Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(config.strategy, config.layout, accelerator),
+        precision=trainers_precision(config.precision),
+        max_epochs=1,
+        val_check_interval=min(config.val_check_interval, config.max_steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=_logger(config, out_dir) or False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[*callbacks, *([_FinishRun()] if config.logger == "wandb" else [])],
+        default_root_dir=out_dir,
+    )
+
+
+def _logger(config: PretrainConfig | FinetuneConfig, out_dir: Path) -> Logger | None:
+    """What figures go to besides metrics.csv; imported only here, when it is asked for."""
+    if config.logger == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(out_dir, name="tensorboard", version="")
+    if config.logger == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        try:
+            # a resumed run is another one of its group; online or offline is for WANDB_MODE to say
+            return WandbLogger(project=config.wandb_project, name=out_dir.name, group=out_dir.name, save_dir=out_dir)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "logger wandb wants the package wandb: `pip install wandb`, or choose csv or tensorboard"
+            ) from error
+    return None
+
+
+class _FinishRun(Callback):
+    """Ends the Weights & Biases run with the training, so that the next seed's is another."""
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            import wandb
+
+            wandb.finish()
+
+
+def _end_with_the_launcher() -> None:
+    """Die when torchrun does: it starts its workers in sessions of their own, which a killed group leaves behind.
+
+    They would train on, unseen, and hold the run's folder.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not any(thread.name == "launcher" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="launcher", daemon=True).start()
