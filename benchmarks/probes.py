@@ -4,9 +4,11 @@
     python benchmarks/probes.py --peer peers/bin/python --task gb1 --width 320
 
 Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
-them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set. Runs alternate. Ours runs
-twice: with one seed, as biotrainer, and with five at once. Embeddings come from random weights of the given width: this
-measures the probes, not the model. Prints one line a run and a JSON summary.
+them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set; biotrainer draws its 30
+bootstrap samples, ours its 1,000. Runs alternate. Ours runs twice: with one seed, as biotrainer, and with five at once,
+for which biotrainer would run five times. Embeddings come from random weights of the given width: this measures the
+probes, not the model. Prints one line a run (wall and CPU seconds, peak memory, test score) and a JSON summary with
+both ratios.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+PEER = "biotrainer 1.4.0"
 WIDTHS = {320: (1, 320, 20), 480: (1, 480, 20), 640: (1, 640, 20), 1280: (1, 1280, 20)}
 
 
@@ -56,7 +59,7 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
         "ours, 5 seeds": ("ours", sys.executable, [0, 1, 2, 3, 4]),
     }
     if arguments.peer:
-        contenders["biotrainer 1.4.0"] = ("theirs", str(arguments.peer), [0])
+        contenders[PEER] = ("theirs", str(arguments.peer), [0])
     runs: dict[str, list[dict]] = {name: [] for name in contenders}
     for repeat in range(arguments.repeats):
         for name, (side, python, seeds) in contenders.items():
@@ -70,8 +73,7 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
             print(f"{name}: {json.dumps(runs[name][-1])}", flush=True)
     summary = {
         name: {
-            "seconds": statistics.median(run["seconds"] for run in results),
-            "peak_mb": statistics.median(run["peak_mb"] for run in results),
+            **{key: statistics.median(run[key] for run in results) for key in ("seconds", "cpu_seconds", "peak_mb")},
             "scores": [score for run in results for score in run["scores"]],
         }
         for name, results in runs.items()
@@ -79,6 +81,10 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
     described = {key: settings[key] for key in ("task", "epochs", "threads", "metric", "sizes")} | {
         "width": arguments.width
     }
+    if arguments.peer:
+        theirs_s = summary[PEER]["seconds"]
+        described["one run against one seed"] = round(theirs_s / summary["ours, 1 seed"]["seconds"], 2)
+        described["five runs against five seeds"] = round(5 * theirs_s / summary["ours, 5 seeds"]["seconds"], 2)
     print(json.dumps(described | {"runs": summary}, indent=2))
 
 
@@ -129,8 +135,10 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     }  # fmt: skip
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def used() -> dict[str, float]:
+    """What this process has taken so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
 
 
 def ours(settings: dict) -> None:
@@ -153,7 +161,7 @@ def ours(settings: dict) -> None:
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, 1000)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
     low, high = scores.interval.low, scores.interval.high
-    print(json.dumps({"scores": scores.seeds, "interval": [low, high], "peak_mb": peak_mb()}))
+    print(json.dumps({"scores": scores.seeds, "interval": [low, high]} | used()))
 
 
 def theirs(settings: dict) -> None:
@@ -185,7 +193,7 @@ def theirs(settings: dict) -> None:
     )
     tests = result["test_results"]
     found = next(iter(tests.values()))["metrics"][metric]
-    print(json.dumps({"scores": [found], "peak_mb": peak_mb()}))
+    print(json.dumps({"scores": [found]} | used()))
 
 
 if __name__ == "__main__":

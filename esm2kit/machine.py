@@ -1,8 +1,18 @@
-"""What a machine can do at best: the measured rate that speeds are held against."""
+"""What a machine is, and what it can do at best: the measured rate that speeds are held against."""
 
+import platform
 import time
+from pathlib import Path
 
 import torch
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def matmul_rate(

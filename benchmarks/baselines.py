@@ -1,0 +1,72 @@
+"""What FLIP's tasks yield without a language model: majority or mean, one-hot ridge, one-hot CNN.
+
+    python benchmarks/baselines.py --flip ../shared/data/flip
+
+Prints the machine and the date, then a line a figure: the mean over seeds with its 95% interval over proteins, the
+spread over seeds, and the expected figure where one is known (data/golden/published.yaml, or this recipe run before).
+The ridge is FLIP 2021's recipe; the CNN of residues is conv7-32-conv7 on one-hot letters, six epochs.
+"""
+
+import argparse
+import datetime
+import time
+from pathlib import Path
+
+import torch
+
+from esm2kit.baselines import fit_baseline
+from esm2kit.machine import cpu_name
+from esm2kit.metrics import draw_counts
+from esm2kit.scoring import protein_numbers, score_fitted
+from esm2kit.tasks import load_task
+
+# (task, split, metric, baseline) -> what to expect, and within what.
+FIGURES = {
+    ("gb1", "one_vs_rest", "spearman", "onehot_ridge"): (0.279, 0.005),
+    ("gb1", "two_vs_rest", "spearman", "onehot_ridge"): (0.594, 0.005),
+    ("gb1", "three_vs_rest", "spearman", "onehot_ridge"): (0.755, 0.005),
+    ("gb1", "two_vs_rest", "rmse", "mean"): (1.252, 0.0005),
+    ("secondary_structure", "sampled", "accuracy", "majority"): (0.384, 0.01),
+    ("secondary_structure", "sampled", "accuracy", "onehot_cnn"): (0.663, 0.01),
+    ("conservation", "sampled", "accuracy", "majority"): (0.140, 0.01),
+    ("conservation", "sampled", "accuracy", "onehot_cnn"): (0.202, 0.01),
+    ("bind", "from_publication", "mcc", "onehot_cnn"): (0.0, 0.05),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flip", type=Path, default=Path("../shared/data/flip"), help="folder of task folders")
+    parser.add_argument("--tasks", nargs="*", help="these alone")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the CNN")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    seeds, threads = arguments.seeds, arguments.threads
+    print(
+        f"{cpu_name()}, {threads} threads, torch {torch.__version__}, {datetime.date.today()}, seeds {seeds}",
+        flush=True,
+    )
+    outside = 0
+    for (task, split, metric, name), (expected, within) in FIGURES.items():
+        if arguments.tasks and task not in arguments.tasks:
+            continue
+        start = time.perf_counter()
+        data = load_task(task, split, arguments.flip)
+        found = fit_baseline(name, data, tuple(seeds))
+        counts_RP = draw_counts(int(protein_numbers(data).max()) + 1)
+        score = score_fitted(found.fitted, data, counts_RP)[metric]
+        value, low, high = score.interval
+        holds = abs(value - expected) <= within
+        outside += not holds
+        print(
+            f"{task} {split} {name}: {metric} {value:.4f} [{low:.4f}, {high:.4f}], seed spread {score.seed_spread:.4f};"
+            f" expected {expected} +- {within}: {'holds' if holds else 'DOES NOT HOLD'}"
+            f" ({time.perf_counter() - start:.0f} s)",
+            flush=True,
+        )
+    raise SystemExit(outside)
+
+
+if __name__ == "__main__":
+    main()
