@@ -23,8 +23,9 @@ test: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on
 lab: setup
-	@$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	@PYTHONSTARTUP=$(CURDIR)/docs/kernel_start.py $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 lint: setup
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import json
 import logging
@@ -50,6 +51,8 @@ stages, in the order of the story:
 `esm2kit <stage> --help` lists a stage's parameters, which are the fields of its dataclass.
 New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
 """
+# what the system says of a place that cannot be written, where a person can choose another or make room
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,9 +73,15 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"esm2kit: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        # BrokenPipeError is one of these: the reader of our output, `head` say, has seen enough
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.errno not in MENDABLE:
+            raise
+        print(f"esm2kit: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130

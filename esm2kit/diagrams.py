@@ -23,13 +23,13 @@ def story_diagram() -> Axes:
     for place, name in enumerate(ARROWS):
         start, end = (2.4 * place + 1.45, 0.4), (2.4 * (place + 1) - 0.1, 0.4)
         ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=OTHERS))
-        ax.text((start[0] + end[0]) / 2, 0.62, name, ha="center", fontsize=8)
+        ax.text((start[0] + end[0]) / 2, 0.54, name.replace(" ", "\n", 1), ha="center", fontsize=8)
     bend = FancyArrowPatch(
         (5.5, -0.1), (10.2, -0.1), connectionstyle="arc3,rad=0.22", arrowstyle="-|>", mutation_scale=14, color=TRUTH
     )
     ax.add_patch(bend)
-    ax.text(7.85, -0.98, "05 finetune", ha="center", fontsize=8)
-    ax.set(xlim=(-0.2, 11.2), ylim=(-1.1, 1))
+    ax.text(7.85, -0.68, "05 finetune", ha="center", va="top", fontsize=8)
+    ax.set(xlim=(-0.2, 11.2), ylim=(-0.95, 1))
     ax.axis("off")
     return ax
 

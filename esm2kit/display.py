@@ -70,9 +70,14 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str, report: Mapping[str, Any]) -> str:
-    """The model's own name is its checkpoint's; here it is simply this model."""
+    """The model's own name is its checkpoint's; here it is simply this model, its probe in brackets."""
     name = report["model"]["name"]
-    return text.replace(f"untrained {name}", "the untrained model").replace(name, "this model")
+    text = text.replace(f"untrained {name}", "the untrained model").replace(name, "this model")
+    probes = {row["name"].rpartition(", ")[2] for row in report["rows"] if row["kind"] in ("probe", "untrained")}
+    for probe in probes:
+        for model in ("this model", "the untrained model"):
+            text = text.replace(f"{model}, {probe}", f"{model} ({probe})")
+    return text
 
 
 def best_baseline(report: Mapping[str, Any]) -> dict[str, Any] | None:

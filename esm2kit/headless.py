@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from esm2kit.errors import InputError
-from esm2kit.pages import run_page
+from esm2kit.pages import notebook_page, run_page
 from esm2kit.provenance import git_commit, sha256_file, versions, write_json
 from esm2kit.run_history import HEADLESS, PLACES, short
 
@@ -76,7 +76,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
     entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
     entry["silent_seconds"] = signs.silences(executed, bool(parameters))
-    (folder / f"{notebook}.html").write_text(_render(executed))
+    (folder / f"{notebook}.html").write_text(notebook_page(executed))
     if error:
         entry["error"] = error
     else:
@@ -99,17 +99,6 @@ def _recorded(artefacts: Path, notebook: str) -> dict[str, Any]:
     for name, where in recorded["made"].items():
         made[name] = {"path": where} | digest(Path(where))
     return {"made": made, "figures": recorded["figures"]}
-
-
-def _render(notebook: Path) -> str:
-    from nbconvert import HTMLExporter
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        body, _ = HTMLExporter(
-            template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True
-        ).from_filename(str(notebook))
-    return body
 
 
 class _Signs(logging.Handler):

@@ -23,7 +23,8 @@ from esm2kit.widgets import INK, LINE, QUIET, card, has_front_end
 
 SECONDS_BETWEEN_DRAWINGS = 1.0
 MAX_POINTS = 400
-BLUE, ORANGE = "#0173b2", "#de8f05"
+# readable on white paper and on JupyterLab's dark one
+BLUE, ORANGE = "#1b80c4", "#c77700"
 ASIDE = ("{", "Setting OMP_NUM_THREADS", "Initializing distributed", "distributed_backend", "All distributed processes")
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
 

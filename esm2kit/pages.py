@@ -1,5 +1,6 @@
 """The pages over runs: one a run, one over all of them; single files, no network, light and dark."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,42 @@ RUNS = """<p>Click a heading, or press Enter on it, to sort. <code>esm2kit runs 
 {% for value in values %}<td class="num" data-key="{{ value if value is not none else "" }}">{% if value is not none %}{{ value | figure }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div><script>{{ sort }}</script>"""
 COLUMNS = 6
+# Without the scripts that nbconvert has its pages fetch: the notebooks hold no formula and no live widget. The dark
+# colours are JupyterLab's own; a figure keeps its white paper.
+NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_css -%}<style>
+:root { color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { DARK }
+body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
+.jp-RenderedImage img { border-radius: 4px; max-width: 100%; }
+.jp-OutputArea-output table { max-width: 100%; } .jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
+:focus-visible { outline: 2px solid var(--jp-content-link-color); }
+</style>{%- endblock -%}
+"""
 
 
 def run_page(name: str, manifest: dict[str, Any]) -> str:
     """The HTML page of one run, linking its executed notebooks and what they made."""
     return _page(name, RUN, manifest=manifest, run=name)
+
+
+def notebook_page(executed: Path) -> str:
+    """An executed notebook as an HTML page of its own: no network, light or dark as its reader has it."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True)
+        folder = next(path for path in map(Path, exporter.template_paths) if (path / "static/theme-dark.css").is_file())
+        dark = (folder / "static/theme-dark.css").read_text()
+        exporter.extra_loaders = [DictLoader({"esm2kit.html.j2": NOTEBOOK.replace("DARK", dark)})]
+        exporter.template_file = "esm2kit.html.j2"
+        return exporter.from_filename(str(executed))[0]
 
 
 def runs_page(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The pickers of the notebooks: task and split, model, file, layout; each a view on parameters."""
+"""The pickers of the notebooks: task and split, model, file; each a view on parameters."""
 
 import json
 import logging
@@ -9,17 +9,16 @@ from typing import NamedTuple
 
 import ipywidgets
 import numpy as np
-from huggingface_hub import try_to_load_from_cache
 
+from esm2kit.checkpoint import read_metadata
 from esm2kit.errors import InputError
 from esm2kit.fasta import read_fasta
 from esm2kit.flip import PUBLISHED, TASKS, Split, Task
 from esm2kit.flip_files import split_names
-from esm2kit.model import SIZES
-from esm2kit.parallel import BatchLayout
+from esm2kit.model import SIZES, ESM2Config
+from esm2kit.shape_pickers import count, shape_of, size_table
 from esm2kit.tasks import load_task
-from esm2kit.weights import INDEXES, OFFICIAL, SINGLE_FILES
-from esm2kit.widgets import INK, LABEL, LINE, QUIET, WIDE, View, facts
+from esm2kit.widgets import LABEL, WIDE, View, facts
 
 MAX_RESIDUES = 1022
 CHECKED_RECORDS = 20_000
@@ -118,7 +117,7 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
             "proteins": counts,
             "files": escape(where),
             "published": f"{spec.metric}: {figures}" if figures else None,
-            "mind": "; ".join(escape(note.rstrip(".")) for note in notes if note) or None,
+            "mind": "; ".join(escape(note.rstrip(".").replace(".;", ";")) for note in notes if note) or None,
             "cite": escape(spec.citation) or None,
         }
     )
@@ -148,57 +147,42 @@ def model_picker(model: str, work_dir: Path | str) -> View:
 
 def _model_value(model: str, trained: Path) -> tuple[str, str]:
     if not model:
-        if not trained.exists():
-            raise InputError(f"{trained} is not there: run 02_pretrain first, or choose an official model")
-        result = json.loads(trained.read_text())
-        told = f"trained for {result['step']:,} updates, validation perplexity {result['val_perplexity']:.2f}"
-        return result["best"], facts({"file": escape(Path(result["best"]).name), "state": told}) + _size_table("")
+        best, told = _own_checkpoint(trained)
+        return str(best), told + size_table("")
     if model not in SIZES and not Path(model).exists():
         raise InputError(f"model {model!r} is neither an official name nor a file or folder that is there")
     own = "" if model in SIZES else facts({"path": escape(model)})
-    return model, own + _size_table(model)
+    return model, own + size_table(model)
 
 
-def _size_table(chosen: str) -> str:
-    cell = f'style="text-align:right;padding:.1em 0 .1em 1.4em;border-top:1px solid {LINE}"'
-    rows = ""
-    for name, size in SIZES.items():
-        weight = "bold" if name == chosen else "normal"
-        entries = (
-            f"{size.num_layers} × {size.embed_dim}",
-            _count(size.num_parameters),
-            _gigabytes(4 * size.num_parameters),
-            _gigabytes(16 * size.num_parameters),
-            "yes" if on_disk(name) else "no",
+def _own_checkpoint(trained: Path) -> tuple[Path, str]:
+    """The best checkpoint of notebook 02, and what to tell of it.
+
+    Raises: InputError if it is not there, or is not the one that `trained` tells of.
+    """
+    if not trained.exists():
+        raise InputError(f"{trained} is not there: run 02_pretrain first, or choose an official model")
+    result = json.loads(trained.read_text())
+    best = Path(result["best"])
+    # a work folder that was moved or copied still holds its checkpoint
+    best = best if best.exists() else trained.parent / "checkpoints" / best.name
+    if not best.exists():
+        raise InputError(f"{trained} tells of {best.name}, which is not there: run 02_pretrain again")
+    config = result["provenance"]["config"]
+    names = ("num_layers", "embed_dim", "attention_heads")
+    promised = SIZES.get(config["model"]) or ESM2Config(*(config[name] for name in names))
+    found = ESM2Config(**read_metadata(best)["model"])
+    if found != promised:
+        raise InputError(
+            f"{best.name} has {shape_of(found)}, but {trained.name} beside it tells of {shape_of(promised)}: "
+            "the checkpoint is of another run; run 02_pretrain again"
         )
-        cells = "".join(f"<td {cell}>{entry}</td>" for entry in entries)
-        rows += f'<tr style="font-weight:{weight};background:none"><td style="text-align:left">{name}</td>{cells}</tr>'
-    heads = ("layers × width", "parameters", "to embed", "to train", "on disk")
-    style = f"text-align:right;font-weight:normal;color:{QUIET};padding-left:1.4em"
-    head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name in heads)
-    note = "Memory is arithmetic: 4 bytes a parameter for float32 weights, 16 with gradients and AdamW's averages; "
-    return (
-        f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0">'
-        f'<tr style="background:none"><td></td>{head}</tr>{rows}</table>'
-        f'<small style="color:{QUIET}">{note}activations come on top.</small>'
-    )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
-
-
-def on_disk(name: str) -> bool:
-    """Whether an official model's tensors lie in the Hugging Face cache, so that no network is needed."""
-    official = OFFICIAL[name]
-    return any(
-        isinstance(try_to_load_from_cache(official.repo, file, revision=official.revision), str)
-        for file in (*SINGLE_FILES, *INDEXES)
-    )
+    rows = {
+        "file": escape(best.name),
+        "shape": f"{shape_of(found)}, {count(found.num_parameters)} parameters",
+        "state": f"trained for {result['step']:,} updates, validation perplexity {result['val_perplexity']:.2f}",
+    }
+    return best, facts(rows)
 
 
 def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
@@ -252,71 +236,3 @@ def _lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
             break
         lengths.append(len(record.sequence))
     return np.array(lengths), whole
-
-
-LAYOUT = {
-    "global_batch_size": "Global batch",
-    "devices": "Devices",
-    "tensor_model_parallel_size": "Tensor parallel",
-    "accumulate_grad_batches": "Accumulate",
-}
-
-
-def layout_picker(
-    global_batch_size: int,
-    devices: int,
-    tensor_model_parallel_size: int,
-    accumulate_grad_batches: int,
-    attention_heads: int | None = None,
-) -> View:
-    """Lay a global batch over devices; parameters of these names, value a BatchLayout.
-
-    Args:
-        global_batch_size: sequences of one update.
-        devices: of this machine.
-        tensor_model_parallel_size: devices that share one model's matrices.
-        accumulate_grad_batches: micro-batches a device works through for one update.
-        attention_heads: of the model, which tensor parallel has to divide.
-    """
-    given = (global_batch_size, devices, tensor_model_parallel_size, accumulate_grad_batches)
-    controls = {
-        name: ipywidgets.BoundedIntText(value=value, min=1, max=1_000_000, description=label, style=LABEL)
-        for (name, label), value in zip(LAYOUT.items(), given, strict=True)
-    }
-    return View(controls, lambda parameters: _layout_value(parameters, attention_heads))
-
-
-def _layout_value(parameters: dict[str, int], attention_heads: int | None) -> tuple[BatchLayout, str]:
-    layout = BatchLayout.of(**parameters)
-    tensor = layout.tensor_model_parallel_size
-    if attention_heads is not None and attention_heads % tensor:
-        raise InputError(f"attention_heads {attention_heads} do not divide among tensor_model_parallel_size {tensor}")
-    return layout, f"<b>{layout.equation}</b><br>{_sentence(layout)}{_batch_svg(layout)}"
-
-
-def _sentence(layout: BatchLayout) -> str:
-    groups, turns = layout.data_parallel_size, layout.accumulate_grad_batches
-    who = "one device" if groups == 1 else f"{groups} data-parallel groups"
-    who += f" of {layout.tensor_model_parallel_size} devices" if layout.tensor_model_parallel_size > 1 else ""
-    when = "in one go" if turns == 1 else f"in {turns} turns"
-    return f"An update: {layout.global_batch_size} sequences, {layout.micro_batch_size} at a time, on {who}, {when}."
-
-
-def _batch_svg(layout: BatchLayout) -> str:
-    """A row a data-parallel group, a block a turn, a square a sequence; none where it would be too large."""
-    rows, turns, micro = layout.data_parallel_size, layout.accumulate_grad_batches, layout.micro_batch_size
-    if rows > 16 or turns * micro > 64:
-        return ""
-    squares = "".join(
-        f'<rect x="{turn * (micro * 11 + 8) + place * 11}" y="{row * 15}" width="9" height="9" rx="2" '
-        f'fill="{("#0173b2", "#de8f05")[turn % 2]}"/>'
-        for row in range(rows)
-        for turn in range(turns)
-        for place in range(micro)
-    )
-    width, height = turns * (micro * 11 + 8), rows * 15
-    label = f"{rows} rows of {turns} blocks of {micro} sequences"
-    return (
-        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
-        f'style="display:block;margin:.6em 0 .2em">{squares}</svg>'
-    )

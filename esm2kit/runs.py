@@ -6,6 +6,7 @@ cell and its error, and what came before is kept.
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -222,6 +223,20 @@ def _new_folder(root: Path, name: str) -> Path:
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Notebook -> parameters of a run, all checked; see `tiers.plan_tier`."""
     return plan_tier(Path(config.root), tier_path(Path(config.root), config.tier), config.parameters)
+
+
+def work_folder(work_dir: str | Path) -> Path:
+    """The folder a notebook writes to, made where it is absent, and tried.
+
+    Raises: InputError where nothing can be written there, before anything is worked out for it.
+    """
+    work_dir = Path(work_dir)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            return work_dir
+    except OSError as error:
+        raise InputError(f"cannot write to {work_dir}: {error.strerror}; set work_dir to another folder") from error
 
 
 def need(path: str | Path, notebook: str) -> Path:

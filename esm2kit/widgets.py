@@ -15,6 +15,7 @@ import ipywidgets
 import yaml
 from IPython.display import Javascript, display
 
+from esm2kit import guide
 from esm2kit.errors import InputError
 from esm2kit.provenance import atomic_path
 from esm2kit.run_history import HEADLESS
@@ -23,8 +24,11 @@ SHIPPED_TIERS = ("sample", "small", "full")
 # JupyterLab's own colours where they are known, so that light and dark both read well
 INK, QUIET, LINE = "var(--jp-ui-font-color1, #333)", "var(--jp-ui-font-color2, #666)", "var(--jp-border-color2, #bbb)"
 ERROR = "var(--jp-error-color0, #b3261e)"
+MONO = "margin:.4em 0 0;font-family:var(--jp-code-font-family, monospace);font-size:.9em"
 LABEL = {"description_width": "11em"}
 WIDE = {"width": "34em"}
+
+guide.install()
 
 
 def has_front_end() -> bool:
@@ -72,6 +76,11 @@ class View:
         """The choice. Raises: InputError where it cannot be made, the line the card shows."""
         return self.value_of(self.parameters)[0]
 
+    def follow(self, other: "View") -> None:
+        """Show this view's card anew when another view, which its value is worked out from, is changed."""
+        for control in other.controls.values():
+            control.observe(lambda change: self._show(), "value")
+
     def _show(self) -> None:
         self.card.value = self._card()
 
@@ -82,7 +91,7 @@ class View:
             return error_card(str(error))
 
     def __repr__(self) -> str:
-        return " · ".join(f"{name} {value!r}" for name, value in self.parameters.items())
+        return " · ".join(f"{name} = {value!r}" for name, value in self.parameters.items())
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
@@ -121,8 +130,11 @@ def error_card(message: str) -> str:
 
 def facts(rows: Mapping[str, Any]) -> str:
     """Names and what is said of each, as a list of two columns; a value that is None is left out."""
+    # a notebook as a page floats both in columns of a fifth and the rest: not here
+    own = "margin:0;float:none;width:auto"
     entries = "".join(
-        f'<dt style="color:{QUIET};font-weight:normal;margin:0">{escape(name)}</dt><dd style="margin:0">{value}</dd>'
+        f'<dt style="{own};color:{QUIET};font-weight:normal;white-space:nowrap">{escape(name)}</dt>'
+        f'<dd style="{own}">{value}</dd>'
         for name, value in rows.items()
         if value is not None
     )
@@ -201,4 +213,4 @@ class Export:
         if has_front_end():
             return in_front(ipywidgets.HBox([self.name, self.button]), self.told)
         told = "These choices as a tier for <code>esm2kit run</code>:"
-        return {"text/plain": repr(self), "text/html": card(f"{told}<pre>{escape(repr(self))}</pre>")}
+        return {"text/plain": repr(self), "text/html": card(f"{told}<pre style='{MONO}'>{escape(repr(self))}</pre>")}

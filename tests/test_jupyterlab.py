@@ -99,6 +99,7 @@ def lab(clone: Path) -> Iterator[str]:
                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
     environment = os.environ | {name: str(clone / folder) for name, folder in folders.items()}
     environment.pop("ESM2KIT_HEADLESS", None)
+    environment["PYTHONSTARTUP"] = str(ROOT / "docs" / "kernel_start.py")  # as `make lab` does
     arguments = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                  "--IdentityProvider.token=", f"--ServerApp.root_dir={clone}"]  # fmt: skip
     with open(clone / "lab.log", "w") as log:
@@ -146,9 +147,9 @@ class Lab:
         place = next(number for number, source in enumerate(self.sources) if containing in source)
         return self.page.locator(".jp-Notebook .jp-Cell").nth(place)
 
-    def menu(self, item: str) -> None:
-        """Choose from the Run menu."""
-        self.page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+    def menu(self, item: str, menu: str = "Run") -> None:
+        """Choose from a menu."""
+        self.page.locator(".lm-MenuBar-item", has_text=menu).first.click()
         self.page.locator(".lm-Menu-item", has_text=item).first.click()
 
     def select(self, containing: str) -> None:
@@ -268,6 +269,50 @@ def test_layout_that_does_not_divide_is_said_in_the_widget_and_in_the_next_cell(
         notebook.page.keyboard.press("Tab")
         expect_text(notebook.output("layout = "), "micro_batch_size 8 x accumulate_grad_batches 2")
         assert notebook.output("layout = ").get_by_role("alert").count() == 0
+
+
+def test_the_layout_follows_the_chosen_size(browser: Any, lab: str) -> None:
+    """Five devices that share a model: 4 heads of the custom one do not divide, 20 of the published one do."""
+    with opened(browser, lab, "02_pretrain") as notebook:
+        notebook.select('Export("02_pretrain"')
+        notebook.menu("Run All Above Selected Cell")
+        notebook.wait("layout = ")
+        layout, size = notebook.output("layout = "), notebook.output("size = shape_pickers")
+        for label in ("Devices", "Tensor parallel"):
+            layout.get_by_label(label).fill("5")
+            notebook.page.keyboard.press("Tab")
+        expect_text(layout, "Cannot be used: attention_heads 4 do not divide among tensor_model_parallel_size 5")
+        notebook.shot("heads-error", "size = shape_pickers")
+        size.get_by_label("Model").focus()
+        notebook.page.keyboard.press("ArrowDown")
+        expect_text(size, "6 layers × 320, 20 heads of 16 channels")
+        sync_api.expect(layout.get_by_role("alert")).to_have_count(0, timeout=SECONDS * 1000)
+        assert size.get_by_label("Width").is_disabled()
+        notebook.shot("size", "size = shape_pickers")
+        notebook.select("chosen = layout.value")
+        notebook.menu("Run Selected Cell")
+        expect_text(notebook.output("chosen = layout.value"), "7.51 million parameters")
+
+
+def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(browser: Any, lab: str) -> None:
+    with opened(browser, lab, "02_pretrain") as notebook:
+        notebook.select('Export("02_pretrain"')
+        notebook.menu("Run All Above Selected Cell")
+        notebook.wait("layout = ")
+        notebook.menu("Restart Kernel…", "Kernel")
+        notebook.page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+        notebook.page.locator("#jp-bottom-panel, .jp-StatusBar-Item").get_by_text("| Idle").first.wait_for()
+        notebook.select("chosen = layout.value")
+        notebook.menu("Run Selected Cell")
+        told = notebook.output("chosen = layout.value")
+        expect_text(told, "'size' is made by code cell 3 (`size = shape_pickers.size_picker(")
+        assert "Traceback" not in told.first.inner_text()
+        notebook.shot("restarted", "chosen = layout.value")
+        notebook.menu("Run All Above Selected Cell")
+        notebook.wait('Export("02_pretrain"')
+        notebook.select("chosen = layout.value")
+        notebook.menu("Run Selected Cell")
+        expect_text(told, "million parameters")
 
 
 def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clone: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from esm2kit.errors import InputError
+from esm2kit.run_history import read_manifest, silent_cells
 from esm2kit.runs import RunConfig, known_parameters, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,10 +222,49 @@ def test_every_figure_has_a_caption_and_alternative_text(executed: Path, name: s
     assert not vague, f"images without a description: {vague}"
 
 
-@pytest.mark.parametrize(("name", "maker"), [("02_pretrain", "01_preprocess"), ("04_benchmark", "02_pretrain")])
-def test_alone_a_notebook_says_which_one_makes_what_it_lacks(tmp_path: Path, name: str, maker: str) -> None:
-    with pytest.raises(InputError, match=f"{name} failed in cell .*: InputError: .* is not there: run {maker} first"):
-        run(RunConfig(tier="tiny", root=clone(tmp_path), only=name))
+# what a notebook says first when it is opened on its own, with its defaults, and nothing was made yet
+ALONE = {
+    "00_start_here": None,
+    "01_preprocess": None,
+    "02_pretrain": "is not there: run 01_preprocess first",
+    "03_embed": "is not there: run 02_pretrain first, or choose an official model",
+    "04_benchmark": "is not there: run 02_pretrain first, or choose an official model",
+    "05_finetune": "is not there: run 02_pretrain first, or choose an official model",
+    "06_know_how": "is not there: run 01_preprocess first",
+}
+
+
+@pytest.mark.parametrize(("name", "told"), ALONE.items(), ids=list(ALONE))
+def test_alone_from_a_clean_kernel_a_notebook_works_or_names_the_one_it_needs(
+    tmp_path: Path, name: str, told: str | None
+) -> None:
+    root = clone(tmp_path)
+    (root / "papermill_runs" / "own.yaml").write_text(yaml.safe_dump({name: {} for name in TINY}))
+    if told is None:
+        assert "report: " in run(RunConfig(tier="own", root=root, only=name))
+    else:
+        with pytest.raises(InputError, match=rf"^{name} failed in cell \d+: InputError: \S+ {told}"):
+            run(RunConfig(tier="own", root=root, only=name))
+    folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
+    assert f"{name}.html" in {path.name for path in folder.iterdir()}
+
+
+def test_no_cell_is_silent_for_long(executed: Path) -> None:
+    """At these sizes; `esm2kit run` says it of every run, and its own test plants a silent cell."""
+    manifest = read_manifest(executed)
+    assert silent_cells(manifest) == []
+    assert all("silent_seconds" in entry for entry in manifest["notebooks"].values())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_page_fetches_nothing_and_has_light_and_dark(executed: Path, name: str) -> None:
+    page = (executed / f"{name}.html").read_text()
+    assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']https?:""", page)
+    assert "@import" not in page
+    assert "require.js" not in page
+    dark = page.split("@media (prefers-color-scheme: dark) {", 1)[1]
+    assert "--jp-layout-color0: #111" in dark
+    assert 'lang="en"' in page
 
 
 def test_the_run_says_what_it_made(executed: Path) -> None:

@@ -1,5 +1,6 @@
 """Views on parameters: values, errors, what is shown without a front end, tiers saved from them."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -11,10 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm2kit import live, pickers, widgets
+from esm2kit import live, pickers, shape_pickers, widgets
+from esm2kit.checkpoint import write_checkpoint
+from esm2kit.display import verdict
 from esm2kit.errors import InputError
 from esm2kit.flip import TASKS
-from esm2kit.model import SIZES
+from esm2kit.model import ESM2, SIZES, ESM2Config
 from esm2kit.parallel import BatchLayout
 from esm2kit.run_browser import run_browser
 
@@ -92,14 +95,51 @@ def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
     view = pickers.model_picker("", tmp_path)
     with pytest.raises(InputError, match="run 02_pretrain first, or choose an official model"):
         _ = view.value
-    (tmp_path / "pretrain").mkdir()
-    result = {"best": "somewhere/step=1.safetensors", "step": 1200, "val_perplexity": 14.368}
-    (tmp_path / "pretrain" / "pretrain.json").write_text(json.dumps(result))
-    assert view.value == "somewhere/step=1.safetensors", "the value is worked out when it is read"
-    view = pickers.model_picker("", tmp_path)
-    assert "trained for 1,200 updates, validation perplexity 14.37" in text(view)
+    best = pretrained(tmp_path, ESM2Config(1, 16, 2))
+    assert view.value == str(best), "the value is worked out when it is read"
+    told = text(pickers.model_picker("", tmp_path))
+    assert "trained for 1,200 updates, validation perplexity 14.37" in told
+    assert "1 layers × 16" in told
     with pytest.raises(InputError, match="neither an official name nor a file"):
         _ = pickers.model_picker("esm2_t7", tmp_path).value
+
+
+def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = None) -> Path:
+    """What notebook 02 leaves of a model of some size, its pretrain.json telling of the same or of another one."""
+    best = work_dir / "pretrain" / "checkpoints" / "step=1.safetensors"
+    best.parent.mkdir(parents=True, exist_ok=True)
+    model = ESM2.initialised(size, 0)
+    write_checkpoint(
+        best,
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        {"model": dataclasses.asdict(size)},
+    )
+    told = promised or size
+    config = {"model": "custom"} | dataclasses.asdict(told)
+    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "provenance": {"config": config}}
+    (work_dir / "pretrain" / "pretrain.json").write_text(json.dumps(result))
+    return best
+
+
+def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path) -> None:
+    """Of another size than pretrain.json says, gone, or moved along with its folder."""
+    best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), promised=ESM2Config(4, 128, 4))
+    view = pickers.model_picker("", tmp_path / "a")
+    told = (
+        "step=1.safetensors has 1 layers × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
+    )
+    with pytest.raises(InputError, match=told):
+        _ = view.value
+    assert 'role="alert"' in view.card.value
+    assert best.exists(), "nothing is thrown away"
+
+    pretrained(tmp_path / "b", ESM2Config(1, 16, 2))
+    (tmp_path / "b").rename(tmp_path / "c")
+    moved = tmp_path / "c" / "pretrain" / "checkpoints" / "step=1.safetensors"
+    assert pickers.model_picker("", tmp_path / "c").value == str(moved)
+    moved.unlink()
+    with pytest.raises(InputError, match=r"tells of step=1.safetensors, which is not there: run 02_pretrain again"):
+        _ = pickers.model_picker("", tmp_path / "c").value
 
 
 def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +149,9 @@ def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkey
         asked.append((repo, file, revision))
         return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
 
-    monkeypatch.setattr(pickers, "try_to_load_from_cache", cached)
-    assert pickers.on_disk("esm2_t6_8M_UR50D")
-    assert not pickers.on_disk("esm2_t36_3B_UR50D")
+    monkeypatch.setattr(shape_pickers, "try_to_load_from_cache", cached)
+    assert shape_pickers.on_disk("esm2_t6_8M_UR50D")
+    assert not shape_pickers.on_disk("esm2_t36_3B_UR50D")
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in asked)
 
 
@@ -145,7 +185,7 @@ def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
 
 @given(size=NUMBERS, devices=NUMBERS, tensor=NUMBERS, turns=NUMBERS)
 def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, tensor: int, turns: int) -> None:
-    view = pickers.layout_picker(size, devices, tensor, turns)
+    view = shape_pickers.layout_picker(size, devices, tensor, turns)
     try:
         expected = BatchLayout.of(
             devices=devices, tensor_model_parallel_size=tensor, accumulate_grad_batches=turns, global_batch_size=size
@@ -161,11 +201,49 @@ def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, t
 
 
 def test_heads_that_do_not_divide_are_an_error() -> None:
-    view = pickers.layout_picker(8, 4, 4, 1, attention_heads=6)
+    size = shape_pickers.size_picker("custom", 2, 48, 6)
+    view = shape_pickers.layout_picker(8, 4, 4, 1, size)
     with pytest.raises(InputError, match="attention_heads 6 do not divide among tensor_model_parallel_size 4"):
         _ = view.value
     view.controls["tensor_model_parallel_size"].value = 2
     assert view.value.data_parallel_size == 2
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_layout_follows_the_chosen_model_not_the_custom_one(name: str) -> None:
+    """The custom model's 6 heads do not divide among 4; a published one's 20 or 40 do, and 3 is the other way round."""
+    size = shape_pickers.size_picker("custom", 2, 48, 6)
+    four, three = (shape_pickers.layout_picker(12, devices, devices, 1, size) for devices in (4, 3))
+    assert "attention_heads 6 do not divide" in text(four)
+    size.controls["model"].value = name
+    assert four.value.tensor_model_parallel_size == 4
+    assert "Cannot be used" not in text(four), "the card has to follow the model at once"
+    heads = SIZES[name].attention_heads
+    assert f"attention_heads {heads} do not divide among tensor_model_parallel_size 3" in text(three)
+    size.controls["model"].value = "custom"
+    assert three.value.tensor_model_parallel_size == 3
+
+
+def test_a_size_is_the_library_s_own() -> None:
+    view = shape_pickers.size_picker("custom", 4, 128, 4)
+    assert view.value == ESM2Config(4, 128, 4)
+    assert "0.8M" in text(view)
+    assert not view.controls["embed_dim"].disabled
+    view.controls["embed_dim"].value = 130
+    with pytest.raises(InputError, match="embed_dim 130 does not divide into 4 heads"):
+        _ = view.value
+    view.controls["model"].value = "esm2_t33_650M_UR50D"
+    assert view.value == SIZES["esm2_t33_650M_UR50D"]
+    assert "33 layers × 1280, 20 heads of 64 channels parameters 651.0M to train 10 GB" in text(view)
+    assert view.controls["embed_dim"].disabled, "a published size has its own width"
+    with pytest.raises(InputError, match="model 'esm2_t7' is unknown: choose custom or one of"):
+        _ = shape_pickers.size_picker("esm2_t7", 4, 128, 4).value
+
+
+def test_a_stage_that_does_not_cut_matrices_has_no_such_control() -> None:
+    view = shape_pickers.layout_picker(8, 2, None, 2)
+    assert view.parameters == {"global_batch_size": 8, "devices": 2, "accumulate_grad_batches": 2}
+    assert view.value.micro_batch_size == 2
 
 
 def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
@@ -193,7 +271,7 @@ def test_without_a_front_end_a_view_shows_its_value_and_no_widget(tasks: Path) -
     assert not widgets.has_front_end()
     shown = pickers.task_picker("gb1", "sampled", tasks)._repr_mimebundle_()
     assert set(shown) == {"text/plain", "text/html"}
-    assert shown["text/plain"] == "task 'gb1' · split 'sampled'"
+    assert shown["text/plain"] == "task = 'gb1' · split = 'sampled'"
     assert "overestimates" in shown["text/html"]
 
 
@@ -215,7 +293,7 @@ def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, t
     assert list(tier) == list(yaml.safe_load((folder / "sample.yaml").read_text()))
     assert tier["04_benchmark"] == {"task": "gb1", "split": "two_vs_rest"}
 
-    widgets.Export("02_pretrain", pickers.layout_picker(8, 2, 1, 2), folder=folder).save("mine")
+    widgets.Export("02_pretrain", shape_pickers.layout_picker(8, 2, 1, 2), folder=folder).save("mine")
     tier = yaml.safe_load(path.read_text())
     assert tier["02_pretrain"]["devices"] == 2
     assert tier["04_benchmark"]["task"] == "gb1", "saving one notebook's choices dropped another's"
@@ -259,3 +337,21 @@ def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
     x0, y0, x1, y1 = map(float, first.groups())
     assert x1 > x0, "time runs to the right"
     assert y1 > y0, "a lower loss is drawn lower"
+
+
+def test_a_verdict_reads_as_a_sentence() -> None:
+    """The checkpoint's file name and the probe's are put as a person would say them."""
+    rows = [{"kind": "finetuned", "name": "p_step3, fine-tuned (full, cnn)"}, {"kind": "probe", "name": "p_step3, cnn"}]
+    rows += [{"kind": "untrained", "name": "untrained p_step3, cnn"}, {"kind": "baseline", "name": "majority"}]
+    sentences = {
+        "p_step3, cnn": "p_step3, fine-tuned (full, cnn) beats p_step3, cnn by 0.1",
+        "untrained p_step3, cnn": "no difference shown between p_step3, cnn and untrained p_step3, cnn: +0.0",
+        "onehot": "p_step3, cnn beats onehot",
+        "majority": "p_step3, cnn beats majority by 0.2",
+    }
+    comparisons = [{"theirs": theirs, "sentence": sentence} for theirs, sentence in sentences.items()]
+    report = {"model": {"name": "p_step3"}, "rows": rows, "comparisons": comparisons}
+    assert verdict(report) == (
+        "This model, fine-tuned (full, cnn) beats this model (cnn) by 0.1. No difference shown between this model "
+        "(cnn) and the untrained model (cnn): +0.0. This model (cnn) beats majority by 0.2."
+    )

@@ -1,0 +1,83 @@
+"""A cell run out of order is told which cell comes first, instead of a bare NameError.
+
+`make lab` installs it in every kernel as it starts (docs/kernel_start.py), so that it helps after a restart too;
+elsewhere it is at work from the first cell that imports one of the notebooks' controls.
+"""
+
+import ast
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def install() -> None:
+    """Let this kernel answer a name that is not there yet; outside a notebook nothing changes."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is not None and notebook_path(shell) is not None:
+        shell.set_custom_exc((NameError,), _answer)
+
+
+def notebook_path(shell: Any) -> Path | None:
+    """The notebook that is open in this kernel: JupyterLab and VS Code say so; None where nobody looks at it."""
+    told = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME", "")
+    path = Path(told)
+    return path if path.suffix == ".ipynb" and path.is_file() else None
+
+
+def _answer(
+    shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: int | None = None
+) -> None:
+    """Called by IPython for a NameError: one line where a cell of the notebook makes the name, else the traceback."""
+    innermost = trace
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    path, name = notebook_path(shell), getattr(error, "name", None)
+    # a name missing in a library's own code is a fault of that library
+    ours = innermost.tb_frame.f_globals is shell.user_global_ns
+    line = made_by(path, name) if ours and path and name else None
+    if line is not None:
+        error._render_traceback_ = lambda: [f"NameError: {line}"]  # what IPython shows in place of a traceback
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
+def made_by(path: Path, name: str) -> str | None:
+    """Which cell of a notebook makes a name, and what to do; None where none does.
+
+    Args:
+        path: the .ipynb file.
+        name: a variable, function or module.
+    """
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        source = "".join(cell["source"])
+        if name in _names_made(source):
+            first = source.strip().splitlines()[0]
+            what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{first[:60]}`"
+            return (
+                f"{name!r} is made by code cell {number} ({what}), which has not run since this kernel started: "
+                "choose Run > Run All Above Selected Cell, then run this cell again"
+            )
+    return None
+
+
+def _names_made(source: str) -> set[str]:
+    """Names that a cell binds: assigned, imported, defined."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(each.asname or each.name).split(".")[0] for each in node.names}
+    return names
