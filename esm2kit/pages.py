@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment
 
 from esm2kit.provenance import atomic_path
-from esm2kit.run_history import figures_of, read_runs, short
+from esm2kit.run_history import figures_of, read_runs, short, silences
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --link: light-dark(#0b57d0, #8ab4f8); }
@@ -37,16 +37,17 @@ PAGE = """<!doctype html>
 """
 RUN = """<p>Tier {{ manifest.tier }}, started {{ manifest.created }}, commit <code>{{ manifest.git_commit or "none" }}</code>.
 <a href="manifest.json">manifest.json</a> holds parameters, hashes and versions. <a href="../index.html">All runs</a></p>
-<table><thead><tr><th>Notebook</th><th>Status</th><th>Seconds</th><th>Figures</th><th>Made</th></tr></thead><tbody>
+<div class="wide"><table><thead><tr>{% for head in ("Notebook", "Status", "Seconds", "Figures", "Made") %}
+<th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, entry in manifest.notebooks.items() %}<tr><td><a href="{{ name }}.html">{{ name }}</a></td>
 <td class="{{ entry.status }}">{{ entry.status }}{% if entry.error %}<br><span class="small">{{ entry.error }}</span>{% endif %}</td>
 <td class="num">{{ entry.seconds }}</td>
 <td>{% for key, value in (entry.figures or {}).items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
 <td>{% for key, item in (entry.made or {}).items() %}<a href="{{ item.path | relative }}">{{ key }}</a><br>{% endfor %}</td></tr>
-{% endfor %}</tbody></table>"""
+{% endfor %}</tbody></table></div><p class="small">{{ silences }}</p>"""
 RUNS = """<p>Click a heading, or press Enter on it, to sort. <code>esm2kit runs A B</code> compares two runs,
 <code>esm2kit rerun A</code> repeats one.</p>
-<h2>Runs</h2><table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Minutes", "Commit", "Reports") %}
+<h2>Runs</h2><div class="wide"><table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Minutes", "Commit", "Reports") %}
 <th scope="col"><button type="button">{{ head }}</button></th>{% endfor %}</tr></thead><tbody>
 {% for name, manifest in runs.items() %}<tr><td><a href="{{ name }}/index.html">{{ name }}</a></td>
 <td>{{ manifest.tier }}</td><td class="{{ manifest.status }}">{{ manifest.status }}</td>
@@ -54,9 +55,9 @@ RUNS = """<p>Click a heading, or press Enter on it, to sort. <code>esm2kit runs 
 <td class="num" data-key="{{ manifest.seconds }}">{{ "%.1f" | format(manifest.seconds / 60) }}</td>
 <td><code>{{ (manifest.git_commit or "none")[:10] }}</code></td>
 <td>{% for key, path in reports[name].items() %}<a href="{{ path }}">{{ key }}</a><br>{% endfor %}</td></tr>
-{% endfor %}</tbody></table>
+{% endfor %}</tbody></table></div>
 <h2>Figures</h2><p>The last {{ columns | length }} runs side by side.</p>
-<div class="wide"><table><thead><tr><th scope="col"><button type="button">Figure</button></th>
+<div class="wide" tabindex="0" role="region" aria-label="Figures of the last runs"><table><thead><tr><th scope="col"><button type="button">Figure</button></th>
 {% for name in columns %}<th scope="col"><button type="button">{{ name }}</button></th>{% endfor %}</tr></thead><tbody>
 {% for figure, values in figures.items() %}<tr><th scope="row">{{ figure }}</th>
 {% for value in values %}<td class="num" data-key="{{ value if value is not none else "" }}">{% if value is not none %}{{ value | figure }}{% endif %}</td>{% endfor %}</tr>
@@ -71,10 +72,10 @@ NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block html_head_css -%}<style>
 :root { color-scheme: light dark; }
-@media (prefers-color-scheme: dark) { DARK }
+@media (prefers-color-scheme: dark) { DARK :root { --jp-mirror-editor-comment-color: #7fb3b3; } }
 body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
 .jp-RenderedImage img { border-radius: 4px; max-width: 100%; }
-.jp-OutputArea-output table { max-width: 100%; } .jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
+.jp-RenderedMarkdown table { margin-left: 0; } .jp-OutputArea-output table { max-width: 100%; } .jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
 :focus-visible { outline: 2px solid var(--jp-content-link-color); }
 </style>{%- endblock -%}
 """
@@ -82,7 +83,8 @@ body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
 
 def run_page(name: str, manifest: dict[str, Any]) -> str:
     """The HTML page of one run, linking its executed notebooks and what they made."""
-    return _page(name, RUN, manifest=manifest, run=name)
+    told = silences(manifest)
+    return _page(name, RUN, manifest=manifest, run=name, silences=told[:1].upper() + told[1:])
 
 
 def notebook_page(executed: Path) -> str:

@@ -90,7 +90,12 @@ def silent_cells(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECOND
 
 
 def silences(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECONDS) -> str:
-    """One line on a run's silences: the cells that were silent for too long, or the longest of those that were not."""
+    """One line on a run's silences: the cells that were silent for too long, or the longest of those that were not.
+
+    Empty for a run whose silences nobody measured.
+    """
+    if not any("silent_seconds" in entry for entry in manifest["notebooks"].values()):
+        return ""
     quiet = silent_cells(manifest, seconds)
     told = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
     if quiet:

@@ -89,12 +89,14 @@ def size_table(chosen: str) -> str:
 def gigabytes(size: float) -> str:
     """Bytes as a person reads them."""
     if size < 1e8:
-        return f"{size / 1e6:,.0f} MB"
+        return f"{size / 1e6:,.3g} MB"
     return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
 def count(number: int) -> str:
     """Parameters as a person counts them."""
+    if number < 1e5:
+        return f"{number / 1e3:.0f}K"
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
