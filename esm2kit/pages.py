@@ -14,11 +14,11 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
 border-bottom: 1px solid var(--line); } a { color: var(--link); } th button { font: inherit; font-weight: 600; background: none;
-border: 0; padding: 0; cursor: pointer; color: inherit; } th[aria-sort=ascending] button::after { content: " \\2191"; }
+border: 0; padding: 0; cursor: pointer; color: inherit; text-align: left; } th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; } .failed { color: light-dark(#b3261e, #f2b8b5); font-weight: 600; }
 h2 { margin: 2rem 0 .4rem; font-size: 1.15rem; } th[scope=row] { font-weight: normal; } .wide { overflow-x: auto; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; } td:first-child { white-space: nowrap; }
-code, .num { font-variant-numeric: tabular-nums; } .small { font-size: .85em; opacity: .8; }
+code, .num { font-variant-numeric: tabular-nums; } td.num, td code { white-space: nowrap; } .small { font-size: .85em; opacity: .8; }
 """
 SORT = """
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {

@@ -111,9 +111,11 @@ def run_figures(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def short(value: Any) -> str:
-    """A number as a person reads it: four significant digits, whole numbers whole."""
+    """A number as a person reads it: four significant digits, whole numbers whole, thousands never as powers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
+    if isinstance(value, float) and 1000 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from esm2kit.__main__ import STAGES, main, parse
 from esm2kit.errors import InputError
-from esm2kit.run_history import compare_runs, read_manifest, read_runs, silences, silent_cells
+from esm2kit.run_history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
 from esm2kit.runs import RerunConfig, RunConfig, RunsConfig, latest_run, need, record, rerun, run, runs
 
 FIRST = """
@@ -265,6 +265,15 @@ def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root:
     assert 2.5 < seconds < 20
     assert f"silent for over 2.5 s: 01_second cell 4 ({seconds:.0f} s)" == silences(manifest, 2.5)
     assert f"no cell was silent for over 30 s; the longest silence: 01_second cell 4, {seconds:.0f} s" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(21414.0, "21,414"), (2384, "2,384"), (14.3679, "14.37"), (4.7e-8, "4.7e-08"), (True, "True"), ("x", "x"),
+     (-1234.6, "-1,235"), (float("nan"), "nan"), (0.0, "0")],
+)  # fmt: skip
+def test_a_figure_as_a_person_reads_it(value: Any, told: str) -> None:
+    assert short(value) == told
 
 
 def test_comparison_by_tolerance() -> None:
