@@ -22,6 +22,7 @@ from esm2kit.checkpoint import fill
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config, RotaryEmbedding
 from esm2kit.provenance import atomic_path, write_json
+from esm2kit.shards import of_safetensors, shard_files
 
 State = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         source: for the message.
     Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
     """
-    contact_head, inv_freq_P = _defaults(config)
+    contact_head, inv_freq_P = defaults(config)
     state = {_modern(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
@@ -112,7 +113,7 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
     return found
 
 
-def _defaults(config: ESM2Config) -> tuple[State, Tensor]:
+def defaults(config: ESM2Config) -> tuple[State, Tensor]:
     """What files may leave out: a contact head of zeros, by its tensors' names, and a layer's rotary frequencies."""
     inputs = config.num_layers * config.attention_heads
     head = {f"{CONTACT_HEAD}weight": torch.zeros(1, inputs), f"{CONTACT_HEAD}bias": torch.zeros(1)}
@@ -201,9 +202,14 @@ def load_hf(folder: Path) -> ESM2:
         config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{folder}: no readable config.json of a Hugging Face model ({error})") from None
-    state: State = {}
-    for file in weight_files(folder):
-        state |= read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+    files = weight_files(folder)
+    if len(files) == 1 and files[0].suffix == ".safetensors":
+        state = read_safetensors(files[0])
+    elif files[0].suffix == ".safetensors":
+        shards = of_safetensors(folder, files)
+        state = {name: shards.read(name) for name in shards.shapes}
+    else:
+        state = {name: tensor for file in files for name, tensor in read_pickle(file).items()}
     return build(config, from_hf(state, config, folder), folder)
 
 
@@ -225,6 +231,8 @@ def weight_files(folder: Path) -> list[Path]:
             return shards
         if (folder / name).is_file():
             return [folder / name]
+    if shards := shard_files(folder):
+        return shards
     raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
 
 
@@ -295,7 +303,7 @@ def load_fair_esm(path: Path) -> ESM2:
         state |= read_pickle(regression)["model"]
     elif not any(name.startswith(CONTACT_HEAD) for name in state):
         logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
-    contact_head, inv_freq_P = _defaults(config)
+    contact_head, inv_freq_P = defaults(config)
     state = contact_head | state
     for layer in range(config.num_layers):
         state.setdefault(f"layers.{layer}.self_attn.rot_emb.inv_freq", inv_freq_P)

@@ -42,7 +42,7 @@ class EmbedConfig:
         fasta: FASTA file (plain, .gz or .zst), several of them, or a folder; ids must tell different sequences apart.
         out_dir: folder for `<name>_embeddings.h5` (per protein) and `<name>_hiddens.h5` (per residue).
         name: what the files are called; the first FASTA's, less .fasta (.fa, .faa, .fas), .gz, .zst, if not given.
-        model: official name, hub repository, fair-esm .pt, Hugging Face folder, or our checkpoint.
+        model: official name, hub repository, fair-esm .pt, Hugging Face folder, our checkpoint, or a distributed one.
         repr_layers: layers to keep, 0 (the embedding) to num_layers; negative ones count from the last.
         per_protein: write the mean over the residues' vectors.
         per_residue: write every residue's vector.

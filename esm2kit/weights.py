@@ -1,6 +1,7 @@
-"""Any ESM-2 by one call: an official name, a fair-esm .pt, a Hugging Face folder or repository, our own checkpoint.
+"""Any ESM-2 by one call: an official name, a fair-esm .pt, a Hugging Face folder or repository, a checkpoint of ours or
+a distributed one.
 
-Nothing is ever unpickled but tensors: .pt and .bin go through torch's weights-only reader, everything else is
+Nothing is ever unpickled but tensors: .pt, .bin and .distcp go through torch's weights-only reader, everything else is
 safetensors.
 """
 
@@ -29,9 +30,11 @@ from huggingface_hub.errors import (
 
 from esm2kit.checkpoint import load_esm2, read_metadata
 from esm2kit.convert import load_fair_esm, load_hf, weight_files
+from esm2kit.distributed import load_distributed
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, SIZES
 from esm2kit.provenance import sha256_file
+from esm2kit.shards import METADATA, is_distributed, shard_files
 
 logger = logging.getLogger(__name__)
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -81,7 +84,8 @@ def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ES
 
     Args:
         model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
-            fair-esm .pt, a Hugging Face folder, a checkpoint of `esm2kit pretrain`, or its run's folder (the best).
+            fair-esm .pt, a Hugging Face folder (whole or sharded), a checkpoint of `esm2kit pretrain`, its run's folder
+            (the best), or a folder of torch.distributed.checkpoint.
         untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that tells what
             the training is worth. For an official name nothing is fetched then.
     Returns: the model, and {"name", "source", "format", "sha256"} (with untrained_seed, "untrained_seed" too).
@@ -108,6 +112,11 @@ def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
             loaded, digests = _beside(lambda: [_digest_of(file) for file in weight_files(path)], lambda: load_hf(path))
             digest = hashlib.sha256("".join(digests).encode()).hexdigest()
             return loaded, {"name": path.name, "source": str(path), "format": "huggingface", "sha256": digest}
+        if is_distributed(path):
+            files = [*filter(Path.is_file, [path / METADATA]), *shard_files(path)]
+            loaded, digests = _beside(lambda: [_digest_of(file) for file in files], lambda: load_distributed(path))
+            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+            return loaded, {"name": path.name, "source": str(path), "format": "distributed", "sha256": digest}
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
             return _load(found[0])
