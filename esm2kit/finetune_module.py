@@ -26,6 +26,7 @@ from esm2kit.parallel import (
     sum_over,
 )
 from esm2kit.precision import computing, gathered_dtype
+from esm2kit.provenance import to_json
 from esm2kit.scoring import headline
 from esm2kit.tasks import TaskData
 from esm2kit.training_state import ResumePoint, end_after_this_update, restore, whole_state
@@ -56,6 +57,7 @@ class LabelTrainer(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.save_hyperparameters(to_json(config))  # which Lightning tells its loggers
         self.config, self.model, self.proteins, self.task = config, model, proteins, proteins.data.task
         self.resumed = resumed
         self.step = resumed.step if resumed else 0

@@ -32,7 +32,7 @@ from esm2kit.parallel import (
 )
 from esm2kit.precision import computing, gathered_dtype
 from esm2kit.pretrain_config import PretrainConfig, lr_at
-from esm2kit.provenance import provenance, write_json
+from esm2kit.provenance import provenance, to_json, write_json
 from esm2kit.tasks import TaskData, load_task
 from esm2kit.trainer import make_trainer
 from esm2kit.training_log import TrainingLog
@@ -75,6 +75,7 @@ class MaskedLM(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.save_hyperparameters(to_json(config))  # which Lightning tells its loggers
         self.config, self.esm2, self.step = config, esm2, first_step
         self.optimizer_state, self.downstream = optimizer_state, downstream
         self.stop_requested = False

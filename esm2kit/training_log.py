@@ -12,7 +12,6 @@ from lightning import Callback, LightningModule, Trainer
 
 from esm2kit.machine import matmul_rate
 from esm2kit.precision import product_dtype
-from esm2kit.provenance import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,6 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             dtype = product_dtype(module.config.precision)
             self.ceiling = matmul_rate(module.device.type, dtype) * trainer.world_size
-            for other in trainer.loggers:
-                other.log_hyperparams(to_json(module.config))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
             # a resumed run may have figures that the one before had not, and the other way round
