@@ -56,7 +56,7 @@ def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
 
 def shape_of(size: ESM2Config) -> str:
     """Layers and width, the words that name a size."""
-    return f"{size.num_layers} layers × {size.embed_dim}"
+    return f"{size.num_layers} layer{'s' * (size.num_layers > 1)} × {size.embed_dim}"
 
 
 def size_table(chosen: str) -> str:
@@ -89,7 +89,7 @@ def size_table(chosen: str) -> str:
 def gigabytes(size: float) -> str:
     """Bytes as a person reads them."""
     if size < 1e8:
-        return f"{size / 1e6:,.3g} MB"
+        return f"{size / 1e6:,.2g} MB"
     return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 

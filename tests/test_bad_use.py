@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_size_than_its_record_says(work: Path, notebook:
     record.write_text(json.dumps(told))
     before = hashes(work / "pretrain" / "checkpoints")
     line = alone(work.parent, notebook, work_dir=str(work))
-    assert "has 1 layers × 16, but pretrain.json beside it tells of 1 layers × 32" in line
+    assert "has 1 layer × 16, but pretrain.json beside it tells of 1 layer × 32" in line
     assert "run 02_pretrain again" in line
     assert hashes(work / "pretrain" / "checkpoints") == before
 

@@ -99,7 +99,7 @@ def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
     assert view.value == str(best), "the value is worked out when it is read"
     told = text(pickers.model_picker("", tmp_path))
     assert "trained for 1,200 updates, validation perplexity 14.37" in told
-    assert "1 layers × 16" in told
+    assert "1 layer × 16" in told
     with pytest.raises(InputError, match="neither an official name nor a file"):
         _ = pickers.model_picker("esm2_t7", tmp_path).value
 
@@ -126,7 +126,7 @@ def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path
     best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), promised=ESM2Config(4, 128, 4))
     view = pickers.model_picker("", tmp_path / "a")
     told = (
-        "step=1.safetensors has 1 layers × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
+        "step=1.safetensors has 1 layer × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
     )
     with pytest.raises(InputError, match=told):
         _ = view.value
