@@ -28,7 +28,9 @@ class ProbeConfig:
         hidden: hidden units of a network; 0 for as many as the features have columns.
         dropout: share of hidden units set to zero while training.
         learning_rate: Adam's.
-        weight_decay: Adam's, added to the gradient.
+        optimizer: adam, whose weight decay is added to the gradient, or adamw_amsgrad, which biotrainer calls adam:
+            weights decay by themselves, and a step is held to the largest second moment so far.
+        weight_decay: of that optimizer.
         epochs: passes over train at most.
         batch_size: proteins a step.
         patience: epochs without a better validation loss before a seed stops; None trains all epochs.
@@ -42,6 +44,7 @@ class ProbeConfig:
     hidden: int = 32
     dropout: float = 0.25
     learning_rate: float = 1e-3
+    optimizer: Literal["adam", "adamw_amsgrad"] = "adam"
     weight_decay: float = 0.0
     epochs: int = 200
     batch_size: int = 64

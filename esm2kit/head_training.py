@@ -105,24 +105,30 @@ class _Rows:
 
 
 class Adam:
-    """Kingma & Ba 2015, 10.48550/arXiv.1412.6980, as torch.optim.Adam has it, one pass over each parameter.
+    """Adam, or AdamW with AMSGrad, as torch.optim has them, one pass over each parameter.
 
-    torch's own class loads torch's compiler with its first instance: a second that a probe of two seconds would wait
+    torch's own classes load torch's compiler with their first instance: a second that a probe of two seconds would wait
     for nothing.
 
     Args:
         parameters: to be stepped.
         learning_rate: of all.
-        weight_decay: times the parameter, added to the gradient.
+        weight_decay: times the parameter, added to the gradient; under amsgrad taken off the parameter itself.
+        amsgrad: AdamW, with steps held to the largest second moment so far.
+
+    Source: Kingma & Ba 2015, 10.48550/arXiv.1412.6980; Loshchilov & Hutter 2019, 10.48550/arXiv.1711.05101; Reddi et
+    al. 2018, 10.48550/arXiv.1904.09237.
     """
 
     betas = (0.9, 0.999)
     epsilon = 1e-8
 
-    def __init__(self, parameters: list[Tensor], learning_rate: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: list[Tensor], learning_rate: float, weight_decay: float = 0.0, amsgrad: bool = False
+    ) -> None:
         self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
-        self.means = [torch.zeros_like(parameter) for parameter in parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in parameters]
+        self.means, self.squares = ([torch.zeros_like(each) for each in parameters] for _ in range(2))
+        self.largest = [torch.zeros_like(each) for each in parameters] if amsgrad else None
         self.steps = 0
 
     @torch.no_grad()
@@ -132,12 +138,16 @@ class Adam:
         first, second = self.betas
         size = self.learning_rate / (1 - first**self.steps)
         scale = math.sqrt(1 - second**self.steps)
-        for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True):
+        for place, (parameter, mean, square) in enumerate(zip(self.parameters, self.means, self.squares, strict=True)):
             gradient = parameter.grad
-            if self.weight_decay:
+            if self.largest is not None:
+                parameter.mul_(1 - self.learning_rate * self.weight_decay)
+            elif self.weight_decay:
                 gradient = gradient.add(parameter, alpha=self.weight_decay)
             mean.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            if self.largest is not None:
+                square = torch.maximum(self.largest[place], square, out=self.largest[place])
             parameter.addcdiv_(mean, square.sqrt().div_(scale).add_(self.epsilon), value=-size)
             parameter.grad = None
 
@@ -185,7 +195,8 @@ def fit_head(
     rows = _Rows(features, data, config, kind, device)
     width = features.width
     model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
-    optimizer = Adam(list(model.parameters()), config.learning_rate, config.weight_decay)
+    amsgrad = config.optimizer == "adamw_amsgrad"
+    optimizer = Adam(list(model.parameters()), config.learning_rate, config.weight_decay, amsgrad)
     best_loss = torch.full((len(seeds),), torch.inf, device=device)
     best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
     best = [parameter.detach().clone() for parameter in model.parameters()]

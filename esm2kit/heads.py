@@ -28,8 +28,8 @@ class Batch(NamedTuple):
     sizes: list[int]
 
 
-# Rows in one product: the numbers between them stay in cache, and memory does not grow with the batch.
-ROWS_PER_PRODUCT = 2048
+# Rows in one product: they stay in cache for all taps, and memory does not grow with the batch.
+ROWS_PER_PRODUCT = 1024
 
 
 def _windows(x_ND: Tensor, num_taps: int, start: int, stop: int) -> Tensor:
@@ -39,28 +39,24 @@ def _windows(x_ND: Tensor, num_taps: int, start: int, stop: int) -> Tensor:
 
 
 def _convolve(x_ND: Tensor, weight_KDE: Tensor) -> Tensor:
-    """(N - K + 1, E): row i is the sum over taps k of x[i + k] @ weight[k], a few thousand rows at a time.
+    """(N - K + 1, E): row i is the sum over taps k of x[i + k] @ weight[k], a thousand rows at a time.
 
-    One wide product instead of K narrow ones: of every row with all taps, whose parts are then added where they belong,
-    or, where that would write more than it reads, of every row's window.
+    A product a tap, straight into the output; one product of every row's window where rows are so narrow that writing
+    the output K times would cost more.
     """
     num_taps, width, outputs = weight_KDE.shape
     inner = len(x_ND) - num_taps + 1
     if width < outputs:
         x_ND, wide = x_ND.contiguous(), weight_KDE.reshape(num_taps * width, outputs)
-        out_ND = x_ND.new_empty(inner, outputs)
-        for start in range(0, inner, ROWS_PER_PRODUCT):
-            stop = min(start + ROWS_PER_PRODUCT, inner)
-            torch.mm(_windows(x_ND, num_taps, start, stop).contiguous(), wide, out=out_ND[start:stop])
-        return out_ND
-    wide, out_ND = weight_KDE.transpose(0, 1).reshape(width, num_taps * outputs), x_ND.new_zeros(inner, outputs)
-    for start in range(0, len(x_ND), ROWS_PER_PRODUCT):
-        products = x_ND[start : start + ROWS_PER_PRODUCT] @ wide
-        for tap, part in enumerate(products.split(outputs, dim=1)):
-            first, last = max(start - tap, 0), min(start - tap + len(part), inner)
-            if first < last:
-                out_ND[first:last] += part[first + tap - start : last + tap - start]
-    return out_ND
+    out_NE = x_ND.new_zeros(inner, outputs)
+    for start in range(0, inner, ROWS_PER_PRODUCT):
+        stop = min(start + ROWS_PER_PRODUCT, inner)
+        if width < outputs:
+            torch.mm(_windows(x_ND, num_taps, start, stop).contiguous(), wide, out=out_NE[start:stop])
+            continue
+        for tap in range(num_taps):
+            out_NE[start:stop].addmm_(x_ND[start + tap : stop + tap], weight_KDE[tap])
+    return out_NE
 
 
 class PackedConvolution(torch.autograd.Function):

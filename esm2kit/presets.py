@@ -14,7 +14,9 @@ SOURCES: dict[str, str] = {
         "NVIDIA BioNeMo 1.x downstream_flip_*.yaml: 20 epochs, no selection; its warm-up of 10 steps is left out, and "
         "bind is scored as three labels"
     ),
-    "biotrainer-flip": "biotrainer 1.4.0's FLIP settings: 20 epochs, patience 10; bind is scored as three labels",
+    "biotrainer-flip": (
+        "biotrainer 1.4.0's FLIP settings: AdamW with AMSGrad, 20 epochs, patience 10; bind is scored as three labels"
+    ),
     "schmirler": "Schmirler et al. 2024, 10.1038/s41467-024-51844-2: dense 32 on z-scored features, Adam 1e-4, batch 8",
     "flip2021": "FLIP's baselines (NeurIPS 2021): one hidden layer as wide as the embedding, Adam 1e-3, batch 256",
 }
@@ -45,6 +47,8 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
             probe or head,
             **raw,
             dropout=0.0 if task.level == "residue" else 0.25,
+            optimizer="adamw_amsgrad",
+            weight_decay=0.01,
             learning_rate=1e-2 if task.name == "bind" else 1e-3,
             batch_size=BIOTRAINER_BATCH.get(task.name, 128),
             epochs=20,
