@@ -22,6 +22,7 @@ from esm2kit.clusters import MANIFEST, ClusterIndex, draw, permutation
 from esm2kit.errors import InputError
 from esm2kit.masking import mask_tokens, stream_key
 from esm2kit.parallel import BatchLayout, data_parallel_rank
+from esm2kit.ranks import end_with_parent
 from esm2kit.store import SequenceStore
 
 VALIDATION_STREAM = 101
@@ -293,11 +294,12 @@ class PretrainingData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context="spawn" if self.num_workers else None,
-            worker_init_fn=leave_stopping_to_the_trainer,
+            worker_init_fn=as_data_worker,
         )
 
 
-def leave_stopping_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not end a worker: the trainer still has an update to finish and to save."""
+def as_data_worker(worker: int) -> None:
+    """Stop with the trainer, not before it: a signal to the whole group leaves it an update to finish and to save."""
+    end_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

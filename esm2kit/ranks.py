@@ -1,6 +1,10 @@
 """Who this process is among the workers of a job, by torchrun's word or SLURM's."""
 
+import multiprocessing
 import os
+import signal
+import threading
+import time
 
 # Set for each worker by torchrun, and by srun; a lone srun task, or a shell inside an allocation, is no worker.
 TORCHRUN, SLURM = "LOCAL_RANK", "SLURM_PROCID"
@@ -41,6 +45,25 @@ def cores() -> int:
         on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", seen))
         seen = min(seen, on_node // -(-world_size() // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))))
     return max(1, seen)
+
+
+def end_with_parent() -> None:
+    """Die when the process that started this one does, even by SIGKILL; called twice it is as called once.
+
+    A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose rank
+    was killed before it was ready would wait for ever: torch's own watch takes for its parent whoever is it by then.
+    """
+    # what a spawned process was told: by the time it asks, its parent may be dead and the system stand in for it
+    started_by = multiprocessing.parent_process()
+    parent = started_by.pid if started_by else os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not any(thread.name == "end_with_parent" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def _srun_tasks() -> int:

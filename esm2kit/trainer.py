@@ -1,9 +1,6 @@
 """Lightning's Trainer as every training stage has it: one layout, one precision, one validation rhythm, its loggers."""
 
 import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import torch
@@ -15,7 +12,7 @@ from esm2kit.finetune_config import FinetuneConfig
 from esm2kit.parallel import make_strategy
 from esm2kit.precision import trainers_precision
 from esm2kit.pretrain_config import PretrainConfig
-from esm2kit.ranks import TORCHRUN
+from esm2kit.ranks import TORCHRUN, end_with_parent
 
 
 def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callback]) -> Trainer:
@@ -30,7 +27,7 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if TORCHRUN in os.environ:
-        _end_with_the_launcher()
+        end_with_parent()  # it starts its workers in sessions of their own, which a killed group leaves behind
     out_dir = Path(config.out_dir)
     return Trainer(
         accelerator=accelerator,
@@ -79,19 +76,3 @@ class _FinishRun(Callback):
             import wandb
 
             wandb.finish()
-
-
-def _end_with_the_launcher() -> None:
-    """Die when torchrun does: it starts its workers in sessions of their own, which a killed group leaves behind.
-
-    They would train on, unseen, and hold the run's folder.
-    """
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if not any(thread.name == "launcher" for thread in threading.enumerate()):
-        threading.Thread(target=watch, name="launcher", daemon=True).start()

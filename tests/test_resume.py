@@ -53,14 +53,26 @@ def finish(out_dir: Path, data: Path, **settings: object) -> str:
     return output
 
 
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL the whole family: torchrun starts its workers in sessions of their own."""
+def family_of(process: subprocess.Popen) -> set[int]:
+    """A process and all that came of it."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
     family = {process.pid}
     while grown := {pid for pid, parent in parents if parent in family} - family:
         family |= grown
-    for pid in family:
+    return family
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those that still run; one that ended and was never asked for does not."""
+    listing = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True, check=True).stdout
+    states = dict(line.split() for line in listing.splitlines()[1:])
+    return {pid for pid in pids if not states.get(str(pid), "Z").startswith("Z")}
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL the whole family: torchrun starts its workers in sessions of their own."""
+    for pid in family_of(process):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -118,6 +130,24 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
     finish(tmp_path, dataset, **LAYOUTS[layout])
     assert_identical(tmp_path, uninterrupted[layout])
     assert not [path for path in checkpoints.iterdir() if path.suffix != ".safetensors"]
+
+
+def test_a_killed_group_leaves_no_process_behind(tmp_path, dataset, uninterrupted) -> None:
+    """SIGKILL of the launcher's group alone: its ranks stand in groups of their own, and data workers behind them."""
+    layout = LAYOUTS["ddp"] | {"num_workers": 2}
+    process = start(tmp_path, dataset, **layout)
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+    family = family_of(process)
+    assert len(family) >= 1 + 2 + 2 * 2, "torchrun, two ranks, and the data workers of each"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while running(family) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not running(family)
+    assert len(curve(tmp_path)) < len(curve(uninterrupted["ddp"]))
+    finish(tmp_path, dataset, **layout)
+    assert_identical(tmp_path, uninterrupted["ddp"])
 
 
 def wait_for(process: subprocess.Popen, seen) -> None:
