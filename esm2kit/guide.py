@@ -11,6 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+# Of a cell's first line, so that the answer stays a line or two.
+MAX_SHOWN = 80
+
 
 def install() -> None:
     """Let this kernel answer a name that is not there yet; outside a notebook nothing changes."""
@@ -58,7 +61,8 @@ def made_by(path: Path, name: str) -> str | None:
         source = "".join(cell["source"])
         if name in _names_made(source):
             first = source.strip().splitlines()[0]
-            what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{first[:60]}`"
+            begins = first if len(first) <= MAX_SHOWN else f"{first[:MAX_SHOWN]}…"
+            what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{begins}`"
             return (
                 f"{name!r} is made by code cell {number} ({what}), which has not run since this kernel started: "
                 "choose Run > Run All Above Selected Cell, then run this cell again"

@@ -173,15 +173,14 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
-    """Kernels started in here know that nobody looks at them."""
-    before = os.environ.get(HEADLESS)
+    """Kernels started in here know that nobody looks at them, and that no notebook of JupyterLab's is theirs."""
+    before = {name: os.environ.pop(name, None) for name in (HEADLESS, "JPY_SESSION_NAME")}
     os.environ[HEADLESS] = "1"
     try:
         yield
     finally:
         os.environ.pop(HEADLESS)
-        if before is not None:
-            os.environ[HEADLESS] = before
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from esm2kit.errors import InputError
 from esm2kit.run_history import read_manifest, silent_cells
 from esm2kit.runs import RunConfig, known_parameters, run
+from esm2kit.tiers import checked
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -193,6 +194,17 @@ def test_no_bare_widgets_and_no_bare_reprs(executed: Path, name: str) -> None:
         plain = data.get("text/plain", "")
         if "image/png" not in data and "text/html" not in data and "text/markdown" not in data:
             assert not re.match(r"^[\[<(]*\w*(Box|Axes|Figure|Text|Dropdown|Layout)\b.*[(>]", plain), plain
+
+
+@pytest.mark.parametrize("name", ["01_preprocess", "02_pretrain", "03_embed", "04_benchmark", "05_finetune"])
+def test_what_is_exported_is_what_the_notebook_ran_with(executed: Path, name: str) -> None:
+    """The YAML under the controls is a tier: its names are the notebook's, its values those of this very run."""
+    shown = [output.get("data", {}).get("text/plain", "") for output in outputs(executed, name)]
+    (text,) = [each for each in shown if each.startswith(f"{name}:\n")]
+    choices = yaml.safe_load(text)[name]
+    ran = read_manifest(executed)["notebooks"][name]["parameters"]
+    assert choices == {parameter: ran[parameter] for parameter in choices}
+    assert checked(ROOT, name, choices, known_parameters(ROOT / "notebooks" / f"{name}.ipynb")) == choices
 
 
 class Images(HTMLParser):
