@@ -183,7 +183,7 @@ class LabelModel(nn.Module):
             keys_B: dropout keys, wanted while training.
         Returns: (B, C) for proteins, or (R, C) for the residues of all sequences in order.
         """
-        hidden_ND = self.esm2.encode(tokens_N, Packed(num_tokens, tokens_N.device))
+        hidden_ND = self.esm2.encode(tokens_N, Packed(num_tokens, tokens_N.device, recurring=True))
         return self.label(hidden_ND, num_tokens, keys_B)
 
     def label(self, hidden_ND: Tensor, num_tokens: Sequence[int], keys_B: Tensor | None = None) -> Tensor:

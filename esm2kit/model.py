@@ -254,7 +254,10 @@ class ESM2(nn.Module):
             repr_layers: give {layer: (N, D)} for these layers instead of the final one alone.
         Returns: (N, D), the final LayerNorm applied, or the dictionary.
         """
-        representations = self._run(tokens_N, packed, repr_layers)
+        num_rows = tokens_N.shape[0]
+        if packed.num_filler:
+            tokens_N = F.pad(tokens_N, (0, packed.num_filler), value=PAD_IDX)
+        representations = {layer: x_ND[:num_rows] for layer, x_ND in self._run(tokens_N, packed, repr_layers).items()}
         final_ND = representations.pop("final")
         return representations if repr_layers else final_ND
 

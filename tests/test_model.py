@@ -202,3 +202,29 @@ def test_attention_in_bfloat16_on_the_cpu_is_float32s_rounded_once() -> None:
     (wanted,) = torch.autograd.grad(wide.sum(), query)
     (found,) = torch.autograd.grad(narrow.float().sum(), query)
     assert torch.equal(found, wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(3, 90), min_size=1, max_size=9))
+def test_rows_that_recur_change_no_number(num_tokens: list[int]) -> None:
+    model = ESM2.initialised(ESM2Config(2, 32, 4), 0)
+    tokens_N = torch.randint(4, 33, (sum(num_tokens),), generator=torch.Generator().manual_seed(sum(num_tokens)))
+    plain, filled = Packed(num_tokens), Packed(num_tokens, recurring=True)
+    assert filled.num_rows - plain.num_rows <= 0.032 * plain.num_rows
+    results = []
+    for packed in (plain, filled):
+        hidden = model.encode(tokens_N, packed, repr_layers=(0, 1, 2))
+        model.zero_grad()
+        sum(layer.square().mean() for layer in hidden.values()).backward()
+        results.append((hidden, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (hidden, grads), (hidden_filled, grads_filled) = results
+    for layer in hidden:
+        assert hidden_filled[layer].shape == hidden[layer].shape
+        torch.testing.assert_close(hidden_filled[layer], hidden[layer], atol=1e-5, rtol=1e-5)
+    for one, other in zip(grads, grads_filled, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-4)
+
+
+def test_few_numbers_of_rows_occur() -> None:
+    assert len({Packed([count], recurring=True).num_rows for count in range(4096, 8192)}) == 33
+    assert all(Packed([count], recurring=True).num_rows == count for count in range(1, 64))
