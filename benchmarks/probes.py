@@ -136,9 +136,10 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def used() -> dict[str, float]:
-    """What this process has taken so far."""
+    """What this process has taken so far; its peak of memory since it began, not since its parent did (ru_maxrss)."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak.split()[1]) / 1024}
 
 
 def ours(settings: dict) -> None:

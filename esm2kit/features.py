@@ -16,7 +16,7 @@ from esm2kit.flip import Task
 from esm2kit.tasks import TaskData
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
-ROWS_PER_BLOCK = 1 << 13
+ROWS_PER_BLOCK = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def column_moments(features: Features, rows: np.ndarray) -> tuple[Tensor, Tensor
         block = block.double()
         size, block_mean = len(block), block.mean(0)
         delta = block_mean - mean_D
-        squares_D = squares_D + (block - block_mean).square().sum(0) + delta.square() * count * size / (count + size)
+        squares_D = squares_D + block.sub_(block_mean).square_().sum(0) + delta.square() * count * size / (count + size)
         mean_D = mean_D + delta * size / (count + size)
         count += size
     scale_D = (squares_D / count).sqrt()
