@@ -66,8 +66,12 @@ def train(stage: str, config: Any, guide_loss: float | None = None) -> dict[str,
 
 def _print(line: str) -> None:
     """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
-    if line.strip("*- ") and not line.startswith(ASIDE):
+    if _tells(line):
         print(line, flush=True)
+
+
+def _tells(line: str) -> bool:
+    return bool(line.strip("*- ")) and not line.removeprefix("INFO: ").startswith(ASIDE)
 
 
 class TrainingView:
@@ -106,7 +110,7 @@ class TrainingView:
 
     def tell(self, line: str) -> None:
         """A line of the worker's log; the last one is shown."""
-        self.line = line if line.strip("*- ") and not line.startswith(ASIDE) else self.line
+        self.line = line if _tells(line) else self.line
 
     def stop(self) -> None:
         """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""
@@ -194,7 +198,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
             ]
     if guide is not None:
         marks.append(f'<path d="M{LEFT} {y_of(guide):.1f}H{WIDTH - 10}" stroke="{QUIET}" stroke-dasharray="5 4"/>'
-                     f'<text x="{WIDTH - 10}" y="{y_of(guide) - 4:.1f}" text-anchor="end" fill="{QUIET}">'
+                     f'<text x="{LEFT + 4}" y="{y_of(guide) - 4:.1f}" fill="{QUIET}">'
                      f"unigram guess {guide:.2f}</text>")  # fmt: skip
     bottom = HEIGHT - BOTTOM
     ticks = "".join(

@@ -70,3 +70,16 @@ def test_headless_training_prints_the_worker_s_lines(
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("update 6/6") for line in printed)
     assert not any(line.startswith("{") for line in printed), "the result is returned, not printed"
+
+
+def test_only_lines_that_tell_something_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Banners of torchrun and Lightning, and the result, are left out of the cell and of the live view."""
+    banners = ["", "*" * 20, "-" * 20, '{"step": 3}', "INFO: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/2",
+               "Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", "distributed_backend=gloo",
+               "Setting OMP_NUM_THREADS environment variable"]  # fmt: skip
+    view = live.TrainingView("pretrain", tmp_path, 3)
+    for line in ["update 3/3  loss 2.9", *banners]:
+        view.tell(line)
+        live._print(line)
+    assert capsys.readouterr().out == "update 3/3  loss 2.9\n"
+    assert view.line == "update 3/3  loss 2.9"
