@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from esm2kit.checkpoint import read_metadata
-from esm2kit.pages import runs_page
+from esm2kit.pages import notebook_page, runs_page
 from esm2kit.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretrain import PretrainConfig, pretrain
 
@@ -366,4 +366,25 @@ def test_the_page_over_all_runs_sorts_by_keyboard_and_fetches_nothing(browser: A
     assert all(url.startswith("file:") for url in asked)
     page.get_by_role("link", name="report").first.click()
     assert page.inner_text("body") == "report"
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_of_an_executed_notebook_fetches_nothing_and_has_both_themes(
+    browser: Any, tmp_path: Path, theme: str
+) -> None:
+    cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("print(1)  # one")]
+    cells[1].outputs = [nbformat.v4.new_output("stream", text="1\n")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "made.ipynb")
+    (tmp_path / "made.html").write_text(notebook_page(tmp_path / "made.ipynb"))
+    page = browser.new_page(color_scheme=theme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "made.html").as_uri())
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.querySelector('h1')).color")
+    assert (paper, ink) == {
+        "light": ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0.87)"), "dark": ("rgb(17, 17, 17)", "rgb(255, 255, 255)"),
+    }[theme]  # fmt: skip
+    assert asked == [(tmp_path / "made.html").as_uri()]
     page.close()
