@@ -132,7 +132,9 @@ def told_plan(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
     for notebook, parameters in plan.items():
         known = known_parameters(Path(root) / "notebooks" / f"{notebook}.ipynb")
         for name, value in (known | dict(parameters)).items():
-            rows.append([notebook, name, repr(value), "given" if name in parameters else ""])
+            own = name == "work_dir" and name not in parameters
+            told = "artefacts/ of the run" if own else repr(value)
+            rows.append([notebook, name, told, "given" if name in parameters else ""])
     return table(["notebook", "parameter", "value", ""], rows)
 
 

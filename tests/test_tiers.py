@@ -47,6 +47,7 @@ def test_a_dry_run_tells_every_parameter_and_runs_nothing(name: str, capsys: pyt
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["05_finetune", "lr", "0.002", "given"] in rows, "YAML reads 2e-3 as text; the parameter is a number"
     assert ["01_preprocess", "seed", "7", "given"] in rows
+    assert ["02_pretrain", "work_dir", "artefacts/", "of", "the", "run"] in rows
     assert "nothing was run" in " ".join(rows[-1])
     given = yaml.safe_load((ROOT / "papermill_runs" / f"{name}.yaml").read_text())
     for notebook, parameters in given.items():
