@@ -184,6 +184,17 @@ def test_flips_one_hot_ridge_gives_flips_figures_on_gb1(shared_data, split, spea
 
 
 @pytest.mark.shared
+def test_the_one_hot_cnn_gives_flips_figure_on_secondary_structure(shared_data):
+    """All 11,156 proteins, one seed, about 20 s; `benchmarks/baselines.py` prints five."""
+    data = load_task("secondary_structure", None, shared_data / "flip")
+    truth = data.targets[data.target_rows("test")]
+    assert (fit_baseline("majority", data).fitted.test_SM[0] == truth).mean() == pytest.approx(0.384, abs=0.01)
+    assert (fit_baseline("onehot_cnn", data, seeds=(0,)).fitted.test_SM[0] == truth).mean() == pytest.approx(
+        0.66, abs=0.01
+    )
+
+
+@pytest.mark.shared
 def test_the_train_mean_beats_the_published_rmse_on_gb1(shared_data):
     """NVIDIA's card prints 1.29 for a 650M model; predicting the train mean gives 1.252."""
     data = load_task("gb1", "two_vs_rest", shared_data / "flip")

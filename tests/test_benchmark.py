@@ -19,6 +19,7 @@ from esm2kit.errors import InputError
 from esm2kit.metrics import Interval
 from esm2kit.model import ESM2, ESM2Config
 from esm2kit.report import SCHEMA, read_report, sentence
+from esm2kit.tasks import load_task
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -198,6 +199,18 @@ def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model
     report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
     assert report["task"]["sizes"]["train"] == 58
     assert any("2 of 120 proteins have no embedding" in note for note in report["notes"])
+
+
+def test_a_set_that_would_be_left_without_embeddings_is_refused(tasks, model, tmp_path):
+    data = load_task("letters", None, tasks)
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text(
+        "".join(f">{data.ids[row]}\n{data.sequences[row]}\n" for row in np.flatnonzero(data.sets != "test"))
+    )
+    some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    with pytest.raises(InputError, match="no protein of the test set has an embedding"):
+        run(tasks, None, tmp_path / "out", task="letters", hiddens=some, untrained=False, allow_missing=True)
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):

@@ -37,6 +37,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             return self.send_error(403)
         if body is None:
             return self.send_error(404)
+        if self.fault == "silent":
+            time.sleep(1.5)
         start = 0
         if wanted and self.headers.get("If-Range") == self.etag and self.fault != "no ranges":
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
@@ -144,7 +146,7 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
     assert get(tmp_path, server)[0].read_bytes() == BODY
 
 
-@pytest.mark.parametrize("fault", ["stalls", "trickles"])
+@pytest.mark.parametrize("fault", ["silent", "stalls", "trickles"])
 def test_a_server_that_stalls_is_given_up(server, tmp_path, fault):
     Server.fault = fault
     start = time.monotonic()
@@ -152,6 +154,7 @@ def test_a_server_that_stalls_is_given_up(server, tmp_path, fault):
         get(tmp_path, server)
     assert time.monotonic() - start < 5
     assert not (tmp_path / "gb1" / "two_vs_rest.fasta").exists()
+    assert not names(tmp_path) or fault != "silent"
 
 
 def test_a_403_says_how_to_place_the_files(server, tmp_path):

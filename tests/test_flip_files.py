@@ -163,7 +163,9 @@ def changed(name, old, new):
         (changed("s.fasta", "CH\nE", "CX\nE"), "class 'X' is in test but never in train"),
         (changed("s.fasta", ">a", "HH\n>a"), "line 1 comes before any '>' header"),
         (GOOD | {"s.fasta": ""}, "holds no FASTA record"),
+        (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "the train set is empty"),
         ({"s.fasta": protein(*THREE[:2], ("c", "nan", "test", "False"))}, "target 'nan'"),
+        ({"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"}, "'a' has the target 'nan'"),
         ({"s.csv": "sequence,set\nMKV,train\n"}, "lacks the column\\(s\\) target"),
         ({"s.fasta": ">a SET=train\nMKV\n"}, "'a' has no TARGET="),
     ],
@@ -177,6 +179,13 @@ def test_a_label_outside_the_task_is_named_with_the_known_ones(tmp_path):
     write(tmp_path / "scl", {"balanced.fasta": text})
     with pytest.raises(InputError, match=r"'c' has the label 'Moon'; known are Cell_membrane"):
         load_task("scl", "balanced", tmp_path)
+
+
+def test_a_residue_label_outside_the_alphabet_is_named_with_the_known_ones(tmp_path):
+    write(tmp_path / "secondary_structure", GOOD | {"sampled.fasta": GOOD["s.fasta"].replace("HCE", "HGE")})
+    with pytest.raises(InputError, match=r"'a' has the label 'G'; known are H, E, C") as caught:
+        load_task("secondary_structure", None, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_task_suggests_the_nearest(tmp_path):
