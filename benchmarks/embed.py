@@ -2,18 +2,21 @@
 sgemm ceiling.
 
     python -m venv peers && peers/bin/pip install esm-cpp==0.2.1
-    python benchmarks/embed.py --model esm2_t6_8M_UR50D --num_proteins 300 --esm_cpp peers/bin/python
+    python benchmarks/embed.py --sizes 8M 35M 150M 650M --num_proteins 300 1000 --peer_python peers/bin/python
 
 Each contestant is a process that stays up, holds the same random weights and gets its turn in every round; turns
-alternate. `model` is the time from token ids to per-protein means in memory, `program` from the FASTA to the files
-(ours: HDF5 by `embed`; fair-esm: one .pt a protein, as its scripts/extract.py). fair-esm gets extract.py's batches
-(sorted, 4,096 tokens, padded), transformers EsmModel with SDPA the same batches, esm-cpp its own scheduler; esm-cpp
-gives logits only, so its LM head is included. The ceiling is a float32 product of 1,024 rows in each of as many
-one-thread workers. int8 and bfloat16 are approximate: their largest difference from our float32 is printed. Prints a
-line a turn and a JSON summary of medians.
+alternate, and so does who begins. `model` is the time from token ids to per-protein means in memory, `program` from the
+FASTA to the files (ours: HDF5 by `embed`; fair-esm: one .pt a protein, as its scripts/extract.py). fair-esm gets
+extract.py's batches (sorted, 4,096 tokens, padded), transformers EsmModel with SDPA the same batches, esm-cpp its own
+scheduler; esm-cpp gives logits only, so its LM head is included. The ceiling is a float32 product of 1,024 rows in each
+of as many one-thread workers. int8 and bfloat16 are approximate: their largest difference from our float32 is printed.
+Prints a line a turn, a JSON summary of medians for every size and number of proteins, and a table of all at the end.
+
+650M wants some 3 GB a contestant: choose fewer of them, fewer proteins or fewer rounds where that is too much.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -27,102 +30,161 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 PEER_TOKENS = 4096  # extract.py's --toks_per_batch
 MAX_RESIDUES = 1022
+NAMES = {
+    "8M": "esm2_t6_8M_UR50D",
+    "35M": "esm2_t12_35M_UR50D",
+    "150M": "esm2_t30_150M_UR50D",
+    "650M": "esm2_t33_650M_UR50D",
+    "3B": "esm2_t36_3B_UR50D",
+}
 CONTESTANTS = ("ceiling", "ours", "ours_int8", "ours_bfloat16", "ours_program", "fair_esm", "fair_esm_program",
                "transformers", "esm_cpp")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="esm2_t6_8M_UR50D", help="one of the official sizes")
+    parser.add_argument("--sizes", nargs="+", default=["8M"], choices=list(NAMES), help="of the official models")
     parser.add_argument(
         "--fasta", type=Path, default=Path("../shared/data/uniprot_mini/uniref50_train_filt.fasta"), help="to draw from"
     )
-    parser.add_argument("--num_proteins", type=int, default=300)
+    parser.add_argument("--num_proteins", type=int, nargs="+", default=[300], help="one table row for each")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of the weights")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; one more warms up")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
-    parser.add_argument("--esm_cpp", help="python of an environment with esm-cpp; without it, esm-cpp is left out")
+    parser.add_argument("--peer_python", help="python of an environment with esm-cpp; without it, esm-cpp is left out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         serve(options)
         return
-    with TemporaryDirectory() as folder:
-        options.folder = Path(folder)
-        compete(options)
+    results = []
+    for size in options.sizes:
+        for num_proteins in options.num_proteins:
+            with TemporaryDirectory() as folder:
+                options.folder, options.model = Path(folder), NAMES[size]
+                results.append(compete(options, num_proteins))
+                print(json.dumps(results[-1], indent=2), flush=True)
+    print_table(results)
 
 
-def compete(options: argparse.Namespace) -> None:
-    """Make the input, start the contestants, give them their turns, print what came out."""
-    import torch
-
+def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
+    """Make the input, start the contestants, give them their turns; returns what came out."""
     from esm2kit.convert import save_fair_esm, save_hf
     from esm2kit.fasta import read_fasta
+    from esm2kit.machine import cpu_name
     from esm2kit.model import SIZES
     from esm2kit.weights import load_model
 
     records = list(read_fasta(options.fasta))
-    chosen = np.sort(np.random.default_rng(options.seed).choice(len(records), options.num_proteins, replace=False))
+    chosen = np.sort(np.random.default_rng(options.seed).choice(len(records), num_proteins, replace=False))
     sequences = [records[index].sequence[:MAX_RESIDUES] for index in chosen]
     fasta = "".join(f">p{index}\n{sequence}\n" for index, sequence in enumerate(sequences))
     (options.folder / "proteins.fasta").write_text(fasta)
     model, _ = load_model(options.model, untrained_seed=options.seed)
     save_hf(model, options.folder / "hf")
     save_fair_esm(model, options.folder / f"{options.model}.pt")
-    config, tokens = SIZES[options.model], np.array([len(sequence) + 2 for sequence in sequences], dtype=np.float64)
-    flop = config.num_layers * (24 * tokens.sum() * config.embed_dim**2 + 4 * (tokens**2).sum() * config.embed_dim)
-    residues = int(tokens.sum()) - 2 * len(sequences)
+    flop = SIZES[options.model].forward_flops([len(sequence) + 2 for sequence in sequences], 0)
+    residues = sum(map(len, sequences))
+    del model
 
-    names = [name for name in options.contestants if name != "esm_cpp" or options.esm_cpp]
-    children = {name: start(name, options) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    means: dict[str, np.ndarray] = {}
-    for turn in range(options.repeats + 1):  # the first warms up and is not counted
-        for name, child in children.items():
+    names = [name for name in options.contestants if name != "esm_cpp" or options.peer_python]
+    seconds = take_turns({name: start(name, options) for name in names}, options.repeats)
+    means = {name: np.load(path) for name in names if (path := options.folder / f"{name}.npy").is_file()}
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "machine": cpu_name(),
+        "threads": options.threads,
+        "versions": versions(options),
+        "command": " ".join(["python", *sys.argv]),
+        "model": options.model,
+        "proteins": len(sequences),
+        "residues": residues,
+        "rounds": options.repeats,
+        "contestants": {},
+    }
+    if "ceiling" in seconds:
+        result["ceiling_gflops"] = round(statistics.median(seconds.pop("ceiling")), 1)
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        row = {"seconds": round(median, 3), "fastest": round(min(times), 3), "slowest": round(max(times), 3)}
+        row |= {"residues_per_s": round(residues / median), "gflops": round(flop / median / 1e9, 1)}
+        if name in means and "ours" in means:
+            row["max_difference_from_ours"] = float(np.abs(means[name] - means["ours"]).max())
+        if "ceiling_gflops" in result:
+            row["share_of_ceiling"] = round(row["gflops"] / result["ceiling_gflops"], 3)
+        result["contestants"][name] = row
+    return result
+
+
+def take_turns(children: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[float]]:
+    """What each contestant answers, in every round but the first, which warms up; every round begins with another."""
+    answers: dict[str, list[float]] = {name: [] for name in children}
+    order = list(children)
+    for turn in range(rounds + 1):
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            child = children[name]
             child.stdin.write("go\n")
             child.stdin.flush()
             answer = child.stdout.readline()
             if not answer:
                 sys.exit(f"{name} ended: {child.wait()}")
             if turn:
-                seconds[name].append(json.loads(answer)["seconds"])
-                print(f"turn {turn} {name}: {seconds[name][-1]:.2f}", flush=True)
-    for name, child in children.items():
+                answers[name].append(json.loads(answer)["seconds"])
+                unit = "GFLOP/s" if name == "ceiling" else "s"
+                print(f"round {turn} {name}: {answers[name][-1]:.2f} {unit}", flush=True)
+    for child in children.values():
         child.stdin.close()
         child.wait()
-        if (options.folder / f"{name}.npy").is_file():
-            means[name] = np.load(options.folder / f"{name}.npy")
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "machine": cpu_name(), "threads": options.threads, "torch": torch.__version__, "python":
-        platform.python_version(), "model": options.model, "proteins": len(sequences), "residues": residues, "repeats":
-        options.repeats, "contestants": {},
-    }  # fmt: skip
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        if name == "ceiling":
-            result["ceiling_gflops"] = round(median, 1)
-            continue
-        row = {"seconds": round(median, 3), "residues_per_s": round(residues / median)}
-        row["gflops"] = round(flop / median / 1e9, 1)
-        if name in means and "ours" in means:
-            row["max_difference_from_ours"] = float(np.abs(means[name] - means["ours"]).max())
-        result["contestants"][name] = row
-    for row in result["contestants"].values():
-        if "ceiling_gflops" in result:
-            row["share_of_ceiling"] = round(row["gflops"] / result["ceiling_gflops"], 3)
-    print(json.dumps(result, indent=2))
+    return answers
+
+
+def versions(options: argparse.Namespace) -> dict[str, str]:
+    """Of Python and of everything that competes."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "fair-esm", "h5py")}
+    if options.peer_python and "esm_cpp" in options.contestants:
+        ask = "import importlib.metadata; print(importlib.metadata.version('esm-cpp'))"
+        found["esm-cpp"] = subprocess.check_output([options.peer_python, "-c", ask], text=True).strip()
+    return {"python": platform.python_version()} | found
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Residues a second of everyone, ours as a multiple of each, and ours as a share of the ceiling; Markdown."""
+    names = list(dict.fromkeys(name for result in results for name in result["contestants"]))
+    first = results[0]
+    told = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    print(f"\n{first['machine']}, {first['threads']} threads, {told}, {first['date'][:10]}")
+    print(f"`{first['command']}`\n")
+    print(f"residues/s, medians of {first['rounds']}; in brackets ours divided by it, program by program\n")
+    print(f"| model | proteins | {' | '.join(names)} | ours of the ceiling | program beside model |")
+    print(f"| {' | '.join(['---'] * (len(names) + 4))} |")
+    for result in results:
+        rows = result["contestants"]
+        cells = []
+        for name in names:
+            if name not in rows:
+                cells.append("")
+                continue
+            ours = rows.get("ours_program" if name.endswith("_program") else "ours")
+            ratio = f" ({ours['residues_per_s'] / rows[name]['residues_per_s']:.2f})" if ours else ""
+            cells.append(f"{rows[name]['residues_per_s']:,}{'' if name in ('ours', 'ours_program') else ratio}")
+        share = f"{rows['ours']['share_of_ceiling']:.0%}" if "share_of_ceiling" in rows.get("ours", {}) else ""
+        both = {"ours", "ours_program"} <= rows.keys()
+        beside = f"{rows['ours_program']['seconds'] / rows['ours']['seconds'] - 1:+.1%} time" if both else ""
+        size = result["model"].split("_")[2]
+        print(f"| {size} | {result['proteins']:,} | {' | '.join(cells)} | {share} | {beside} |")
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
-    python = options.esm_cpp if name == "esm_cpp" else sys.executable
+    python = options.peer_python if name == "esm_cpp" else sys.executable
     command = [python, __file__, "--child", name, "--folder", str(options.folder), "--model", options.model]
     command += ["--threads", str(options.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
@@ -306,12 +368,6 @@ def make_esm_cpp(options: argparse.Namespace, sequences: list[str]) -> Callable[
         model.forward_scheduled(ids)
 
     return run
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":
