@@ -21,12 +21,14 @@ class CatalogueConfig:
         what: nothing (list), a model's name, `flip` (every task), `flip <task>` or `flip/<task>`.
         split: of the FLIP task; its default if not given, every one if "all".
         data_dir: folder of FLIP's task folders.
+        mirror: of FLIP's files, asked before FLIP's own servers, such as https://files.lab.org/FLIP/{folder}/{file}.
         verify: load the fetched model once, so that every tensor is known to be there and of its size.
     """
 
     what: str | list[str] | None = None
     split: str | None = None
     data_dir: Path = Path("flip")
+    mirror: str | None = None
     verify: bool = True
 
 
@@ -41,7 +43,7 @@ def catalogue(config: CatalogueConfig) -> str:
         return _listing(config.data_dir)
     kind, _, task = what.partition("/")
     if kind == "flip":
-        files = download(DownloadConfig(task or "all", config.split, config.data_dir))
+        files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
         return "\n".join(str(file) for file in files)
     if what in TASKS:
         raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`")

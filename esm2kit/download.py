@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import string
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -98,11 +99,18 @@ class DownloadConfig:
         task: a FLIP task, or all.
         split: of the task; FLIP's default if not given, every one of them if "all".
         data_dir: folder of task folders; files land in <data_dir>/<task>/.
+        mirror: an address of your own that is asked first, such as https://files.lab.org/FLIP/{folder}/{file}.
     """
 
     task: str = "all"
     split: str | None = None
     data_dir: Path = Path("flip")
+    mirror: str | None = None
+
+    def __post_init__(self) -> None:
+        fields = {field for _, field, _, _ in string.Formatter().parse(self.mirror or "{file}") if field is not None}
+        if "file" not in fields or fields - {"file", "folder"}:
+            raise InputError(f"mirror {self.mirror!r} must hold {{file}}, and may hold {{folder}}, and no other braces")
 
 
 def download(config: DownloadConfig) -> list[Path]:
@@ -111,13 +119,14 @@ def download(config: DownloadConfig) -> list[Path]:
     Returns: the files, fetched now or there before.
     Raises: InputError, at the end, for tasks that could not be fetched.
     """
+    mirrors = (config.mirror, *FILE_MIRRORS) if config.mirror else FILE_MIRRORS
     if config.task != "all":
-        return download_flip(config.task, config.data_dir, config.split)
+        return download_flip(config.task, config.data_dir, config.split, mirrors)
     files, failed = [], []
     tasks = obtainable(config.data_dir)
     for task in tasks:
         try:
-            files += download_flip(task, config.data_dir, config.split)
+            files += download_flip(task, config.data_dir, config.split, mirrors)
         except InputError as error:
             logger.warning("%s", error)
             failed.append(task)

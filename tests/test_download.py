@@ -174,6 +174,17 @@ def test_the_next_mirror_helps_out(server, tmp_path):
     assert get(tmp_path, "http://127.0.0.1:9", server)[0].read_bytes() == BODY
 
 
+def test_a_mirror_of_ones_own_is_asked_first(server, tmp_path):
+    config = DownloadConfig(task="gb1", data_dir=tmp_path, mirror=server + "/{folder}/{file}")
+    assert [path.read_bytes() for path in download.download(config)] == [BODY]
+
+
+@pytest.mark.parametrize("mirror", ["http://x/FLIP", "http://x/{name}/{file}"])
+def test_a_mirror_that_names_no_file_is_refused(mirror):
+    with pytest.raises(InputError, match=r"must hold \{file\}, and may hold \{folder\}"):
+        DownloadConfig(mirror=mirror)
+
+
 @pytest.mark.parametrize(
     ("size", "sha256", "message"), [(1, None, "instead of 1"), (None, "0" * 64, "SHA-256 differs")]
 )
