@@ -80,7 +80,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     if error:
         entry["error"] = error
     else:
-        entry |= _recorded(artefacts, notebook)
+        entry |= _recorded(source, parameters.get("work_dir", str(artefacts)))
     write_json(folder / "manifest.json", manifest)
     (folder / "index.html").write_text(run_page(folder.name, manifest))
     if error:
@@ -90,14 +90,16 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
 
 
-def _recorded(artefacts: Path, notebook: str) -> dict[str, Any]:
-    path = artefacts / "records" / f"{notebook}.json"
+def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
+    """What a notebook said that it made; its relative paths count from its own folder."""
+    path = source.parent / work_dir / "records" / f"{source.stem}.json"
     if not path.exists():
         return {"made": {}, "figures": {}}
     recorded = json.loads(path.read_text())
     made = {}
     for name, where in recorded["made"].items():
-        made[name] = {"path": where} | digest(Path(where))
+        there = os.path.normpath(source.parent / where)
+        made[name] = {"path": there} | digest(Path(there))
     return {"made": made, "figures": recorded["figures"]}
 
 

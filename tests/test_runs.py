@@ -13,6 +13,7 @@ import pytest
 
 from esm2kit.__main__ import STAGES, main, parse
 from esm2kit.errors import InputError
+from esm2kit.provenance import sha256_file
 from esm2kit.run_history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
 from esm2kit.runs import RerunConfig, RunConfig, RunsConfig, latest_run, need, record, rerun, run, runs
 
@@ -114,6 +115,16 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
     assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
     assert "nbformat==" in (folder / "environment.txt").read_text()
+
+
+@pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
+def test_a_work_folder_of_ones_own_is_recorded_as_well(root: Path, place: str) -> None:
+    run(config(root, only="00", parameters=[f"work_dir={place.format(root=root)}"]))
+    entry = read_manifest(latest_run(root, "tiny"))["notebooks"]["00_first"]
+    assert entry["figures"]["twice"] == 8
+    made = root / "elsewhere" / "first.txt"
+    assert made.read_text() == "4"
+    assert entry["made"]["first"] == {"path": str(made), "bytes": 1, "sha256": sha256_file(made)}
 
 
 def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
