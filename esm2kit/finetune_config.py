@@ -81,7 +81,7 @@ class FinetuneConfig:
         global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
         max_tokens: train on windows of so many tokens of longer sequences, BOS and EOS included; predict by windows.
         precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
-            throughout, on copies of fp32 master weights: less memory for activations).
+            throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.
         accelerator: cpu, cuda, or auto.
         activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
         tokens_per_validation_batch: token budget of a validation batch.

@@ -92,9 +92,14 @@ class BatchLayout:
         return layout
 
 
+def is_sharded(name: StrategyName, layout: BatchLayout) -> bool:
+    """Whether a rank holds a part of the model only."""
+    return layout.tensor_model_parallel_size > 1 or name == "fsdp2"
+
+
 def make_strategy(name: StrategyName, layout: BatchLayout, accelerator: str) -> Strategy | str:
     """The Lightning strategy for a layout: one device, DDP, or a device mesh for FSDP2, tensor parallel and both."""
-    if layout.tensor_model_parallel_size > 1 or name == "fsdp2":
+    if is_sharded(name, layout):
         # never DTensor checkpoints of Lightning's own: pretrain.py gathers and writes safetensors
         return ModelParallelStrategy(
             layout.data_parallel_size, layout.tensor_model_parallel_size, save_distributed_checkpoint=False

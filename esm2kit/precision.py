@@ -24,10 +24,10 @@ def trainers_precision(precision: TrainingPrecision) -> str:
 def gathered_dtype(precision: TrainingPrecision) -> torch.dtype | None:
     """The type FSDP2 gathers parameters in; None as they are.
 
-    Under bf16-mixed they stay float32 and autocast decides, so that the precision means the same under every layout;
-    bf16-true gathers half the bytes.
+    bfloat16 under bf16-mixed too, where the rows between the layers then are bfloat16 as well: autocast over gathered
+    float32 would keep its own copy of every matrix until the backward pass, whole on every rank.
     """
-    return torch.bfloat16 if precision == "bf16-true" else None
+    return None if precision == "32-true" else torch.bfloat16
 
 
 @contextmanager

@@ -6,6 +6,7 @@ masked tokens of the *global* batch, so gradients and curves do not know how man
 
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor
 
-from esm2kit.checkpoint import fill, read_metadata
+from esm2kit.checkpoint import read_metadata
 from esm2kit.data import Masking, MicroBatch, PretrainingData, fingerprint, unigram_perplexity
 from esm2kit.downstream import DownstreamProbe
 from esm2kit.errors import InputError
-from esm2kit.model import ESM2, Packed
+from esm2kit.model import ESM2, ESM2Config, Packed
 from esm2kit.parallel import (
     any_rank,
     clip_grad_norm,
@@ -26,6 +27,7 @@ from esm2kit.parallel import (
     data_parallel_rank,
     gathered,
     gradient_sync,
+    is_sharded,
     parameter_groups,
     shard_model,
     sum_over,
@@ -33,11 +35,13 @@ from esm2kit.parallel import (
 from esm2kit.precision import computing, gathered_dtype
 from esm2kit.pretrain_config import PretrainConfig, lr_at
 from esm2kit.provenance import provenance, to_json, write_json
+from esm2kit.sharded_weights import drawn, materialise, without_weights
 from esm2kit.tasks import TaskData, load_task
 from esm2kit.trainer import make_trainer
 from esm2kit.training_log import TrainingLog
 from esm2kit.training_state import (
     CheckpointWriter,
+    ResumePoint,
     alone_in,
     continue_at,
     end_after_this_update,
@@ -59,10 +63,11 @@ class MaskedLM(LightningModule):
 
     Args:
         config: the run.
-        esm2: the model, whole, the same on every rank.
+        esm2: the model, whole, the same on every rank; on the meta device where `weights` follow.
         first_step: updates done before.
         optimizer_state: what the optimizer held then.
         downstream: what to probe at validations, if anything.
+        weights: whole tensors by name, to fill the model with once it is laid out over the devices.
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class MaskedLM(LightningModule):
         first_step: int = 0,
         optimizer_state: dict[str, Tensor] | None = None,
         downstream: DownstreamProbe | None = None,
+        weights: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.save_hyperparameters(to_json(config))  # which Lightning tells its loggers
         self.config, self.esm2, self.step = config, esm2, first_step
-        self.optimizer_state, self.downstream = optimizer_state, downstream
+        self.optimizer_state, self.downstream, self.weights = optimizer_state, downstream, weights
         self.stop_requested = False
         # what the callbacks read: figures of the update just made, and of the last validation
         self.update: dict[str, float] = {}
@@ -89,6 +95,9 @@ class MaskedLM(LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             shard_model(self.esm2, self.device_mesh, gathered_dtype(self.config.precision))
+        if self.weights is not None:
+            materialise(self.esm2, self.weights, self.trainer.strategy.root_device)
+            self.weights = None
         if self.config.compile:
             for layer in self.esm2.layers:
                 layer.compile(dynamic=True)
@@ -114,7 +123,7 @@ class MaskedLM(LightningModule):
 
     def masked_loss_sum(self, batch: MicroBatch) -> Tensor:
         """Cross-entropy summed over a micro-batch's masked tokens, in float32."""
-        packed = Packed(batch.num_tokens, self.device)
+        packed = Packed(batch.num_tokens, self.device, recurring=True)
         logits_MV = self.esm2.masked_logits(batch.tokens_N, packed, batch.rows_M)
         return F.cross_entropy(logits_MV.float(), batch.targets_M, reduction="sum")
 
@@ -185,7 +194,7 @@ class MaskedLM(LightningModule):
     def final_rows(self, tokens_N: Tensor, num_tokens: list[int]) -> Tensor:
         """(N, D) of packed sequences, by the model as it is, computed as validation computes."""
         with self.trainer.precision_plugin.forward_context(), computing(self.esm2, self.config.precision):
-            return self.esm2.encode(tokens_N, Packed(num_tokens, self.device))
+            return self.esm2.encode(tokens_N, Packed(num_tokens, self.device, recurring=True))
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -209,9 +218,8 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     manifest = provenance("pretrain", config, {"data": fingerprint(Path(config.data))})
     resumed = resume_point(out_dir, config, manifest) if config.resume_if_exists else None
     first_step = resumed.step if resumed else 0
-    esm2 = _initial_model(config)
+    esm2, weights = _initial_model(config, resumed)
     if resumed:
-        fill(esm2, resumed.model, resumed.path)
         logger.info("resuming from %s at update %d of %d", resumed.path, first_step, config.max_steps)
     data = PretrainingData(
         Path(config.data),
@@ -230,7 +238,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         widths = esm2.config.embed_dim, config.max_tokens - 2, config.tokens_per_validation_batch
         downstream = DownstreamProbe(task, out_dir / "downstream", *widths)
         figures += (f"downstream_{task.task.metric}", "downstream_peak_gib")
-    module = MaskedLM(config, esm2, first_step, resumed.optimizer if resumed else None, downstream)
+    module = MaskedLM(config, esm2, first_step, resumed.optimizer if resumed else None, downstream, weights)
     log = TrainingLog(out_dir, config.log_every_n_steps, floor, first_step, figures)
     writer = CheckpointWriter(out_dir, config.save_top_k, manifest, layout.global_batch_size)
     trainer = make_trainer(config, [log, writer])
@@ -271,12 +279,20 @@ def _downstream_task(config: PretrainConfig) -> TaskData | None:
     return data.limited(config.downstream_limit)
 
 
-def _initial_model(config: PretrainConfig) -> ESM2:
-    if config.init_from is None:
-        return ESM2.initialised(config.model_config, config.seed)
+def _initial_model(
+    config: PretrainConfig, resumed: ResumePoint | None
+) -> tuple[ESM2, Iterable[tuple[str, Tensor]] | None]:
+    """The model as the run begins or goes on; where ranks hold parts, its shape alone, and the weights to follow."""
+    if resumed or config.init_from is None:
+        shape = ESM2Config(**resumed.metadata["model"]) if resumed else config.model_config
+        esm2, weights = without_weights(shape), resumed.model.items() if resumed else drawn(shape, config.seed)
+        if is_sharded(config.strategy, config.layout):
+            return esm2, weights
+        materialise(esm2, weights, torch.device("cpu"))
+        return esm2, None
     esm2, _ = load_model(config.init_from)
     if config.model is not None and esm2.config != config.model_config:
         raise InputError(
             f"init_from {config.init_from} is {esm2.config}, model {config.model} is {config.model_config}"
         )
-    return esm2.train()
+    return esm2.train(), None

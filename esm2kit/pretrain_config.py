@@ -45,7 +45,7 @@ class PretrainConfig:
         gradient_clip_val: largest total gradient norm; 0 leaves gradients as they are.
         mask_prob: share of residues to predict.
         precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
-            throughout, on copies of fp32 master weights: less memory for activations).
+            throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.
         accelerator: cpu, cuda, or auto.
         compile: compile the layers with torch.compile.
         activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.

@@ -134,7 +134,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
 def whole_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
-    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one keeps them.
+    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one gets them.
 
     Args:
         model: whose parameters the optimizer steps.
@@ -147,7 +147,8 @@ def whole_state(
     gathered = {}
     for name, tensor in tensors.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        gathered[name] = whole.detach().cpu()
+        if not rank():  # the others let each tensor go: a node's memory holds one copy, not one a rank
+            gathered[name] = whole.detach().cpu()
     return gathered
 
 
