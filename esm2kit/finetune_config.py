@@ -249,18 +249,18 @@ def training_memory(
     shape: ESM2Config,
     tokens: int,
     mode: Mode = "full",
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed",
+    precision: TrainingPrecision = "bf16-mixed",
     activation_checkpointing: bool = True,
     lora_rank: int = 8,
 ) -> dict[str, float]:
     """GB (1e9 bytes) that training one micro-batch takes on one device: arithmetic, not a measurement.
 
     Weights, gradients and AdamW's two averages are float32: 4 + 4 + 8 bytes a trained parameter, 4 a frozen one; bf16
-    arithmetic adds a 2-byte copy of every matrix. A layer of width D keeps for its backward pass 42 D bytes a token
-    in bf16, 66 D in float32 (its input, two norms, q, k, v, the attended rows, both sides of the GELU), counted on CPU
-    by the test of this function; with activation checkpointing every layer keeps its float32 input, 4 D, and one layer
-    at a time the rest. Attention keeps no T x T matrix: its kernels recompute it. Head, logits and whatever the CUDA
-    allocator keeps for itself come on top. Not measured on a GPU.
+    arithmetic adds a 2-byte copy of every matrix. A layer of width D keeps for its backward pass 42 D bytes a token in
+    bf16-mixed, 33 D in bf16-true, 66 D in float32 (its input, two norms, q, k, v, the attended rows, both sides of the
+    GELU), counted on CPU by the test of this function; with activation checkpointing every layer keeps its input, 4 D
+    (2 D in bf16-true), and one layer at a time the rest. Attention keeps no T x T matrix: its kernels recompute it.
+    Head, logits and whatever the CUDA allocator keeps for itself come on top. Not measured on a GPU.
 
     The sum for 650M, mode full, bf16-mixed, checkpointing, 8,192 tokens: weights 2.60 + gradients 2.60 + AdamW 5.21 +
     bf16 copy 1.30 + activations 1.82 = 13.5 GB, which leaves 10 of 24 GB. Without checkpointing activations are
@@ -279,13 +279,14 @@ def training_memory(
     total = shape.num_parameters
     adapted = lora_rank * layers * (4 * 2 * width + 2 * 5 * width)
     trained = {"full": total, "lora": adapted}.get(mode, 0)
-    kept = (42 if precision == "bf16-mixed" else 66) * width
-    activations = tokens * (layers * 4 * width + kept) if activation_checkpointing else tokens * layers * kept
+    kept = {"32-true": 66, "bf16-mixed": 42, "bf16-true": 33}[precision] * width
+    layer_input = (2 if precision == "bf16-true" else 4) * width
+    activations = tokens * (layers * layer_input + kept) if activation_checkpointing else tokens * layers * kept
     parts = {
         "weights": 4.0 * (total + (adapted if mode == "lora" else 0)),
         "gradients": 4.0 * trained,
         "optimizer": 8.0 * trained,
-        "bf16_copy": 2.0 * total if precision == "bf16-mixed" else 0.0,
+        "bf16_copy": 0.0 if precision == "32-true" else 2.0 * total,
         "activations": float(activations),
     }
     parts = {name: size / 1e9 for name, size in parts.items()}
