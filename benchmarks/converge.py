@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
     tokens = statistics.fmean(float(row["tokens"]) for row in logged(result["metrics"]) if row["tokens"])
     result["tokens"] = tokens * result["step"]
     result["minutes"] = (time.monotonic() - began) / 60
-    marker.write_text(json.dumps(result, indent=2))
+    marker.write_text(json.dumps(result, indent=2, default=str))
     return result
 
 

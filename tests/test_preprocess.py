@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from scipy import stats
 
 from esm2kit import leakage, store
 from esm2kit.clusters import ClusterIndex, draw
@@ -554,3 +555,11 @@ def test_real_set(shared_data, tmp_path):
             assert 0 <= drawn.start < drawn.stop <= num_residues[drawn.row]
     assert [train.id(int(row)) for row in index.representative_rows] == names
     assert np.array_equal(index.num_members(), [row.count(",") + 1 for row in rows.values()])
+    # 10,000 epochs of the first cluster of each size up to twelve: every member within its binomial interval
+    sizes, first = np.unique(index.num_members(), return_index=True)
+    for size, cluster in zip(sizes[:12], first[:12], strict=True):
+        members = index.members(cluster)
+        drawn = [draw(1, epoch, int(cluster), index, num_residues).row for epoch in range(10_000)]
+        counts = np.bincount(np.searchsorted(members, drawn), minlength=size)
+        low, high = stats.binom.interval(1 - 1e-5, 10_000, 1 / size)
+        assert low <= counts.min() <= counts.max() <= high
