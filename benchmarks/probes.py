@@ -4,8 +4,8 @@
     python benchmarks/probes.py --peer peers/bin/python --task gb1 --width 320
 
 Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
-them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set; biotrainer draws its 30
-bootstrap samples, ours its 1,000. Runs alternate. Ours runs twice: with one seed, as biotrainer, and with five at once,
+them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set with biotrainer's 30
+bootstrap samples. Runs alternate. Ours runs twice: with one seed, as biotrainer, and with five at once,
 for which biotrainer would run five times. Embeddings come from random weights of the given width: this measures the
 probes, not the model. Prints one line a run (wall and CPU seconds, peak memory, test score) and a JSON summary with
 both ratios.
@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PEER = "biotrainer 1.4.0"
+RESAMPLES = 30  # of the test set, biotrainer's own number
 WIDTHS = {320: (1, 320, 20), 480: (1, 480, 20), 640: (1, 640, 20), 1280: (1, 1280, 20)}
 
 
@@ -159,7 +160,7 @@ def ours(settings: dict) -> None:
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
     config = replace(config, epochs=settings["epochs"], patience=None)
     fitted = fit_probe(source.features, data, config, tuple(settings["seeds"]))
-    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, 1000)
+    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, RESAMPLES)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
     low, high = scores.interval.low, scores.interval.high
     print(json.dumps({"scores": scores.seeds, "interval": [low, high]} | used()))
@@ -186,7 +187,7 @@ def theirs(settings: dict) -> None:
             "batch_size": 128 if residue else 256,
             "num_epochs": settings["epochs"],
             "patience": settings["epochs"],
-            "bootstrapping_iterations": 30,
+            "bootstrapping_iterations": RESAMPLES,
             "device": "cpu",
             "seed": settings["seeds"][0] + 1,
             "sanity_check": False,
