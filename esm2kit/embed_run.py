@@ -1,6 +1,7 @@
 """The work of one embedding process: batches out of the FASTA, through the model, into the files.
 
-Threads embed, one batch each; this one reads ahead of them and writes behind them.
+Threads embed, one batch each; this one reads ahead of them and writes behind them, and one more has what is written
+reach the disk.
 """
 
 import errno
@@ -9,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -158,7 +159,11 @@ class Run:
         self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_WRONLY) for output in self.outputs]
         self.starts = [np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r") for output in self.outputs]
         self.log = self.journal.open()
+        self.noted = os.lseek(self.log, 0, os.SEEK_END)
         self.pending: list[int] = []
+        self.lost = 0  # batches that may not have reached the disk
+        self.behind = ThreadPoolExecutor(1)
+        self.syncing: Future | None = None
         self.synced = time.monotonic()
         progress = Progress(sum(self._residues(batch) for batches in self._plan() for batch in batches))
         threads = torch.get_num_threads()
@@ -175,10 +180,7 @@ class Run:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise InputError(
-                f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues; free some "
-                "space and run the same command again, it goes on from there"
-            ) from None
+            raise self._disk_full(progress) from None
         except KeyboardInterrupt:
             logger.warning("stopped after %s of %s residues; the same command goes on", progress.done, progress.total)
             raise
@@ -186,7 +188,15 @@ class Run:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
             self._close()
+        if self.lost:
+            raise self._disk_full(progress)
         progress.log()
+
+    def _disk_full(self, progress: "Progress") -> InputError:
+        return InputError(
+            f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues; free some space "
+            "and run the same command again, it goes on from there"
+        )
 
     def _plan(self) -> Iterator[list[Batch]]:
         """For each window of the table, the batches to do here."""
@@ -217,28 +227,51 @@ class Run:
                 _pour(handle, vector, int(starts[row]))
         self.pending.append(batch.number)
         progress.add(self._residues(batch))
-        if time.monotonic() - self.synced > SYNC_SECONDS:
-            self._sync()
+        if time.monotonic() - self.synced > SYNC_SECONDS and (self.syncing is None or self.syncing.done()):
+            self._await_sync()
+            self.syncing = self.behind.submit(self._sync, tuple(self.pending))
+            self.pending.clear()
+            self.synced = time.monotonic()
 
-    def _sync(self) -> None:
-        """First the values reach the disk, then the journal says so."""
-        for handle in self.handles:
-            sync(handle)
-        os.write(self.log, np.array(self.pending, dtype="<i8").tobytes())
-        sync(self.log)
-        self.pending.clear()
-        self.synced = time.monotonic()
+    def _sync(self, numbers: Sequence[int]) -> None:
+        """First the values reach the disk, then the journal says so.
+
+        A failure is final: a disk that once refused what it had taken may call the next attempt a success.
+        """
+        if self.lost:
+            self.lost += len(numbers)
+            return
+        try:
+            for handle in self.handles:
+                sync(handle)
+            data = np.array(numbers, dtype="<i8").tobytes()
+            os.lseek(self.log, self.noted, os.SEEK_SET)
+            while data:  # an almost full disk takes a part first
+                data = data[os.write(self.log, data) :]
+            sync(self.log)
+        except OSError:
+            self.lost += len(numbers)
+            raise
+        self.noted += 8 * len(numbers)
+
+    def _await_sync(self) -> None:
+        running, self.syncing = self.syncing, None
+        if running is not None:
+            running.result()
 
     def _close(self) -> None:
         try:
-            self._sync()
+            self._await_sync()
+            self._sync(self.pending)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            logger.warning(
-                "the last %d batches could not be noted on the full disk and will be done again", len(self.pending)
-            )
         finally:
+            if self.lost:
+                logger.warning(
+                    "the last %d batches could not be noted on the full disk and will be done again", self.lost
+                )
+            self.behind.shutdown()
             for handle in (*self.handles, self.log):
                 os.close(handle)
 

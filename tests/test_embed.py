@@ -313,6 +313,54 @@ def test_a_full_disk_leaves_a_run_that_goes_on(model: Path, tmp_path: Path, monk
     assert 0 < sum(starts) < 30, "what was written is not done again"
 
 
+@pytest.mark.parametrize("refused", [1, 3, "the last"])
+def test_what_a_disk_refused_to_keep_is_neither_noted_nor_published(
+    model: Path, tmp_path: Path, monkeypatch, caplog, refused: int | str
+) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    whole = embed(EmbedConfig(fasta, tmp_path / "whole", model=str(model), batch_tokens=44))
+    config = EmbedConfig(fasta, tmp_path / "full", model=str(model), batch_tokens=44, workers=1)
+    sync, synced = embed_run.sync, []
+
+    def refuse(handle: int) -> None:
+        synced.append(handle)
+        if refused in (len(synced), "the last"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(embed_run, "SYNC_SECONDS", 60.0 if refused == "the last" else 0.0)
+    monkeypatch.setattr(embed_run, "sync", refuse)
+    with pytest.raises(InputError, match=r"the disk is full after \d+ of 600 residues; free some space and run"):
+        embed(config)
+    assert not list((tmp_path / "full").glob("*.h5"))
+    assert len(synced) == (1 if refused == "the last" else refused), "the next attempt would seem to succeed"
+    assert "could not be noted on the full disk and will be done again" in caplog.text
+    monkeypatch.setattr(embed_run, "sync", sync)
+    assert_same_files(embed(config).files, whole.files)
+
+
+def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1)
+    write, poured = os.write, []
+
+    def some_of_it(handle: int, data: bytes) -> int:
+        return write(handle, data[: max(1, len(data) // 3)])
+
+    def break_off(*arguments: object) -> None:
+        poured.append(arguments)
+        if len(poured) > 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "SYNC_SECONDS", 0.0)
+        patch.setattr(embed_run.os, "write", some_of_it)
+        patch.setattr(embed_run, "_pour", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+    assert embed_plan.Journal(tmp_path / "out" / "a_embed.part").done() == set(range(10)), "two proteins a batch"
+
+
 def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
