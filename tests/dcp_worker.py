@@ -33,4 +33,5 @@ dcp.save(untied, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "shard
 whole = {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in state.items()}
 if dist.get_rank() == 0:
     torch.save(whole, folder / "whole.pt")
+dist.barrier()  # a process that leaves while another still works brings both down
 dist.destroy_process_group()
