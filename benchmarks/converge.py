@@ -10,7 +10,6 @@ the gate shows that the loop learns, and how repeatably. A run that was stopped 
 
 import argparse
 import csv
-import json
 import logging
 import platform
 import statistics
@@ -74,16 +73,11 @@ def logged(metrics: str) -> list[dict[str, str]]:
 
 
 def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
-    """Train one seed; minutes are those of the call that finished it."""
-    out_dir = arguments.out_dir / f"seed={seed}"
-    marker = out_dir / "converge.json"
-    if marker.is_file():
-        return json.loads(marker.read_text())
-    began = time.monotonic()
+    """Train one seed, or find it trained."""
     result = pretrain(
         PretrainConfig(
             data=data,
-            out_dir=out_dir,
+            out_dir=arguments.out_dir / f"seed={seed}",
             model="esm2_t6_8M_UR50D",
             seed=seed,
             max_steps=arguments.max_steps,
@@ -96,11 +90,9 @@ def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
         )
     )
     # every tenth update's tokens are logged; their mean stands for all
-    tokens = statistics.fmean(float(row["tokens"]) for row in logged(result["metrics"]) if row["tokens"])
-    result["tokens"] = tokens * result["step"]
-    result["minutes"] = (time.monotonic() - began) / 60
-    marker.write_text(json.dumps(result, indent=2, default=str))
-    return result
+    rows = logged(result["metrics"])
+    tokens = statistics.fmean(float(row["tokens"]) for row in rows if row["tokens"])
+    return result | {"tokens": tokens * result["step"], "minutes": float(rows[-1]["seconds"]) / 60}
 
 
 if __name__ == "__main__":
