@@ -34,22 +34,9 @@ FREE_TO_CHANGE = {
     *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
     *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
     *("val_check_interval", "tokens_per_validation_batch"),
-    *(
-        "logger",
-        "wandb_project",
-        "downstream_task",
-        "downstream_split",
-        "downstream_data",
-        "downstream_every",
-        "downstream_limit",
-        "log_every_n_steps",
-        "validations_per_epoch",
-        "patience",
-        "benchmark",
-        "resamples",
-        "merge",
-        "export_hf",
-    ),
+    *("downstream_task", "downstream_split", "downstream_data", "downstream_every", "downstream_limit"),
+    *("logger", "wandb_project", "log_every_n_steps", "validations_per_epoch", "patience"),
+    *("benchmark", "resamples", "merge", "export_hf"),
 }
 
 

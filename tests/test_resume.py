@@ -132,10 +132,9 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
     assert not [path for path in checkpoints.iterdir() if path.suffix != ".safetensors"]
 
 
-def test_a_killed_group_leaves_no_process_behind(tmp_path, dataset, uninterrupted) -> None:
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
     """SIGKILL of the launcher's group alone: its ranks stand in groups of their own, and data workers behind them."""
-    layout = LAYOUTS["ddp"] | {"num_workers": 2}
-    process = start(tmp_path, dataset, **layout)
+    process = start(tmp_path, dataset, max_steps=100_000, num_workers=2, **LAYOUTS["ddp"])
     wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
     family = family_of(process)
     assert len(family) >= 1 + 2 + 2 * 2, "torchrun, two ranks, and the data workers of each"
@@ -145,6 +144,13 @@ def test_a_killed_group_leaves_no_process_behind(tmp_path, dataset, uninterrupte
     while running(family) and time.monotonic() < end:
         time.sleep(0.2)
     assert not running(family)
+
+
+def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted) -> None:
+    layout = LAYOUTS["ddp"] | {"num_workers": 2}
+    process = start(tmp_path, dataset, **layout)
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+    kill(process)
     assert len(curve(tmp_path)) < len(curve(uninterrupted["ddp"]))
     finish(tmp_path, dataset, **layout)
     assert_identical(tmp_path, uninterrupted["ddp"])
