@@ -50,8 +50,8 @@ def cores() -> int:
 def end_with_parent() -> None:
     """Die when the process that started this one does, even by SIGKILL; called twice it is as called once.
 
-    A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose rank
-    was killed before it was ready would wait for ever: torch's own watch takes for its parent whoever is it by then.
+    A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose
+    rank was killed before it was ready would wait for ever: torch's own watch takes for its parent whoever is by then.
     """
     # what a spawned process was told: by the time it asks, its parent may be dead and the system stand in for it
     started_by = multiprocessing.parent_process()
