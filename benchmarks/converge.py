@@ -11,13 +11,13 @@ the gate shows that the loop learns, and how repeatably. A run that was stopped 
 import argparse
 import csv
 import logging
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from esm2kit.machine import cpu_name
 from esm2kit.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretrain import PretrainConfig, pretrain
 
@@ -51,7 +51,7 @@ def main() -> None:
     results = {seed: run(arguments, dataset.out_dir, seed) for seed in arguments.seeds}
     reached = [result["val_perplexity"] for result in results.values()]
     floor = next(iter(results.values()))["unigram_perplexity"]
-    print(f"\n{platform.machine()}, {arguments.threads} threads, {arguments.precision}, {time.strftime('%Y-%m-%d')}")
+    print(f"\n{cpu_name()}, {arguments.threads} threads, {arguments.precision}, {time.strftime('%Y-%m-%d')}")
     print(f"unigram floor {floor:.3f}; the gate is {GATE} of it, {GATE * floor:.3f}\n")
     print("| seed | lowest validation perplexity | at update | updates | tokens | minutes |")
     print("| --- | --- | --- | --- | --- | --- |")

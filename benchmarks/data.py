@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -31,6 +30,7 @@ from benchmarks.data_peers import ACCESS, MEMORY_GB, PREPROCESS, Trio, parse_alo
 from benchmarks.synthetic import write_trio
 from esm2kit.alphabet import encode
 from esm2kit.clusters import ClusterIndex, draw, permutation
+from esm2kit.machine import cpu_name
 from esm2kit.masking import mask_tokens
 from esm2kit.store import SequenceStore
 
@@ -264,9 +264,7 @@ def middle(runs: list[dict[str, float]], key: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())  # fmt: skip
-    return {"cpu": cpu, "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
 
 
 def main() -> None:

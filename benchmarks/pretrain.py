@@ -10,7 +10,6 @@ real ones, no padding; GFLOP/s count useful work; the ceiling is a matrix produc
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
 from esm2kit.convert import hf_config, to_hf
 from esm2kit.fasta import read_fasta
-from esm2kit.machine import matmul_rate
+from esm2kit.machine import cpu_name, matmul_rate
 from esm2kit.masking import mask_tokens, stream_key
 from esm2kit.model import ESM2, SIZES, ESM2Config, Packed
 
@@ -176,7 +175,7 @@ def main() -> None:
     parser.add_argument("--no_peers", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.processor() or 'CPU'}"
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{cpu_name()}"
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {device}, {arguments.threads} threads")
     print(f"medians of {arguments.rounds} interleaved rounds, {arguments.precision}, {time.strftime('%Y-%m-%d')}")
     for size in arguments.sizes:
