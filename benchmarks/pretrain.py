@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--no_peers", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{cpu_name()}"
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {device}, {arguments.threads} threads")
     print(f"medians of {arguments.rounds} interleaved rounds, {arguments.precision}, {time.strftime('%Y-%m-%d')}")
     for size in arguments.sizes:
