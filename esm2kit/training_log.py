@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from esm2kit.machine import matmul_rate
+from esm2kit.machine import matmul_rate, return_freed_memory
 from esm2kit.precision import product_dtype
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
 # between lines: seconds at first, then a share of the time so far, so that a long run's log stays readable
 SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
+UPDATES_BETWEEN_TRIMS = 10
 
 
 class TrainingLog(Callback):
@@ -66,6 +67,8 @@ class TrainingLog(Callback):
         self.interval_tokens += update["tokens"]
         self.flops += update.get("flops", 0.0)
         end = module.config.max_steps
+        if module.device.type == "cpu" and module.step % UPDATES_BETWEEN_TRIMS == 0:
+            return_freed_memory()
         if module.step % self.every == 0 or module.step in (1, end):
             rate = self.interval_tokens / max(now - self.interval_started, 1e-9)
             names = ("train_loss", "lr", "grad_norm", "tokens")
