@@ -136,7 +136,10 @@ class Features:
             out_ND.copy_(self._tensor()[start:stop])
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), D) float32: some rows, ascending in each run that is to be fast."""
+        """(len(rows), D) float32: some rows, ascending in each run that is to be fast.
+
+        Never to be written to: consecutive rows in memory come as a view.
+        """
         if not isinstance(self.values_ND, FileRows):
             consecutive = len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all()
             where = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else torch.from_numpy(rows)

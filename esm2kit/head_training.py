@@ -60,7 +60,9 @@ class _Rows:
         """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
         if self.one_row_each:
             x_ND = self.features.take(self.offsets[proteins]).to(self.device)
-            return Batch(self._standardized(x_ND, None), None, [])
+            if self.moments is not None:
+                x_ND = (x_ND - self.moments[0]).div_(self.moments[1])  # a new tensor: x may be the features themselves
+            return Batch(x_ND, None, [])
         gap, counts = self.head.radius, self.sizes[proteins]
         sizes = [gap] * (2 * len(counts) + 1)
         sizes[1::2] = counts.tolist()
@@ -77,13 +79,10 @@ class _Rows:
                 rows_ND.zero_()
             position += size
         is_real_N = torch.from_numpy(np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)).to(self.device)
-        return Batch(self._standardized(x_ND.to(self.device), is_real_N), is_real_N, sizes)
-
-    def _standardized(self, x_ND: Tensor, is_real_N: Tensor | None) -> Tensor:
-        if self.moments is None:
-            return x_ND
-        x_ND = x_ND.sub_(self.moments[0]).div_(self.moments[1])
-        return x_ND if is_real_N is None else x_ND.mul_(is_real_N[:, None])
+        x_ND = x_ND.to(self.device)
+        if self.moments is not None:
+            x_ND.sub_(self.moments[0]).div_(self.moments[1]).mul_(is_real_N[:, None])
+        return Batch(x_ND, is_real_N, sizes)
 
     def target_indices(self, proteins: np.ndarray) -> np.ndarray:
         offsets = self.data.offsets

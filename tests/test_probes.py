@@ -140,6 +140,25 @@ def test_a_batch_cut_into_parts_has_the_gradient_of_the_whole():
     np.testing.assert_allclose(whole.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
 
 
+def test_features_are_not_touched_however_the_sets_lie():
+    """Consecutive rows in memory are a view of the features: z-scored in place, they would be so again every epoch."""
+    features, data = planted("protein", "value", num_proteins=321)
+    values_ND = (3 + 2 * features.values_ND.astype(np.float32)).copy()
+    sizes = [len(data.rows(name)) for name in ("train", "validation", "test")]
+    ranks = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+    mixed = np.argsort(ranks, kind="stable")  # the sets shuffled into one another, each in its own order
+    config = ProbeConfig("fnn", **QUICK | {"epochs": 6, "batch_size": 32})
+    assert len(data.rows("train")) % config.batch_size == 1, "a batch of one protein, too"
+    found = []
+    for rows in (np.arange(len(mixed)), mixed):
+        x_ND = values_ND[rows]
+        found.append(fit_probe(Features(x_ND, np.arange(len(rows) + 1)), data.subset(rows), config, (0, 1)))
+        assert (x_ND == values_ND[rows]).all()
+    assert len(set(np.diff(mixed))) > 1
+    assert found[0].history == found[1].history
+    assert (found[0].test_SM == found[1].test_SM).all()
+
+
 @pytest.mark.parametrize("outputs", [4, 9])  # fewer or more than the five that go in: two ways to the same numbers
 @pytest.mark.parametrize("rows_per_product", [7, 1024])
 def test_packed_convolution_is_torchs_forward_and_backward(outputs, rows_per_product, monkeypatch):
