@@ -168,10 +168,8 @@ def _own_checkpoint(trained: Path) -> tuple[Path, str]:
     best = best if best.exists() else trained.parent / "checkpoints" / best.name
     if not best.exists():
         raise InputError(f"{trained} tells of {best.name}, which is not there: run 02_pretrain again")
-    config = result["provenance"]["config"]
-    names = ("num_layers", "embed_dim", "attention_heads")
-    promised = SIZES.get(config["model"]) or ESM2Config(*(config[name] for name in names))
     found = ESM2Config(**read_metadata(best)["model"])
+    promised = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
     if found != promised:
         raise InputError(
             f"{best.name} has {shape_of(found)}, but {trained.name} beside it tells of {shape_of(promised)}: "

@@ -203,7 +203,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Args:
         config: the run; every rank is given the same.
     Returns: {"best": path, "last": path, "metrics": path, "val_loss", "val_perplexity", "unigram_perplexity", "step"},
-        also in `<out_dir>/pretrain.json`; ranks other than the first return {}.
+        also in `<out_dir>/pretrain.json`, beside the model's shape; ranks other than the first return {}.
     Raises: InputError for a folder, size, layout or checkpoint that does not fit, and for a loss that is no number,
         naming the update and the sequences.
     """
@@ -268,7 +268,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         "val_loss": figures.get("val_loss"),
         "val_perplexity": figures.get("val_perplexity"),
     }
-    write_json(out_dir / "pretrain.json", result | {"provenance": manifest})
+    write_json(out_dir / "pretrain.json", result | {"model": esm2.config, "provenance": manifest})
     return result
 
 
@@ -290,9 +290,11 @@ def _initial_model(
             return esm2, weights
         materialise(esm2, weights, torch.device("cpu"))
         return esm2, None
-    esm2, _ = load_model(config.init_from)
-    if config.model is not None and esm2.config != config.model_config:
+    loaded, _ = load_model(config.init_from)
+    if config.model is not None and loaded.config != config.model_config:
         raise InputError(
-            f"init_from {config.init_from} is {esm2.config}, model {config.model} is {config.model_config}"
+            f"init_from {config.init_from} is {loaded.config}, model {config.model} is {config.model_config}"
         )
-    return esm2.train(), None
+    if is_sharded(config.strategy, config.layout):
+        return without_weights(loaded.config), loaded.state_dict().items()
+    return loaded.train(), None

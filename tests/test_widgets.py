@@ -19,6 +19,7 @@ from esm2kit.errors import InputError
 from esm2kit.flip import TASKS
 from esm2kit.model import ESM2, SIZES, ESM2Config
 from esm2kit.parallel import BatchLayout
+from esm2kit.pretrain import PretrainConfig, pretrain
 from esm2kit.run_browser import run_browser
 
 NUMBERS = st.integers(1, 64)
@@ -114,20 +115,32 @@ def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = N
         {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
         {"model": dataclasses.asdict(size)},
     )
-    told = promised or size
-    config = {"model": "custom"} | dataclasses.asdict(told)
-    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "provenance": {"config": config}}
+    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(promised or size)}
     (work_dir / "pretrain" / "pretrain.json").write_text(json.dumps(result))
     return best
+
+
+def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> None:
+    """`esm2kit pretrain` without a word on the model, and one that takes its size from other weights."""
+    default = PretrainConfig(dataset, tmp_path / "a" / "pretrain", max_steps=1, global_batch_size=1, accelerator="cpu")
+    first = pretrained(tmp_path / "first", ESM2Config(1, 16, 2)).rename(tmp_path / "first.safetensors")
+    second = dataclasses.replace(default, out_dir=tmp_path / "b" / "pretrain", init_from=str(first))
+    for config, shape in ((default, "6 layers × 320"), (second, "1 layer × 16")):
+        assert config.model is None
+        best = pretrain(config)["best"]
+        view = pickers.model_picker("", config.out_dir.parent)
+        assert view.value == str(best)
+        assert shape in text(view)
+    told = config.out_dir / "pretrain.json"
+    told.write_text(json.dumps({key: value for key, value in json.loads(told.read_text()).items() if key != "model"}))
+    assert pickers.model_picker("", config.out_dir.parent).value == str(best), "a run from before the shape was told"
 
 
 def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path) -> None:
     """Of another size than pretrain.json says, gone, or moved along with its folder."""
     best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), promised=ESM2Config(4, 128, 4))
     view = pickers.model_picker("", tmp_path / "a")
-    told = (
-        "step=1.safetensors has 1 layer × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
-    )
+    told = "step=1.safetensors has 1 layer × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
     with pytest.raises(InputError, match=told):
         _ = view.value
     assert 'role="alert"' in view.card.value
