@@ -1,4 +1,7 @@
-"""Weights for a model that is laid out already: a tensor at a time, so that no rank ever holds the whole model."""
+"""Weights for a model that is laid out already: a tensor at a time, so that no rank need hold the whole model.
+
+They are drawn, or mapped from a safetensors file; a .pt or .bin file to begin from is read whole, and let go.
+"""
 
 from collections.abc import Iterable, Iterator
 

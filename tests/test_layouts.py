@@ -1,6 +1,7 @@
 """The global batch decides the loss curve, not its layout: every layout against one device, on gloo."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm2kit.checkpoint import read_checkpoint
+from esm2kit.checkpoint import load_esm2, read_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config
 from esm2kit.parallel import BatchLayout
+from esm2kit.pretrain import PretrainConfig, _initial_model, pretrain
 from esm2kit.sharded_weights import drawn, materialise, without_weights
 
 STEPS = 20
@@ -152,6 +154,27 @@ def test_filled_after_it_is_laid_out_is_laid_out_filled(tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=_environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "told").read_text() == "equal"
+
+
+def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one_device) -> None:
+    first = one_device / "first" / "checkpoints" / "last.safetensors"
+    second = {name: value for name, value in COMMON.items() if not name.endswith(("layers", "dim", "heads"))}
+    second |= {"model": None, "data": dataset, "init_from": str(first), "max_steps": 1}
+    config = PretrainConfig(out_dir=tmp_path / "one", **second)
+    sharded = dataclasses.replace(config, out_dir=tmp_path / "fsdp2", devices=2, strategy="fsdp2")
+    shape, weights = _initial_model(sharded, None)
+    assert all(tensor.is_meta for tensor in shape.parameters())
+    expected = dict(load_esm2(first)[0].named_parameters())
+    assert {name: torch.equal(tensor, expected[name]) for name, tensor in weights if name in expected} == dict.fromkeys(
+        expected, True
+    )
+
+    pretrain(config)
+    asked = {name: value for name, value in second.items() if value is not None}
+    told = asked | {"out_dir": sharded.out_dir, "devices": 2, "strategy": "fsdp2"}
+    train_together(2, [[f"--{name}={value}" for name, value in told.items()]])
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        assert column(sharded.out_dir, name) == pytest.approx(column(config.out_dir, name), rel=1e-5), name
 
 
 @pytest.mark.parametrize(("seed", "shape"), [(0, ESM2Config(2, 32, 4)), (7, ESM2Config(3, 48, 4))])
