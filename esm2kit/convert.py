@@ -22,7 +22,7 @@ from esm2kit.checkpoint import fill
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config, RotaryEmbedding
 from esm2kit.provenance import atomic_path, write_json
-from esm2kit.shards import of_safetensors, shard_files
+from esm2kit.shards import of_safetensors, weight_files
 
 State = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -211,41 +211,6 @@ def load_hf(folder: Path) -> ESM2:
     else:
         state = {name: tensor for file in files for name, tensor in read_pickle(file).items()}
     return build(config, from_hf(state, config, folder), folder)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a Hugging Face model's tensors: safetensors before .bin, shards in order.
-
-    Raises: InputError if there are none, if shards are absent, or if the index of shards is damaged or names a file
-        elsewhere.
-    """
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = [folder / file for file in _indexed(index)]
-            absent = [shard.name for shard in shards if not shard.is_file()]
-            if absent:
-                raise InputError(
-                    f"{folder}: {len(absent)} of {len(shards)} shards are absent, as {absent[0]}; copy them too"
-                )
-            return shards
-        if (folder / name).is_file():
-            return [folder / name]
-    if shards := shard_files(folder):
-        return shards
-    raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
-
-
-def _indexed(index: Path) -> list[str]:
-    """The shards an index names, each beside it."""
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: no readable index of shards ({error!r}); fetch it again") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
-            raise InputError(f"{index}: names {name!r}, which is no shard beside it; take the publisher's own file")
-    return names
 
 
 def read_safetensors(path: Path) -> State:

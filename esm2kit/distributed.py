@@ -44,7 +44,9 @@ def load_distributed(folder: Path) -> ESM2:
 def _shape_of(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:
     """An ESM-2's shape from its tensors': the heads from a layer's rotary frequencies, or from the contact head."""
     num_layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    embed_dim = shapes[EMBEDDING][-1]
+    if len(shapes[EMBEDDING]) != 2:
+        raise InputError(f"{source}: {EMBEDDING} is {shapes[EMBEDDING]}, ESM-2 has (tokens, embed_dim); not an ESM-2")
+    embed_dim = shapes[EMBEDDING][1]
     frequencies, head = shapes.get("layers.0.self_attn.rot_emb.inv_freq"), shapes.get(f"{CONTACT_HEAD}weight")
     heads = 0
     if frequencies and frequencies[0]:

@@ -108,8 +108,11 @@ class DownloadConfig:
     mirror: str | None = None
 
     def __post_init__(self) -> None:
-        fields = {field for _, field, _, _ in string.Formatter().parse(self.mirror or "{file}") if field is not None}
-        if "file" not in fields or fields - {"file", "folder"}:
+        try:  # field, format and conversion of every pair of braces
+            fields = {each[1:] for each in string.Formatter().parse(self.mirror or "{file}")} - {(None, None, None)}
+        except ValueError:  # a brace that stands alone
+            fields = set()
+        if ("file", "", None) not in fields or fields - {(name, "", None) for name in ("file", "folder")}:
             raise InputError(f"mirror {self.mirror!r} must hold {{file}}, and may hold {{folder}}, and no other braces")
 
 

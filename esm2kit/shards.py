@@ -1,7 +1,8 @@
 """A model's tensors cut over several files: torch.distributed.checkpoint folders, and safetensors shards.
 
-The `.metadata` of a distributed checkpoint is a pickle. It is read here by an unpickler that knows a dozen names and
-gives an inert record for each, so that nothing in it can run; the tensors go through torch's weights-only reader.
+The `.metadata` of a distributed checkpoint is a pickle. It is read here by an unpickler that knows the few names torch
+writes and gives an inert record for each, so that nothing in it can run; the tensors go through torch's weights-only
+reader.
 """
 
 import io
@@ -36,9 +37,9 @@ KNOWN = {
     ("collections", "OrderedDict"),
 }  # fmt: skip
 
-# What else a damaged or hostile pickle may raise on its way.
+# What else a damaged or hostile pickle may raise on its way; torch's errors and RecursionError are RuntimeErrors.
 DAMAGE = (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
-          RecursionError, ImportError)  # fmt: skip
+          RuntimeError, ImportError, AssertionError)  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -70,11 +71,13 @@ class Shards:
         self.source, self.shapes, self.pieces = source, dict(shapes), dict(pieces)
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Raises: InputError if its parts do not make it up, or if one of them is damaged or code."""
+        """One tensor. Raises: InputError if its parts do not make it up, overlap, or if one is damaged or code."""
         shape = self.shapes[name]
         parts = [(piece, _read_piece(name, piece)) for piece in self.pieces.get(name, [])]
         if not parts or sum(part.numel() for _, part in parts) < prod(shape):
             raise InputError(f"{self.source}: parts of {name} are absent; copy every file of the checkpoint")
+        if sum(part.numel() for _, part in parts) > prod(shape):
+            raise InputError(f"{self.source}: parts of {name} overlap; take another copy of the checkpoint")
         whole, seen = parts[0][1].new_empty(shape), torch.zeros(shape, dtype=torch.bool)
         for piece, part in parts:
             area = tuple(slice(first, first + size) for first, size in zip(piece.place, part.shape, strict=False))
@@ -98,6 +101,43 @@ def is_distributed(folder: Path) -> bool:
 def shard_files(folder: Path) -> list[Path]:
     """The files that hold a distributed checkpoint's tensors, in the order of their names."""
     return sorted(folder.glob(f"*{SUFFIX}" if (folder / METADATA).is_file() else SHARD_FILES))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a Hugging Face model's tensors: safetensors before .bin, shards in order.
+
+    Raises: InputError if there are none, if shards are absent, or if the index of shards is damaged or names a file
+        elsewhere.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = [folder / file for file in indexed(index)]
+            absent = [shard.name for shard in shards if not shard.is_file()]
+            if absent:
+                raise InputError(
+                    f"{folder}: {len(absent)} of {len(shards)} shards are absent, as {absent[0]}; copy them too"
+                )
+            return shards
+        if (folder / name).is_file():
+            return [folder / name]
+    if shards := shard_files(folder):
+        return shards
+    raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
+
+
+def indexed(index: Path) -> list[str]:
+    """The shards an index names, each beside it. Raises: InputError if it is damaged, or names none or others."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: no readable index of shards ({error!r}); fetch it again") from None
+    if not names:
+        raise InputError(f"{index}: no readable index of shards (it names none); fetch it again")
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise InputError(f"{index}: names {name!r}, which is no shard beside it; take the publisher's own file")
+    return names
 
 
 def open_shards(folder: Path) -> Shards:
@@ -162,13 +202,19 @@ def _read_piece(name: str, piece: Piece) -> Tensor:
         data = opened.read(piece.size)
     try:
         part = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, *DAMAGE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
             f"{piece.file}: refused, the part of {name} is no plain tensor ({reason}); take another copy"
         ) from None
     if not isinstance(part, Tensor):
         raise InputError(f"{piece.file}: refused, the part of {name} is {type(part).__name__} and no tensor")
+    # by a stride of 0, a sparse layout or the meta device, a few bytes can be a tensor of any size
+    if part.layout != torch.strided or part.is_meta or part.numel() * part.itemsize > piece.size:
+        raise InputError(
+            f"{piece.file}: refused, the part of {name}, {tuple(part.shape)}, is more than its {piece.size} bytes "
+            "hold; take another copy"
+        )
     return part
 
 

@@ -1,8 +1,8 @@
 """Any ESM-2 by one call: an official name, a fair-esm .pt, a Hugging Face folder or repository, a checkpoint of ours or
 a distributed one.
 
-Nothing is ever unpickled but tensors: .pt, .bin and .distcp go through torch's weights-only reader, everything else is
-safetensors.
+No code is ever unpickled: .pt, .bin and .distcp go through torch's weights-only reader, a distributed checkpoint's
+`.metadata` through one that makes inert records; everything else is safetensors.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from huggingface_hub.errors import (
 )
 
 from esm2kit.checkpoint import load_esm2, read_metadata
-from esm2kit.convert import load_fair_esm, load_hf, weight_files
+from esm2kit.convert import load_fair_esm, load_hf
 from esm2kit.distributed import load_distributed
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, SIZES
 from esm2kit.provenance import sha256_file
-from esm2kit.shards import METADATA, is_distributed, shard_files
+from esm2kit.shards import METADATA, indexed, is_distributed, shard_files, weight_files
 
 logger = logging.getLogger(__name__)
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -215,7 +215,7 @@ class _Hub:
             if self._has(single):
                 return [single]
             if self._has(index):
-                return sorted(set(json.loads(self.download(index).read_text())["weight_map"].values()))
+                return indexed(self.download(index))
         if self.unreachable:
             raise self._not_cached(f"{self.repo} at revision {self.revision}")
         raise InputError(

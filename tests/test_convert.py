@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, EsmConfig, EsmForMaskedLM
 
-from esm2kit import convert
+from esm2kit import convert, shards
 from esm2kit.alphabet import RESIDUE_LETTERS, TOKENS
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
@@ -136,7 +136,7 @@ def test_transformers_folders_come_in(tmp_path: Path, form: str) -> None:
             state["lm_head.decoder.weight"] = state["esm.embeddings.word_embeddings.weight"].clone()
         (tmp_path / "model.safetensors").unlink()
         torch.save(state, tmp_path / "pytorch_model.bin")
-    assert len(convert.weight_files(tmp_path)) == (1 if form != "sharded" else len(list(tmp_path.glob("model-*"))))
+    assert len(shards.weight_files(tmp_path)) == (1 if form != "sharded" else len(list(tmp_path.glob("model-*"))))
     logits = theirs(TOKENS_BT[:1]).logits
     torch.testing.assert_close(convert.load_hf(tmp_path)(TOKENS_BT[:1])["logits"], logits, atol=1e-5, rtol=1e-5)
 
@@ -209,6 +209,7 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         "{",
         "[]",
         '{"weight_map": 3}',
+        '{"weight_map": {}}',
         '{"weight_map": {"a": 3, "b": "x"}}',
         '{"weight_map": {"a": "../model.safetensors"}}',
         '{"weight_map": {"a": "/etc/passwd"}}',

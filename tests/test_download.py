@@ -179,10 +179,10 @@ def test_a_mirror_of_ones_own_is_asked_first(server, tmp_path):
     assert [path.read_bytes() for path in download.download(config)] == [BODY]
 
 
-@pytest.mark.parametrize("mirror", ["http://x/FLIP", "http://x/{name}/{file}"])
-def test_a_mirror_that_names_no_file_is_refused(mirror):
+@pytest.mark.parametrize("rest", ["FLIP", "{name}/{file}", "{file", "{file}}", "{file!x}", "{file:d}", "{}{file}"])
+def test_a_mirror_that_names_no_file_is_refused(rest):
     with pytest.raises(InputError, match=r"must hold \{file\}, and may hold \{folder\}"):
-        DownloadConfig(mirror=mirror)
+        DownloadConfig(mirror=f"http://x/{rest}")
 
 
 @pytest.mark.parametrize(
