@@ -1,6 +1,6 @@
 """What FLIP's tasks yield without a language model: majority or mean, one-hot ridge, one-hot CNN.
 
-    python benchmarks/baselines.py --flip ../shared/data/flip
+    python benchmarks/baselines.py --flip flip
 
 Prints the machine and the date, then a line a figure: the mean over seeds with its 95% interval over proteins, the
 spread over seeds, and the expected figure where one is known (data/golden/published.yaml, or this recipe run before).
@@ -36,7 +36,7 @@ FIGURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flip", type=Path, default=Path("../shared/data/flip"), help="folder of task folders")
+    parser.add_argument("--flip", type=Path, required=True, help="folder of task folders")
     parser.add_argument("--tasks", nargs="*", help="these alone")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the CNN")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,6 +1,6 @@
 """Does it learn? The 8M model from scratch on a small set, over seeds, against the unigram floor.
 
-    python benchmarks/converge.py --fasta_dir ../shared/data/uniprot_mini --out_dir converge [--seeds 1 2 3]
+    python benchmarks/converge.py --fasta_dir uniprot_mini --out_dir converge [--seeds 1 2 3]
 
 `fasta_dir` holds the esm2nv trio: uniref50_train_filt.fasta, ur90_ur50_sampler.fasta and mapping.tsv, and
 uniref50_valid.fasta. Every seed draws its own initial weights, members, crops and masks; validation is the same for
@@ -91,8 +91,11 @@ def run(arguments: argparse.Namespace, data: Path, seed: int) -> dict:
     )
     # every tenth update's tokens are logged; their mean stands for all
     rows = logged(result["metrics"])
+    # a resumed run's clock begins anew: each stretch's last reading counts
+    clock = [float(row["seconds"]) for row in rows]
+    seconds = sum(now for now, later in zip(clock, [*clock[1:], 0.0], strict=True) if later < now)
     tokens = statistics.fmean(float(row["tokens"]) for row in rows if row["tokens"])
-    return result | {"tokens": tokens * result["step"], "minutes": float(rows[-1]["seconds"]) / 60}
+    return result | {"tokens": tokens * result["step"], "minutes": seconds / 60}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from esm2kit.ranks import cores
+
 PEER_TOKENS = 4096  # extract.py's --toks_per_batch
 MAX_RESIDUES = 1022
 NAMES = {
@@ -50,13 +52,11 @@ CONTESTANTS = ("ceiling", "ours", "ours_int8", "ours_bfloat16", "ours_program", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["8M"], choices=list(NAMES), help="of the official models")
-    parser.add_argument(
-        "--fasta", type=Path, default=Path("../shared/data/uniprot_mini/uniref50_train_filt.fasta"), help="to draw from"
-    )
+    parser.add_argument("--fasta", type=Path, required=True, help="to draw from")
     parser.add_argument("--num_proteins", type=int, nargs="+", default=[300], help="one table row for each")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of the weights")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; one more warms up")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--peer_python", help="python of an environment with esm-cpp; without it, esm-cpp is left out")
     parser.add_argument("--child", help=argparse.SUPPRESS)

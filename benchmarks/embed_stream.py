@@ -43,6 +43,7 @@ from esm2kit.checkpoint import write_checkpoint
 from esm2kit.embeddings import EmbeddingReader
 from esm2kit.machine import cpu_name
 from esm2kit.model import ESM2, SIZES, ESM2Config
+from esm2kit.ranks import cores
 
 MAX_RESIDUES = 1022
 DRAWN, READ_COLD, READ_WARM = 1_000, 200, 5_000
@@ -85,7 +86,7 @@ def main() -> None:
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "command": " ".join(["python -m benchmarks.embed_stream", *sys.argv[1:]]),
         "model": dataclasses.asdict(config),

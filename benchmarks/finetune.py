@@ -1,6 +1,6 @@
 """Fine-tuning without any pretrained weights: 8M from a random start on gb1 three_vs_rest, by the published recipe.
 
-    python benchmarks/finetune.py --data_dir ../shared/data/flip --out_dir finetune_gb1
+    python benchmarks/finetune.py --data_dir flip --out_dir finetune_gb1
 
 Schmirler et al. 2024 (10.1038/s41467-024-51844-2, figure S7) print a test Spearman of 0.857 +- 0.008 for this run;
 FLIP's one-hot ridge gives 0.755. Recipe (their table S12): all weights, lr 2e-5, batch 8, 20 epochs, five validations
@@ -26,7 +26,7 @@ PUBLISHED, RIDGE, MARGIN = 0.857, 0.755, 0.02
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, default=Path("../shared/data/flip"))
+    parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--out_dir", type=Path, default=Path("finetune_gb1"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, help="a trial of so many updates instead of 20 epochs")

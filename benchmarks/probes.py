@@ -33,7 +33,7 @@ def main() -> None:
         "--peer", type=Path, help="python of an environment with biotrainer 1.4.0; without it, ours alone"
     )
     parser.add_argument("--task", default="gb1", help="secondary_structure or gb1")
-    parser.add_argument("--data_dir", type=Path, default=Path("../shared/data/flip"))
+    parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--width", type=int, default=320, choices=sorted(WIDTHS))
     parser.add_argument("--limit", type=int, help="proteins of each set at most")
     parser.add_argument("--epochs", type=int, default=10)
@@ -139,8 +139,9 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
 def used() -> dict[str, float]:
     """What this process has taken so far; its peak of memory since it began, not since its parent did (ru_maxrss)."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak.split()[1]) / 1024}
+    status = Path("/proc/self/status")
+    peak = status.read_text().split("VmHWM:")[1].split()[0] if status.is_file() else usage.ru_maxrss
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak) / 1024}
 
 
 def ours(settings: dict) -> None:

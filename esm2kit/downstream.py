@@ -6,7 +6,6 @@ from a random generator and no gradient is made, so training goes on as if nobod
 """
 
 import logging
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from esm2kit.features import Features
 from esm2kit.finetune_data import EvaluationBatches, LabelledProteins, labels_of
 from esm2kit.finetune_heads import rows_read
 from esm2kit.linear import fit_logistic, fit_ridge
+from esm2kit.machine import memory_held
 from esm2kit.parallel import sum_over
 from esm2kit.scoring import headline
 from esm2kit.tasks import TaskData
@@ -151,15 +151,7 @@ class _Held:
             torch.cuda.reset_peak_memory_stats(device)
 
     def look(self) -> None:
-        self.most = max(self.most, self._now())
-
-    def _now(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        try:
-            return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        except OSError:  # not Linux: the most that this process ever held
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.most = max(self.most, memory_held(self.device))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import ctypes
 import platform
+import resource
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,22 @@ def cpu_name() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def memory_held(device: torch.device, peak: bool = False) -> int:
+    """Bytes held: of a GPU, or resident in this process.
+
+    Args:
+        device: a GPU tells the most since its statistics were last reset, whatever `peak` says.
+        peak: the most so far instead of what is held now. Without Linux's /proc it always is the most so far.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # not ru_maxrss, which begins with the peak of the process that started this one
+    return int(status.read_text().split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
 
 def return_freed_memory() -> None:

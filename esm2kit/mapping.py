@@ -1,6 +1,8 @@
 """Cluster tables: esm2nv's mapping.tsv and MMseqs2's cluster TSV, read block by block into Parquet."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +35,13 @@ def cluster_table(work: Path, level: int) -> Path:
     return work / f"level_{level}.parquet"
 
 
-def read_mapping(path: Path, clusters: Path, members: Path) -> str:
+def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Event | None = None) -> str:
     """Read `cluster id <TAB> member,member,...` lines; further columns are ignored.
 
     Args:
         path: mapping.tsv, plain, gzip or Zstandard. Its header, line 1, is kept: whether it is one, the ids tell.
         clusters, members: Parquet files to write, (line, cluster) and (line, member), lines counted from 1.
+        stop: set by another thread, ends the work at the next block with CancelledError.
     Returns: hex SHA-256 of the file.
     Raises: InputError naming the line that has no cluster id or no members, or is not text.
     """
@@ -49,7 +52,7 @@ def read_mapping(path: Path, clusters: Path, members: Path) -> str:
         pq.ParquetWriter(clusters_part, CLUSTERS, **_PARQUET) as cluster_writer,
         pq.ParquetWriter(members_part, MEMBERS, **_PARQUET) as member_writer,
     ):
-        for lines, text_N, names, (starts, stops) in _two_columns(reader):
+        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
             commas = np.flatnonzero(text_N == _COMMA)
             first, last = np.searchsorted(commas, starts), np.searchsorted(commas, stops)
             num_pieces = last - first + 1
@@ -68,18 +71,19 @@ def read_mapping(path: Path, clusters: Path, members: Path) -> str:
     return reader.sha256
 
 
-def read_cluster_tsv(path: Path, pairs: Path) -> str:
+def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = None) -> str:
     """Read MMseqs2's `representative <TAB> member` lines.
 
     Args:
         path: the TSV, plain, gzip or Zstandard; no header.
         pairs: Parquet file to write, (line, cluster, member).
+        stop: as in `read_mapping`.
     Returns: hex SHA-256 of the file.
     Raises: InputError naming the line that lacks one of the two, or is not text.
     """
     reader = TextReader(path)
     with atomic_path(pairs) as part, pq.ParquetWriter(part, PAIRS, **_PARQUET) as writer:
-        for lines, text_N, names, (starts, stops) in _two_columns(reader):
+        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
             starts, stops = _strip(text_N, starts, stops)
             _refuse_empty(path, lines, names, stops <= starts)
             members = ragged_copy(text_N, starts, stops)
@@ -90,10 +94,12 @@ def read_cluster_tsv(path: Path, pairs: Path) -> str:
 Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
 
 
-def _two_columns(reader: TextReader) -> Iterator[Columns]:
+def _two_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
     """Blocks of lines: their numbers, the text, the first column, and where the second begins and ends in the text."""
     lines_before = 0
     for text in _whole_lines(reader):
+        if stop is not None and stop.is_set():
+            raise CancelledError
         text_N = np.frombuffer(text, dtype=np.uint8)
         stops = np.flatnonzero(text_N == _NEWLINE)
         if text_N[-1] != _NEWLINE:

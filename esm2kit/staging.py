@@ -34,25 +34,25 @@ def read_inputs(inputs: dict[str, list[Path]], work: Path, workers: int) -> tupl
     tables: dict[str, Path] = {}
     for path in inputs.get("mapping", []):
         tables["mapping"] = path
-        jobs["mapping"] = lambda _, path=path: _table(path, read_mapping, *mapping_tables(work))
+        jobs["mapping"] = lambda stop, path=path: _table(path, stop, read_mapping, *mapping_tables(work))
     for level, path in enumerate(inputs.get("cluster_tsv", [])):
         name, table = f"cluster_tsv {level}", cluster_table(work, level)
         tables[name] = path
-        jobs[name] = lambda _, path=path, table=table: _table(path, read_cluster_tsv, table)
+        jobs[name] = lambda stop, path=path, table=table: _table(path, stop, read_cluster_tsv, table)
     made = side_by_side(jobs, workers)
     sha256 = {path: made.pop(name) for name, path in tables.items()}
     return made, sha256
 
 
-def _table(path: Path, read: Callable[..., str], *written: Path) -> str:
+def _table(path: Path, stop: threading.Event, read: Callable[..., str], *written: Path) -> str:
     """A table's SHA-256, once it is read into its Parquet files; the marker beside them says that they are whole."""
     marker = written[-1].with_suffix(".json")
     if not marker.exists():
-        write_json(marker, read(path, *written))
+        write_json(marker, read(path, *written, stop))
     return json.loads(marker.read_text())
 
 
-def side_by_side(jobs: dict[str, Callable[[threading.Event], Any]], workers: int) -> dict[str, Any]:
+def side_by_side(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
     """Run jobs in threads of their own; the first to fail has its error raised, and the others stop.
 
     Args:

@@ -2,15 +2,13 @@
 
 import csv
 import logging
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
-from esm2kit.machine import matmul_rate, return_freed_memory
+from esm2kit.machine import matmul_rate, memory_held, return_freed_memory
 from esm2kit.precision import product_dtype
 
 logger = logging.getLogger(__name__)
@@ -83,7 +81,7 @@ class TrainingLog(Callback):
                 "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s%s  %s left",
                 *(module.step, end, update["train_loss"], update["lr"], f"{self.tokens / elapsed:,.0f}"),
                 f"  MFU {self.flops / elapsed / self.ceiling:.0%}" if self.flops and self.ceiling else "",
-                f"  {_memory(module.device) / 2**30:.1f} GiB",
+                f"  {memory_held(module.device, peak=True) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
             )
 
@@ -106,13 +104,6 @@ class TrainingLog(Callback):
             with open(self.path, "a", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
                 csv.DictWriter(file, self.columns).writerow(row)
-
-
-def _memory(device: torch.device) -> float:
-    """Bytes held at most so far: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -2,9 +2,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from esm2kit.machine import cpu_name, return_freed_memory
+from esm2kit.machine import cpu_name, memory_held, return_freed_memory
 
 HEAP_IN_PIECES = """
 from pathlib import Path
@@ -28,6 +30,21 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 def test_an_allocator_without_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     return_freed_memory()
+
+
+def test_memory_held_follows_what_is_taken_and_its_peak_stays() -> None:
+    before = memory_held(torch.device("cpu"))
+    taken = np.ones(50_000_000, np.uint8)
+    during = memory_held(torch.device("cpu"))
+    assert during - before > 40_000_000
+    del taken
+    assert memory_held(torch.device("cpu"), peak=True) > 0.98 * during  # the kernel counts in steps
+
+
+def test_without_proc_the_systems_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = memory_held(torch.device("cpu"), peak=True)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    assert there / 4 < memory_held(torch.device("cpu")) < there * 4
 
 
 def test_the_processor_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from esm2kit.errors import InputError
 from esm2kit.ingest import ingest
+from esm2kit.mapping import read_cluster_tsv, read_mapping
 from esm2kit.staging import read_inputs, side_by_side
 
 
@@ -40,6 +42,16 @@ def test_ingest_leaves_off_when_told(tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
         ingest("train_fasta", [fasta], tmp_path, stop=stop)
     assert not (tmp_path / "train_fasta.json").exists()
+
+
+@pytest.mark.parametrize("read", [read_cluster_tsv, lambda *given: read_mapping(*given[:2], given[1], given[2])])
+def test_a_table_is_left_off_when_told(tmp_path: Path, read: Callable) -> None:
+    table, stop = tmp_path / "table.tsv", threading.Event()
+    table.write_text("a\ta\n")
+    stop.set()
+    with pytest.raises(CancelledError):
+        read(table, tmp_path / "made.parquet", stop)
+    assert not (tmp_path / "made.parquet").exists()
 
 
 def test_a_table_read_once_is_not_read_again(tmp_path: Path) -> None:
