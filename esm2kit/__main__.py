@@ -12,7 +12,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from esm2kit.errors import InputError
-from esm2kit.ranks import is_worker, rank
+from esm2kit.ranks import TORCHRUN, end_with_parent, is_worker, rank
 
 
 class Stage(NamedTuple):
@@ -58,6 +58,10 @@ MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage. Returns the exit code: 0, or 2 after one line on what was wrong with the input."""
     argv = sys.argv[1:] if argv is None else argv
+    if TORCHRUN in os.environ:
+        # it starts its workers in sessions of their own, which a killed group leaves behind; a parent that died while
+        # this one was loading could not be told from the one that stands in for it, so the watch begins here
+        end_with_parent()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0

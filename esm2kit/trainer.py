@@ -27,7 +27,7 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if TORCHRUN in os.environ:
-        end_with_parent()  # it starts its workers in sessions of their own, which a killed group leaves behind
+        end_with_parent()  # the command line has called it already; a script's own worker has not
     out_dir = Path(config.out_dir)
     return Trainer(
         accelerator=accelerator,

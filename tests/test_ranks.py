@@ -1,6 +1,10 @@
 """Workers know who they are, whether torchrun or srun started them, and nobody else takes himself for one."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +55,34 @@ def test_cores_that_srun_bound_are_not_divided_again(monkeypatch: pytest.MonkeyP
 def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert ranks.cores() == os.cpu_count()
+
+
+RANK = """
+import sys, time
+from esm2kit import __main__
+def load(name, arguments):
+    print("loading", flush=True)
+    time.sleep(60)
+__main__._run = load
+__main__.main(["pretrain"])
+"""
+LAUNCHER = """
+import subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+print(rank.pid, flush=True)
+rank.wait()
+"""
+
+
+def test_a_rank_that_is_still_loading_ends_with_its_launcher() -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK], stdout=subprocess.PIPE, text=True, env=os.environ | TORCHRUN
+    )
+    rank = int(launcher.stdout.readline())
+    assert launcher.stdout.readline() == "loading\n"
+    launcher.send_signal(signal.SIGKILL)
+    try:
+        launcher.communicate(timeout=20)  # the rank holds the other end of the pipe: it is at its end when the rank is
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)
