@@ -6,7 +6,6 @@ that cover every residue of a long protein.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from esm2kit.embed_batch import Segments
 from esm2kit.features import class_targets
 from esm2kit.masking import GOLDEN, below, mix, stream_key
 from esm2kit.parallel import BatchLayout, data_parallel_rank
-from esm2kit.provenance import atomic_path, write_json
+from esm2kit.provenance import atomic_path
 from esm2kit.tasks import TaskData
 
 _SAMPLE_STREAM = 201
@@ -124,19 +123,19 @@ def task_sha256(data: TaskData) -> str:
 
 
 def tokenised(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
-    """Token ids of all sequences end to end, uint8, memory-mapped from a file that is made once for all ranks.
+    """Token ids of all sequences end to end, uint8, memory-mapped from a file that all ranks share.
+
+    Nothing orders the ranks: those that come before the file is there make it, each the same, and any may be the last.
 
     Args:
         sequences: without BOS and EOS.
-        cache: folder for tokens.npy and the manifest that says whose they are.
+        cache: folder for the file, whose name says which task's tokens it holds.
         sha256: of the task.
     """
-    tokens, manifest = Path(cache) / "tokens.npy", Path(cache) / "tokens.json"
-    if not (manifest.is_file() and tokens.is_file() and json.loads(manifest.read_text()) == {"task": sha256}):
-        manifest.unlink(missing_ok=True)
+    tokens = Path(cache) / f"tokens-{sha256[:16]}.npy"
+    if not tokens.is_file():
         with atomic_path(tokens) as part, open(part, "wb") as file:
             np.save(file, encode("".join(sequences)))
-        write_json(manifest, {"task": sha256})
     return np.load(tokens, mmap_mode="r")
 
 

@@ -17,12 +17,13 @@ from finetune_fixtures import SHAPE, write_tasks, write_tiny
 
 from esm2kit import finetune as stage
 from esm2kit import launch, layout
+from esm2kit.alphabet import encode
 from esm2kit.checkpoint import read_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig
 from esm2kit.finetune import FinetuneConfig, finetune
 from esm2kit.finetune_config import lr_share, settled, training_memory
-from esm2kit.finetune_data import GlobalBatches, LabelledProteins, budgeted, labels_of
+from esm2kit.finetune_data import GlobalBatches, LabelledProteins, budgeted, labels_of, tokenised
 from esm2kit.finetune_heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
 from esm2kit.finetune_module import LabelTrainer, freeze, learning_rates, loss_sum, training_flops
 from esm2kit.finetuned import load_finetuned
@@ -581,6 +582,28 @@ def test_token_budget_and_windows(tasks, tmp_path) -> None:
         assert all(w.stop - w.start <= 20 for w in windows)
     sample = proteins.sample(0, 1, int(np.argmax(data.num_residues)))
     assert sample.stop - sample.start == 20
+
+
+def test_ranks_that_tokenise_at_once_read_the_same_file(tmp_path, monkeypatch) -> None:
+    """One writes while another comes and goes, and a task that was there before does not stand for this one."""
+    sequences, save, unlink = ["MKV", "AC"], np.save, Path.unlink
+    others, taken = [], []
+    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
+
+    def save_late(file, array) -> None:
+        if not others:
+            others.append(None)
+            with monkeypatch.context() as other:
+                other.setattr(os, "getpid", lambda: 1)
+                others.append(tokenised(sequences, tmp_path, "1" * 64))
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", save_late)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (taken.append(path), unlink(path, missing_ok)))
+    mine = tokenised(sequences, tmp_path, "1" * 64)
+    assert mine.tolist() == others[1].tolist() == encode("MKVAC").tolist()
+    assert {path.suffix for path in taken} == {".part"}, "what a rank has made, another may be about to read"
+    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
 
 
 def test_class_weights_make_classes_weigh_the_same(tasks) -> None:
