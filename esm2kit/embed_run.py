@@ -161,7 +161,8 @@ class Run:
         self.log = self.journal.open()
         self.noted = os.lseek(self.log, 0, os.SEEK_END)
         self.pending: list[int] = []
-        self.lost = 0  # batches that may not have reached the disk
+        self.lost = 0  # batches that may not have reached the disk, and what it said
+        self.refusal = ""
         self.behind = ThreadPoolExecutor(1)
         self.syncing: Future | None = None
         self.synced = time.monotonic()
@@ -249,8 +250,9 @@ class Run:
             while data:  # an almost full disk takes a part first
                 data = data[os.write(self.log, data) :]
             sync(self.log)
-        except OSError:
+        except OSError as error:
             self.lost += len(numbers)
+            self.refusal = error.strerror or str(error)
             raise
         self.noted += 8 * len(numbers)
 
@@ -261,7 +263,11 @@ class Run:
 
     def _close(self) -> None:
         try:
-            self._await_sync()
+            try:
+                self._await_sync()
+            except OSError:
+                self._sync(self.pending)  # which adds them to what is lost
+                raise
             self._sync(self.pending)
         except OSError as error:
             if error.errno not in DISK_FULL:
@@ -269,7 +275,7 @@ class Run:
         finally:
             if self.lost:
                 logger.warning(
-                    "the last %d batches could not be noted on the full disk and will be done again", self.lost
+                    "the last %d batches could not be noted (%s) and will be done again", self.lost, self.refusal
                 )
             self.behind.shutdown()
             for handle in (*self.handles, self.log):

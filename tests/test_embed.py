@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -334,9 +335,28 @@ def test_what_a_disk_refused_to_keep_is_neither_noted_nor_published(
         embed(config)
     assert not list((tmp_path / "full").glob("*.h5"))
     assert len(synced) == (1 if refused == "the last" else refused), "the next attempt would seem to succeed"
-    assert "could not be noted on the full disk and will be done again" in caplog.text
+    assert "could not be noted (No space left on device) and will be done again" in caplog.text
     monkeypatch.setattr(embed_run, "sync", sync)
     assert_same_files(embed(config).files, whole.files)
+
+
+def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
+    model: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """The first write to the disk is under way, and fails, when the last batch is done: every batch is lost."""
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    closing, close = threading.Event(), embed_run.Run._close
+
+    def fail(handle: int) -> None:
+        closing.wait(60)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(embed_run, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(embed_run, "sync", fail)
+    monkeypatch.setattr(embed_run.Run, "_close", lambda run: (closing.set(), close(run)))
+    with pytest.raises(OSError, match="Input/output error"):
+        embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1))
+    assert "the last 15 batches could not be noted (Input/output error) and will be done again" in caplog.text
 
 
 def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, monkeypatch) -> None:
