@@ -103,54 +103,6 @@ class _Rows:
         return outputs, self.targets[torch.from_numpy(indices[scored]).to(self.device)]
 
 
-class Adam:
-    """Adam, or AdamW with AMSGrad, as torch.optim has them, one pass over each parameter.
-
-    torch's own classes load torch's compiler with their first instance: a second that a probe of two seconds would wait
-    for nothing.
-
-    Args:
-        parameters: to be stepped.
-        learning_rate: of all.
-        weight_decay: times the parameter, added to the gradient; under amsgrad taken off the parameter itself.
-        amsgrad: AdamW, with steps held to the largest second moment so far.
-
-    Source: Kingma & Ba 2015, 10.48550/arXiv.1412.6980; Loshchilov & Hutter 2019, 10.48550/arXiv.1711.05101; Reddi et
-    al. 2018, 10.48550/arXiv.1904.09237.
-    """
-
-    betas = (0.9, 0.999)
-    epsilon = 1e-8
-
-    def __init__(
-        self, parameters: list[Tensor], learning_rate: float, weight_decay: float = 0.0, amsgrad: bool = False
-    ) -> None:
-        self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
-        self.means, self.squares = ([torch.zeros_like(each) for each in parameters] for _ in range(2))
-        self.largest = [torch.zeros_like(each) for each in parameters] if amsgrad else None
-        self.steps = 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update from the gradients, which are gone afterwards."""
-        self.steps += 1
-        first, second = self.betas
-        size = self.learning_rate / (1 - first**self.steps)
-        scale = math.sqrt(1 - second**self.steps)
-        for place, (parameter, mean, square) in enumerate(zip(self.parameters, self.means, self.squares, strict=True)):
-            gradient = parameter.grad
-            if self.largest is not None:
-                parameter.mul_(1 - self.learning_rate * self.weight_decay)
-            elif self.weight_decay:
-                gradient = gradient.add(parameter, alpha=self.weight_decay)
-            mean.lerp_(gradient, 1 - first)
-            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            if self.largest is not None:
-                square = torch.maximum(self.largest[place], square, out=self.largest[place])
-            parameter.addcdiv_(mean, square.sqrt().div_(scale).add_(self.epsilon), value=-size)
-            parameter.grad = None
-
-
 def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
     """(S,) summed loss of every seed."""
     num_seeds = outputs_SMC.shape[0]
@@ -194,8 +146,7 @@ def fit_head(
     rows = _Rows(features, data, config, kind, device)
     width = features.width
     model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
-    amsgrad = config.optimizer == "adamw_amsgrad"
-    optimizer = Adam(list(model.parameters()), config.learning_rate, config.weight_decay, amsgrad)
+    optimizer = _optimizer(model, config)
     best_loss = torch.full((len(seeds),), torch.inf, device=device)
     best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
     best = [parameter.detach().clone() for parameter in model.parameters()]
@@ -235,6 +186,12 @@ def fit_head(
     return Fitted(test, validation, history, {"epoch": kept_epoch.tolist()})
 
 
+def _optimizer(model: SeededHead, config: ProbeConfig) -> torch.optim.Optimizer:
+    amsgrad = config.optimizer == "adamw_amsgrad"
+    kind = torch.optim.AdamW if amsgrad else torch.optim.Adam
+    return kind(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=True)
+
+
 def _refuse_no_number(loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...]) -> None:
     wrong = [str(seed) for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
     if wrong:
@@ -244,7 +201,9 @@ def _refuse_no_number(loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...
         )
 
 
-def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndarray, batch_size: int) -> list[float]:
+def _train_epoch(
+    rows: _Rows, model: SeededHead, optimizer: torch.optim.Optimizer, order: np.ndarray, batch_size: int
+) -> list[float]:
     """One pass; returns every seed's mean training loss. A batch's gradient does not depend on how it is cut."""
     model.train()
     total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
@@ -259,5 +218,6 @@ def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndar
             (losses.sum() / count).backward()
             total += losses.detach()
         optimizer.step()
+        optimizer.zero_grad()
         seen += count
     return (total / seen).tolist()
