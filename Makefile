@@ -23,9 +23,10 @@ test: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on
+# PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on;
+# a start-up file of one's own runs after it
 lab: setup
-	@PYTHONSTARTUP=$(CURDIR)/docs/kernel_start.py $(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
 lint: setup
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml

@@ -7,12 +7,16 @@ elsewhere it is at work from the first cell that imports one of the notebooks' c
 import ast
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 # Of a cell's first line, so that the answer stays a line or two.
 MAX_SHOWN = 80
+# What keeps its names to itself, or needs them to be there: `x += 1` makes no x.
+UNBOUND = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.AugAssign)
 
 
 def install() -> None:
@@ -22,7 +26,8 @@ def install() -> None:
     except ImportError:
         return
     shell = get_ipython()
-    if shell is not None and notebook_path(shell) is not None:
+    # one who has an answer of their own to errors keeps it
+    if shell is not None and notebook_path(shell) is not None and not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _answer)
 
 
@@ -41,8 +46,8 @@ def _answer(
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     path, name = notebook_path(shell), getattr(error, "name", None)
-    # a name missing in a library's own code is a fault of that library
-    ours = innermost.tb_frame.f_globals is shell.user_global_ns
+    # a name missing in a library's own code is a fault of that library, a local read too early one of its function
+    ours = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
     line = made_by(path, name) if ours and path and name else None
     if line is not None:
         error._render_traceback_ = lambda: [f"NameError: {line}"]  # what IPython shows in place of a traceback
@@ -50,7 +55,7 @@ def _answer(
 
 
 def made_by(path: Path, name: str) -> str | None:
-    """Which cell of a notebook makes a name, and what to do; None where none does.
+    """Which cell of a notebook makes a name; None where none does.
 
     Args:
         path: the .ipynb file.
@@ -59,29 +64,23 @@ def made_by(path: Path, name: str) -> str | None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
-        if name in _names_made(source):
-            first = source.strip().splitlines()[0]
-            begins = first if len(first) <= MAX_SHOWN else f"{first[:MAX_SHOWN]}…"
-            what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{begins}`"
-            return (
-                f"{name!r} is made by code cell {number} ({what}), which has not run since this kernel started: "
-                "choose Run > Run All Above Selected Cell, then run this cell again"
-            )
+        with suppress(SyntaxError):
+            if name in _bound(ast.parse(source)):
+                first = source.strip().splitlines()[0]
+                begins = first if len(first) <= MAX_SHOWN else f"{first[:MAX_SHOWN]}…"
+                what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{begins}`"
+                return f"{name!r} is made by code cell {number} ({what}): run it first"
     return None
 
 
-def _names_made(source: str) -> set[str]:
-    """Names that a cell binds: assigned, imported, defined."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return set()
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(each.asname or each.name).split(".")[0] for each in node.names}
-    return names
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that a cell gives to the cells after it: assigned, imported or defined, at the top or in its blocks."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from ((each.asname or each.name).split(".")[0] for each in node.names)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif not isinstance(node, UNBOUND) and not (isinstance(node, ast.AnnAssign) and node.value is None):
+        for child in ast.iter_child_nodes(node):
+            yield from _bound(child)
