@@ -14,7 +14,7 @@ from esm2kit import heads
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig, column_moments
 from esm2kit.flip import TASKS
-from esm2kit.head_training import ORDER_SEED, fit_head
+from esm2kit.head_training import ORDER_SEED, _optimizer, fit_head
 from esm2kit.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
 from esm2kit.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.metrics import draw_counts
@@ -184,6 +184,8 @@ def test_the_optimizer_is_the_one_that_was_asked_for(optimizer):
     head = Fnn((3,), features.width, 1, config.hidden, 0.0, CPU)
     kind = partial(torch.optim.AdamW, amsgrad=True) if optimizer == "adamw_amsgrad" else torch.optim.Adam
     theirs = kind(head.parameters(), lr=2e-2, weight_decay=0.3)
+    # so few steps do not tell AMSGrad: the largest second moment is still the last one
+    assert _optimizer(head, config).defaults["amsgrad"] == theirs.defaults["amsgrad"]
     x_ND, y_N = torch.from_numpy(features.values_ND).float(), torch.from_numpy(data.targets).float()
     for epoch in range(5):
         order = np.random.default_rng((ORDER_SEED, epoch + 1)).permutation(data.rows("train"))
