@@ -9,7 +9,6 @@ sequence's hash, or by id), shape (D,) or (residues, D), attribute `original_id`
 `values` (N, D), `offsets` (P + 1,) and `ids` (P,).
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
 from esm2kit.errors import InputError
-from esm2kit.provenance import atomic_path, write_json
 
 FORMAT = 1
 Level = Literal["protein", "residue"]
@@ -192,7 +190,7 @@ class EmbeddingReader:
 
     `ids` come in the FASTA's order, duplicates included; `level` is "protein" or "residue"; `embed_dim` counts the
     floats of one vector; `attributes` holds model_name, layer, pooling, input_sha256 and the parsed provenance. Values
-    come out as float32 however they are stored, but for `packed` and `places`.
+    come out as float32 however they are stored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -280,7 +278,8 @@ class EmbeddingReader:
 
         Args:
             ids: which proteins, in which order (None: all).
-        Returns: (P,) the byte at which each protein's rows begin; offsets (P + 1,) as `packed`; the rows' dtype.
+        Returns: (P,) the byte at which each protein's rows begin; offsets (P + 1,), protein i being rows
+            offsets[i] to offsets[i + 1] of what was asked for; the rows' dtype.
         Raises: InputError for ids the file lacks.
         """
         indices = self._indices(ids)
@@ -299,39 +298,6 @@ class EmbeddingReader:
                 counts_P[place] = 1 if self.level == "protein" else dataset.shape[0]
         return starts_P, np.concatenate([[0], np.cumsum(counts_P)]).astype(np.int64), dtype
 
-    def packed(self, ids: Sequence[str] | None, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-        """All vectors of some proteins end to end, memory-mapped from a folder that is made once.
-
-        Args:
-            ids: which proteins, in which order (None: all).
-            cache: folder for values.npy, offsets.npy and the manifest that tells whether they are still these.
-        Returns: values (N, D), read-only, in the file's dtype (float16 takes half the disk; convert batch by batch);
-            offsets (P + 1,): protein i is values[offsets[i]:offsets[i + 1]].
-        Raises: InputError for ids the file lacks.
-        """
-        indices = self._indices(ids)
-        status = self.path.stat()
-        digest = hashlib.sha256("\n".join(self.ids[index] for index in indices).encode()).hexdigest()
-        dtype = np.dtype(self.attributes["dtype"])
-        manifest = {"source": str(self.path.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-        manifest |= {"ids_sha256": digest, "dtype": str(dtype)}
-        cache = Path(cache)
-        written = cache / "manifest.json"
-        if not (written.is_file() and json.loads(written.read_text()) == manifest):
-            written.unlink(missing_ok=True)
-            counts = [self._num_rows(index) for index in indices]
-            offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-            with atomic_path(cache / "values.npy") as part:
-                shape = (int(offsets[-1]), self.embed_dim)
-                values_ND = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-                for place, index in enumerate(indices):
-                    self._read(index, out=values_ND[offsets[place] : offsets[place + 1]])
-                values_ND.flush()
-            with atomic_path(cache / "offsets.npy") as part, open(part, "wb") as file:
-                np.save(file, offsets)
-            write_json(written, manifest)
-        return np.load(cache / "values.npy", mmap_mode="r"), np.load(cache / "offsets.npy")
-
     def _indices(self, ids: Sequence[str] | None) -> Sequence[int]:
         if ids is None:
             return range(len(self.ids))
@@ -339,13 +305,6 @@ class EmbeddingReader:
         if absent:
             raise InputError(f"{self.path} lacks {len(absent)} of {len(ids)} proteins, the first is {absent[0]!r}")
         return [self._index[protein] for protein in ids]
-
-    def _num_rows(self, index: int) -> int:
-        if self.level == "protein":
-            return 1
-        if self._layout == "packed":
-            return int(self._offsets[index + 1] - self._offsets[index])
-        return self._open(index).shape[0]
 
     def _open(self, index: int) -> h5d.DatasetID:
         return h5d.open(self._file.id, str(self._keys[index]).encode())

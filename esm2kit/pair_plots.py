@@ -4,31 +4,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from esm2kit.plots import OTHERS, OURS, QUIET, TRUTH
-
-
-def _axes(ax: Axes | None, width: float, height: float) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
-
-
-def contact_map(probability_TT: np.ndarray, truth_TT: np.ndarray | None = None, ax: Axes | None = None) -> Axes:
-    """Predicted contacts; with a known map, prediction above the diagonal and truth below it.
-
-    Args:
-        probability_TT: contact probabilities, residues by residues.
-        truth_TT: bool, the contacts of a structure.
-    """
-    shown = np.array(probability_TT, dtype=float)
-    if truth_TT is not None:
-        lower = np.tril_indices_from(shown, -1)
-        shown[lower] = np.asarray(truth_TT)[lower]
-    title = "above the diagonal: predicted, below: structure" if truth_TT is not None else ""
-    return _residue_pairs(ax, shown, "contact probability", title, cmap="Blues", vmin=0, vmax=1)
+from esm2kit.plots import OTHERS, OURS, QUIET, TRUTH, _axes
 
 
 def pair_map(

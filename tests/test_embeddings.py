@@ -54,12 +54,9 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, value[0] if level == "protein" else value)
         backwards = reader.ids[::-1]
-        values, offsets = reader.packed(backwards, folder / "cache")
-        np.testing.assert_array_equal(values, np.concatenate(expected[::-1]))
-        assert values.dtype == dtype  # half precision stays half precision on disk
+        starts, offsets, kind = reader.places(backwards)
+        assert kind == dtype  # half precision stays half precision on disk
         assert offsets.tolist() == np.cumsum([0] + [len(value) for value in expected[::-1]]).tolist()
-        starts, same_offsets, kind = reader.places(backwards)
-        assert (same_offsets == offsets).all()
         raw = (folder / "a.h5").read_bytes()
         for start, value in zip(starts, expected[::-1], strict=True):
             np.testing.assert_array_equal(np.frombuffer(raw, kind, value.size, start), value.ravel())
@@ -103,21 +100,6 @@ def test_ids_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 np.testing.assert_array_equal(reader[reader.ids[-1]], expected[-1])
 
 
-def test_the_cache_is_made_once_and_again_when_its_source_changes(tmp_path: Path) -> None:
-    skeleton = Skeleton("residue", "datasets", WIDTH, "float32", "index")
-    make(tmp_path / "a.h5", skeleton, [3, 1])
-    first, _ = EmbeddingReader(tmp_path / "a.h5").packed(None, tmp_path / "cache")
-    made = (tmp_path / "cache" / "values.npy").stat().st_mtime_ns
-    EmbeddingReader(tmp_path / "a.h5").packed(None, tmp_path / "cache")
-    assert (tmp_path / "cache" / "values.npy").stat().st_mtime_ns == made
-    EmbeddingReader(tmp_path / "a.h5").packed(["protein é 1"], tmp_path / "cache")
-    other = make(tmp_path / "b.h5", skeleton, [2, 2])
-    os.replace(tmp_path / "b.h5", tmp_path / "a.h5")
-    second, _ = EmbeddingReader(tmp_path / "a.h5").packed(None, tmp_path / "cache")
-    np.testing.assert_array_equal(second, np.concatenate(other))
-    assert first.shape == second.shape
-
-
 def test_one_protein_of_many_is_read_in_under_a_millisecond(tmp_path: Path) -> None:
     skeleton = Skeleton("protein", "datasets", WIDTH, "float32", "index")
     expected = make(tmp_path / "a.h5", skeleton, [1] * 20_000)
@@ -149,6 +131,6 @@ def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds residues: use its r_embeddings\.h5"):
         reader.matrix()
     with pytest.raises(InputError, match="lacks 1 of 2 proteins, the first is 'nobody'"):
-        reader.packed(["protein é 0", "nobody"], tmp_path / "cache")
+        reader.places(["protein é 0", "nobody"])
     with pytest.raises(KeyError):
         reader["nobody"]

@@ -27,7 +27,6 @@ FIGURES = {
         GENERATOR.normal(size=(60, 2)), GENERATOR.normal(size=60), label_name="melting point (deg C)"
     ),
     "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(20, 30)), "residue", "mutant", "log odds", centre=0),
-    "contact_map": lambda: pair_plots.contact_map(GENERATOR.random((30, 30)), GENERATOR.random((30, 30)) > 0.9),
     "pair_map": lambda: pair_plots.pair_map(*GENERATOR.normal(size=(2, 30, 30)), "ours", "expected", "coupling"),
     "pair_map_of_probabilities": lambda: pair_plots.pair_map(
         *GENERATOR.random(size=(2, 30, 30)), "ours", "expected", "contact probability", probability=True
@@ -144,12 +143,3 @@ def test_confusion_shows_counts_and_shares():
     ax = plots.confusion_matrix(np.array([[8, 2], [5, 5]]), ["x", "y"])
     assert [text.get_text() for text in ax.texts] == ["8", "2", "5", "5"]
     np.testing.assert_allclose(ax.collections[0].get_array().ravel(), [0.8, 0.2, 0.5, 0.5])
-
-
-def test_known_contacts_stand_below_the_diagonal():
-    probability, truth = np.full((4, 4), 0.25), np.zeros((4, 4), bool)
-    truth[3, 0] = True
-    shown = np.asarray(pair_plots.contact_map(probability, truth).images[0].get_array())
-    assert shown[3, 0] == 1
-    assert shown[1, 0] == 0
-    assert shown[0, 3] == 0.25
