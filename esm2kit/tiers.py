@@ -12,15 +12,7 @@ import yaml
 from esm2kit.errors import InputError
 from esm2kit.headless import known_parameters
 from esm2kit.run_history import PLACES, table
-
-# The stage that a notebook's parameters go to: where its dataclass names the choices, so must they.
-STAGE_OF = {
-    "01_preprocess": ("preprocess", "PreprocessConfig"),
-    "02_pretrain": ("pretrain", "PretrainConfig"),
-    "03_embed": ("embed", "EmbedConfig"),
-    "04_benchmark": ("benchmark", "BenchmarkConfig"),
-    "05_finetune": ("finetune_config", "FinetuneConfig"),
-}
+from esm2kit.stages import STAGES
 
 
 def tier_path(root: Path, tier: str) -> Path:
@@ -118,11 +110,11 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
 
 
 def _choices(notebook: str) -> dict[str, tuple[Any, ...]]:
-    """Parameter -> what its stage allows, for those where the stage has a list."""
-    if notebook not in STAGE_OF:
+    """Parameter -> what the stage that the notebook is named after allows, for those where the stage has a list."""
+    stage = STAGES.get(notebook.partition("_")[2])
+    if stage is None:
         return {}
-    module, config = STAGE_OF[notebook]
-    hints = get_type_hints(getattr(importlib.import_module(f"esm2kit.{module}"), config))
+    hints = get_type_hints(getattr(importlib.import_module(f"esm2kit.{stage.module}"), stage.config))
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 

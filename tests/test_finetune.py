@@ -638,7 +638,7 @@ def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
 
 
 def test_stage_is_registered() -> None:
-    from esm2kit.__main__ import STAGES
+    from esm2kit.stages import STAGES
 
     assert STAGES["finetune"].trains
     assert getattr(stage, STAGES["finetune"].config) is FinetuneConfig

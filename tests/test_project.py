@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esm2kit.__main__ import STAGES, main
+from esm2kit.__main__ import main
+from esm2kit.stages import STAGES
 
 
 def tracked(root: Path) -> list[Path]:
