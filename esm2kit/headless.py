@@ -19,7 +19,7 @@ from typing import Any
 
 from esm2kit.errors import InputError
 from esm2kit.pages import notebook_page, run_page
-from esm2kit.provenance import git_commit, sha256_file, versions, write_json
+from esm2kit.provenance import atomic_path, git_commit, sha256_file, versions, write_json
 from esm2kit.run_history import HEADLESS, PLACES, short
 
 logger = logging.getLogger(__name__)
@@ -76,18 +76,23 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
     entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
     entry["silent_seconds"] = signs.silences(executed, bool(parameters))
-    (folder / f"{notebook}.html").write_text(notebook_page(executed))
+    _write(folder / f"{notebook}.html", notebook_page(executed))
     if error:
         entry["error"] = error
     else:
         entry |= _recorded(source, parameters.get("work_dir", str(artefacts)))
     write_json(folder / "manifest.json", manifest)
-    (folder / "index.html").write_text(run_page(folder.name, manifest))
+    _write(folder / "index.html", run_page(folder.name, manifest))
     if error:
         again = f"esm2kit run --tier {manifest['tier']} --resume"
         raise InputError(f"{notebook} failed in {error} (see {executed}); mend it, then `{again}`")
     figures = "  ".join(f"{name} {short(value)}" for name, value in entry["figures"].items())
     print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def new_manifest(tier: str, folder: Path) -> dict[str, Any]:
     """A run's manifest before its first notebook; every installed package goes to environment.txt beside it."""
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
-    (folder / "environment.txt").write_text("\n".join(sorted(installed, key=str.lower)) + "\n")
+    _write(folder / "environment.txt", "\n".join(sorted(installed, key=str.lower)) + "\n")
     return {
         "tier": tier,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -11,11 +11,13 @@ from typing import Any
 import nbformat
 import pytest
 
-from esm2kit.__main__ import STAGES, main, parse
+from esm2kit import headless
+from esm2kit.__main__ import main, parse
 from esm2kit.errors import InputError
 from esm2kit.provenance import sha256_file
 from esm2kit.run_history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
 from esm2kit.runs import RerunConfig, RunConfig, RunsConfig, latest_run, need, record, rerun, run, runs
+from esm2kit.stages import STAGES
 
 FIRST = """
 from esm2kit.runs import record
@@ -115,6 +117,20 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
     assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
     assert "nbformat==" in (folder / "environment.txt").read_text()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(root, only="00"))
+    folder = latest_run(root, "tiny")
+    before = {page.name: page.read_text() for page in (folder / "00_first.html", folder / "index.html")}
+    for name in ("notebook_page", "run_page"):
+        with monkeypatch.context() as patch:
+            patch.setattr(headless, name, lambda *given: "half a page, and then \ud800, which no file takes")
+            with pytest.raises(UnicodeEncodeError):
+                run(config(root, only="00"))
+        assert (folder / "index.html").read_text() == before["index.html"]
+        assert before["00_first.html"][:40] == (folder / "00_first.html").read_text()[:40]
+        assert not list(folder.glob("*.part"))
 
 
 @pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
