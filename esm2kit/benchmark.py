@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -186,8 +187,9 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
             name = f"{source.name}, {probe.probe}"
             layer = source.attributes.get("layer", "?")
             note = f"{probe.probe} on layer {layer} of {source.name}; {SOURCES[config.preset]}"
-            add(name, kind, note, settings, _file_key(source.path),
-                lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
+            with closing(source.features):
+                add(name, kind, note, settings, _file_key(source.path),
+                    lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
     wide = config.preset == "flip2021"
     for name in baselines:
 

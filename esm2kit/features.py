@@ -1,11 +1,12 @@
 """Feature rows and what a probe makes of them: packed protein after protein, in memory or read where they lie."""
 
+import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from esm2kit.tasks import TaskData
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
 ROWS_PER_BLOCK = 1 << 11
+BYTES_PER_READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class ProbeConfig:
     row_budget: int = 8_192
 
 
-@dataclass(frozen=True)
 class FileRows:
     """Rows that lie in a file, a stretch a protein, and are read when they are asked for.
 
     Read, not memory-mapped: a batch costs one call a protein instead of a page fault every few rows, and the process
-    holds the batch alone, while the system keeps of the file what memory it can spare.
+    holds the batch alone, while the system keeps of the file what memory it can spare. The file is open until `close`:
+    another one put in its place meanwhile has its rows elsewhere.
 
     Args:
         path: the file.
@@ -70,15 +72,13 @@ class FileRows:
         dtype: of the file's numbers, float32 or float16.
     """
 
-    path: Path
-    starts_P: np.ndarray
-    offsets: np.ndarray
-    width: int
-    dtype: np.dtype
-    _file: BinaryIO = field(init=False, repr=False, compare=False)
+    def __init__(self, path: Path, starts_P: np.ndarray, offsets: np.ndarray, width: int, dtype: np.dtype) -> None:
+        self.path, self.starts_P, self.offsets, self.width, self.dtype = path, starts_P, offsets, width, dtype
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open while rows are read)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_file", open(self.path, "rb", buffering=0))  # noqa: SIM115 (open while rows are read)
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -98,16 +98,20 @@ class FileRows:
         while row < stop:
             end = min(stop, int(self.offsets[protein + 1]))
             if end > row:
-                wanted = memoryview(kept[row - start : end - start]).cast("B")
-                self._file.seek(int(self.starts_P[protein]) + (row - int(self.offsets[protein])) * row_bytes)
-                while wanted:
-                    got = self._file.readinto(wanted)
-                    if not got:
-                        raise InputError(f"{self.path} ends before its last rows: embed again")
-                    wanted = wanted[got:]
+                place = int(self.starts_P[protein]) + (row - int(self.offsets[protein])) * row_bytes
+                self._fill(memoryview(kept[row - start : end - start]).cast("B"), place)
             row, protein = end, protein + 1
         if kept.dtype != np.float32:
             out_ND.copy_(torch.from_numpy(kept))
+
+    def _fill(self, wanted: memoryview, place: int) -> None:
+        """Bytes of the file from `place` on, by position: readers do not share one that another may move."""
+        while wanted:
+            got = os.pread(self._file.fileno(), min(len(wanted), BYTES_PER_READ), place)
+            if not got:
+                raise InputError(f"{self.path} ends before its last rows: embed again")
+            wanted[: len(got)] = got
+            wanted, place = wanted[len(got) :], place + len(got)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,11 @@ class Features:
     @property
     def width(self) -> int:
         return self.values_ND.shape[1]
+
+    def close(self) -> None:
+        """Let go of the file, if the rows lie in one."""
+        if isinstance(self.values_ND, FileRows):
+            self.values_ND.close()
 
     def read(self, start: int, stop: int, out_ND: Tensor) -> None:
         """Rows start to stop into a contiguous float32 tensor."""

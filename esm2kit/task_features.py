@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,5 +133,6 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))
     if not per_residue:
-        features = Features(features.take(np.arange(len(rows))).numpy(), offsets, str(path))
+        with closing(rows):
+            features = Features(features.take(np.arange(len(rows))).numpy(), offsets, str(path))
     return ModelFeatures(name, path, kept, features)

@@ -1,7 +1,10 @@
 """Features read where they lie: the same rows whatever the file's layout and dtype, and a batch of them in memory."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +107,39 @@ def test_rows_of_a_file_know_their_shape(tmp_path):
     assert (len(rows), rows.shape) == (3, (3, 2))
     taken = Features(rows, rows.offsets).take(np.array([0, 2]))
     assert taken.tolist() == [[8, 9], [0, 1]]
+
+
+def open_files():
+    """Inodes of this process's open files."""
+    found = set()
+    for handle in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the listing's own, closed since
+            found.add(os.fstat(int(handle)).st_ino)
+    return found
+
+
+def test_a_file_is_open_while_its_rows_are_read_and_no_longer(tmp_path, monkeypatch):
+    """By position: threads read at once, and another file put in its place changes nothing."""
+    monkeypatch.setattr("esm2kit.features.BYTES_PER_READ", 7)
+    features, data = planted("residue", "class", num_proteins=20)
+    path = write(tmp_path / "a.h5", data, features.values_ND)
+    read = read_features(path, data, True).features
+    held_file = os.fstat(read.values_ND._file.fileno()).st_ino
+    path.unlink()
+    write(path, data, np.zeros_like(features.values_ND))
+    expected = torch.from_numpy(features.values_ND.astype(np.float32))
+    with closing(read), ThreadPoolExecutor(4) as pool:
+        for found in pool.map(read.take, [np.arange(start, len(expected)) for start in range(0, len(expected), 40)]):
+            assert (found == expected[-len(found) :]).all()
+        assert held_file in open_files()
+    assert held_file not in open_files()
+    with pytest.raises(ValueError, match="closed file"):
+        read.take(np.arange(3))
+
+
+def test_vectors_of_proteins_are_in_memory_and_their_file_is_closed(tmp_path):
+    features, data = planted("protein", "class", num_proteins=20)
+    path = write(tmp_path / "a.h5", data, features.values_ND)
+    read = read_features(path, data, False)
+    assert path.stat().st_ino not in open_files()
+    assert (read.features.values_ND == features.values_ND).all()
