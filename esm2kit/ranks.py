@@ -48,7 +48,7 @@ def cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Die when the process that started this one does, even by SIGKILL; called twice it is as called once.
+    """Die when the process that started this one does, even by SIGKILL; to be called first, and again is as once.
 
     A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose
     rank was killed before it was ready would wait for ever: torch's own watch takes for its parent whoever is by then.

@@ -60,7 +60,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_a_checkpoint_of_another_size_than_its_record_says(work: Path, notebook: str) -> None:
     record = work / "pretrain" / "pretrain.json"
     told = json.loads(record.read_text())
-    told["provenance"]["config"]["embed_dim"] = 32
+    told["model"]["embed_dim"] = 32
     record.write_text(json.dumps(told))
     before = hashes(work / "pretrain" / "checkpoints")
     line = alone(work.parent, notebook, work_dir=str(work))
