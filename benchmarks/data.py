@@ -25,13 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.data_peers import ACCESS, MEMORY_GB, PREPROCESS, Trio, parse_alone
 from benchmarks.synthetic import write_trio
 from esm2kit.alphabet import encode
 from esm2kit.clusters import ClusterIndex, draw, permutation
-from esm2kit.machine import cpu_name, memory_held
 from esm2kit.masking import mask_tokens
 from esm2kit.store import SequenceStore
 
@@ -100,7 +98,9 @@ def job(kind: str, name: str, trio_dir: Path, out_dir: Path, number: int) -> Non
         found = {"rows_per_s": number / ACCESS[name](trio, out_dir, rows)}
     elif kind == "draws":
         found = draw_latency(out_dir, number)
-    print(json.dumps(found | {"peak_rss_mb": memory_held(torch.device("cpu"), peak=True) / 1e6}))
+    # not getrusage, whose peak a process inherits from the one that started it
+    peak_kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    print(json.dumps(found | {"peak_rss_mb": peak_kb / 1e3}))
 
 
 def trio_of(folder: Path) -> Trio:
@@ -263,6 +263,8 @@ def middle(runs: list[dict[str, float]], key: str) -> float:
 
 
 def machine() -> dict[str, Any]:
+    from esm2kit.machine import cpu_name  # not above: it brings torch, and every measured process would carry it
+
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
 
 
