@@ -1,6 +1,7 @@
 """How good are these embeddings? Probe, untrained model and baselines on one task, with intervals, in one report."""
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import time
@@ -251,7 +252,8 @@ def _file_key(path: Path) -> list[Any]:
 def _cached(
     folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
 ) -> tuple[Fitted, str] | None:
-    """A finished row from disk if it was made from the very same things; otherwise fit and keep it."""
+    """A finished row from disk if it was made from the very same things by this version; otherwise fit and keep it."""
+    key = {"key": key, "version": importlib.metadata.version("esm2kit")}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():
