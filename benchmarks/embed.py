@@ -1,8 +1,9 @@
-"""Embedding speed: ours, fair-esm, transformers and esm-cpp on the same real proteins at equal weights, beside the
+r"""Embedding speed: ours, fair-esm, transformers and esm-cpp on the same real proteins at equal weights, beside the
 sgemm ceiling.
 
     python -m venv peers && peers/bin/pip install esm-cpp==0.2.1
-    python benchmarks/embed.py --sizes 8M 35M 150M 650M --num_proteins 300 1000 --peer_python peers/bin/python
+    python benchmarks/embed.py --fasta proteins.fasta --sizes 8M 35M 150M 650M --num_proteins 300 1000 \
+        --peer_python peers/bin/python
 
 Each contestant is a process that stays up, holds the same random weights and gets its turn in every round; turns
 alternate, and so does who begins. `model` is the time from token ids to per-protein means in memory, `program` from the
@@ -34,8 +35,6 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.ranks import cores
-
 PEER_TOKENS = 4096  # extract.py's --toks_per_batch
 MAX_RESIDUES = 1022
 NAMES = {
@@ -52,11 +51,11 @@ CONTESTANTS = ("ceiling", "ours", "ours_int8", "ours_bfloat16", "ours_program", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["8M"], choices=list(NAMES), help="of the official models")
-    parser.add_argument("--fasta", type=Path, required=True, help="to draw from")
+    parser.add_argument("--fasta", type=Path, help="to draw from; wanted")
     parser.add_argument("--num_proteins", type=int, nargs="+", default=[300], help="one table row for each")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of the weights")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; one more warms up")
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--peer_python", help="python of an environment with esm-cpp; without it, esm-cpp is left out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -66,6 +65,8 @@ def main() -> None:
     if options.child:
         serve(options)
         return
+    if options.fasta is None:
+        parser.error("--fasta: name a FASTA file to draw proteins from")
     results = []
     for size in options.sizes:
         for num_proteins in options.num_proteins:

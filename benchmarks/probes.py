@@ -1,7 +1,7 @@
 """Probes against biotrainer: one embeddings file, one head, equal epochs; time end to end, peak memory, test scores.
 
     python -m venv peers && peers/bin/pip install biotrainer==1.4.0
-    python benchmarks/probes.py --peer peers/bin/python --task gb1 --width 320
+    python benchmarks/probes.py --peer peers/bin/python --data_dir flip --task gb1 --width 320
 
 Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
 them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set with biotrainer's 30
@@ -33,7 +33,7 @@ def main() -> None:
         "--peer", type=Path, help="python of an environment with biotrainer 1.4.0; without it, ours alone"
     )
     parser.add_argument("--task", default="gb1", help="secondary_structure or gb1")
-    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--data_dir", type=Path, help="folder of FLIP's task folders; wanted")
     parser.add_argument("--width", type=int, default=320, choices=sorted(WIDTHS))
     parser.add_argument("--limit", type=int, help="proteins of each set at most")
     parser.add_argument("--epochs", type=int, default=10)
@@ -49,6 +49,8 @@ def main() -> None:
             json.loads(arguments.child.partition(":")[2])
         )
         return
+    if arguments.data_dir is None:
+        parser.error("--data_dir: name the folder that holds FLIP's task folders")
     with TemporaryDirectory() as temporary:
         compare(arguments, arguments.work_dir or Path(temporary))
 
