@@ -4,7 +4,7 @@ import http.server
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -59,10 +59,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(1.5)
         elif self.fault == "trickles":
-            for byte in body[:40]:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-                time.sleep(0.05)
+            with suppress(ConnectionError):  # the client hangs up, as it should
+                for byte in body[:40]:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.05)
         else:
             self.wfile.write(body)
         return None
