@@ -140,7 +140,7 @@ def summarise(result: Any) -> str:
     """A stage's result in one line of JSON, the long parts left to the files it names."""
     from esm2kit.provenance import to_json
 
-    plain = to_json(result)
+    plain = to_json(result._asdict() if hasattr(result, "_asdict") else result)  # embed's is a NamedTuple
     if not isinstance(plain, dict) or not plain:
         return str(plain or "")
     return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})

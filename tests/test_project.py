@@ -1,5 +1,6 @@
 """The project's own promises: one list of dependencies, one lock, files as rooms, nothing of a machine in the tree."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esm2kit.__main__ import main
+from esm2kit.__main__ import main, summarise
+from esm2kit.embed import EmbedResult
 from esm2kit.stages import STAGES
 
 
@@ -124,3 +126,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert len(said) == 1
     assert message in said[0]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_a_result_with_named_fields_is_told_by_name() -> None:
+    told = json.loads(summarise(EmbedResult(Path("a_embeddings.h5"), None, 5, [Path("a_embeddings.h5")])))
+    assert told == {"embeddings": "a_embeddings.h5", "hiddens": None, "num_proteins": 5}
