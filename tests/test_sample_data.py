@@ -237,6 +237,15 @@ def test_readme_tells_the_floors(valid: dict[str, str], sampler: dict[str, str])
     assert f"| ESM-2's masking, 80/10/10 | {esm2:.2f} |" in readme
 
 
+def test_readme_counts_the_clusters() -> None:
+    rows = (DATA / "sample" / "mapping.tsv").read_text().splitlines()[1:]
+    sizes = [len(set(row.split("\t")[1].split(","))) for row in rows]
+    told = [sum(min(size, 4) == number for size in sizes) for number in (1, 2, 3, 4)]
+    counts = " / ".join(map(str, told))
+    line = f"Clusters of 1 / 2 / 3 / 4 or more members: {counts}, the largest of {max(sizes)}."
+    assert line in (DATA / "README.md").read_text()
+
+
 def composition(sequences: list[str]) -> np.ndarray:
     """(P, 20) share of each standard residue."""
     return np.array(
