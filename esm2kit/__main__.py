@@ -1,7 +1,6 @@
 """`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `stages`."""
 
 import dataclasses
-import difflib
 import errno
 import importlib
 import json
@@ -11,7 +10,7 @@ import sys
 import warnings
 from typing import Any
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.ranks import TORCHRUN, end_with_parent, is_worker, rank
 from esm2kit.stages import STAGES
 
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
-        raise InputError(f"unknown stage {name!r}; {_nearest(name, STAGES)}")
+        raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
     stage = STAGES[name]
     module = importlib.import_module(f"esm2kit.{stage.module}")
     config = parse(getattr(module, stage.config), f"esm2kit {name}", _named(stage.positional, arguments))
@@ -119,7 +118,7 @@ def parse(config_class: type, program: str, arguments: list[str]) -> Any:
     for argument in arguments:
         key = argument.removeprefix("--").split("=", 1)[0].removesuffix("+")
         if argument.startswith("--") and key.split(".")[0] not in (*known, "config", "help", "print_config"):
-            raise InputError(f"{program}: unknown parameter {key!r}; {_nearest(key, known)}")
+            raise InputError(f"{program}: unknown parameter {key!r}; {nearest(key, known)}")
     try:
         parsed = parser.parse_args(arguments)
     except (ArgumentError, TypeError) as error:
@@ -144,11 +143,6 @@ def summarise(result: Any) -> str:
     if not isinstance(plain, dict) or not plain:
         return str(plain or "")
     return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
 
 
 if __name__ == "__main__":

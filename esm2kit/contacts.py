@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esm2kit.alphabet import encode
 from esm2kit.errors import InputError
-from esm2kit.model import ESM2, tokenize
+from esm2kit.model import ESM2, symmetric_without_average_product, tokenize
 
 # Attention maps of a whole protein are layers x heads x residues squared: 0.7 GB for 650M at this many.
 MAX_RESIDUES = 512
@@ -107,10 +107,8 @@ def pair_map(model: ESM2, sequence: str) -> PairMap:
 
 def coupling(attentions_LHTT: Tensor) -> np.ndarray:
     """(T, T) coupling of residues, in units of attention spread evenly, as `PairMap` describes it."""
-    maps = attentions_LHTT.flatten(0, 1)
-    maps = (maps + maps.transpose(-1, -2)) / 2
-    background = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
-    return ((maps - background).mean(0) * maps.shape[-1]).numpy()
+    maps = symmetric_without_average_product(attentions_LHTT.flatten(0, 1)) / 2
+    return (maps.mean(0) * maps.shape[-1]).numpy()
 
 
 def _without_structure(values_TT: np.ndarray, letters_T: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:

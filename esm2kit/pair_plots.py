@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -38,13 +37,9 @@ def pair_map(
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
         scale = {"cmap": "PuOr_r", "vmin": -end, "vmax": end}
     title = f"above the diagonal: {upper}\nbelow: {lower}"
-    return _residue_pairs(ax, shown, value_label, title, **scale)
-
-
-def _residue_pairs(ax: Axes | None, shown_TT: np.ndarray, value_label: str, title: str, **scale: Any) -> Axes:
     ax = _axes(ax, 5.2, 4.6)
-    ends = (0.5, len(shown_TT) + 0.5)
-    drawn = ax.imshow(shown_TT, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
+    ends = (0.5, len(shown) + 0.5)
+    drawn = ax.imshow(shown, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
     ax.figure.colorbar(drawn, ax=ax, label=value_label)
     ax.set_title(title, fontsize=10)
     ax.set(xlabel="residue", ylabel="residue")

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.headless import alone, known_parameters, new_manifest, run_notebook
 from esm2kit.pages import runs_page
 from esm2kit.provenance import write_json
@@ -27,7 +27,7 @@ from esm2kit.run_history import (
     silences,
     table,
 )
-from esm2kit.tiers import checked, nearest, plan_tier, tier_path, told_plan
+from esm2kit.tiers import checked, plan_tier, tier_path, told_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 

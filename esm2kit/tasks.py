@@ -1,7 +1,6 @@
 """A task's proteins, targets and sets, checked and packed, whichever files they came from."""
 
 import dataclasses
-import difflib
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS, Split, Target, Task, find_split
 from esm2kit.flip_files import Row, Source, described, read_split, split_names
 from esm2kit.targets import is_number, mask_of, number_of, residue_targets
@@ -183,9 +182,9 @@ def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str
             if split is None and len(names) != 1:
                 raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
             return path, split or names[0]
-    close = difflib.get_close_matches(task, TASKS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"unknown task {task!r}: {hint}known are {', '.join(TASKS)}, or a folder or file of your own")
+    own = sorted(path.name.split(".")[0] for path in data_dir.iterdir()) if data_dir.is_dir() else []
+    known = [*own, *(name for name in TASKS if name not in own)]
+    raise InputError(f"unknown task {task!r}: {nearest(task, known)}; or give a folder or file, data_dir is {data_dir}")
 
 
 def _infer(

@@ -3,13 +3,12 @@
 import contextlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.headless import known_parameters
 from esm2kit.run_history import PLACES, table
 from esm2kit.stages import STAGES
@@ -128,9 +127,3 @@ def told_plan(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
             told = "artefacts/ of the run" if own else repr(value)
             rows.append([notebook, name, told, "given" if name in parameters else ""])
     return table(["notebook", "parameter", "value", ""], rows)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to tell after an unknown name: the known one it resembles, or all there are."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
