@@ -4,6 +4,7 @@ Threads embed, one batch each; this one reads ahead of them and writes behind th
 reach the disk.
 """
 
+import atexit
 import errno
 import fcntl
 import logging
@@ -57,6 +58,8 @@ def join() -> Process:
         else:
             met = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
         dist.init_process_group("gloo", timeout=timedelta(days=30), **met)
+        # gloo's threads end before Python does: one that still lets go of a message then aborts the whole process
+        atexit.register(dist.destroy_process_group)
     return process
 
 
