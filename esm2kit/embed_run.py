@@ -4,7 +4,6 @@ Threads embed, one batch each; this one reads ahead of them and writes behind th
 reach the disk.
 """
 
-import atexit
 import errno
 import fcntl
 import logging
@@ -27,7 +26,7 @@ from esm2kit.embed_batch import Output, Segments, embed_batch
 from esm2kit.embed_plan import Batch, Journal, Table, plan_window, records, windows
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
-from esm2kit.ranks import TORCHRUN, cores, local_rank, rank, world_size
+from esm2kit.ranks import TORCHRUN, cores, leave_group_at_exit, local_rank, rank, world_size
 
 logger = logging.getLogger(__name__)
 SYNC_SECONDS = 10.0  # work that a power cut may cost
@@ -58,8 +57,7 @@ def join() -> Process:
         else:
             met = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
         dist.init_process_group("gloo", timeout=timedelta(days=30), **met)
-        # gloo's threads end before Python does: one that still lets go of a message then aborts the whole process
-        atexit.register(dist.destroy_process_group)
+        leave_group_at_exit()
     return process
 
 

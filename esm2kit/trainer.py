@@ -12,7 +12,7 @@ from esm2kit.finetune_config import FinetuneConfig
 from esm2kit.parallel import make_strategy
 from esm2kit.precision import trainers_precision
 from esm2kit.pretrain_config import PretrainConfig
-from esm2kit.ranks import TORCHRUN, end_with_parent
+from esm2kit.ranks import TORCHRUN, end_with_parent, leave_group_at_exit
 
 
 def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callback]) -> Trainer:
@@ -28,6 +28,7 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if TORCHRUN in os.environ:
         end_with_parent()  # the command line has called it already; a script's own worker has not
+    leave_group_at_exit()
     out_dir = Path(config.out_dir)
     return Trainer(
         accelerator=accelerator,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,22 @@ def test_a_rank_that_is_still_loading_ends_with_its_launcher() -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
+
+
+GROUP = """
+import atexit, sys
+import torch.distributed as dist
+from esm2kit.ranks import leave_group_at_exit
+atexit.register(lambda: print("in a group:", dist.is_initialized()))  # the first registered is the last run
+leave_group_at_exit()
+leave_group_at_exit()
+if sys.argv[1:]:
+    dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 1), rank=0, world_size=1)
+"""
+
+
+def test_the_group_is_left_before_python_ends_and_none_is_no_fault(tmp_path: Path) -> None:
+    for store in ([str(tmp_path / "store")], []):
+        ended = subprocess.run([sys.executable, "-c", GROUP, *store], capture_output=True, text=True, check=True)
+        assert ended.stdout == "in a group: False\n"
+        assert not ended.stderr
