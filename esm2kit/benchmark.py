@@ -26,7 +26,7 @@ from esm2kit.presets import SOURCES, PresetName, preset_config
 from esm2kit.probes import check_probe, fit_probe
 from esm2kit.provenance import atomic_path, provenance, sha256_file
 from esm2kit.report import SCHEMA, sentence, write_report
-from esm2kit.scoring import protein_numbers, row_of, score_fitted
+from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.task_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.tasks import TaskData, load_task
 
@@ -297,7 +297,7 @@ def _report(
              "sentence": sentence(first, row["name"], metric, difference)}
         )  # fmt: skip
     published = [asdict(item) for item in PUBLISHED if (item.task, item.split) == (task.name, data.split)]
-    notes = list(data.notes)
+    notes = [*data.notes, *note_on_draws(scores)]
     if config.untrained and config.model is None:
         notes.append(
             "no untrained rival: name the model that made the embeddings to have it probed with random weights"

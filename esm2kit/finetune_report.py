@@ -20,7 +20,7 @@ from esm2kit.finetuned import FinetunedModel, load_finetuned
 from esm2kit.metrics import Score, draw_counts, finite, paired_difference
 from esm2kit.provenance import atomic_path
 from esm2kit.report import read_report, sentence, write_report
-from esm2kit.scoring import protein_numbers, row_of, score_fitted
+from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.tasks import TaskData
 from esm2kit.weights import load_model
 
@@ -204,6 +204,7 @@ def _with_row(
     return kept | {
         "rows": [row, *report["rows"]],
         "comparisons": comparisons,
+        "notes": [*report["notes"], *note_on_draws({row["name"]: scores})],
         "files": {"predictions": "predictions.npz"},
         "provenance": manifest,
     }

@@ -18,6 +18,7 @@ CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
 LOWER_IS_BETTER = frozenset({"rmse"})
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # replicates that differ by less are the same
 # Elements of one block of (rows, replicates), 2 MB: a few blocks stay in cache, and in memory that is used again.
 BLOCK = 1 << 18
 
@@ -38,16 +39,23 @@ class Score:
         interval: mean over seeds, with the protein-level bootstrap interval of that mean.
         seeds: the metric of every seed.
         replicates: (R,) the mean over seeds under each bootstrap draw; what a paired comparison needs.
+        num_proteins: how many were drawn from.
     """
 
     interval: Interval
     seeds: tuple[float, ...]
     replicates: np.ndarray
+    num_proteins: int
 
     @property
     def seed_spread(self) -> float:
         """Sample standard deviation over seeds; 0 for a single one."""
         return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else 0.0
+
+    @property
+    def is_same_in_every_draw(self) -> bool:
+        """Whether the bootstrap has nothing to say: all proteins are alike."""
+        return bool(np.ptp(self.replicates) < ROUNDING)
 
 
 def draw_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -253,9 +261,12 @@ def value_scorer(
 
 
 def interval(value: float, replicates: np.ndarray) -> Interval:
-    """Percentile interval; nan replicates (a draw on which the metric is undefined) stay out."""
+    """Percentile interval; nan replicates (a draw on which the metric is undefined) stay out.
+
+    Replicates that are all the same, of a perfect score say, tell nothing of what other proteins would give: no ends.
+    """
     finite = replicates[np.isfinite(replicates)]
-    if not np.isfinite(value) or not finite.size:
+    if not np.isfinite(value) or not finite.size or np.ptp(finite) < ROUNDING:
         return Interval(float(value), float("nan"), float("nan"))
     low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(value), float(low), float(high))
@@ -278,15 +289,37 @@ def score_seeds(
     for name in points[0]:
         seeds = tuple(float(point[name][0]) for point in points)
         replicates = np.mean([sample[name] for sample in drawn], axis=0)
-        scores[name] = Score(interval(float(np.mean(seeds)), replicates), seeds, replicates)
+        value, num_proteins = float(np.mean(seeds)), counts_RP.shape[1]
+        found = interval(value, replicates)
+        if name == "accuracy" and not math.isfinite(found.low):
+            found = without_width(value, 0.0, 1.0, num_proteins)
+        scores[name] = Score(found, seeds, replicates, num_proteins)
     return scores
+
+
+def without_width(value: float, lowest: float, highest: float, num_proteins: int) -> Interval:
+    """The interval of a mean over proteins that are all alike: all right, all wrong, or two models never apart.
+
+    Every draw of such proteins gives the same figure, which is not certainty: if a share of 1 - 0.05^(1/n) of all
+    proteins had another figure, n in a row without one would still happen once in twenty. That share may have any
+    figure from `lowest` to `highest`. With n proteins right the interval begins at 0.05^(1/n), about 1 - 3/n; with one
+    wrong the bootstrap's own begins at 1 - 3/n, too.
+
+    Source: the rule of three, Hanley and Lippman-Hand 1983, 10.1001/jama.1983.03330370053031; Clopper and Pearson's
+    one-sided bound is its exact form.
+    """
+    share = 1 - (1 - CONFIDENCE) ** (1 / num_proteins)
+    return Interval(value, value - share * (value - lowest), value + share * (highest - value))
 
 
 def paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
     """How much better `ours` is than `theirs` under the same draws; positive is better, also for errors."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * (ours.interval.value - theirs.interval.value)
-    return interval(value, sign * (ours.replicates - theirs.replicates))
+    found = interval(value, sign * (ours.replicates - theirs.replicates))
+    if metric == "accuracy" and not math.isfinite(found.low):
+        found = without_width(value, -1.0, 1.0, ours.num_proteins)
+    return found
 
 
 def finite(value: float) -> float | None:

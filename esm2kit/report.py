@@ -12,7 +12,8 @@ Schema of report.json, version 1; undefined numbers are null:
         seeds         the seeds, empty where there is no chance
         selected      what validation chose
         metrics       metric -> {value, low, high, seeds [..], seed_spread}; value is the mean over seeds, low and high
-                      its 95% protein-level bootstrap interval
+                      its 95% protein-level bootstrap interval; null where every draw gives the same figure, but for
+                      accuracy, which then has the rule of three's (esm2kit.metrics.without_width)
         per_class     label -> {precision, recall, f1, support}; class tasks only, first seed
         confusion     K x K counts, first seed; class tasks only
         history       train_loss, validation_loss: epochs x seeds
@@ -56,6 +57,8 @@ def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     """ "B beats A by 1.2 [0.4, 2.0]", or that nothing was shown."""
     name = METRIC_NAMES.get(metric, metric)
     size, low, high = abs(difference.value), difference.low, difference.high
+    if math.isfinite(size) and not math.isfinite(low):
+        return f"{ours} and {theirs}: {name} differs by {difference.value:+.3f} in every draw, so there is no interval"
     if not all(map(math.isfinite, difference)):
         return f"{ours} and {theirs}: {name} is undefined for one of them"
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""

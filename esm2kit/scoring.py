@@ -58,6 +58,18 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[
     return score_seeds(scorers, counts_RP)
 
 
+def note_on_draws(scores: dict[str, dict[str, Score]]) -> list[str]:
+    """What a reader must know of intervals that no bootstrap can give: model -> metric -> score to a note, or none."""
+    alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_same_in_every_draw]
+    if not alike:
+        return []
+    num_proteins = scores[alike[0]]["accuracy"].num_proteins
+    return [
+        f"every draw of the {num_proteins} test proteins gives the same accuracy ({'; '.join(alike)}): its interval is "
+        "the rule of three's, and other figures that no draw changes have none"
+    ]
+
+
 def row_of(
     name: str,
     kind: str,

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from esm2kit import benchmark as stage
+from esm2kit.baselines import fit_baseline
 from esm2kit.benchmark import BenchmarkConfig, benchmark
 from esm2kit.checkpoint import write_checkpoint
 from esm2kit.compare import compare
 from esm2kit.embed import EmbedConfig, embed
 from esm2kit.errors import InputError
-from esm2kit.metrics import Interval
+from esm2kit.metrics import Interval, draw_counts
 from esm2kit.model import ESM2, ESM2Config
 from esm2kit.report import SCHEMA, read_report, sentence
+from esm2kit.scoring import note_on_draws, row_of, score_fitted
 from esm2kit.tasks import load_task
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -307,6 +309,31 @@ def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
         "A beats B by 0.300 [0.100, 0.500] in RMSE"
     )
     assert sentence("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+    same = sentence("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
+    assert same == "B and A: MCC differs by +1.000 in every draw, so there is no interval"
+
+
+def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(tmp_path):
+    """Five proteins of each class, told apart by their letters alone: a bootstrap alone would print [1.000, 1.000]."""
+    sets = ["train VALIDATION=False"] * 12 + ["train VALIDATION=True"] * 4 + ["test VALIDATION=False"] * 10
+    rows = [(f"p{i}", "WK"[i % 2], chosen) for i, chosen in enumerate(sets)]
+    text = "".join(f">{name} TARGET=rich_{letter} SET={chosen}\nM{letter * 9}V\n" for name, letter, chosen in rows)
+    (tmp_path / "easy.fasta").write_text(text)
+    data = load_task("easy", None, tmp_path)
+    counts_RP = draw_counts(10)
+    scores = {
+        name: score_fitted(fit_baseline(name, data).fitted, data, counts_RP) for name in ("composition", "majority")
+    }
+    (note,) = note_on_draws(scores)
+    assert note.startswith("every draw of the 10 test proteins gives the same accuracy (composition): its interval is")
+    fitted = fit_baseline("composition", data).fitted
+    row = row_of("composition", "baseline", fitted, scores["composition"], data, "", {}, ())
+    assert row["metrics"]["accuracy"] | {"low": None} == {
+        "value": 1.0, "low": None, "high": 1.0, "seeds": [1.0], "seed_spread": 0.0
+    }  # fmt: skip
+    assert row["metrics"]["accuracy"]["low"] == pytest.approx(0.05 ** (1 / 10))
+    assert (row["metrics"]["mcc"]["value"], row["metrics"]["mcc"]["low"]) == (1.0, None)
+    assert note_on_draws({"majority": scores["majority"]}) == []
 
 
 def test_packed_residues_are_read_where_they_lie(tasks, model, tmp_path):

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn and scipy, replicate by replicate; intervals against their promise."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,106 @@ def test_the_95_percent_interval_covers_the_truth_95_times_in_100():
     # three standard errors of a share of 0.95 in 300 runs are 0.038; percentile intervals run a little short
     for name, hits in covered.items():
         assert 0.90 <= hits / runs <= 0.985, (name, hits / runs)
+
+
+def nominal(hits, runs):
+    """Whether 95 in 100 is a likely rate behind so many hits: outside once in ten thousand."""
+    low, high = stats.binom.interval(1 - 1e-4, runs, 0.95)
+    return low <= hits <= high
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1], ids=["no difference", "a difference"])
+def test_the_paired_interval_of_class_predictions_covers_the_true_difference_95_times_in_100(gap):
+    """Two models that fail on the same proteins. Where they are equals, a miss is a false "beats"."""
+    generator = np.random.default_rng(7)
+    runs, num_proteins = 400, 120
+    counts, protein = draw_counts(num_proteins, 300), np.repeat(np.arange(num_proteins), 10)
+    truth, hits = np.zeros(len(protein), int), 0
+    for _ in range(runs):
+        share = generator.beta(7, 3, num_proteins)[protein]
+        ours, theirs = (
+            score_seeds(
+                [
+                    class_scorer(
+                        truth, (generator.random(len(truth)) > share * ease).astype(int), protein, num_proteins, 2
+                    )
+                ],
+                counts,
+            )["accuracy"]
+            for ease in (1.0, 1 - gap)
+        )
+        found = paired_difference("accuracy", ours, theirs)
+        hits += found.low <= 0.7 * gap <= found.high
+    assert nominal(hits, runs), hits / runs
+
+
+def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_times_in_100():
+    """Two models that share noise, with an r of 0.8 and 0.7 to the truth; all of them vary by 1."""
+    generator = np.random.default_rng(8)
+    runs, num_proteins = 240, 120
+    counts, proteins = draw_counts(num_proteins, 200), np.arange(num_proteins)
+    true = {
+        "spearman": 6 / np.pi * (np.arcsin(0.8 / 2) - np.arcsin(0.7 / 2)),  # of two normal variables: Pearson 1907
+        "rmse": np.sqrt(2 - 2 * 0.7) - np.sqrt(2 - 2 * 0.8),
+    }
+    hits = dict.fromkeys(true, 0)
+    for _ in range(runs):
+        truth, shared, own = generator.normal(size=(3, num_proteins))
+        made = 0.8 * truth + 0.6 * shared, 0.7 * truth + np.sqrt(1 - 0.7**2) * (0.8 * shared + 0.6 * own)
+        ours, theirs = (score_seeds([value_scorer(truth, predicted, proteins)], counts) for predicted in made)
+        for metric, difference in true.items():
+            found = paired_difference(metric, ours[metric], theirs[metric])
+            hits[metric] += found.low <= difference <= found.high
+    for metric, covered in hits.items():
+        assert nominal(covered, runs), (metric, covered / runs)
+
+
+def perfect_but_for(wrong, num_proteins, counts):
+    predicted = (np.arange(num_proteins) < wrong).astype(int)
+    truth = np.zeros(num_proteins, int)
+    return score_seeds([class_scorer(truth, predicted, np.arange(num_proteins), num_proteins, 2)], counts)
+
+
+def test_proteins_that_are_all_right_are_no_certainty():
+    """The rule of three: where a bootstrap of right proteins says nothing, it is scipy's exact binomial bound."""
+    for num_proteins in (1, 20, 300):
+        counts = draw_counts(num_proteins, 400)
+        for wrong in (0, num_proteins):
+            found = perfect_but_for(wrong, num_proteins, counts)["accuracy"].interval
+            side = "less" if wrong else "greater"
+            exact = stats.binomtest(num_proteins - wrong, num_proteins, alternative=side).proportion_ci(0.95)
+            assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert perfect_but_for(0, 20, draw_counts(20))["accuracy"].interval.low == pytest.approx(0.861, abs=1e-3)
+
+
+def test_near_a_perfect_score_the_interval_keeps_its_promise():
+    """Every outcome of 20 proteins with its chance, no simulation: the bootstrap alone misses 0.97 half the time."""
+    counts = draw_counts(20, 4000)
+    found = [perfect_but_for(wrong, 20, counts)["accuracy"].interval for wrong in range(21)]
+    assert all(a.low > b.low for a, b in pairwise(found[:15])), "one more wrong, a lower end"
+    for right in (0.87, 0.9, 0.95, 0.97, 0.99):
+        chances = stats.binom.pmf(np.arange(21), 20, 1 - right)
+        covered = sum(chance for chance, made in zip(chances, found, strict=True) if made.low <= right <= made.high)
+        assert covered > 0.93, right
+    assert stats.binom.pmf(0, 20, 0.03) > 0.5, "as often as this nothing goes wrong, and the bootstrap has no width"
+
+
+def test_other_figures_that_no_draw_changes_have_no_interval():
+    found = perfect_but_for(0, 20, draw_counts(20, 200))
+    assert found["mcc"].interval.value == 0  # one class: no spread
+    assert all(np.isnan(found[name].interval.low) for name in ("mcc", "macro_f1", "balanced_accuracy"))
+    truth = np.arange(30.0)
+    ranked = score_seeds([value_scorer(truth, truth * 2, np.arange(30))], draw_counts(30, 200))
+    assert ranked["spearman"].interval.value == pytest.approx(1)
+    assert np.isnan(ranked["spearman"].interval.high)
+    assert ranked["rmse"].interval.low < ranked["rmse"].interval.high
+
+
+def test_two_models_that_never_differ_are_not_shown_to_be_equal():
+    counts = draw_counts(20, 200)
+    ours, theirs = (perfect_but_for(wrong, 20, counts)["accuracy"] for wrong in (0, 20))
+    assert paired_difference("accuracy", ours, ours) == pytest.approx((0, -0.139, 0.139), abs=1e-3)
+    assert paired_difference("accuracy", ours, theirs) == pytest.approx((1, 1 - 2 * 0.139, 1), abs=1e-3)
 
 
 def test_residues_drawn_alone_would_be_overconfident():
