@@ -10,8 +10,11 @@ LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 KINDS = [(level, target) for level in ("protein", "residue") for target in ("class", "value")]
 
 
-def planted(level, target, num_proteins=320, width=16, seed=0, shuffled=False, noise=0.1, bits=()):
-    """Features (float16) and a task in which `shuffled` targets carry no signal."""
+def planted(level, target, num_proteins=320, width=16, seed=0, shuffled=False, noise=0.1, bits=(), by_residue=False):
+    """Features (float16) and a task in which `shuffled` targets carry no signal.
+
+    With `by_residue` a protein has a row a residue: its own vector, and noise that differs from residue to residue.
+    """
     generator = np.random.default_rng(seed)
     num_residues = generator.integers(15, 30, num_proteins)
     rows = num_proteins if level == "protein" else int(num_residues.sum())
@@ -32,4 +35,7 @@ def planted(level, target, num_proteins=320, width=16, seed=0, shuffled=False, n
     sequences = ["".join(generator.choice(LETTERS, size)) for size in num_residues]
     ids = [f"p{i}" for i in range(num_proteins)]
     data = TaskData(task, "s", ids, sequences, sets, y, np.ones(rows, bool), {})
-    return Features(x, data.offsets, "planted"), data
+    if not by_residue:
+        return Features(x, data.offsets, "planted"), data
+    x = np.repeat(x, num_residues, axis=0) + generator.normal(size=(num_residues.sum(), width)).astype(np.float16)
+    return Features(x, np.concatenate([[0], np.cumsum(num_residues)]), "planted"), data
