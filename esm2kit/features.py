@@ -1,5 +1,6 @@
 """Feature rows and what a probe makes of them: packed protein after protein, in memory or read where they lie."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -204,10 +205,33 @@ def check_rows(features: Features, data: TaskData) -> None:
 
 
 def row_blocks(features: Features, rows: np.ndarray, size: int = ROWS_PER_BLOCK) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of ascending rows as float32: (where in `rows`, block)."""
+    """Blocks of ascending rows as float32: (where in `rows`, block).
+
+    Raises: InputError for nan or inf among them; `check_numbers` says where.
+    """
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        yield slice(start, start + len(part)), features.take(part)
+        block_ND = features.take(part)
+        if not math.isfinite(float(block_ND.sum())):
+            raise InputError(f"{features.name or 'features'}: nan or inf in rows {part[0]} to {part[-1]}")
+        yield slice(start, start + len(part)), block_ND
+
+
+def check_numbers(features: Features, data: TaskData) -> None:
+    """Refuse features that hold nan or inf; reads all of them.
+
+    Raises: InputError naming the first such protein.
+    """
+    for start in range(0, len(features.values_ND), ROWS_PER_BLOCK):
+        rows = np.arange(start, min(start + ROWS_PER_BLOCK, len(features.values_ND)))
+        wrong = ~torch.isfinite(features.take(rows)).all(1)
+        if wrong.any():
+            row = start + int(wrong.int().argmax())
+            protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
+            raise InputError(
+                f"{features.name or 'features'}: the vectors of protein {data.ids[protein]!r} hold nan or inf; embed "
+                "it again, in float32 if float16 cannot hold its numbers"
+            )
 
 
 def column_moments(features: Features, rows: np.ndarray) -> tuple[Tensor, Tensor]:

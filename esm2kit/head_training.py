@@ -140,7 +140,8 @@ def fit_head(
     A seed whose patience has run out keeps its best weights, whatever the others still do, so its result is the one it
     would have alone.
 
-    Raises: InputError if a seed's validation loss is no number from the first epoch on, or with the weights it keeps.
+    Raises: InputError if a seed's validation loss is no number from the first epoch on, or its validation or test loss
+        with the weights it keeps.
     """
     kind = HEADS[config.probe]
     rows = _Rows(features, data, config, kind, device)
@@ -180,10 +181,11 @@ def fit_head(
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)
-    test, _ = _predict(rows, model, "test")
-    validation, loss_S = _predict(rows, model, "validation")
-    _refuse_no_number(loss_S, config, seeds)
-    return Fitted(test, validation, history, {"epoch": kept_epoch.tolist()})
+    predicted = {}
+    for set_name in ("test", "validation"):
+        predicted[set_name], loss_S = _predict(rows, model, set_name)
+        _refuse_no_number(loss_S, config, seeds, set_name)
+    return Fitted(predicted["test"], predicted["validation"], history, {"epoch": kept_epoch.tolist()})
 
 
 def _optimizer(model: SeededHead, config: ProbeConfig) -> torch.optim.Optimizer:
@@ -192,11 +194,13 @@ def _optimizer(model: SeededHead, config: ProbeConfig) -> torch.optim.Optimizer:
     return kind(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, amsgrad=amsgrad, fused=True)
 
 
-def _refuse_no_number(loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...]) -> None:
+def _refuse_no_number(
+    loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
+) -> None:
     wrong = [str(seed) for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
     if wrong:
         raise InputError(
-            f"probe {config.probe}, seed {', '.join(wrong)}: the validation loss is no number; lower learning_rate "
+            f"probe {config.probe}, seed {', '.join(wrong)}: the {set_name} loss is no number; lower learning_rate "
             f"{config.learning_rate}, or choose another preset"
         )
 

@@ -5,7 +5,7 @@ import time
 import torch
 
 from esm2kit.errors import InputError
-from esm2kit.features import Features, Fitted, ProbeConfig, ProbeName, check_rows
+from esm2kit.features import Features, Fitted, ProbeConfig, ProbeName, check_numbers, check_rows
 from esm2kit.flip import Task
 from esm2kit.head_training import fit_head
 from esm2kit.linear import fit_logistic, fit_ridge
@@ -29,19 +29,23 @@ def fit_probe(
         seeds: of the networks; linear probes have no chance in them and give one row.
         device: for the networks.
     Returns: predictions, learning curves and what was selected.
-    Raises: InputError if probe, features and task do not go together.
+    Raises: InputError if probe, features and task do not go together, or features are nan or inf.
     """
     check_rows(features, data)
     check_probe(config.probe, data.task)
     if len(features.values_ND) != len(data.targets) and config.probe != "light_attention":
         raise InputError(f"probe {config.probe} on a protein task takes one vector a protein, not one a residue")
     start = time.perf_counter()
-    if config.probe == "ridge":
-        fitted = fit_ridge(features, data)
-    elif config.probe == "logistic":
-        fitted = fit_logistic(features, data)
-    else:
-        fitted = fit_head(features, data, config, seeds, torch.device(device))
+    try:
+        if config.probe == "ridge":
+            fitted = fit_ridge(features, data)
+        elif config.probe == "logistic":
+            fitted = fit_logistic(features, data)
+        else:
+            fitted = fit_head(features, data, config, seeds, torch.device(device))
+    except InputError:
+        check_numbers(features, data)  # what no probe can learn from, and no setting mends
+        raise
     return fitted._replace(seconds=time.perf_counter() - start)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from esm2kit import benchmark as stage
+from esm2kit.__main__ import main
 from esm2kit.baselines import fit_baseline
 from esm2kit.benchmark import BenchmarkConfig, benchmark
 from esm2kit.checkpoint import write_checkpoint
@@ -247,6 +249,73 @@ def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, ke
         run(tasks, used, tmp_path / "out", **keywords)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def split_of(*rows):
+    """FASTA of (label, set, held) with a protein each."""
+    return "".join(
+        f">p{i} TARGET={label} SET={chosen} VALIDATION={held}\nMKV{'AG'[i % 2]}\n"
+        for i, (label, chosen, held) in enumerate(rows)
+    )
+
+
+FLAWS = {
+    "labels outside the alphabet": (
+        {"scl/mixed_soft.fasta": split_of(("Moon", "train", False), ("Nucleus", "test", False))},
+        "scl", "record 'p0' has the label 'Moon'; known are Cell_membrane",
+    ),
+    "labels for other residues": (
+        {"own/s.fasta": ">a TARGET=HHH SET=train\nMKV\n>b TARGET=CC SET=test MASK=1\nMK\n"},
+        "own", "the mask of 'b' must be 2 times 0 or 1",
+    ),
+    "an empty split": (
+        {"own/s.fasta": split_of(("1.5", "train", False), ("2.5", "train", True), ("3.5", "nan", False))},
+        "own", "the test set is empty; check SET= in the headers",
+    ),
+    "a class absent from train": (
+        {"own/s.fasta": split_of(("a", "train", False), ("b", "train", True), ("b", "test", False))},
+        "own", "class 'b' is in test but never in train; merge or drop it",
+    ),
+    "NaN targets": (
+        {"own/s.csv": "sequence,target,set,validation\nMKV,1.5,train,\nMKA,nan,train,True\nMKL,2.0,test,\n"},
+        "own", "record 'Sequence1' has the target 'nan'; drop the record or mend it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", [*FLAWS, "a zip with ../", "missing embeddings", "rows of other sequences"])
+def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hiddens, tmp_path, capsys, flaw):
+    arguments = ["--download", "false", "--untrained", "false", "--device", "cpu"]
+    files, name, told = FLAWS.get(flaw, ({}, "letters", ""))
+    for path, text in files.items():
+        (tmp_path / "data" / path).parent.mkdir(parents=True)
+        (tmp_path / "data" / path).write_text(text)
+    if flaw == "a zip with ../":
+        (tmp_path / "data" / "gb1").mkdir(parents=True)
+        with zipfile.ZipFile(tmp_path / "data" / "gb1" / "splits.zip", "w") as archive:
+            archive.writestr("../two_vs_rest.csv", "sequence,target,set\n")
+        name, told = "gb1", "member '../two_vs_rest.csv' points outside the archive; get the file again"
+    elif flaw not in FLAWS:
+        sequences = (tasks / "letters" / "sequences.fasta").read_text()
+        split = (tasks / "letters" / "sampled.fasta").read_text()
+        if flaw == "missing embeddings":
+            sequences, split = sequences.replace(">r7\n", ">new\n"), split.replace(">r7 ", ">new ")
+            told = "lacks 1 of 120 proteins (new); embed them, or set allow_missing"
+        else:
+            labels = re.search(r">r7 .*\n", split).group()
+            sequences, split = sequences.replace(">r7\n", ">r7\nMM"), split.replace(labels, labels + "CC")
+            told = "(1 proteins differ); embed these very sequences, whole"
+        arguments += ["--hiddens", str(hiddens.hiddens), "--model", "null"]
+        (tmp_path / "data" / "letters").mkdir(parents=True)
+        (tmp_path / "data" / "letters" / "sequences.fasta").write_text(sequences)
+        (tmp_path / "data" / "letters" / "sampled.fasta").write_text(split)
+    before = sorted(tmp_path.rglob("*"))
+    data_dir, out = str(tmp_path / "data"), str(tmp_path / "out")
+    assert main(["benchmark", "--task", name, "--data_dir", data_dir, "--out_dir", out, *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path):

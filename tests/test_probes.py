@@ -314,6 +314,17 @@ def test_a_head_that_never_learned_is_not_scored(keep):
         fit_probe(features, data, config, (4, 7))
 
 
+@pytest.mark.parametrize(("level", "target", "probe"), CASES)
+@pytest.mark.parametrize("set_name", ["train", "validation", "test"])
+def test_vectors_that_are_no_numbers_are_named_with_their_protein(level, target, probe, set_name):
+    """Also in the test set alone, where a class is silently the first one of all."""
+    features, data = planted(level, target, num_proteins=40, by_residue=probe == "light_attention")
+    protein = int(data.rows(set_name)[1])
+    features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
+    with pytest.raises(InputError, match=f"^planted: the vectors of protein 'p{protein}' hold nan or inf; embed it"):
+        fit_probe(features, data, ProbeConfig(probe, epochs=1, standardize=False), (0,))
+
+
 def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
     features, data = planted("residue", "class")
     np.save(tmp_path / "x.npy", features.values_ND)
