@@ -1,8 +1,8 @@
 """`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `stages`."""
 
-import dataclasses
 import errno
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -16,12 +16,12 @@ from esm2kit.stages import STAGES
 
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
 
-usage: esm2kit <stage> [--config file.yaml] [--key value ...]
+usage: esm2kit <stage> [--key value ...] [--config file.yaml]
 
 stages, in the order of the story:
 {stages}
 
-`esm2kit <stage> --help` lists a stage's parameters, which are the fields of its dataclass.
+`esm2kit <stage> --help` shows a whole call and every parameter, which are the fields of the stage's dataclass.
 New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
 """
 # what the system says of a place that cannot be written, where a person can choose another or make room
@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         end_with_parent()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
+        return 0
+    if argv[0] == "--version":
+        print(f"esm2kit {importlib.metadata.version('esm2kit')}")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # one voice: of many ranks the first one tells how it goes
@@ -67,72 +70,24 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
         raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
+    from esm2kit.arguments import parse
+
     stage = STAGES[name]
     module = importlib.import_module(f"esm2kit.{stage.module}")
-    config = parse(getattr(module, stage.config), f"esm2kit {name}", _named(stage.positional, arguments))
-    if stage.trains:
+    config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
+    if stage.trains and not is_worker():
         from esm2kit import launch
 
-        if config.num_nodes > 1 and not is_worker():
+        if config.num_nodes > 1:
             raise InputError(f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node")
-        if config.devices > 1 and not is_worker():
+        if config.devices > 1:
+            config.layout  # a contradiction is told once, and not by every worker  # noqa: B018
             launch.become(name, config)
     result = getattr(module, stage.function)(config)
     summary = summarise(result)
     if summary:
         print(summary)
     return 0
-
-
-def _named(positional: str, arguments: list[str]) -> list[str]:
-    """Leading bare words under the name they stand for: `esm2kit rerun RUN` is `--run RUN`, `runs A B` a list."""
-    bare = 0
-    while positional and bare < len(arguments) and not arguments[bare].startswith("-"):
-        bare += 1
-    key = f"--{positional}+" if bare > 1 else f"--{positional}"
-    words = [part for word in arguments[:bare] for part in (key, word)]
-    return words + arguments[bare:]
-
-
-# what people type, and the field it stands for; `from` is no name a Python field can have
-SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
-
-
-def parse(config_class: type, program: str, arguments: list[str]) -> Any:
-    """A stage's dataclass from a YAML file and `--key value` pairs, the later of two winning.
-
-    Raises: InputError for an unknown or missing parameter or a value of the wrong type, with the nearest known name.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    description = (config_class.__doc__ or "").split("\n", 1)[0]
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file of parameters")
-    parser.add_class_arguments(config_class)
-    known = [field.name for field in dataclasses.fields(config_class)]
-    if {"from_notebook", "parameters"} <= set(known):
-        arguments = [SHORT_FORMS.get(argument, argument) for argument in arguments]
-    arguments = _switched_on(
-        arguments, [field.name for field in dataclasses.fields(config_class) if field.type is bool]
-    )
-    for argument in arguments:
-        key = argument.removeprefix("--").split("=", 1)[0].removesuffix("+")
-        if argument.startswith("--") and key.split(".")[0] not in (*known, "config", "help", "print_config"):
-            raise InputError(f"{program}: unknown parameter {key!r}; {nearest(key, known)}")
-    try:
-        parsed = parser.parse_args(arguments)
-    except (ArgumentError, TypeError) as error:
-        raise InputError(f"{program}: {' '.join(str(error).split())}") from error
-    parsed.pop("config", None)
-    return config_class(**{name: parsed[name] for name in known})
-
-
-def _switched_on(arguments: list[str], switches: list[str]) -> list[str]:
-    """A switch without a value is on: `--resume` is `--resume=true`."""
-    return [
-        f"{argument}=true" if argument.removeprefix("--") in switches and after.startswith("-") else argument
-        for argument, after in zip(arguments, (*arguments[1:], "--"), strict=False)  # nothing follows no argument
-    ]
 
 
 def summarise(result: Any) -> str:

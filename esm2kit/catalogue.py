@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.download import DownloadConfig, download
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS
 from esm2kit.model import SIZES
 from esm2kit.weights import fetch, load_model
@@ -48,7 +48,7 @@ def catalogue(config: CatalogueConfig) -> str:
     if what in TASKS:
         raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`")
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
-        raise InputError(f"{what} is no model and not flip; choose flip, owner/name or of {', '.join(SIZES)}")
+        raise InputError(f"{what} is no model and not flip; {nearest(what, ['flip', *SIZES])}, or give owner/name")
     folder, revision = fetch(what)
     if config.verify:
         model, source = load_model(what)

@@ -64,7 +64,7 @@ class EmbedConfig:
     """
 
     fasta: Path | list[Path]
-    out_dir: Path
+    out_dir: Path = Path("embeddings")
     name: str | None = None
     model: str = "esm2_t6_8M_UR50D"
     repr_layers: list[int] = field(default_factory=lambda: [-1])

@@ -12,8 +12,13 @@ class InputError(ValueError):
         return [f"InputError: {self}"]
 
 
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that an unknown one resembles, by at least so much of its letters; None where none does."""
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to tell after an unknown name: the known one it resembles, or all there are."""
     known = list(known)
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
+    close = closest(name, known)
+    return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"

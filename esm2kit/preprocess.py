@@ -40,7 +40,7 @@ _DECIDING = ("val_size", "test_size", "seed", "leakage_identity")
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Settings of `esm2kit preprocess`.
+    """FASTA, and clusters if there are any, into a dataset to train on.
 
     Every FASTA may be one file, several, or a folder, plain or compressed (.gz, .zst).
 
@@ -58,12 +58,12 @@ class PreprocessConfig:
         leakage_identity: report held-out records with a train record of this identity or more (by MMseqs2, if it is
             installed); 0 turns the search off, which takes hours for UniRef.
         memory_limit_gb: memory to stay under, in GB; at least 0.5.
-        threads: for the join and MMseqs2; None takes every core.
+        threads: for the join and MMseqs2; every core if not given.
         overwrite: replace a dataset made from other inputs or settings.
     """
 
     train_fasta: Path | list[Path]
-    out_dir: Path
+    out_dir: Path = Path("dataset")
     sampler_fasta: Path | list[Path] | None = None
     mapping: Path | None = None
     cluster_tsv: Path | list[Path] | None = None

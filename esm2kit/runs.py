@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.errors import InputError, nearest
+from esm2kit.errors import InputError, closest, nearest
 from esm2kit.headless import alone, known_parameters, new_manifest, run_notebook
 from esm2kit.pages import runs_page
 from esm2kit.provenance import write_json
@@ -105,20 +105,33 @@ def run(config: RunConfig) -> str:
 def runs(config: RunsConfig) -> str:
     """The runs there are, or what differs between two of them, as a table or as JSON.
 
-    Raises: InputError for a run that is not there, or a number of names other than two.
+    Raises: InputError for a run that is not there, with the nearest name, or a number of names other than two.
     """
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
         found = read_runs(folder)
         return json.dumps(_listed(found), indent=2) if config.format == "json" else _list_table(found, folder)
-    if len(config.compare) != 2:
-        raise InputError(f"a comparison takes two runs, found {len(config.compare)}: {', '.join(config.compare)}")
-    before, after = (read_manifest(folder / name) for name in config.compare)
+    names = [_run_name(folder, given) for given in config.compare]
+    if len(names) != 2:
+        other = next((name for name in read_runs(folder) if name not in names), "RUN")
+        example = f", as in `esm2kit runs {names[0]} {other}`" if len(names) == 1 else ""
+        raise InputError(f"a comparison takes two runs, found {len(names)}: {', '.join(names)}{example}")
+    before, after = (read_manifest(folder / name) for name in names)
     parameters, figures = compare_runs(before, after)
     if config.format == "table":
-        return _told(parameters, figures, config.compare)
+        return _told(parameters, figures, names)
     told = {"parameters": [each._asdict() for each in parameters], "figures": [each._asdict() for each in figures]}
-    return json.dumps({"runs": config.compare} | told, indent=2)
+    return json.dumps({"runs": names} | told, indent=2)
+
+
+def _run_name(folder: Path, given: str) -> str:
+    """A run's name, given so or as its folder's path, as a shell completes it."""
+    name = Path(given).name
+    if not (folder / name / "manifest.json").is_file():
+        near = closest(name, read_runs(folder))
+        told = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
+        raise InputError(f"{given} is no run in {folder}; {told}")
+    return name
 
 
 def _listed(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +160,8 @@ def rerun(config: RerunConfig) -> str:
     Raises: InputError naming the figures that differ beyond the tolerance, so that a machine sees it by the exit code.
     """
     root = Path(config.root)
-    before = read_manifest(root / "papermill_runs" / config.run)
+    name = _run_name(root / "papermill_runs", config.run)
+    before = read_manifest(root / "papermill_runs" / name)
     plan = {
         notebook: {name: value for name, value in entry["parameters"].items() if name not in PLACES}
         for notebook, entry in before["notebooks"].items()
@@ -157,7 +171,7 @@ def rerun(config: RerunConfig) -> str:
     folder = _execute(root, before["tier"], None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
-    told = _told(parameters, figures, [config.run, folder.name])
+    told = _told(parameters, figures, [name, folder.name])
     far = [difference.name for difference in figures if difference.beyond]
     if far:
         print(told)

@@ -4,28 +4,70 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """Where a command lives; imported when it is asked for, so that help is instant."""
+    """Where a command lives; imported when it is asked for, so that help is instant.
+
+    Args:
+        module: the room.
+        config: its dataclass of parameters.
+        function: from the dataclass to a result.
+        help: one line.
+        bare: the parameter that may be given without its name.
+        example: a whole call.
+        trains: on several devices it is started once on each.
+    """
 
     module: str
     config: str
     function: str
     help: str
+    bare: str
+    example: str
     trains: bool = False
-    positional: str = ""
 
 
 STAGES = {
     "preprocess": Stage(
-        "preprocess", "PreprocessConfig", "preprocess", "FASTA and clusters -> a memory-mapped dataset"
+        "preprocess", "PreprocessConfig", "preprocess", "FASTA and clusters -> a memory-mapped dataset",
+        "train_fasta", "esm2kit preprocess my.fasta --out_dir dataset --val_size 0.05",
     ),
-    "pretrain": Stage("pretrain", "PretrainConfig", "pretrain", "dataset -> an ESM-2 checkpoint", trains=True),
-    "embed": Stage("embed", "EmbedConfig", "embed", "FASTA and a model -> embeddings in HDF5"),
-    "benchmark": Stage("benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report"),
-    "finetune": Stage("finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels", trains=True),
-    "predict": Stage("predict", "PredictConfig", "predict", "a fine-tuned model and any FASTA -> labels"),
-    "download": Stage("catalogue", "CatalogueConfig", "catalogue", "list, fetch weights and tasks", positional="what"),
-    "export": Stage("export", "ExportConfig", "export", "a model -> Hugging Face or fair-esm files"),
-    "run": Stage("runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters"),
-    "runs": Stage("runs", "RunsConfig", "runs", "the runs there are; or two of them compared", positional="compare"),
-    "rerun": Stage("runs", "RerunConfig", "rerun", "repeat a run and say which figures differ", positional="run"),
-}
+    "pretrain": Stage(
+        "pretrain", "PretrainConfig", "pretrain", "dataset -> an ESM-2 checkpoint",
+        "data", "esm2kit pretrain dataset --out_dir run --global_batch_size 32 --max_steps 1000", trains=True,
+    ),
+    "embed": Stage(
+        "embed", "EmbedConfig", "embed", "FASTA and a model -> embeddings in HDF5",
+        "fasta", "esm2kit embed my.fasta --out_dir vectors --model esm2_t33_650M_UR50D --per_residue",
+    ),
+    "benchmark": Stage(
+        "benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report",
+        "task", "esm2kit benchmark gb1 --model esm2_t12_35M_UR50D",
+    ),
+    "finetune": Stage(
+        "finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels",
+        "task", "esm2kit finetune gb1 --model esm2_t12_35M_UR50D --mode lora --out_dir run", trains=True,
+    ),
+    "predict": Stage(
+        "predict", "PredictConfig", "predict", "a fine-tuned model and any FASTA -> labels",
+        "fasta", "esm2kit predict my.fasta --model run --out predictions.tsv",
+    ),
+    "download": Stage(
+        "catalogue", "CatalogueConfig", "catalogue", "list, fetch weights and tasks",
+        "what", "esm2kit download esm2_t33_650M_UR50D",
+    ),
+    "export": Stage(
+        "export", "ExportConfig", "export", "a model -> Hugging Face or fair-esm files",
+        "model", "esm2kit export run/checkpoints/last.safetensors --out my_esm2",
+    ),
+    "run": Stage(
+        "runs", "RunConfig", "run", "the notebooks, headless, with one tier's parameters",
+        "tier", "esm2kit run sample -p seed=1",
+    ),
+    "runs": Stage(
+        "runs", "RunsConfig", "runs", "the runs there are; or two of them compared",
+        "compare", "esm2kit runs sample-20260101-090000 sample-20260102-090000",
+    ),
+    "rerun": Stage(
+        "runs", "RerunConfig", "rerun", "repeat a run and say which figures differ",
+        "run", "esm2kit rerun sample-20260101-090000",
+    ),
+}  # fmt: skip

@@ -57,9 +57,11 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
 def _laid_over(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, Any]]:
     """(notebook, parameter, value) of one `-p name=value`; text stays text where the parameter is text."""
     name, equals, value = given.partition("=")
+    if not equals:
+        raise InputError(f"-p {given}: write name=value, or notebook.name=value")
     notebook, dot, parameter = name.rpartition(".")
     targets = [notebook] if dot else [candidate for candidate in known if parameter in known[candidate]]
-    if not equals or not targets or any(target not in known for target in targets):
+    if not targets or any(target not in known for target in targets):
         names = sorted({name for names in known.values() for name in names})
         raise InputError(f"-p {given}: no notebook has a parameter {name!r}; {nearest(name, names)}")
     for target in targets:

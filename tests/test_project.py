@@ -107,7 +107,7 @@ def test_every_parameter_is_explained(stage: str) -> None:
     ("arguments", "message"),
     [
         (["pretrian"], "unknown stage 'pretrian'; did you mean 'pretrain'?"),
-        (["pretrain", "--max_stesp", "3"], "unknown parameter 'max_stesp'; did you mean 'max_steps'?"),
+        (["pretrain", "--max_stesp", "3"], "unknown parameter --max_stesp; did you mean --max_steps?"),
         (["pretrain", "--max_steps", "many"], "max_steps"),
         (["pretrain", "--data", "nowhere", "--out_dir", "{tmp}/x"], "nowhere"),
         (["preprocess", "--train_fasta", "nowhere.fasta", "--out_dir", "{tmp}/x"], "nowhere.fasta"),

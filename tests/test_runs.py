@@ -12,7 +12,8 @@ import nbformat
 import pytest
 
 from esm2kit import headless
-from esm2kit.__main__ import main, parse
+from esm2kit.__main__ import main
+from esm2kit.arguments import parse
 from esm2kit.errors import InputError
 from esm2kit.provenance import sha256_file
 from esm2kit.run_history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
@@ -238,8 +239,14 @@ def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[
     assert ["00", "twice", "8", "10"] in [line.split() for line in told.splitlines()]
     with pytest.raises(InputError, match="a comparison takes two runs, found 1"):
         runs(RunsConfig([names[0]], root))
-    with pytest.raises(InputError, match="nosuch is no run"):
+    with pytest.raises(InputError, match=r"nosuch is no run in .*; `esm2kit runs` lists those there are"):
         runs(RunsConfig([names[0], "nosuch"], root))
+    assert main(["runs", names[0][:-1], "--root", str(root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"did you mean {names[0]!r}?") or line.endswith(f"did you mean {names[1]!r}?")
+    assert main(["runs", f"papermill_runs/{names[0]}", "--root", str(root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"found 1: {names[0]}, as in `esm2kit runs {names[0]} {names[1]}`")
 
 
 def test_runs_and_their_comparison_as_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
