@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
+from esm2kit.accessions import Lookup
 from esm2kit.errors import InputError
 
 FORMAT = 1
@@ -182,7 +183,7 @@ def _blocks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 class EmbeddingReader:
-    """Embeddings by protein id, whatever the file's layout and key.
+    """Embeddings by protein id, or accession, whatever the file's layout and key.
 
     Args:
         path: a file `esm2kit embed` made.
@@ -214,9 +215,7 @@ class EmbeddingReader:
         self.attributes = {
             name: _plain(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
         }
-        self._index = {}
-        for index in range(len(self.ids) - 1, -1, -1):  # backwards, so that the first of equal ids is found
-            self._index[self.ids[index]] = index
+        self._index = Lookup(self.ids, str(path))
         if self._layout == "packed":
             self._offsets = self._file["offsets"][()]
 
@@ -251,7 +250,9 @@ class EmbeddingReader:
     def __getitem__(self, protein: str) -> np.ndarray:
         """One protein's vector (D,) or its residues' vectors (residues, D), float32.
 
-        Raises: KeyError if the id is absent.
+        Args:
+            protein: its id; or the accession or entry name inside it, where one protein alone has that.
+        Raises: UnknownId, a KeyError, if there is none, with the ids that come near.
         """
         value = self._read(self._index[protein])
         return value[0] if self.level == "protein" else value

@@ -132,5 +132,5 @@ def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
         reader.matrix()
     with pytest.raises(InputError, match="lacks 1 of 2 proteins, the first is 'nobody'"):
         reader.places(["protein é 0", "nobody"])
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="has no protein"):
         reader["nobody"]
