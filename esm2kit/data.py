@@ -204,22 +204,31 @@ def fingerprint(folder: Path) -> str:
 def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
     """Validation perplexity of knowing only how frequent each residue is: the floor a model has to get below.
 
-    Frequencies are counted on cluster representatives of the training set, one count added to each residue so that none
-    is impossible; perplexity is taken over every residue of the validation set.
+    Perplexity is taken over every residue of the validation set.
+
+    Args:
+        folder: what `esm2kit preprocess` made.
+        max_rows: count on this many representatives at most, evenly spaced.
+    """
+    if not (folder / "valid.arrow").is_file():
+        raise InputError(f"{folder} has no validation set: preprocess anew, with val_size or valid_fasta")
+    valid = SequenceStore.open(folder / "valid.arrow")
+    observed = _residue_counts(valid, range(len(valid)))
+    return float(np.exp(-(observed * unigram_log_shares(folder, max_rows)).sum() / observed.sum()))
+
+
+def unigram_log_shares(folder: Path, max_rows: int = 100_000) -> np.ndarray:
+    """(V,) log of each residue's share among all, counted on cluster representatives of the training set.
+
+    One count is added to each residue, so that none is impossible; tokens that are no residue have no meaning here.
 
     Args:
         folder: what `esm2kit preprocess` made.
         max_rows: count on this many representatives at most, evenly spaced.
     """
     index, train = ClusterIndex.open(folder), SequenceStore.open(folder / "train.arrow")
-    if not (folder / "valid.arrow").is_file():
-        raise InputError(f"{folder} has no validation set: preprocess anew, with val_size or valid_fasta")
-    rows = index.representative_rows[:: -(-index.num_clusters // max_rows)]
-    counts = _residue_counts(train, rows) + 1
-    valid = SequenceStore.open(folder / "valid.arrow")
-    observed = _residue_counts(valid, range(len(valid)))
-    log_share = np.log(counts / counts[list(map(TOKENS.index, RESIDUE_LETTERS))].sum())
-    return float(np.exp(-(observed * log_share).sum() / observed.sum()))
+    counts_V = _residue_counts(train, index.representative_rows[:: -(-index.num_clusters // max_rows)]) + 1
+    return np.log(counts_V / counts_V[list(map(TOKENS.index, RESIDUE_LETTERS))].sum())
 
 
 def _residue_counts(store: SequenceStore, rows: Sequence[int]) -> np.ndarray:

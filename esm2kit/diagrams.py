@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
-from esm2kit.plots import OTHERS, OURS, PALETTE, TRUTH, _axes, _finish
+from esm2kit.plots import OTHERS, OURS, PALETTE, QUIET, TRUTH, _axes, _finish, heat_map
 
 STORY = ("FASTA and\nclusters", "dataset\n.arrow", "checkpoint\n.safetensors", "embeddings\n.h5", "report\n.html")
 ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
@@ -43,6 +44,35 @@ def residue_shares(share: Mapping[str, float], ax: Axes | None = None) -> Axes:
     return _finish(ax, "residue", "share (%)")
 
 
+def times_likelier(times: Mapping[str, float], ax: Axes | None = None) -> Axes:
+    """How many times likelier than by frequency a model makes each residue: bars up from 1 for a gain, down for a loss.
+
+    Args:
+        times: letter -> geometric mean, in the order to draw.
+    """
+    ax = _axes(ax, 7.0, 3.0)
+    values = np.array(list(times.values()))
+    ax.bar(list(times), values - 1, bottom=1, color=[OURS if value >= 1 else QUIET for value in values])
+    ax.axhline(1, color="black", linewidth=0.8)
+    return _finish(ax, "hidden residue", "times likelier\nthan by frequency")
+
+
+def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None = None) -> Axes:
+    """What a model would put at each residue, against frequency; a dot marks the residue that is there.
+
+    Args:
+        odds_TL: binary logarithm of how many times likelier each letter is than by frequency, a row a residue.
+        letters: of the columns of odds_TL.
+        sequence: the residues, one a row of odds_TL.
+    """
+    ax = heat_map(
+        odds_TL.T, "hidden residue", "guess", "log2 of times likelier\nthan by frequency", letters, sequence, 0.0, ax
+    )
+    true = [(place + 0.5, letters.index(letter) + 0.5) for place, letter in enumerate(sequence) if letter in letters]
+    ax.scatter(*np.array(true).T, s=9, color="black", linewidths=0)
+    return ax
+
+
 def draw_strip(member_rows: np.ndarray, drawn_rows: Sequence[int], ax: Axes | None = None) -> Axes:
     """Which of a cluster's members each epoch drew: one column an epoch, one row a member."""
     ax = _axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
@@ -59,25 +89,6 @@ def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
     ax.plot(np.arange(1, len(rates) + 1), rates, color=OURS)
     ax.set_ylim(bottom=0)
     return _finish(ax, "update", "learning rate")
-
-
-def batch_layout(micro_batch_size: int, accumulate: int, data_parallel: int, ax: Axes | None = None) -> Axes:
-    """A global batch as cells: a row a device, a block a micro-batch, a cell a sequence."""
-    ax = _axes(ax, 7.0, 0.8 + 0.5 * data_parallel)
-    for device in range(data_parallel):
-        for turn in range(accumulate):
-            for sequence in range(micro_batch_size):
-                left = turn * (micro_batch_size + 0.6) + sequence
-                colour = PALETTE[turn % len(PALETTE)]
-                ax.add_patch(FancyBboxPatch((left, -device), 0.7, 0.6, boxstyle="round,pad=0.03", fc=colour, ec="none"))
-    ax.set(xlim=(-0.4, accumulate * (micro_batch_size + 0.6)), ylim=(-data_parallel + 0.6, 0.9), xticks=[])
-    ax.set_yticks(
-        [0.3 - device for device in range(data_parallel)], [f"device {device}" for device in range(data_parallel)]
-    )
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.set_xlabel(f"{accumulate} micro-batches of {micro_batch_size}, one colour each, one after the other")
-    return ax
 
 
 def layouts_compared(
@@ -185,5 +196,7 @@ def member_draws(counts_K: Sequence[int], low: float, high: float, ax: Axes | No
     ax.bar(range(1, len(counts_K) + 1), counts_K, color=OURS)
     ax.axhspan(low, high, color=OTHERS, alpha=0.25, linewidth=0, label="where fair draws lie")
     ax.set_ylim(0, 1.35 * max(high, *counts_K))
+    ax.set_xlim(0.3, len(counts_K) + 0.7)
+    ax.xaxis.set_major_locator(MaxNLocator(16, integer=True, prune="lower"))
     ax.legend(frameon=False, loc="upper right")
     return _finish(ax, "member of the cluster", "times drawn")

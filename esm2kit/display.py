@@ -1,6 +1,7 @@
 """What a notebook shows: figures with captions, a stage's progress, a benchmark report as a chart and a sentence."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,19 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
+from esm2kit.metrics import LOWER_IS_BETTER
+from esm2kit.report import METRIC_NAMES
 
 SECONDS_BETWEEN_LINES = 5.0
-CONSTANTS = ("majority", "mean")
+PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
+BASELINES = {
+    "majority": "majority class",
+    "mean": "mean of train",
+    "onehot_ridge": "one-hot, linear",
+    "onehot_cnn": "one-hot CNN",
+    "levenshtein_nearest": "nearest by edits",
+    "blosum62_nearest": "nearest by BLOSUM62",
+}
 
 
 def captioned(ax: Axes, caption: str) -> None:
@@ -47,6 +58,16 @@ def follow_progress() -> None:
     source.handlers, source.propagate = [_Printed()], False
 
 
+def label(row: Mapping[str, Any]) -> str:
+    """A report's row as a person would name it: what was trained, and on what."""
+    if row["kind"] == "finetuned":
+        return f"fine-tuned encoder {row['name'][row['name'].rfind('(') :]}"
+    probe = row["name"].rpartition(", ")[2]
+    probe = f"{PROBES.get(probe, probe)} probe"
+    on = {"probe": f"{probe} on the frozen encoder", "untrained": f"{probe} on an untrained encoder"}
+    return on.get(row["kind"]) or BASELINES.get(row["name"], row["name"])
+
+
 def score_chart(report: Mapping[str, Any]) -> Axes:
     """A report's rows as points with their intervals, in the headline metric; the first row stands out.
 
@@ -55,33 +76,116 @@ def score_chart(report: Mapping[str, Any]) -> Axes:
     """
     metric = report["task"]["metric"]
     rows = [row for row in report["rows"] if row["metrics"][metric]["value"] is not None]
-    names = [_plain(row["name"], report) for row in rows]
     values, lows, highs = ([row["metrics"][metric][key] for row in rows] for key in ("value", "low", "high"))
-    return plots.scores_beside_baselines(names, values, lows, highs, metric, names[:1])
-
-
-def verdict(report: Mapping[str, Any]) -> str:
-    """How the first row compares with untrained model, probe and constant guess, pair by pair of test proteins."""
-    wanted = [
-        row["name"] for row in report["rows"] if row["kind"] in ("untrained", "probe") or row["name"] in CONSTANTS
-    ]
-    told = [_plain(pair["sentence"], report) for pair in report["comparisons"] if pair["theirs"] in wanted]
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in told)
-
-
-def _plain(text: str, report: Mapping[str, Any]) -> str:
-    """The model's own name is its checkpoint's; here it is simply this model, its probe in brackets."""
-    name = report["model"]["name"]
-    text = text.replace(f"untrained {name}", "the untrained model").replace(name, "this model")
-    probes = {row["name"].rpartition(", ")[2] for row in report["rows"] if row["kind"] in ("probe", "untrained")}
-    for probe in probes:
-        for model in ("this model", "the untrained model"):
-            text = text.replace(f"{model}, {probe}", f"{model} ({probe})")
-    return text
+    names = [label(row) for row in rows]
+    return plots.scores_beside_baselines(names, values, lows, highs, METRIC_NAMES.get(metric, metric), names[:1])
 
 
 def best_baseline(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The baseline row of highest headline score; None where no baseline has one."""
+    """The baseline row that is best in the headline metric; None where no baseline has a figure in it."""
     metric = report["task"]["metric"]
     rows = [row for row in report["rows"] if row["kind"] == "baseline" and row["metrics"][metric]["value"] is not None]
-    return max(rows, key=lambda row: row["metrics"][metric]["value"], default=None)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return max(rows, key=lambda row: sign * row["metrics"][metric]["value"], default=None)
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """How the first row compares, pair by pair of test proteins, with its probe, untrained twin and best rival."""
+    first, best = report["rows"][0], best_baseline(report)
+    rows = {row["name"]: row for row in report["rows"]}
+    metric = report["task"]["metric"]
+    told = []
+    for pair in report["comparisons"]:
+        other = rows[pair["theirs"]]
+        if other is best:
+            value = other["metrics"][metric]["value"]
+            told.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f})", metric))
+        # a constant has no rank to compare, and no place in the chart
+        elif other["kind"] in ("probe", "untrained") or pair["metric"] != metric:
+            told.append(relation(pair, f"the {label(other)}", metric))
+    value = first["metrics"][metric]["value"]
+    figure = "no figure" if value is None else f"{value:.3f}"
+    return f"The {label(first)} has {figure}: {'; '.join(told) or 'there is nothing to compare it with'}."
+
+
+def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
+    """Ahead, behind, or no clear difference: what a paired comparison shows of the first row, in words.
+
+    Args:
+        pair: one of a report's comparisons; a positive difference is better.
+        other: what the first row is compared with.
+        metric: the headline's; another one is named.
+    """
+    difference, low, high = pair["difference"], pair["low"], pair["high"]
+    unit = "" if pair["metric"] == metric else f" in {METRIC_NAMES.get(pair['metric'], pair['metric'])}"
+    if difference is None:
+        return f"no figure to hold against {other}"
+    if low is None or high is None:
+        return f"{difference:+.3f}{unit} from {other}, in every draw"
+    if low > 0:
+        return f"{difference:.3f} [{low:.3f}, {high:.3f}]{unit} ahead of {other}"
+    if high < 0:
+        return f"{-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit} behind {other}"
+    return f"no clear difference{unit} from {other}, {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def beats_all(report: Mapping[str, Any]) -> bool:
+    """Whether the first row is ahead of every other one, beyond what the draw of test proteins explains."""
+    return all(pair["low"] is not None and pair["low"] > 0 for pair in report["comparisons"])
+
+
+def summary(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence on all tasks: on how many the model is ahead of all that knows less, and where it is most so.
+
+    Args:
+        reports: task -> its report, the first row a probe.
+    """
+
+    def margin(task: str) -> float:
+        best = best_baseline(reports[task])
+        found = [pair["difference"] for pair in reports[task]["comparisons"] if best and pair["theirs"] == best["name"]]
+        return found[0] if found and found[0] is not None else -math.inf
+
+    ahead = [task for task in reports if beats_all(reports[task])]
+    task = max(ahead or reports, key=margin)
+    report, best = reports[task], best_baseline(reports[task])
+    metric = report["task"]["metric"]
+    value = report["rows"][0]["metrics"][metric]["value"]
+    figure = f"{METRIC_NAMES.get(metric, metric)} {'undefined' if value is None else f'{value:.3f}'}"
+    rival = f", where the best baseline, {label(best)}, has {best['metrics'][metric]['value']:.3f}" if best else ""
+    count = f"on {len(ahead)} of {len(reports)} tasks, " if len(reports) > 1 else ""
+    clear = "" if ahead else "do not clearly " if len(reports) == 1 else "clearly "
+    most = "on " if len(reports) == 1 else "nearest to it on " if not ahead else "most so on " if len(ahead) > 1 else ""
+    return f"The vectors {clear}beat everything that knows less {count}{most}{task}: {figure}{rival}."
+
+
+def worth(report: Mapping[str, Any]) -> str:
+    """What fine-tuning gave beyond the probe, at these figures, why, and what to change.
+
+    Args:
+        report: of a fine-tuning, its row first.
+    """
+    first = report["rows"][0]
+    probe = next((row["name"] for row in report["rows"] if row["kind"] == "probe"), None)
+    pair = next((pair for pair in report["comparisons"] if pair["theirs"] == probe), None)
+    if pair is None or pair["low"] is None:
+        return "There is no probe on the frozen encoder to hold it against."
+    if first["config"]["mode"] == "frozen":
+        return "Only the head was trained: a probe by another road, and what differs is how the two are trained."
+    proteins = f"{report['task']['sizes']['train']:,} labelled proteins"
+    if pair["low"] > 0:
+        return f"Worth it: {proteins} were enough to bend the encoder further towards the labels than a probe can read."
+    kept, looks = first["selected"]["epoch"][0], len(first["history"].get("validation_loss", []))
+    why = (
+        f"Validation was best at look {kept} of {looks}; after that the encoder learns its training labels by heart. "
+        "Try fewer weights (`mode` lora or last_n), a lower `lr`, or more labels."
+        if kept < looks
+        else "Validation was still improving when it ended: give it more `epochs` first."
+    )
+    much = (
+        "Not worth it at these settings" if pair["high"] < 0 else "These proteins cannot tell if it was worth it"
+    )
+    return (
+        f"{much}: {proteins} are few to move an encoder with, and the probe reads the same vectors with far fewer "
+        f"weights to fit. {why} An official `model` knows more to begin with, and has more to bend."
+    )

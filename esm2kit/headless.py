@@ -55,6 +55,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     entry |= {"source_sha256": sha256_file(source), "inputs": _inputs(source.parent, known | parameters)}
     manifest["notebooks"][notebook] = entry
     write_json(folder / "manifest.json", manifest)
+    _write(folder / "index.html", run_page(folder.name, manifest))
     began = time.monotonic()
     error = None
     with _signs_of_life(notebook, began) as signs, _unwatched(), warnings.catch_warnings():
@@ -99,13 +100,13 @@ def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
     """What a notebook said that it made; its relative paths count from its own folder."""
     path = source.parent / work_dir / "records" / f"{source.stem}.json"
     if not path.exists():
-        return {"made": {}, "figures": {}}
+        return {"made": {}, "figures": {}, "told": ""}
     recorded = json.loads(path.read_text())
     made = {}
     for name, where in recorded["made"].items():
         there = os.path.normpath(source.parent / where)
         made[name] = {"path": there} | digest(Path(there))
-    return {"made": made, "figures": recorded["figures"]}
+    return {"made": made, "figures": recorded["figures"], "told": recorded.get("told", "")}
 
 
 class _Signs(logging.Handler):

@@ -6,10 +6,12 @@ Without a front end the worker's lines are printed instead.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,9 @@ import ipywidgets
 from IPython.display import HTML, display
 
 from esm2kit import launch
+from esm2kit.errors import InputError
 from esm2kit.training_log import read_metrics
+from esm2kit.training_state import OF_ANOTHER_RUN, TO_BEGIN_ANEW
 from esm2kit.widgets import INK, LINE, QUIET, card, has_front_end
 
 SECONDS_BETWEEN_DRAWINGS = 1.0
@@ -26,6 +30,9 @@ MAX_POINTS = 400
 # readable on white paper and on JupyterLab's dark one
 BLUE, ORANGE = "#1b80c4", "#c77700"
 ASIDE = ("{", "Setting OMP_NUM_THREADS", "Initializing distributed", "distributed_backend", "All distributed processes")
+# what a probe's baselines say of themselves is for their own log
+FITTING = re.compile(r": fitting$|: penalty |^wrote ")
+IN_A_NOTEBOOK = "set overwrite to True to begin anew, or work_dir to another folder"
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
 
 
@@ -38,16 +45,31 @@ class Curve(NamedTuple):
     dots: bool = False
 
 
-def train(stage: str, config: Any, guide_loss: float | None = None) -> dict[str, Any]:
+def train(stage: str, config: Any, guide_loss: float | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Run a training stage to its end, or to the Stop button, and show how it goes.
+
+    A run of the same settings is taken up where it was left; one of other settings is an error, or gives way.
 
     Args:
         stage: pretrain or finetune.
         config: the stage's dataclass.
         guide_loss: a loss to draw as a line, such as the unigram guess's.
+        overwrite: begin anew where the folder holds a run of other settings; what it made is lost.
     Returns: what the stage wrote to `<out_dir>/<stage>.json`; after a stop, of as far as it came.
     Raises: as `launch.train`.
     """
+    try:
+        return _train(stage, config, guide_loss)
+    except InputError as error:
+        if OF_ANOTHER_RUN not in str(error):
+            raise
+        if overwrite:
+            print("the folder holds a run of other settings: beginning anew")
+            return _train(stage, replace(config, resume_if_exists=False), guide_loss)
+        raise InputError(str(error).replace(TO_BEGIN_ANEW, IN_A_NOTEBOOK)) from None
+
+
+def _train(stage: str, config: Any, guide_loss: float | None) -> dict[str, Any]:
     if not has_front_end():
         return launch.train(stage, config, _print)
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
@@ -71,7 +93,8 @@ def _print(line: str) -> None:
 
 
 def _tells(line: str) -> bool:
-    return bool(line.strip("*- ")) and not line.removeprefix("INFO: ").startswith(ASIDE)
+    line = line.removeprefix("INFO: ")
+    return bool(line.strip("*- ")) and not line.startswith(ASIDE) and not FITTING.search(line)
 
 
 class TrainingView:
@@ -150,18 +173,24 @@ class TrainingView:
         # the curves fill the frame while the end is far, and near their place in the whole run once it is in sight
         latest = max((float(row["step"]) for row in rows), default=1.0)
         end = self.max_steps if self.max_steps and latest > 0.2 * self.max_steps else 1.25 * latest
-        figures = [name for name in (rows[0] if rows else {}) if name.startswith("val_") and name != "val_loss"]
+        columns = rows[0] if rows else {}
+        figures = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
+        figures += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
         losses = [
             Curve("training loss", points(rows, "train_loss"), BLUE),
             Curve("validation", points(rows, "val_loss"), ORANGE, dots=True),
         ]
         panels = [panel(losses, end, self.guide_loss)]
-        panels += [panel([Curve(name.replace("val_", "validation "), points(rows, name), ORANGE, dots=True)], end)
-                   for name in figures[:1]]  # fmt: skip
+        panels += [panel([Curve(told(name), points(rows, name), ORANGE, dots=True)], end) for name in figures]
         panels.append(panel([Curve("learning rate", points(rows, "lr"), BLUE)], end))
         panels.append(panel([Curve("tokens/s", points(rows, "tokens_per_s"), BLUE)], end))
         body = f'<div style="display:flex;flex-wrap:wrap;gap:.4em 1em">{"".join(panels)}</div>'
         return card(f'<code role="status">{escape(self.line)}</code>{body}')
+
+
+def told(column: str) -> str:
+    """A validation figure's column as its panel is headed."""
+    return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
 
 
 def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:

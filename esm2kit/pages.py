@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment
 
 from esm2kit.provenance import atomic_path
-from esm2kit.run_history import figures_of, read_runs, short, silences
+from esm2kit.run_history import figures_of, read_runs, short, silences, state, with_status
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --link: light-dark(#0b57d0, #8ab4f8); }
@@ -15,7 +15,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
 border-bottom: 1px solid var(--line); } a { color: var(--link); } th button { font: inherit; font-weight: 600; background: none;
 border: 0; padding: 0; cursor: pointer; color: inherit; text-align: left; } th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; } .failed { color: light-dark(#b3261e, #f2b8b5); font-weight: 600; }
+th[aria-sort=descending] button::after { content: " \\2193"; } .failed, .interrupted { color: light-dark(#b3261e, #f2b8b5); font-weight: 600; }
+.running { color: light-dark(#0b57d0, #8ab4f8); font-weight: 600; } h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .6rem; } .lead { font-size: 1.12rem; }
 h2 { margin: 2rem 0 .4rem; font-size: 1.15rem; } th[scope=row] { font-weight: normal; } .wide { overflow-x: auto; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; } td:first-child { white-space: nowrap; }
 code, .num { font-variant-numeric: tabular-nums; } td.num, td code { white-space: nowrap; } .small { font-size: .85em; opacity: .8; }
@@ -33,24 +34,33 @@ for (const button of document.querySelectorAll("th button")) button.onclick = ()
 """
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>{{ style }}</style></head><body><h1>{{ title }}</h1>{{ body }}</body></html>
+{% if refresh %}<meta http-equiv="refresh" content="{{ refresh }}">
+{% endif %}<title>{{ title }}</title><style>{{ style }}</style></head><body><main><h1>{{ head }}</h1>{{ body }}</main></body></html>
 """
-RUN = """<p>Tier {{ manifest.tier }}, started {{ manifest.created }}, commit <code>{{ manifest.git_commit or "none" }}</code>.
-<a href="manifest.json">manifest.json</a> holds parameters, hashes and versions. <a href="../index.html">All runs</a></p>
-<div class="wide"><table><thead><tr>{% for head in ("Notebook", "Status", "Seconds", "Figures", "Made") %}
+# A page of a run at work is fetched anew every so many seconds: its reader sees it come along.
+SECONDS_BETWEEN_LOOKS = 15
+RUN = """{% if result %}<p class="lead">{{ result }}</p>
+{% endif %}{% if error %}<p class="lead failed">{{ error }}</p>
+{% endif %}{% if next %}<p>{{ next }}</p>
+{% endif %}<p class="small">Run <code>{{ run }}</code>, started {{ manifest.created[:16] | replace("T", " ") }}, commit
+<code>{{ (manifest.git_commit or "none")[:10] }}</code>. <a href="manifest.json">manifest.json</a> holds parameters, hashes and
+versions. <a href="../index.html">All runs</a></p>
+<div class="wide" tabindex="0" role="region" aria-label="The run's notebooks"><table><thead><tr>{% for head in ("Notebook", "Status", "Seconds", "Figures", "Made") %}
 <th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
-{% for name, entry in manifest.notebooks.items() %}<tr><td><a href="{{ name }}.html">{{ name }}</a></td>
+{% for name, entry in notebooks.items() %}<tr><td>{% if entry.status in ("done", "failed") %}<a href="{{ name }}.html">{{ name }}</a>{% else %}{{ name }}{% endif %}</td>
 <td class="{{ entry.status }}">{{ entry.status }}{% if entry.error %}<br><span class="small">{{ entry.error }}</span>{% endif %}</td>
 <td class="num">{{ entry.seconds }}</td>
 <td>{% for key, value in (entry.figures or {}).items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
 <td>{% for key, item in (entry.made or {}).items() %}<a href="{{ item.path | relative }}">{{ key }}</a><br>{% endfor %}</td></tr>
 {% endfor %}</tbody></table></div><p class="small">{{ silences }}</p>"""
-RUNS = """<p>Click a heading, or press Enter on it, to sort. <code>esm2kit runs A B</code> compares two runs,
+RUNS = """{% for name, manifest in newest.items() %}<p class="lead">The newest, <a href="{{ name }}/index.html">{{ name }}</a>:
+<span class="{{ manifest.status }}">{{ manifest | state }}</span>. {{ manifest | result }}</p>
+{% endfor %}<p class="small">Click a heading, or press Enter on it, to sort. <code>esm2kit runs A B</code> compares two runs,
 <code>esm2kit rerun A</code> repeats one.</p>
-<h2>Runs</h2><div class="wide"><table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Minutes", "Commit", "Reports") %}
+<h2>Runs</h2><div class="wide" tabindex="0" role="region" aria-label="All runs"><table><thead><tr>{% for head in ("Run", "Tier", "Status", "Started", "Minutes", "Commit", "Reports") %}
 <th scope="col"><button type="button">{{ head }}</button></th>{% endfor %}</tr></thead><tbody>
 {% for name, manifest in runs.items() %}<tr><td><a href="{{ name }}/index.html">{{ name }}</a></td>
-<td>{{ manifest.tier }}</td><td class="{{ manifest.status }}">{{ manifest.status }}</td>
+<td>{{ manifest.tier }}</td><td class="{{ manifest.status }}">{{ manifest | state }}</td>
 <td class="num">{{ manifest.created[:16] | replace("T", " ") }}</td>
 <td class="num" data-key="{{ manifest.seconds }}">{{ "%.1f" | format(manifest.seconds / 60) }}</td>
 <td><code>{{ (manifest.git_commit or "none")[:10] }}</code></td>
@@ -83,8 +93,40 @@ body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
 
 def run_page(name: str, manifest: dict[str, Any]) -> str:
     """The HTML page of one run, linking its executed notebooks and what they made."""
-    told = silences(manifest)
-    return _page(name, RUN, manifest=manifest, run=name, silences=told[:1].upper() + told[1:])
+    manifest = with_status(manifest)
+    told, entries = silences(manifest), manifest["notebooks"]
+    planned = {name: {"status": "to come"} for name in manifest.get("planned", ())}
+    done = sum(entry["status"] == "done" for entry in entries.values())
+    count = f"{done} of {len(planned | entries)} notebooks"
+    ended = manifest["status"] == "done"
+    again = f"esm2kit run --tier {manifest['tier']} --resume"
+    return _page(
+        name,
+        RUN,
+        head=f"Tier {manifest['tier']}: " + (f"{_count(done)} in {_minutes(manifest['seconds'])}" if ended
+                                             else f"{state(manifest)}, {count} done"),
+        manifest=manifest,
+        run=name,
+        notebooks=planned | entries,
+        result=result(manifest),
+        error=entries.get(manifest["at"], {}).get("error"),
+        next=None if ended or manifest["status"] == "running" else f"What came before is kept; {again} goes on from there.",
+        refresh=SECONDS_BETWEEN_LOOKS if manifest["status"] == "running" else None,
+        silences=told[:1].upper() + told[1:],
+    )  # fmt: skip
+
+
+def result(manifest: dict[str, Any]) -> str:
+    """What a run came to, in the sentences its notebooks gave."""
+    return " ".join(entry["told"] for entry in manifest["notebooks"].values() if entry.get("told"))
+
+
+def _count(notebooks: int) -> str:
+    return "1 notebook" if notebooks == 1 else f"{notebooks} notebooks"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
 def notebook_page(executed: Path) -> str:
@@ -112,7 +154,17 @@ def runs_page(folder: Path) -> Path:
     index = folder / "index.html"
     with atomic_path(index) as part:
         part.write_text(
-            _page("esm2kit runs", RUNS, runs=runs, columns=columns, figures=figures, reports=reports, sort=SORT)
+            _page(
+                "esm2kit runs",
+                RUNS,
+                head=f"{len(runs)} run{'s' * (len(runs) != 1)} of the notebooks",
+                runs=runs,
+                newest=dict(list(runs.items())[:1]),
+                columns=columns,
+                figures=figures,
+                reports=reports,
+                sort=SORT,
+            )
         )
     return index
 
@@ -127,13 +179,14 @@ def _reports(run: Path, manifest: dict[str, Any]) -> dict[str, str]:
     return {key: f"{run.name}/{path}" for key, path in made.items() if path.endswith(".html") and (run / path).exists()}
 
 
-def _page(title: str, template: str, run: str = "", **values: Any) -> str:
+def _page(title: str, template: str, head: str, run: str = "", refresh: int | None = None, **values: Any) -> str:
     environment = Environment(autoescape=True)
-    environment.filters["figure"] = short
+    environment.filters |= {"figure": short, "state": state, "result": result}
     # artefacts of a run lie below its folder: a link that moves with it
     environment.filters["relative"] = lambda path: str(path).split(f"/{run}/", 1)[-1]
     from markupsafe import Markup
 
     values = {key: Markup(value) if key == "sort" else value for key, value in values.items()}
-    body = environment.from_string(template).render(**values)
-    return environment.from_string(PAGE).render(title=title, style=Markup(STYLE), body=Markup(body))
+    body = environment.from_string(template).render(run=run, **values)
+    around = {"title": f"{title} · {head}", "head": head, "refresh": refresh}
+    return environment.from_string(PAGE).render(style=Markup(STYLE), body=Markup(body), **around)

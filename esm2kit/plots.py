@@ -7,12 +7,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 PALETTE = sns.color_palette("colorblind")
 OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
 QUIET = "#c8c8c8"
 MAX_POINTS = 20_000
+MAX_BINS = 40
 MAX_NAME = 36  # letters of a name in a legend
 
 
@@ -34,7 +35,14 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
         max_residues: where training crops; drawn as a line.
     """
     ax = _axes(ax)
-    sns.histplot(x=np.asarray(num_residues_P), bins=50, color=OURS, ax=ax)
+    counts = np.asarray(num_residues_P)
+    # bins of whole residues, all equally wide: a fraction of one would draw gaps and double bars where there are none
+    width = max(1, -(-int(counts.max() - counts.min() + 1) // MAX_BINS))
+    edges = np.arange(counts.min(), counts.max() + width + 1, width)
+    ax.hist(counts, bins=edges, color=OURS, edgecolor="white", linewidth=0.4)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
     if max_residues is not None:
         ax.axvline(max_residues, color=TRUTH, linestyle="--", label=f"crop at {max_residues:,} residues")
         ax.legend(frameon=False)
@@ -50,7 +58,9 @@ def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) ->
     ax.set_xscale("log")
     ax.set_ylim(bottom=0.7)  # a bin that holds one cluster is to be seen
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else ""))
+        axis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
     return _finish(ax, "members per cluster", "clusters")
 
 
@@ -71,7 +81,7 @@ def loss_curves(
     for colour, (name, (steps, losses)) in zip(PALETTE, curves.items(), strict=False):
         ax.plot(steps, losses, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
     _guide_lines(ax, {"uniform guess": uniform, "unigram guess": unigram_floor})
-    return _finish(ax, "optimizer steps", "loss (nats per masked residue)")
+    return _finish(ax, "update", "loss (nats per masked residue)")
 
 
 def perplexity_curves(
@@ -88,8 +98,8 @@ def perplexity_curves(
     ax = _axes(ax)
     for colour, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
         ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
-    _guide_lines(ax, {"unigram guess": unigram_floor})
-    return _finish(ax, "optimizer steps", "perplexity")
+    _guide_lines(ax, {"uniform guess": None, "unigram guess": unigram_floor})
+    return _finish(ax, "update", "perplexity")
 
 
 def _guide_lines(ax: Axes, lines: Mapping[str, float | None]) -> None:
@@ -243,6 +253,8 @@ def heat_map(
         if not names:
             _number_from_one(axis, matrix_RC.shape[0 if axis is ax.yaxis else 1])
     ax.tick_params(axis="y", rotation=0)
+    if columns and max(map(len, columns)) == 1:  # letters stand upright, a chain's worth of them in small
+        ax.tick_params(axis="x", rotation=0, labelsize=min(10, 420 / len(columns)))
     ax.set(xlabel=x_label, ylabel=y_label)
     return ax
 

@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets
 
 from esm2kit.errors import InputError
-from esm2kit.run_history import read_runs, run_figures
+from esm2kit.run_history import read_runs, run_figures, state
 from esm2kit.widgets import LABEL, WIDE, View, facts
 
 
@@ -30,7 +30,9 @@ def _run_value(run: str, runs: dict[str, Any], folder: Path) -> tuple[Path | Non
     finished = [name for name, manifest in runs.items() if manifest["status"] == "done"]
     name = run or next(iter(finished), "")
     if not name:
-        return None, "No run is done yet: <code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>."
+        working = [f"{escape(other)} is {escape(state(each))}" for other, each in runs.items()]
+        start = "<code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>"
+        return None, f"{'; '.join(working)}. None is done yet." if working else f"No run is done yet: {start}."
     if name not in runs:
         raise InputError(f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}")
     manifest = runs[name]
@@ -38,7 +40,7 @@ def _run_value(run: str, runs: dict[str, Any], folder: Path) -> tuple[Path | Non
     rows = {
         "run": escape(name),
         "tier": escape(manifest["tier"]),
-        "status": escape(manifest["status"]),
+        "status": escape(state(manifest)),
         "started": escape(manifest["created"]),
         "seconds": f"{manifest['seconds']:,.0f}",
         "figures": figures or None,

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ class Difference(NamedTuple):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A run's manifest with its status and seconds over all notebooks.
+    """A run's manifest with its status, see `with_status`.
 
     Raises: InputError if there is none, or it cannot be read.
     """
@@ -36,13 +38,54 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{folder} is no run: it has no manifest.json; `esm2kit runs` lists those there are")
     try:
-        manifest = json.loads(path.read_text())
+        return with_status(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} cannot be read ({error}); start a new run") from error
-    entries = manifest["notebooks"].values()
-    states = {entry["status"] for entry in entries}
-    status = "failed" if "failed" in states else "running" if "running" in states or not states else "done"
-    return manifest | {"status": status, "seconds": sum(entry.get("seconds", 0.0) for entry in entries)}
+
+
+def with_status(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with what its entries add up to.
+
+    Returns: besides what was there, "status" (done, failed, running, or interrupted: its process is gone), "at" (the
+        notebook that failed, runs or comes next; "" for a run that is done) and "seconds" over all notebooks.
+    """
+    entries = manifest["notebooks"]
+    seconds = sum(entry.get("seconds", 0.0) for entry in entries.values())
+    left = [name for name in {**dict.fromkeys(manifest.get("planned", ())), **entries}
+            if entries.get(name, {}).get("status") != "done"]  # fmt: skip
+    failed = [name for name in left if entries.get(name, {}).get("status") == "failed"]
+    at = (failed or left or [""])[0]
+    status = "failed" if failed else "done" if entries and not left else "running"
+    if status == "running" and not _alive(manifest.get("process")):
+        status = "interrupted"
+    return dict(manifest) | {"status": status, "at": at, "seconds": seconds}
+
+
+def this_process() -> dict[str, Any]:
+    """Who is at work on a run, so that a run whose process was killed can be told from one that goes on."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _alive(process: Mapping[str, Any] | None) -> bool:
+    if process is None:
+        return False
+    if process["host"] != socket.gethostname():
+        return True  # nobody here can tell
+    try:
+        os.kill(process["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def state(manifest: Mapping[str, Any]) -> str:
+    """A run's status in words, with the notebook it is about."""
+    words = {"failed": "failed in", "running": "at work on", "interrupted": "interrupted in"}
+    if manifest["status"] not in words:
+        return manifest["status"]
+    return f"{words[manifest['status']]} {manifest['at'] or 'its first notebook'}"
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:

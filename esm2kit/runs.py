@@ -26,6 +26,7 @@ from esm2kit.run_history import (
     short,
     silences,
     table,
+    this_process,
 )
 from esm2kit.tiers import checked, plan_tier, tier_path, told_plan
 
@@ -209,7 +210,10 @@ def _execute(
         with alone(folder):
             known = (folder / "manifest.json").exists()
             manifest = read_manifest(folder) if known else new_manifest(name, folder)
-            for notebook in choose(manifest):
+            chosen = choose(manifest)
+            manifest["planned"] = list(dict.fromkeys([*manifest.get("planned", ()), *chosen]))
+            manifest["process"] = this_process()
+            for notebook in chosen:
                 run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:
         raise InputError(
@@ -260,7 +264,13 @@ def need(path: str | Path, notebook: str) -> Path:
     return Path(path)
 
 
-def record(notebook: str, work_dir: str | Path, made: Mapping[str, Path | str], figures: Mapping[str, float]) -> None:
+def record(
+    notebook: str,
+    work_dir: str | Path,
+    made: Mapping[str, Path | str],
+    figures: Mapping[str, float],
+    told: str = "",
+) -> None:
     """What a notebook made and measured, for its reader and for the run's manifest.
 
     Args:
@@ -268,12 +278,13 @@ def record(notebook: str, work_dir: str | Path, made: Mapping[str, Path | str], 
         work_dir: the notebook's folder of artefacts; the record goes to `<work_dir>/records/<notebook>.json`.
         made: name -> file or folder.
         figures: name -> number.
+        told: the result in a sentence, for the head of the run's page.
     """
     work_dir = Path(work_dir)
     absent = [str(path) for path in made.values() if not Path(path).exists()]
     if absent:
         raise InputError(f"{notebook} names artefacts that are not there: {', '.join(absent)}")
-    write_json(work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures)})
+    write_json(work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "told": told})
     for name, path in made.items():
         print(f"made {name}: {path}")
 

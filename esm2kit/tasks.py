@@ -227,7 +227,7 @@ def _infer(
         unit=told.get("unit", ""),
         citation=told.get("source", ""),
         licence=told.get("licence", "the user's own"),
-        note="; ".join(note.strip() for note in notes if note),
+        note="; ".join(note.strip().rstrip(".") for note in notes if note),
     )
 
 

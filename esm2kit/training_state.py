@@ -39,6 +39,9 @@ FREE_TO_CHANGE = {
     *("benchmark", "resamples", "merge", "export_hf"),
 }
 
+OF_ANOTHER_RUN = "is of another run"
+TO_BEGIN_ANEW = "give another out_dir, or resume_if_exists false to overwrite"
+
 
 class ResumePoint(NamedTuple):
     """A checkpoint to go on from: its metadata, and its tensors by the part before the first dot."""
@@ -76,16 +79,14 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
     before, now = metadata["provenance"]["config"], to_json(config)
     differing = {name: (before.get(name), now[name]) for name in now.keys() - FREE_TO_CHANGE}
     differing["global_batch_size"] = metadata["global_batch_size"], config.layout.global_batch_size
-    differing["the data's sha256"] = (
-        metadata["provenance"]["inputs"]["data"]["sha256"][:12],
-        manifest["inputs"]["data"]["sha256"][:12],
-    )
+    # the same path may hold another dataset by now, or the weights of another training
+    for name in ("data", "model"):
+        inputs = [each["inputs"].get(name, {}).get("sha256") for each in (metadata["provenance"], manifest)]
+        differing[f"the {name}'s sha256"] = tuple(digest and digest[:12] for digest in inputs)
     differing = {name: values for name, values in sorted(differing.items()) if values[0] != values[1]}
     if differing:
         listed = ", ".join(f"{name} was {before} and is now {now}" for name, (before, now) in differing.items())
-        raise InputError(
-            f"{path} is of another run: {listed}; give another out_dir, or resume_if_exists false to overwrite"
-        )
+        raise InputError(f"{path} {OF_ANOTHER_RUN}: {listed}; {TO_BEGIN_ANEW}")
     return ResumePoint(path, metadata, parts_of(tensors))
 
 

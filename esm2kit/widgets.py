@@ -90,13 +90,26 @@ class View:
         except InputError as error:
             return error_card(str(error))
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the empty ones among the parameters stand for: name -> the words that the control shows for them."""
+        return {name: stands_for(control) for name, control in self.controls.items() if control.value == ""}
+
     def __repr__(self) -> str:
-        return " · ".join(f"{name} = {value!r}" for name, value in self.parameters.items())
+        told = {name: f" ({meaning})" for name, meaning in self.meanings.items() if meaning}
+        return " · ".join(f"{name} = {value!r}{told.get(name, '')}" for name, value in self.parameters.items())
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
             return in_front(*self.controls.values(), self.card)
         return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
+
+
+def stands_for(control: ipywidgets.ValueWidget) -> str:
+    """The words a control shows for its value where that is empty: an option's label, or what its field suggests."""
+    options = getattr(control, "options", ())
+    named = {option[1]: option[0] for option in options if isinstance(option, tuple)}
+    return str(named.get(control.value) or getattr(control, "placeholder", "")).replace("\u200b", "")
 
 
 # A list that has the focus wants its arrow keys, and letters to be found by; JupyterLab takes them for commands on
@@ -207,7 +220,10 @@ class Export:
             self.told.value = error_card(str(error))
 
     def __repr__(self) -> str:
-        return yaml.safe_dump(self.choices, sort_keys=False).rstrip()
+        text = yaml.safe_dump(self.choices, sort_keys=False, width=1000).rstrip()
+        for name, meaning in (item for view in self.views for item in view.meanings.items()):
+            text = text.replace(f"  {name}: ''", f"  {name}: ''  # {meaning}") if meaning else text
+        return text
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():

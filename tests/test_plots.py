@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from esm2kit import pair_plots, plots
+from esm2kit import diagrams, pair_plots, plots
 
 mpl.use("Agg")
 GENERATOR = np.random.default_rng(0)
@@ -137,6 +137,40 @@ def test_separations_are_averaged_over_pairs():
     assert len(line.get_xdata()) < 20, "bins widen"
     start = round(line.get_xdata()[-1] ** 2 / 399)
     np.testing.assert_allclose(line.get_ydata()[-1], 1 / sum(400 - apart for apart in range(start, 400)))
+
+
+def test_counts_and_residues_have_whole_ticks():
+    for ax in (
+        plots.cluster_size_histogram(np.array([1] * 400 + [2] * 90 + [15])),
+        plots.length_histogram(np.array([50, 51, 52, 53])),
+    ):
+        ax.figure.draw_without_rendering()
+        for axis in (ax.xaxis, ax.yaxis):
+            told = [text.get_text() for text in axis.get_ticklabels() if text.get_text()]
+            assert told
+            assert all(text.replace(",", "").isdigit() for text in told), told
+            assert len(told) == len(set(told)), "a tick that was rounded stands twice"
+
+
+def test_residues_are_counted_in_bins_of_equal_whole_width():
+    lengths = GENERATOR.integers(57, 400, 2384)
+    ax = plots.length_histogram(lengths)
+    widths = {round(bar.get_width(), 9) for bar in ax.patches}
+    assert widths == {9.0}
+    assert sum(bar.get_height() for bar in ax.patches) == 2384
+
+
+def test_a_dot_marks_the_residue_that_was_hidden():
+    odds_TL = GENERATOR.normal(size=(4, 3))
+    ax = diagrams.guess_map(odds_TL, "ACD", "DCXA")
+    np.testing.assert_array_equal(ax.collections[-1].get_offsets(), [[0.5, 2.5], [1.5, 1.5], [3.5, 0.5]])
+    np.testing.assert_allclose(ax.collections[0].get_array().ravel(), odds_TL.T.ravel())
+    assert [text.get_text() for text in ax.get_xticklabels()] == list("DCXA")
+
+
+def test_bars_of_a_gain_go_up_from_one_and_of_a_loss_down():
+    ax = diagrams.times_likelier({"C": 1.5, "W": 0.75})
+    assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(1, 0.5), (1, -0.25)]
 
 
 def test_confusion_shows_counts_and_shares():

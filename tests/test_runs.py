@@ -125,11 +125,14 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeyp
     folder = latest_run(root, "tiny")
     before = {page.name: page.read_text() for page in (folder / "00_first.html", folder / "index.html")}
     for name in ("notebook_page", "run_page"):
+        kept = (folder / "index.html").read_text()
         with monkeypatch.context() as patch:
             patch.setattr(headless, name, lambda *given: "half a page, and then \ud800, which no file takes")
             with pytest.raises(UnicodeEncodeError):
                 run(config(root, only="00"))
-        assert (folder / "index.html").read_text() == before["index.html"]
+        page = (folder / "index.html").read_text()
+        assert page.endswith("</html>"), "a page is whole"
+        assert (page == kept) == (name == "run_page"), "the run's page told that a notebook began"
         assert before["00_first.html"][:40] == (folder / "00_first.html").read_text()[:40]
         assert not list(folder.glob("*.part"))
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +14,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm2kit import live, pickers, shape_pickers, widgets
+from esm2kit import live, map_pickers, pickers, shape_pickers, widgets
 from esm2kit.checkpoint import write_checkpoint
-from esm2kit.display import verdict
+from esm2kit.display import summary, verdict, worth
 from esm2kit.errors import InputError
+from esm2kit.fasta import Record
 from esm2kit.flip import TASKS
 from esm2kit.model import ESM2, SIZES, ESM2Config
 from esm2kit.parallel import BatchLayout
 from esm2kit.pretrain import PretrainConfig, pretrain
 from esm2kit.run_browser import run_browser
+from esm2kit.run_history import this_process
+from esm2kit.training_state import OF_ANOTHER_RUN, TO_BEGIN_ANEW
 
 NUMBERS = st.integers(1, 64)
 
@@ -352,19 +357,141 @@ def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
     assert y1 > y0, "a lower loss is drawn lower"
 
 
-def test_a_verdict_reads_as_a_sentence() -> None:
-    """The checkpoint's file name and the probe's are put as a person would say them."""
-    rows = [{"kind": "finetuned", "name": "p_step3, fine-tuned (full, cnn)"}, {"kind": "probe", "name": "p_step3, cnn"}]
-    rows += [{"kind": "untrained", "name": "untrained p_step3, cnn"}, {"kind": "baseline", "name": "majority"}]
-    sentences = {
-        "p_step3, cnn": "p_step3, fine-tuned (full, cnn) beats p_step3, cnn by 0.1",
-        "untrained p_step3, cnn": "no difference shown between p_step3, cnn and untrained p_step3, cnn: +0.0",
-        "onehot": "p_step3, cnn beats onehot",
-        "majority": "p_step3, cnn beats majority by 0.2",
-    }
-    comparisons = [{"theirs": theirs, "sentence": sentence} for theirs, sentence in sentences.items()]
-    report = {"model": {"name": "p_step3"}, "rows": rows, "comparisons": comparisons}
-    assert verdict(report) == (
-        "This model, fine-tuned (full, cnn) beats this model (cnn) by 0.1. No difference shown between this model "
-        "(cnn) and the untrained model (cnn): +0.0. This model (cnn) beats majority by 0.2."
+def test_an_empty_choice_is_shown_with_what_it_stands_for(tasks: Path, tmp_path: Path) -> None:
+    pretrained(tmp_path, ESM2Config(1, 16, 2))
+    task, model = pickers.task_picker("gb1", "", tasks), pickers.model_picker("", tmp_path)
+    assert repr(task) == "task = 'gb1' · split = '' (the default)"
+    assert repr(model) == "model = '' (the checkpoint of notebook 02)"
+    assert "the checkpoint of notebook 02" in model._repr_mimebundle_()["text/html"]
+    assert repr(run_browser("", tmp_path)) == "run = '' (the newest that is done)"
+    assert repr(map_pickers.protein_picker("", [Record("P1", "P1", "MKV")])) == "protein = '' (P1 (the first))"
+    export = widgets.Export("04_benchmark", task, model)
+    assert yaml.safe_load(repr(export)) == {"04_benchmark": {"task": "gb1", "split": "", "model": ""}}
+    assert "split: ''  # the default" in repr(export)
+    task.controls["split"].value = "sampled"
+    assert repr(task) == "task = 'gb1' · split = 'sampled'"
+
+
+def test_the_run_browser_tells_of_the_run_it_is_part_of(tmp_path: Path) -> None:
+    """Notebook 00 looks at runs while its own is at work; a killed one is not taken for one that goes on."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, process in (("a", this_process()), ("b", this_process() | {"pid": gone.pid})):
+        (tmp_path / name).mkdir()
+        manifest = {
+            "tier": "t",
+            "created": f"2026-01-01T00:00:0{name == 'a':d}",
+            "planned": ["00_x", "01_y"],
+            "process": process,
+            "notebooks": {"00_x": {"status": "running", "parameters": {}}},
+        }
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    view = run_browser("", tmp_path)
+    assert view.value is None
+    assert text(view) == "a is at work on 00_x; b is interrupted in 00_x. None is done yet."
+
+
+def test_the_live_view_draws_the_downstream_task_where_it_is_probed(tmp_path: Path) -> None:
+    view = live.TrainingView("pretrain", tmp_path, 100)
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,val_loss,val_perplexity,downstream_accuracy,downstream_peak_gib,lr,grad_norm,tokens,"
+        "tokens_per_s,seconds\n50,3.0,,,,,0.001,1,10,1500,1\n50,,2.75,15.64,0.41,0.5,,,,,3\n"
     )
+    labels = re.findall(r'aria-label="([^"]+)"', view.page())
+    assert labels[1:3] == ["validation perplexity 15.6", "downstream task, accuracy 0.41"]
+    assert len(labels) == 5
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def stopped(stage: str, config: PretrainConfig, show: object) -> dict[str, int]:
+        asked.append(config.resume_if_exists)
+        if config.resume_if_exists:
+            raise InputError(f"pretrain stopped with code 2: {OF_ANOTHER_RUN}: lr was 1 and is now 2; {TO_BEGIN_ANEW}")
+        return {"step": 3}
+
+    monkeypatch.setattr(live.launch, "train", stopped)
+    config = PretrainConfig(tmp_path, tmp_path / "run", max_steps=1, global_batch_size=1)
+    if overwrite:
+        assert live.train("pretrain", config, overwrite=True) == {"step": 3}
+        assert asked == [True, False]
+    else:
+        with pytest.raises(InputError, match="lr was 1 and is now 2; set overwrite to True to begin anew, or work_dir"):
+            live.train("pretrain", config)
+        assert asked == [True]
+
+
+def row(kind: str, name: str, value: float | None, **more: object) -> dict[str, object]:
+    return {"kind": kind, "name": name, "metrics": {"accuracy": {"value": value, "low": value, "high": value}}} | more
+
+
+def report(first: dict[str, object], others: dict[str, tuple[float, float, float]]) -> dict[str, object]:
+    """A report of a first row and its paired differences from what it must beat."""
+    kinds = {"p_step3, cnn": "probe", "untrained p_step3, cnn": "untrained"}
+    values = {"majority": 0.4, "composition": 0.55, "onehot_cnn": 0.5}
+    rows = [row(kinds.get(name, "baseline"), name, values.get(name, 0.6)) for name in others]
+    pairs = [
+        {"theirs": name, "metric": "accuracy", "difference": difference, "low": low, "high": high}
+        for name, (difference, low, high) in others.items()
+    ]
+    task = {"metric": "accuracy", "sizes": {"train": 280}}
+    return {"task": task, "model": {"name": "p_step3"}, "rows": [first, *rows], "comparisons": pairs}
+
+
+AHEAD, LEVEL, BEHIND = (0.1, 0.05, 0.15), (0.01, -0.02, 0.04), (-0.1, -0.15, -0.05)
+OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
+
+
+def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
+    probe = row("probe", "p_step3, cnn", 0.6)
+    assert verdict(report(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
+        "The CNN probe on the frozen encoder has 0.600: 0.100 [0.050, 0.150] behind the CNN probe on an untrained "
+        "encoder; no clear difference from the best baseline, composition (0.550), +0.010 [-0.020, +0.040]."
+    )
+    told = report(probe, OTHERS)
+    told["rows"][1]["metrics"]["accuracy"]["value"] = 0.9
+    assert "the best baseline, majority class (0.900)" in verdict(told)
+
+
+def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
+    told = report(row("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
+    assert verdict(told).endswith("has no figure: no figure to hold against the best baseline, mean of train (0.600).")
+    told = report(row("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
+    assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(told)
+
+
+def test_all_tasks_in_one_sentence() -> None:
+    good, level = (report(row("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (AHEAD, LEVEL))
+    rival = "accuracy 0.600, where the best baseline, composition, has 0.550."
+    beat = "beat everything that knows less"
+    assert summary({"a": level, "b": good}) == f"The vectors {beat} on 1 of 2 tasks, b: {rival}"
+    assert summary({"a": level}) == f"The vectors do not clearly {beat} on a: {rival}"
+    assert summary({"b": good}) == f"The vectors {beat} on b: {rival}"
+    assert (
+        summary({"a": level, "c": level}) == f"The vectors clearly {beat} on 0 of 2 tasks, nearest to it on a: {rival}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pair", "kept", "mode", "told"),
+    [
+        (AHEAD, 5, "full", "Worth it: 280 labelled proteins were enough"),
+        (BEHIND, 5, "full", r"Not worth it at these settings.* best at look 5 of 6; after that .* by heart"),
+        (BEHIND, 6, "full", "Not worth it.* still improving when it ended: give it more `epochs` first"),
+        (LEVEL, 6, "lora", "cannot tell"),
+        (LEVEL, 6, "frozen", "Only the head was trained"),
+        ((None, None, None), 6, "full", "no probe on the frozen encoder"),
+    ],
+)
+def test_what_fine_tuning_was_worth_follows_the_figures(
+    pair: tuple[float, float, float], kept: int, mode: str, told: str
+) -> None:
+    first = row(
+        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [kept]},
+        history={"validation_loss": [[1.0]] * 6},
+    )  # fmt: skip
+    assert re.search(told, worth(report(first, {"p_step3, cnn": pair} | OTHERS)))

@@ -1,0 +1,109 @@
+"""The pages over runs: a headline that says what came out, and which notebook a run is at or failed in."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esm2kit.pages import run_page, runs_page
+from esm2kit.provenance import write_json
+from esm2kit.run_history import read_manifest, this_process, with_status
+
+RESULT = "Validation perplexity 16.73, where guessing by frequency has 17.52."
+
+
+def manifest(*statuses: str, **more: Any) -> dict[str, Any]:
+    """Of a run of three notebooks that came as far as these statuses."""
+    names = ["00_first", "01_second", "02_third"]
+    entries = {
+        name: {"status": status, "seconds": 60.0, "parameters": {}, "figures": {}, "made": {}}
+        for name, status in zip(names, statuses, strict=False)
+    }
+    if statuses and statuses[0] == "done":
+        entries["00_first"]["told"] = RESULT
+    if statuses and statuses[-1] == "failed":
+        entries[names[len(statuses) - 1]]["error"] = "cell 5: InputError: letter 'J' <b>at</b> residue 12"
+    head = {"tier": "sample", "created": "2026-01-01T10:20:30+00:00", "git_commit": "0" * 40, "planned": names}
+    return head | {"process": this_process(), "notebooks": entries} | more
+
+
+def words(page: str, tag: str) -> str:
+    """The text of a page's first element of a kind, tags left out."""
+
+    class Found(HTMLParser):
+        depth, told = 0, ""
+
+        def handle_starttag(self, name: str, attributes: Any) -> None:
+            self.depth += name == tag and not self.told
+
+        def handle_endtag(self, name: str) -> None:
+            self.depth = 0 if name == tag else self.depth
+
+        def handle_data(self, data: str) -> None:
+            self.told += data if self.depth else ""
+
+    found = Found()
+    found.feed(page)
+    return " ".join(found.told.split())
+
+
+def gone() -> dict[str, Any]:
+    """A process of this machine that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return this_process() | {"pid": ended.pid}
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "headline"),
+    [
+        (manifest("done", "done", "done"), "done", "Tier sample: 3 notebooks in 3.0 minutes"),
+        (manifest("done", "running"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
+        (manifest("done"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "failed"), "failed", "Tier sample: failed in 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "running", process=gone()), "interrupted",
+         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+        (manifest("done", process=gone()), "interrupted",
+         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+        (manifest(process=gone(), planned=[]), "interrupted",
+         "Tier sample: interrupted in its first notebook, 0 of 0 notebooks done"),
+        (manifest("running", process={"host": "elsewhere", "pid": 1}), "running",
+         "Tier sample: at work on 00_first, 0 of 3 notebooks done"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_how_far_a_run_came(found: dict[str, Any], status: str, headline: str) -> None:
+    assert with_status(found)["status"] == status
+    page = run_page("sample-1", found)
+    assert words(page, "h1") == headline
+    assert f"{headline}</title>" in page
+    assert (RESULT in page) == any("told" in entry for entry in found["notebooks"].values())
+    assert ('http-equiv="refresh"' in page) == (status == "running"), "only a run at work is looked at again"
+    assert ("--resume goes on from there" in page) == (status in ("failed", "interrupted"))
+    links = re.findall(r'href="(\w+)\.html">\1<', page)
+    assert links == [name for name, each in found["notebooks"].items() if each["status"] in ("done", "failed")]
+
+
+def test_an_error_is_shown_as_text() -> None:
+    page = run_page("sample-1", manifest("done", "failed"))
+    assert "letter &#39;J&#39; &lt;b&gt;at&lt;/b&gt; residue 12" in page
+
+
+def test_a_run_from_before_the_plan_was_recorded_is_done_when_its_notebooks_are() -> None:
+    old = manifest("done", "done")
+    del old["planned"], old["process"]
+    assert with_status(old)["status"] == "done"
+
+
+def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
+    for day, found in enumerate((manifest("done", "done", "done"), manifest("done", "failed")), 1):
+        folder = tmp_path / f"sample-{day}"
+        folder.mkdir()
+        write_json(folder / "manifest.json", found | {"created": f"2026-01-0{day}T00:00:00"})
+        assert read_manifest(folder)["seconds"] == 60.0 * len(found["notebooks"])
+    page = runs_page(tmp_path).read_text()
+    assert words(page, "h1") == "2 runs of the notebooks"
+    assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"
