@@ -119,6 +119,29 @@ def test_approximate_precisions_stay_near(precision: str, bound: float) -> None:
     assert 1e-5 < difference.max() < bound, "approximate, and by as much as is said of it"
 
 
+def test_int8_rounds_each_row_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
+    x = torch.randn(20, 32, generator=generator) * torch.logspace(-3, 3, 20)[:, None]
+    linear = inference.LINEARS["int8"](weight, bias)
+    together, exact = linear.into(x, torch.empty(20, 48)), x.double() @ weight.double().T
+    alone = torch.cat([linear.into(row[None], torch.empty(1, 48)) for row in x])
+    torch.testing.assert_close(together, alone, atol=0, rtol=0)
+    onto = torch.ones(20, 48)
+    linear.onto(x, onto)
+    torch.testing.assert_close(onto, together + 1)
+    # half a step of input and of weight, of a product of 32 terms
+    bound = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) * 32 / 127
+    assert ((together - bias - exact).abs() < bound + 1e-4).all()
+
+
+def test_int8_without_its_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, _ = pair(SHAPES[0])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(InputError, match="precision int8 wants a torch with oneDNN"):
+        Encoder(exact.model, "int8")
+
+
 def test_layers_count_from_both_ends() -> None:
     encoder, _ = pair(SHAPES[1])
     assert encoder.resolve([-1, 0, -4, 2]) == [3, 0, 0, 2]
