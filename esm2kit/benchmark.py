@@ -1,9 +1,7 @@
 """How good are these embeddings? Probe, untrained model and baselines on one task, with intervals, in one report."""
 
-import hashlib
-import importlib.metadata
-import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from esm2kit.baselines import baseline_names, fit_baseline
+from esm2kit.benchmark_folder import file_key, finished, keep_earlier, task_fingerprint, write_predictions
 from esm2kit.compare import compare
 from esm2kit.download import download_flip, obtainable
 from esm2kit.errors import InputError
@@ -24,7 +23,7 @@ from esm2kit.heads import HEADS
 from esm2kit.metrics import Score, draw_counts, finite, paired_difference
 from esm2kit.presets import SOURCES, PresetName, preset_config
 from esm2kit.probes import check_probe, fit_probe
-from esm2kit.provenance import atomic_path, provenance, sha256_file
+from esm2kit.provenance import provenance, sha256_file
 from esm2kit.report import SCHEMA, sentence, write_report
 from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.task_features import ModelFeatures, embed_task, read_features, without_missing
@@ -41,8 +40,8 @@ class BenchmarkConfig:
 
     Args:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
-        tasks: several at once, separated by commas, or "all" of FLIP's to be had; each gets its folder in out_dir, and
-            a comparison page joins them. Replaces task.
+        tasks: several at once, separated by commas, or "all" of FLIP's to be had; each gets its folder in out_dir, by
+            default benchmark/<model>, and a comparison page joins them. Replaces task.
         split: of the task; FLIP's default if not given.
         data_dir: folder of task folders: <data_dir>/<task>/<file>.
         download: fetch a FLIP task that data_dir lacks.
@@ -62,7 +61,8 @@ class BenchmarkConfig:
         seed: of the draw of `limit`.
         allow_missing: leave out proteins without embeddings instead of refusing.
         device: auto takes a GPU if there is one.
-        out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again.
+        out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again;
+            benchmark/<model>/<task> if not given. A report of other settings that is there moves to its `earlier`.
     """
 
     task: str = "secondary_structure"
@@ -86,7 +86,7 @@ class BenchmarkConfig:
     seed: int = 0
     allow_missing: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    out_dir: Path = Path("benchmark")
+    out_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -107,8 +107,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         the comparison.
     Raises: InputError with one line on what is wrong and what to do.
     """
+    judged = config.embeddings or config.hiddens or config.model or "embeddings"
+    out_dir = Path(config.out_dir or Path("benchmark") / Path(judged).resolve().stem)
     if config.tasks is None:
-        return _benchmark_one(config)
+        folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
+        return _benchmark_one(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     if config.split is not None:
         raise InputError(f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks")
     if config.tasks.strip() == "all":
@@ -118,7 +121,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     folders, failed = [], {}
     for place, name in enumerate(names, 1):
         logger.info("task %d of %d: %s", place, len(names), name)
-        one = replace(config, task=name, tasks=None, out_dir=Path(config.out_dir) / Path(name).stem)
+        one = replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)
         try:
             _benchmark_one(one)
             folders.append(one.out_dir)
@@ -128,7 +131,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     if not folders:
         raise InputError("; ".join(f"{name}: {told}" for name, told in failed.items()))
     if len(folders) > 1:
-        joined = compare(folders, Path(config.out_dir))
+        joined = compare(folders, out_dir)
     else:
         joined = {"html": str(folders[0] / "report.html"), "reports": [str(folders[0])], "pairs": []}
     if failed:
@@ -137,6 +140,14 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
             + "; ".join(f"{name}: {told}" for name, told in failed.items())
         )
     return joined
+
+
+def score_told(metric: str, score: Score) -> str:
+    """A score as the console tells it: with its interval, and in words where there is none."""
+    value, low, high = score.interval
+    if not math.isfinite(value):
+        return f"{metric} is not defined: predictions (or targets) are constant"
+    return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
 
 
 def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
@@ -160,7 +171,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     data, ours, untrained = _sources(config, data, probe, out_dir)
 
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
-    fingerprint = _fingerprint(data)
+    fingerprint = task_fingerprint(data)
     seeds = tuple(config.seeds)
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Score]] = {}
@@ -169,7 +180,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     def add(
         name: str, kind: str, note: str, settings: Any, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
     ) -> None:
-        found = _cached(
+        found = finished(
             out_dir / "rows", name, {"data": fingerprint, "row": name, "settings": settings, "key": key}, fit
         )
         if found is None:
@@ -179,8 +190,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
         predictions[name] = fitted.test_SM
         used = seeds if len(fitted.test_SM) == len(seeds) else ()
         rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, used))
-        value = scores[name].get(data.task.metric)
-        logger.info("%s: %s %.4f [%.4f, %.4f]", name, data.task.metric, *value.interval)
+        logger.info("%s: %s", name, score_told(data.task.metric, scores[name][data.task.metric]))
 
     settings = asdict(probe) | {"seeds": list(seeds)}
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
@@ -189,7 +199,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
             layer = source.attributes.get("layer", "?")
             note = f"{probe.probe} on layer {layer} of {source.name}; {SOURCES[config.preset]}"
             with closing(source.features):
-                add(name, kind, note, settings, _file_key(source.path),
+                add(name, kind, note, settings, file_key(source.path),
                     lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
     wide = config.preset == "flip2021"
     for name in baselines:
@@ -201,7 +211,8 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
 
     report = _report(config, data, probe, ours, rows, scores)
-    _write_predictions(out_dir / "predictions.npz", data, predictions, fingerprint)
+    keep_earlier(out_dir, report)
+    write_predictions(out_dir / "predictions.npz", data, predictions, fingerprint)
     truth_M = data.targets[data.target_rows("test")]
     html = write_report(report, truth_M, predictions[rows[0]["name"]][0], out_dir)
     logger.info("report: %s (%.0f s)", html, time.perf_counter() - start)
@@ -233,46 +244,6 @@ def _sources(
         untrained = read_features(made(UNTRAINED_SEED), data, per_residue)
         untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
     return data, ours, untrained
-
-
-def _fingerprint(data: TaskData) -> str:
-    """SHA-256 of what is predicted on which proteins."""
-    digest = hashlib.sha256(f"{data.task.name} {data.split} {data.task.labels}".encode())
-    for part in ("\n".join(data.ids).encode(), "\n".join(data.sequences).encode(), "\n".join(data.sets).encode()):
-        digest.update(part)
-    digest.update(data.targets.tobytes() + data.scored.tobytes())
-    return digest.hexdigest()
-
-
-def _file_key(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def _cached(
-    folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
-) -> tuple[Fitted, str] | None:
-    """A finished row from disk if it was made from the very same things by this version; otherwise fit and keep it."""
-    key = {"key": key, "version": importlib.metadata.version("esm2kit")}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
-    if path.is_file():
-        with np.load(path) as stored:
-            if str(stored["digest"]) == digest:
-                told = json.loads(str(stored["told"]))
-                logger.info("%s: taken from an earlier run", name)
-                return Fitted(stored["test"], stored["validation"], **told["fitted"]), told["note"]
-    logger.info("%s: fitting", name)
-    found = fit()
-    if found is None:
-        return None
-    fitted, note = found
-    told = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
-    with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez_compressed(
-            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(told)
-        )
-    return found
 
 
 def _report(
@@ -326,25 +297,3 @@ def _report(
         "files": {"predictions": "predictions.npz"},
         "provenance": provenance("benchmark", config, inputs),
     }  # fmt: skip
-
-
-def _write_predictions(path: Path, data: TaskData, predictions: dict[str, np.ndarray], fingerprint: str) -> None:
-    """Test truth and every row's predictions: what a comparison of reports draws its replicates from."""
-    rows = data.target_rows("test")
-    with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez_compressed(
-            file,
-            fingerprint=_test_fingerprint(data),
-            task=fingerprint,
-            truth=data.targets[rows],
-            protein=protein_numbers(data),
-            **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
-        )
-
-
-def _test_fingerprint(data: TaskData) -> str:
-    """SHA-256 of the scored test set alone: reports that share it can be compared pair by pair."""
-    rows = data.target_rows("test")
-    digest = hashlib.sha256("\n".join(data.ids[row] for row in data.rows("test")).encode())
-    digest.update(rows.astype(np.int64).size.to_bytes(8, "little") + data.targets[rows].tobytes())
-    return digest.hexdigest()

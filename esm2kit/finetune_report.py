@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmark import BenchmarkConfig, benchmark
+from esm2kit.benchmark import BenchmarkConfig, benchmark, score_told
 from esm2kit.checkpoint import write_checkpoint
 from esm2kit.compare import load_scores
 from esm2kit.errors import InputError
@@ -73,8 +73,7 @@ def write_finetune_report(
     scores = score_fitted(fitted, data, counts_RP)
     base = model.facts["base"]["name"]
     name = f"{base}, fine-tuned ({run.mode}, {run.head})"
-    value = scores[data.task.metric]
-    logger.info("%s: test %s %.4f [%.4f, %.4f]", name, data.task.metric, *value.interval)
+    logger.info("%s: test %s", name, score_told(data.task.metric, scores[data.task.metric]))
     result: dict[str, Any] = {
         "name": name,
         "test": {

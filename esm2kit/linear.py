@@ -1,6 +1,8 @@
 """Ridge and logistic regression on feature rows that may not fit in memory, their penalty swept on validation."""
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Penalties relative to the number of training rows.
 RIDGE_GRID = tuple(float(x) for x in np.logspace(-6, 3, 19))
 LOGISTIC_GRID = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass
@@ -74,7 +77,9 @@ def fit_ridge(features: Features, data: TaskData) -> Fitted:
         )  # fmt: skip
         if best is None or error < best[0]:
             best = (error, penalty, torch.cat([weights_D, torch.tensor([bias], dtype=torch.float64)]))
-    _, penalty, weights = best
+    error, penalty, weights = best
+    spread = math.sqrt(max(error, 0.0) / held.count)
+    logger.info("ridge: penalty %.3g is best, validation RMSE %.4f", penalty, spread)
 
     def predict(set_name: str) -> np.ndarray:
         rows = data.target_rows(set_name)
@@ -120,7 +125,8 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
 
     flat = np.zeros((width + 1) * outputs)
     best: tuple[float, float, np.ndarray] | None = None
-    for penalty in LOGISTIC_GRID:
+    told = time.monotonic()
+    for tried, penalty in enumerate(LOGISTIC_GRID, 1):
 
         def objective(flat_X: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
             weights_XC = torch.from_numpy(flat_X.reshape(width + 1, outputs)).float()
@@ -134,11 +140,14 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
         flat = found.x
         weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
         held, _ = loss_and_gradient(weights_XC, held_blocks, y_held, gradient=False)
-        logger.info("logistic: penalty %g, %d iterations, validation loss %.4f", penalty, found.nit, held)
         if best is not None and held >= best[0]:
             break
         best = (held, penalty, flat)
-    _, penalty, flat = best
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            logger.info("logistic: %d of at most %d penalties, %g is best so far", tried, len(LOGISTIC_GRID), penalty)
+    held, penalty, flat = best
+    logger.info("logistic: penalty %.3g is best, validation loss %.4f", penalty, held)
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
 
     def predict(set_name: str) -> np.ndarray:

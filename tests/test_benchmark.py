@@ -15,6 +15,7 @@ from esm2kit import benchmark as stage
 from esm2kit.__main__ import main
 from esm2kit.baselines import fit_baseline
 from esm2kit.benchmark import BenchmarkConfig, benchmark
+from esm2kit.benchmark_folder import keep_earlier
 from esm2kit.checkpoint import write_checkpoint
 from esm2kit.compare import compare
 from esm2kit.embed import EmbedConfig, embed
@@ -166,6 +167,61 @@ def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
     assert second["rows"][0]["seeds"] == [0, 1]
     assert second["rows"][0]["history"]["train_loss"]
     assert first["rows"][0]["history"] == {}
+
+
+def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
+    caplog.set_level("INFO", logger="esm2kit")
+    run(tasks, model, tmp_path / "a", task="share", baselines=["mean"], untrained=False)
+    run(tasks, model, tmp_path / "b", task="rich", baselines=[], untrained=False, probe="logistic")
+    lines = caplog.messages
+    assert [line.split(" is best")[0].split()[:2] for line in lines if "penalt" in line] == [
+        ["ridge:", "penalty"], ["logistic:", "penalty"],
+    ]  # fmt: skip
+    assert "mean: spearman is not defined: predictions (or targets) are constant" in lines
+    assert not [line for line in lines if re.search(r"\bnan\b", line)]
+
+
+def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(tasks, model, tmp_path, caplog):
+    caplog.set_level("INFO", logger="esm2kit")
+    few = {"baselines": [], "untrained": False}
+    files = ("report.json", "report.html", "predictions.npz")
+    run(tasks, model, tmp_path, task="share", **few)
+    first = {name: (tmp_path / name).read_bytes() for name in files}
+    run(tasks, model, tmp_path, task="share", **few)
+    assert not (tmp_path / "earlier").exists(), "the same question again: one report is enough"
+    run(tasks, model, tmp_path, task="rich", **few)
+    assert json.loads((tmp_path / "report.json").read_text())["task"]["name"] == "rich"
+    kept = tmp_path / "earlier" / "1"
+    assert json.loads((kept / "report.json").read_text())["rows"] == json.loads(first["report.json"])["rows"]
+    assert sorted(path.name for path in kept.iterdir()) == sorted(files)
+    assert f"the report that was here (share small) is now {kept / 'report.html'}" in caplog.messages
+    run(tasks, model, tmp_path, task="rich", seeds=[7], **few)
+    assert (tmp_path / "earlier" / "2" / "predictions.npz").is_file()
+    assert compare([kept, tmp_path], tmp_path / "joined")["reports"], "an earlier report is as good as any"
+
+
+def test_a_report_that_cannot_be_read_is_kept_too(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    keep_earlier(tmp_path, {})
+    assert (tmp_path / "earlier" / "1" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({"task": "gb1", "model": "esm2_t6_8M_UR50D"}, "benchmark/esm2_t6_8M_UR50D/gb1"),
+        ({"task": "gb1", "split": "sampled", "model": "some/run"}, "benchmark/run/gb1_sampled"),
+        ({"task": "mine/stability.csv", "embeddings": Path("my_embeddings.h5")}, "benchmark/my_embeddings/stability"),
+        ({"task": "gb1", "out_dir": Path("here")}, "here"),
+        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/last/gb1"),
+        ({"tasks": "gb1", "out_dir": Path("here")}, "here/gb1"),
+    ],
+)
+def test_every_model_and_task_has_a_folder_of_its_own(given, folder, monkeypatch):
+    folders = []
+    monkeypatch.setattr(stage, "_benchmark_one", lambda config: folders.append(config.out_dir))
+    benchmark(BenchmarkConfig(**given))
+    assert folders == [Path(folder)]
 
 
 def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
