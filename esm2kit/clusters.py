@@ -50,7 +50,7 @@ class ClusterIndex:
             raise InputError(f"{folder}: cannot read the cluster index ({error}): preprocess again") from error
         offsets, member_rows, representative_rows = arrays
         if offsets.size != representative_rows.size + 1 or offsets[-1] != member_rows.size:
-            raise InputError(f"{folder}: the cluster index does not fit together: preprocess again with overwrite")
+            raise InputError(f"{folder}: the cluster index does not fit together: preprocess again with --overwrite")
         return cls(*arrays)
 
     @property

@@ -215,8 +215,8 @@ def _prepare(
     if plan and (differing := _differing(settings, json.dumps(plan["settings"]))):
         if not replace:
             raise InputError(
-                f"{folder} holds an unfinished run with another {', '.join(differing)}: set restart to throw it away, "
-                "or give another name"
+                f"{folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it away, "
+                "another --name keeps both"
             )
         plan = None
     if plan:
@@ -283,7 +283,9 @@ def _finished(targets: list[Path], settings: str, fingerprint: str, replace: boo
         elif not replace:
             differing = _differing(settings, attributes["settings"]) if "settings" in attributes else []
             made = f"with another {', '.join(differing)}" if differing else "from something else"
-            raise InputError(f"{target} is there already, made {made}: set restart to replace it, or give another name")
+            raise InputError(
+                f"{target} is there already, made {made}: --restart replaces it, another --name keeps both"
+            )
     return numbers[0] if len(numbers) == len(targets) else None
 
 

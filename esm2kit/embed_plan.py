@@ -113,8 +113,8 @@ class Table:
         more = "" if long.size <= 5 else f" and {long.size - 5} more"
         raise InputError(
             f"{long.size} of {len(self)} proteins exceed max_residues {max_residues}: "
-            f"{', '.join(map(str, shown.values()))}{more}; choose long_proteins window (overlapping "
-            "windows, averaged) or truncate"
+            f"{', '.join(map(str, shown.values()))}{more}; choose --long_proteins window "
+            "(overlapping windows, averaged) or --long_proteins truncate (their start)"
         )
 
 

@@ -113,7 +113,7 @@ def only_one(folder: Path, process: Process) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{folder}: another process is embedding into it; wait for it or give another name"
+                f"{folder}: another process is embedding into it; wait for it or give another --name"
             ) from None
         try:
             yield
@@ -215,7 +215,7 @@ class Run:
         for (start, stop), batches in zip(windows(self.kept_P), self._plan(), strict=True):
             sequences = [record.sequence for record in islice(stream, stop - start)]
             if [len(sequence) for sequence in sequences] != self.table.rows["num_residues"][start:stop].tolist():
-                raise InputError(f"{self.files[0]} changed while it was being embedded: start again with restart")
+                raise InputError(f"{self.files[0]} changed while it was being embedded: start again with --restart")
             for batch in batches:
                 yield batch, [sequences[row - start][: self.kept_P[row]] for row in batch.rows]
 

@@ -161,7 +161,7 @@ def _lock(out_dir: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise InputError(
-            f"{out_dir}: another preprocess is writing here; wait for it or choose another out_dir"
+            f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"
         ) from None
     finally:
         os.close(handle)
@@ -174,7 +174,7 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
     if not path.exists():
         strangers = [name for name in _OUTPUTS if (out_dir / name).exists()]
         if strangers and not (out_dir / _UNFINISHED).exists():
-            raise InputError(f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or choose another out_dir")
+            raise InputError(f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or give another --out_dir")
         return None
     try:
         manifest = json.loads(path.read_text())
@@ -182,13 +182,13 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
     except (ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
-        raise InputError(f"{path}: not a manifest of `esm2kit preprocess`; choose another out_dir")
+        raise InputError(f"{path}: not a manifest of `esm2kit preprocess`; choose another --out_dir")
     difference = _difference(manifest, config, inputs)
     if difference is None:
         return manifest
     if not config.overwrite:
         found = f"holds a dataset made otherwise: {difference}"
-        raise InputError(f"{out_dir}: {found}; choose another out_dir, or set overwrite")
+        raise InputError(f"{out_dir}: {found}; choose another --out_dir, or --overwrite")
     _clear(out_dir, existed=True)
     return None
 

@@ -102,7 +102,8 @@ def without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData
     named = ", ".join(data.ids[row] for row in missing[:5]) + (", ..." if len(missing) > 5 else "")
     if not allow_missing:
         raise InputError(
-            f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or set allow_missing"
+            f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or leave them "
+            "out by --allow_missing"
         )
     present = np.setdiff1d(np.arange(len(data.ids)), missing)
     for name in SET_NAMES:

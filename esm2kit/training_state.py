@@ -40,7 +40,7 @@ FREE_TO_CHANGE = {
 }
 
 OF_ANOTHER_RUN = "is of another run"
-TO_BEGIN_ANEW = "give another out_dir, or resume_if_exists false to overwrite"
+TO_BEGIN_ANEW = "give another --out_dir, or --resume_if_exists false to overwrite"
 
 
 class ResumePoint(NamedTuple):
@@ -167,7 +167,7 @@ def alone_in(out_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{out_dir}: another run is training there; stop it, or give another out_dir") from error
+            raise InputError(f"{out_dir}: another run is training there; stop it, or give another --out_dir") from error
         yield
 
 

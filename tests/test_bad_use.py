@@ -82,7 +82,7 @@ def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> N
     before = hashes(work / "pretrain" / "checkpoints")
     with alone_in(work / "pretrain"):
         line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"max_steps": 4})
-    assert "another run is training there; stop it, or give another out_dir" in line
+    assert "another run is training there; stop it, or give another --out_dir" in line
     assert hashes(work / "pretrain" / "checkpoints") == before
 
 

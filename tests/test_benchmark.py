@@ -254,7 +254,7 @@ def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model
     fasta.write_text("".join(f">{record}" for record in records[2:]))
     some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
     keywords = {"task": "letters", "hiddens": some, "baselines": [], "untrained": False, "epochs": 1}
-    with pytest.raises(InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or set allow_missing"):
+    with pytest.raises(InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or leave them out by --allow_missing"):
         run(tasks, None, tmp_path / "out", **keywords)
     report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
     assert report["task"]["sizes"]["train"] == 58
@@ -356,7 +356,7 @@ def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hidden
         split = (tasks / "letters" / "sampled.fasta").read_text()
         if flaw == "missing embeddings":
             sequences, split = sequences.replace(">r7\n", ">new\n"), split.replace(">r7 ", ">new ")
-            told = "lacks 1 of 120 proteins (new); embed them, or set allow_missing"
+            told = "lacks 1 of 120 proteins (new); embed them, or leave them out by --allow_missing"
         else:
             labels = re.search(r">r7 .*\n", split).group()
             sequences, split = sequences.replace(">r7\n", ">r7\nMM"), split.replace(labels, labels + "CC")

@@ -169,9 +169,11 @@ def test_long_proteins_by_each_policy(model: Path, tmp_path: Path) -> None:
         fasta, tmp_path, model=str(model), per_residue=True, bos=True, max_residues=20, window_overlap=8
     )
     with pytest.raises(
-        InputError, match=r"2 of 3 proteins exceed max_residues 20: p1 \(30\), p2 \(57\); choose long_proteins"
-    ):
+        InputError, match=r"2 of 3 proteins exceed max_residues 20: p1 \(30\), p2 \(57\); choose"
+    ) as told:
         embed(config)
+    both = "--long_proteins window (overlapping windows, averaged) or --long_proteins truncate (their start)"
+    assert str(told.value).endswith(both)
     assert [path.name for path in tmp_path.iterdir()] == ["long.fasta"]
 
     cut = embed(dataclasses.replace(config, long_proteins="truncate", name="cut"))
@@ -262,7 +264,7 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
     assert result.embeddings.stat().st_mtime_ns == made
     assert "is there already, from the same input, model and settings" in caplog.text
     other = dataclasses.replace(config, untrained_seed=3)
-    told = f"{result.embeddings} is there already, made with another model, untrained_seed: set restart to replace it"
+    told = f"{result.embeddings} is there already, made with another model, untrained_seed: --restart replaces it"
     with pytest.raises(InputError, match=re.escape(told)):
         embed(other)
     assert result.embeddings.stat().st_mtime_ns == made
@@ -280,9 +282,7 @@ def test_files_whose_names_begin_alike_do_not_meet_and_strangers_are_left_alone(
         made = embed(EmbedConfig(write_fasta(tmp_path / f"my.{name}.fa", {name: "MKT"}), tmp_path, model=str(model)))
         assert made.embeddings == tmp_path / f"my.{name}_embeddings.h5"
     (tmp_path / "mine_embeddings.h5").write_text("something of my own")
-    with pytest.raises(
-        InputError, match=r"mine_embeddings\.h5 is there already, made from something else: set restart"
-    ):
+    with pytest.raises(InputError, match=r"mine_embeddings\.h5 is there already, made from something else: --restart"):
         embed(EmbedConfig(tmp_path / "my.liver.fa", tmp_path, name="mine", model=str(model)))
     assert (tmp_path / "mine_embeddings.h5").read_text() == "something of my own"
 
@@ -393,10 +393,10 @@ def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp
         with pytest.raises(KeyboardInterrupt):
             embed(config)
     other = dataclasses.replace(config, dtype="float16")
-    with pytest.raises(InputError, match="holds an unfinished run with another dtype: set restart to throw it away"):
+    with pytest.raises(InputError, match="holds an unfinished run with another dtype: --restart throws it away"):
         embed(other)
     write_fasta(fasta, random_proteins([20] * 29))
-    with pytest.raises(InputError, match="holds an unfinished run with another fasta: set restart"):
+    with pytest.raises(InputError, match="holds an unfinished run with another fasta: --restart"):
         embed(config)
     assert embed(dataclasses.replace(other, restart=True)).num_proteins == 29
 
