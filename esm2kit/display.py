@@ -11,8 +11,7 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.metrics import LOWER_IS_BETTER
-from esm2kit.report import METRIC_NAMES
+from esm2kit.report import METRIC_NAMES, best_baseline
 
 SECONDS_BETWEEN_LINES = 5.0
 PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
@@ -79,14 +78,6 @@ def score_chart(report: Mapping[str, Any]) -> Axes:
     values, lows, highs = ([row["metrics"][metric][key] for row in rows] for key in ("value", "low", "high"))
     names = [label(row) for row in rows]
     return plots.scores_beside_baselines(names, values, lows, highs, METRIC_NAMES.get(metric, metric), names[:1])
-
-
-def best_baseline(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The baseline row that is best in the headline metric; None where no baseline has a figure in it."""
-    metric = report["task"]["metric"]
-    rows = [row for row in report["rows"] if row["kind"] == "baseline" and row["metrics"][metric]["value"] is not None]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    return max(rows, key=lambda row: sign * row["metrics"][metric]["value"], default=None)
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -182,9 +173,7 @@ def worth(report: Mapping[str, Any]) -> str:
         if kept < looks
         else "Validation was still improving when it ended: give it more `epochs` first."
     )
-    much = (
-        "Not worth it at these settings" if pair["high"] < 0 else "These proteins cannot tell if it was worth it"
-    )
+    much = "Not worth it at these settings" if pair["high"] < 0 else "These proteins cannot tell if it was worth it"
     return (
         f"{much}: {proteins} are few to move an encoder with, and the probe reads the same vectors with far fewer "
         f"weights to fit. {why} An official `model` knows more to begin with, and has more to bend."

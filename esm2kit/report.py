@@ -37,6 +37,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jinja2 import Environment, select_autoescape
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from esm2kit import plots
 from esm2kit.errors import InputError
@@ -49,6 +50,12 @@ METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
 }  # fmt: skip
+# What kind of row it is, below its name; a baseline says how it was made.
+ROLES = {
+    "finetuned": "the encoder itself, trained on the labels",
+    "probe": "a probe on the frozen encoder",
+    "untrained": "the same probe, on an encoder of random weights",
+}
 # Stands for the page's text colour inside a figure, so that it follows light and dark.
 INK = "#0a0b0c"
 
@@ -81,7 +88,7 @@ def svg(draw: Callable[[], Axes], salt: str) -> str:
         drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(drawn)
     body = text.getvalue()
-    body = body[body.index("<svg") :].replace(INK, "currentColor")
+    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.OURS), "var(--ours)")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Ids must be unique on a page that holds several figures.
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
@@ -109,6 +116,14 @@ def heads(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:
     return [{"text": name, "number": place >= numbers_from} for place, name in enumerate(names)]
 
 
+def best_baseline(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The baseline row that is best in the headline metric; None where no baseline has a figure in it."""
+    metric = report["task"]["metric"]
+    rows = [row for row in report["rows"] if row["kind"] == "baseline" and row["metrics"][metric]["value"] is not None]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return max(rows, key=lambda row: sign * row["metrics"][metric]["value"], default=None)
+
+
 def score_table(report: Mapping[str, Any]) -> dict[str, Any]:
     """Rows and metrics of one report, for the page."""
     headline = report["task"]["metric"]
@@ -116,10 +131,13 @@ def score_table(report: Mapping[str, Any]) -> dict[str, Any]:
     head = heads(["model", *(METRIC_NAMES.get(name, name) for name in metrics)])
     rows = [
         {
-            "ours": row["kind"] in ("finetuned", "probe"),
-            "cells": [{"text": row["name"]}, *(metric_cell(row["metrics"].get(m)) for m in metrics)],
+            "ours": place == 0,
+            "cells": [
+                {"text": row["name"], "small": ROLES.get(row["kind"], row["note"])},
+                *(metric_cell(row["metrics"].get(m)) for m in metrics),
+            ],
         }
-        for row in report["rows"]
+        for place, row in enumerate(report["rows"])
     ]
     unit = f" RMSE in {report['task']['unit']}." if report["task"]["unit"] else ""
     caption = f"Test set, scored once. [95% interval over proteins] ± spread over seeds.{unit}"
@@ -141,7 +159,8 @@ def _figures(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray
                 ours=[first["name"]], published=printed,
             ),
             "scores", f"{name} on test: {alt}",
-            f"{name} of the probe and of what it must beat" + ("; diamonds: published by others." if printed else "."),
+            f"{name} of {first['name']} (blue) and of what it has to beat"
+            + ("; diamonds: published by others." if printed else "."),
         )
     ]  # fmt: skip
     if task["target"] == "class":
@@ -168,7 +187,7 @@ def _figures(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray
             figure(
                 lambda: plots.learning_curves(curves["train_loss"], curves["validation_loss"], kept), "curves",
                 f"Training and validation loss of {len(curves['train_loss'])} epochs, one line a seed",
-                "Learning curves of the probe, a line a seed; dots mark the weights that were kept.",
+                f"Learning curves of {first['name']}, a line a seed; dots mark the weights that were kept.",
             )
         )  # fmt: skip
     return figures
@@ -245,7 +264,15 @@ def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.nda
     name = METRIC_NAMES.get(task["metric"], task["metric"])
     unit = f" {task['unit']}" if task["unit"] and task["metric"] == "rmse" else ""
     between = f"{number(score['low'])} to {number(score['high'])}"
-    lead = f"{first['name']}: {name} {number(score['value'])}{unit}, 95% interval {between}."
+    rivals = {
+        "the probe on the frozen encoder": next((row for row in report["rows"][1:] if row["kind"] == "probe"), None)
+    }
+    best = best_baseline(report)
+    rivals |= {f"the best baseline, {best['name']},": best} if best else {}
+    told = "".join(
+        f"; {rival} has {number(row['metrics'][task['metric']]['value'])}" for rival, row in rivals.items() if row
+    )
+    lead = f"{first['name']}: {name} {number(score['value'])}{unit}, 95% interval {between}{told}."
     sizes = task["sizes"]
     light = f"FLIP's traffic light: {task['traffic_light']}. " if task["traffic_light"] else ""
     facts = [

@@ -7,9 +7,9 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5d6570; --paper: #ffffff; --line: #d5d9de; --mark: #eef4fb; --link: #0b5cad; }
+:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5d6570; --paper: #ffffff; --line: #d5d9de; --mark: #eef4fb; --link: #0b5cad; --ours: #0173b2; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6ea; --faint: #a4acb7; --paper: #16181c; --line: #3a3f47; --mark: #1d2a3a; --link: #7ab8f5; }
+  :root { --ink: #e4e6ea; --faint: #a4acb7; --paper: #16181c; --line: #3a3f47; --mark: #1d2a3a; --link: #7ab8f5; --ours: #5cb0e8; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
