@@ -5,14 +5,13 @@ Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `op
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from esm2kit.errors import InputError
@@ -21,27 +20,87 @@ from esm2kit.provenance import atomic_path, to_json
 
 FORMAT = 1
 TIED = {"model.lm_head.weight": "model.embed_tokens.weight"}
+# safetensors' names of torch's types
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+UNSEALED = "?" * 64
 
 
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         path: the file; a checkpoint already there is replaced in one step.
-        tensors: by name; the LM head's matrix may be among them and is kept once, as the embedding it is.
+        tensors: by name; the LM head's matrix may be among them and is kept once, as the embedding it is. Shards are
+            gathered one after the other: the ranks that do not write must call `gather` meanwhile.
         metadata: JSON-able; `model` holds the ESM2Config's fields.
     Raises: OSError if the disk does not take it; what was there before stays.
     """
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if name not in TIED}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in TIED}
     metadata = to_json({"format": FORMAT} | metadata)
-    metadata["sha256"] = digest(kept, metadata)
-    with atomic_path(path) as part:
-        try:
-            save_file(kept, part, {"esm2kit": json.dumps(metadata)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        # safetensors makes its file for the owner alone; a checkpoint is read by whom the folder lets in
-        part.chmod(0o666 & ~_umask())
+    seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    save_tensors(path, kept, {"esm2kit": json.dumps(metadata | {"sha256": UNSEALED})}, seal)
+
+
+def gather(tensors: Mapping[str, Tensor]) -> None:
+    """A rank's part in `write_checkpoint` of the same tensors where another one writes."""
+    for name in sorted(tensors):
+        if name not in TIED:
+            _whole(tensors[name])
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str], seal: "hashlib._Hash | None" = None
+) -> None:
+    """Write a safetensors file, whole or not at all, with one whole tensor in memory at a time.
+
+    The safetensors package wants all of them at once: at 15B a checkpoint's 180 GB, on the rank that writes.
+
+    Args:
+        path: the file; one already there is replaced in one step.
+        tensors: by name, on any device, of any strides, shards too.
+        texts: of the header; UNSEALED in one of them becomes the seal's hex digest.
+        seal: is fed the tensors, in the order of their names.
+    Raises: OSError if the disk does not take it.
+    """
+    header, places = _laid_out(tensors, texts)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        file.write(header)
+        for name, whole in _in_turn(tensors):
+            if seal is not None:
+                _feed(seal, name, whole)
+            file.seek(len(header) + places[name])
+            file.write(_bytes(whole))
+        if seal is not None:
+            file.seek(0)
+            file.write(header.replace(UNSEALED.encode(), seal.hexdigest().encode()))
+
+
+def _laid_out(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The header of a safetensors file, and where in what follows each tensor begins: the widest types first."""
+    entries: dict[str, Any] = {"__metadata__": dict(texts)}
+    places, end = {}, 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        tensor = tensors[name]
+        places[name], end = end, end + tensor.numel() * tensor.itemsize
+        span = [places[name], end]
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+    told = json.dumps(entries).encode()
+    told += b" " * (-len(told) % 8)
+    return len(told).to_bytes(8, "little") + told, places
+
+
+def _in_turn(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name in sorted(tensors):
+        yield name, _whole(tensors[name]).cpu().contiguous()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    # a DTensor; its class takes half a second to import, which who has none need not wait for
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,7 +114,7 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     metadata = read_metadata(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
-    if metadata.pop("sha256", None) != digest(tensors, metadata):
+    if metadata.pop("sha256", None) != _digest(tensors, metadata):
         raise InputError(f"{path}: the checkpoint's bytes do not match its own sha256; it is damaged, take another")
     tensors |= {name: tensors[source] for name, source in TIED.items() if source in tensors}
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, metadata
@@ -124,17 +183,18 @@ def refuse_other_shapes(
         )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+def _digest(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> str:
     """SHA-256 over the metadata and every tensor's name, type, shape and bytes."""
-    total = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name]
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
+        _feed(seal, name, tensors[name])
+    return seal.hexdigest()
+
+
+def _feed(seal: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    seal.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    seal.update(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(-1).view(torch.uint8).numpy()

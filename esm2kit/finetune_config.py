@@ -163,9 +163,18 @@ class FinetuneConfig:
         if self.max_tokens < 3:
             raise InputError(f"max_tokens is {self.max_tokens}: BOS, one residue and EOS are the least")
         at_least_one = ("last_n", "limit", "max_steps", "patience", "validations_per_epoch", "val_check_interval")
-        for name in (*at_least_one, "save_top_k", "log_every_n_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+        least = dict.fromkeys((*at_least_one, "save_top_k", "log_every_n_steps", "tokens_per_validation_batch"), 1)
+        least |= dict.fromkeys(("hidden", "warmup_steps", "weight_decay", "gradient_clip_val"), 0)
+        for name, value in least.items():
+            found = getattr(self, name)
+            if found is not None and found < value:
+                raise InputError(f"{name} must be at least {value}, found {found}")
+        for name in ("lr", "head_lr", "layer_lr_decay"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise InputError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("dropout", "beta1", "beta2"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}")
         if self.epochs is not None and self.epochs <= 0:
             raise InputError(f"epochs must be above 0, found {self.epochs}")
         if self.resamples < 100:

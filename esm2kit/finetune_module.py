@@ -20,6 +20,7 @@ from esm2kit.model import ESM2, ESM2Config
 from esm2kit.parallel import (
     clip_grad_norm,
     data_parallel_group,
+    gathered,
     gradient_sync,
     parameter_groups,
     shard_model,
@@ -29,7 +30,7 @@ from esm2kit.precision import computing, gathered_dtype
 from esm2kit.provenance import to_json
 from esm2kit.scoring import headline
 from esm2kit.tasks import TaskData
-from esm2kit.training_state import ResumePoint, end_after_this_update, restore, whole_state
+from esm2kit.training_state import ResumePoint, end_after_this_update, restore, state_of
 
 
 def loss_sum(outputs_MC: Tensor, targets_M: Tensor, weights_M: Tensor, task: Task) -> Tensor:
@@ -136,11 +137,11 @@ class LabelTrainer(LightningModule):
             end_after_this_update(self.trainer, self.step)
 
     def blame(self, batches: list[LabelledBatch], loss: float, norm: float) -> str:
-        """One line for a loss or gradient that is no number: the update, and whose sequences this rank held."""
-        ids = [self.proteins.data.ids[protein] for batch in batches for protein in batch.proteins]
+        """One line for a loss or gradient that is no number: the update, and the global batch's sequences."""
+        ids = gathered([self.proteins.data.ids[protein] for batch in batches for protein in batch.proteins])
         return (
-            f"update {self.step}: loss {loss}, gradient norm {norm}; weights are as after update {self.step - 1}. "
-            f"This rank's sequences: {', '.join(ids)}. A lower lr or longer warm-up is the usual remedy"
+            f"update {self.step + 1}: loss {loss}, gradient norm {norm}; weights are as after update {self.step}. "
+            f"Its sequences: {', '.join(dict.fromkeys(ids))}. A lower lr or longer warm-up is the usual remedy"
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -234,10 +235,10 @@ def saved_tensors(module: LabelTrainer) -> dict[str, Tensor]:
     """What a checkpoint of fine-tuning holds: `model.*` or, of LoRA, `adapter.*`; `head.*`; `optimizer.*`."""
     model, lora = module.model, module.config.mode == "lora"
     trained = {f"esm2.{name}" for name in adapters(model.esm2)}
-    whole = whole_state(
+    held = state_of(
         model,
         module.optimizers(use_pl_optimizer=False),
         lambda name: not lora or name.startswith("head.") or name in trained,
     )
     prefix = "adapter." if lora else "model."
-    return {name.replace("model.esm2.", prefix, 1).replace("model.head.", "head.", 1): t for name, t in whole.items()}
+    return {name.replace("model.esm2.", prefix, 1).replace("model.head.", "head.", 1): t for name, t in held.items()}

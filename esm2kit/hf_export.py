@@ -6,13 +6,13 @@ Source: transformers `models/esm/modeling_esm.py`; the heads named `hf` have exa
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from esm2kit.checkpoint import save_tensors
 from esm2kit.convert import hf_config, save_hf, to_hf
 from esm2kit.errors import InputError
 from esm2kit.finetuned import FinetunedModel
-from esm2kit.provenance import atomic_path, write_json
+from esm2kit.provenance import write_json
 
 
 def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
@@ -33,13 +33,9 @@ def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
         )
     folder, per_residue = Path(folder), model.task.level == "residue"
     save_hf(model.esm2, folder)
-    encoder = {
-        name: tensor.detach().cpu().clone()
-        for name, tensor in to_hf(model.esm2.state_dict(), model.esm2.config).items()
-        if name.startswith("esm.")
-    }
-    with atomic_path(folder / "model.safetensors") as part:
-        save_file(encoder | _classifier(model), part, {"format": "pt"})
+    encoder = to_hf(model.esm2.state_dict(), model.esm2.config)
+    encoder = {name: tensor for name, tensor in encoder.items() if name.startswith("esm.")}
+    save_tensors(folder / "model.safetensors", encoder | _classifier(model), {"format": "pt"})
     write_json(folder / "config.json", hf_config(model.esm2.config) | _labels(model, per_residue))
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from esm2kit.checkpoint import refuse_other_shapes
 from esm2kit.errors import InputError
+from esm2kit.masking import stream_key
 from esm2kit.model import ESM2
 
+_LORA_STREAM = 301
 # The matrices of a layer that can be adapted, by their last name.
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -74,7 +76,8 @@ def add_lora(
         found = f"unknown {unknown[0]!r}" if unknown else f"rank {rank}, targets {list(targets)}"
         raise InputError(f"lora: {found}; give a rank of 1 or more and targets from {', '.join(TARGETS)}")
     esm2.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
+    # a stream of its own: the head draws from the seed itself, and its matrix would begin as the first A does
+    generator = torch.Generator().manual_seed(stream_key(seed, 0, 0, _LORA_STREAM))
     for layer in esm2.layers:
         for parent in (layer.self_attn, layer):
             for name, linear in list(parent.named_children()):

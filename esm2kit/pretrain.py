@@ -179,7 +179,10 @@ class MaskedLM(LightningModule):
         sums = sum_over(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
         self.validation_sums = torch.zeros(2, dtype=torch.float64)
         val_loss = (sums[0] / sums[1].clamp(min=1)).item()
-        self.validation = {"val_loss": val_loss, "val_perplexity": math.exp(val_loss)}
+        if not math.isfinite(val_loss):  # before the weights that gave it take the place of the last good ones
+            raise InputError(f"update {self.step}: validation loss {val_loss}; a lower lr is the usual remedy")
+        perplexity = math.exp(min(val_loss, 700.0))  # e^709 is the largest number there is
+        self.validation = {"val_loss": val_loss, "val_perplexity": perplexity}
         validations = self.step // int(self.trainer.val_check_interval)
         if self.downstream is not None and validations % self.config.downstream_every == 0:
             strategy = self.trainer.strategy

@@ -116,9 +116,23 @@ class PretrainConfig:
     wandb_project: str = "esm2kit"
 
     def __post_init__(self) -> None:
-        for name in ("downstream_every", "downstream_limit"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+        least = {"max_tokens": 3}  # BOS, one residue and EOS
+        least |= dict.fromkeys(("max_steps", "val_check_interval", "log_every_n_steps", "downstream_every"), 1)
+        least |= dict.fromkeys(("downstream_limit", "tokens_per_validation_batch"), 1)
+        least |= dict.fromkeys(("warmup_steps", "save_top_k", "num_workers", "weight_decay", "gradient_clip_val"), 0)
+        for name, value in least.items():
+            found = getattr(self, name)
+            if found is not None and found < value:
+                raise InputError(f"{name} must be at least {value}, found {found}")
+        for name in ("decay_share", "min_lr_share", "mask_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be at least 0 and at most 1, found {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}")
+        for name in ("lr", "mask_prob"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise InputError(f"{name} must be above 0, found {getattr(self, name)}")
 
     @property
     def layout(self) -> BatchLayout:

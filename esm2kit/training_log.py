@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from esm2kit.machine import matmul_rate, memory_held, return_freed_memory
 from esm2kit.precision import product_dtype
+from esm2kit.provenance import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,11 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             dtype = product_dtype(module.config.precision)
             self.ceiling = matmul_rate(module.device.type, dtype) * trainer.world_size
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
             # a resumed run may have figures that the one before had not, and the other way round
             self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
-            with open(self.path, "w", newline="") as file:
+            # beside it first: a kill or a full disk between a cut file and its rows would lose the run's history
+            with atomic_path(self.path) as part, open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(kept)

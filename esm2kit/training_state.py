@@ -20,9 +20,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from esm2kit.checkpoint import read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.errors import InputError
-from esm2kit.provenance import to_json
+from esm2kit.parallel import gathered
+from esm2kit.provenance import atomic_path, to_json
 from esm2kit.ranks import rank
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 # What may differ between a run and its resumption: where it runs and how it is laid out, which leave the curve alone,
 # and max_steps and precision, by which a longer or a faster continuation is asked for.
 FREE_TO_CHANGE = {
-    *("data", "data_dir", "download", "out_dir", "init_from", "max_steps", "resume_if_exists", "save_top_k"),
+    *("data", "data_dir", "download", "out_dir", "max_steps", "resume_if_exists", "save_top_k"),
     *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
     *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
     *("val_check_interval", "tokens_per_validation_batch"),
@@ -119,10 +120,10 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
                 optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
-def whole_state(
+def state_of(
     model: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
-    """Model and optimizer tensors, gathered whole onto the CPU; every rank must call, the first one gets them.
+    """Model and optimizer tensors by name, as and where they lie.
 
     Args:
         model: whose parameters the optimizer steps.
@@ -132,12 +133,7 @@ def whole_state(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if keep(name)}
     for name, parameter in _stepped(model, optimizer):
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    gathered = {}
-    for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if not rank():  # the others let each tensor go: a node's memory holds one copy, not one a rank
-            gathered[name] = whole.detach().cpu()
-    return gathered
+    return tensors
 
 
 def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -166,8 +162,10 @@ def alone_in(out_dir: Path) -> Iterator[None]:
     with open(out_dir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{out_dir}: another run is training there; stop it, or give another --out_dir") from error
+        except BlockingIOError:
+            raise InputError(f"{out_dir}: another run is training there; stop it, or give another --out_dir") from None
+        except OSError as error:  # a cluster's file system may be mounted without them
+            logger.warning("%s: no locks there (%s), so see to it that no other run trains there", out_dir, error)
         yield
 
 
@@ -186,7 +184,7 @@ class CheckpointWriter(Callback):
         save_top_k: how many of the best by val_loss to keep.
         manifest: the run's provenance.
         global_batch_size: sequences of an update, to turn updates into consumed samples.
-        tensors: what to save of a module; every rank calls it. By default its `esm2` and optimizer.
+        tensors: what to save of a module, shards as they are; by default its `esm2` and optimizer.
         details: what else the metadata hold.
     """
 
@@ -212,13 +210,14 @@ class CheckpointWriter(Callback):
         return min(self._kept(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        begun = gathered([str(module.step)])
+        if len(set(begun)) > 1:
+            raise InputError(
+                f"{self.folder}: rank by rank its checkpoint is of update {', '.join(begun)}; give an out_dir that "
+                "every node sees"
+            )
         if trainer.is_global_zero:
             self._tidy(module.step)
-
-        if trainer.is_global_zero and self.folder.exists():
-            # halves that a killed run left: ours, and safetensors' own
-            for half in (*self.folder.glob("*.part"), *self.folder.glob(".tmp*")):
-                half.unlink()
 
         def stop(number: int, frame: FrameType | None) -> None:
             logger.info(
@@ -260,6 +259,8 @@ class CheckpointWriter(Callback):
                     f"{self.last} still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
                 )
                 raise InputError(f"cannot write {self.last} at update {module.step}: {error}; {kept}") from error
+        else:
+            gather(tensors)
         self.saved_step = module.step
         trainer.strategy.barrier()
 
@@ -271,6 +272,8 @@ class CheckpointWriter(Callback):
 
     def _tidy(self, step: int) -> None:
         """A fresh run drops what an earlier one kept; a resumed one keeps what a kill came in the way of."""
+        for half in self.folder.glob("*.part"):
+            half.unlink()
         if step == 0:
             for path in self.folder.glob("step=*.safetensors"):
                 path.unlink()
@@ -284,13 +287,13 @@ class CheckpointWriter(Callback):
 
 
 def _model_and_optimizer(module: LightningModule) -> dict[str, Tensor]:
-    return whole_state(module.esm2, module.optimizers(use_pl_optimizer=False))
+    return state_of(module.esm2, module.optimizers(use_pl_optimizer=False))
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    """A second name for a file, or a copy where the file system has no links; whole or not at all."""
+    with atomic_path(target) as part:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)

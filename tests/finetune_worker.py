@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from esm2kit import checkpoint, finetune
-from esm2kit.__main__ import parse
+from esm2kit.arguments import parse
 from esm2kit.finetune_module import LabelTrainer
 
 
@@ -23,19 +23,20 @@ def die() -> None:
 
 def arrange_death(moment: dict[str, int]) -> None:
     left = {"update": -1, "save": -1} | moment
-    step, save = LabelTrainer.training_step, checkpoint.save_file
+    step, save, write = LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._bytes
 
     def counted_step(*arguments):
         left["update"] -= 1
         return die() if left["update"] == 0 else step(*arguments)
 
-    def counted_save(tensors, path, *arguments):
+    def counted_save(*arguments):
         left["save"] -= 1
-        save(tensors, path, *arguments)
-        if left["save"] == 0:  # written, but not under its name
-            die()
+        save(*arguments)
 
-    LabelTrainer.training_step, checkpoint.save_file = counted_step, counted_save
+    def counted_write(tensor):
+        return die() if left["save"] == 0 and tensor.numel() > 1000 else write(tensor)
+
+    LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._bytes = counted_step, counted_save, counted_write
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 
-from esm2kit.__main__ import parse
+from esm2kit.arguments import parse
 from esm2kit.pretrain import PretrainConfig, pretrain
 
 if __name__ == "__main__":

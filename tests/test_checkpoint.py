@@ -1,12 +1,14 @@
 """A checkpoint comes back as it went, or is refused in one line."""
 
 import pickle
+import weakref
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from esm2kit.checkpoint import load_esm2, read_checkpoint, write_checkpoint
+from esm2kit.checkpoint import DTYPES, gather, load_esm2, read_checkpoint, save_tensors, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config
 from esm2kit.provenance import to_json
@@ -32,6 +34,64 @@ def test_round_trip(saved) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert read_checkpoint(path, "optimizer.")[0]["optimizer.step"] == 7
+
+
+def test_any_tensors_come_back_as_the_safetensors_package_reads_them(tmp_path) -> None:
+    """All types, empty and lone numbers, strides, and widths that would not be aligned in the order of names."""
+    tensors = {f"a.{dtype}": torch.arange(3).to(dtype) for dtype in DTYPES}
+    tensors |= {"b": torch.tensor(7.0), "c": torch.zeros(0, 4), "d": torch.arange(12.0).view(3, 4).T}
+    tensors |= {"shared": tensors["d"], "ü": torch.tensor([True, False])}
+    save_tensors(tmp_path / "any", tensors, {"says": "“yes”"})
+    found = load_file(tmp_path / "any")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+    with safe_open(tmp_path / "any", "pt") as file:
+        assert file.metadata() == {"says": "“yes”"}
+    save_tensors(tmp_path / "none", {}, {})
+    assert load_file(tmp_path / "none") == {}
+
+
+def test_a_file_is_readable_by_whom_the_folder_lets_in(tmp_path) -> None:
+    (tmp_path / "plain").touch()
+    save_tensors(tmp_path / "tensors", {"x": torch.zeros(1)}, {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_one_tensor_is_whole_at_a_time(tmp_path) -> None:
+    """Shards are gathered in their turn, and in the same one on every rank; what was gathered before is let go."""
+    gathered, alive = [], []
+
+    class Shard:
+        """As much of a DTensor as writing sees."""
+
+        dtype, itemsize, shape = torch.float32, 4, torch.Size([100])
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def numel(self) -> int:
+            return 100
+
+        def detach(self) -> "Shard":
+            return self
+
+        def full_tensor(self) -> torch.Tensor:
+            alive[:] = [ref for ref in alive if ref() is not None]
+            whole = torch.full((100,), self.value)
+            gathered.append((self.value, len(alive)))
+            alive.append(weakref.ref(whole))
+            return whole
+
+    shards = {f"model.{value}": Shard(value) for value in (3.0, 1.0, 2.0, 4.0)} | {"model.lm_head.weight": Shard(0.0)}
+    write_checkpoint(tmp_path / "last", shards, {})
+    assert [value for value, _ in gathered] == [1.0, 2.0, 3.0, 4.0], "in the order of names, the tied head aside"
+    assert max(others for _, others in gathered) <= 1
+    assert read_checkpoint(tmp_path / "last")[0]["model.3.0"].tolist() == [3.0] * 100
+    written = [value for value, _ in gathered]
+    gathered.clear()
+    gather(shards)
+    assert [value for value, _ in gathered] == written
 
 
 def test_every_flipped_byte_is_refused(saved) -> None:
@@ -69,10 +129,10 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch) -> None:
     path, _ = saved
     before = path.read_bytes()
 
-    def full_disk(*arguments) -> None:
+    def full_disk(tensor: torch.Tensor) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esm2kit.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("esm2kit.checkpoint._bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(path, {"model.x": torch.zeros(3)}, {})
     assert path.read_bytes() == before

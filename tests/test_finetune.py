@@ -495,6 +495,9 @@ def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tin
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"epochs": -1.0}, "epochs must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, found -1"),
+        ({"head_lr": 0.0}, r"head_lr must be above 0, found 0\.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, found 1\.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(given, told) -> None:
@@ -504,7 +507,8 @@ def test_settings_that_cannot_be_are_refused(given, told) -> None:
 
 def test_a_loss_that_is_no_number_names_the_sequences(tmp_path, tasks, tiny) -> None:
     given = {"task": "protein_value", "lr": 1e30, "gradient_clip_val": 0.0, "warmup_steps": 0}
-    with pytest.raises(InputError, match=r"update 1: loss .* This rank's sequences: p\d+, "):
+    told = r"update 2: loss .*; weights are as after update 1\. Its sequences: p\d+, "
+    with pytest.raises(InputError, match=told):
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
 
 

@@ -67,6 +67,12 @@ def test_fresh_adapters_are_the_base_and_one_update_is_the_formula() -> None:
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_and_adapters_of_one_seed_are_drawn_apart() -> None:
+    head = LabelModel(None, HeadSpec("fnn", "protein", 32, 1, 32, 0.0, False), seed=5).head.weight_in.flatten()
+    first = add_lora(ESM2.initialised(SHAPE, 0), 8, 8.0, seed=5).layers[0].self_attn.k_proj.lora_a.flatten()
+    assert abs(torch.corrcoef(torch.stack([head[: len(first)], first]))[0, 1]) < 0.2
+
+
 def test_only_adapters_and_head_have_gradients() -> None:
     model = LabelModel(add_lora(ESM2.initialised(SHAPE, 0), 2, 4.0), HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False))
     freeze(model, FinetuneConfig(mode="lora"))

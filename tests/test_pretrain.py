@@ -54,6 +54,24 @@ def test_contradictions_are_one_line(settings: dict, message: str, dataset: Path
         pretrain(PretrainConfig(data=dataset, out_dir=tmp_path / "run", max_steps=1, **settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be at least 1, found 0"),
+        ({"log_every_n_steps": 0}, "log_every_n_steps must be at least 1, found 0"),
+        ({"save_top_k": -1}, "save_top_k must be at least 0, found -1"),
+        ({"max_tokens": 2}, "max_tokens must be at least 3, found 2"),
+        ({"mask_prob": 0.0}, r"mask_prob must be above 0, found 0\.0"),
+        ({"mask_prob": 15.0}, r"mask_prob must be at least 0 and at most 1, found 15\.0"),
+        ({"lr": -1e-4}, r"lr must be above 0, found -0\.0001"),
+        ({"beta2": 1.0}, r"beta2 must be at least 0 and below 1, found 1\.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        PretrainConfig(data=tmp_path, out_dir=tmp_path, **settings)
+
+
 def test_a_folder_without_dataset_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="esm2kit preprocess"):
         pretrain(PretrainConfig(data=tmp_path, out_dir=tmp_path / "run", max_steps=1, **TINY))
@@ -153,6 +171,8 @@ def test_second_stage_begins_where_the_first_ended(dataset: Path, tmp_path: Path
     before, after = load_esm2(first["last"])[0], load_esm2(second["last"])[0]
     moved = max((a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert 0 < moved < 2e-4
+    with pytest.raises(InputError, match=r"is of another run: init_from was .*last\.safetensors and is now None"):
+        pretrain(PretrainConfig(out_dir=tmp_path / "second", max_steps=2, **common))
     with pytest.raises(InputError, match="init_from"):
         pretrain(PretrainConfig(out_dir=tmp_path / "third", init_from=path, **common | {"model": "esm2_t6_8M_UR50D"}))
 
@@ -172,6 +192,14 @@ def test_a_loss_that_is_no_number_names_the_update_and_the_sequences(dataset: Pa
     with pytest.raises(InputError, match=r"update \d+: loss (nan|inf).*sequences: UR") as caught:
         pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e18, gradient_clip_val=0.0, **settings))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_validate_to_no_number_do_not_take_the_last_ones_place(dataset: Path, tmp_path: Path) -> None:
+    """Update 1 goes from good weights to useless ones: its own loss is finite, the validation after it is not."""
+    settings = {"global_batch_size": 2, "max_steps": 4, "warmup_steps": 0, "val_check_interval": 1, **TINY}
+    with pytest.raises(InputError, match=r"update 1: validation loss (nan|inf); a lower lr"):
+        pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e30, gradient_clip_val=0.0, **settings))
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def command(out_dir: Path, data: Path, **settings: object) -> list[str]:

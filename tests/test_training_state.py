@@ -1,0 +1,87 @@
+"""What a run leaves on disk stays whole, and what does not belong together is refused."""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from esm2kit import training_log, training_state
+from esm2kit.errors import InputError
+from esm2kit.pretrain import PretrainConfig, pretrain
+from esm2kit.training_log import TrainingLog, read_metrics
+from esm2kit.training_state import alone_in
+
+TINY = {"model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 2, "accelerator": "cpu"}
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_ranks_that_go_on_from_different_updates_are_refused(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two nodes whose out_dir is not one folder: one finds a checkpoint there, the other begins anew."""
+    monkeypatch.setattr(training_state, "gathered", lambda items: [*items, "400"])
+    config = PretrainConfig(dataset, tmp_path, **TINY, max_steps=1, global_batch_size=2)
+    with pytest.raises(InputError, match="rank by rank its checkpoint is of update 0, 400; give an out_dir that every"):
+        pretrain(config)
+
+
+def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    with alone_in(tmp_path), pytest.raises(InputError, match="another run is training there"), alone_in(tmp_path):
+        pass
+
+    def unsupported(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with caplog.at_level(logging.WARNING), alone_in(tmp_path):
+        assert "no locks there" in caplog.text
+        assert str(tmp_path) in caplog.text
+
+
+def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train_loss,seconds\n1,3.0,0.1\n2,2.9,0.2\n3,2.8,0.3\n4,2.7")
+    before = path.read_bytes()
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1)
+    module = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="32-true"))
+    log = TrainingLog(tmp_path, 1, None, 2)
+    monkeypatch.setattr(training_log, "matmul_rate", lambda *arguments: 0.0)
+
+    class FullDisk(training_log.csv.DictWriter):
+        def writerows(self, rows: list) -> None:
+            raise NO_SPACE
+
+    with monkeypatch.context() as full:
+        full.setattr(training_log.csv, "DictWriter", FullDisk)
+        with pytest.raises(OSError, match="No space left"):
+            log.on_train_start(trainer, module)
+    assert path.read_bytes() == before
+    log.on_train_start(trainer, module)
+    assert [row["step"] for row in read_metrics(path)] == ["1", "2"], "of updates after the checkpoint none is kept"
+
+
+def test_a_kept_checkpoint_is_whole_where_a_file_system_has_no_links(tmp_path: Path, monkeypatch) -> None:
+    last, kept = tmp_path / "last", tmp_path / "step=1"
+    last.write_text("new")
+    kept.write_text("old")
+
+    def no_links(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_text("n")
+        raise NO_SPACE
+
+    monkeypatch.setattr(os, "link", no_links)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", half)
+        with pytest.raises(OSError, match="No space left"):
+            training_state._link(last, kept)
+    assert kept.read_text() == "old"
+    training_state._link(last, kept)
+    assert kept.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step=1"]
