@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from esm2kit.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
-from esm2kit.checkpoint import fill
+from esm2kit.checkpoint import fill, save_tensors
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config, RotaryEmbedding
 from esm2kit.provenance import atomic_path, write_json
-from esm2kit.shards import of_safetensors, weight_files
+from esm2kit.shards import of_safetensors, refuse_packed, weight_files
 
 State = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -186,9 +186,7 @@ def save_hf(model: ESM2, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", special_map)
     with atomic_path(folder / "vocab.txt") as part:
         part.write_text("\n".join(TOKENS))
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in to_hf(model.state_dict(), model.config).items()}
-    with atomic_path(folder / "model.safetensors") as part:
-        save_file(tensors, part, {"format": "pt"})
+    save_tensors(folder / "model.safetensors", to_hf(model.state_dict(), model.config), {"format": "pt"})
     write_json(folder / "config.json", hf_config(model.config))
 
 
@@ -209,7 +207,7 @@ def load_hf(folder: Path) -> ESM2:
         shards = of_safetensors(folder, files)
         state = {name: shards.read(name) for name in shards.shapes}
     else:
-        state = {name: tensor for file in files for name, tensor in read_pickle(file).items()}
+        state = {name: tensor for file in files for name, tensor in _plain(read_pickle(file), file).items()}
     return build(config, from_hf(state, config, folder), folder)
 
 
@@ -226,22 +224,38 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
     Raises: InputError if it holds anything else, or is not such a file.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"{path}: no such file; correct the path")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not a whole file of torch.save; fetch it again")
     try:
+        with open(path, "rb") as opened:
+            refuse_packed(opened, path.stat().st_size)
         with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, not read: of what nobody changes, the ranks of a node share one copy
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
         what = f"names {named[1]}, which is code" if named else "holds more than tensors"
         raise InputError(
             f"{path}: refused, it {what}; esm2kit loads weights only, take the publisher's own file"
         ) from None
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(f"{path}: not a whole file of torch.save ({reason}); fetch it again") from None
+
+
+def _plain(found: Any, source: Path) -> State:
+    """What a file gave, if it is plain tensors by name. Raises: InputError naming what else it is."""
+    if not isinstance(found, dict):
+        raise InputError(f"{source}: holds {type(found).__name__} where tensors by name should be; fetch it again")
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            raise InputError(f"{source}: {name!r:.80} is no plain tensor; take the publisher's own file")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # by a stride of 0
+            raise InputError(f"{source}: {name!r:.80} is more than its bytes hold; take the publisher's own file")
+    return {str(name): tensor for name, tensor in found.items()}
 
 
 def load_fair_esm(path: Path) -> ESM2:
@@ -262,10 +276,13 @@ def load_fair_esm(path: Path) -> ESM2:
         raise InputError(
             f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read"
         ) from None
-    state = {re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor for name, tensor in state.items()}
+    state = {
+        re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor for name, tensor in _plain(state, path).items()
+    }
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.is_file():
-        state |= read_pickle(regression)["model"]
+        found = read_pickle(regression)
+        state |= _plain(found.get("model") if isinstance(found, dict) else found, regression)
     elif not any(name.startswith(CONTACT_HEAD) for name in state):
         logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
     contact_head, inv_freq_P = defaults(config)
@@ -295,10 +312,11 @@ def save_fair_esm(model: ESM2, path: Path) -> None:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     contact = {name: state.pop(name).clone() for name in list(state) if name.startswith(CONTACT_HEAD)}
     prefixed = {_fair_name(name): tensor for name, tensor in state.items()}
-    with atomic_path(path) as part:
-        torch.save({"cfg": {"model": shape}, "model": prefixed}, part)
+    # the model last: it alone would be read as one without contacts
     with atomic_path(path.with_name(f"{path.stem}-contact-regression.pt")) as part:
         torch.save({"model": contact}, part)
+    with atomic_path(path) as part:
+        torch.save({"cfg": {"model": shape}, "model": prefixed}, part)
 
 
 def _fair_name(name: str) -> str:

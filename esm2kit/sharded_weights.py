@@ -1,6 +1,6 @@
 """Weights for a model that is laid out already: a tensor at a time, so that no rank need hold the whole model.
 
-They are drawn, or mapped from a safetensors file; a .pt or .bin file to begin from is read whole, and let go.
+They are drawn, or mapped from a file: what no rank changes lies in a node's memory once.
 """
 
 from collections.abc import Iterable, Iterator

@@ -8,10 +8,11 @@ reader.
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,6 +79,8 @@ class Shards:
             raise InputError(f"{self.source}: parts of {name} are absent; copy every file of the checkpoint")
         if sum(part.numel() for _, part in parts) > prod(shape):
             raise InputError(f"{self.source}: parts of {name} overlap; take another copy of the checkpoint")
+        if [(part.shape, any(piece.place)) for piece, part in parts] == [(shape, False)]:
+            return parts[0][1]  # as it is: mapped from its file, the ranks of a node share it
         whole, seen = parts[0][1].new_empty(shape), torch.zeros(shape, dtype=torch.bool)
         for piece, part in parts:
             area = tuple(slice(first, first + size) for first, size in zip(piece.place, part.shape, strict=False))
@@ -193,6 +196,24 @@ def _natural(numbers: Iterable[Any]) -> tuple[int, ...]:
     return found
 
 
+def refuse_packed(opened: BinaryIO, size: int) -> None:
+    """Hold a file of torch.save to its size: it stores every member once and as it is.
+
+    Deflated, a thousandth of the memory that reading would take is enough to be read.
+    Args: opened: at any place; size: its bytes.
+    Raises: ValueError if a zip is deflated, or holds the same bytes more than once.
+    """
+    if not zipfile.is_zipfile(opened):
+        return  # the form before torch 1.6, whose reader takes no more than it finds
+    try:
+        with zipfile.ZipFile(opened) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"a damaged zip: {error}") from None
+    if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
+        raise ValueError("it would unpack to more than its bytes")
+
+
 def _read_piece(name: str, piece: Piece) -> Tensor:
     if piece.start is None:
         with safe_open(piece.file, "pt") as opened:
@@ -201,6 +222,7 @@ def _read_piece(name: str, piece: Piece) -> Tensor:
         opened.seek(piece.start)
         data = opened.read(piece.size)
     try:
+        refuse_packed(io.BytesIO(data), piece.size)
         part = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *DAMAGE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]

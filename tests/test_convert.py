@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -171,6 +172,51 @@ def test_a_pt_with_code_is_refused_in_one_line_and_nothing_runs(tmp_path: Path, 
     assert not (tmp_path / "evil.txt").exists()
     assert torch.load(tmp_path / "esm2_evil.pt", weights_only=False) is not None, "the file would have run its code"
     assert (tmp_path / "evil.txt").exists()
+
+
+def test_a_pt_is_mapped_and_not_read(tmp_path: Path) -> None:
+    """So that the ranks of a node share what none of them changes."""
+    convert.save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
+    model = convert.load_fair_esm(tmp_path / "esm2_a.pt")
+    spans = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "esm2_a.pt" in line
+    ]
+    for name, parameter in model.named_parameters():
+        if not name.startswith(convert.CONTACT_HEAD):
+            assert any(int(first, 16) <= parameter.data_ptr() < int(stop, 16) for first, stop in spans), name
+
+
+@pytest.mark.parametrize("way", ["deflated", "the same bytes many times"])
+def test_a_pt_that_would_unpack_to_more_than_its_bytes_is_refused(tmp_path: Path, way: str) -> None:
+    torch.save({"cfg": {}, "model": {"a": torch.zeros(1 << 18)}}, tmp_path / "plain.pt")
+    bomb = tmp_path / "esm2_bomb.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(bomb, "w") as packed:
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member), zipfile.ZIP_DEFLATED if way == "deflated" else None)
+        if way != "deflated":
+            packed.filelist += [max(packed.filelist, key=lambda member: member.file_size)] * 9
+            packed._didModify = True
+    with pytest.raises(InputError, match=r"esm2_bomb\.pt: .*would unpack to more than its bytes"):
+        convert.load_fair_esm(bomb)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([1, 2], "holds list where tensors by name should be"),
+        ({"model": 3}, "holds int where"),
+        ({"model": {"contact_head.regression.weight": 3}}, "'contact_head.regression.weight' is no plain tensor"),
+        ({"model": {"a": torch.zeros(3, device="meta")}}, "'a' is no plain tensor"),
+        ({"model": {"a": torch.zeros(1).expand(1 << 36)}}, "'a' is more than its bytes hold"),
+        ({"model": {3: torch.zeros(3)}}, "tensor 3 is"),
+    ],
+)
+def test_a_file_without_plain_tensors_is_one_line(tmp_path: Path, content: object, told: str) -> None:
+    convert.save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
+    torch.save(content, tmp_path / "esm2_a-contact-regression.pt")
+    with pytest.raises(InputError, match=told) as caught:
+        convert.load_fair_esm(tmp_path / "esm2_a.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:

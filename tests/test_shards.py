@@ -1,11 +1,13 @@
 """Distributed checkpoints come in whole, and nothing in them runs, whatever they hold."""
 
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,18 @@ def test_a_part_larger_than_its_bytes_is_refused_before_it_takes_memory(copy: Pa
     rewrite(copy, relative_path="__7_0.distcp", offset=0, length=size)
     with pytest.raises(InputError, match=rf"refused, the part of .*, \(68719476736,\), is more than its {size} bytes"):
         load_model(copy)
+
+
+def test_a_part_that_would_unpack_to_more_than_its_bytes_is_refused(copy: Path) -> None:
+    plain, packed = io.BytesIO(), copy / "__7_0.distcp"
+    torch.save(torch.zeros(1 << 18), plain)
+    with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for member in stored.infolist():
+            deflated.writestr(member.filename, stored.read(member))
+    size = packed.stat().st_size
+    assert size < 1 << 13
+    rewrite(copy, relative_path="__7_0.distcp", offset=0, length=size)
+    refused(copy, "is no plain tensor .it would unpack to more than its bytes.")
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02)R.", b"\x80\x02.", b"\x80\x02h\x05.", b"PK", b""])
