@@ -23,15 +23,28 @@ _ROUNDS = 8
 class ClusterIndex:
     """The clusters of a preprocessed folder, memory-mapped; opening it costs the same at any size."""
 
-    def __init__(self, offsets: np.ndarray, member_rows: np.ndarray, representative_rows: np.ndarray) -> None:
+    def __init__(
+        self,
+        offsets: np.ndarray,
+        member_rows: np.ndarray,
+        representative_rows: np.ndarray,
+        folder: Path | None = None,
+    ) -> None:
         """Args:
         offsets: (C + 1,) int64; cluster c's members are `member_rows[offsets[c] : offsets[c + 1]]`, at least one.
         member_rows: int64 rows of train.arrow, cluster by cluster.
         representative_rows: (C,) int64 rows of train.arrow.
+        folder: where they are mapped from.
         """
         self.offsets = offsets
         self.member_rows = member_rows
         self.representative_rows = representative_rows
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        # a data worker maps the files itself: pickled, UniRef's arrays would go to each as gigabytes
+        arrays = (self.offsets, self.member_rows, self.representative_rows)
+        return (type(self), arrays) if self.folder is None else (type(self).open, (self.folder,))
 
     @classmethod
     def open(cls, folder: Path) -> "ClusterIndex":
@@ -51,7 +64,7 @@ class ClusterIndex:
         offsets, member_rows, representative_rows = arrays
         if offsets.size != representative_rows.size + 1 or offsets[-1] != member_rows.size:
             raise InputError(f"{folder}: the cluster index does not fit together: preprocess again with --overwrite")
-        return cls(*arrays)
+        return cls(*arrays, folder)
 
     @property
     def num_clusters(self) -> int:

@@ -1,5 +1,6 @@
 """Draws and orders: uniform, reachable to the last window, and the same from whoever asks."""
 
+import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from esm2kit.clusters import ClusterIndex, draw, permutation
+from esm2kit.clusters import MANIFEST, MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw, permutation
 from esm2kit.errors import InputError
 
 SIZES = np.array([1, 2, 3, 7, 26])
@@ -117,6 +118,20 @@ def test_the_same_samples_from_any_process_and_any_start():
 
 def test_numpy_integers_draw_what_ints_do():
     assert draw(*np.array([3, 1, 2]), INDEX, NUM_RESIDUES) == draw(3, 1, 2, INDEX, NUM_RESIDUES)
+
+
+def test_a_data_worker_maps_the_clusters_and_is_not_sent_them(tmp_path):
+    for name, array in (
+        (OFFSETS, np.arange(100_001)),
+        (MEMBERS, np.arange(100_000)),
+        (REPRESENTATIVES, np.arange(100_000)),
+    ):
+        np.save(tmp_path / name, array)
+    (tmp_path / MANIFEST).write_text("{}")
+    sent = pickle.dumps(ClusterIndex.open(tmp_path))
+    assert len(sent) < 1000
+    assert pickle.loads(sent).members(99_999).tolist() == [99_999]
+    assert pickle.loads(pickle.dumps(INDEX)).members(0).tolist() == INDEX.members(0).tolist()
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):
