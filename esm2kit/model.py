@@ -89,10 +89,27 @@ def rotary_tables(inv_freq: Tensor, num_positions: int) -> tuple[Tensor, Tensor]
     return angles.cos(), angles.sin()
 
 
+class _Rotate(torch.autograd.Function):
+    """The turn of all pairs into one new tensor; its gradient is the turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        turned = torch.empty_like(x)
+        (first, second), (into_first, into_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=into_second).addcmul_(first, sin)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(gradient, cos, -sin), None, None
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (..., H, K) by their position's angle."""
-    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return _Rotate.apply(x.to(torch.promote_types(x.dtype, torch.float32)), cos, sin).to(x.dtype)
 
 
 class RotaryEmbedding(nn.Module):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
 from esm2kit.errors import InputError
 from esm2kit.layout import attention
-from esm2kit.model import ESM2, SIZES, ESM2Config, Packed, tokenize
+from esm2kit.model import ESM2, SIZES, ESM2Config, Packed, rotary_tables, rotate, tokenize
 
 SHAPES = {"tiny": ESM2Config(2, 32, 4), "8M": SIZES["esm2_t6_8M_UR50D"], "35M": SIZES["esm2_t12_35M_UR50D"]}
 # heads of odd shares, deep and narrow: what the published sizes never ask for
@@ -228,3 +228,13 @@ def test_rows_that_recur_change_no_number(num_tokens: list[int]) -> None:
 def test_few_numbers_of_rows_occur() -> None:
     assert len({Packed([count], recurring=True).num_rows for count in range(4096, 8192)}) == 33
     assert all(Packed([count], recurring=True).num_rows == count for count in range(1, 64))
+
+
+def test_rotary_turn_and_its_gradient() -> None:
+    cos, sin = rotary_tables(torch.tensor([1.0, 0.1, 0.01]), 5)
+    x = torch.randn(5, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    cos, sin = cos.double(), sin.double()
+    as_complex = torch.complex(x[..., :3], x[..., 3:]) * torch.complex(cos, sin)
+    torch.testing.assert_close(rotate(x, cos, sin), torch.cat((as_complex.real, as_complex.imag), -1))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: rotate(x, cos, sin), (x,))
