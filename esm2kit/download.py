@@ -305,6 +305,9 @@ def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float) -> 
     with requests.get(
         address, headers=headers, stream=True, timeout=(min(CONNECT_SECONDS, stall_seconds), stall_seconds)
     ) as answer:
+        plain = [hop.url for hop in (*answer.history, answer) if not hop.url.startswith("https:")]
+        if plain and address.startswith("https:"):  # whoever stands in between could send another file
+            raise _Refused(f"sends on to {plain[0]}, which is not encrypted")
         if answer.status_code == 416 and have and have == known.get("total"):
             return  # the part is the whole file
         if answer.status_code not in (200, 206):

@@ -45,7 +45,7 @@ def test_any_tensors_come_back_as_the_safetensors_package_reads_them(tmp_path) -
     found = load_file(tmp_path / "any")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)  # types too
     with safe_open(tmp_path / "any", "pt") as file:
         assert file.metadata() == {"says": "“yes”"}
     save_tensors(tmp_path / "none", {}, {})

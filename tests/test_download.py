@@ -1,12 +1,14 @@
 """Downloads against a server on this machine: broken off, stalled, refused, lying; nothing half-written is read."""
 
 import http.server
+import io
 import threading
 import time
 import zipfile
 from contextlib import contextmanager, suppress
 
 import pytest
+import requests
 
 from esm2kit import download
 from esm2kit.download import DownloadConfig, download_flip
@@ -73,10 +75,28 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     Server.files, Server.fault, Server.ranges, Server.etag = {"/gb1/two_vs_rest.fasta": BODY}, "", [], '"v1"'
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
     running.shutdown()
     running.server_close()
+
+
+def test_from_https_nobody_is_sent_on_to_plain_http(server, tmp_path, monkeypatch):
+    send = requests.adapters.HTTPAdapter.send
+
+    def sent_on(adapter, request, **options):
+        if request.url.startswith("http:"):
+            return send(adapter, request, **options)
+        answer = requests.Response()
+        answer.status_code, answer.url, answer.request, answer.raw = 302, request.url, request, io.BytesIO()
+        answer.headers["Location"] = server + request.path_url
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", sent_on)
+    with pytest.raises(InputError, match=r"https://lab\.org/gb1/\S+ sends on to http://127\S+, which is not encrypted"):
+        get(tmp_path, "https://lab.org")
+    assert not list((tmp_path / "gb1").iterdir())
+    assert get(tmp_path, "https://lab.org", server)[0].read_bytes() == BODY, "the next server in turn"
 
 
 @pytest.fixture(autouse=True)
