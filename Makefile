@@ -1,41 +1,67 @@
-# Two commands: `make walkthrough` and `make test`. Both need only Python 3.11+ and make; set-up runs once.
+# Two commands: `make walkthrough` and `make test`; `make help` lists the others. Both need only Python 3.11+ and make; set-up runs once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: walkthrough test setup lab lint lock clean
+.DEFAULT_GOAL := help
+.PHONY: help walkthrough test setup lab lint lock clean
 
-setup: $(STAMP)
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## only set up: install into .venv, once (about 3 minutes, 2.4 GB)
+
+# pip in a few lines: the large files as they come, the rest in a log that is shown where it fails
+define PIP
+{ PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $(1) 2>&1; echo "status $$?"; } | \
+while read -r word rest; do \
+  echo "$$word $$rest" >> $(VENV)/pip.log; \
+  case "$$word $$rest" in \
+    "Downloading "*[0-9][0-9]" MB)"|"Downloading "*[0-9][0-9].[0-9]" MB)"|"Downloading "*GB")") echo "      $$rest" ;; \
+    "Installing collected"*) \
+      echo "      unpacking"; \
+      while sleep 15 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "      $$(du -sm $(VENV) | cut -f1) MB so far"; done & \
+      beat=$$! ;; \
+    "status "*) \
+      kill $$beat 2>/dev/null; \
+      [ "$$rest" = 0 ] && exit 0; \
+      tail -n 20 $(VENV)/pip.log >&2; exit 1 ;; \
+  esac; \
+done
+endef
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(f"esm2kit needs Python 3.11 or newer, found {sys.version.split()[0]}: make PYTHON=python3.12 $(MAKECMDGOALS)") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "set-up, once, about 3 minutes and 2.4 GB: 1/3 an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) && : > $(VENV)/pip.log
+	@echo "  2/3 the $$(grep -c == requirements.lock) packages of requirements.lock; the large ones as they come:"
+	@$(call PIP,-r requirements.lock)
+	@echo "  3/3 esm2kit itself"
+	@$(call PIP,--no-deps --editable .)
 	@touch $@
 
-walkthrough: setup
+walkthrough: setup  ## all seven notebooks, headless: make a model from real sequences and score it (about 7 minutes)
 	@$(BIN)/esm2kit run --tier sample
 
-test: setup
+test: setup  ## everything that can be tested here
 	@$(BIN)/lint-imports --config pyproject.toml
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on;
 # a start-up file of one's own runs after it
-lab: setup
+lab: setup  ## JupyterLab, at notebook 00
 	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-lint: setup
+lint: setup  ## mend style, check that imports only go down
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml
 
 # The lock names versions only: the platform decides which build of torch (CPU or CUDA) comes with its own helpers.
-lock: pyproject.toml
+lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --extra notebooks --extra dev --upgrade-package torch==2.13.0 \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --no-annotate --output-file requirements.lock pyproject.toml
 	sed -i -e 's/+cpu$$//' requirements.lock
 
-clean:
+clean:  ## remove .venv and what was built
 	rm -rf $(VENV) build *.egg-info

@@ -168,7 +168,8 @@ def _own_checkpoint(trained: Path) -> tuple[Path, str]:
     best = best if best.exists() else trained.parent / "checkpoints" / best.name
     if not best.exists():
         raise InputError(f"{trained} tells of {best.name}, which is not there: run 02_pretrain again")
-    found = ESM2Config(**read_metadata(best)["model"])
+    kept = read_metadata(best)
+    found = ESM2Config(**kept["model"])
     promised = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
     if found != promised:
         raise InputError(
@@ -178,7 +179,8 @@ def _own_checkpoint(trained: Path) -> tuple[Path, str]:
     rows = {
         "file": escape(best.name),
         "shape": f"{shape_of(found)}, {count(found.num_parameters)} parameters",
-        "state": f"trained for {result['step']:,} updates, validation perplexity {result['val_perplexity']:.2f}",
+        "state": f"update {kept['step']:,} of the {result['step']:,} trained, where validation was best: "
+        f"perplexity {result['val_perplexity']:.2f}",
     }
     return best, facts(rows)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,16 @@ def test_help_is_instant_and_names_every_stage(capsys: pytest.CaptureFixture) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, "help must not wait for torch"
     assert all(f"  {name}" in done.stdout for name in STAGES)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_alone_lists_every_target(root: Path) -> None:
+    """And what a newcomer is promised to see while packages arrive is in the recipe."""
+    done = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True)
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.M)
+    assert sorted(listed) == sorted(targets.split())
+    assert all(len(line.split()) > 2 for line in done.stdout.splitlines()), "a target without a word on what it does"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -104,7 +104,7 @@ def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
     best = pretrained(tmp_path, ESM2Config(1, 16, 2))
     assert view.value == str(best), "the value is worked out when it is read"
     told = text(pickers.model_picker("", tmp_path))
-    assert "trained for 1,200 updates, validation perplexity 14.37" in told
+    assert "update 700 of the 1,200 trained, where validation was best: perplexity 14.37" in told
     assert "1 layer × 16" in told
     with pytest.raises(InputError, match="neither an official name nor a file"):
         _ = pickers.model_picker("esm2_t7", tmp_path).value
@@ -118,7 +118,7 @@ def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = N
     write_checkpoint(
         best,
         {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        {"model": dataclasses.asdict(size)},
+        {"model": dataclasses.asdict(size), "step": 700},
     )
     result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(promised or size)}
     (work_dir / "pretrain" / "pretrain.json").write_text(json.dumps(result))
