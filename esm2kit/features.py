@@ -108,11 +108,10 @@ class FileRows:
     def _fill(self, wanted: memoryview, place: int) -> None:
         """Bytes of the file from `place` on, by position: readers do not share one that another may move."""
         while wanted:
-            got = os.pread(self._file.fileno(), min(len(wanted), BYTES_PER_READ), place)
+            got = os.preadv(self._file.fileno(), [wanted[:BYTES_PER_READ]], place)
             if not got:
                 raise InputError(f"{self.path} ends before its last rows: embed again")
-            wanted[: len(got)] = got
-            wanted, place = wanted[len(got) :], place + len(got)
+            wanted, place = wanted[got:], place + got
 
 
 @dataclass(frozen=True)

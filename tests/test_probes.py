@@ -1,7 +1,10 @@
 """Probes find what was planted and nothing where nothing is; seeds trained together are seeds trained alone."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -16,7 +19,7 @@ from esm2kit.baselines import fit_baseline
 from esm2kit.errors import InputError
 from esm2kit.features import Features, ProbeConfig, ProbeName, column_moments
 from esm2kit.flip import TASKS
-from esm2kit.head_training import ORDER_SEED, _optimizer, fit_head
+from esm2kit.head_training import ORDER_SEED, Adam, fit_head
 from esm2kit.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
 from esm2kit.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.metrics import draw_counts, paired_difference
@@ -194,18 +197,35 @@ def test_packed_convolution_is_torchs_forward_and_backward(outputs, rows_per_pro
     assert torch.autograd.gradcheck(PackedConvolution.apply, (x[:, :12], weight))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw_amsgrad"])
-def test_the_optimizer_is_the_one_that_was_asked_for(optimizer):
-    """One network in plain torch, the same batches: the same curve; weight decay is large, so that its kind shows."""
+@pytest.mark.parametrize("name", ["adam", "adamw_amsgrad"])
+def test_the_optimizer_is_torchs(name):
+    """Gradients that shrink, so that the largest second moment is not the last; weight decay that shows its kind."""
+    config = ProbeConfig("fnn", optimizer=name, weight_decay=0.3, learning_rate=2e-2)
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((2, 5, 3), (2, 1, 3))]
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    stepped = Adam(ours, config)
+    kind = partial(torch.optim.AdamW, amsgrad=True) if name == "adamw_amsgrad" else torch.optim.Adam
+    expected = kind(theirs, lr=2e-2, weight_decay=0.3)
+    for step in range(20):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator) / (1 + step) ** 2
+            other.grad = mine.grad.clone()
+        stepped.step()
+        expected.step()
+        assert all(mine.grad is None for mine in ours)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_a_head_is_trained_as_plain_torch_would():
+    """One network, the same batches: the same curve."""
     features, data = planted("protein", "value", num_proteins=100, noise=1.0)
-    config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, optimizer=optimizer, weight_decay=0.3)
-    config = dataclasses.replace(config, learning_rate=2e-2, standardize=False, scale_targets=False)
+    config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, learning_rate=2e-2)
+    config = dataclasses.replace(config, standardize=False, scale_targets=False)
     fitted = fit_head(features, data, config, (3,), CPU)
     head = Fnn((3,), features.width, 1, config.hidden, 0.0, CPU)
-    kind = partial(torch.optim.AdamW, amsgrad=True) if optimizer == "adamw_amsgrad" else torch.optim.Adam
-    theirs = kind(head.parameters(), lr=2e-2, weight_decay=0.3)
-    # so few steps do not tell AMSGrad: the largest second moment is still the last one
-    assert _optimizer(head, config).defaults["amsgrad"] == theirs.defaults["amsgrad"]
+    theirs = torch.optim.Adam(head.parameters(), lr=2e-2)
     x_ND, y_N = torch.from_numpy(features.values_ND).float(), torch.from_numpy(data.targets).float()
     for epoch in range(5):
         order = np.random.default_rng((ORDER_SEED, epoch + 1)).permutation(data.rows("train"))
@@ -217,6 +237,23 @@ def test_the_optimizer_is_the_one_that_was_asked_for(optimizer):
             held = data.rows("validation")
             loss = (head(Batch(x_ND[held], None, []))[0, :, 0] - y_N[held]).square().mean()
         np.testing.assert_allclose(fitted.history["validation_loss"][epoch][0], float(loss), rtol=1e-4)
+
+
+IMPORTS = """
+import sys
+from planted import planted
+from esm2kit.features import ProbeConfig
+from esm2kit.probes import fit_probe
+
+fit_probe(*planted("residue", "class", num_proteins=20), ProbeConfig("cnn", epochs=1), (0,))
+print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
+"""
+
+
+def test_a_probe_does_not_wait_for_torchs_compiler():
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def packed_batch(lengths, width, gap):
