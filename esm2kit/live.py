@@ -66,6 +66,7 @@ def train(stage: str, config: Any, guide_loss: float | None = None, overwrite: b
         if overwrite:
             print("the folder holds a run of other settings: beginning anew")
             return _train(stage, replace(config, resume_if_exists=False), guide_loss)
+        # the command tells of its options, a notebook has parameters
         raise InputError(str(error).replace(TO_BEGIN_ANEW, IN_A_NOTEBOOK)) from None
 
 

@@ -107,7 +107,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def metric_cell(metric: Mapping[str, Any] | None) -> dict[str, Any]:
     if metric is None or metric["value"] is None:
         return {"text": "–", "number": True}
-    between = f"[{number(metric['low'])}, {number(metric['high'])}]"
+    between = "" if metric["low"] is None else f"[{number(metric['low'])}, {number(metric['high'])}]"
     spread = f" ±{metric['seed_spread']:.3f}" if len(metric["seeds"]) > 1 else ""
     return {"text": number(metric["value"]), "small": between + spread, "number": True}
 

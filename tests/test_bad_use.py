@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from esm2kit import pickers
 from esm2kit.__main__ import main
+from esm2kit.checkpoint import write_checkpoint
+from esm2kit.embed import EmbedConfig, embed
+from esm2kit.embeddings import EmbeddingReader
 from esm2kit.errors import InputError
+from esm2kit.finetune_config import FinetuneConfig
 from esm2kit.headless import known_parameters
 from esm2kit.pretrain import PretrainConfig, pretrain
-from esm2kit.provenance import sha256_file
+from esm2kit.provenance import sha256_file, to_json
 from esm2kit.runs import RunConfig, run, work_folder
-from esm2kit.training_state import alone_in
+from esm2kit.training_state import alone_in, resume_point
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"num_layers": 1, "embed_dim": 16, "attention_heads": 2, "max_steps": 2, "warmup_steps": 1, "seed": 0,
@@ -73,9 +79,38 @@ def test_training_another_size_in_the_same_folder_says_so_and_keeps_the_first(wo
     before = hashes(work / "pretrain" / "checkpoints")
     line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"embed_dim": 32})
     assert "InputError: pretrain stopped with code 2" in line
-    assert "is of another run: embed_dim was 16 and is now 32" in line
+    assert "is of another run: embed_dim was 16 and is now 32; set overwrite to True to begin anew" in line
     assert hashes(work / "pretrain" / "checkpoints") == before
     assert len(before) == 2, "the best and the last"
+
+
+def test_after_training_at_another_size_the_next_notebooks_take_the_new_model(work: Path, sample: Path) -> None:
+    """What 03 does is done for the first model, then for the second, in the same folder."""
+    widths = []
+    for width in (16, 32):
+        train(work, embed_dim=width, resume_if_exists=width == 16)
+        view = pickers.model_picker("", work)
+        assert f"1 layer × {width}" in view.card.value
+        config = EmbedConfig(
+            fasta=sample / "uniref50_valid.fasta", out_dir=work / "embeddings", model=view.value, device="cpu"
+        )
+        with EmbeddingReader(embed(config, replace=True).embeddings) as reader:
+            widths.append(reader.matrix().shape[1])
+    assert widths == [16, 32], "stale vectors were taken for the new model's"
+
+
+@pytest.mark.parametrize("changed", ["data", "model"])
+def test_a_run_is_not_gone_on_with_on_another_input_of_the_same_name(changed: str, tmp_path: Path) -> None:
+    """A fine-tuning of a checkpoint that was trained anew since, under the same path."""
+    config = FinetuneConfig(out_dir=tmp_path, max_steps=1, global_batch_size=2)
+    inputs = {"data": {"sha256": "a" * 64}, "model": {"sha256": "b" * 64}}
+    manifest = {"config": to_json(config), "inputs": inputs}
+    metadata = {"provenance": manifest, "global_batch_size": 2, "step": 1}
+    write_checkpoint(tmp_path / "checkpoints" / "last.safetensors", {"model.x": torch.zeros(1)}, metadata)
+    assert resume_point(tmp_path, config, manifest).step == 1
+    other = manifest | {"inputs": inputs | {changed: {"sha256": "c" * 64}}}
+    with pytest.raises(InputError, match=f"is of another run: the {changed}'s sha256 was .* and is now cccccccccccc;"):
+        resume_point(tmp_path, config, other)
 
 
 def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> None:
