@@ -3,9 +3,11 @@
 import csv
 import logging
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from esm2kit.machine import matmul_rate, memory_held, return_freed_memory
@@ -49,7 +51,7 @@ class TrainingLog(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             dtype = product_dtype(module.config.precision)
-            self.ceiling = matmul_rate(module.device.type, dtype) * trainer.world_size
+            self.ceiling = _rate(module.device.type, dtype) * trainer.world_size
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
             # a resumed run may have figures that the one before had not, and the other way round
             self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
@@ -105,6 +107,12 @@ class TrainingLog(Callback):
             with open(self.path, "a", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
                 csv.DictWriter(file, self.columns).writerow(row)
+
+
+@cache
+def _rate(device: str, dtype: torch.dtype) -> float:
+    """The ceiling, measured once a process: of several seeds each would begin with half a second of it."""
+    return matmul_rate(device, dtype)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esm2kit.arguments import parse
 from esm2kit.checkpoint import load_esm2, read_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config
@@ -43,6 +45,7 @@ LAYOUTS = {
     "2x2": (4, {"devices": 4, "tensor_model_parallel_size": 2}),
 }
 ACCUMULATIONS = (1, 2, 4)
+PRECISIONS = ("bf16-mixed", "bf16-true")
 
 
 def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
@@ -50,20 +53,19 @@ def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def train_together(processes: int, runs: list[list[str]]) -> None:
-    """Run configurations in one process group of so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__).parent / "layout_worker.py")]
-    done = subprocess.run(
-        [*command, json.dumps(runs)], capture_output=True, text=True, timeout=600, env={**_environment()}
-    )
+def train_together(processes: int, runs: list[list[str]], *more: str) -> None:
+    """Run configurations, one after another, in one group of so many processes: starting one costs more than a run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [str(Path(__file__).parent / "layout_worker.py"), json.dumps(runs), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def train_here(runs: list[list[str]]) -> None:
+    torch.set_num_threads(1)
+    for run in runs:
+        pretrain(parse(PretrainConfig, "pretrain", run))
 
 
 def column(out_dir: Path, name: str) -> list[float]:
@@ -88,7 +90,44 @@ def both_runs(out_dir: Path, data: Path, **settings: object) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory, dataset) -> Path:
     out_dir = tmp_path_factory.mktemp("one")
-    train_together(1, both_runs(out_dir, dataset, accumulate_grad_batches=1))
+    train_here(both_runs(out_dir, dataset, accumulate_grad_batches=1))
+    return out_dir
+
+
+def layout_runs(layout: str, out_dir: Path, data: Path) -> list[list[str]]:
+    settings, runs = LAYOUTS[layout][1], []
+    for accumulate in ACCUMULATIONS:
+        runs += both_runs(out_dir / layout / str(accumulate), data, accumulate_grad_batches=accumulate, **settings)
+    return runs
+
+
+def bf16_run(precision: str, out_dir: Path, data: Path, layout: str = "one") -> list[str]:
+    common = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": STEPS, "val_check_interval": STEPS}
+    return arguments(out_dir / precision / layout, data, **common, **LAYOUTS.get(layout, (1, {}))[1])
+
+
+def second_stage(first: Path) -> dict[str, object]:
+    """A run of one update that begins with the weights of another; its size is theirs."""
+    common = {name: value for name, value in COMMON.items() if not name.endswith(("model", "layers", "dim", "heads"))}
+    return common | {"init_from": str(first / "first" / "checkpoints" / "last.safetensors"), "max_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, dataset, one_device) -> Path:
+    """All that takes two processes, in one start of them."""
+    out_dir, names = tmp_path_factory.mktemp("two"), [name for name in LAYOUTS if LAYOUTS[name][0] == 2]
+    runs = [run for name in names for run in layout_runs(name, out_dir, dataset)]
+    runs += [bf16_run(precision, out_dir, dataset, name) for precision in PRECISIONS for name in names]
+    sharded = second_stage(one_device) | {"devices": 2, "strategy": "fsdp2", "data": dataset}
+    runs.append([f"--{name}={value}" for name, value in (sharded | {"out_dir": out_dir / "second"}).items()])
+    train_together(2, runs)
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory, dataset) -> Path:
+    out_dir = tmp_path_factory.mktemp("four")
+    train_together(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "told"))
     return out_dir
 
 
@@ -102,79 +141,61 @@ def assert_same_run(out_dir: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_one_device(layout: str, tmp_path, dataset, one_device) -> None:
-    processes, settings = LAYOUTS[layout]
-    runs = []
+def test_layout_equals_one_device(layout: str, request: pytest.FixtureRequest, one_device) -> None:
+    out_dir = request.getfixturevalue({2: "two_processes", 4: "four_processes"}[LAYOUTS[layout][0]])
     for accumulate in ACCUMULATIONS:
-        runs += both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate, **settings)
-    train_together(processes, runs)
-    for accumulate in ACCUMULATIONS:
-        assert_same_run(tmp_path / str(accumulate), one_device)
+        assert_same_run(out_dir / layout / str(accumulate), one_device)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one_device) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one_device, two_processes) -> None:
     """DDP to the last bits of the first update, shards within bf16's rounding; float32's curve close by, not the same.
 
     FSDP2 gathers bfloat16 under either precision; tensor-parallel ranks round their partial sums.
     """
-    common = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": STEPS, "val_check_interval": STEPS}
-    names = ("ddp2", "fsdp2", "tp2")
-    train_together(2, [arguments(tmp_path / name, dataset, **common, **LAYOUTS[name][1]) for name in names])
-    train_together(1, [arguments(tmp_path / "one", dataset, **common)])
-    expected = {name: torch.tensor(column(tmp_path / "one", name)) for name in ("train_loss", "grad_norm", "val_loss")}
+    train_here([bf16_run(precision, tmp_path, dataset)])
+    one = tmp_path / precision / "one"
+    expected = {name: torch.tensor(column(one, name)) for name in ("train_loss", "grad_norm", "val_loss")}
     wide = torch.tensor(column(one_device / "curve", "train_loss"))
     torch.testing.assert_close(expected["train_loss"], wide, rtol=5e-4, atol=0)
-    for name in names:
+    for name in ("ddp2", "fsdp2", "tp2"):
+        out_dir = two_processes / precision / name
         for figure, tolerance in (("train_loss", 3e-4), ("grad_norm", 5e-3), ("val_loss", 3e-4)):
-            found = torch.tensor(column(tmp_path / name, figure))
+            found = torch.tensor(column(out_dir, figure))
             torch.testing.assert_close(
                 found, expected[figure], rtol=tolerance, atol=0, msg=lambda t, n=name: f"{n}: {t}"
             )
-        first = column(tmp_path / name, "train_loss")[0]
+        first = column(out_dir, "train_loss")[0]
         assert first == pytest.approx(float(expected["train_loss"][0]), rel=2e-6 if name == "ddp2" else 2e-5)
         assert first != pytest.approx(float(wide[0]), rel=2e-6), f"{name}: bf16 was asked for"
-    tensors, _ = read_checkpoint(tmp_path / "fsdp2" / "checkpoints" / "last.safetensors")
+    tensors, _ = read_checkpoint(two_processes / precision / "fsdp2" / "checkpoints" / "last.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}, "checkpoints hold the masters"
 
 
 def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
-    runs = []
-    for accumulate in (2, 4):
-        runs += both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate, num_workers=1)
-    train_together(1, runs)
-    for accumulate in (2, 4):
+    for accumulate, workers in ((2, 1), (4, 0)):
+        first, curve = both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate)
+        train_here([first, [*curve, f"--num_workers={workers}"]])
         assert_same_run(tmp_path / str(accumulate), one_device)
 
 
-def test_filled_after_it_is_laid_out_is_laid_out_filled(tmp_path) -> None:
+def test_filled_after_it_is_laid_out_is_laid_out_filled(four_processes) -> None:
     """FSDP2, tensor parallel and both: the same shards, tied head, loss and gradients, without a whole model."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    command = [sys.executable, *launcher, str(Path(__file__).parent / "sharded_worker.py"), str(tmp_path / "told")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=_environment())
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "told").read_text() == "equal"
+    assert (four_processes / "told").read_text() == "equal"
 
 
-def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one_device) -> None:
-    first = one_device / "first" / "checkpoints" / "last.safetensors"
-    second = {name: value for name, value in COMMON.items() if not name.endswith(("layers", "dim", "heads"))}
-    second |= {"model": None, "data": dataset, "init_from": str(first), "max_steps": 1}
-    config = PretrainConfig(out_dir=tmp_path / "one", **second)
-    sharded = dataclasses.replace(config, out_dir=tmp_path / "fsdp2", devices=2, strategy="fsdp2")
+def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one_device, two_processes) -> None:
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, **second_stage(one_device))
+    sharded = dataclasses.replace(config, devices=2, strategy="fsdp2")
     shape, weights = _initial_model(sharded, None)
     assert all(tensor.is_meta for tensor in shape.parameters())
-    expected = dict(load_esm2(first)[0].named_parameters())
+    expected = dict(load_esm2(config.init_from)[0].named_parameters())
     assert {name: torch.equal(tensor, expected[name]) for name, tensor in weights if name in expected} == dict.fromkeys(
         expected, True
     )
-
     pretrain(config)
-    asked = {name: value for name, value in second.items() if value is not None}
-    told = asked | {"out_dir": sharded.out_dir, "devices": 2, "strategy": "fsdp2"}
-    train_together(2, [[f"--{name}={value}" for name, value in told.items()]])
     for name in ("train_loss", "grad_norm", "val_loss"):
-        assert column(sharded.out_dir, name) == pytest.approx(column(config.out_dir, name), rel=1e-5), name
+        assert column(two_processes / "second", name) == pytest.approx(column(tmp_path, name), rel=1e-5), name
 
 
 @pytest.mark.parametrize(("seed", "shape"), [(0, ESM2Config(2, 32, 4)), (7, ESM2Config(3, 48, 4))])

@@ -49,7 +49,7 @@ def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) 
     trainer = SimpleNamespace(is_global_zero=True, world_size=1)
     module = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="32-true"))
     log = TrainingLog(tmp_path, 1, None, 2)
-    monkeypatch.setattr(training_log, "matmul_rate", lambda *arguments: 0.0)
+    monkeypatch.setattr(training_log, "_rate", lambda *arguments: 0.0)
 
     class FullDisk(training_log.csv.DictWriter):
         def writerows(self, rows: list) -> None:
