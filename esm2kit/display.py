@@ -14,6 +14,7 @@ from esm2kit import plots
 from esm2kit.report import METRIC_NAMES, best_baseline
 
 SECONDS_BETWEEN_LINES = 5.0
+TWIN = "same probe on an untrained encoder"
 PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
 BASELINES = {
     "majority": "majority class",
@@ -93,7 +94,7 @@ def verdict(report: Mapping[str, Any]) -> str:
             told.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f})", metric))
         # a constant has no rank to compare, and no place in the chart
         elif other["kind"] in ("probe", "untrained") or pair["metric"] != metric:
-            told.append(relation(pair, f"the {label(other)}", metric))
+            told.append(relation(pair, f"the {TWIN if other['kind'] == 'untrained' else label(other)}", metric))
     value = first["metrics"][metric]["value"]
     figure = "no figure" if value is None else f"{value:.3f}"
     return f"The {label(first)} has {figure}: {'; '.join(told) or 'there is nothing to compare it with'}."

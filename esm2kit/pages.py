@@ -107,7 +107,7 @@ def run_page(name: str, manifest: dict[str, Any]) -> str:
                                              else f"{state(manifest)}, {count} done"),
         manifest=manifest,
         run=name,
-        notebooks=planned | entries,
+        notebooks=dict(sorted((planned | entries).items())),
         result=result(manifest),
         error=entries.get(manifest["at"], {}).get("error"),
         next=None if ended or manifest["status"] == "running" else f"What came before is kept; {again} goes on from there.",
@@ -118,7 +118,7 @@ def run_page(name: str, manifest: dict[str, Any]) -> str:
 
 def result(manifest: dict[str, Any]) -> str:
     """What a run came to, in the sentences its notebooks gave."""
-    return " ".join(entry["told"] for entry in manifest["notebooks"].values() if entry.get("told"))
+    return " ".join(entry["told"] for _, entry in sorted(manifest["notebooks"].items()) if entry.get("told"))
 
 
 def _count(notebooks: int) -> str:

@@ -449,7 +449,7 @@ OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
 def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
     probe = row("probe", "p_step3, cnn", 0.6)
     assert verdict(report(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
-        "The CNN probe on the frozen encoder has 0.600: 0.100 [0.050, 0.150] behind the CNN probe on an untrained "
+        "The CNN probe on the frozen encoder has 0.600: 0.100 [0.050, 0.150] behind the same probe on an untrained "
         "encoder; no clear difference from the best baseline, composition (0.550), +0.010 [-0.020, +0.040]."
     )
     told = report(probe, OTHERS)
