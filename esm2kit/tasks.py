@@ -197,14 +197,17 @@ def _infer(
             raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
     texts = [row.target or "" for row in rows]
     separated = any(";" in text for text in texts)
-    lettered = "sequences" in sources or all(
-        len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True)
-    )
+    # most of the rows: one whose labels are too few or too many is told so, and does not make classes of all the others
+    fitting = sum(len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True))
+    lettered = "sequences" in sources or 2 * fitting > len(rows)
     if separated or lettered:
         level, kind = "residue", "value" if separated else "class"
         found = {letter for text in texts for letter in text}
     else:
         level, found = "protein", set(texts)
+        for row, text in zip(rows, texts, strict=True):
+            if text.lower() == "nan":  # a table's blank cell, and no class of its own
+                raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
         numeric = all(is_number(text) for text in found)
         integers = numeric and all(text.lstrip("+-").isdigit() for text in found)
         kind = "class" if not numeric or (integers and len(found) <= MAX_INTEGER_CLASSES) else "value"

@@ -254,7 +254,9 @@ def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model
     fasta.write_text("".join(f">{record}" for record in records[2:]))
     some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
     keywords = {"task": "letters", "hiddens": some, "baselines": [], "untrained": False, "epochs": 1}
-    with pytest.raises(InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or leave them out by --allow_missing"):
+    with pytest.raises(
+        InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or leave them out by --allow_missing"
+    ):
         run(tasks, None, tmp_path / "out", **keywords)
     report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
     assert report["task"]["sizes"]["train"] == 58
@@ -320,7 +322,11 @@ FLAWS = {
         {"scl/mixed_soft.fasta": split_of(("Moon", "train", False), ("Nucleus", "test", False))},
         "scl", "record 'p0' has the label 'Moon'; known are Cell_membrane",
     ),
-    "labels for other residues": (
+    "more labels than residues": (
+        {"own/s.fasta": ">a TARGET=HHH SET=train\nMKV\n>b TARGET=HC SET=val\nMK\n>c TARGET=CCH SET=test\nMK\n"},
+        "own", "record 'c' has 3 labels for 2 residues",
+    ),
+    "a mask of other residues": (
         {"own/s.fasta": ">a TARGET=HHH SET=train\nMKV\n>b TARGET=CC SET=test MASK=1\nMK\n"},
         "own", "the mask of 'b' must be 2 times 0 or 1",
     ),
@@ -331,6 +337,10 @@ FLAWS = {
     "a class absent from train": (
         {"own/s.fasta": split_of(("a", "train", False), ("b", "train", True), ("b", "test", False))},
         "own", "class 'b' is in test but never in train; merge or drop it",
+    ),
+    "NaN for a class": (
+        {"own/s.fasta": split_of(("a", "train", False), ("nan", "train", True), ("b", "test", False))},
+        "own", "record 'p1' has the target 'nan'; drop the record or mend it",
     ),
     "NaN targets": (
         {"own/s.csv": "sequence,target,set,validation\nMKV,1.5,train,\nMKA,nan,train,True\nMKL,2.0,test,\n"},
