@@ -91,7 +91,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         other = rows[pair["theirs"]]
         if other is best:
             value = other["metrics"][metric]["value"]
-            told.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f})", metric))
+            told.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
         # a constant has no rank to compare, and no place in the chart
         elif other["kind"] in ("probe", "untrained") or pair["metric"] != metric:
             told.append(relation(pair, f"the {TWIN if other['kind'] == 'untrained' else label(other)}", metric))
@@ -111,14 +111,14 @@ def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
     difference, low, high = pair["difference"], pair["low"], pair["high"]
     unit = "" if pair["metric"] == metric else f" in {METRIC_NAMES.get(pair['metric'], pair['metric'])}"
     if difference is None:
-        return f"no figure to hold against {other}"
+        return f"no figure to hold against {other.rstrip(',')}"
     if low is None or high is None:
-        return f"{difference:+.3f}{unit} from {other}, in every draw"
+        return f"{difference:+.3f}{unit} from {other.rstrip(',')}, in every draw"
     if low > 0:
-        return f"{difference:.3f} [{low:.3f}, {high:.3f}]{unit} ahead of {other}"
+        return f"ahead of {other} by {difference:.3f} [{low:.3f}, {high:.3f}]{unit}"
     if high < 0:
-        return f"{-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit} behind {other}"
-    return f"no clear difference{unit} from {other}, {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"behind {other} by {-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit}"
+    return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def beats_all(report: Mapping[str, Any]) -> bool:

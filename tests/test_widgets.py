@@ -449,12 +449,12 @@ OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
 def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
     probe = row("probe", "p_step3, cnn", 0.6)
     assert verdict(report(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
-        "The CNN probe on the frozen encoder has 0.600: 0.100 [0.050, 0.150] behind the same probe on an untrained "
-        "encoder; no clear difference from the best baseline, composition (0.550), +0.010 [-0.020, +0.040]."
+        "The CNN probe on the frozen encoder has 0.600: behind the same probe on an untrained encoder by 0.100 [0.050, "
+        "0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
     )
     told = report(probe, OTHERS)
     told["rows"][1]["metrics"]["accuracy"]["value"] = 0.9
-    assert "the best baseline, majority class (0.900)" in verdict(told)
+    assert "ahead of the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(told)
 
 
 def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
