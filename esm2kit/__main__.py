@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -24,8 +25,10 @@ stages, in the order of the story:
 `esm2kit <stage> --help` shows a whole call and every parameter, which are the fields of the stage's dataclass.
 New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
 """
+# Workers fail alike for the most part: the others wait until torchrun, told by the first one's end, has stopped them.
+SECONDS_FOR_THE_FIRST = 10
 # what the system says of a place that cannot be written, where a person can choose another or make room
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,10 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     # Lightning's own lines (devices it did not find, advertisements) say nothing that ours do not
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module="lightning")
     try:
         return _run(argv[0], argv[1:])
     except InputError as error:
+        if is_worker() and rank():
+            time.sleep(SECONDS_FOR_THE_FIRST)
         print(f"esm2kit: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -60,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if error.errno not in MENDABLE:
             raise
-        print(f"esm2kit: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        # a folder was to be made, and a file has its name
+        told = "a file is there; name a folder" if error.errno == errno.EEXIST else error.strerror
+        print(f"esm2kit: {error.filename or 'output'}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -76,12 +84,14 @@ def _run(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"esm2kit.{stage.module}")
     config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
     if stage.trains and not is_worker():
-        from esm2kit import launch
+        from esm2kit import launch, trainer
 
         if config.num_nodes > 1:
             raise InputError(f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node")
         if config.devices > 1:
-            config.layout  # a contradiction is told once, and not by every worker  # noqa: B018
+            # what this machine cannot do is told once, and not by every worker
+            config.layout  # noqa: B018
+            trainer.check_devices(config)
             launch.become(name, config)
     result = getattr(module, stage.function)(config)
     summary = summarise(result)

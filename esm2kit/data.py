@@ -210,8 +210,11 @@ def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
         folder: what `esm2kit preprocess` made.
         max_rows: count on this many representatives at most, evenly spaced.
     """
+    if not folder.is_dir():
+        found = f"is a file: give the folder that `esm2kit preprocess {folder}` makes of it"
+        raise InputError(f"{folder} " + (found if folder.is_file() else "is not there: `esm2kit preprocess` makes it"))
     if not (folder / "valid.arrow").is_file():
-        raise InputError(f"{folder} has no validation set: preprocess anew, with val_size or valid_fasta")
+        raise InputError(f"{folder} has no validation set: preprocess anew, with --val_size or --valid_fasta")
     valid = SequenceStore.open(folder / "valid.arrow")
     observed = _residue_counts(valid, range(len(valid)))
     return float(np.exp(-(observed * unigram_log_shares(folder, max_rows)).sum() / observed.sum()))

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import requests
 import urllib3
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS, Task, find_split
 from esm2kit.flip_files import check_zip, find_source
 from esm2kit.provenance import fsync, sha256_file
@@ -181,7 +181,7 @@ def download_flip(
     Raises: InputError for an unknown task or split, or, with how to place the files by hand, if no mirror delivers.
     """
     if task not in TASKS:
-        raise InputError(f"unknown FLIP task {task!r}: known are {', '.join(TASKS)}")
+        raise InputError(f"unknown FLIP task {task!r}; {nearest(task, TASKS)}")
     spec = TASKS[task]
     splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
     folder = Path(data_dir) / task

@@ -262,9 +262,10 @@ def _prepare(
 
 
 def _differing(settings: str, theirs: str) -> list[str]:
-    """Names of the settings in which two runs differ."""
+    """Names of the settings in which two runs differ; the outputs follow from others, or else from repr_layers."""
     ours, other = json.loads(settings), json.loads(theirs)
-    return sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
+    names = sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
+    return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
 
 
 def _finished(targets: list[Path], settings: str, fingerprint: str, replace: bool) -> int | None:

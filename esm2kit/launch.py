@@ -30,7 +30,7 @@ def command(stage: str, config_path: Path, devices: int) -> list[str]:
     arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
     if devices == 1:
         return [sys.executable, *arguments]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", *arguments]
+    return [sys.executable, "-m", "esm2kit.torchrun", "--standalone", f"--nproc-per-node={devices}", *arguments]
 
 
 def start(stage: str, config: Any) -> subprocess.Popen:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.model import SIZES, ESM2Config
 from esm2kit.parallel import BatchLayout, StrategyName
 from esm2kit.precision import TrainingPrecision
@@ -154,7 +154,7 @@ class PretrainConfig:
             raise InputError("num_layers, embed_dim and attention_heads want --model custom")
         name = self.model or "esm2_t6_8M_UR50D"
         if name not in SIZES:
-            raise InputError(f"model {name!r} is unknown; choose custom or one of {', '.join(SIZES)}")
+            raise InputError(f"model {name!r} is unknown; {nearest(name, ['custom', *SIZES])}")
         return SIZES[name]
 
 

@@ -92,6 +92,9 @@ def run(config: RunConfig) -> str:
     Returns: the lines that end it: which cells were silent for long, and where the report is.
     Raises: InputError for an unknown tier, notebook or parameter, before anything runs; and for a notebook that fails.
     """
+    ways = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
+    if len(given := list(filter(None, ways))) > 1:
+        raise InputError(f"{' and '.join(given)} each say which notebooks to run: give one of them")
     root, plan = Path(config.root), plan_run(config)
     name = tier_path(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)

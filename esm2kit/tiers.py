@@ -20,7 +20,8 @@ def tier_path(root: Path, tier: str) -> Path:
     for path in (folder / f"{tier}.yaml", Path(tier)):
         if path.is_file():
             return path
-    raise InputError(f"unknown tier {tier!r}; {nearest(tier, [path.stem for path in folder.glob('*.yaml')])}")
+    known = [path.stem for path in folder.glob("*.yaml")]
+    raise InputError(f"unknown tier {tier!r}; " + (nearest(tier, known) if known else f"{folder} has none"))
 
 
 def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

@@ -21,8 +21,9 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
     Args:
         config: the run, with max_steps and val_check_interval decided.
         callbacks: the stage's.
-    Raises: InputError if the logger asked for is not installed.
+    Raises: InputError if the logger asked for is not installed, or the devices are not there.
     """
+    check_devices(config)
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,6 +49,15 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
         callbacks=[*callbacks, *([_FinishRun()] if config.logger == "wandb" else [])],
         default_root_dir=out_dir,
     )
+
+
+def check_devices(config: PretrainConfig | FinetuneConfig) -> None:
+    """Raises: InputError for a GPU that torch does not find, or more of them than there are."""
+    found = torch.cuda.device_count()
+    if config.accelerator == "cuda" and not found:
+        raise InputError("accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto")
+    if config.accelerator != "cpu" and 0 < found < config.devices:
+        raise InputError(f"{config.devices} devices were asked for and torch finds {found}: lower --devices")
 
 
 def _logger(config: PretrainConfig | FinetuneConfig, out_dir: Path) -> Logger | None:

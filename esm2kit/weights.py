@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 from esm2kit.checkpoint import load_esm2, read_metadata
 from esm2kit.convert import load_fair_esm, load_hf
 from esm2kit.distributed import load_distributed
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, nearest
 from esm2kit.model import ESM2, SIZES
 from esm2kit.provenance import sha256_file
 from esm2kit.shards import METADATA, indexed, is_distributed, shard_files, weight_files
@@ -165,7 +165,7 @@ def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
     if name not in OFFICIAL and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
-        raise InputError(f"model {name!r} is neither a file, a folder nor one of {', '.join(OFFICIAL)}")
+        raise InputError(f"model {name!r} is no file, folder or published name; {nearest(name, OFFICIAL)}")
     folder, revision = fetch(name)
     loaded, source = _load(folder)
     return loaded, source | {"name": name.split("@")[0].split("/")[-1], "source": f"hub:{name}@{revision}"}

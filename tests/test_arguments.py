@@ -145,13 +145,19 @@ def test_a_wrong_file_of_parameters_is_told_in_one_line(text: str, told: str, tm
         (["benchmark", "--probe", "rigde"], "or null, found 'rigde'; did you mean 'ridge'?"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir must be given"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
+        (["run", "--only", "05", "--from", "03"], "--from and --only each say which notebooks to run: give one"),
+        (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
+        (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file is"),
         (["run", "-p"], "-p wants a value: text"),
         (["run", "-p", "lr"], "-p lr: write name=value"),
         (["download", "esm2_t6"], "is no model and not flip; did you mean 'esm2_t6_8M_UR50D'?"),
     ],
 )
-def test_what_a_person_sees(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+def test_what_a_person_sees(
+    words: list[str], told: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main([word.format(sample=sample, tmp=tmp_path) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("esm2kit: ")
     assert line.count("esm2kit: ") == 1

@@ -28,7 +28,7 @@ def test_flip_alone_is_every_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ("words", "message"),
     [
         (["gb1"], "gb1 is a FLIP task: `esm2kit download flip gb1`"),
-        (["flip", "gb2"], "unknown FLIP task 'gb2': known are secondary_structure"),
+        (["flip", "gb2"], "unknown FLIP task 'gb2'; did you mean 'gb1'?"),
         (["facebook", "esm2_t6_8M_UR50D"], "is no model and not flip"),
     ],
 )

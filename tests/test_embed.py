@@ -535,7 +535,7 @@ def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
         ({"workers": 0}, "workers is 0"),
         ({"key": "id"}, "id 'a/b' cannot name an HDF5 dataset"),
         ({"key": "hash", "layout": "packed"}, "key hash names datasets, the packed layout has none"),
-        ({"model": "esm2_t6_9M"}, "neither a file, a folder nor one of esm2_t6_8M_UR50D"),
+        ({"model": "esm2_t6_9M"}, "no file, folder or published name; did you mean 'esm2_t6_8M_UR50D'"),
     ]
     for changes, message in cases:
         with pytest.raises(InputError, match=message) as caught:

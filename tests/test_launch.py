@@ -6,11 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from esm2kit import launch, live
+from esm2kit import launch, live, torchrun
 from esm2kit.checkpoint import read_metadata
 from esm2kit.errors import InputError
 from esm2kit.pretrain import PretrainConfig
+from esm2kit.trainer import check_devices
 
 
 def config(dataset: Path, out_dir: Path, **changes: object) -> PretrainConfig:
@@ -38,6 +41,39 @@ def test_lines_result_and_configuration(
 def test_the_error_is_the_worker_s_own_line(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pretrain stopped with code 2: esm2kit: .*nowhere"):
         launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
+
+
+@pytest.mark.parametrize(("codes", "told"), [((2, -15), True), ((-9, -15), False)])
+def test_torchrun_reports_only_what_no_worker_has_told(
+    codes: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: ProcessFailure(rank, 1, code, "<N/A>") for rank, code in enumerate(codes)}
+
+    def fail() -> None:
+        torchrun.api.logger.warning("Sending process 1 closing signal")
+        raise ChildFailedError("esm2kit", failures)
+
+    monkeypatch.setattr(torchrun.run, "main", fail)
+    if told:
+        assert torchrun.main() == 2
+        assert capsys.readouterr().err == ""
+    else:
+        with pytest.raises(ChildFailedError, match="esm2kit FAILED"):
+            torchrun.main()
+        assert capsys.readouterr().err == "Sending process 1 closing signal\n"
+
+
+def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, accelerator, line in (
+        (0, "cuda", "accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto"),
+        (1, "cuda", "2 devices were asked for and torch finds 1: lower --devices"),
+        (1, "auto", "2 devices were asked for and torch finds 1: lower --devices"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
+        with pytest.raises(InputError) as raised:
+            check_devices(config(tmp_path, tmp_path, devices=2, accelerator=accelerator))
+        assert str(raised.value) == line
+    check_devices(config(tmp_path, tmp_path, devices=2, accelerator="cpu"))
 
 
 def test_the_stop_button_saves_and_the_same_call_goes_on(dataset: Path, tmp_path: Path) -> None:

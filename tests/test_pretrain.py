@@ -43,7 +43,7 @@ def test_published_recipe_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "esm2_t6_8M"}, "model 'esm2_t6_8M' is unknown; choose custom or one of esm2_t6_8M_UR50D"),
+        ({"model": "esm2_t6_8M"}, "model 'esm2_t6_8M' is unknown; did you mean 'esm2_t6_8M_UR50D'"),
         ({"model": "custom", "num_layers": 2}, "wants num_layers, embed_dim and attention_heads"),
         ({"num_layers": 2}, "want --model custom"),
         ({"micro_batch_size": 3, "global_batch_size": 8}, "micro_batch_size 3 x accumulate_grad_batches 2"),

@@ -95,7 +95,6 @@ def test_help_is_instant_and_names_every_stage(capsys: pytest.CaptureFixture) ->
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_alone_lists_every_target(root: Path) -> None:
-    """And what a newcomer is promised to see while packages arrive is in the recipe."""
     done = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.M)

@@ -194,7 +194,7 @@ def test_names_a_hub_does_not_have(hub: Hub) -> None:
     for name, message in [
         ("lab/none", "has no public model lab/none: use one of esm2_t6_8M_UR50D"),
         (f"{REPO}@nowhere", "has no revision nowhere"),
-        ("esm2_t6_9M_UR50D", "neither a file, a folder nor one of esm2_t6_8M_UR50D"),
+        ("esm2_t6_9M_UR50D", "no file, folder or published name; did you mean 'esm2_t6_8M_UR50D'"),
         ("lab/a b", "is no model's name on a hub"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -216,7 +216,7 @@ def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
     assert list(forms) == ["huggingface", "fair-esm"]
     for path, message in [
         (tmp_path, r"no config\.json and 0 \.safetensors files"),
-        (tmp_path / "no.pt", "neither a file"),
+        (tmp_path / "no.pt", "no file, folder or published name; choose one of"),
     ]:
         with pytest.raises(InputError, match=message):
             load_model(path)
