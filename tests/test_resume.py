@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_layouts import train_here, train_together
 
 from esm2kit.checkpoint import read_checkpoint, read_metadata
+from esm2kit.errors import InputError
 
 STEPS = 24
 # how often each layout is killed; the closing figures of a release are made with 10
@@ -29,15 +32,18 @@ SETTINGS = {
     "lr": 1e-3,
     "log_every_n_steps": 1,
     "val_check_interval": 4,
+    "save_top_k": STEPS // 4,
     "accelerator": "cpu",
 }
 
 
+def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in (SETTINGS | {"data": data, "out_dir": out_dir} | settings).items()]
+
+
 def start(out_dir: Path, data: Path, **settings: object) -> subprocess.Popen:
-    settings = SETTINGS | {"data": data, "out_dir": out_dir} | settings
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "esm2kit", "pretrain", *arguments],
+        [sys.executable, "-m", "esm2kit", "pretrain", *arguments(out_dir, data, **settings)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,8 +109,9 @@ def assert_identical(found: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, dataset) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in LAYOUTS}
-    for name, folder in folders.items():
-        finish(folder, dataset, **LAYOUTS[name])
+    runs = {name: arguments(folder, dataset, **LAYOUTS[name]) for name, folder in folders.items()}
+    train_here([runs.pop("1x1")])
+    train_together(2, list(runs.values()))
     return folders
 
 
@@ -125,7 +132,7 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
         wait_for(process, lambda: (tmp_path / "metrics.csv").exists())
         time.sleep(moments.uniform(0, 1.0))
         if number % 2:
-            wait_for(process, lambda: any(checkpoints.glob(".tmp*")) or any(checkpoints.glob("*.part")))
+            wait_for(process, lambda: any(checkpoints.glob("*.part")), seconds_between=0.0005)
         kill(process)
     finish(tmp_path, dataset, **LAYOUTS[layout])
     assert_identical(tmp_path, uninterrupted[layout])
@@ -134,10 +141,11 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
 
 def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
     """SIGKILL of the launcher's group alone: its ranks stand in groups of their own, and data workers behind them."""
-    process = start(tmp_path, dataset, max_steps=100_000, num_workers=2, **LAYOUTS["ddp"])
+    endless = {"max_steps": 100_000, "val_check_interval": 100_000, "num_workers": 1}
+    process = start(tmp_path, dataset, **endless, **LAYOUTS["ddp"])
     wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
     family = family_of(process)
-    assert len(family) >= 1 + 2 + 2 * 2, "torchrun, two ranks, and the data workers of each"
+    assert len(family) >= 1 + 2 + 2, "torchrun, two ranks, and a data worker of each"
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     end = time.monotonic() + 60
@@ -147,59 +155,59 @@ def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
 
 
 def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted) -> None:
-    layout = LAYOUTS["ddp"] | {"num_workers": 2}
-    process = start(tmp_path, dataset, **layout)
-    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
-    kill(process)
-    assert len(curve(tmp_path)) < len(curve(uninterrupted["ddp"]))
-    finish(tmp_path, dataset, **layout)
-    assert_identical(tmp_path, uninterrupted["ddp"])
-
-
-def wait_for(process: subprocess.Popen, seen) -> None:
-    """Until something is seen, or the run is over."""
-    end = time.monotonic() + 60
-    while not seen() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.0005)
-
-
-def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> None:
-    process = start(tmp_path, dataset, max_steps=STEPS)
-    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output[-2000:]
-    stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
-    assert 0 < stopped_at < STEPS
-    assert f"at update {stopped_at} of {STEPS}" in finish(tmp_path, dataset)
+    process = start(tmp_path, dataset, num_workers=2)
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20, seconds_between=0.002)
+    os.killpg(process.pid, signal.SIGKILL)  # its workers with it: a single process starts no session of their own
+    process.communicate()
+    assert 20 < len(curve(tmp_path)) < len(curve(uninterrupted["1x1"]))
+    train_here([arguments(tmp_path, dataset)])
     assert_identical(tmp_path, uninterrupted["1x1"])
 
 
-@pytest.mark.parametrize(("first", "then"), [("ddp", "1x1"), ("1x1", "tp"), ("tp", "ddp")])
-def test_resumed_on_another_layout_stays_within_tolerance(first, then, tmp_path, dataset, uninterrupted) -> None:
-    process = start(tmp_path, dataset, **LAYOUTS[first])
-    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+def wait_for(process: subprocess.Popen, seen, seconds_between: float = 0.02) -> None:
+    """Until something is seen, or the run is over."""
+    end = time.monotonic() + 60
+    while not seen() and process.poll() is None and time.monotonic() < end:
+        time.sleep(seconds_between)
+
+
+def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> None:
+    """Of two ranks, told by their launcher."""
+    process = start(tmp_path, dataset, **LAYOUTS["ddp"])
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
-    assert 4 < stopped_at < STEPS
-    finish(tmp_path, dataset, num_workers=1, accumulate_grad_batches=2, **LAYOUTS[then])
-    found, expected = curve(tmp_path), curve(uninterrupted["1x1"])
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert float(found[key]) == pytest.approx(float(value), rel=1e-5), key
-    held = tensors(tmp_path)
-    for name, tensor in tensors(uninterrupted["1x1"]).items():
-        torch.testing.assert_close(held[name], tensor, rtol=1e-4, atol=1e-5)
+    assert 0 < stopped_at < STEPS
+    assert f"at update {stopped_at} of {STEPS}" in finish(tmp_path, dataset, **LAYOUTS["ddp"])
+    assert_identical(tmp_path, uninterrupted["ddp"])
 
 
-def test_another_run_is_not_resumed(tmp_path, dataset) -> None:
-    finish(tmp_path, dataset, max_steps=2)
-    for change in ({"seed": 1}, {"global_batch_size": 4}, {"embed_dim": 64}):
-        process = start(tmp_path, dataset, **change)
-        output, _ = process.communicate(timeout=60)
-        name, value = next(iter(change.items()))
-        assert process.returncode == 2
-        assert f"{name} was" in output
-        assert f"is now {value}" in output
-        assert "Traceback" not in output
+def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uninterrupted) -> None:
+    """From the middle of a run, as a kill after its third validation leaves it; with a data worker, on one device."""
+    runs = {}
+    for first, then in (("ddp", "1x1"), ("1x1", "tp"), ("tp", "ddp")):
+        (middle,) = (uninterrupted[first] / "checkpoints").glob("step=0000012-*")
+        (tmp_path / then / "checkpoints").mkdir(parents=True)
+        shutil.copy(middle, tmp_path / then / "checkpoints" / "last.safetensors")
+        shutil.copy(uninterrupted[first] / "metrics.csv", tmp_path / then)
+        given = LAYOUTS[then] | {"accumulate_grad_batches": 2, "num_workers": int(then == "1x1")}
+        runs[then] = arguments(tmp_path / then, dataset, **given)
+    train_here([runs.pop("1x1")])
+    train_together(2, list(runs.values()))
+    expected = curve(uninterrupted["1x1"])
+    for then in LAYOUTS:
+        found, held = curve(tmp_path / then), tensors(tmp_path / then)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert float(found[key]) == pytest.approx(float(value), rel=1e-5), (then, key)
+        for name, tensor in tensors(uninterrupted["1x1"]).items():
+            torch.testing.assert_close(held[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"), [("seed", 0, 1), ("global_batch_size", 8, 4), ("embed_dim", 32, 64)]
+)
+def test_another_run_is_not_resumed(name: str, before: int, now: int, dataset, uninterrupted) -> None:
+    with pytest.raises(InputError, match=rf"is of another run: {name} was {before} and is now {now}; give"):
+        train_here([arguments(uninterrupted["1x1"], dataset, **{name: now})])
