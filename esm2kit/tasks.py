@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 SET_NAMES = ("train", "validation", "test")
 # A user's integer targets with at most this many distinct values are taken for classes.
 MAX_INTEGER_CLASSES = 20
+# What a task of one file ends in.
+TASK_ENDINGS = (".fasta", ".fasta.gz", ".csv")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
 
 
 def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str]:
-    named = (f"{task}{suffix}" for suffix in ("", ".fasta", ".fasta.gz", ".csv"))
+    named = (f"{task}{ending}" for ending in ("", *TASK_ENDINGS))
     for path in (*(data_dir / name for name in named), Path(task)):
         if path.is_file():
             stem = path.name.split(".")[0]
@@ -182,9 +184,11 @@ def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str
             if split is None and len(names) != 1:
                 raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
             return path, split or names[0]
-    own = sorted(path.name.split(".")[0] for path in data_dir.iterdir()) if data_dir.is_dir() else []
+    there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
+    own = [path.name.split(".")[0] for path in there if path.is_dir() or path.name.endswith(TASK_ENDINGS)]
     known = [*own, *(name for name in TASKS if name not in own)]
-    raise InputError(f"unknown task {task!r}: {nearest(task, known)}; or give a folder or file, data_dir is {data_dir}")
+    place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
+    raise InputError(f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}")
 
 
 def _infer(

@@ -148,6 +148,7 @@ def test_a_wrong_file_of_parameters_is_told_in_one_line(text: str, told: str, tm
         (["run", "--only", "05", "--from", "03"], "--from and --only each say which notebooks to run: give one"),
         (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
         (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file is"),
+        (["benchmark", "mine", "--data_dir", "{tmp}/no"], "/no, which is no folder: choose one of secondary_structure"),
         (["run", "-p"], "-p wants a value: text"),
         (["run", "-p", "lr"], "-p lr: write name=value"),
         (["download", "esm2_t6"], "is no model and not flip; did you mean 'esm2_t6_8M_UR50D'?"),

@@ -286,7 +286,8 @@ def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"task": "nothing"}, "unknown task 'nothing'"),
+        ({"task": "nothing"}, "unknown task 'nothing', and nothing of that name lies here or in data_dir"),
+        ({"task": "shard"}, "did you mean 'share'"),
         ({"task": "share", "split": "other"}, "is one split, 'share'"),
         ({"task": "share", "probe": "cnn"}, "probe cnn labels residues"),
         ({"tasks": "share,rich", "split": "s"}, "belongs to one task"),
