@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.colors import to_hex
 
+from esm2kit import plots
 from esm2kit.pages import run_page, runs_page
 from esm2kit.provenance import write_json
+from esm2kit.report import best_baseline, score_table, svg
+from esm2kit.report_page import PAGE
 from esm2kit.run_history import read_manifest, this_process, with_status
 
 RESULT = "Validation perplexity 16.73, where guessing by frequency has 17.52."
@@ -107,3 +111,53 @@ def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
     page = runs_page(tmp_path).read_text()
     assert words(page, "h1") == "2 runs of the notebooks"
     assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"
+
+
+def score(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "seeds": [value], "seed_spread": 0.0}
+
+
+ROWS = [
+    {"name": "m, fine-tuned (full, cnn)", "kind": "finetuned", "note": "", "metrics": {"rmse": score(1.5, 1.25, 1.75)}},
+    {"name": "m, cnn", "kind": "probe", "note": "", "metrics": {"rmse": score(1.75, 1.5, 2.0)}},
+    {"name": "untrained m, cnn", "kind": "untrained", "note": "", "metrics": {"rmse": score(2.0, 1.75, 2.25)}},
+    {"name": "mean", "kind": "baseline", "note": "the mean of train", "metrics": {"rmse": score(2.5)}},
+    {
+        "name": "composition",
+        "kind": "baseline",
+        "note": "linear on letters",
+        "metrics": {"rmse": score(2.25, 2.0, 2.5)},
+    },
+]
+
+
+def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
+    table = score_table({"task": {"metric": "rmse", "unit": ""}, "rows": ROWS})
+    assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
+    assert [row["cells"][0]["small"] for row in table["rows"]] == [
+        "the encoder itself, trained on the labels",
+        "a probe on the frozen encoder",
+        "the same probe, on an encoder of random weights",
+        "the mean of train",
+        "linear on letters",
+    ]
+    assert table["rows"][0]["cells"][1]["small"] == "[1.250, 1.750]"
+    assert table["rows"][3]["cells"][1]["small"] == "", "no interval is no pair of dashes"
+
+
+def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
+    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS})["name"] == "composition"
+    renamed = [row | {"metrics": {"spearman": row["metrics"]["rmse"]}} for row in ROWS]
+    assert best_baseline({"task": {"metric": "spearman"}, "rows": renamed})["name"] == "mean"
+    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS[:3]}) is None
+
+
+def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
+    drawn = svg(
+        lambda: plots.scores_beside_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", ours=["a"]), "scores"
+    )
+    assert "var(--ours)" in drawn
+    assert "currentColor" in drawn
+    assert to_hex(plots.OURS) not in drawn
+    for theme in ("#0173b2", "#5cb0e8"):
+        assert f"--ours: {theme}" in PAGE
