@@ -18,7 +18,7 @@ from esm2kit.flip import Task
 from esm2kit.tasks import TaskData
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
-ROWS_PER_BLOCK = 1 << 11
+NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
 BYTES_PER_READ = 1 << 20
 
 
@@ -203,11 +203,12 @@ def check_rows(features: Features, data: TaskData) -> None:
         )
 
 
-def row_blocks(features: Features, rows: np.ndarray, size: int = ROWS_PER_BLOCK) -> Iterator[tuple[slice, Tensor]]:
+def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of ascending rows as float32: (where in `rows`, block).
 
     Raises: InputError for nan or inf among them; `check_numbers` says where.
     """
+    size = size or max(1, NUMBERS_PER_BLOCK // features.width)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         block_ND = features.take(part)
@@ -221,8 +222,9 @@ def check_numbers(features: Features, data: TaskData) -> None:
 
     Raises: InputError naming the first such protein.
     """
-    for start in range(0, len(features.values_ND), ROWS_PER_BLOCK):
-        rows = np.arange(start, min(start + ROWS_PER_BLOCK, len(features.values_ND)))
+    size = max(1, NUMBERS_PER_BLOCK // features.width)
+    for start in range(0, len(features.values_ND), size):
+        rows = np.arange(start, min(start + size, len(features.values_ND)))
         wrong = ~torch.isfinite(features.take(rows)).all(1)
         if wrong.any():
             row = start + int(wrong.int().argmax())

@@ -134,7 +134,8 @@ def test_logistic_is_scikit_learns_on_z_scores():
     assert (fitted.test_SM[0] == theirs.predict(z[test])).mean() > 0.99
 
 
-def test_column_moments_in_blocks_are_those_of_the_whole():
+def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr("esm2kit.features.NUMBERS_PER_BLOCK", 3 * 2048)
     x = np.random.default_rng(0).normal(3, 2, (40_000, 3)).astype(np.float32)
     x[:, 2] = 7.0
     mean, scale = column_moments(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
