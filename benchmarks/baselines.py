@@ -9,6 +9,7 @@ The ridge is FLIP 2021's recipe; the CNN of residues is conv7-32-conv7 on one-ho
 
 import argparse
 import datetime
+import math
 import time
 from pathlib import Path
 
@@ -58,9 +59,10 @@ def main() -> None:
         score = score_fitted(found.fitted, data, counts_RP)[metric]
         value, low, high = score.interval
         holds = abs(value - expected) <= within
+        between = f"[{low:.4f}, {high:.4f}]" if math.isfinite(low) else "in every draw of proteins"
         outside += not holds
         print(
-            f"{task} {split} {name}: {metric} {value:.4f} [{low:.4f}, {high:.4f}], seed spread {score.seed_spread:.4f};"
+            f"{task} {split} {name}: {metric} {value:.4f} {between}, seed spread {score.seed_spread:.4f};"
             f" expected {expected} +- {within}: {'holds' if holds else 'DOES NOT HOLD'}"
             f" ({time.perf_counter() - start:.0f} s)",
             flush=True,
