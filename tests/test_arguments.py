@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esm2kit import __main__ as command
 from esm2kit.__main__ import main
 from esm2kit.arguments import parse, wanted
 from esm2kit.benchmark import BenchmarkConfig
@@ -187,3 +188,14 @@ def test_types_in_words() -> None:
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("esm2kit 0.")
+
+
+@pytest.mark.parametrize(("number", "waits"), [(0, []), (1, [10])])
+def test_of_many_workers_the_first_one_tells(number: int, waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and are stopped by then; one that fails alone still tells."""
+    slept = []
+    monkeypatch.setattr(command, "is_worker", lambda: True)
+    monkeypatch.setattr(command, "rank", lambda: number)
+    monkeypatch.setattr(command.time, "sleep", slept.append)
+    assert main(["pretrian"]) == 2
+    assert slept == waits
