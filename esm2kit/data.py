@@ -213,6 +213,7 @@ def unigram_perplexity(folder: Path, max_rows: int = 100_000) -> float:
     if not folder.is_dir():
         found = f"is a file: give the folder that `esm2kit preprocess {folder}` makes of it"
         raise InputError(f"{folder} " + (found if folder.is_file() else "is not there: `esm2kit preprocess` makes it"))
+    ClusterIndex.open(folder)  # says so where there is no finished dataset at all
     if not (folder / "valid.arrow").is_file():
         raise InputError(f"{folder} has no validation set: preprocess anew, with --val_size or --valid_fasta")
     valid = SequenceStore.open(folder / "valid.arrow")

@@ -23,7 +23,7 @@ from esm2kit.data import BERT, GlobalBatches, Masking, ValidationBatches, deal, 
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config, Packed
 from esm2kit.parallel import BatchLayout
-from esm2kit.pretrain import PretrainConfig, lr_at, pretrain
+from esm2kit.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain
 from esm2kit.store import SequenceStore
 
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
@@ -202,15 +202,17 @@ def test_weights_that_validate_to_no_number_do_not_take_the_last_ones_place(data
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
+SMALL = TINY | {"global_batch_size": 4, "log_every_n_steps": 1}
+
+
 def command(out_dir: Path, data: Path, **settings: object) -> list[str]:
-    settings = TINY | {"data": data, "out_dir": out_dir, "global_batch_size": 4, "log_every_n_steps": 1} | settings
+    settings = SMALL | {"data": data, "out_dir": out_dir} | settings
     return [sys.executable, "-m", "esm2kit", "pretrain", *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(dataset: Path, tmp_path: Path) -> None:
     """A limit on file size stands in for the full disk: both make the write fail half way."""
-    done = subprocess.run(command(tmp_path, dataset, max_steps=2), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL))
     last = tmp_path / "checkpoints" / "last.safetensors"
     before = last.read_bytes()
 
@@ -243,14 +245,20 @@ def test_a_dead_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
     assert str(max(workers)) in output
 
 
-def test_two_runs_in_one_folder_are_one_too_many(dataset: Path, tmp_path: Path) -> None:
-    first = subprocess.Popen(
-        command(tmp_path, dataset, max_steps=100_000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+def test_two_runs_in_one_folder_are_one_too_many(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """The second comes while the first is at an update, and changes nothing there."""
+    config, step, refused = (
+        PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL),
+        MaskedLM.training_step,
+        [],
     )
-    while not (tmp_path / "metrics.csv").exists() and first.poll() is None:
-        time.sleep(0.1)
-    second = subprocess.run(command(tmp_path, dataset, max_steps=100_000), capture_output=True, text=True, timeout=60)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 2
-    assert "another run is training there" in second.stderr
+
+    def while_another_comes(self: MaskedLM, *arguments: object) -> None:
+        with pytest.raises(InputError, match="another run is training there"):
+            pretrain(config)
+        refused.append(self.step)
+        step(self, *arguments)
+
+    monkeypatch.setattr(MaskedLM, "training_step", while_another_comes)
+    assert pretrain(config)["step"] == 2
+    assert refused == [0, 1]
