@@ -136,12 +136,12 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
 def test_it_learns_more_than_frequencies(dataset: Path, tmp_path: Path) -> None:
     """Validation hides every residue it scores, so neither copying nor frequencies get below the unigram floor."""
     shape = TINY | {"num_layers": 3, "embed_dim": 64}
-    recipe = {"lr": 4e-3, "warmup_steps": 20, "global_batch_size": 16, "micro_batch_size": 16}
+    recipe = {"lr": 6e-3, "warmup_steps": 20, "global_batch_size": 16, "micro_batch_size": 16}
     config = PretrainConfig(
-        data=dataset, out_dir=tmp_path, max_steps=250, val_check_interval=125, log_every_n_steps=5, **recipe, **shape
+        data=dataset, out_dir=tmp_path, max_steps=120, val_check_interval=120, log_every_n_steps=5, **recipe, **shape
     )
     result = pretrain(config)
-    assert result["val_perplexity"] < 0.985 * result["unigram_perplexity"]
+    assert result["val_perplexity"] < 0.99 * result["unigram_perplexity"]
     assert float(rows(tmp_path)[0]["train_loss"]) > math.log(20)
     written = json.loads((tmp_path / "pretrain.json").read_text())
     assert written["provenance"]["config"]["seed"] == 0
