@@ -10,7 +10,9 @@ for which biotrainer would run five times. Embeddings come from random weights o
 probes, not the model. Prints one line a run (wall and CPU seconds, peak memory, test score), a JSON summary with both
 ratios, and whether the metrics agree: each side's mean over its seeds with their standard deviation, and the difference
 beside it. They agree if the means are no further apart than two standard deviations of biotrainer's seeds, where 95 in
-100 of its own runs lie. `--repeats` is how many seeds biotrainer gets; ours gets five times as many.
+100 of its own runs lie. `--repeats` is how many seeds biotrainer gets; ours gets five times as many. biotrainer
+validates before an epoch and keeps the weights after it, one epoch past those it chose, so a comparison of metrics
+wants some dozens of steps: with a `--limit`, a smaller `--batch_size`.
 """
 
 import argparse
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=320, choices=sorted(WIDTHS))
     parser.add_argument("--limit", type=int, help="proteins of each set at most")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--batch_size", type=int, help="proteins a step; biotrainer's own for the task if not given, many for a --limit"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -83,7 +88,7 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
         }
         for name, results in runs.items()
     }
-    described = {key: settings[key] for key in ("task", "epochs", "threads", "metric", "sizes")}
+    described = {key: settings[key] for key in ("task", "epochs", "batch_size", "threads", "metric", "sizes")}
     described |= {"width": arguments.width, "limit": arguments.limit}
     if arguments.peer:
         theirs_s = summary[PEER]["seconds"]
@@ -160,6 +165,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     return {
         "task": data.task.name, "metric": data.task.metric, "fasta": str(labelled), "per_residue": per_residue,
         "embeddings": str(made.hiddens or made.embeddings), "epochs": arguments.epochs, "threads": arguments.threads,
+        "batch_size": arguments.batch_size or (128 if per_residue else 256),
         "sizes": data.sizes, "out": str(work_dir / "biotrainer"),
     }  # fmt: skip
 
@@ -187,7 +193,7 @@ def ours(settings: dict) -> None:
     data = load_task(settings["fasta"], None, Path("."))
     source = read_features(Path(settings["embeddings"]), data, settings["per_residue"])
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
-    config = replace(config, epochs=settings["epochs"], patience=None)
+    config = replace(config, epochs=settings["epochs"], batch_size=settings["batch_size"], patience=None)
     fitted = fit_probe(source.features, data, config, tuple(settings["seeds"]))
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, RESAMPLES)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
@@ -213,7 +219,7 @@ def theirs(settings: dict) -> None:
             "optimizer_choice": "adam",
             "loss_choice": "cross_entropy_loss" if residue else "mean_squared_error",
             "learning_rate": 1e-3,
-            "batch_size": 128 if residue else 256,
+            "batch_size": settings["batch_size"],
             "num_epochs": settings["epochs"],
             "patience": settings["epochs"],
             "bootstrapping_iterations": RESAMPLES,
