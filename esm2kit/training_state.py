@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -77,7 +78,8 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
     if not path.exists():
         return None
     tensors, metadata = read_checkpoint(path)
-    before, now = metadata["provenance"]["config"], to_json(config)
+    # a parameter that this esm2kit has and the one that wrote the checkpoint had not: as it was without it
+    before, now = _defaults(config) | metadata["provenance"]["config"], to_json(config)
     differing = {name: (before.get(name), now[name]) for name in now.keys() - FREE_TO_CHANGE}
     differing["global_batch_size"] = metadata["global_batch_size"], config.layout.global_batch_size
     # the same path may hold another dataset by now, or the weights of another training
@@ -89,6 +91,13 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
         listed = ", ".join(f"{name} was {before} and is now {now}" for name, (before, now) in differing.items())
         raise InputError(f"{path} {OF_ANOTHER_RUN}: {listed}; {TO_BEGIN_ANEW}")
     return ResumePoint(path, metadata, parts_of(tensors))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """A dataclass's fields as they are where nobody says otherwise; those that must be given left out."""
+    given = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    made = {field.name: field.default_factory() for field in fields(config) if field.default_factory is not MISSING}
+    return to_json(given | made)
 
 
 def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

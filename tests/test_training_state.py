@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from esm2kit import training_log, training_state
+from esm2kit.checkpoint import read_checkpoint, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.pretrain import PretrainConfig, pretrain
 from esm2kit.training_log import TrainingLog, read_metrics
@@ -27,6 +28,17 @@ def test_ranks_that_go_on_from_different_updates_are_refused(dataset: Path, tmp_
     config = PretrainConfig(dataset, tmp_path, **TINY, max_steps=1, global_batch_size=2)
     with pytest.raises(InputError, match="rank by rank its checkpoint is of update 0, 400; give an out_dir that every"):
         pretrain(config)
+
+
+def test_a_run_of_before_a_parameter_was_goes_on_at_its_default(dataset: Path, tmp_path: Path) -> None:
+    given = {**TINY, "data": dataset, "out_dir": tmp_path, "global_batch_size": 2}
+    last = pretrain(PretrainConfig(**given, max_steps=1))["last"]
+    tensors, metadata = read_checkpoint(last)
+    assert metadata["provenance"]["config"].pop("decay_share") == 0.9
+    write_checkpoint(last, tensors, metadata)
+    with pytest.raises(InputError, match=r"another run: decay_share was 0\.9 and is now 0\.5; give"):
+        pretrain(PretrainConfig(**given, max_steps=2, decay_share=0.5))
+    assert pretrain(PretrainConfig(**given, max_steps=2))["step"] == 2
 
 
 def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
