@@ -33,6 +33,8 @@ ASIDE = ("{", "Setting OMP_NUM_THREADS", "Initializing distributed", "distribute
 # what a probe's baselines say of themselves is for their own log
 FITTING = re.compile(r": fitting$|: penalty |^wrote ")
 IN_A_NOTEBOOK = "set overwrite to True to begin anew, or work_dir to another folder"
+# words on top of a curve stay readable: a rim in the colour of the page
+HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
 
 
@@ -228,7 +230,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
             ]
     if guide is not None:
         marks.append(f'<path d="M{LEFT} {y_of(guide):.1f}H{WIDTH - 10}" stroke="{QUIET}" stroke-dasharray="5 4"/>'
-                     f'<text x="{LEFT + 4}" y="{y_of(guide) - 4:.1f}" fill="{QUIET}">'
+                     f'<text x="{LEFT + 4}" y="{y_of(guide) - 4:.1f}" fill="{QUIET}" {HALO}>'
                      f"unigram guess {guide:.2f}</text>")  # fmt: skip
     bottom = HEIGHT - BOTTOM
     ticks = "".join(
