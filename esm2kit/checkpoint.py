@@ -5,7 +5,7 @@ Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `op
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,25 @@ def load_esm2(path: Path) -> tuple[ESM2, dict[str, Any]]:
     tensors, metadata = read_checkpoint(path, prefix="model.")
     if not tensors:
         raise InputError(f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does")
+    config = ESM2Config(**metadata["model"])
+    refuse_larger(config, [path])
     with torch.device("meta"):
-        model = ESM2(ESM2Config(**metadata["model"]))
+        model = ESM2(config)
     fill(model, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}, path)
     return model.eval(), metadata
+
+
+def refuse_larger(config: ESM2Config, files: Sequence[Path]) -> None:
+    """Hold a configuration to its files' bytes, before a model of a billion layers is built to find none of them there.
+
+    Raises: InputError for over a thousand parameters a byte; a file that was cut short has a line of its own.
+    """
+    held = sum(Path(file).stat().st_size for file in files)
+    if config.num_parameters > 1000 * held:
+        raise InputError(
+            f"{files[0]}: {held:,} bytes do not hold the {config.num_parameters:,} parameters of its configuration; "
+            "fetch it again"
+        )
 
 
 def fill(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:

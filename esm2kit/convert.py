@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from esm2kit.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
-from esm2kit.checkpoint import fill, save_tensors
+from esm2kit.checkpoint import fill, refuse_larger, save_tensors
 from esm2kit.errors import InputError
 from esm2kit.model import ESM2, ESM2Config, RotaryEmbedding
 from esm2kit.provenance import atomic_path, write_json
@@ -201,6 +201,7 @@ def load_hf(folder: Path) -> ESM2:
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{folder}: no readable config.json of a Hugging Face model ({error})") from None
     files = weight_files(folder)
+    refuse_larger(config, files)
     if len(files) == 1 and files[0].suffix == ".safetensors":
         state = read_safetensors(files[0])
     elif files[0].suffix == ".safetensors":
@@ -276,6 +277,7 @@ def load_fair_esm(path: Path) -> ESM2:
         raise InputError(
             f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read"
         ) from None
+    refuse_larger(config, [path])
     state = {
         re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor for name, tensor in _plain(state, path).items()
     }

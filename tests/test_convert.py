@@ -1,5 +1,6 @@
 """Weights to fair-esm's and Hugging Face's form and back: read by fair-esm and transformers, nothing lost."""
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, EsmConf
 
 from esm2kit import convert, shards
 from esm2kit.alphabet import RESIDUE_LETTERS, TOKENS
+from esm2kit.checkpoint import load_esm2, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
 from esm2kit.model import ESM2, ESM2Config, tokenize
@@ -217,6 +219,22 @@ def test_a_file_without_plain_tensors_is_one_line(tmp_path: Path, content: objec
     with pytest.raises(InputError, match=told) as caught:
         convert.load_fair_esm(tmp_path / "esm2_a.pt")
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_larger_than_its_files_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    layers, told = 10**9, r"[\d,]+ bytes do not hold the [\d,]+ parameters of its configuration"
+    shape = Namespace(encoder_layers=layers, encoder_embed_dim=40, encoder_attention_heads=5, token_dropout=True)
+    torch.save({"cfg": {"model": shape}, "model": random_model().state_dict()}, tmp_path / "esm2_a.pt")
+    with pytest.raises(InputError, match=rf"esm2_a\.pt: {told}"):
+        convert.load_fair_esm(tmp_path / "esm2_a.pt")
+    convert.save_hf(random_model(), tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(convert.hf_config(CONFIG) | {"num_hidden_layers": layers}))
+    with pytest.raises(InputError, match=rf"model\.safetensors: {told}"):
+        convert.load_hf(tmp_path / "hf")
+    tensors = {f"model.{name}": tensor for name, tensor in random_model().state_dict().items()}
+    write_checkpoint(tmp_path / "ours", tensors, {"model": dataclasses.replace(CONFIG, num_layers=layers)})
+    with pytest.raises(InputError, match=rf"ours: {told}"):
+        load_esm2(tmp_path / "ours")
 
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:
