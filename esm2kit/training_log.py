@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
 # between lines: seconds at first, then a share of the time so far, so that a long run's log stays readable
 SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
+# with an update and a validation on top still under the half minute after which a reader begins to wonder
+MOST_SECONDS_BETWEEN_LINES = 20.0
 UPDATES_BETWEEN_TRIMS = 10
 
 
@@ -75,7 +77,8 @@ class TrainingLog(Callback):
             names = ("train_loss", "lr", "grad_norm", "tokens")
             self._append(trainer, module.step, {name: update[name] for name in names} | {"tokens_per_s": round(rate)})
             self.interval_tokens, self.interval_started = 0.0, now
-        pause = max(SECONDS_BETWEEN_LINES, min(60.0, SHARE_BETWEEN_LINES * (now - self.started)))
+        pause = min(MOST_SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * (now - self.started))
+        pause = max(SECONDS_BETWEEN_LINES, pause)
         if now - self.last_line > pause or module.step in (self.first_step + 1, end):
             self.last_line = now
             elapsed = now - self.started
