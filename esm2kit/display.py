@@ -160,8 +160,10 @@ def worth(report: Mapping[str, Any]) -> str:
     first = report["rows"][0]
     probe = next((row["name"] for row in report["rows"] if row["kind"] == "probe"), None)
     pair = next((pair for pair in report["comparisons"] if pair["theirs"] == probe), None)
-    if pair is None or pair["low"] is None:
+    if pair is None:
         return "There is no probe on the frozen encoder to hold it against."
+    if pair["low"] is None:
+        return "It differs from the probe by the same in every draw of the test proteins: they are too few or too easy to say."
     if first["config"]["mode"] == "frozen":
         return "Only the head was trained: a probe by another road, and what differs is how the two are trained."
     proteins = f"{report['task']['sizes']['train']:,} labelled proteins"

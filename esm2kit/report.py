@@ -263,7 +263,7 @@ def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.nda
     score = first["metrics"][task["metric"]]
     name = METRIC_NAMES.get(task["metric"], task["metric"])
     unit = f" {task['unit']}" if task["unit"] and task["metric"] == "rmse" else ""
-    between = f"{number(score['low'])} to {number(score['high'])}"
+    between = "" if score["low"] is None else f", 95% interval {number(score['low'])} to {number(score['high'])}"
     rivals = {
         "the probe on the frozen encoder": next((row for row in report["rows"][1:] if row["kind"] == "probe"), None)
     }
@@ -272,7 +272,7 @@ def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.nda
     told = "".join(
         f"; {rival} has {number(row['metrics'][task['metric']]['value'])}" for rival, row in rivals.items() if row
     )
-    lead = f"{first['name']}: {name} {number(score['value'])}{unit}, 95% interval {between}{told}."
+    lead = f"{first['name']}: {name} {number(score['value'])}{unit}{between}{told}."
     sizes = task["sizes"]
     light = f"FLIP's traffic light: {task['traffic_light']}. " if task["traffic_light"] else ""
     facts = [

@@ -139,7 +139,7 @@ def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
         "a probe on the frozen encoder",
         "the same probe, on an encoder of random weights",
         "the mean of train",
-        "on letters",
+        "linear on letters",
     ]
     assert table["rows"][0]["cells"][1]["small"] == "[1.250, 1.750]"
     assert table["rows"][3]["cells"][1]["small"] == "", "no interval is no pair of dashes"
