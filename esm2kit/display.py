@@ -163,7 +163,7 @@ def worth(report: Mapping[str, Any]) -> str:
     if pair is None:
         return "There is no probe on the frozen encoder to hold it against."
     if pair["low"] is None:
-        return "It differs from the probe alike in every draw of the test proteins: they are too few, or too easy."
+        return "The test proteins cannot tell it from the probe on the frozen encoder: they are too few, or too easy."
     if first["config"]["mode"] == "frozen":
         return "Only the head was trained: a probe by another road, and what differs is how the two are trained."
     proteins = f"{report['task']['sizes']['train']:,} labelled proteins"

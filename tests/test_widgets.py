@@ -484,7 +484,7 @@ def test_all_tasks_in_one_sentence() -> None:
         (BEHIND, 6, "full", "Not worth it.* still improving when it ended: give it more `epochs` first"),
         (LEVEL, 6, "lora", "cannot tell"),
         (LEVEL, 6, "frozen", "Only the head was trained"),
-        ((None, None, None), 6, "full", "no probe on the frozen encoder"),
+        ((0.0, None, None), 6, "full", "cannot tell it from the probe .* too few, or too easy"),
     ],
 )
 def test_what_fine_tuning_was_worth_follows_the_figures(
@@ -495,3 +495,4 @@ def test_what_fine_tuning_was_worth_follows_the_figures(
         history={"validation_loss": [[1.0]] * 6},
     )  # fmt: skip
     assert re.search(told, worth(report(first, {"p_step3, cnn": pair} | OTHERS)))
+    assert "no probe on the frozen encoder" in worth(report(first, OTHERS))
