@@ -4,7 +4,6 @@ A download goes into `<file>.part`, with what the server said of it beside; a la
 still offers the very same file. A file that is already in its place is left alone, wherever it came from.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ import urllib3
 from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS, Task, find_split
 from esm2kit.flip_files import check_zip, find_source
-from esm2kit.provenance import fsync, sha256_file
+from esm2kit.provenance import fsync, locked, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -258,11 +257,7 @@ def _fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{part} is being written by another process; wait for it") from None
+    with locked(part, f"{part} is being written by another process; wait for it"), open(part, "ab") as file:
         try:
             _receive(address, file, said, stall_seconds)
         except requests.Timeout:

@@ -5,7 +5,6 @@ reach the disk.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -26,6 +25,7 @@ from esm2kit.embed_batch import Output, Segments, embed_batch
 from esm2kit.embed_plan import Batch, Journal, Table, plan_window, records, windows
 from esm2kit.errors import InputError
 from esm2kit.inference import Encoder
+from esm2kit.provenance import locked
 from esm2kit.ranks import TORCHRUN, cores, leave_group_at_exit, local_rank, rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -108,13 +108,7 @@ def only_one(folder: Path, process: Process) -> Iterator[None]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is embedding into it; wait for it or give another --name"
-            ) from None
+    with locked(lock, f"{folder}: another process is embedding into it; wait for it or give another --name"):
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ As in pretraining one update is one item of the training set; its loss is the me
 batch, so gradients and curves do not know how many devices or micro-batches there were.
 """
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +33,7 @@ from esm2kit.hf_export import save_hf_classifier
 from esm2kit.inference import Encoder
 from esm2kit.lora import add_lora, load_adapters, weights_sha256
 from esm2kit.model import ESM2
-from esm2kit.provenance import provenance, write_json
+from esm2kit.provenance import locked, provenance, write_json
 from esm2kit.ranks import local_rank
 from esm2kit.tasks import TaskData, load_task
 from esm2kit.trainer import make_trainer
@@ -93,8 +92,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     config.layout  # a contradiction is told before anything is read  # noqa: B018
     if config.download and config.task in TASKS:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with open(out_dir / ".download.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank fetches; the others wait, and find the files there
+        with locked(out_dir / ".download.lock", None):  # one rank fetches; the others wait, and find the files there
             download_flip(config.task, Path(config.data_dir), config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:

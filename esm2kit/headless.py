@@ -1,7 +1,6 @@
 """One notebook, headless: executed in a kernel of its own, rendered, and what it made put into the run's manifest."""
 
 import ast
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -164,19 +163,6 @@ def _signs_of_life(notebook: str, began: float) -> Iterator[_Signs]:
         yield handler
     finally:
         source.handlers = []
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; a second run in it is refused, not mixed in."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: another run is at work there; wait for it, or start a run of its own"
-            ) from error
-        yield
 
 
 @contextmanager

@@ -4,14 +4,11 @@ The stages write into `<out_dir>/preprocess.unfinished`, and a second call goes 
 output appears at the end, `manifest.json` last: where that is, the dataset is whole.
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -25,7 +22,7 @@ from esm2kit.fasta import fasta_files
 from esm2kit.ingest import Staged
 from esm2kit.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_files
 from esm2kit.leakage import leakage_report
-from esm2kit.provenance import fsync, provenance, sha256_file, to_json, write_json
+from esm2kit.provenance import fsync, locked, provenance, sha256_file, to_json, write_json
 from esm2kit.split import INDEX_FILES, Splitter
 from esm2kit.staging import input_stamps, read_inputs
 
@@ -92,7 +89,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
     existed = out_dir.exists()
     out_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(out_dir):
+    with locked(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
         manifest = _finished(config, inputs)
         if manifest:
             shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # of a call killed while it tidied up
@@ -150,21 +147,6 @@ def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
             f"cluster_tsv names {len(inputs['cluster_tsv'])} files: give one level, or the finer and the coarser"
         )
     return inputs
-
-
-@contextmanager
-def _lock(out_dir: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, however it ends."""
-    handle = os.open(out_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise InputError(
-            f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"
-        ) from None
-    finally:
-        os.close(handle)
 
 
 def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any] | None:

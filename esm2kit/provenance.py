@@ -1,9 +1,11 @@
-"""Where an artefact came from, and how it reaches the disk: whole, or not at all."""
+"""Where an artefact came from, and how it reaches the disk: whole, or not at all, and by one process at a time."""
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -13,6 +15,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from esm2kit.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 VERSIONED = ("esm2kit", "torch", "lightning", "numpy", "h5py", "pyarrow", "scikit-learn", "fair-esm")
 
@@ -98,6 +104,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, refusal: str | None) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file, which is made; it goes with the process, however that ends.
+
+    Where the file system has no locks a warning says so, and the block runs all the same: a cluster's disk may be
+    mounted without them.
+
+    Args:
+        path: what is locked.
+        refusal: what to tell the user while another process holds it; None waits until it is free.
+    Raises: InputError with the refusal.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # locks over NFS want a file open for writing
+    handle = os.open(path, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        except OSError as error:
+            logger.warning("%s: no locks there (%s), so see to it that no other process works there", path, error)
+        yield
+    finally:
+        os.close(handle)
 
 
 def fsync(path: Path) -> None:

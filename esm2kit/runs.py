@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esm2kit.errors import InputError, closest, nearest
-from esm2kit.headless import alone, known_parameters, new_manifest, run_notebook
+from esm2kit.headless import known_parameters, new_manifest, run_notebook
 from esm2kit.pages import runs_page
-from esm2kit.provenance import write_json
+from esm2kit.provenance import locked, write_json
 from esm2kit.run_history import (
     PLACES,
     compare_runs,
@@ -210,7 +210,7 @@ def _execute(
     """Run notebooks into a run's folder, a new one where none is given; returns the folder."""
     try:
         folder = folder or _new_folder(root, name)
-        with alone(folder):
+        with locked(folder / ".lock", f"{folder}: another run is at work there; wait for it, or start a new one"):
             known = (folder / "manifest.json").exists()
             manifest = read_manifest(folder) if known else new_manifest(name, folder)
             chosen = choose(manifest)

@@ -4,7 +4,6 @@ States are kept whole and by parameter name, so a run may go on under another la
 the update in hand, with a checkpoint.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -24,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from esm2kit.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.parallel import gathered
-from esm2kit.provenance import atomic_path, to_json
+from esm2kit.provenance import atomic_path, locked, to_json
 from esm2kit.ranks import rank
 
 logger = logging.getLogger(__name__)
@@ -168,13 +167,8 @@ def alone_in(out_dir: Path) -> Iterator[None]:
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    with open(out_dir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out_dir}: another run is training there; stop it, or give another --out_dir") from None
-        except OSError as error:  # a cluster's file system may be mounted without them
-            logger.warning("%s: no locks there (%s), so see to it that no other run trains there", out_dir, error)
+    refusal = f"{out_dir}: another run is training there; stop it, or give another --out_dir"
+    with locked(out_dir / ".lock", refusal):
         yield
 
 

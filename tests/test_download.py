@@ -1,5 +1,7 @@
 """Downloads against a server on this machine: broken off, stalled, refused, lying; nothing half-written is read."""
 
+import errno
+import fcntl
 import http.server
 import io
 import threading
@@ -129,6 +131,15 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path):
     assert names(tmp_path) == ["two_vs_rest.fasta"]
     get(tmp_path, server)
     assert len(Server.ranges) == 1
+
+
+def test_a_disk_without_locks_is_no_obstacle(server, tmp_path, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert get(tmp_path, server)[0].read_bytes() == BODY
+    assert "two_vs_rest.fasta.part: no locks there" in caplog.text
 
 
 def test_a_file_of_the_users_own_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Preprocess on every kind of input, killed at any moment, on faults, and on the real set."""
 
+import errno
 import fcntl
 import gzip
 import json
@@ -343,6 +344,16 @@ def test_one_process_at_a_time(trio):
         preprocess(config)
     os.close(handle)
     preprocess(config)
+
+
+def test_a_disk_without_locks_is_no_obstacle(trio, monkeypatch, caplog):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    config = trio()
+    assert preprocess(config)["dataset"]["train"]["clusters"] == 8
+    assert f"{config.out_dir}: no locks there ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
 
 
 def replaced(old: str, new: str, text: str) -> str:
