@@ -175,7 +175,9 @@ def _value(name: str, hint: Any, words: list[str]) -> str:
     if single or words[0].startswith("[") or words == ["null"]:
         return " ".join(words)
     if item is not Path:
-        words = [part.strip() for word in words for part in word.split(",") if part.strip()]
+        # the comma of `others=a,b` is the value's own
+        parts = [part.strip() for word in words for part in ([word] if "=" in word else word.split(","))]
+        words = [part for part in parts if part]
     return json.dumps(words) if item in (str, Path) else f"[{', '.join(words)}]"
 
 

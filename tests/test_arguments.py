@@ -71,7 +71,10 @@ def test_switches_need_no_value_and_take_one() -> None:
 def test_the_short_forms_of_run() -> None:
     words = ["small", "--from", "03", "-p", "lr=1e-3", "-p", "others=a,b", "--resume"]
     config = parse(RunConfig, "esm2kit run", words, "tier")
-    assert config == RunConfig("small", "03", resume=True, parameters=["lr=1e-3", "others=a,b"])
+    expected = RunConfig("small", "03", resume=True, parameters=["lr=1e-3", "others=a,b"])
+    assert config == expected
+    words[3:7] = ["--parameters", "lr=1e-3", "others=a,b"]
+    assert parse(RunConfig, "esm2kit run", words, "tier") == expected
 
 
 def test_names_in_a_list_and_none_of_them() -> None:
