@@ -1,27 +1,16 @@
-"""Fetching FLIP's files: resumed where they broke off, checked, whole or absent.
+"""FLIP's files, from its server or whoever has them; a file in its place is left alone, wherever it came from."""
 
-A download goes into `<file>.part`, with what the server said of it beside; a later call continues it only if the server
-still offers the very same file. A file that is already in its place is left alone, wherever it came from.
-"""
-
-import json
 import logging
-import os
 import string
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import requests
-import urllib3
 
 from esm2kit.errors import InputError, nearest
+from esm2kit.fetch import Refused, fetch
 from esm2kit.flip import TASKS, Task, find_split
 from esm2kit.flip_files import check_zip, find_source
-from esm2kit.provenance import fsync, locked, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +68,9 @@ KNOWN: dict[tuple[str, str], tuple[int, str]] = {
         "ad3d62d1a3fcd44cb59b3eff2c8f7ffdbf68ad5ba540fc7e0ee6851377e436ae",
     ),
 }
-CONNECT_SECONDS = 10.0
+# A file not listed is no larger than this. The largest of FLIP, aav's 284,009 variants of 735 residues, has 0.2 GB.
+MAX_BYTES = 1 << 30
 STALL_SECONDS = 30.0
-STALL_BYTES = 1024  # less than this in STALL_SECONDS is a stalled server, even if it still trickles
-CHUNK = 1 << 16
-SECONDS_BETWEEN_LINES = 5.0
-
-
-class _Refused(Exception):
-    """This source cannot serve the file; the next may."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +202,7 @@ def _sound_zip(path: Path) -> None:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
     except (zipfile.BadZipFile, InputError) as error:
-        raise _Refused(f"is no sound archive ({error})") from None
+        raise Refused(f"is no sound archive ({error})") from None
 
 
 def _fetch_any(
@@ -235,123 +218,9 @@ def _fetch_any(
     size, sha256 = KNOWN.get((task, name), (None, None))
     for address in addresses:
         try:
-            _fetch(address, folder / name, size, sha256, stall_seconds, check)
+            fetch(address, folder / name, stall_seconds, size or MAX_BYTES, size, sha256, check)
             return True
-        except _Refused as refusal:
+        except Refused as refusal:
             reasons.append(f"{address} {refusal}")
             logger.info("%s %s", address, refusal)
     return False
-
-
-def _fetch(
-    address: str,
-    path: Path,
-    size: int | None,
-    sha256: str | None,
-    stall_seconds: float,
-    check: Callable[[Path], None] | None,
-) -> None:
-    """One file from one address, continued if a part of this very file is there.
-
-    Raises: _Refused with the reason, the part kept if it is worth continuing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with locked(part, f"{part} is being written by another process; wait for it"), open(part, "ab") as file:
-        try:
-            _receive(address, file, said, stall_seconds)
-        except requests.Timeout:
-            raise _Refused(f"said nothing for {stall_seconds:.0f} s") from None
-        except requests.RequestException as error:
-            raise _Refused(f"failed ({type(error).__name__})") from None
-        finally:
-            if not file.seek(0, os.SEEK_END):  # nothing to go on from
-                part.unlink(missing_ok=True)
-                said.unlink(missing_ok=True)
-    found = part.stat().st_size if part.is_file() else 0
-    try:
-        if found == 0:
-            raise _Refused("sent an empty file")
-        if size is not None and found != size:
-            raise _Refused(f"sent {found} bytes instead of {size}")
-        if sha256 is not None and sha256_file(part) != sha256:
-            raise _Refused(f"sent another file than FLIP's {path.name} (SHA-256 differs)")
-        if check is not None:
-            check(part)
-    except _Refused:
-        part.unlink(missing_ok=True)
-        said.unlink(missing_ok=True)
-        raise
-    fsync(part)
-    os.replace(part, path)
-    said.unlink(missing_ok=True)
-    fsync(path.parent)
-
-
-def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float) -> None:
-    """Append what is missing; a part of another version of the file is thrown away first."""
-    have = file.seek(0, os.SEEK_END)
-    headers = {"Accept-Encoding": "identity"}
-    known = json.loads(said.read_text()) if said.is_file() else {}
-    if have and known.get("address") == address and known.get("tag"):
-        headers |= {"Range": f"bytes={have}-", "If-Range": known["tag"]}
-    else:
-        have = 0
-    with requests.get(
-        address, headers=headers, stream=True, timeout=(min(CONNECT_SECONDS, stall_seconds), stall_seconds)
-    ) as answer:
-        plain = [hop.url for hop in (*answer.history, answer) if not hop.url.startswith("https:")]
-        if plain and address.startswith("https:"):  # whoever stands in between could send another file
-            raise _Refused(f"sends on to {plain[0]}, which is not encrypted")
-        if answer.status_code == 416 and have and have == known.get("total"):
-            return  # the part is the whole file
-        if answer.status_code not in (200, 206):
-            raise _Refused(f"answered {answer.status_code} {answer.reason}")
-        if "text/html" in answer.headers.get("Content-Type", ""):
-            raise _Refused("answered with a web page instead of the file")
-        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise _Refused("continued at the wrong byte")
-        if answer.status_code == 200:
-            have = 0
-            file.truncate(0)
-        length = answer.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
-        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        said.write_text(json.dumps({"address": address, "tag": tag, "total": total}))
-        _pour(answer, file, have, total, stall_seconds, address)
-        if total is not None and file.seek(0, os.SEEK_END) != total:
-            raise _Refused(f"broke off at {file.tell()} of {total} bytes")
-
-
-def _pour(
-    answer: requests.Response, file: BinaryIO, have: int, total: int | None, stall_seconds: float, address: str
-) -> None:
-    """The body into the file, with a progress line every few seconds."""
-    start = told = checked = time.monotonic()
-    received = at_check = 0
-    while True:
-        try:
-            block = answer.raw.read1(CHUNK)  # whatever has arrived, so that a trickle is seen as one
-        except urllib3.exceptions.ReadTimeoutError:
-            file.flush()
-            raise requests.Timeout from None
-        except urllib3.exceptions.HTTPError as error:
-            file.flush()
-            raise _Refused(f"broke off ({type(error).__name__})") from None
-        if not block:
-            break
-        file.write(block)
-        received += len(block)
-        now = time.monotonic()
-        if now - checked > stall_seconds:
-            if received - at_check < STALL_BYTES:
-                file.flush()
-                raise _Refused(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
-            checked, at_check = now, received
-        if now - told > SECONDS_BETWEEN_LINES:
-            told = now
-            rate = received / (now - start)
-            left = f", {(total - have - received) / rate:.0f} s left" if total else ""
-            done, whole = (have + received) / 1e6, f" of {total / 1e6:.0f}" if total else ""
-            logger.info("%s: %.0f%s MB, %.1f MB/s%s", address, done, whole, rate / 1e6, left)
-    file.flush()

@@ -4,10 +4,12 @@ import errno
 import fcntl
 import http.server
 import io
+import shutil
 import threading
 import time
 import zipfile
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -15,6 +17,8 @@ import requests
 from esm2kit import download
 from esm2kit.download import DownloadConfig, download_flip
 from esm2kit.errors import InputError
+from esm2kit.fetch import fetch
+from esm2kit.provenance import sha256_file
 
 FASTA = "".join(
     f">Sequence{i} TARGET={i}.5 SET={'test' if i % 3 else 'train'} VALIDATION=False\n{'MKV' * 30}\n" for i in range(200)
@@ -51,19 +55,24 @@ class Server(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("ETag", self.etag)
-        self.send_header("Content-Length", str(len(body) - start))
+        if self.fault != "endless":
+            self.send_header("Content-Length", str(len(body) - start))
         self.send_header("Content-Type", "text/html" if self.fault == "login page" else "application/octet-stream")
         self.end_headers()
         body = body[start:]
         if self.fault == "breaks off":
             self.wfile.write(body[: len(body) // 2])
             self.connection.close()
+        elif self.fault == "endless":
+            with suppress(ConnectionError):  # the client hangs up, as it should
+                while True:
+                    self.wfile.write(body)
         elif self.fault == "stalls":
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             time.sleep(1.5)
         elif self.fault == "trickles":
-            with suppress(ConnectionError):  # the client hangs up, as it should
+            with suppress(ConnectionError):
                 for byte in body[:40]:
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
@@ -218,7 +227,12 @@ def test_a_mirror_that_names_no_file_is_refused(rest):
 
 
 @pytest.mark.parametrize(
-    ("size", "sha256", "message"), [(1, None, "instead of 1"), (None, "0" * 64, "SHA-256 differs")]
+    ("size", "sha256", "message"),
+    [
+        (len(BODY) + 1, None, f"sent {len(BODY)} bytes instead of {len(BODY) + 1}"),
+        (1, None, "sends more than 1 bytes, more than the file can have"),
+        (None, "0" * 64, "SHA-256 differs"),
+    ],
 )
 def test_a_file_of_another_size_or_hash_is_refused(server, tmp_path, monkeypatch, size, sha256, message):
     monkeypatch.setattr(download, "KNOWN", {("gb1", "two_vs_rest.fasta"): (size, sha256)})
@@ -227,9 +241,33 @@ def test_a_file_of_another_size_or_hash_is_refused(server, tmp_path, monkeypatch
     assert names(tmp_path) == []
 
 
-def zipped(*members):
-    import io
+@pytest.mark.parametrize("fault", ["", "endless"], ids=["announced", "not announced"])
+@pytest.mark.parametrize("short", ["size", "room"])
+def test_a_server_that_sends_too_much_is_given_up(server, tmp_path, monkeypatch, fault, short):
+    Server.fault, most = fault, len(BODY) - 1
+    if short == "size":
+        monkeypatch.setattr(download, "MAX_BYTES", most)
+        told = f"sends more than {most:,} bytes, more than the file can have"
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=most))
+        told = rf"sends more than {most:,} bytes, more than \S+ has room for"
+    with refused(told):
+        get(tmp_path, server)
+    assert names(tmp_path) == []
 
+
+def test_a_part_belongs_to_one_process_until_it_is_in_its_place(server, tmp_path):
+    address, path = f"{server}/gb1/two_vs_rest.fasta", tmp_path / "mine.fasta"
+
+    def meddle(part):
+        with pytest.raises(InputError, match=r"mine\.fasta\.part is being written by another process"):
+            fetch(address, path, 0.4, 1 << 30)
+
+    fetch(address, path, 0.4, 1 << 30, check=meddle)
+    assert path.read_bytes() == BODY
+
+
+def zipped(*members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in members:
@@ -283,4 +321,4 @@ def test_the_known_hashes_are_those_of_flips_files(shared_data, monkeypatch):
         path = shared_data / "flip" / task / name
         assert path.stat().st_size == size
         if size < 500_000:
-            assert download.sha256_file(path) == digest
+            assert sha256_file(path) == digest
