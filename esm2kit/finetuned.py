@@ -135,10 +135,11 @@ def load_finetuned(
 
     Args:
         path: finetuned.safetensors, or the folder it lies in.
-        base: for adapters, where the base model is now; by default where it was.
+        base: only for adapters: where their base model is now; by default where it was.
         device: auto, cpu or cuda.
         precision: as `Encoder`.
-    Raises: InputError if the file is damaged or none of these, or the base is not the one the adapters were trained on.
+    Raises: InputError if the file is damaged or none of these, or the base is not the one the adapters were trained on,
+        or one is given and the file is whole without.
     """
     path = Path(path)
     if path.is_dir():
@@ -181,6 +182,8 @@ def _device(name: str) -> str:
 def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:
     facts = metadata["finetune"]
     if "adapter" not in parts:
+        if base is not None:
+            raise InputError(f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out")
         with torch.device("meta"):
             esm2 = ESM2(ESM2Config(**metadata["model"]))
         fill(esm2, parts["model"], path)

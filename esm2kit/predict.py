@@ -35,7 +35,7 @@ class PredictConfig:
         model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
         fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
         out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
-        base: where the base model of adapters is now; by default where it was when they were trained.
+        base: only for adapters (mode lora): where their base model is now; by default where it was when they were trained.
         precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
         device: auto takes a GPU if there is one.
         batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
@@ -64,7 +64,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     attribute `original_id`: probabilities or values, (C,) or (residues, C) float32; the root says what the columns are.
 
     Returns: {"out", "manifest", "num_proteins", "task", "labels"}.
-    Raises: InputError for a file that cannot be read, or a base that is not the adapters' own.
+    Raises: InputError for a file that cannot be read, or a base that is not the adapters' own, or is of no use.
     """
     out, files = Path(config.out), fasta_files(config.fasta)
     model = load_finetuned(Path(config.model), config.base, config.device, config.precision)

@@ -160,6 +160,8 @@ def test_a_merged_file_needs_no_base(trained) -> None:
     adapted, merged = (load_finetuned(trained / "run" / f"{name}.safetensors") for name in ("finetuned", "merged"))
     for ours, theirs in zip(merged.outputs(SEQUENCES), adapted.outputs(SEQUENCES), strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), torch.from_numpy(theirs), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r"merged\.safetensors: holds its encoder whole"):
+        load_finetuned(trained / "run" / "merged.safetensors", base=str(trained / "tiny.safetensors"))
     esm2, _ = load_model(str(trained / "run" / "merged.safetensors"))
     torch.testing.assert_close(rows(esm2), rows(adapted.esm2), rtol=1e-5, atol=1e-5)
 
