@@ -35,7 +35,7 @@ class PredictConfig:
         model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
         fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
         out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
-        base: only for adapters (mode lora): where their base model is now; by default where it was when they were trained.
+        base: only for adapters (mode lora): where their base model is now; by default where it was in training.
         precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
         device: auto takes a GPU if there is one.
         batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.

@@ -237,7 +237,7 @@ def test_wrong_files_are_told_in_one_line(tmp_path, folder) -> None:
     with pytest.raises(InputError, match=r"holds one model a seed \(seed=1\); name one"):
         load_finetuned(tmp_path / "runs")
     whole = save_with_head(tmp_path / "whole.safetensors", "protein", "sav", False).source
-    with pytest.raises(InputError, match=r"whole\.safetensors: holds its encoder whole, so base tiny would change nothing"):
+    with pytest.raises(InputError, match=r"whole\.safetensors: holds its encoder whole, so base tiny would change"):
         load_finetuned(whole, base="tiny")
     with pytest.raises(InputError, match=r"must end in \.tsv, \.csv or \.h5"):
         PredictConfig(folder, folder, tmp_path / "out.xlsx")
