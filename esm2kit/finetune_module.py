@@ -191,12 +191,17 @@ def judge(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) -> 
 
 
 def freeze(model: LabelModel, config: FinetuneConfig) -> None:
-    """Leave gradients to what the mode trains: parts that no label depends on never have any."""
-    esm2 = model.esm2
+    """Leave gradients to what the mode trains: parts that no label depends on never have any.
+
+    Raises: InputError if the model has fewer layers than last_n.
+    """
+    esm2, layers = model.esm2, len(model.esm2.layers)
+    if config.mode == "last_n" and config.last_n > layers:
+        raise InputError(f"last_n is {config.last_n} and the model has {layers} layers: give at most {layers}")
     if config.mode != "lora":
-        trained = {"full": len(esm2.layers), "last_n": min(config.last_n, len(esm2.layers))}.get(config.mode, 0)
+        trained = {"full": layers, "last_n": config.last_n}.get(config.mode, 0)
         esm2.requires_grad_(False)
-        for layer in list(esm2.layers)[len(esm2.layers) - trained :]:
+        for layer in list(esm2.layers)[layers - trained :]:
             layer.requires_grad_(True)
         esm2.emb_layer_norm_after.requires_grad_(trained > 0)
         esm2.embed_tokens.requires_grad_(config.mode == "full")
@@ -209,7 +214,7 @@ def training_flops(shape: ESM2Config, num_tokens: list[int], config: FinetuneCon
     lowest layer that trains. Mode lora has the first alone, its adapters' own work aside; frozen has neither.
     """
     forward = shape.forward_flops(num_tokens, 0)
-    trained = min(config.last_n, shape.num_layers) / shape.num_layers
+    trained = config.last_n / shape.num_layers
     return forward * {"full": 3.0, "last_n": 1.0 + 2.0 * trained, "lora": 2.0, "frozen": 1.0}[config.mode]
 
 

@@ -360,6 +360,9 @@ def test_modes_train_what_they_say() -> None:
     layers = [f"esm2.layers.{number}" for number in range(4)]
     assert trained(mode="frozen") == head
     assert trained(mode="last_n", last_n=2) == head | norm | set(layers[2:])
+    assert trained(mode="last_n", last_n=4) == head | norm | set(layers)
+    with pytest.raises(InputError, match="last_n is 99 and the model has 4 layers: give at most 4"):
+        trained(mode="last_n", last_n=99)
     assert trained(mode="full") == head | norm | set(layers) | {"esm2.embed_tokens.weight"}
 
 
