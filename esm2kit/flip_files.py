@@ -9,6 +9,7 @@ import gzip
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,8 @@ SETS = {"train": "train", "val": "validation", "valid": "validation", "validatio
 # Not part of the split: FLIP's `nan`, biotrainer's `pred`, CSV's blank.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
+# What a split's file ends in; of several in one folder the first counts.
+ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30
 # Deflate cannot exceed 1,032; FLIP's most repetitive CSV, variants of one protein, stays below 200.
@@ -85,7 +88,7 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
         opener = gzip.open if packed else open
         with opener(source.path, "rt", encoding="utf-8-sig") as text:
             yield text
-    except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile) as error:
+    except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{source} is damaged ({error}); get the file again") from None
     except UnicodeDecodeError:
         raise InputError(f"{source} is not a text file") from None
@@ -97,26 +100,38 @@ def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
         if (folder / name).is_file():
             return Source(folder / name)
     for path in sorted(folder.glob("*.zip")):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                check_zip(archive, path)
-                members = {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{path} is damaged ({error}); get the file again") from None
+        members = _members(path)
         for name in names:
             if name in members:
                 return Source(path, members[name])
     return None
 
 
+def _members(path: Path) -> dict[str, str]:
+    """File name -> member of a zip, those of macOS left out."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_zip(archive, path)
+            return {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is damaged ({error}); get the file again") from None
+
+
+def split_of(file_name: str) -> str | None:
+    """The split that a file of this name holds; None where it ends in none of ENDINGS."""
+    return next((file_name.removesuffix(ending) for ending in ENDINGS if file_name.endswith(ending)), None)
+
+
 def split_names(folder: Path) -> list[str]:
-    """Names of the split files in a folder of the user's own, zips included."""
+    """Names of the split files in a folder of the user's own, zips included.
+
+    Raises: InputError for a damaged zip.
+    """
     names = {path.name for path in folder.iterdir() if path.is_file()}
     for path in folder.glob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            names |= {PurePosixPath(name).name for name in archive.namelist()}
-    stems = {name.split(".")[0] for name in names if re.search(r"\.(fasta|fa|csv)(\.gz)?$", name) and name[0] != "."}
-    return sorted(stems - set(AUXILIARY))
+        names |= _members(path).keys()
+    splits = {split for name in names if name[0] != "." and (split := split_of(name))}
+    return sorted(splits - set(AUXILIARY))
 
 
 def records(source: Source) -> Iterator[tuple[str, str]]:
@@ -202,7 +217,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         if chosen is None:
             dropped += 1
             continue
-        target, sequence = attributes.get("TARGET"), body
+        target, sequence = attributes.get("TARGET") or None, body
         if target is None and sequences is not None:
             if row_id not in by_id:
                 raise InputError(f"{split}: record {row_id!r} is not in {sequences}")
@@ -240,17 +255,20 @@ def read_csv_split(split: Source) -> tuple[list[Row], int]:
     return rows, dropped
 
 
-def read_split(folder: Path, split: str) -> tuple[list[Row], dict[str, Source], int]:
+def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[Row], dict[str, Source], int]:
     """Rows of one split, the files they came from, and how many records the files keep outside it.
 
+    Args:
+        folder: where the split lies, and a residue task's other files.
+        split: its name.
+        file: the split itself, where it was named; else the first of that name in the folder.
     Raises: InputError if no file of that name is there.
     """
-    forms = (f"{split}.fasta", f"{split}.fa", f"{split}.fasta.gz", f"{split}.csv", f"{split}.csv.gz")
-    source = find_source(folder, forms)
+    source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
     if source is None:
         raise InputError(f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one")
     files = {"split": source}
-    if ".csv" in (source.member or source.path.name):
+    if (source.member or source.path.name).endswith((".csv", ".csv.gz")):
         rows, dropped = read_csv_split(source)
         return rows, files, dropped
     sequences = find_source(folder, ("sequences.fasta",))

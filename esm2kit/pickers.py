@@ -65,7 +65,10 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
 def _splits(task: str, folder: Path) -> list[str]:
     if task in TASKS:
         return list(TASKS[task].splits)
-    return split_names(folder / task) if (folder / task).is_dir() else []
+    try:
+        return split_names(folder / task) if (folder / task).is_dir() else []
+    except InputError:
+        return []  # a damaged zip: the card says it
 
 
 def _split_label(task: str, split: str) -> str:
@@ -85,13 +88,15 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
         sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
         where = "here" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads it"
     else:
-        spec, name, sizes, notes = _own_task(task, split, folder)
+        at = folder / task
+        changed = tuple(file.stat().st_mtime_ns for file in (at, *at.glob("*")) if file.exists())
+        spec, name, sizes, notes = _own_task(task, split, folder, changed)
         where = "here"
     return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
 
 
 @lru_cache(maxsize=32)
-def _own_task(task: str, split: str, folder: Path) -> tuple[Task, str, Split, list[str]]:
+def _own_task(task: str, split: str, folder: Path, changed: tuple[int, ...]) -> tuple[Task, str, Split, list[str]]:
     told = logging.getLogger("esm2kit.tasks")
     told.disabled, before = True, told.disabled  # the card says it
     try:
@@ -99,7 +104,7 @@ def _own_task(task: str, split: str, folder: Path) -> tuple[Task, str, Split, li
     finally:
         told.disabled = before
     counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
-    return data.task, data.split, counted, [note for note in data.notes if "traffic" not in note]
+    return data.task, data.split, counted, list(data.notes)
 
 
 def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:

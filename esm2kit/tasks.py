@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS, Split, Target, Task, find_split
-from esm2kit.flip_files import Row, Source, described, read_split, split_names
+from esm2kit.flip_files import ENDINGS, Row, Source, described, read_split, split_names, split_of
+from esm2kit.metrics import CLASS_METRICS, VALUE_METRICS
 from esm2kit.targets import is_number, mask_of, number_of, residue_targets
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,6 @@ logger = logging.getLogger(__name__)
 SET_NAMES = ("train", "validation", "test")
 # A user's integer targets with at most this many distinct values are taken for classes.
 MAX_INTEGER_CLASSES = 20
-# What a task of one file ends in.
-TASK_ENDINGS = (".fasta", ".fasta.gz", ".csv")
 
 
 @dataclass(frozen=True)
@@ -97,25 +96,28 @@ class TaskData:
     def limited(self, limit: int, seed: int = 0) -> "TaskData":
         """At most `limit` proteins of each set, drawn by class or by quantile so that each set keeps its make-up.
 
-        The files stay as they are. Protein classes keep at least one protein each; values are drawn from ten quantiles;
-        residue tasks from ten quantiles of residues.
+        The files stay as they are. Protein classes keep at least one protein each, even beyond the limit; values are
+        drawn from ten quantiles; residue tasks from ten quantiles of residues.
         """
         generator = np.random.default_rng(seed)
-        strata = self._strata()
+        strata = self._strata(limit)
         kept = []
         for name in SET_NAMES:
             rows = self.rows(name)
             kept.append(rows if len(rows) <= limit else _stratified(rows, strata[rows], limit, generator))
         chosen = self.subset(np.sort(np.concatenate(kept)))
-        note = f"a subset: at most {limit} proteins of each set (seed {seed}); not comparable with published figures"
-        return dataclasses.replace(chosen, official=False, notes=(*self.notes, note))
+        more = " and one of each class" if max(chosen.sizes.values()) > limit else ""
+        note = f"a subset: at most {limit} proteins of each set{more} (seed {seed})"
+        return dataclasses.replace(
+            chosen, official=False, notes=(*self.notes, f"{note}; not comparable with published figures")
+        )
 
-    def _strata(self) -> np.ndarray:
+    def _strata(self, limit: int) -> np.ndarray:
         if self.task.level == "protein" and self.task.target == "class":
             return self.targets
         values = self.targets if self.task.level == "protein" else self.num_residues
         edges = np.quantile(values, np.linspace(0.1, 0.9, 9))
-        return np.searchsorted(edges, values)
+        return np.searchsorted(edges, values) * min(limit, 10) // 10  # no more strata than there is room for
 
 
 def _stratified(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
@@ -144,17 +146,18 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         target: "class" or "value" for a task of the user's own; by default it is read off the targets.
     Raises: InputError with the file, the record and the way out.
     """
-    if task in TASKS:
-        spec = TASKS[task]
+    spec, file = TASKS.get(task), None
+    if spec is not None:
         split = find_split(spec, split)
         folder = Path(data_dir) / task
         if not folder.is_dir():
             raise InputError(f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there")
     else:
-        spec = None
-        folder, split = _own_folder(task, split, Path(data_dir))
-    rows, sources, dropped = read_split(folder, split)
-    spec = spec or _infer(Path(task).stem, split, rows, sources, target, described(folder, Path(task).stem))
+        folder, split, file = _own_files(task, split, Path(data_dir))
+    rows, sources, dropped = read_split(folder, split, file)
+    if spec is None:
+        name = split if file else folder.name
+        spec = _infer(name, split, rows, sources, target, described(folder, name))
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
@@ -171,21 +174,25 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     return data
 
 
-def _own_folder(task: str, split: str | None, data_dir: Path) -> tuple[Path, str]:
-    named = (f"{task}{ending}" for ending in ("", *TASK_ENDINGS))
+def _own_files(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
+    """Folder and split of a user's task, and the split's file if that was named."""
+    named = (f"{task}{ending}" for ending in ("", *ENDINGS))
     for path in (*(data_dir / name for name in named), Path(task)):
         if path.is_file():
-            stem = path.name.split(".")[0]
-            if split not in (None, stem):
-                raise InputError(f"{path} is one split, {stem!r}; leave split out, or name the folder")
-            return path.parent, stem
+            only = split_of(path.name)
+            if only is None:
+                raise InputError(f"{path} is no split's file: it ends in none of {', '.join(ENDINGS)}")
+            if split not in (None, only):
+                raise InputError(f"{path} is one split, {only!r}; leave split out, or name the folder")
+            return path.parent, only, path
         if path.is_dir():
             names = split_names(path)
             if split is None and len(names) != 1:
                 raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
-            return path, split or names[0]
+            return path, split or names[0], None
     there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
-    own = [path.name.split(".")[0] for path in there if path.is_dir() or path.name.endswith(TASK_ENDINGS)]
+    own = [path.name if path.is_dir() else split_of(path.name) for path in there]
+    own = [name for name in dict.fromkeys(own) if name]
     known = [*own, *(name for name in TASKS if name not in own)]
     place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
     raise InputError(f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}")
@@ -221,13 +228,23 @@ def _infer(
                 "%s: %d distinct integer targets are taken for classes; set target to value if not", name, len(found)
             )
         kind = asked or kind
-    labels = tuple(str(label) for label in told.get("classes", sorted(found))) if kind == "class" else ()
+    if kind not in get_args(Target):
+        raise InputError(f"task {name}: target {kind!r} is neither class nor value")
+    known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
+    metric = told.get("metric", metric)
+    if metric not in known:
+        raise InputError(f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}")
+    labels = ()
+    if kind == "class":
+        numbers = all(map(is_number, found))
+        in_order = sorted(found, key=lambda label: (float(label) if numbers else 0.0, label))  # 2 comes before 10
+        labels = tuple(str(label) for label in told.get("classes", in_order))
     notes = [told.get("description", ""), "the target is computed, not measured" if told.get("computed") else ""]
     return Task(
         name=name,
         level=level,
         target=kind,
-        metric=told.get("metric", "spearman" if kind == "value" else "accuracy"),
+        metric=metric,
         splits={split: Split()},
         default_split=split,
         labels=labels,

@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,6 +169,21 @@ def changed(name, old, new):
         ({"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"}, "'a' has the target 'nan'"),
         ({"s.csv": "sequence,set\nMKV,train\n"}, "lacks the column\\(s\\) target"),
         ({"s.fasta": ">a SET=train\nMKV\n"}, "'a' has no TARGET="),
+        ({"s.fasta": protein(*THREE[:2], ("c", "", "test", "False"))}, "'c' has no TARGET="),
+        (
+            {
+                "s.fasta": protein(*THREE),
+                "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "metric": "spearmn"}]}),
+            },
+            "task mine: metric 'spearmn' does not score a value; did you mean 'spearman'",
+        ),
+        (
+            {
+                "s.fasta": protein(*THREE),
+                "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "target": "number"}]}),
+            },
+            "task mine: target 'number' is neither class nor value",
+        ),
     ],
 )
 def test_every_flaw_has_one_line(tmp_path, files, message):
@@ -221,11 +237,15 @@ def test_a_broken_zip_or_gzip_is_damaged(tmp_path):
     (tmp_path / "gb1" / "splits.zip").write_bytes(b"PK\3\4 nothing")
     with pytest.raises(InputError, match="damaged"):
         load_task("gb1", None, tmp_path)
-    cut = gzip.compress(protein(*THREE).encode() * 50)[:-20]
     write(tmp_path / "own", {})
-    (tmp_path / "own" / "s.fasta.gz").write_bytes(cut)
+    whole = gzip.compress(np.random.default_rng(0).bytes(400).hex().encode())
+    for packed in (whole[:-20], whole[:50] + b"\xff" * 10 + whole[60:]):
+        (tmp_path / "own" / "s.fasta.gz").write_bytes(packed)
+        with pytest.raises(InputError, match="damaged"):
+            load_task("own", None, tmp_path)
+    (tmp_path / "gb1").rename(tmp_path / "mine")
     with pytest.raises(InputError, match="damaged"):
-        load_task("own", None, tmp_path)
+        load_task("mine", None, tmp_path)
 
 
 def test_several_splits_in_a_folder_must_be_named(tmp_path):
@@ -234,6 +254,26 @@ def test_several_splits_in_a_folder_must_be_named(tmp_path):
         load_task("mine", None, tmp_path)
     assert load_task("mine", "t", tmp_path).split == "t"
     assert load_task(str(tmp_path / "mine" / "t.fasta"), None, tmp_path / "elsewhere").split == "t"
+
+
+def test_a_named_file_is_the_one_that_is_read(tmp_path):
+    table = "sequence,target,set,validation\nMKV,7.5,train,\nMKL,2.0,train,True\nMKI,3.0,test,\n"
+    folder = write(tmp_path, {"t.fasta": protein(*THREE), "t.csv": table, "my.own.fa": protein(*THREE)})
+    assert load_task(str(folder / "t.csv"), None, tmp_path / "elsewhere").targets[0] == 7.5
+    assert load_task("t", None, folder).targets[0] == 1.5
+    own = load_task(str(folder / "my.own.fa"), None, tmp_path / "elsewhere")
+    assert (own.task.name, own.split) == ("my.own", "my.own")
+    (folder / "u.fa.gz").write_bytes(gzip.compress(protein(*THREE).encode()))
+    assert load_task("u", None, folder).task.name == "u"
+    (folder / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="is no split's file: it ends in none of"):
+        load_task(str(folder / "notes.txt"), None, folder)
+
+
+def test_integer_classes_are_in_the_order_of_numbers(tmp_path):
+    rows = [(f"{chosen}{held}{i}", str(i), chosen, held) for chosen, held in (("train", ""), ("train", "True"),
+            ("test", "")) for i in (10, 2, 1)]  # fmt: skip
+    assert load_task("t", None, write(tmp_path, {"t.fasta": protein(*rows)})).task.labels == ("1", "2", "10")
 
 
 def test_read_split_names_the_files_it_took(tmp_path):
@@ -263,6 +303,18 @@ def test_limit_is_a_stratified_seeded_subset_that_touches_no_file(tmp_path):
     assert data.limited(1000).ids == data.ids
     assert (tmp_path / "t.fasta").read_bytes() == before
     assert "not comparable with published" in small.notes[-1]
+
+
+def test_a_limit_below_the_number_of_classes_or_quantiles(tmp_path):
+    small = many(tmp_path).limited(3)
+    assert small.sizes == {"train": 4, "validation": 4, "test": 4}
+    assert "at most 3 proteins of each set and one of each class" in small.notes[-1]
+    rows = [
+        (f"p{i}", f"{i / 8}", *(("train", "False"), ("train", "True"), ("test", "False"))[i % 3]) for i in range(90)
+    ]
+    values = load_task("v", None, write(tmp_path, {"v.fasta": protein(*rows)})).limited(3)
+    assert values.sizes == {"train": 3, "validation": 3, "test": 3}
+    assert "each class" not in values.notes[-1]
 
 
 def test_a_subset_keeps_targets_and_masks_together(tmp_path):

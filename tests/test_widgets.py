@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def test_a_task_of_ones_own_is_read_for_its_numbers(tasks: Path) -> None:
     records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
     tested = records.count("SET=test")
     assert f"test {tested:,}" in text(view)
+
+
+def test_a_task_that_changed_or_is_damaged_is_told_as_it_is_now(tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
+    (folder / "sampled.fasta").write_text(records)
+    before = f"test {records.count('SET=test'):,}"
+    assert before in text(pickers.task_picker("mine", "", tmp_path))
+    (folder / "sampled.fasta").write_text(records.replace("SET=test", "SET=nan", 1))
+    os.utime(folder / "sampled.fasta", ns=(0, 2**62))
+    assert before not in text(pickers.task_picker("mine", "", tmp_path))
+    (folder / "other.zip").write_bytes(b"PK\3\4 nothing")
+    assert "other.zip is damaged" in text(pickers.task_picker("mine", "", tmp_path))
 
 
 def test_another_task_offers_its_own_splits_and_begins_with_the_default(tasks: Path) -> None:
