@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class Packed:
         device: where the rows live.
         recurring: add rows of <pad>, 3% at most, as a sequence of their own, so that few numbers of rows occur. The
             CPU's kernels and allocator keep something for every shape they meet: a long run grew by gigabytes.
+    Attributes:
+        runs: (sequences, tokens of each) of neighbours with equally many tokens: one SDPA call a run.
+        position_N, sequence_N: of each row, its place in its sequence and the number of that sequence.
     """
 
     def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu", recurring: bool = False) -> None:
@@ -43,6 +46,7 @@ class Packed:
         if self.num_filler:
             self.num_tokens.append(self.num_filler)
         self.max_tokens = max(self.num_tokens)
+        self.runs = [(len(list(equal)), tokens) for tokens, equal in groupby(self.num_tokens)]
         self.num_tokens_B = torch.tensor(self.num_tokens, device=device)
         ends_B = self.num_tokens_B.cumsum(0)
         self.num_rows = sum(self.num_tokens)
@@ -50,17 +54,6 @@ class Packed:
         starts_B = ends_B - self.num_tokens_B
         self.position_N = torch.arange(self.num_rows, device=device) - starts_B[self.sequence_N]
         self.cu_seqlens = F.pad(ends_B, (1, 0)).to(torch.int32)
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """(sequences, tokens of each) for every run of neighbours with equally many tokens: one SDPA call a run."""
-        runs: list[tuple[int, int]] = []
-        for tokens in self.num_tokens:
-            if runs and runs[-1][1] == tokens:
-                runs[-1] = (runs[-1][0] + 1, tokens)
-            else:
-                runs.append((1, tokens))
-        return runs
 
     def mask_ratio(self, is_mask_N: Tensor) -> Tensor:
         """(N, 1) share of <mask> among the tokens of each row's sequence."""
@@ -70,7 +63,8 @@ class Packed:
 
     def attend(self, query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> Tensor:
         """(N, H, K) softmax attention inside each sequence."""
-        if query_NHK.is_cuda and query_NHK.dtype in (torch.float16, torch.bfloat16):
+        heads_fit = query_NHK.shape[-1] % 8 == 0 and query_NHK.shape[-1] <= 256  # as those of every published size do
+        if query_NHK.is_cuda and query_NHK.dtype in (torch.float16, torch.bfloat16) and heads_fit:
             # CUDA only, half precision only; imported here because CPU builds of torch 2.11 lack its kernels.
             from torch.nn.attention.varlen import varlen_attn
 

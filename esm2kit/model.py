@@ -109,7 +109,11 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (..., H, K) by their position's angle."""
-    return _Rotate.apply(x.to(torch.promote_types(x.dtype, torch.float32)), cos, sin).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if torch.compiler.is_compiling():  # it fuses this by itself, and would end its graph at a product into a part
+        first, second = wide.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    return _Rotate.apply(wide, cos, sin).to(x.dtype)
 
 
 class RotaryEmbedding(nn.Module):

@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import varlen
 
 from esm2kit.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
 from esm2kit.errors import InputError
 from esm2kit.layout import attention
 from esm2kit.model import ESM2, SIZES, ESM2Config, Packed, rotary_tables, rotate, tokenize
+from esm2kit.precision import computing
 
 SHAPES = {"tiny": ESM2Config(2, 32, 4), "8M": SIZES["esm2_t6_8M_UR50D"], "35M": SIZES["esm2_t12_35M_UR50D"]}
 # heads of odd shares, deep and narrow: what the published sizes never ask for
@@ -238,3 +240,39 @@ def test_rotary_turn_and_its_gradient() -> None:
     torch.testing.assert_close(rotate(x, cos, sin), torch.cat((as_complex.real, as_complex.imag), -1))
     assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))
     assert torch.autograd.gradgradcheck(lambda x: rotate(x, cos, sin), (x,))
+
+
+def test_a_layer_compiles_into_one_graph() -> None:
+    """On a GPU the pieces between two graphs cost what compiling is to win."""
+    layer = ESM2.initialised(SHAPES["tiny"], 0).layers[0]
+    packed = Packed([9, 9, 5])
+    cos, sin = (table[packed.position_N] for table in rotary_tables(layer.self_attn.rot_emb.inv_freq, 9))
+    x_ND = torch.randn(packed.num_rows, 32, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(layer.forward, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x_ND, cos, sin, packed), layer(x_ND, cos, sin, packed), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "calls"), [(8, 2), (256, 2), (4, 0), (12, 0), (264, 0)])
+def test_a_gpus_update_leaves_no_tensor_behind(channels: int, calls: int, monkeypatch) -> None:
+    """On torch's device of shapes alone, which refuses a tensor of the CPU's as a GPU does.
+
+    The kernel for sequences end to end takes 16-bit floats in heads of 8, 16, ... 256 channels, and int32 offsets.
+    """
+    kernel, taken = varlen.varlen_attn, []
+
+    def noted(*arguments):
+        taken.append([part.dtype for part in arguments if torch.is_tensor(part)])
+        return kernel(*arguments)
+
+    monkeypatch.setattr(varlen, "varlen_attn", noted)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta))
+    with torch.device("meta"):
+        model = ESM2(ESM2Config(2, 2 * channels, 2))
+    packed = Packed([20, 12, 30], "meta", recurring=True)
+    tokens_N, rows_M = torch.zeros(62, dtype=torch.long, device="meta"), torch.arange(5, device="meta")
+    with computing(model, "bf16-true"):
+        logits_MV = model.masked_logits(tokens_N, packed, rows_M)
+        torch.nn.functional.cross_entropy(logits_MV.float(), rows_M, reduction="sum").backward()
+    assert taken == [[torch.bfloat16] * 3 + [torch.int32] * 2] * calls
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith("contact_head")}
