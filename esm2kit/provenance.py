@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Write to the yielded path; it becomes `path` when the block ends well, and is removed when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # by lot: two nodes' containers give their processes the same numbers
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
         fsync(part)

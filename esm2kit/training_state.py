@@ -118,13 +118,11 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
     for name, parameter in _stepped(model, optimizer):
         held = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name}
         for key, value in held.items():
-            if value.shape != parameter.shape:
-                optimizer.state[parameter][key] = value.clone()
-            elif isinstance(parameter, DTensor):
+            if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                 value = value.to(parameter.device)
                 shards = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
                 optimizer.state[parameter][key] = shards
-            else:
+            else:  # the step too: a GPU's fused kernel counts there, and Lightning leaves it where it is
                 optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
@@ -240,6 +238,13 @@ class CheckpointWriter(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved_step != module.step:
             self._save(trainer, module, {})
+        self._let_go()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Signals mean again what they meant before the run."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

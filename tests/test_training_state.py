@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ from esm2kit import training_log, training_state
 from esm2kit.checkpoint import read_checkpoint, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.pretrain import PretrainConfig, pretrain
+from esm2kit.provenance import atomic_path
 from esm2kit.training_log import TrainingLog, read_metrics
-from esm2kit.training_state import alone_in
+from esm2kit.training_state import CheckpointWriter, alone_in
 
 TINY = {"model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 2, "accelerator": "cpu"}
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -74,6 +76,39 @@ def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) 
     assert path.read_bytes() == before
     log.on_train_start(trainer, module)
     assert [row["step"] for row in read_metrics(path)] == ["1", "2"], "of updates after the checkpoint none is kept"
+
+
+def test_what_an_optimizer_held_goes_where_its_parameters_are() -> None:
+    """Steps too, which a fused optimizer's kernel counts on the device: torch puts them there when it loads a state."""
+    model = torch.nn.Linear(3, 2, device="meta")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    held = {"weight.exp_avg": torch.ones(2, 3), "weight.step": torch.tensor(7.0), "bias.step": torch.tensor(7.0)}
+    training_state.restore(model, optimizer, held)
+    found = {name: tensor.device.type for name, tensor in optimizer.state[model.weight].items()}
+    assert found == {"exp_avg": "meta", "step": "meta"}
+    assert list(optimizer.state[model.bias]) == ["step"]
+
+
+def test_a_run_that_fails_gives_signals_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    writer = CheckpointWriter(tmp_path, 1, {}, 1)
+    trainer, module = SimpleNamespace(is_global_zero=True), SimpleNamespace(step=0, stop_requested=False)
+    writer.on_train_start(trainer, module)
+    signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
+    assert module.stop_requested
+    writer.on_train_start(trainer, module)
+    assert signal.getsignal(signal.SIGINT) is not before
+    writer.on_exception(trainer, module, InputError("update 1: loss nan"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_two_writers_of_one_file_have_a_part_each(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "tokens") as first:
+        first.write_text("first")
+        with atomic_path(tmp_path / "tokens") as second:
+            second.write_text("second")
+        assert (tmp_path / "tokens").read_text() == "second"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
 
 
 def test_a_kept_checkpoint_is_whole_where_a_file_system_has_no_links(tmp_path: Path, monkeypatch) -> None:
