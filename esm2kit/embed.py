@@ -32,6 +32,7 @@ from esm2kit.weights import load_model
 logger = logging.getLogger(__name__)
 # Rows that go through the linear layers together: on a CPU what its caches hold, on a GPU what fills it.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
+KINDS = ("per_protein", "per_residue", "bos", "logits")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class EmbedResult(NamedTuple):
 
 
 def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
-    """Embed every protein of a FASTA; what is there from the same input, model and settings is left as it is.
+    """Embed every protein of a FASTA; a file that is there from the same input, model and settings is left as it is.
+
+    A run that asks for more kinds of file than one before it makes those that are missing, and no others.
 
     Args:
         config: every process is given the same.
@@ -136,27 +139,19 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
     name = config.name or bare_name(files[0])
     folder = Path(config.out_dir) / f"{name}_embed.part"
-    targets = [Path(config.out_dir) / f"{name}_{output.file}.h5" for output in outputs]
+    targets = {output: Path(config.out_dir) / f"{name}_{output.file}.h5" for output in outputs}
     with only_one(folder, process):
-        finished = on_rank_0(
-            process, lambda: _prepare(config, files, source, outputs, targets, folder, batch_tokens, replace)
-        )
-        table_size = finished
-        if finished is None:
+        table_size = on_rank_0(process, lambda: _prepare(config, files, source, targets, folder, batch_tokens, replace))
+        if table_size is None:
             table = Table(folder)
             segments = Segments(config.max_residues, config.window_overlap, batch_tokens)
             kept_P = _kept_residues(config, table)
-            Run(folder, files, kept_P, encoder, outputs, segments, config.dtype, process, config.workers).work()
+            missing = _planned(read_plan(folder))
+            Run(folder, files, kept_P, encoder, missing, segments, config.dtype, process, config.workers).work()
             table_size = len(table)
-            on_rank_0(process, lambda: _publish(folder, targets, outputs))
-    return EmbedResult(
-        next((target for target, output in zip(targets, outputs, strict=True) if output.pooling == "mean"), None),
-        next(
-            (target for target, output in zip(targets, outputs, strict=True) if output.file.endswith("hiddens")), None
-        ),
-        table_size,
-        tuple(targets),
-    )
+            on_rank_0(process, lambda: _publish(folder, targets))
+    first = {output.pooling: target for output, target in reversed(targets.items())}
+    return EmbedResult(first.get("mean"), first.get("none"), table_size, tuple(targets.values()))
 
 
 def _device(config: EmbedConfig, process: Process) -> torch.device:
@@ -199,8 +194,8 @@ def _settings(
 
 
 def _prepare(
-    config: EmbedConfig, files: list[Path], source: dict[str, Any], outputs: list[Output], targets: list[Path],
-    folder: Path, batch_tokens: int, replace: bool,
+    config: EmbedConfig, files: list[Path], source: dict[str, Any], targets: dict[Output, Path], folder: Path,
+    batch_tokens: int, replace: bool,
 ) -> int | None:  # fmt: skip
     """Take up an unfinished run, or begin one: read the FASTA, make the table and the skeletons.
 
@@ -209,10 +204,10 @@ def _prepare(
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": source["sha256"]}
     manifest = provenance("embed", config, inputs) | {"model": source}
-    settings = json.dumps(_settings(config, manifest, outputs, batch_tokens), sort_keys=True, default=str)
+    settings = json.dumps(_settings(config, manifest, list(targets), batch_tokens), sort_keys=True, default=str)
     fingerprint = hashlib.sha256(settings.encode()).hexdigest()
     plan = None if config.restart else read_plan(folder)
-    if plan and (differing := _differing(settings, json.dumps(plan["settings"]))):
+    if plan and (differing := _differing(json.loads(settings), plan["settings"])):
         if not replace:
             raise InputError(
                 f"{folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it away, "
@@ -220,14 +215,19 @@ def _prepare(
             )
         plan = None
     if plan:
-        if plan["published"]:  # killed while the files moved to their places
-            _publish(folder, targets, outputs)
-            return plan["num_proteins"]
-        logger.info("going on with the unfinished run in %s", folder)
-        return None
-    if not config.restart and (done := _finished(targets, settings, fingerprint, replace)) is not None:
-        logger.info("%s is there already, from the same input, model and settings", targets[0])
-        return done
+        rest = {output: target for output, target in targets.items() if output not in _planned(plan)}
+        if len(_there(rest, settings, replace)) == len(rest):  # else a file that was there then is there no more
+            if plan["published"]:  # killed while the files moved to their places
+                _publish(folder, targets)
+                return plan["num_proteins"]
+            logger.info("going on with the unfinished run in %s", folder)
+            return None
+    there = {} if config.restart else _there(targets, settings, replace)
+    missing = [output for output in targets if output not in there]
+    for output in there:
+        logger.info("%s is there already, from the same input, model and settings", targets[output])
+    if not missing:
+        return next(iter(there.values()))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -247,9 +247,9 @@ def _prepare(
             "settings": settings,
             "fingerprint": fingerprint,
         }
-        _make_files(config, table, outputs, folder, attributes)
+        _make_files(config, table, missing, folder, attributes)
         plan = {"settings": json.loads(settings), "num_proteins": len(table), "published": False}
-        write_plan(folder, plan)
+        write_plan(folder, plan | {"outputs": [list(output) for output in missing]})
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -261,33 +261,46 @@ def _prepare(
     return None
 
 
-def _differing(settings: str, theirs: str) -> list[str]:
+def _planned(plan: dict[str, Any]) -> list[Output]:
+    """What an unfinished run makes: what it was asked for, less what was there."""
+    return [Output(*each) for each in plan.get("outputs", plan["settings"]["outputs"])]
+
+
+def _differing(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Names of the settings in which two runs differ; the outputs follow from others, or else from repr_layers."""
-    ours, other = json.loads(settings), json.loads(theirs)
     names = sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
     return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
 
 
-def _finished(targets: list[Path], settings: str, fingerprint: str, replace: bool) -> int | None:
-    """The number of proteins, if every target is there and came from these very settings.
+def _of_one(settings: str, output: Output) -> dict[str, Any]:
+    """What one file's content depends on: not on what else its run made."""
+    own = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
+    return own | {"outputs": [each for each in own["outputs"] if each == list(output)]}
+
+
+def _there(targets: dict[Output, Path], settings: str, replace: bool) -> dict[Output, int]:
+    """The number of proteins of each target that is there and came from these very settings.
 
     Raises: InputError for a target of other settings, unless it may be replaced.
     """
-    numbers = []
-    for target in filter(Path.exists, targets):
+    there = {}
+    for output, target in targets.items():
+        if not target.exists():
+            continue
         attributes: dict[str, Any] = {}
         if h5py.is_hdf5(target):
             with h5py.File(target, "r") as file:
                 attributes = dict(file.attrs)
-        if attributes.get("fingerprint") == fingerprint:
-            numbers.append(int(attributes["num_proteins"]))
+        made_with = attributes.get("settings")
+        differing = _differing(_of_one(settings, output), _of_one(made_with, output)) if made_with else []
+        if made_with and not differing:
+            there[output] = int(attributes["num_proteins"])
         elif not replace:
-            differing = _differing(settings, attributes["settings"]) if "settings" in attributes else []
             made = f"with another {', '.join(differing)}" if differing else "from something else"
             raise InputError(
                 f"{target} is there already, made {made}: --restart replaces it, another --name keeps both"
             )
-    return numbers[0] if len(numbers) == len(targets) else None
+    return there
 
 
 def _make_files(
@@ -319,14 +332,15 @@ def _kept_residues(config: EmbedConfig, table: Table) -> np.ndarray:
     return np.minimum(num_residues_P, config.max_residues) if config.long_proteins == "truncate" else num_residues_P
 
 
-def _publish(folder: Path, targets: list[Path], outputs: list[Output]) -> None:
+def _publish(folder: Path, targets: dict[Output, Path]) -> None:
     """Move the whole files to their places, and remove the rest."""
     plan = read_plan(folder)
     write_plan(folder, plan | {"published": True})
-    for output, target in zip(outputs, targets, strict=True):
+    made = _planned(plan)
+    for output in made:
         part = folder / f"{output.file}.h5"
         if part.is_file():
-            os.replace(part, target)
+            os.replace(part, targets[output])
     fsync(folder.parent)
     shutil.rmtree(folder)
-    logger.info("wrote %s", ", ".join(str(target) for target in targets))
+    logger.info("wrote %s", ", ".join(str(targets[output]) for output in made))

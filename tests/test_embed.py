@@ -277,6 +277,50 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
     assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
 
 
+def test_asking_for_more_or_for_less_of_the_same_just_works(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20, 3, 7]))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
+    means = embed(config).embeddings
+    made = means.stat()
+    more = dataclasses.replace(config, per_residue=True)
+
+    def break_off(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "_pour", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            embed(more)
+    assert sorted(path.name for path in means.parent.glob("*.h5")) == [means.name], "whole or absent"
+    with caplog.at_level("INFO", logger="esm2kit"):
+        both = embed(more)
+    assert "going on with the unfinished run" in caplog.text
+    assert both.files == (means, both.hiddens)
+    assert (means.stat().st_ino, means.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns), "it was there"
+    assert_same_files(both.files, embed(dataclasses.replace(more, out_dir=tmp_path / "at once")).files)
+    assert embed(config).files == (means,)
+    assert embed(dataclasses.replace(more, per_protein=False)).files == (both.hiddens,)
+    with pytest.raises(InputError, match=r"a_embeddings\.h5 is there already, made with another dtype: --restart"):
+        embed(dataclasses.replace(more, dtype="float16"))
+    with pytest.raises(InputError, match=r"a_embeddings\.h5 is there already, made with another repr_layers: --rest"):
+        embed(dataclasses.replace(more, repr_layers=[0]))
+
+
+def test_a_finished_file_that_goes_missing_is_made_with_the_rest(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """It was there when the run that is gone on with began, which therefore does not make it."""
+    config = EmbedConfig(
+        write_fasta(tmp_path / "a.fasta", random_proteins([20, 3])), tmp_path / "out", model=str(model)
+    )
+    means = embed(config).embeddings
+    more = dataclasses.replace(config, per_residue=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "_pour", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(more)
+    means.unlink()
+    assert all(path.is_file() for path in embed(more).files)
+
+
 def test_files_whose_names_begin_alike_do_not_meet_and_strangers_are_left_alone(model: Path, tmp_path: Path) -> None:
     for name in ("liver", "heart"):
         made = embed(EmbedConfig(write_fasta(tmp_path / f"my.{name}.fa", {name: "MKT"}), tmp_path, model=str(model)))
