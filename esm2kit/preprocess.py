@@ -23,6 +23,7 @@ from esm2kit.ingest import Staged
 from esm2kit.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_files
 from esm2kit.leakage import leakage_report
 from esm2kit.provenance import fsync, locked, provenance, sha256_file, to_json, write_json
+from esm2kit.ranks import cores
 from esm2kit.split import INDEX_FILES, Splitter
 from esm2kit.staging import input_stamps, read_inputs
 
@@ -55,7 +56,7 @@ class PreprocessConfig:
         leakage_identity: report held-out records with a train record of this identity or more (by MMseqs2, if it is
             installed); 0 turns the search off, which takes hours for UniRef.
         memory_limit_gb: memory to stay under, in GB; at least 0.5.
-        threads: for the join and MMseqs2; every core if not given.
+        threads: for the join and MMseqs2; every core that this process may use if not given.
         overwrite: replace a dataset made from other inputs or settings.
     """
 
@@ -130,6 +131,8 @@ def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
             raise InputError(f"{size} and {fasta} both name held-out records: give one of them")
     if config.memory_limit_gb < 0.5:
         raise InputError(f"memory_limit_gb {config.memory_limit_gb} is too little: give at least 0.5")
+    if config.threads is not None and config.threads < 1:
+        raise InputError(f"threads {config.threads}: give 1 or more, or leave it out for every core")
     if not 0 <= config.leakage_identity <= 1:
         raise InputError(f"leakage_identity {config.leakage_identity} is no share: give 0 to 1")
     roles = ("train_fasta", "sampler_fasta", "valid_fasta", "test_fasta")
@@ -260,7 +263,7 @@ def _boot_id() -> str | None:
 
 
 def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
-    threads = config.threads or os.cpu_count() or 1
+    threads = config.threads or cores()
     staged, sha256 = read_inputs(inputs, work, threads)
     train = staged["train_fasta"]
     records = staged.get("sampler_fasta", train)

@@ -120,6 +120,7 @@ class PretrainConfig:
         least |= dict.fromkeys(("max_steps", "val_check_interval", "log_every_n_steps", "downstream_every"), 1)
         least |= dict.fromkeys(("downstream_limit", "tokens_per_validation_batch"), 1)
         least |= dict.fromkeys(("warmup_steps", "save_top_k", "num_workers", "weight_decay", "gradient_clip_val"), 0)
+        least |= {"eps": 0}
         for name, value in least.items():
             found = getattr(self, name)
             if found is not None and found < value:

@@ -124,11 +124,11 @@ class SequenceStore:
     def _batch(self, batch: int) -> np.ndarray:
         base = self._base[batch]
         if base[0] < 0:
-            columns = self._reader.get_batch(batch).columns
-            for place, column in enumerate(columns):
-                _, offsets, text = column.buffers()
-                base[2 * place + 1] = text.address - self._address
-                base[2 * place] = (offsets.address - self._address) // 4
+            buffers = (column.buffers() for column in self._reader.get_batch(batch).columns)
+            places = [
+                ((offsets.address - self._address) // 4, text.address - self._address) for _, offsets, text in buffers
+            ]
+            base[:] = np.ravel(places)  # at once: another thread may look
         return base
 
     def gather(self, rows: np.ndarray) -> Ragged:

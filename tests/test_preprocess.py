@@ -404,6 +404,7 @@ FAULTS = {
     "val_size -1": ({"val_size": -1}, "val_size -1: give a number of clusters"),
     "val_size 1.0": ({"val_size": 1.0}, "val_size 1.0: give a number of clusters"),
     "no memory": ({"memory_limit_gb": 0.1}, "memory_limit_gb 0.1 is too little"),
+    "no threads": ({"threads": -2}, "threads -2: give 1 or more"),
     "identity": ({"leakage_identity": 50.0}, "leakage_identity 50.0 is no share"),
     "both tables": ({"cluster_tsv": Path("x.tsv")}, "mapping and cluster_tsv"),
     "half a trio": ({"mapping": None}, "mapping and sampler_fasta go together"),

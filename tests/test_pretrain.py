@@ -61,6 +61,7 @@ def test_contradictions_are_one_line(settings: dict, message: str, dataset: Path
         ({"log_every_n_steps": 0}, "log_every_n_steps must be at least 1, found 0"),
         ({"save_top_k": -1}, "save_top_k must be at least 0, found -1"),
         ({"max_tokens": 2}, "max_tokens must be at least 3, found 2"),
+        ({"eps": -1.0}, "eps must be at least 0, found -1.0"),
         ({"mask_prob": 0.0}, r"mask_prob must be above 0, found 0\.0"),
         ({"mask_prob": 15.0}, r"mask_prob must be at least 0 and at most 1, found 15\.0"),
         ({"lr": -1e-4}, r"lr must be above 0, found -0\.0001"),
