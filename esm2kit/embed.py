@@ -159,7 +159,8 @@ def _device(config: EmbedConfig, process: Process) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("device cuda was asked for and torch finds no GPU: use device cpu or auto")
-    return torch.device("cuda", process.local_rank)
+    # srun may show each task a GPU of its own, which then is the first it sees
+    return torch.device("cuda", process.local_rank % torch.cuda.device_count())
 
 
 def _outputs(config: EmbedConfig, encoder: Encoder) -> list[Output]:
@@ -248,6 +249,9 @@ def _prepare(
             "fingerprint": fingerprint,
         }
         _make_files(config, table, missing, folder, attributes)
+        # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
+        for path in folder.iterdir():
+            fsync(path)
         plan = {"settings": json.loads(settings), "num_proteins": len(table), "published": False}
         write_plan(folder, plan | {"outputs": [list(output) for output in missing]})
     except InputError:
@@ -290,7 +294,8 @@ def _there(targets: dict[Output, Path], settings: str, replace: bool) -> dict[Ou
         attributes: dict[str, Any] = {}
         if h5py.is_hdf5(target):
             with h5py.File(target, "r") as file:
-                attributes = dict(file.attrs)
+                told = ("num_proteins", "settings")  # and not the ids, which are attributes too
+                attributes = {name: file.attrs[name] for name in told if name in file.attrs}
         made_with = attributes.get("settings")
         differing = _differing(_of_one(settings, output), _of_one(made_with, output)) if made_with else []
         if made_with and not differing:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from esm2kit import embed_plan, embed_run
 from esm2kit.alphabet import STANDARD_RESIDUES
 from esm2kit.checkpoint import write_checkpoint
-from esm2kit.embed import EmbedConfig, embed
+from esm2kit.embed import EmbedConfig, _device, embed
 from esm2kit.embed_batch import Segments
 from esm2kit.embeddings import EmbeddingReader
 from esm2kit.errors import InputError
@@ -471,7 +471,7 @@ def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, 
 SCRIPT = """
 import logging, sys, time
 from esm2kit import embed_run
-from esm2kit.embed import EmbedConfig, embed
+from esm2kit.embed import EmbedConfig, _device, embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 embed_run.SYNC_SECONDS = 0.0
 fasta, out, model, wait = sys.argv[1:]
@@ -566,6 +566,30 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     output = alone.communicate(timeout=120)[0]
     assert "InputError: the 2 tasks of srun do not meet at localhost" in output
     assert alone.returncode != 0
+
+
+def test_all_that_a_plan_stands_for_is_on_the_disk_before_it(model: Path, tmp_path: Path, monkeypatch) -> None:
+    synced, plans = set(), []
+
+    def plan(folder: Path, told: dict) -> None:
+        plans.append({path.name for path in folder.iterdir()} - synced - {"plan.json"})
+        embed_plan.write_plan(folder, told)
+
+    monkeypatch.setattr("esm2kit.embed.fsync", lambda path: synced.add(Path(path).name))
+    monkeypatch.setattr("esm2kit.embed.write_plan", plan)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5]))
+    embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), per_residue=True))
+    assert {"a_embeddings.h5", "a_hiddens.h5"} == {path.name for path in (tmp_path / "out").glob("*.h5")}
+    assert plans[0] == set()
+    assert {"embeddings.h5", "hiddens.starts.npy", "proteins.bin", "ids.txt"} <= synced
+
+
+def test_a_task_that_is_shown_one_gpu_takes_it(tmp_path: Path, monkeypatch) -> None:
+    config = EmbedConfig(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all of the node's, or by srun's --gpus-per-task its own
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        assert _device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
 
 
 def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
