@@ -1,7 +1,6 @@
 """The HDF5 files: made as skeletons, filled by byte offset, read back whatever their layout and key."""
 
 import os
-import time
 from pathlib import Path
 
 import h5py
@@ -100,16 +99,12 @@ def test_ids_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 np.testing.assert_array_equal(reader[reader.ids[-1]], expected[-1])
 
 
-def test_one_protein_of_many_is_read_in_under_a_millisecond(tmp_path: Path) -> None:
-    skeleton = Skeleton("protein", "datasets", WIDTH, "float32", "index")
-    expected = make(tmp_path / "a.h5", skeleton, [1] * 20_000)
-    reader, took = EmbeddingReader(tmp_path / "a.h5"), []
-    for index in np.random.default_rng(0).integers(0, 20_000, 200).tolist():
-        began = time.perf_counter()
-        found = reader[f"protein é {index}"]
-        took.append(time.perf_counter() - began)
-        np.testing.assert_array_equal(found, expected[index][0])
-    assert np.median(took) < 1e-3, f"{1e3 * np.median(took):.2f} ms a protein"
+def test_any_protein_of_many_is_its_own(tmp_path: Path) -> None:
+    """More than one node of HDF5's tree of names and one block of its heap hold."""
+    expected = make(tmp_path / "a.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 20_000)
+    with EmbeddingReader(tmp_path / "a.h5") as reader:
+        for index in np.random.default_rng(0).integers(0, 20_000, 200).tolist():
+            np.testing.assert_array_equal(reader[f"protein é {index}"], expected[index][0])
 
 
 def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
