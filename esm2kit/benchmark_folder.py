@@ -54,15 +54,6 @@ def _decided(report: dict[str, Any]) -> list[Any]:
     return [report["task"], report["settings"], inputs, model["name"], model["embeddings"].get("fingerprint"), rows]
 
 
-def task_fingerprint(data: TaskData) -> str:
-    """SHA-256 of what is predicted on which proteins."""
-    digest = hashlib.sha256(f"{data.task.name} {data.split} {data.task.labels}".encode())
-    for part in ("\n".join(data.ids).encode(), "\n".join(data.sequences).encode(), "\n".join(data.sets).encode()):
-        digest.update(part)
-    digest.update(data.targets.tobytes() + data.scored.tobytes())
-    return digest.hexdigest()
-
-
 def file_key(path: Path) -> list[Any]:
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
@@ -94,14 +85,14 @@ def finished(
     return found
 
 
-def write_predictions(path: Path, data: TaskData, predictions: dict[str, np.ndarray], fingerprint: str) -> None:
+def write_predictions(path: Path, data: TaskData, predictions: dict[str, np.ndarray]) -> None:
     """Test truth and every row's predictions: what a comparison of reports draws its replicates from."""
     rows = data.target_rows("test")
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
             file,
             fingerprint=_test_fingerprint(data),
-            task=fingerprint,
+            task=data.sha256,
             truth=data.targets[rows],
             protein=protein_numbers(data),
             **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
@@ -112,5 +103,5 @@ def _test_fingerprint(data: TaskData) -> str:
     """SHA-256 of the scored test set alone: reports that share it can be compared pair by pair."""
     rows = data.target_rows("test")
     digest = hashlib.sha256("\n".join(data.ids[row] for row in data.rows("test")).encode())
-    digest.update(rows.astype(np.int64).size.to_bytes(8, "little") + data.targets[rows].tobytes())
+    digest.update(len(rows).to_bytes(8, "little") + data.targets[rows].tobytes())
     return digest.hexdigest()

@@ -13,13 +13,19 @@ from esm2kit.errors import InputError
 from esm2kit.flip import TASKS
 from esm2kit.metrics import Score, draw_counts, paired_difference, score_seeds
 from esm2kit.provenance import atomic_path, write_json
-from esm2kit.report import METRIC_NAMES, figure, heads, metric_cell, number, read_report, render, sentence
+from esm2kit.report import METRIC_NAMES, compared, figure, heads, metric_cell, number, read_report, render
 from esm2kit.scoring import scorers_of
 
 
-def load_scores(report: dict[str, Any], row: str | None = None) -> tuple[str, dict[str, Score]]:
-    """A fingerprint of the test set and the scores of one row (the probe by default), drawn anew from its predictions.
+def load_scores(
+    report: dict[str, Any], row: str | None = None, resamples: int | None = None
+) -> tuple[str, dict[str, Score]]:
+    """A fingerprint of the test set and the scores of one row, drawn anew from its predictions.
 
+    Args:
+        report: from `read_report`.
+        row: its name; the first by default.
+        resamples: bootstrap draws; by default the report's own.
     Raises: InputError if the predictions are not beside the report.
     """
     path = Path(report["folder"]) / report["files"]["predictions"]
@@ -30,7 +36,7 @@ def load_scores(report: dict[str, Any], row: str | None = None) -> tuple[str, di
         truth_M, protein_M = stored["truth"], stored["protein"]
         predicted_SM = stored[f"predicted/{name}"]
         fingerprint = str(stored["fingerprint"])
-    counts_RP = draw_counts(int(protein_M.max()) + 1, report["settings"]["resamples"])
+    counts_RP = draw_counts(int(protein_M.max()) + 1, resamples or report["settings"]["resamples"])
     task = report["task"]
     scorers = scorers_of(task["target"], len(task["labels"]), task["num_bits"], truth_M, predicted_SM, protein_M)
     return fingerprint, score_seeds(scorers, counts_RP)
@@ -50,17 +56,15 @@ def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
         raise InputError(f"a comparison takes two reports or more, {len(reports)} given")
     loaded = [read_report(Path(path)) for path in reports]
     names = _distinct_names(loaded)
-    scores = [load_scores(report) for report in loaded]
+    resamples = min(report["settings"]["resamples"] for report in loaded)
+    scores = [load_scores(report, resamples=resamples) for report in loaded]
     pairs = []
     for (a, ours), (b, theirs) in itertools.combinations(enumerate(scores), 2):
-        metric = loaded[a]["task"]["metric"]
-        if ours[0] != theirs[0] or len(ours[1][metric].replicates) != len(theirs[1][metric].replicates):
-            continue
-        difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
-        value, low, high = (x if math.isfinite(x) else None for x in difference)
-        told = sentence(names[a], names[b], metric, difference)
-        pair = {"ours": names[a], "theirs": names[b], "metric": metric, "difference": value, "low": low, "high": high}
-        pairs.append(pair | {"sentence": told})
+        if ours[0] == theirs[0]:
+            task = loaded[a]["task"]
+            difference = paired_difference(task["metric"], ours[1][task["metric"]], theirs[1][task["metric"]])
+            pair = compared(names[a], names[b], task["metric"], difference)
+            pairs.append({"task": task["name"], "split": task["split"]} | pair)
     listed = [
         {
             "name": name,
@@ -100,12 +104,14 @@ def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
         chosen = [r for r in comparison["reports"] if (r["task"], r["split"]) == (task, split)]
         metric = chosen[0]["metric"]
         lines = [(report["name"], report["rows"][0], True) for report in chosen]
-        seen: set[str] = set()
-        for report in chosen:  # a baseline without a model is the same in every report
+        seen: dict[str, Any] = {}
+        for report in chosen:  # a baseline without a model is the same in every report, unless a limit was another
             for row in report["rows"][1:]:
-                name = row["name"] if row["kind"] == "baseline" else f"{row['name']} ({report['name']})"
+                name, values = row["name"], {metric: found["value"] for metric, found in row["metrics"].items()}
+                if row["kind"] != "baseline" or seen.get(name, values) != values:
+                    name = f"{name} ({report['name']})"
                 if name not in seen:
-                    seen.add(name)
+                    seen[name] = values
                     lines.append((name, row, False))
         shown = list(chosen[0]["rows"][0]["metrics"])
         rows = [
@@ -130,7 +136,7 @@ def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
             f"scores-{len(sections)}", f"{METRIC_NAMES.get(metric, metric)} on {task}, {split}: {told}",
             "Each report's probe, then what it must beat.",
         )  # fmt: skip
-        pairs = [p["sentence"] for p in comparison["pairs"] if {p["ours"], p["theirs"]} <= {r["name"] for r in chosen}]
+        pairs = [p["sentence"] for p in comparison["pairs"] if (p["task"], p["split"]) == (task, split)]
         sections.append(
             {"title": f"{task}, {split}", "table": {"heads": head, "rows": rows}, "figures": [drawn], "points": pairs}
         )

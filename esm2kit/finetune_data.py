@@ -5,7 +5,6 @@ seeded permutation of the train set, so no batch is short. Validation and predic
 that cover every residue of a long protein.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,15 +112,6 @@ def labels_of(data: TaskData, scale_targets: bool, class_weights: bool) -> Label
     return Labels(targets, weights_K.float()[targets])
 
 
-def task_sha256(data: TaskData) -> str:
-    """What a run's data are: proteins, sets, targets and which of them count."""
-    digest = hashlib.sha256(f"{data.task.name} {data.split} {data.task.labels}".encode())
-    for lines in (data.ids, data.sequences, data.sets):
-        digest.update("\n".join(lines).encode())
-    digest.update(data.targets.tobytes() + data.scored.tobytes())
-    return digest.hexdigest()
-
-
 def tokenised(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
     """Token ids of all sequences end to end, uint8, memory-mapped from a file that all ranks share.
 
@@ -151,7 +141,7 @@ class LabelledProteins:
 
     def __init__(self, data: TaskData, labels: Labels, cache: Path, max_residues: int) -> None:
         self.data, self.labels, self.max_residues = data, labels, max_residues
-        self.tokens = tokenised(data.sequences, cache, task_sha256(data))
+        self.tokens = tokenised(data.sequences, cache, data.sha256)
         self.starts = np.concatenate([[0], np.cumsum(data.num_residues)])
         self.per_residue = data.task.level == "residue"
 

@@ -17,9 +17,9 @@ from esm2kit.errors import InputError
 from esm2kit.features import Fitted
 from esm2kit.finetune_config import SOURCES, FinetuneConfig
 from esm2kit.finetuned import FinetunedModel, load_finetuned
-from esm2kit.metrics import Score, draw_counts, finite, paired_difference
+from esm2kit.metrics import Score, draw_counts, finite
 from esm2kit.provenance import atomic_path
-from esm2kit.report import read_report, sentence, write_report
+from esm2kit.report import comparisons, read_report, write_report
 from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.tasks import TaskData
 from esm2kit.weights import load_model
@@ -183,26 +183,11 @@ def _with_row(
     report: dict[str, Any], row: dict[str, Any], scores: dict[str, Score], data: TaskData, manifest: dict[str, Any]
 ) -> dict[str, Any]:
     """A benchmark's report with one more row, the first, and every other row compared with it."""
-    comparisons = []
-    for other in report["rows"]:
-        metric = data.task.metric if other["metrics"][data.task.metric]["value"] is not None else "rmse"
-        _, theirs = load_scores(report, other["name"])
-        difference = paired_difference(metric, scores[metric], theirs[metric])
-        comparisons.append(
-            {
-                "ours": row["name"],
-                "theirs": other["name"],
-                "metric": metric,
-                "difference": finite(difference.value),
-                "low": finite(difference.low),
-                "high": finite(difference.high),
-                "sentence": sentence(row["name"], other["name"], metric, difference),
-            }
-        )
+    others = {other["name"]: load_scores(report, other["name"])[1] for other in report["rows"]}
     kept = {key: value for key, value in report.items() if key != "folder"}
     return kept | {
         "rows": [row, *report["rows"]],
-        "comparisons": comparisons,
+        "comparisons": comparisons(row["name"], scores, others, data.task.metric),
         "notes": [*report["notes"], *note_on_draws({row["name"]: scores})],
         "files": {"predictions": "predictions.npz"},
         "provenance": manifest,

@@ -41,7 +41,7 @@ from matplotlib.colors import to_hex
 
 from esm2kit import plots
 from esm2kit.errors import InputError
-from esm2kit.metrics import LOWER_IS_BETTER, Interval
+from esm2kit.metrics import LOWER_IS_BETTER, Interval, Score, finite, paired_difference
 from esm2kit.provenance import atomic_path, write_json
 from esm2kit.report_page import PAGE
 
@@ -78,10 +78,36 @@ def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     )
 
 
+def compared(ours: str, theirs: str, metric: str, difference: Interval) -> dict[str, Any]:
+    """An entry of `comparisons`, as the schema above has it."""
+    value, low, high = map(finite, difference)
+    pair = {"ours": ours, "theirs": theirs, "metric": metric, "difference": value, "low": low, "high": high}
+    return pair | {"sentence": sentence(ours, theirs, metric, difference)}
+
+
+def comparisons(
+    name: str, ours: Mapping[str, Score], others: Mapping[str, Mapping[str, Score]], headline: str
+) -> list[dict[str, Any]]:
+    """A row against every other one, under the same draws.
+
+    Args:
+        name: the row's.
+        ours: its scores, by metric.
+        others: the scores of the others, by their names.
+        headline: the metric to compare; values are compared with a constant, which has no rank correlation, by RMSE.
+    """
+    pairs = []
+    for other, theirs in others.items():
+        metric = headline if math.isfinite(theirs[headline].interval.value) else "rmse"
+        pairs.append(compared(name, other, metric, paired_difference(metric, ours[metric], theirs[metric])))
+    return pairs
+
+
 def svg(draw: Callable[[], Axes], salt: str) -> str:
     """A figure as inline SVG whose text follows the page's colour."""
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     settings = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": salt, "savefig.dpi": 110}
+    settings |= {"text.parse_math": False}  # a label may hold dollars
     with mpl.rc_context(settings):
         drawn = draw().figure
         text = io.StringIO()

@@ -1,6 +1,7 @@
 """A task's proteins, targets and sets, checked and packed, whichever files they came from."""
 
 import dataclasses
+import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -67,6 +68,15 @@ class TaskData:
     def protein_of_target(self) -> np.ndarray:
         """Row in `ids` that each target belongs to."""
         return np.repeat(np.arange(len(self.ids)), np.diff(self.offsets))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what is predicted on which proteins: ids, sequences, sets, targets and which of them count."""
+        digest = hashlib.sha256(f"{self.task.name} {self.split} {self.task.labels}".encode())
+        for lines in (self.ids, self.sequences, self.sets):
+            digest.update("\n".join(lines).encode())
+        digest.update(self.targets.tobytes() + self.scored.tobytes())
+        return digest.hexdigest()
 
     def rows(self, set_name: str) -> np.ndarray:
         """Indices of a set's proteins."""

@@ -152,6 +152,11 @@ def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
     assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS[:3]}) is None
 
 
+def test_a_label_with_dollars_is_no_formula() -> None:
+    drawn = svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
+    assert r"$5 \bad{" in drawn
+
+
 def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
     drawn = svg(
         lambda: plots.scores_beside_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", ours=["a"]), "scores"
