@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 from esm2kit.alphabet import RESIDUE_LETTERS
 from esm2kit.features import Features, Fitted, ProbeConfig
+from esm2kit.metrics import bits_of
 from esm2kit.neighbours import blosum_nearest, levenshtein_nearest
 from esm2kit.probes import fit_probe
 from esm2kit.tasks import TaskData
@@ -79,7 +80,7 @@ def _constant(name: str, data: TaskData) -> Baseline:
     if data.task.target == "value":
         guess, note = float(y.mean()), "the train mean"
     elif data.task.binary_labels:
-        bits = (y[:, None] >> np.arange(len(data.task.binary_labels))) & 1
+        bits = bits_of(y, len(data.task.binary_labels))
         guess = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
         note = "the majority of every label in train"
     else:
@@ -100,8 +101,8 @@ def _residue_offsets(data: TaskData) -> np.ndarray:
 
 
 def one_hot_rows(data: TaskData) -> Features:
-    """One-hot of every residue, (residues, 26) uint8: a residue task's features without a language model."""
-    table = np.vstack([np.eye(len(RESIDUE_LETTERS), dtype=np.uint8), np.zeros(len(RESIDUE_LETTERS), np.uint8)])
+    """One-hot of every residue, (residues, 25) uint8: a residue task's features without a language model."""
+    table = np.eye(len(RESIDUE_LETTERS) + 1, len(RESIDUE_LETTERS), dtype=np.uint8)
     return Features(table[residue_codes(data, RESIDUE_LETTERS)], _residue_offsets(data), "one-hot")
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from esm2kit.baselines import baseline_names, fit_baseline
-from esm2kit.benchmark_folder import file_key, finished, keep_earlier, task_fingerprint, write_predictions
+from esm2kit.benchmark_folder import file_key, finished, keep_earlier, write_predictions
 from esm2kit.compare import compare
 from esm2kit.download import download_flip, obtainable
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.features import Fitted, ProbeConfig, ProbeName
 from esm2kit.flip import PUBLISHED, TASKS, Target
 from esm2kit.heads import HEADS
-from esm2kit.metrics import Score, draw_counts, finite, paired_difference
+from esm2kit.metrics import Score, draw_counts
 from esm2kit.presets import SOURCES, PresetName, preset_config
 from esm2kit.probes import check_probe, fit_probe
 from esm2kit.provenance import provenance, sha256_file
-from esm2kit.report import SCHEMA, sentence, write_report
+from esm2kit.report import SCHEMA, comparisons, write_report
 from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.task_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.tasks import TaskData, load_task
@@ -89,6 +89,7 @@ class BenchmarkConfig:
     out_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
         for name in ("limit", "epochs"):
@@ -171,7 +172,6 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     data, ours, untrained = _sources(config, data, probe, out_dir)
 
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
-    fingerprint = task_fingerprint(data)
     seeds = tuple(config.seeds)
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Score]] = {}
@@ -181,15 +181,14 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
         name: str, kind: str, note: str, settings: Any, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
     ) -> None:
         found = finished(
-            out_dir / "rows", name, {"data": fingerprint, "row": name, "settings": settings, "key": key}, fit
+            out_dir / "rows", name, {"data": data.sha256, "row": name, "settings": settings, "key": key}, fit
         )
         if found is None:
             return
         fitted, told = found
         scores[name] = score_fitted(fitted, data, counts_RP)
         predictions[name] = fitted.test_SM
-        used = seeds if len(fitted.test_SM) == len(seeds) else ()
-        rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, used))
+        rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, seeds))
         logger.info("%s: %s", name, score_told(data.task.metric, scores[name][data.task.metric]))
 
     settings = asdict(probe) | {"seeds": list(seeds)}
@@ -212,7 +211,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
 
     report = _report(config, data, probe, ours, rows, scores)
     keep_earlier(out_dir, report)
-    write_predictions(out_dir / "predictions.npz", data, predictions, fingerprint)
+    write_predictions(out_dir / "predictions.npz", data, predictions)
     truth_M = data.targets[data.target_rows("test")]
     html = write_report(report, truth_M, predictions[rows[0]["name"]][0], out_dir)
     logger.info("report: %s (%.0f s)", html, time.perf_counter() - start)
@@ -243,6 +242,10 @@ def _sources(
     if config.untrained and config.model is not None:
         untrained = read_features(made(UNTRAINED_SEED), data, per_residue)
         untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
+        if untrained.features.width != ours.features.width:
+            widths = f"{untrained.features.width} numbers a vector, not {ours.features.width}"
+            told = f"{untrained.name} has {widths}: no twin of what made these; give that as model"
+            data = replace(data, notes=(*data.notes, told))
     return data, ours, untrained
 
 
@@ -257,16 +260,7 @@ def _report(
     task = data.task
     light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None
     first = rows[0]["name"]
-    comparisons = []
-    for row in rows[1:]:
-        # A constant has no rank correlation: values are compared with the mean by their error.
-        metric = task.metric if row["metrics"][task.metric]["value"] is not None else "rmse"
-        difference = paired_difference(metric, scores[first][metric], scores[row["name"]][metric])
-        comparisons.append(
-            {"ours": first, "theirs": row["name"], "metric": metric, "difference": finite(difference.value),
-             "low": finite(difference.low), "high": finite(difference.high),
-             "sentence": sentence(first, row["name"], metric, difference)}
-        )  # fmt: skip
+    others = {name: found for name, found in scores.items() if name != first}
     published = [asdict(item) for item in PUBLISHED if (item.task, item.split) == (task.name, data.split)]
     notes = [*data.notes, *note_on_draws(scores)]
     if config.untrained and config.model is None:
@@ -291,7 +285,7 @@ def _report(
             "limit": config.limit, "resamples": config.resamples,
         },
         "rows": rows,
-        "comparisons": comparisons,
+        "comparisons": comparisons(first, scores[first], others, task.metric),
         "published": published if data.official else [],
         "notes": notes,
         "files": {"predictions": "predictions.npz"},

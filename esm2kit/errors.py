@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class InputError(ValueError):
@@ -22,3 +23,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = closest(name, known)
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
+
+
+def refuse_unknown_choices(config: Any) -> None:
+    """Hold a dataclass's Literal fields to their choices, which Python itself does not; None stands for left open.
+
+    Raises: InputError for the first that is none of them, with the nearest.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+        choices = [choice for literal in literals for choice in get_args(literal)]
+        value = getattr(config, name)
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{name} cannot be {value!r}; {nearest(str(value), map(str, choices))}")

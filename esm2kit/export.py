@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.convert import save_fair_esm, save_hf
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.weights import load_model
 
 
@@ -22,6 +22,9 @@ class ExportConfig:
     model: str
     out: Path
     format: Literal["huggingface", "fair-esm"] = "huggingface"
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
 
 
 def export(config: ExportConfig) -> str:

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.flip import Task
+from esm2kit.metrics import bits_of
 from esm2kit.tasks import TaskData
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
@@ -56,6 +57,9 @@ class ProbeConfig:
     standardize: bool = True
     scale_targets: bool = True
     row_budget: int = 8_192
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
 
 
 class FileRows:
@@ -235,11 +239,14 @@ def check_numbers(features: Features, data: TaskData) -> None:
             )
 
 
-def column_moments(features: Features, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every column over some rows, float32; 1 where a column does not vary."""
+def column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column over blocks (N, D) of rows.
+
+    Returns: two (D,) float32, worked out in float64; a deviation of 1 where a column does not vary.
+    """
     count, mean_D, squares_D = 0, 0.0, 0.0
-    for _, block in row_blocks(features, rows):
-        block = block.double()
+    for block in blocks:
+        block = block.to(torch.float64, copy=True)
         size, block_mean = len(block), block.mean(0)
         delta = block_mean - mean_D
         squares_D = squares_D + block.sub_(block_mean).square_().sum(0) + delta.square() * count * size / (count + size)
@@ -250,11 +257,11 @@ def column_moments(features: Features, rows: np.ndarray) -> tuple[Tensor, Tensor
     return mean_D.float(), scale_D.float()
 
 
-def class_targets(classes: np.ndarray, task: Task) -> Tensor:
-    classes_N = torch.from_numpy(classes)
+def class_targets(classes_N: np.ndarray, task: Task) -> Tensor:
+    """(N,) int64 classes, or (N, L) float32 zeros and ones of the binary labels they stand for."""
     if not task.binary_labels:
-        return classes_N
-    return ((classes_N[:, None] >> torch.arange(len(task.binary_labels))) & 1).float()
+        return torch.from_numpy(classes_N)
+    return torch.from_numpy(bits_of(classes_N, len(task.binary_labels))).float()
 
 
 def decide(outputs: Tensor, task: Task) -> Tensor:

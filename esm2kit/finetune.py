@@ -16,14 +16,9 @@ from torch import Tensor
 from esm2kit.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.download import download_flip
 from esm2kit.errors import InputError
+from esm2kit.features import column_moments
 from esm2kit.finetune_config import FinetuneConfig, settled
-from esm2kit.finetune_data import (
-    EvaluationBatches,
-    FinetuneData,
-    LabelledProteins,
-    labels_of,
-    task_sha256,
-)
+from esm2kit.finetune_data import EvaluationBatches, FinetuneData, LabelledProteins, labels_of
 from esm2kit.finetune_heads import HeadSpec, LabelModel, check_head, rows_read
 from esm2kit.finetune_module import LabelTrainer, saved_tensors
 from esm2kit.finetune_report import write_finetune_report
@@ -109,7 +104,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
     result["runs"] = [_described(run) for run in runs]
-    manifest = provenance("finetune", config, {"data": task_sha256(data)})
+    manifest = provenance("finetune", config, {"data": data.sha256})
     if result["finished"]:
         models = [_publish(run) for run in runs]
         histories = [read_metrics(run.log) for run in runs]
@@ -152,6 +147,8 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     """One seed, resuming where its folder holds a checkpoint of the same run; whether this is the first rank."""
     out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
     check_head(config.head, data.task)
+    if config.export_hf and config.head != "hf":
+        raise InputError(f"export_hf wants head hf: transformers has no class for head {config.head}")
     esm2, source = load_model(config.model, config.untrained_seed)
     base = {
         "model": str(config.model),
@@ -159,7 +156,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         "name": source["name"],
         "sha256": weights_sha256(esm2),
     }
-    manifest = provenance("finetune", config, {"data": task_sha256(data), "model": base["sha256"]})
+    manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = resume_point(out_dir, config, manifest) if config.resume_if_exists else None
     labels = labels_of(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
@@ -239,8 +236,9 @@ def _model(
             fill(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
-            model.head.mean_D.copy_((moments := column_moments(esm2, proteins, config, spec))[0])
-            model.head.scale_D.copy_(moments[1])
+            mean_D, scale_D = column_moments(_rows_of_train(esm2, proteins, config, spec))
+            model.head.mean_D.copy_(mean_D)
+            model.head.scale_D.copy_(scale_D)
         if config.head_from is not None:
             path = Path(config.head_from)
             path = path / FILE if path.is_dir() else path
@@ -251,30 +249,13 @@ def _model(
     return model.train()
 
 
-def column_moments(
-    esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of what the head reads, over train: two (D,) float32; 1 where nothing varies."""
+def _rows_of_train(esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec) -> Iterator[Tensor]:
+    """What the head reads of train, (N, D) a batch."""
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
-    count, mean_D, squares_D = 0, torch.zeros(spec.embed_dim).double(), torch.zeros(spec.embed_dim).double()
-    for rows_ND in _rows_of_train(encoder, last, proteins, config, spec):
-        size, block_mean = len(rows_ND), rows_ND.mean(0)
-        delta = block_mean - mean_D
-        squares_D += (rows_ND - block_mean).square().sum(0) + delta.square() * count * size / (count + size)
-        mean_D += delta * size / (count + size)
-        count += size
-    esm2.cpu()  # where the trainer takes it from, whatever it will train on
-    scale_D = (squares_D / count).sqrt()
-    scale_D[scale_D < 1e-8] = 1.0
-    return mean_D.float(), scale_D.float()
-
-
-def _rows_of_train(
-    encoder: Encoder, last: int, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
-) -> Iterator[Tensor]:
     for windows in EvaluationBatches(proteins, "train", config.tokens_per_validation_batch).batches:
         tokens_N, num_tokens = proteins.pack(windows)
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
-        yield rows_read(hidden_ND, num_tokens, spec.reads)[0].double()
+        yield rows_read(hidden_ND, num_tokens, spec.reads)[0]
+    esm2.cpu()  # where the trainer takes it from, whatever it will train on

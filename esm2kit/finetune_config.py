@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.finetune_heads import HeadName
 from esm2kit.flip import Target, Task
 from esm2kit.lora import TARGETS
@@ -91,7 +91,7 @@ class FinetuneConfig:
         benchmark: also probe the weights the run began with and compute the baselines, for the report.
         resamples: bootstrap draws of the report's intervals.
         merge: mode lora also writes merged.safetensors, adapters added to their matrices: a model like any other.
-        export_hf: also write the result as a Hugging Face folder, where the head allows.
+        export_hf: also write the result as a Hugging Face folder; wants head hf.
         logger: metrics.csv is always written; tensorboard and wandb (Weights & Biases, a package to install first) get
             the same figures and the settings. WANDB_MODE=offline keeps wandb off the network.
         wandb_project: name of the Weights & Biases project.
@@ -158,6 +158,7 @@ class FinetuneConfig:
     wandb_project: str = "esm2kit"
 
     def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
         if self.max_tokens < 3:

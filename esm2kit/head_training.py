@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from esm2kit.errors import InputError
-from esm2kit.features import Features, Fitted, ProbeConfig, class_targets, column_moments, decide
+from esm2kit.features import Features, Fitted, ProbeConfig, class_targets, column_moments, decide, row_blocks
 from esm2kit.flip import Task
 from esm2kit.heads import HEADS, Batch, SeededHead
 from esm2kit.tasks import TaskData
@@ -35,7 +35,7 @@ class _Rows:
         self.head, self.device, self.budget = head, device, config.row_budget
         self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
         train_rows = np.concatenate([np.arange(self.offsets[p], self.offsets[p + 1]) for p in data.rows("train")])
-        moments = column_moments(features, train_rows) if config.standardize else None
+        moments = column_moments(block for _, block in row_blocks(features, train_rows)) if config.standardize else None
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
         if data.task.target == "class":
             self.targets = class_targets(data.targets, data.task).to(device)

@@ -97,7 +97,7 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
     The sweep starts each fit from the last one's weights and ends when the validation loss rises.
     """
     train, validation = data.target_rows("train"), data.target_rows("validation")
-    mean_D, scale_D = column_moments(features, train)
+    mean_D, scale_D = column_moments(block for _, block in row_blocks(features, train))
     outputs = data.task.num_outputs
     width = features.width
 

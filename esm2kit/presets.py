@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from esm2kit.errors import InputError, nearest
 from esm2kit.features import ProbeConfig, ProbeName
 from esm2kit.flip import Task
 
@@ -31,6 +32,7 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
         preset: a key of SOURCES.
         task: decides level, target and the settings that are the task's own.
         probe: another probe than the protocol's, with the settings kept.
+    Raises: InputError for an unknown preset.
     """
     raw = {"standardize": False, "scale_targets": False}
     head: ProbeName = "cnn" if task.level == "residue" else "fnn"
@@ -61,6 +63,8 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
     if preset == "flip2021":
         settings = {"hidden": 0, "dropout": 0.0, "batch_size": 256, "epochs": 500, "patience": 20}
         return ProbeConfig(probe or "fnn", **raw, **settings, keep="last")
+    if preset != "esm2kit":
+        raise InputError(f"unknown preset {preset!r}; {nearest(preset, SOURCES)}")
     return ProbeConfig(probe or default_probe(task))
 
 

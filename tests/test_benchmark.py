@@ -243,6 +243,11 @@ def hiddens(tasks, model, tmp_path_factory):
 def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path):
     made = run(tasks, model, tmp_path / "made", task="letters", baselines=[], untrained=False, epochs=3)
     given = run(tasks, None, tmp_path / "given", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=3)
+    wide = tmp_path / "wide.safetensors"
+    state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(ESM2Config(1, 40, 2), 0).state_dict().items()}
+    write_checkpoint(wide, state, {"model": {"num_layers": 1, "embed_dim": 40, "attention_heads": 2}, "step": 0})
+    other = run(tasks, wide, tmp_path / "other", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=1)
+    assert any("untrained wide has 40 numbers a vector, not 32: no twin" in note for note in other["notes"])
     a, b = (report["rows"][0]["metrics"]["accuracy"]["value"] for report in (made, given))
     assert a == pytest.approx(b, abs=0.01)  # float16 and float32
     assert any("no untrained rival" in note for note in given["notes"])
@@ -294,6 +299,8 @@ def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
         ({"task": "share", "baselines": ["magic"]}, "no baseline 'magic'"),
         ({"task": "share", "seeds": [1, 1]}, "seeds must be different"),
         ({"task": "share", "limit": 0}, "limit must be at least 1"),
+        ({"task": "share", "probe": "rigde"}, "probe cannot be 'rigde'; did you mean 'ridge'"),
+        ({"task": "share", "preset": "flip"}, "preset cannot be 'flip'; did you mean 'flip2021'"),
         ({"task": "share", "resamples": 5}, "resamples must be at least 100"),
         ({"task": "letters", "wrong_kind": True}, "takes hiddens"),
         ({"task": "share", "no_model": True}, "name a model"),
@@ -422,6 +429,33 @@ def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_r
     assert "beats" in pair["sentence"] or "no difference shown" in pair["sentence"]
     html = (tmp_path / "comparison.html").read_text()
     assert pair["sentence"].split(" by ")[0] in html
+
+
+def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belongs(value_report, tmp_path):
+    """Both tasks have the same names of models; one report has another limit, and another number of draws."""
+    folder, reports = Path(value_report["json"]).parent, []
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    for place, task in enumerate(("one", "one", "two", "two")):
+        copy, report = tmp_path / str(place), json.loads((folder / "report.json").read_text())
+        report["task"]["name"] = task
+        if place == 3:
+            report["settings"]["resamples"] = 100
+            next(row for row in report["rows"] if row["name"] == "mean")["metrics"]["rmse"]["value"] += 1
+        copy.mkdir()
+        (copy / "report.json").write_text(json.dumps(report))
+        np.savez(copy / "predictions.npz", **arrays | {"fingerprint": task})
+        reports.append(copy)
+    found = compare(reports, tmp_path)
+    assert [(pair["task"], pair["ours"][-2:], pair["theirs"][-2:]) for pair in found["pairs"]] == [
+        ("one", "#1", "#2"), ("two", "#1", "#2")
+    ]  # fmt: skip
+    one, two = (tmp_path / "comparison.html").read_text().split("<h2>")[1:]
+    for section, pair in zip((one, two), found["pairs"], strict=True):
+        assert section.count(f"<li>{pair['sentence']}</li>") == section.count("<li>") == 1
+    assert "<td>mean</td>" in one
+    assert f"<td>mean ({found['reports'][3]['name']})</td>" in two
+    assert "mean (" not in one
 
 
 def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):

@@ -494,6 +494,7 @@ def test_a_flip_task_is_fetched_where_it_is_absent(tmp_path, tasks, tiny, monkey
         ({"task": "protein_class", "global_batch_size": 9, "micro_batch_size": 4}, "global_batch_size 9 was asked for"),
         ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
         ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown 'fc3'"),
+        ({"task": "protein_class", "export_hf": True}, "export_hf wants head hf: .* no class for head fnn"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tiny) -> None:
@@ -512,6 +513,9 @@ def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tin
         ({"warmup_steps": -1}, "warmup_steps must be at least 0, found -1"),
         ({"head_lr": 0.0}, r"head_lr must be above 0, found 0\.0"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, found 1\.0"),
+        ({"mode": "Lora"}, "mode cannot be 'Lora'; did you mean 'lora'"),
+        ({"schedule": "lin"}, "schedule cannot be 'lin'; did you mean 'linear'"),
+        ({"preset": "schmirle"}, "preset cannot be 'schmirle'; did you mean 'schmirler'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(given, told) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from esm2kit import heads
 from esm2kit.baselines import fit_baseline
 from esm2kit.errors import InputError
-from esm2kit.features import Features, ProbeConfig, ProbeName, column_moments
+from esm2kit.features import Features, ProbeConfig, ProbeName, column_moments, row_blocks
 from esm2kit.flip import TASKS
 from esm2kit.head_training import ORDER_SEED, Adam, fit_head
 from esm2kit.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
@@ -138,7 +138,8 @@ def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
     monkeypatch.setattr("esm2kit.features.NUMBERS_PER_BLOCK", 3 * 2048)
     x = np.random.default_rng(0).normal(3, 2, (40_000, 3)).astype(np.float32)
     x[:, 2] = 7.0
-    mean, scale = column_moments(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
+    blocks = row_blocks(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
+    mean, scale = column_moments(block for _, block in blocks)
     np.testing.assert_allclose(mean, x[::2].mean(0, dtype=float), rtol=1e-5)
     np.testing.assert_allclose(scale[:2], x[::2, :2].std(0, dtype=float), rtol=1e-4)
     assert scale[2] == 1.0
