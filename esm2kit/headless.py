@@ -43,6 +43,7 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
 def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Execute one notebook, render it, and write what it made into the manifest."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     source, executed = root / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
@@ -74,6 +75,10 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
         except PapermillExecutionError as failure:
             # counted in the notebook as it is in git: papermill puts a cell of parameters before
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
+        except DeadKernelError:
+            begun = json.loads(executed.read_text())["cells"][: signs.cell]
+            number = sum(cell["cell_type"] == "code" for cell in begun) - bool(parameters)
+            error = f"cell {number}: its process died, as one does that the system takes the memory from"
     entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
     entry["silent_seconds"] = signs.silences(executed, bool(parameters))
     _write(folder / f"{notebook}.html", notebook_page(executed))

@@ -67,7 +67,10 @@ def _laid_over(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[t
         raise InputError(f"-p {given}: no notebook has a parameter {name!r}; {nearest(name, names)}")
     for target in targets:
         text = isinstance(known[target].get(parameter), str)
-        yield target, parameter, value if text else yaml.safe_load(value)
+        try:
+            yield target, parameter, value if text else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"-p {given}: {value!r} is no value of {parameter}") from None
 
 
 def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def config(root: Path, **changes: Any) -> RunConfig:
         ({"parameters": ["sise=4"]}, "no notebook has a parameter 'sise'; did you mean 'size'"),
         ({"parameters": ["01_second.size=4"]}, "01_second has no parameter 'size'"),
         ({"parameters": ["size"]}, "-p size"),
+        ({"parameters": ["size=["]}, r"-p size=\[: '\[' is no value of size"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_runs(root: Path, changes: dict[str, Any], told: str) -> None:
@@ -118,6 +119,16 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
     assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
     assert "nbformat==" in (folder / "environment.txt").read_text()
+
+
+def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
+    parameters = 'work_dir: str = "w"  # x\nsize: int = 3  # rows'
+    notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
+    with pytest.raises(InputError, match=r"00_first failed in cell 2: its process died.*--resume"):
+        run(config(root))
+    folder = latest_run(root, "tiny")
+    assert read_manifest(folder)["status"] == "failed"
+    assert "its process died" in (folder / "index.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
