@@ -12,7 +12,7 @@ from esm2kit.finetune_config import FinetuneConfig
 from esm2kit.parallel import make_strategy
 from esm2kit.precision import trainers_precision
 from esm2kit.pretrain_config import PretrainConfig
-from esm2kit.ranks import TORCHRUN, end_with_parent, leave_group_at_exit
+from esm2kit.ranks import TORCHRUN, end_with_parent, is_worker, leave_group_at_exit, world_size
 
 
 def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callback]) -> Trainer:
@@ -52,7 +52,14 @@ def make_trainer(config: PretrainConfig | FinetuneConfig, callbacks: list[Callba
 
 
 def check_devices(config: PretrainConfig | FinetuneConfig) -> None:
-    """Raises: InputError for a GPU that torch does not find, or more of them than there are."""
+    """Raises: InputError for more GPUs than torch finds, or another number of workers than the configuration is for."""
+    workers = config.devices * config.num_nodes
+    if is_worker() and world_size() != workers:
+        # Lightning would go on: each on its own into the same files, or with gradients scaled for another number
+        raise InputError(
+            f"{world_size()} workers were started, and devices {config.devices} x num_nodes {config.num_nodes} is "
+            f"{workers}: give --devices the workers of a node and --num_nodes the nodes"
+        )
     found = torch.cuda.device_count()
     if config.accelerator == "cuda" and not found:
         raise InputError("accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto")

@@ -19,6 +19,7 @@ from esm2kit.finetune import FinetuneConfig, finetune
 from esm2kit.model import ESM2, ESM2Config, Packed
 from esm2kit.precision import computing
 from esm2kit.pretrain import MaskedLM, PretrainConfig, pretrain
+from esm2kit.trainer import check_devices
 
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
 RUN = TINY | {"global_batch_size": 8, "lr": 1e-3, "warmup_steps": 2, "log_every_n_steps": 1, "val_check_interval": 3}
@@ -145,6 +146,21 @@ def test_by_default_nothing_but_csv(dataset, tmp_path) -> None:
     pretrain(PretrainConfig(**RUN | {"data": dataset, "out_dir": tmp_path, "max_steps": 1}))
     assert not (tmp_path / "tensorboard").exists()
     assert len(column(tmp_path, "train_loss")) == 1
+
+
+def test_more_workers_than_devices_are_told_before_training(tmp_path, monkeypatch) -> None:
+    """torchrun of four around a command that says two, or nothing of devices."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    run = TINY | {"data": tmp_path, "out_dir": tmp_path}
+    for given, line in (
+        ({}, "4 workers were started, and devices 1 x num_nodes 1 is 1: give --devices the workers of a node"),
+        ({"devices": 2}, "4 workers were started, and devices 2 x num_nodes 1 is 2: give --devices"),
+        ({"devices": 2, "num_nodes": 4}, "4 workers were started, and devices 2 x num_nodes 4 is 8: give --devices"),
+    ):
+        with pytest.raises(InputError, match=line):
+            check_devices(PretrainConfig(**run | given))
+    check_devices(PretrainConfig(**run | {"devices": 2, "num_nodes": 2}))
 
 
 def test_masters_move_by_less_than_bf16_can_tell(dataset, tmp_path) -> None:
