@@ -5,7 +5,7 @@ Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `op
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def save_tensors(
     header, places = _laid_out(tensors, texts)
     with atomic_path(path) as part, open(part, "wb") as file:
         file.write(header)
-        for name, whole in _in_turn(tensors):
+        for name in sorted(tensors):
+            whole = _whole(tensors[name]).cpu().contiguous()
             if seal is not None:
                 _feed(seal, name, whole)
             file.seek(len(header) + places[name])
@@ -90,11 +91,6 @@ def _laid_out(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[
     told = json.dumps(entries).encode()
     told += b" " * (-len(told) % 8)
     return len(told).to_bytes(8, "little") + told, places
-
-
-def _in_turn(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name in sorted(tensors):
-        yield name, _whole(tensors[name]).cpu().contiguous()
 
 
 def _whole(tensor: Tensor) -> Tensor:

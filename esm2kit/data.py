@@ -137,9 +137,9 @@ class GlobalBatches(Dataset):
         drawn = []
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, clusters)
-            cluster = int(permutation(self.seed, epoch, position, clusters))
+            cluster = permutation(self.seed, epoch, position, clusters)
             picked = draw(self.seed, epoch, cluster, self.index, self.residues_of, self.max_residues)
-            drawn.append(Sample(int(picked.row), int(picked.start), int(picked.stop), picked.mask_key))
+            drawn.append(Sample(picked.row, picked.start, picked.stop, picked.mask_key))
         return drawn
 
     def __getitem__(self, step: int) -> list[MicroBatch]:

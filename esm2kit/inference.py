@@ -149,11 +149,11 @@ class _Buffers(NamedTuple):
         def block(flat: Tensor, columns: int) -> Tensor:
             return flat[: rows * columns].view(rows, columns)
 
-        narrow = {name: block(getattr(self, name), width) for name in ("x", "attended")}
         return self._replace(
+            x=block(self.x, width),
             qkv=block(self.qkv, 3 * width),
+            attended=block(self.attended, width),
             wide=block(self.wide, 4 * width),
-            **narrow,
         )
 
 
