@@ -72,9 +72,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     Args:
         config: every rank is given the same.
-    Returns: {"finished", "runs": [{"seed", "step", "best_step", "val_loss", "model", "metrics"}], "test": {metric:
-        {"value", "low", "high", "seeds"}}, "predictions", "report", "html"}, also in `<out_dir>/finetune.json`; a run
-        told to stop gives "finished": False and no "test". Ranks other than the first return {}.
+    Returns: {"finished", "runs": [{"seed", "step", "best_step", "val_loss", "model", "metrics"}], "test": {metric: as
+        in a report's row}, "predictions", "report", "html"}, also in `<out_dir>/finetune.json`; a run told to stop
+        gives "finished": False and no "test". Ranks other than the first return {}.
     Raises: InputError for a task, model, head, layout or checkpoint that does not fit, for a folder in which another
         run trains, and for a loss that is no number, naming the update and the sequences.
     """

@@ -17,10 +17,10 @@ from esm2kit.errors import InputError
 from esm2kit.features import Fitted
 from esm2kit.finetune_config import SOURCES, FinetuneConfig
 from esm2kit.finetuned import FinetunedModel, load_finetuned
-from esm2kit.metrics import Score, draw_counts, finite
+from esm2kit.metrics import Score, draw_counts
 from esm2kit.provenance import atomic_path
 from esm2kit.report import comparisons, read_report, write_report
-from esm2kit.scoring import note_on_draws, protein_numbers, row_of, score_fitted
+from esm2kit.scoring import metric_entry, note_on_draws, protein_numbers, row_of, score_fitted
 from esm2kit.tasks import TaskData
 from esm2kit.weights import load_model
 
@@ -67,7 +67,7 @@ def write_finetune_report(
         np.stack(validation),
         _curves(histories),
         {"epoch": [_kept_validation(rows) for rows in histories]},
-        sum(max((float(row["seconds"]) for row in rows), default=0.0) for rows in histories),
+        sum(map(_seconds, histories)),
     )
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
     scores = score_fitted(fitted, data, counts_RP)
@@ -76,15 +76,7 @@ def write_finetune_report(
     logger.info("%s: test %s", name, score_told(data.task.metric, scores[data.task.metric]))
     result: dict[str, Any] = {
         "name": name,
-        "test": {
-            metric: {
-                "value": finite(score.interval.value),
-                "low": finite(score.interval.low),
-                "high": finite(score.interval.high),
-                "seeds": [finite(seed) for seed in score.seeds],
-            }
-            for metric, score in scores.items()
-        },
+        "test": {metric: metric_entry(score) for metric, score in scores.items()},
         "predictions": str(out_dir / "predictions.npz"),
         "report": None,
         "html": None,
@@ -141,6 +133,12 @@ def _curves(histories: Sequence[list[dict[str, str]]]) -> dict[str, list[list[fl
         kind: [[points[place][column] for points in padded] for place in range(length)]
         for column, kind in enumerate(("train_loss", "validation_loss"))
     }
+
+
+def _seconds(rows: list[dict[str, str]]) -> float:
+    """What training took, over all its processes: the clock of a row is that of the process that wrote it."""
+    clock = [float(row["seconds"]) for row in rows]
+    return sum(now for now, then in zip(clock, [*clock[1:], 0.0], strict=False) if then < now)
 
 
 def _kept_validation(rows: list[dict[str, str]]) -> int:

@@ -29,7 +29,10 @@ MAX_HASHED_BYTES = 256 * 2**20
 
 
 def known_parameters(notebook: Path) -> dict[str, Any]:
-    """A notebook's parameters and their defaults, as papermill reads them."""
+    """A notebook's parameters and their defaults, as papermill reads them.
+
+    Raises: InputError if the notebook is not there, or a default is worked out instead of written down.
+    """
     import papermill
 
     if not notebook.is_file():
@@ -37,7 +40,14 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inspected = papermill.inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(facts["default"]) for name, facts in inspected.items()}
+    known = {}
+    for name, facts in inspected.items():
+        try:
+            known[name] = ast.literal_eval(facts["default"])
+        except (ValueError, SyntaxError):
+            told = f"parameter {name} is {facts['default']}; write a number, a text, True or False"
+            raise InputError(f"{notebook}: {told}, and work out the rest in a cell below") from None
+    return known
 
 
 def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -70,6 +70,17 @@ def note_on_draws(scores: dict[str, dict[str, Score]]) -> list[str]:
     ]
 
 
+def metric_entry(score: Score) -> dict[str, Any]:
+    """A metric of a row, as a report has it."""
+    return {
+        "value": finite(score.interval.value),
+        "low": finite(score.interval.low),
+        "high": finite(score.interval.high),
+        "seeds": [finite(value) for value in score.seeds],
+        "seed_spread": finite(score.seed_spread) or 0.0,
+    }
+
+
 def row_of(
     name: str,
     kind: str,
@@ -106,16 +117,7 @@ def row_of(
         "seconds": round(fitted.seconds, 3),
         "seeds": list(seeds) if len(fitted.test_SM) > 1 else [],
         "selected": fitted.selected,
-        "metrics": {
-            metric: {
-                "value": finite(score.interval.value),
-                "low": finite(score.interval.low),
-                "high": finite(score.interval.high),
-                "seeds": [finite(value) for value in score.seeds],
-                "seed_spread": finite(score.seed_spread) or 0.0,
-            }
-            for metric, score in scores.items()
-        },
+        "metrics": {metric: metric_entry(score) for metric, score in scores.items()},
         "per_class": table,
         "confusion": confusion,
         "history": {

@@ -348,6 +348,10 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
     both = (where["train"] | where["validation"]) & where["test"]
     if both:
         notes.append(f"{len(both)} protein ids are in train and in test")
+    seen = {data.sequences[row] for name in ("train", "validation") for row in data.rows(name)}
+    same = sum(data.sequences[row] in seen for row in data.rows("test"))
+    if same:
+        notes.append(f"{same} of {sizes['test']} test proteins have a sequence that train or validation has too")
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")

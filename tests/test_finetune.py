@@ -26,6 +26,7 @@ from esm2kit.finetune_config import lr_share, settled, training_memory
 from esm2kit.finetune_data import GlobalBatches, LabelledProteins, budgeted, labels_of, tokenised
 from esm2kit.finetune_heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
 from esm2kit.finetune_module import LabelTrainer, freeze, learning_rates, loss_sum, training_flops
+from esm2kit.finetune_report import _seconds
 from esm2kit.finetuned import load_finetuned
 from esm2kit.flip import TASKS
 from esm2kit.lora import add_lora
@@ -657,6 +658,11 @@ def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
     assert any("update 3/3  loss" in line for line in lines)
     finetune(FinetuneConfig(**common | {"out_dir": tmp_path / "one"}, accumulate_grad_batches=4))
     assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_seconds_of_a_run_that_was_resumed_are_those_of_all_its_processes() -> None:
+    assert _seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
+    assert _seconds([]) == 0.0
 
 
 def test_stage_is_registered() -> None:

@@ -55,6 +55,8 @@ def test_the_real_files_have_the_sizes_of_the_table(shared_data, task, split):
 def test_traps_of_the_real_files(shared_data):
     flip = shared_data / "flip"
     assert "13 protein ids are in train and in test" in load_task("bind", "one_vs_many", flip).notes
+    bind = load_task("bind", None, flip)
+    assert "2 of 300 test proteins have a sequence that train or validation has too" in bind.notes
     current, older = load_task("secondary_structure", None, flip), load_task("secondary_structure_648", None, flip)
     assert (current.num_residues > 1022).sum() == 37
     assert (older.num_residues > 1022).sum() == 39

@@ -101,7 +101,9 @@ def test_values_of_residues_come_separated_by_semicolons(tmp_path):
 def test_integers_are_classes_unless_said_otherwise(tmp_path):
     rows = [("a", "0", "train", ""), ("b", "1", "train", ""), ("c", "1", "train", "True"), ("d", "0", "test", "")]
     folder = write(tmp_path, {"t.fasta": protein(*rows)})
-    assert load_task("t", None, folder).task.target == "class"
+    data = load_task("t", None, folder)
+    assert data.task.target == "class"
+    assert "1 of 1 test proteins have a sequence that train or validation has too" in data.notes
     assert load_task("t", None, folder, target="value").task.target == "value"
 
 

@@ -121,6 +121,13 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert "nbformat==" in (folder / "environment.txt").read_text()
 
 
+@pytest.mark.parametrize("default", ["10 * 2", "Path('a')", "size +"])
+def test_a_parameter_that_is_worked_out_is_refused(root: Path, default: str) -> None:
+    notebook(root / "notebooks" / "00_first.ipynb", f"size: int = {default}  # rows", "print(size)")
+    with pytest.raises(InputError, match=r"00_first.ipynb: parameter size is .*; write a number"):
+        run(config(root))
+
+
 def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
     parameters = 'work_dir: str = "w"  # x\nsize: int = 3  # rows'
     notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
