@@ -22,7 +22,7 @@ from esm2kit.clusters import MANIFEST, ClusterIndex, draw, permutation
 from esm2kit.errors import InputError
 from esm2kit.masking import mask_tokens, stream_key
 from esm2kit.parallel import BatchLayout, data_parallel_rank
-from esm2kit.ranks import end_with_parent
+from esm2kit.ranks import STOP_SIGNALS, end_with_parent
 from esm2kit.store import SequenceStore
 
 VALIDATION_STREAM = 101
@@ -314,5 +314,5 @@ class PretrainingData(LightningDataModule):
 def as_data_worker(worker: int) -> None:
     """Stop with the trainer, not before it: a signal to the whole group leaves it an update to finish and to save."""
     end_with_parent()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

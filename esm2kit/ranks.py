@@ -10,6 +10,9 @@ import time
 
 # Set for each worker by torchrun, and by srun; a lone srun task, or a shell inside an allocation, is no worker.
 TORCHRUN, SLURM = "LOCAL_RANK", "SLURM_PROCID"
+# After each of these a training process finishes its update, saves and ends. SIGUSR1 is what Lightning's manual has
+# SLURM send ahead of the time limit; Lightning's own answer would save in the middle of an update, beside our files.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def rank() -> int:

@@ -24,7 +24,7 @@ from esm2kit.checkpoint import gather, read_checkpoint, read_metadata, write_che
 from esm2kit.errors import InputError
 from esm2kit.parallel import gathered
 from esm2kit.provenance import atomic_path, locked, to_json
-from esm2kit.ranks import rank
+from esm2kit.ranks import STOP_SIGNALS, rank
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ class CheckpointWriter(Callback):
             module.stop_requested = True
             signal.signal(number, self.handlers[number])
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:  # which Lightning gives back their meaning however the run ends
             self.handlers[number] = signal.signal(number, stop)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -238,15 +238,6 @@ class CheckpointWriter(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved_step != module.step:
             self._save(trainer, module, {})
-        self._let_go()
-
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Signals mean again what they meant before the run."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
 
     def _save(self, trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
         tensors = self.tensors(module)

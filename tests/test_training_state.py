@@ -17,6 +17,7 @@ from esm2kit.checkpoint import read_checkpoint, write_checkpoint
 from esm2kit.errors import InputError
 from esm2kit.pretrain import PretrainConfig, pretrain
 from esm2kit.provenance import atomic_path
+from esm2kit.ranks import STOP_SIGNALS
 from esm2kit.training_log import TrainingLog, read_metrics
 from esm2kit.training_state import CheckpointWriter, alone_in
 
@@ -89,17 +90,28 @@ def test_what_an_optimizer_held_goes_where_its_parameters_are() -> None:
     assert list(optimizer.state[model.bias]) == ["step"]
 
 
-def test_a_run_that_fails_gives_signals_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    writer = CheckpointWriter(tmp_path, 1, {}, 1)
-    trainer, module = SimpleNamespace(is_global_zero=True), SimpleNamespace(step=0, stop_requested=False)
-    writer.on_train_start(trainer, module)
-    signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
-    assert module.stop_requested
-    writer.on_train_start(trainer, module)
-    assert signal.getsignal(signal.SIGINT) is not before
-    writer.on_exception(trainer, module, InputError("update 1: loss nan"))
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_asks_for_a_stop_once(number: int, tmp_path: Path) -> None:
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    module = SimpleNamespace(step=0, stop_requested=False)
+    try:
+        CheckpointWriter(tmp_path, 1, {}, 1).on_train_start(SimpleNamespace(is_global_zero=True), module)
+        os.kill(os.getpid(), number)
+        assert module.stop_requested
+        assert signal.getsignal(number) is before[number], "the second has the meaning it had"
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_signals_mean_what_they_meant_before_however_a_run_ends(dataset: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    given = {**TINY, "data": dataset, "global_batch_size": 2, "max_steps": 1, "warmup_steps": 0}
+    pretrain(PretrainConfig(**given, out_dir=tmp_path / "whole"))
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    with pytest.raises(InputError, match="validation loss"):
+        pretrain(PretrainConfig(**given, out_dir=tmp_path / "failed", lr=1e30, gradient_clip_val=0.0))
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_two_writers_of_one_file_have_a_part_each(tmp_path: Path) -> None:
