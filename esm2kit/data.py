@@ -151,7 +151,7 @@ class GlobalBatches(Dataset):
 
 
 class ValidationBatches(Dataset):
-    """UniRef50 representatives under masks that never change, in token-budget batches; every rank takes its share."""
+    """UniRef50 representatives under masks that never change, in batches of a token budget a rank, which share each."""
 
     def __init__(
         self, path: Path, rank: int, ranks: int, seed: int, max_residues: int, tokens_per_batch: int, masking: Masking
@@ -164,7 +164,7 @@ class ValidationBatches(Dataset):
         budget = 0
         for row in np.argsort(-num_residues, kind="stable"):
             residues = int(num_residues[row])
-            if not batches or budget + residues + 2 > tokens_per_batch:
+            if not batches or budget + residues + 2 > tokens_per_batch * ranks:
                 batches.append([])
                 budget = 0
             budget += residues + 2
@@ -252,7 +252,7 @@ class PretrainingData(LightningDataModule):
         max_steps: updates in all.
         first_step: updates done before; the next one to serve.
         max_residues: longest window, without BOS and EOS.
-        tokens_per_validation_batch: token budget of a validation batch.
+        tokens_per_validation_batch: token budget of a rank's validation batch.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         masking: what is hidden from the model in training.
         validation_masking: what is hidden from it in validation.

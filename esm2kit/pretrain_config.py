@@ -53,7 +53,7 @@ class PretrainConfig:
         validation_masking: hidden puts <mask> on every residue that is scored; bert leaves a tenth of them readable and
             swaps a tenth, as in training and in published perplexities. A model that copies what it can read and knows
             only frequencies scores well below the unigram floor under bert, and at it under hidden.
-        tokens_per_validation_batch: token budget of a validation batch.
+        tokens_per_validation_batch: token budget of a rank's validation batch.
         downstream_task: at validations also probe the model on this task, a FLIP one or the name or path of your own;
             the score on its validation set is a column of metrics.csv.
         downstream_split: of the task; FLIP's default if not given.

@@ -121,6 +121,16 @@ def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
     assert seen(3, 1024) == once
 
 
+def test_more_ranks_validate_in_fewer_batches(dataset: Path) -> None:
+    """A budget shared by all would leave most of many ranks without a sequence, and every one waiting."""
+    alone, *four = (
+        ValidationBatches(dataset / "valid.arrow", rank, ranks, 0, 1022, 1024, Masking(1.0))
+        for rank, ranks in ((0, 1), (0, 4), (1, 4), (2, 4), (3, 4))
+    )
+    assert len(four[0]) < len(alone) / 3
+    assert all(len(batch.targets_M) for part in four for batch in map(part.__getitem__, range(len(part) - 1)))
+
+
 def test_unigram_perplexity_by_another_way(dataset: Path) -> None:
     index, train = ClusterIndex.open(dataset), SequenceStore.open(dataset / "train.arrow")
     letters = "".join(bytes(train.residues(int(row))).decode() for row in index.representative_rows)
