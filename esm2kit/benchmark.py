@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from esm2kit.baselines import baseline_names, fit_baseline
 from esm2kit.benchmark_folder import file_key, finished, keep_earlier, write_predictions
@@ -20,6 +19,7 @@ from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.features import Fitted, ProbeConfig, ProbeName
 from esm2kit.flip import PUBLISHED, TASKS, Target
 from esm2kit.heads import HEADS
+from esm2kit.machine import device_of
 from esm2kit.metrics import Score, draw_counts
 from esm2kit.presets import SOURCES, PresetName, preset_config
 from esm2kit.probes import check_probe, fit_probe
@@ -168,7 +168,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     unknown = [name for name in baselines if name not in known]
     if unknown:
         raise InputError(f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}")
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config.device)
     data, ours, untrained = _sources(config, data, probe, out_dir)
 
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)

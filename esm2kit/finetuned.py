@@ -24,6 +24,7 @@ from esm2kit.finetune_heads import HeadSpec, LabelModel
 from esm2kit.flip import Task
 from esm2kit.inference import Encoder, Precision
 from esm2kit.lora import add_lora, load_adapters, merge_lora, weights_sha256
+from esm2kit.machine import device_of
 from esm2kit.model import ESM2, ESM2Config
 from esm2kit.training_state import parts_of
 from esm2kit.weights import load_model
@@ -163,7 +164,7 @@ def load_finetuned(
         )
     load_head(labels, parts["head"], path)
     esm2 = _encoder(path, parts, metadata, base)
-    return FinetunedModel(Encoder(esm2, precision, _device(device)), labels.eval(), task, metadata, esm2, path)
+    return FinetunedModel(Encoder(esm2, precision, device_of(device)), labels.eval(), task, metadata, esm2, path)
 
 
 def save_merged(model: FinetunedModel, path: Path) -> None:
@@ -171,12 +172,6 @@ def save_merged(model: FinetunedModel, path: Path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.esm2.state_dict().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in model.labels.head.state_dict().items()}
     write_checkpoint(path, tensors, model.metadata)
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for and torch finds no GPU: use device cpu or auto")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:

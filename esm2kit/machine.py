@@ -9,6 +9,18 @@ from pathlib import Path
 
 import torch
 
+from esm2kit.errors import InputError
+
+
+def device_of(asked: str) -> str:
+    """cpu or cuda; auto is cuda where there is a GPU.
+
+    Raises: InputError if cuda was asked for and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for and torch finds no GPU: use device cpu or auto")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
 
 def cpu_name() -> str:
     """The processor's name, as far as the system tells."""

@@ -301,12 +301,14 @@ def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
         ({"task": "share", "limit": 0}, "limit must be at least 1"),
         ({"task": "share", "probe": "rigde"}, "probe cannot be 'rigde'; did you mean 'ridge'"),
         ({"task": "share", "preset": "flip"}, "preset cannot be 'flip'; did you mean 'flip2021'"),
+        ({"task": "share", "device": "cuda"}, "device cuda was asked for and torch finds no GPU"),
         ({"task": "share", "resamples": 5}, "resamples must be at least 100"),
         ({"task": "letters", "wrong_kind": True}, "takes hiddens"),
         ({"task": "share", "no_model": True}, "name a model"),
     ],
 )
-def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, keywords, message):
+def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, monkeypatch, keywords, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     keywords = dict(keywords)
     if keywords.pop("wrong_kind", False):
         keywords["embeddings"] = hiddens.embeddings
