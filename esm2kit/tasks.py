@@ -14,7 +14,7 @@ import numpy as np
 from esm2kit.errors import InputError, nearest
 from esm2kit.flip import TASKS, Split, Target, Task, find_split
 from esm2kit.flip_files import ENDINGS, Row, Source, described, read_split, split_names, split_of
-from esm2kit.metrics import CLASS_METRICS, VALUE_METRICS
+from esm2kit.metrics import CLASS_METRICS, VALUE_METRICS, bits_of
 from esm2kit.targets import is_number, mask_of, number_of, residue_targets
 
 logger = logging.getLogger(__name__)
@@ -312,17 +312,13 @@ def _check_sets(data: TaskData, source: Source) -> None:
             mend = "mark some train records VALIDATION=True" if name == "validation" else "check SET= in the headers"
             raise InputError(f"{source}: the {name} set is empty; {mend}")
     if data.task.target == "class":
-        seen, tested = (set(data.targets[data.target_rows(name)].tolist()) for name in ("train", "test"))
+        seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))
+        names = data.task.labels
         if data.task.binary_labels:
-            bits = range(len(data.task.binary_labels))
-            seen, tested = (
-                {bit for bit in bits if any(value >> bit & 1 for value in values)} for values in (seen, tested)
-            )
-            names: tuple[str, ...] = data.task.binary_labels
-        else:
-            names = data.task.labels
-        absent = sorted(tested - seen)
-        if absent:
+            names = data.task.binary_labels
+            seen, tested = (np.flatnonzero(bits_of(classes, len(names)).any(0)) for classes in (seen, tested))
+        absent = np.setdiff1d(tested, seen)
+        if absent.size:
             raise InputError(f"{source}: class {names[absent[0]]!r} is in test but never in train; merge or drop it")
 
 
@@ -344,14 +340,14 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
     if task.name in TASKS and wrong:
         told = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
         notes.append(f"not FLIP's own sizes ({told}): published figures are not comparable")
-    where: dict[str, set[str]] = {name: {data.ids[row] for row in data.rows(name)} for name in SET_NAMES}
-    both = (where["train"] | where["validation"]) & where["test"]
+    fitted, tested = (np.flatnonzero(chosen) for chosen in (data.sets != "test", data.sets == "test"))
+    both = {data.ids[row] for row in fitted} & {data.ids[row] for row in tested}
     if both:
         notes.append(f"{len(both)} protein ids are in train and in test")
-    seen = {data.sequences[row] for name in ("train", "validation") for row in data.rows(name)}
-    same = sum(data.sequences[row] in seen for row in data.rows("test"))
+    seen = {data.sequences[row] for row in fitted}
+    same = sum(data.sequences[row] in seen for row in tested)
     if same:
-        notes.append(f"{same} of {sizes['test']} test proteins have a sequence that train or validation has too")
+        notes.append(f"{same} of {len(tested)} test proteins have a sequence that train or validation has too")
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")

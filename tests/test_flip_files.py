@@ -192,6 +192,16 @@ def test_every_flaw_has_one_line(tmp_path, files, message):
     fails(tmp_path, files, message)
 
 
+def test_a_binary_label_that_train_never_has_is_named(tmp_path):
+    """Class 3 of bind is metal (1) and nucleic (2): each is known if some class of train has its bit."""
+    labels = ">a SET=train\n121\n>b SET=train VALIDATION=True\n00\n>c SET=test\n030\n"
+    folder = write(tmp_path / "bind", {"from_publication.fasta": labels, "sequences.fasta": GOOD["sequences.fasta"]})
+    assert load_task("bind", None, tmp_path).sizes["test"] == 1
+    (folder / "from_publication.fasta").write_text(labels.replace("030", "043"))
+    with pytest.raises(InputError, match="class 'small' is in test but never in train"):
+        load_task("bind", None, tmp_path)
+
+
 def test_a_label_outside_the_task_is_named_with_the_known_ones(tmp_path):
     text = protein(("a", "Nucleus", "train", ""), ("b", "Nucleus", "train", "True"), ("c", "Moon", "test", ""))
     write(tmp_path / "scl", {"balanced.fasta": text})
