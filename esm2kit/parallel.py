@@ -145,7 +145,11 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
 
 @contextmanager
 def gradient_sync(strategy: Strategy, model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Exchange gradients across data-parallel ranks where `enabled`: once an update, after its last micro-batch."""
+    """Exchange gradients across data-parallel ranks where `enabled`: once an update, after its last micro-batch.
+
+    Until then FSDP2 keeps whole float32 gradients on every rank; a model that leaves no room for them wants one
+    micro-batch an update.
+    """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(enabled)
     waits = not enabled and isinstance(strategy, DDPStrategy)

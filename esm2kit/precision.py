@@ -41,7 +41,8 @@ def computing(model: nn.Module, precision: TrainingPrecision) -> Iterator[None]:
 
     Bytes a parameter, on a device that holds it whole: master 4, gradient 4, AdamW 8, copy 2 = 18, as under autocast,
     which also keeps copies of the matrices. What bf16-true saves is activations: residual stream, norms and their
-    gradients take 2 bytes a number instead of 4. Under FSDP2 over R ranks it is 16 / R, and 2 for the layers at hand.
+    gradients take 2 bytes a number instead of 4. Under FSDP2 over R ranks it is 16 / R, and 2 for the layers at hand;
+    and 4 with accumulate_grad_batches above 1, since a rank keeps whole gradients until the last micro-batch.
 
     Args:
         model: whose parameters are float32.

@@ -30,7 +30,8 @@ class PretrainConfig:
         tensor_model_parallel_size: devices that share one model's matrices.
         strategy: ddp, fsdp2, or auto (ddp where there is more than one data-parallel rank).
         micro_batch_size: sequences one device holds at a time.
-        accumulate_grad_batches: micro-batches a device works through for one update.
+        accumulate_grad_batches: micro-batches a device works through for one update; above 1 it holds whole gradients,
+            4 bytes a parameter, under fsdp2 too.
         global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks;
             yours to give: the published updates of 2M tokens hold about 6,000 of UniRef's sequences.
         max_tokens: crop longer sequences to a window of so many tokens, BOS and EOS included.
