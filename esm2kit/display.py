@@ -170,9 +170,10 @@ def worth(report: Mapping[str, Any]) -> str:
     if pair["low"] > 0:
         return f"Worth it: {proteins} were enough to bend the encoder further towards the labels than a probe can read."
     kept, looks = first["selected"]["epoch"][0], len(first["history"].get("validation_loss", []))
+    fewer = "fewer weights (`mode` lora or last_n), " if first["config"]["mode"] == "full" else ""
     why = (
-        f"Validation was best at look {kept} of {looks}; after that the encoder learns its training labels by heart. "
-        "Try fewer weights (`mode` lora or last_n), a lower `lr`, or more labels."
+        f"Validation was best at look {kept} of {looks}; after that it got no better, as when training labels are "
+        f"learned by heart. Try {fewer}a lower `lr`, or more labels."
         if kept < looks
         else "Validation was still improving when it ended: give it more `epochs` first."
     )

@@ -495,7 +495,8 @@ def test_all_tasks_in_one_sentence() -> None:
     ("pair", "kept", "mode", "told"),
     [
         (AHEAD, 5, "full", "Worth it: 280 labelled proteins were enough"),
-        (BEHIND, 5, "full", r"Not worth it at these settings.* best at look 5 of 6; after that .* by heart"),
+        (BEHIND, 5, "full", "Not worth it at these settings.* best at look 5 of 6; .* by heart. Try fewer weights"),
+        (BEHIND, 5, "lora", r"best at look 5 of 6; after that .* by heart. Try a lower `lr`"),
         (BEHIND, 6, "full", "Not worth it.* still improving when it ended: give it more `epochs` first"),
         (LEVEL, 6, "lora", "cannot tell"),
         (LEVEL, 6, "frozen", "Only the head was trained"),
