@@ -313,16 +313,15 @@ def save_fair_esm(model: ESM2, path: Path) -> None:
     )
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     contact = {name: state.pop(name).clone() for name in list(state) if name.startswith(CONTACT_HEAD)}
-    prefixed = {_fair_name(name): tensor for name, tensor in state.items()}
+    prefixed = {
+        f"encoder.{name}" if name.startswith("lm_head.") else f"encoder.sentence_encoder.{name}": tensor
+        for name, tensor in state.items()
+    }
     # the model last: it alone would be read as one without contacts
     with atomic_path(path.with_name(f"{path.stem}-contact-regression.pt")) as part:
         torch.save({"model": contact}, part)
     with atomic_path(path) as part:
         torch.save({"cfg": {"model": shape}, "model": prefixed}, part)
-
-
-def _fair_name(name: str) -> str:
-    return f"encoder.{name}" if name.startswith("lm_head.") else f"encoder.sentence_encoder.{name}"
 
 
 def build(config: ESM2Config, state: State, source: Path | str) -> ESM2:

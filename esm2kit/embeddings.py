@@ -10,9 +10,9 @@ sequence's hash, or by id), shape (D,) or (residues, D), attribute `original_id`
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import h5py
@@ -161,7 +161,8 @@ def _create_packed(
     names = file.create_dataset("ids", (num_proteins,), dtype=h5py.string_dtype())
     first_byte, row_bytes = values.get_offset(), skeleton.width * np.dtype(skeleton.dtype).itemsize
     index = position = 0
-    for block in _blocks(rows, IDS_PER_BLOCK):
+    rows = iter(rows)
+    while block := list(islice(rows, IDS_PER_BLOCK)):
         stop = index + len(block)
         counts = [skeleton.num_rows(row.num_residues) for row in block]
         ends = position + np.cumsum(counts)
@@ -169,17 +170,6 @@ def _create_packed(
         starts_P[index:stop] = first_byte + (ends - counts) * row_bytes
         names[index:stop] = [row.id for row in block]
         index, position = stop, int(ends[-1])
-
-
-def _blocks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    block: list[Row] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 class EmbeddingReader:
@@ -238,9 +228,7 @@ class EmbeddingReader:
     def __enter__(self) -> "EmbeddingReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
