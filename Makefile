@@ -50,9 +50,9 @@ test: setup  ## everything that can be tested here
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on;
-# a start-up file of one's own runs after it
+# a start-up file of one's own runs after it. LAB=... is handed on, such as LAB="--no-browser --allow-root".
 lab: setup  ## JupyterLab, at notebook 00
-	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/00_start_here.ipynb
 
 lint: setup  ## mend style, check that imports only go down
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml
