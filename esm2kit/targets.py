@@ -16,6 +16,16 @@ def is_number(text: str) -> bool:
     return True
 
 
+def is_integer(text: str) -> bool:
+    """Whether a text reads as an integer."""
+    return text.lstrip("+-").isdigit()
+
+
+def has_decimal_comma(text: str) -> bool:
+    """Whether a text is a number but for a comma in place of its point: 60,11."""
+    return text.count(",") == 1 and is_number(text.replace(",", "."))
+
+
 def residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> np.ndarray:
     """(residues,) classes through the table of letters, or values separated by semicolons.
 
@@ -56,7 +66,8 @@ def number_of(row: Row, text: str, source: Source) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"{source}: record {row.id!r} has the target {text!r}, which is no number") from None
+        mend = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
+        raise InputError(f"{source}: record {row.id!r} has the target {text!r}, which is no number{mend}") from None
     if not np.isfinite(value):
         raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
     return value

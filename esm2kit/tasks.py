@@ -7,21 +7,19 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 
-from esm2kit.errors import InputError, nearest
+from esm2kit.errors import InputError
 from esm2kit.flip import TASKS, Split, Target, Task, find_split
-from esm2kit.flip_files import ENDINGS, Row, Source, described, read_split, split_names, split_of
-from esm2kit.metrics import CLASS_METRICS, VALUE_METRICS, bits_of
-from esm2kit.targets import is_number, mask_of, number_of, residue_targets
+from esm2kit.flip_files import Row, Source, described, read_split
+from esm2kit.metrics import bits_of
+from esm2kit.own_tasks import find_own_task, infer_task
+from esm2kit.targets import is_integer, mask_of, number_of, residue_targets
 
 logger = logging.getLogger(__name__)
 
 SET_NAMES = ("train", "validation", "test")
-# A user's integer targets with at most this many distinct values are taken for classes.
-MAX_INTEGER_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -163,16 +161,21 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         if not folder.is_dir():
             raise InputError(f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there")
     else:
-        folder, split, file = _own_files(task, split, Path(data_dir))
+        folder, split, file = find_own_task(task, split, Path(data_dir))
     rows, sources, dropped = read_split(folder, split, file)
+    guessed = False
     if spec is None:
         name = split if file else folder.name
-        spec = _infer(name, split, rows, sources, target, described(folder, name))
+        told = described(folder, name)
+        spec, guessed = infer_task(name, split, rows, sources, target, told), not (target or told.get("target"))
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
     if spec.splits.get(split, Split()).light != "green":
         notes.append(f"FLIP marks this split {spec.splits[split].light}: not for comparing models")
+    declared = len(notes)
+    if guessed and spec.level == "protein" and spec.labels and all(map(is_integer, spec.labels)):
+        notes.append(f"{len(spec.labels)} distinct integer targets are taken for classes; set target to value if not")
     if dropped:
         notes.append(
             f"{dropped} records of {sources['split'].path.name} are outside the split (no SET) and were dropped"
@@ -180,89 +183,12 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     data = _pack(spec, split, rows, sources)
     _check_sets(data, sources["split"])
     data = _against_flip(data, notes)
-    logger.info("task %s, split %s: %s", spec.name, split, ", ".join(f"{n} {size}" for n, size in data.sizes.items()))
+    sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
+    kind = f"a {spec.target} for every {spec.level}, scored by {spec.metric}"
+    logger.info("task %s, split %s: %s; %s", spec.name, split, sizes, kind)
+    for note in data.notes[declared:]:
+        logger.info("task %s: %s", spec.name, note)
     return data
-
-
-def _own_files(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
-    """Folder and split of a user's task, and the split's file if that was named."""
-    named = (f"{task}{ending}" for ending in ("", *ENDINGS))
-    for path in (*(data_dir / name for name in named), Path(task)):
-        if path.is_file():
-            only = split_of(path.name)
-            if only is None:
-                raise InputError(f"{path} is no split's file: it ends in none of {', '.join(ENDINGS)}")
-            if split not in (None, only):
-                raise InputError(f"{path} is one split, {only!r}; leave split out, or name the folder")
-            return path.parent, only, path
-        if path.is_dir():
-            names = split_names(path)
-            if split is None and len(names) != 1:
-                raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
-            return path, split or names[0], None
-    there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
-    own = [path.name if path.is_dir() else split_of(path.name) for path in there]
-    own = [name for name in dict.fromkeys(own) if name]
-    known = [*own, *(name for name in TASKS if name not in own)]
-    place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
-    raise InputError(f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}")
-
-
-def _infer(
-    name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None, told: dict[str, Any]
-) -> Task:
-    """What a user's files say they hold: labels of residues if they come apart from the sequences, or one a residue."""
-    source = sources["split"]
-    for row in rows:
-        if row.target is None:
-            raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
-    texts = [row.target or "" for row in rows]
-    separated = any(";" in text for text in texts)
-    # most of the rows: one whose labels are too few or too many is told so, and does not make classes of all the others
-    fitting = sum(len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True))
-    lettered = "sequences" in sources or 2 * fitting > len(rows)
-    if separated or lettered:
-        level, kind = "residue", "value" if separated else "class"
-        found = {letter for text in texts for letter in text}
-    else:
-        level, found = "protein", set(texts)
-        for row, text in zip(rows, texts, strict=True):
-            if text.lower() == "nan":  # a table's blank cell, and no class of its own
-                raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
-        numeric = all(is_number(text) for text in found)
-        integers = numeric and all(text.lstrip("+-").isdigit() for text in found)
-        kind = "class" if not numeric or (integers and len(found) <= MAX_INTEGER_CLASSES) else "value"
-        asked = target or told.get("target")
-        if asked is None and integers and kind == "class":
-            logger.info(
-                "%s: %d distinct integer targets are taken for classes; set target to value if not", name, len(found)
-            )
-        kind = asked or kind
-    if kind not in get_args(Target):
-        raise InputError(f"task {name}: target {kind!r} is neither class nor value")
-    known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
-    metric = told.get("metric", metric)
-    if metric not in known:
-        raise InputError(f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}")
-    labels = ()
-    if kind == "class":
-        numbers = all(map(is_number, found))
-        in_order = sorted(found, key=lambda label: (float(label) if numbers else 0.0, label))  # 2 comes before 10
-        labels = tuple(str(label) for label in told.get("classes", in_order))
-    notes = [told.get("description", ""), "the target is computed, not measured" if told.get("computed") else ""]
-    return Task(
-        name=name,
-        level=level,
-        target=kind,
-        metric=metric,
-        splits={split: Split()},
-        default_split=split,
-        labels=labels,
-        unit=told.get("unit", ""),
-        citation=told.get("source", ""),
-        licence=told.get("licence", "the user's own"),
-        note="; ".join(note.strip().rstrip(".") for note in notes if note),
-    )
 
 
 def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -> TaskData:

@@ -107,6 +107,46 @@ def test_integers_are_classes_unless_said_otherwise(tmp_path):
     assert load_task("t", None, folder, target="value").task.target == "value"
 
 
+TABLE = "id,sequence,target,set,validation\n" + "".join(
+    f"p{i},MKV{residue},{{}},{('train', 'train', 'test')[i % 3]},{'True' if i % 3 == 1 else ''}\n"
+    for i, residue in enumerate("ACDEFGHIKL")
+)
+
+
+@pytest.mark.parametrize("others", ["7", "60.25"])
+@pytest.mark.parametrize("odd", ["n.d.", "NA", "<1", "60.11C"])
+def test_a_text_among_numbers_makes_no_classes_of_them(tmp_path, others, odd):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*[others] * 4, odd, *[others] * 5)})
+    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number, as 9 others are; .*target to cl"):
+        load_task("t", None, folder)
+    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number$"):
+        load_task("t", None, folder, target="value")
+    assert odd in load_task("t", None, folder, target="class").task.labels
+
+
+def test_a_number_among_texts_is_a_class(tmp_path):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*["low", "low", "low", "7", "7", "7", "low", "low", "low", "low"])})
+    assert load_task("t", None, folder).task.labels == ("7", "low")
+
+
+@pytest.mark.parametrize("many", [1, 10])
+def test_decimal_commas_are_refused_with_the_row(tmp_path, many):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*["60.5"] * (10 - many), *['"60,5"'] * many)})
+    with pytest.raises(InputError, match=f"'p{10 - many}' .*'60,5', which is no number; write a decimal point, not a"):
+        load_task("t", None, folder)
+
+
+def test_what_is_predicted_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", "esm2kit")
+    load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*"1212121212")}))
+    assert "train 4, validation 3, test 3; a class for every protein, scored by accuracy" in caplog.text
+    assert "2 distinct integer targets are taken for classes; set target to value if not" in caplog.text
+    caplog.clear()
+    load_task("t", None, tmp_path, target="value")
+    assert "a value for every protein, scored by spearman" in caplog.text
+    assert "taken for classes" not in caplog.text
+
+
 def test_lysosome_in_both_spellings_is_one_class_of_scl(tmp_path):
     labels = ["Lysosome/Vacuole", "Lysosome", "Cell membrane", "Cell_membrane", "Lysosome"]
     sets = [("train", "False"), ("train", "False"), ("train", "False"), ("train", "True"), ("test", "False")]
