@@ -1,5 +1,6 @@
 """The pages over runs: one a run, one over all of them; single files, no network, light and dark."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,20 @@ NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 @media (prefers-color-scheme: dark) { DARK :root { --jp-mirror-editor-comment-color: #7fb3b3; } }
 body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
 .jp-RenderedImage img { border-radius: 4px; max-width: 100%; }
+nav { margin: 1rem 0; } summary { cursor: pointer; }
 .jp-RenderedMarkdown table { margin-left: 0; } .jp-OutputArea-output table { max-width: 100%; } .jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
 :focus-visible { outline: 2px solid var(--jp-content-link-color); }
 </style>{%- endblock -%}
-"""
+{%- block body_header -%}{{ super() }}<nav><a href="index.html">The run: all notebooks and figures</a></nav>{%- endblock -%}
+{%- block stream_stdout -%}
+{%- set lines = output.text.splitlines(keepends=True) -%}
+{%- if lines | length > MOST -%}
+<details><summary>{{ lines | length - LAST }} lines of its log before these</summary>
+<div class="jp-RenderedText jp-OutputArea-output"><pre>{{ lines[:-LAST] | join | ansi2html }}</pre></div></details>
+<div class="jp-RenderedText jp-OutputArea-output"><pre>{{ lines[-LAST:] | join | ansi2html }}</pre></div>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock -%}
+""".replace("MOST", "8").replace("LAST", "3")
 
 
 def run_page(name: str, manifest: dict[str, Any]) -> str:
@@ -133,15 +144,26 @@ def notebook_page(executed: Path) -> str:
     """An executed notebook as an HTML page of its own: no network, light or dark as its reader has it."""
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
+    # a cell that printed for minutes has each line as an output of its own; joined, a long log can be folded
+    settings = Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exporter = HTMLExporter(template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True)
+        exporter = HTMLExporter(
+            config=settings, template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True
+        )
         folder = next(path for path in map(Path, exporter.template_paths) if (path / "static/theme-dark.css").is_file())
         dark = (folder / "static/theme-dark.css").read_text()
         exporter.extra_loaders = [DictLoader({"esm2kit.html.j2": NOTEBOOK.replace("DARK", dark)})]
         exporter.template_file = "esm2kit.html.j2"
-        return exporter.from_filename(str(executed))[0]
+        return _links(exporter.from_filename(str(executed))[0])
+
+
+def _links(page: str) -> str:
+    """A notebook's links, written for the folder `notebooks`, as they lead from the page of a run."""
+    page = re.sub(r'<a href="(\w+)\.ipynb', r'<a href="\1.html', page)
+    return page.replace('<a href="../', '<a href="../../')
 
 
 def runs_page(folder: Path) -> Path:

@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from matplotlib.colors import to_hex
 
 from esm2kit import plots
-from esm2kit.pages import run_page, runs_page
+from esm2kit.pages import notebook_page, run_page, runs_page
 from esm2kit.provenance import write_json
 from esm2kit.report import best_baseline, score_table, svg
 from esm2kit.report_page import PAGE
@@ -111,6 +112,23 @@ def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
     page = runs_page(tmp_path).read_text()
     assert words(page, "h1") == "2 runs of the notebooks"
     assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"
+
+
+def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_path: Path) -> None:
+    links = "[03](03_embed.ipynb), [runs](../papermill_runs/README.md), [site](https://example.org/a.ipynb)"
+    cells = [nbformat.v4.new_markdown_cell(links)]
+    for lines in (20, 8):
+        printed = [nbformat.v4.new_output("stream", name="stdout", text=f"of {lines}: <{n}>\n") for n in range(lines)]
+        cells.append(nbformat.v4.new_code_cell("train()", outputs=printed))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_pretrain.ipynb")
+    page = notebook_page(tmp_path / "02_pretrain.ipynb")
+    found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
+    assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
+    ((count, folded),) = re.findall(r"<details><summary>(\d+) lines.*?</summary>(.*?)</details>", page, flags=re.S)
+    assert int(count) == 17
+    assert [f"of 20: &lt;{n}&gt;" in folded for n in range(20)] == [True] * 17 + [False] * 3
+    assert "of 8:" not in folded
+    assert [page.count(f"of {lines}: &lt;") for lines in (20, 8)] == [20, 8]
 
 
 def score(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
