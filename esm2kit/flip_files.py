@@ -44,6 +44,11 @@ class Source(NamedTuple):
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a CSV, whose users know no headers after '>'."""
+        return (self.member or self.path.name).endswith((".csv", ".csv.gz"))
+
 
 class Row(NamedTuple):
     """One protein as its file tells it; `target` and `mask` are None where the file is silent."""
@@ -91,7 +96,9 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
     except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{source} is damaged ({error}); get the file again") from None
     except UnicodeDecodeError:
-        raise InputError(f"{source} is not a text file") from None
+        raise InputError(f"{source} is no text in UTF-8; save it as UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{source} is no table that can be read ({error}); is a quote left open?") from None
 
 
 def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
@@ -176,9 +183,11 @@ def set_of(row_id: str, set_name: str, validation: str, source: Source) -> str |
     if name in DROPPED_SETS:
         return None
     if name not in SETS:
-        raise InputError(f"{source}: record {row_id!r} has SET={set_name!r}; known are train, val and test")
+        found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
+        raise InputError(f"{source}: record {row_id!r} has {found}; known are train, val and test")
     if flag not in TRUE | FALSE:
-        raise InputError(f"{source}: record {row_id!r} has VALIDATION={validation!r}; say True or False")
+        found = f"the validation {validation!r}" if source.is_table else f"VALIDATION={validation!r}"
+        raise InputError(f"{source}: record {row_id!r} has {found}; say True or False")
     return "validation" if flag in TRUE and name == "train" else SETS[name]
 
 
@@ -236,23 +245,46 @@ def _by_id(source: Source) -> Iterator[tuple[str, str]]:
 def read_csv_split(split: Source) -> tuple[list[Row], int]:
     """Rows of `sequence,target,set,validation` (ids `Sequence<row>` unless a column `id` is there) and those outside.
 
-    Raises: InputError for a missing column or a bad value.
+    Commas, semicolons or tabs part the columns, as the header line has them; names of columns are read without case.
+    Raises: InputError for a missing column, a row of more fields than the header, or a bad value.
     """
     rows, dropped = [], 0
     with open_text(split) as text:
-        reader = csv.DictReader(text)
-        missing = {"sequence", "target", "set"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{split} lacks the column(s) {', '.join(sorted(missing))}")
-        for number, line in enumerate(reader):
-            row_id = line.get("id") or f"Sequence{number}"
-            chosen = set_of(row_id, line["set"] or "", line.get("validation") or "", split)
+        columns, delimiter = _columns(next((line for line in text if line.strip()), ""), split)
+        for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter)):
+            cells = {name: cell.strip() for name, cell in line.items() if name}
+            row_id = cells.get("id") or f"Sequence{number}"
+            if any(map(str.strip, line.get(None, ()))):
+                found = f"record {row_id!r}, row {number + 1}, has more fields than the header's {len(columns)}"
+                raise InputError(f"{split}: {found}; put quotes around a value that holds {delimiter!r}")
+            chosen = set_of(row_id, cells["set"], cells.get("validation", ""), split)
             if chosen is None:
                 dropped += 1
                 continue
-            sequence = check_sequence(row_id, line["sequence"] or "", split)
-            rows.append(Row(row_id, sequence, line["target"] or None, chosen, line.get("mask") or None))
+            sequence = check_sequence(row_id, cells["sequence"], split)
+            rows.append(Row(row_id, sequence, cells["target"] or None, chosen, cells.get("mask") or None))
     return rows, dropped
+
+
+def _columns(header: str, split: Source) -> tuple[list[str], str]:
+    """Names of a table's columns, in lower case, and what parts them.
+
+    Raises: InputError, with the header, for one that lacks a column or has it twice.
+    """
+    needed = ("sequence", "target", "set")
+
+    def parted(delimiter: str) -> list[str]:
+        return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+
+    delimiter = max(",;\t", key=lambda found: (len(set(needed) & set(parted(found))), header.count(found)))
+    columns = parted(delimiter)
+    missing = [name for name in needed if name not in columns]
+    twice = [name for name in (*needed, "id", "validation", "mask") if columns.count(name) > 1]
+    if missing or twice:
+        flaw = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
+        found = header.strip() if len(header) < 200 else f"{header[:200]}..."
+        raise InputError(f"{split}: its first line, {found!r}, {flaw}; name them sequence, target, set and validation")
+    return columns, delimiter
 
 
 def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[Row], dict[str, Source], int]:
@@ -268,7 +300,7 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
     if source is None:
         raise InputError(f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one")
     files = {"split": source}
-    if (source.member or source.path.name).endswith((".csv", ".csv.gz")):
+    if source.is_table:
         rows, dropped = read_csv_split(source)
         return rows, files, dropped
     sequences = find_source(folder, ("sequences.fasta",))

@@ -20,14 +20,24 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
         if path.is_file():
             only = split_of(path.name)
             if only is None:
-                raise InputError(f"{path} is no split's file: it ends in none of {', '.join(ENDINGS)}")
+                found = f"it ends in none of {', '.join(ENDINGS)}; save a table as CSV"
+                raise InputError(f"{path} is no split's file: {found}")
             if split not in (None, only):
                 raise InputError(f"{path} is one split, {only!r}; leave split out, or name the folder")
             return path.parent, only, path
         if path.is_dir():
             names = split_names(path)
-            if split is None and len(names) != 1:
-                raise InputError(f"{path} holds {len(names)} splits ({', '.join(names) or 'none'}): name one")
+            if not names:
+                there = sorted(file.name for file in path.iterdir())
+                shown = (
+                    f"no split, only {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}" if there else "nothing"
+                )
+                raise InputError(
+                    f"{path} holds {shown}: a split is a table saved as .csv, or a .fasta whose headers have SET="
+                )
+            if split is None and len(names) > 1:
+                found = f"{path} holds {len(names)} splits ({', '.join(names)})"
+                raise InputError(f"{found}: name one, as in --split {names[0]}")
             return path, split or names[0], None
     there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     own = [path.name if path.is_dir() else split_of(path.name) for path in there]
@@ -44,7 +54,9 @@ def infer_task(
     source = sources["split"]
     for row in rows:
         if row.target is None:
-            raise InputError(f"{source}: record {row.id!r} has no TARGET= and no sequences.fasta is beside it")
+            lacks = "no TARGET= and no sequences.fasta is beside it"
+            lacks = "an empty target; fill it in, or drop the row" if source.is_table else lacks
+            raise InputError(f"{source}: record {row.id!r} has {lacks}")
     texts = [row.target or "" for row in rows]
     # What most rows are: one whose labels are too few, too many or no numbers is told so, and does not decide for all.
     separated = 2 * sum(";" in text for text in texts) > len(rows)

@@ -235,7 +235,11 @@ def _check_sets(data: TaskData, source: Source) -> None:
     """An empty set, or a class the probe never sees, is an error here rather than a strange score later."""
     for name in SET_NAMES:
         if not len(data.target_rows(name)):
-            mend = "mark some train records VALIDATION=True" if name == "validation" else "check SET= in the headers"
+            if name == "validation":
+                marked = "rows True in the column validation" if source.is_table else "records VALIDATION=True"
+                mend = f"mark some train {marked}: models are chosen by them"
+            else:
+                mend = f"check {'the column set' if source.is_table else 'SET= in the headers'}"
             raise InputError(f"{source}: the {name} set is empty; {mend}")
     if data.task.target == "class":
         seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))

@@ -91,6 +91,28 @@ def test_csv_with_blank_and_true_validation_and_rows_without_a_set(tmp_path):
     assert data.sets.tolist() == ["train", "validation", "test"]
 
 
+@pytest.mark.parametrize("delimiter", ";\t,")
+def test_a_table_is_read_as_its_header_parts_it_and_columns_in_any_case(tmp_path, delimiter):
+    lines = ["ID,Sequence,TARGET,Set ,validation,", "a, MKV ,1.5,train,,", "b,mkl,2.5,Train,TRUE,", "c,MKI,3.5,test,,"]
+    (tmp_path / "t.csv").write_bytes(("\ufeff" + "\r\n".join(lines).replace(",", delimiter) + "\r\n").encode())
+    data = load_task("t", None, tmp_path)
+    assert (data.ids, data.sequences, data.targets.tolist()) == (
+        ["a", "b", "c"],
+        ["MKV", "MKL", "MKI"],
+        [1.5, 2.5, 3.5],
+    )
+    assert data.sets.tolist() == ["train", "validation", "test"]
+
+
+def test_a_table_that_is_no_text_or_has_an_open_quote_is_one_line(tmp_path):
+    (tmp_path / "t.csv").write_bytes("id,sequence,target,set\nMüller,MKV,1,train\n".encode("cp1252"))
+    with pytest.raises(InputError, match="no text in UTF-8; save it as UTF-8"):
+        load_task("t", None, tmp_path)
+    (tmp_path / "t.csv").write_text('sequence,target,set\nMKV,1,"train\n' + "MKV,1,train\n" * 20_000)
+    with pytest.raises(InputError, match=r"is no table that can be read .*is a quote left open"):
+        load_task("t", None, tmp_path)
+
+
 def test_values_of_residues_come_separated_by_semicolons(tmp_path):
     text = ">a TARGET=1;2;3 SET=train\nMKV\n>b TARGET=0.5;-1e-3 SET=val\nLL\n>c TARGET=1;1 SET=test\nAC\n"
     data = load_task("t", None, write(tmp_path, {"t.fasta": text}))
@@ -117,7 +139,7 @@ TABLE = "id,sequence,target,set,validation\n" + "".join(
 @pytest.mark.parametrize("odd", ["n.d.", "NA", "<1", "60.11C"])
 def test_a_text_among_numbers_makes_no_classes_of_them(tmp_path, others, odd):
     folder = write(tmp_path, {"t.csv": TABLE.format(*[others] * 4, odd, *[others] * 5)})
-    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number, as 9 others are; .*target to cl"):
+    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number, as 9 others are; .*to class"):
         load_task("t", None, folder)
     with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number$"):
         load_task("t", None, folder, target="value")
@@ -209,7 +231,21 @@ def changed(name, old, new):
         (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "the train set is empty"),
         ({"s.fasta": protein(*THREE[:2], ("c", "nan", "test", "False"))}, "target 'nan'"),
         ({"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"}, "'a' has the target 'nan'"),
-        ({"s.csv": "sequence,set\nMKV,train\n"}, "lacks the column\\(s\\) target"),
+        ({"s.csv": "sequence,set\nMKV,train\n"}, r"its first line, 'sequence,set', lacks the column\(s\) target; name"),
+        ({"s.csv": "Sequenz;Wert\n"}, r"'Sequenz;Wert', lacks the column\(s\) sequence, target, set; name them"),
+        ({"s.csv": ""}, r"its first line, '', lacks the column\(s\) sequence, target, set"),
+        ({"s.csv": "sequence,target,set,Target\nMKV,1,train,2\n"}, "has the column target twice"),
+        ({"s.csv": "id,sequence,set,target\np,MKV,train,60,11\n"}, "'p', row 1, has more fields than the header's 4"),
+        ({"s.csv": "sequence,target,set\nMKV,,train\n"}, "'Sequence0' has an empty target; fill it in"),
+        ({"s.csv": "sequence,target,set\nMKV,1,tset\n"}, "'Sequence0' has the set 'tset'; known are train"),
+        ({"s.csv": "sequence,target,set,validation\nMKV,1,train,x\n"}, "has the validation 'x'; say True or False"),
+        (
+            {"s.csv": "sequence,target,set\nMKV,1.5,train\n"},
+            "validation set is empty; mark some train rows True in the",
+        ),
+        ({"s.csv": "sequence,target,set\nMKV,1.5,train\nMKL,1.5,val\n"}, "test set is empty; check the column set"),
+        ({"s.xlsx": "PK"}, "holds no split, only s.xlsx: a split is a table saved as .csv"),
+        ({}, "mine holds nothing: a split is"),
         ({"s.fasta": ">a SET=train\nMKV\n"}, "'a' has no TARGET="),
         ({"s.fasta": protein(*THREE[:2], ("c", "", "test", "False"))}, "'c' has no TARGET="),
         (
@@ -302,7 +338,7 @@ def test_a_broken_zip_or_gzip_is_damaged(tmp_path):
 
 def test_several_splits_in_a_folder_must_be_named(tmp_path):
     write(tmp_path / "mine", {"s.fasta": protein(*THREE), "t.fasta": protein(*THREE)})
-    with pytest.raises(InputError, match=r"2 splits \(s, t\): name one"):
+    with pytest.raises(InputError, match=r"2 splits \(s, t\): name one, as in --split s"):
         load_task("mine", None, tmp_path)
     assert load_task("mine", "t", tmp_path).split == "t"
     assert load_task(str(tmp_path / "mine" / "t.fasta"), None, tmp_path / "elsewhere").split == "t"
