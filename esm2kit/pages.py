@@ -86,7 +86,8 @@ NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
 @media (prefers-color-scheme: dark) { DARK :root { --jp-mirror-editor-comment-color: #7fb3b3; } }
 body.jp-Notebook { max-width: 64rem; margin: 0 auto; }
 .jp-RenderedImage img { border-radius: 4px; max-width: 100%; }
-nav { margin: 1rem 0; } summary { cursor: pointer; }
+nav, summary { font: 14px/1.5 system-ui, sans-serif; color: var(--jp-content-font-color1); padding: .3rem; } summary { cursor: pointer; }
+nav a { color: var(--jp-content-link-color); }
 .jp-RenderedMarkdown table { margin-left: 0; } .jp-OutputArea-output table { max-width: 100%; } .jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
 :focus-visible { outline: 2px solid var(--jp-content-link-color); }
 </style>{%- endblock -%}
@@ -94,9 +95,9 @@ nav { margin: 1rem 0; } summary { cursor: pointer; }
 {%- block stream_stdout -%}
 {%- set lines = output.text.splitlines(keepends=True) -%}
 {%- if lines | length > MOST -%}
-<details><summary>{{ lines | length - LAST }} lines of its log before these</summary>
-<div class="jp-RenderedText jp-OutputArea-output"><pre>{{ lines[:-LAST] | join | ansi2html }}</pre></div></details>
-<div class="jp-RenderedText jp-OutputArea-output"><pre>{{ lines[-LAST:] | join | ansi2html }}</pre></div>
+<div class="jp-OutputArea-output"><details><summary>{{ lines | length - LAST }} earlier lines of the log</summary>
+<div class="jp-RenderedText"><pre>{{ lines[:-LAST] | join | ansi2html }}</pre></div></details>
+<div class="jp-RenderedText"><pre>{{ lines[-LAST:] | join | ansi2html }}</pre></div></div>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
 """.replace("MOST", "8").replace("LAST", "3")

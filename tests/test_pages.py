@@ -124,7 +124,7 @@ def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_pa
     page = notebook_page(tmp_path / "02_pretrain.ipynb")
     found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
     assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
-    ((count, folded),) = re.findall(r"<details><summary>(\d+) lines.*?</summary>(.*?)</details>", page, flags=re.S)
+    ((count, folded),) = re.findall(r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>", page, flags=re.S)
     assert int(count) == 17
     assert [f"of 20: &lt;{n}&gt;" in folded for n in range(20)] == [True] * 17 + [False] * 3
     assert "of 8:" not in folded
