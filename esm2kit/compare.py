@@ -1,8 +1,10 @@
 """Any number of reports side by side, with a paired bootstrap wherever two were scored on the same proteins."""
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,21 @@ from esm2kit.metrics import Score, draw_counts, paired_difference, score_seeds
 from esm2kit.provenance import atomic_path, write_json
 from esm2kit.report import METRIC_NAMES, compared, figure, heads, metric_cell, number, read_report, render
 from esm2kit.scoring import scorers_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Reports side by side on one page, with an interval for the difference of any two scored on the same proteins.
+
+    Args:
+        reports: two report.json files or their folders, or more, of any tasks and models.
+        out_dir: folder for comparison.json and comparison.html.
+    """
+
+    reports: list[Path]
+    out_dir: Path = Path("comparison")
 
 
 def load_scores(
@@ -82,6 +99,14 @@ def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
     with atomic_path(out_dir / "comparison.html") as part:
         part.write_text(_page(comparison, loaded), encoding="utf-8")
     return comparison | {"html": str(out_dir / "comparison.html")}
+
+
+def compare_reports(config: CompareConfig) -> dict[str, Any]:
+    """`compare`, with a line for every pair."""
+    found = compare(config.reports, config.out_dir)
+    for pair in found["pairs"]:
+        logger.info("%s, %s: %s", pair["task"], pair["split"], pair["sentence"])
+    return found
 
 
 def _distinct_names(loaded: Sequence[dict[str, Any]]) -> list[str]:

@@ -42,6 +42,10 @@ STAGES = {
         "benchmark", "BenchmarkConfig", "benchmark", "embeddings and a labelled task -> a report",
         "task", "esm2kit benchmark gb1 --model esm2_t12_35M_UR50D",
     ),
+    "compare": Stage(
+        "compare", "CompareConfig", "compare_reports", "two reports or more -> one page, with their differences",
+        "reports", "esm2kit compare benchmark/esm2_t6_8M_UR50D/gb1 benchmark/esm2_t12_35M_UR50D/gb1",
+    ),
     "finetune": Stage(
         "finetune", "FinetuneConfig", "finetune", "a model and a task -> a model of labels",
         "task", "esm2kit finetune gb1 --model esm2_t12_35M_UR50D --mode lora --out_dir run", trains=True,

@@ -420,7 +420,7 @@ def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
     assert (tmp_path / "rich" / "report.json").is_file()
 
 
-def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path):
+def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path, caplog):
     out = run(tasks, model, tmp_path / "fnn", task="share", probe="fnn", epochs=1, baselines=[], untrained=False)
     found = compare([value_report["json"], out["json"]], tmp_path)
     (pair,) = found["pairs"]
@@ -431,6 +431,10 @@ def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_r
     assert "beats" in pair["sentence"] or "no difference shown" in pair["sentence"]
     html = (tmp_path / "comparison.html").read_text()
     assert pair["sentence"].split(" by ")[0] in html
+    caplog.set_level("INFO", "esm2kit")
+    assert main(["compare", str(value_report["json"]), str(out["json"]), "--out_dir", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "comparison.html").read_text() == html
+    assert f"share, share: {pair['sentence']}" in caplog.messages
 
 
 def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belongs(value_report, tmp_path):
