@@ -268,7 +268,8 @@ def _number_from_one(axis: Axis, count: int) -> None:
 
 def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes | None = None) -> Axes:
     """Shares of every true class, by predicted class; the counts stand in the cells while there is room."""
-    size = max(3.4, 1.6 + 0.5 * len(labels))
+    longest = max(map(len, labels), default=0)  # its letters need room to the left and below
+    size = max(3.4, 1.6 + 0.5 * len(labels)) + 0.085 * max(0, longest - 10)
     ax = _axes(ax, size + 1, size)
     counts = np.asarray(confusion_KK, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -12,9 +12,9 @@ PAGE = """<!doctype html>
   :root { --ink: #e4e6ea; --faint: #a4acb7; --paper: #16181c; --line: #3a3f47; --mark: #1d2a3a; --link: #7ab8f5; --ours: #5cb0e8; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+p, li { max-width: 60rem; } h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 p.lead { font-size: 1.1rem; margin: .2rem 0 1rem; } .faint, caption, figcaption { color: var(--faint); font-size: .9rem; }
 a { color: var(--link); } code { font-size: .88em; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
@@ -22,7 +22,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding: .3rem 0; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; } tr.ours { background: var(--mark); font-weight: 600; }
-td small { color: var(--faint); font-weight: 400; white-space: nowrap; display: block; }
+td small { color: var(--faint); font-weight: 400; display: block; } td:first-child { min-width: 11rem; }
 figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; color: var(--ink); }
 ul { padding-left: 1.2rem; } details { margin-top: 1rem; } pre { overflow-x: auto; font-size: .8rem; }
 </style>

@@ -173,6 +173,14 @@ def test_bars_of_a_gain_go_up_from_one_and_of_a_loss_down():
     assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(1, 0.5), (1, -0.25)]
 
 
+def test_confusion_has_room_for_long_labels():
+    ax = plots.confusion_matrix(np.eye(3), ["Endoplasmic_reticulum_and_Golgi", "Mitochondrion_inner_membrane", "Other"])
+    ax.figure.draw_without_rendering()
+    assert ax.get_window_extent().width / ax.figure.dpi > 1.5
+    assert ax.yaxis.label.get_window_extent().x0 > 0
+    assert ax.xaxis.label.get_window_extent().y0 > 0
+
+
 def test_confusion_shows_counts_and_shares():
     ax = plots.confusion_matrix(np.array([[8, 2], [5, 5]]), ["x", "y"])
     assert [text.get_text() for text in ax.texts] == ["8", "2", "5", "5"]
