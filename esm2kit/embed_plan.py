@@ -8,6 +8,7 @@ batches.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from esm2kit.errors import InputError
 from esm2kit.fasta import Record, read_fasta
 from esm2kit.provenance import write_json
 
+logger = logging.getLogger(__name__)
+
 Key = Literal["index", "hash", "id"]
 # Sequences sorted together: enough that batches hold neighbours in residues, few enough to hold in memory.
 PROTEINS_PER_WINDOW = 8192
@@ -26,6 +29,8 @@ RESIDUES_PER_WINDOW = 4_000_000
 ROWS_PER_BLOCK = 1 << 16
 # Ids compared with one another at once.
 PROTEINS_PER_BUCKET = 1_000_000
+# What nucleic acids are written in; that many residues of a protein are hardly ever these alone.
+NUCLEIC, LEAST_TO_TELL = "ACGTUN", 10
 TABLE_ROW = np.dtype([("num_residues", "<i4"), ("id", "V16"), ("sequence", "V32")])
 
 
@@ -59,6 +64,7 @@ class Table:
 
         Raises: InputError for whatever `read_fasta` refuses, and for equal ids with different sequences.
         """
+        files, nucleic = list(files), 0
         with (
             open(folder / "ids.txt", "w", encoding="utf-8", newline="\n") as ids,
             open(folder / "proteins.bin", "wb") as rows,
@@ -66,16 +72,20 @@ class Table:
             block: list[tuple[int, bytes, bytes]] = []
             for record in records(files):
                 ids.write(f"{record.id}\n")
+                nucleic += len(record.sequence) >= LEAST_TO_TELL and not record.sequence.strip(NUCLEIC)
                 block.append((len(record.sequence), _digest(record.id), bytes.fromhex(sequence_key(record.sequence))))
                 if len(block) == ROWS_PER_BLOCK:
                     rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
                     block.clear()
             rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
-        table = cls(folder)
-        table._refuse_ambiguous_ids()
+        table, named = cls(folder), " and ".join(map(str, files))
+        table._refuse_ambiguous_ids(named)
+        if nucleic:
+            told = "%s: every letter of %d of %d sequences is A, C, G, T, U or N: is this DNA? ESM-2 reads proteins"
+            logger.warning(told, named, nucleic, len(table))
         return table
 
-    def _refuse_ambiguous_ids(self) -> None:
+    def _refuse_ambiguous_ids(self, named: str) -> None:
         """Some rows at a time: those whose id digest falls into one bucket, sorted by id."""
         buckets = len(self) // PROTEINS_PER_BUCKET + 1
         for bucket in range(buckets):
@@ -95,7 +105,7 @@ class Table:
                 first, second = sorted(int(index) for index in indices[order][wrong[0] : wrong[0] + 2])
                 protein = next(protein for index, protein in enumerate(self.ids()) if index == first)
                 raise InputError(
-                    f"records {first + 1} and {second + 1} share the id {protein!r} but not the sequence: "
+                    f"{named}: records {first + 1} and {second + 1} share the id {protein!r} but not the sequence: "
                     "give each its own id"
                 )
 

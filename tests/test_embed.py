@@ -148,9 +148,19 @@ def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: 
             EmbeddingReader(keyed.embeddings).matrix(), EmbeddingReader(result.embeddings).matrix()
         )
     write_fasta(tmp_path / "y.fasta", [*pairs, ("b", "MKTAYV")])
-    with pytest.raises(InputError, match="records 2 and 5 share the id 'b' but not the sequence"):
+    with pytest.raises(InputError, match=r"y\.fasta: records 2 and 5 share the id 'b' but not the sequence"):
         embed(EmbedConfig(tmp_path / "y.fasta", tmp_path, model=str(model)))
     assert not list(tmp_path.glob("y_*"))
+
+
+def test_nucleic_acids_are_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = [("dna", "ACGTACGTAC"), ("rna", "AUGGCUNNNN"), ("protein", "MKTAYIAKQR"), ("short", "GAGAGA")]
+    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs)], tmp_path)
+    (told,) = caplog.messages
+    assert f"{tmp_path / 'a.fasta'}: every letter of 2 of 4 sequences is A, C, G, T, U or N: is this DNA" in told
+    caplog.clear()
+    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs[2:])], tmp_path)
+    assert not caplog.messages
 
 
 def test_ambiguous_ids_are_found_in_any_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
