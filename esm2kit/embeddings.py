@@ -10,7 +10,7 @@ sequence's hash, or by id), shape (D,) or (residues, D), attribute `original_id`
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -222,6 +222,10 @@ class EmbeddingReader:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __iter__(self) -> Iterator[str]:
+        """The ids, as a dictionary gives its keys."""
+        return iter(self.ids)
+
     def __contains__(self, protein: str) -> bool:
         return protein in self._index
 
@@ -240,8 +244,10 @@ class EmbeddingReader:
 
         Args:
             protein: its id; or the accession or entry name inside it, where one protein alone has that.
-        Raises: UnknownId, a KeyError, if there is none, with the ids that come near.
+        Raises: UnknownId, a KeyError, if there is none, with the ids that come near; InputError for a number.
         """
+        if not isinstance(protein, str):
+            raise InputError(f"{self.path}: proteins go by id, found {protein!r}; the first one's is reader.ids[0]")
         value = self._read(self._index[protein])
         return value[0] if self.level == "protein" else value
 

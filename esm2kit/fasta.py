@@ -150,6 +150,8 @@ class FastaReader:
             yield text
 
     def _check_start(self, text: bytes) -> None:
+        if text[:2] in (b"\xff\xfe", b"\xfe\xff", b">\0", b"\0>"):  # a byte order mark, or '>' in two bytes
+            raise InputError(f"{self.path}: it is UTF-16; save the file as UTF-8")
         if text[0] == _HEADER:
             return
         line = text[:80].split(b"\n")[0].decode("utf-8", errors="replace").rstrip()

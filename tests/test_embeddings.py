@@ -48,6 +48,9 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
     with EmbeddingReader(folder / "a.h5") as reader:
         assert reader.ids == [f"protein é {index}" for index in range(len(num_residues))]
         assert (reader.level, reader.embed_dim, len(reader)) == (level, WIDTH, len(num_residues))
+        assert list(reader) == reader.ids
+        with pytest.raises(InputError, match=r"proteins go by id, found 0; the first one's is reader\.ids\[0\]"):
+            reader[0]
         for index, value in enumerate(expected):
             found = reader[f"protein é {index}"]
             assert found.dtype == np.float32
