@@ -19,11 +19,12 @@ from typing import Any
 from esm2kit.errors import InputError
 from esm2kit.pages import notebook_page, run_page
 from esm2kit.provenance import atomic_path, git_commit, sha256_file, versions, write_json
-from esm2kit.run_history import HEADLESS, PLACES, short
+from esm2kit.run_history import HEADLESS, PLACES, short, worded
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_SIGNS = 20.0
+MAX_SIGN = 100  # letters of a line
 # Inputs larger than this are named in the manifest by size alone; the artefacts made from them carry their hashes.
 MAX_HASHED_BYTES = 256 * 2**20
 
@@ -68,7 +69,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     _write(folder / "index.html", run_page(folder.name, manifest))
     began = time.monotonic()
     error = None
-    with _signs_of_life(notebook, began) as signs, _unwatched(), warnings.catch_warnings():
+    with _signs_of_life(notebook, began, folder) as signs, _unwatched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
@@ -101,7 +102,7 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     if error:
         again = f"esm2kit run --tier {manifest['tier']} --resume"
         raise InputError(f"{notebook} failed in {error} (see {executed}); mend it, then `{again}`")
-    figures = "  ".join(f"{name} {short(value)}" for name, value in entry["figures"].items())
+    figures = "  ".join(f"{worded(name)} {short(value)}" for name, value in entry["figures"].items())
     print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
 
 
@@ -129,11 +130,12 @@ class _Signs(logging.Handler):
     Args:
         notebook: its name.
         began: when, on the monotonic clock.
+        folder: the run's; a path in it is shown from there on.
     """
 
-    def __init__(self, notebook: str, began: float) -> None:
+    def __init__(self, notebook: str, began: float, folder: Path) -> None:
         super().__init__()
-        self.notebook, self.began = notebook, began
+        self.notebook, self.began, self.folder = notebook, began, folder
         self.shown = self.heard = began
         self.cell = 0
         self.silent: dict[int, float] = {}
@@ -148,10 +150,13 @@ class _Signs(logging.Handler):
         self.heard = now
         if text.startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
             return
-        lines = [line for line in text.splitlines() if line.strip(" -") and line[0] != "<"]
+        # a row of a table says nothing by itself
+        lines = [line for line in text.splitlines() if line.strip(" -") and line[0] != "<" and " " * 3 not in line]
         if lines and now - self.shown > SECONDS_BETWEEN_SIGNS:
             self.shown = now
-            logger.info("%s  %3.0f s  %s", self.notebook, now - self.began, lines[-1][:100])
+            line = lines[-1].replace(f"{self.folder}/", "")
+            line = line if len(line) <= MAX_SIGN else f"{line[: MAX_SIGN - 2]} …"
+            logger.info("%-16s%6.0f s  %s", self.notebook, now - self.began, line)
 
     def silences(self, executed: Path, injected: bool) -> dict[str, float]:
         """Code cell as counted in git -> seconds of its longest silence, where it is a second or more."""
@@ -165,10 +170,10 @@ class _Signs(logging.Handler):
 
 
 @contextmanager
-def _signs_of_life(notebook: str, began: float) -> Iterator[_Signs]:
+def _signs_of_life(notebook: str, began: float, folder: Path) -> Iterator[_Signs]:
     """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
     source = logging.getLogger("papermill")
-    handler = _Signs(notebook, began)
+    handler = _Signs(notebook, began, folder)
     source.handlers, source.propagate = [handler], False
     source.setLevel(logging.INFO)
     # what the kernel and the renderer say about themselves is nothing the reader can act on

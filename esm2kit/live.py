@@ -29,7 +29,7 @@ SECONDS_BETWEEN_DRAWINGS = 1.0
 MAX_POINTS = 400
 # readable on white paper and on JupyterLab's dark one
 BLUE, ORANGE = "#1b80c4", "#c77700"
-ASIDE = ("{", "Setting OMP_NUM_THREADS", "Initializing distributed", "distributed_backend", "All distributed processes")
+ASIDE = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
 # what a probe's baselines say of themselves is for their own log
 FITTING = re.compile(r": fitting$|: penalty |^wrote ")
 IN_A_NOTEBOOK = "set overwrite to True to begin anew, or work_dir to another folder"
@@ -47,7 +47,9 @@ class Curve(NamedTuple):
     dots: bool = False
 
 
-def train(stage: str, config: Any, guide_loss: float | None = None, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    stage: str, config: Any, guide_loss: float | None = None, overwrite: bool = False, name: str = ""
+) -> dict[str, Any]:
     """Run a training stage to its end, or to the Stop button, and show how it goes.
 
     A run of the same settings is taken up where it was left; one of other settings is an error, or gives way.
@@ -57,42 +59,44 @@ def train(stage: str, config: Any, guide_loss: float | None = None, overwrite: b
         config: the stage's dataclass.
         guide_loss: a loss to draw as a line, such as the unigram guess's.
         overwrite: begin anew where the folder holds a run of other settings; what it made is lost.
+        name: put before each line of the log, where a cell trains more than once.
     Returns: what the stage wrote to `<out_dir>/<stage>.json`; after a stop, of as far as it came.
     Raises: as `launch.train`.
     """
     try:
-        return _train(stage, config, guide_loss)
+        return _train(stage, config, guide_loss, name)
     except InputError as error:
         if OF_ANOTHER_RUN not in str(error):
             raise
         if overwrite:
             print("the folder holds a run of other settings: beginning anew")
-            return _train(stage, replace(config, resume_if_exists=False), guide_loss)
+            return _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
         # the command tells of its options, a notebook has parameters
         raise InputError(str(error).replace(TO_BEGIN_ANEW, IN_A_NOTEBOOK)) from None
 
 
-def _train(stage: str, config: Any, guide_loss: float | None) -> dict[str, Any]:
+def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict[str, Any]:
+    before = f"{name}: " if name else ""
     if not has_front_end():
-        return launch.train(stage, config, _print)
+        return launch.train(stage, config, lambda line: _print(line, before))
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
     shown = display(view.box, display_id=True)
     view.answer_while_busy()
     try:
         with view.drawing():
-            result = launch.train(stage, config, view.tell, view.watch)
+            result = launch.train(stage, config, lambda line: view.tell(line, before), view.watch)
             run = result if "step" in result else result["runs"][-1]
-            view.tell(f"ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
+            view.tell(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
             return result
     finally:
         # the picture stays with the notebook, where a widget would be gone when it is opened again
         shown.update(HTML(view.page()))
 
 
-def _print(line: str) -> None:
+def _print(line: str, before: str) -> None:
     """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
     if _tells(line):
-        print(line, flush=True)
+        print(f"{before}{line}", flush=True)
 
 
 def _tells(line: str) -> bool:
@@ -134,9 +138,9 @@ class TrainingView:
         """Take the worker that the button stops."""
         self.worker = worker
 
-    def tell(self, line: str) -> None:
+    def tell(self, line: str, before: str = "") -> None:
         """A line of the worker's log; the last one is shown."""
-        self.line = line if _tells(line) else self.line
+        self.line = f"{before}{line}" if _tells(line) else self.line
 
     def stop(self) -> None:
         """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from esm2kit.provenance import atomic_path
-from esm2kit.run_history import figures_of, read_runs, short, silences, state, with_status
+from esm2kit.run_history import figures_of, read_runs, short, silences, state, with_status, worded
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --link: light-dark(#0b57d0, #8ab4f8); }
@@ -50,8 +50,8 @@ versions. <a href="../index.html">All runs</a></p>
 <th scope="col">{{ head }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, entry in notebooks.items() %}<tr><td>{% if entry.status in ("done", "failed") %}<a href="{{ name }}.html">{{ name }}</a>{% else %}{{ name }}{% endif %}</td>
 <td class="{{ entry.status }}">{{ entry.status }}{% if entry.error %}<br><span class="small">{{ entry.error }}</span>{% endif %}</td>
-<td class="num">{{ entry.seconds }}</td>
-<td>{% for key, value in (entry.figures or {}).items() %}{{ key }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
+<td class="num">{% if entry.seconds is defined %}{{ "{:,.0f}".format(entry.seconds) }}{% endif %}</td>
+<td>{% for key, value in (entry.figures or {}).items() %}{{ key | worded }} <b>{{ value | figure }}</b><br>{% endfor %}</td>
 <td>{% for key, item in (entry.made or {}).items() %}<a href="{{ item.path | relative }}">{{ key }}</a><br>{% endfor %}</td></tr>
 {% endfor %}</tbody></table></div><p class="small">{{ silences }}</p>"""
 RUNS = """{% for name, manifest in newest.items() %}<p class="lead">The newest, <a href="{{ name }}/index.html">{{ name }}</a>:
@@ -70,7 +70,7 @@ RUNS = """{% for name, manifest in newest.items() %}<p class="lead">The newest, 
 <h2>Figures</h2><p>The last {{ columns | length }} runs side by side.</p>
 <div class="wide" tabindex="0" role="region" aria-label="Figures of the last runs"><table><thead><tr><th scope="col"><button type="button">Figure</button></th>
 {% for name in columns %}<th scope="col"><button type="button">{{ name }}</button></th>{% endfor %}</tr></thead><tbody>
-{% for figure, values in figures.items() %}<tr><th scope="row">{{ figure }}</th>
+{% for figure, values in figures.items() %}<tr><th scope="row">{{ figure | worded }}</th>
 {% for value in values %}<td class="num" data-key="{{ value if value is not none else "" }}">{% if value is not none %}{{ value | figure }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div><script>{{ sort }}</script>"""
 COLUMNS = 6
@@ -204,7 +204,7 @@ def _reports(run: Path, manifest: dict[str, Any]) -> dict[str, str]:
 
 def _page(title: str, template: str, head: str, run: str = "", refresh: int | None = None, **values: Any) -> str:
     environment = Environment(autoescape=True)
-    environment.filters |= {"figure": short, "state": state, "result": result}
+    environment.filters |= {"figure": short, "state": state, "result": result, "worded": worded}
     # artefacts of a run lie below its folder: a link that moves with it
     environment.filters["relative"] = lambda path: str(path).split(f"/{run}/", 1)[-1]
     from markupsafe import Markup

@@ -16,6 +16,18 @@ SPEEDS = ("_per_s", "_gflops", "_seconds")
 PLACES = ("work_dir", "runs_dir")
 # Set for kernels that nobody watches, so that widgets show their value instead.
 HEADLESS = "ESM2KIT_HEADLESS"
+# Names of figures as a page and a terminal say them; a name that is not here is said as it is.
+WORDS = {
+    "matmul_gflops": "GFLOP/s of a matrix product",
+    "validation_records": "validation records",
+    "val_perplexity": "validation perplexity",
+    "unigram_perplexity": "perplexity by frequency",
+    "tokens_per_s": "tokens/s",
+    "neighbours_share_label": "nearest neighbours with the same label",
+    "layouts_apart": "relative difference of two layouts' losses",
+    "mean_of_means_error": "gradient's error by mean of means",
+    "loss_at_end": "loss at the end",
+}
 # A cell that works for longer without a line of output leaves its reader wondering.
 MAX_SILENT_SECONDS = 30.0
 
@@ -133,24 +145,21 @@ def silent_cells(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECOND
 
 
 def silences(manifest: Mapping[str, Any], seconds: float = MAX_SILENT_SECONDS) -> str:
-    """One line on a run's silences: the cells that were silent for too long, or the longest of those that were not.
-
-    Empty for a run whose silences nobody measured.
-    """
-    if not any("silent_seconds" in entry for entry in manifest["notebooks"].values()):
-        return ""
+    """One line on the cells that printed nothing for too long; empty where there are none."""
     quiet = silent_cells(manifest, seconds)
     told = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
-    if quiet:
-        return f"silent for over {seconds:g} s: {told}"
-    longest = [f"; the longest silence: {name} cell {cell}, {silent:.0f} s"
-               for name, cell, silent in silent_cells(manifest, 0)[:1]]  # fmt: skip
-    return f"no cell was silent for over {seconds:g} s{''.join(longest)}"
+    return f"at work for over {seconds:g} s without a line, as on a busy machine: {told}" if quiet else ""
 
 
 def run_figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The figures as a person reads them."""
     return {name: short(value) for name, value in figures_of(manifest).items()}
+
+
+def worded(name: str) -> str:
+    """A figure's name in words, with the notebook's number before it where it had one."""
+    number, _, rest = name.partition(" ")
+    return f"{number} {WORDS[rest]}" if rest in WORDS else WORDS.get(name, name)
 
 
 def short(value: Any) -> str:

@@ -89,7 +89,7 @@ class RerunConfig:
 def run(config: RunConfig) -> str:
     """Run a tier's notebooks in order.
 
-    Returns: the lines that end it: which cells were silent for long, and where the report is.
+    Returns: the lines that end it: where the report is, and before it the cells that were silent for long, if any.
     Raises: InputError for an unknown tier, notebook or parameter, before anything runs; and for a notebook that fails.
     """
     ways = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
@@ -103,7 +103,7 @@ def run(config: RunConfig) -> str:
         return f"{told}\nevery parameter is known and of its type; nothing was run"
     folder = latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
-    return f"{silences(read_manifest(folder))}\nreport: {folder / 'index.html'}"
+    return "\n".join(filter(None, [silences(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
 
 
 def runs(config: RunsConfig) -> str:
@@ -216,6 +216,7 @@ def _execute(
             chosen = choose(manifest)
             manifest["planned"] = list(dict.fromkeys([*manifest.get("planned", ()), *chosen]))
             manifest["process"] = this_process()
+            print(f"{len(chosen)} notebooks to run; watch them in {folder / 'index.html'}", flush=True)
             for notebook in chosen:
                 run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:

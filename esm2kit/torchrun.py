@@ -1,6 +1,7 @@
 """torchrun, and no report of its own where a worker has said in a line what is wrong: `python -m esm2kit.torchrun`."""
 
 import logging
+import os
 import sys
 
 from torch.distributed import run
@@ -13,6 +14,8 @@ TOLD = 2
 
 def main() -> int:
     """Start workers as torchrun does. Returns 0, or 2 where one ended so; any other end is torchrun's to tell."""
+    # torchrun's own default for several workers, set so that it does not warn of it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     held: list[str] = []  # who was signalled, who failed: of use with the report
 
     def hold(record: logging.LogRecord) -> bool:
