@@ -162,6 +162,7 @@ def _digest_at(file: Path, size: int, modified_ns: int) -> str:
 
 
 def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
+    _refuse_missing_path(name)
     if name not in OFFICIAL and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
@@ -169,6 +170,17 @@ def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
     folder, revision = fetch(name)
     loaded, source = _load(folder)
     return loaded, source | {"name": name.split("@")[0].split("/")[-1], "source": f"hub:{name}@{revision}"}
+
+
+def _refuse_missing_path(name: str) -> None:
+    """Raise for what begins with a folder that is there: a path that is wrong, not a name on the hub."""
+    folder = next((parent for parent in Path(name).parents if parent.name and parent.is_dir()), None)
+    if folder is None or "@" in name or name in (official.repo for official in OFFICIAL.values()):
+        return
+    held = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if held[8:] else "")
+    hub = f", or write {name}@main for the hub's" if name.count("/") == 1 and name[0] != "." else ""
+    raise InputError(f"model {name!r} is not there: {folder} holds {shown or 'nothing'}; correct the path{hub}")
 
 
 def fetch(name: str) -> tuple[Path, str]:
@@ -264,7 +276,7 @@ class _Hub:
 
     def _not_cached(self, place: str) -> InputError:
         why = self.unreachable or f"{self.endpoint} stopped answering"
-        remedy = "fetch it where there is a network and copy HF_HOME, or give a fair-esm .pt or a folder by its path"
+        remedy = "fetch it where there is a network and copy HF_HOME, or give a model that is here by its path"
         return InputError(f"{place} is not in the cache and {why}: {remedy}")
 
 

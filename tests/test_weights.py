@@ -216,10 +216,22 @@ def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
     assert list(forms) == ["huggingface", "fair-esm"]
     for path, message in [
         (tmp_path, r"no config\.json and 0 \.safetensors files"),
-        (tmp_path / "no.pt", "no file, folder or published name; choose one of"),
+        (tmp_path / "no.pt", rf"no\.pt' is not there: {tmp_path} holds .*esm2_small\.pt; correct the path$"),
+        (tmp_path / "no" / "no.pt", f"is not there: {tmp_path} holds esm2_small"),
+        ("no.pt", "no file, folder or published name; choose one of"),
     ]:
         with pytest.raises(InputError, match=message):
             load_model(path)
+
+
+def test_a_folder_of_ones_own_is_no_owner_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(10):
+        (tmp_path / "runs" / f"run{number}").mkdir(parents=True)
+    with pytest.raises(InputError) as raised:
+        load_model("runs/run10")
+    told = "holds run0, run1, run2, run3, run4, run5, run6, run7 and 2 more; correct the path, or write runs/run10@main"
+    assert str(raised.value) == f"model 'runs/run10' is not there: runs {told} for the hub's"
 
 
 def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
