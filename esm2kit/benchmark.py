@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from esm2kit.baselines import baseline_names, fit_baseline
-from esm2kit.benchmark_folder import file_key, finished, keep_earlier, write_predictions
+from esm2kit.benchmark_folder import file_key, finished, keep_earlier, model_folder, write_predictions
 from esm2kit.compare import compare
 from esm2kit.download import download_flip, obtainable
 from esm2kit.errors import InputError, refuse_unknown_choices
@@ -62,7 +62,8 @@ class BenchmarkConfig:
         allow_missing: leave out proteins without embeddings instead of refusing.
         device: auto takes a GPU if there is one.
         out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again;
-            benchmark/<model>/<task> if not given. A report of other settings that is there moves to its `earlier`.
+            benchmark/<model>/<task> if not given, with -- for each / of a model's path. A report of other settings
+            that is there moves to its `earlier`.
     """
 
     task: str = "secondary_structure"
@@ -109,7 +110,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     Raises: InputError with one line on what is wrong and what to do.
     """
     judged = config.embeddings or config.hiddens or config.model or "embeddings"
-    out_dir = Path(config.out_dir or Path("benchmark") / Path(judged).resolve().stem)
+    out_dir = Path(config.out_dir or Path("benchmark") / model_folder(judged))
     if config.tasks is None:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
         return _benchmark_one(config if config.out_dir else replace(config, out_dir=out_dir / folder))
@@ -214,7 +215,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
     write_predictions(out_dir / "predictions.npz", data, predictions)
     truth_M = data.targets[data.target_rows("test")]
     html = write_report(report, truth_M, predictions[rows[0]["name"]][0], out_dir)
-    logger.info("report: %s (%.0f s)", html, time.perf_counter() - start)
+    logger.info("%s, split %s: judged in %.0f s", data.task.name, data.split, time.perf_counter() - start)
     return report | {"html": str(html), "json": str(out_dir / "report.json")}
 
 

@@ -21,6 +21,13 @@ logger = logging.getLogger(__name__)
 FILES = ("predictions.npz", "report.html", "report.json")
 
 
+def model_folder(model: Path | str) -> str:
+    """What a model's folder is called: its name, or its path with -- for each /, so that no two models share one."""
+    path, here = Path(os.path.abspath(model)), Path.cwd()
+    parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts[1:]
+    return "--".join(parts) or here.name
+
+
 def keep_earlier(out_dir: Path, report: dict[str, Any]) -> None:
     """Make way for a report: one of another model, task or setting moves to a folder of its own in `earlier`.
 

@@ -15,14 +15,14 @@ from esm2kit import benchmark as stage
 from esm2kit.__main__ import main
 from esm2kit.baselines import fit_baseline
 from esm2kit.benchmark import BenchmarkConfig, benchmark
-from esm2kit.benchmark_folder import keep_earlier
+from esm2kit.benchmark_folder import keep_earlier, model_folder
 from esm2kit.checkpoint import write_checkpoint
 from esm2kit.compare import compare
 from esm2kit.embed import EmbedConfig, embed
 from esm2kit.errors import InputError
 from esm2kit.metrics import Interval, draw_counts
 from esm2kit.model import ESM2, ESM2Config
-from esm2kit.report import SCHEMA, read_report, sentence
+from esm2kit.report import SCHEMA, read_report, sentence, write_report
 from esm2kit.scoring import note_on_draws, row_of, score_fitted
 from esm2kit.tasks import load_task
 
@@ -146,8 +146,18 @@ def test_the_page_is_one_file_that_fetches_nothing(value_report):
     assert len(page.ids) == len(set(page.ids))
     assert "prefers-color-scheme: dark" in html
     assert html.count("currentColor") > 10
-    for name in ("small, ridge", "untrained small, ridge", "mean", "composition", "onehot_ridge"):
-        assert name in html
+    for name in ("small, ridge", "untrained small, ridge", "mean of train", "composition", "one-hot, linear"):
+        assert f"<td>{name} <small>" in html
+
+
+def test_the_first_sentence_names_every_rival_and_how_far_predictions_spread(value_report, tmp_path):
+    with np.load(Path(value_report["json"]).with_name("predictions.npz")) as stored:
+        truth, predicted = stored["truth"], stored["predicted/small, ridge"][0]
+    write_report(value_report, truth, predicted * 0.01, tmp_path)
+    lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
+    untrained = value_report["rows"][1]["metrics"]["spearman"]["value"]
+    assert f"; the same probe on an untrained encoder has {untrained:.3f}; the best baseline (" in lead
+    assert lead.endswith(f"spread {predicted.std() / truth.std() / 100:.0%} as wide as the measured values do.")
 
 
 def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
@@ -210,10 +220,13 @@ def test_a_report_that_cannot_be_read_is_kept_too(tmp_path):
     ("given", "folder"),
     [
         ({"task": "gb1", "model": "esm2_t6_8M_UR50D"}, "benchmark/esm2_t6_8M_UR50D/gb1"),
-        ({"task": "gb1", "split": "sampled", "model": "some/run"}, "benchmark/run/gb1_sampled"),
-        ({"task": "mine/stability.csv", "embeddings": Path("my_embeddings.h5")}, "benchmark/my_embeddings/stability"),
+        ({"task": "gb1", "split": "sampled", "model": "some/run"}, "benchmark/some--run/gb1_sampled"),
+        (
+            {"task": "mine/stability.csv", "embeddings": Path("my_embeddings.h5")},
+            "benchmark/my_embeddings.h5/stability",
+        ),
         ({"task": "gb1", "out_dir": Path("here")}, "here"),
-        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/last/gb1"),
+        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/some--last.safetensors/gb1"),
         ({"tasks": "gb1", "out_dir": Path("here")}, "here/gb1"),
     ],
 )
@@ -222,6 +235,16 @@ def test_every_model_and_task_has_a_folder_of_its_own(given, folder, monkeypatch
     monkeypatch.setattr(stage, "_benchmark_one", lambda config: folders.append(config.out_dir))
     benchmark(BenchmarkConfig(**given))
     assert folders == [Path(folder)]
+
+
+def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = model_folder("../pretrain")
+    assert outside == "--".join(tmp_path.parent.parts[1:]) + "--pretrain"
+    given = ("a/pretrain", tmp_path / "b" / "pretrain", "lab/model@main", "esm2_t6_8M_UR50D", ".")
+    assert [*map(model_folder, given)] == [
+        "a--pretrain", "b--pretrain", "lab--model@main", "esm2_t6_8M_UR50D", tmp_path.name
+    ]  # fmt: skip
 
 
 def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
@@ -459,9 +482,9 @@ def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belong
     one, two = (tmp_path / "comparison.html").read_text().split("<h2>")[1:]
     for section, pair in zip((one, two), found["pairs"], strict=True):
         assert section.count(f"<li>{pair['sentence']}</li>") == section.count("<li>") == 1
-    assert "<td>mean</td>" in one
-    assert f"<td>mean ({found['reports'][3]['name']})</td>" in two
-    assert "mean (" not in one
+    assert "<td>mean of train</td>" in one
+    assert f"<td>mean of train ({found['reports'][3]['name']})</td>" in two
+    assert "mean of train (" not in one
 
 
 def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
@@ -485,6 +508,8 @@ def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
         "A beats B by 0.300 [0.100, 0.500] in RMSE"
     )
     assert sentence("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+    level = sentence("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
+    assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (+ is lower RMSE, so better)")
     same = sentence("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
     assert same == "B and A: MCC differs by +1.000 in every draw, so there is no interval"
 
