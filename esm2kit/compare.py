@@ -15,7 +15,7 @@ from esm2kit.errors import InputError
 from esm2kit.flip import TASKS
 from esm2kit.metrics import Score, draw_counts, paired_difference, score_seeds
 from esm2kit.provenance import atomic_path, write_json
-from esm2kit.report import METRIC_NAMES, compared, figure, heads, metric_cell, number, read_report, render
+from esm2kit.report import METRIC_NAMES, compared, figure, heads, metric_cell, number, read_report, render, told_name
 from esm2kit.scoring import scorers_of
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
         seen: dict[str, Any] = {}
         for report in chosen:  # a baseline without a model is the same in every report, unless a limit was another
             for row in report["rows"][1:]:
-                name, values = row["name"], {metric: found["value"] for metric, found in row["metrics"].items()}
+                values = {metric: found["value"] for metric, found in row["metrics"].items()}
+                name = told_name(row["name"])
                 if row["kind"] != "baseline" or seen.get(name, values) != values:
                     name = f"{name} ({report['name']})"
                 if name not in seen:

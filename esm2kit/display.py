@@ -11,19 +11,12 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.report import METRIC_NAMES, best_baseline
+from esm2kit.metrics import LOWER_IS_BETTER
+from esm2kit.report import METRIC_NAMES, best_baseline, told_name
 
 SECONDS_BETWEEN_LINES = 5.0
 TWIN = "same probe on an untrained encoder"
 PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
-BASELINES = {
-    "majority": "majority class",
-    "mean": "mean of train",
-    "onehot_ridge": "one-hot, linear",
-    "onehot_cnn": "one-hot CNN",
-    "levenshtein_nearest": "nearest by edits",
-    "blosum62_nearest": "nearest by BLOSUM62",
-}
 
 
 def captioned(ax: Axes, caption: str) -> None:
@@ -65,7 +58,7 @@ def label(row: Mapping[str, Any]) -> str:
     probe = row["name"].rpartition(", ")[2]
     probe = f"{PROBES.get(probe, probe)} probe"
     on = {"probe": f"{probe} on the frozen encoder", "untrained": f"{probe} on an untrained encoder"}
-    return on.get(row["kind"]) or BASELINES.get(row["name"], row["name"])
+    return on.get(row["kind"]) or told_name(row["name"])
 
 
 def score_chart(report: Mapping[str, Any]) -> Axes:
@@ -110,15 +103,16 @@ def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
     """
     difference, low, high = pair["difference"], pair["low"], pair["high"]
     unit = "" if pair["metric"] == metric else f" in {METRIC_NAMES.get(pair['metric'], pair['metric'])}"
+    sign = " (+ is lower, so better)" if pair["metric"] in LOWER_IS_BETTER else ""
     if difference is None:
         return f"no figure to hold against {other.rstrip(',')}"
     if low is None or high is None:
-        return f"{difference:+.3f}{unit} from {other.rstrip(',')}, in every draw"
+        return f"{difference:+.3f}{unit}{sign} from {other.rstrip(',')}, in every draw"
     if low > 0:
         return f"ahead of {other} by {difference:.3f} [{low:.3f}, {high:.3f}]{unit}"
     if high < 0:
         return f"behind {other} by {-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit}"
-    return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sign}"
 
 
 def beats_all(report: Mapping[str, Any]) -> bool:

@@ -50,22 +50,34 @@ METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
 }  # fmt: skip
-# What kind of row it is, below its name; a baseline says how it was made.
+# A baseline's name for a reader; a row and the option `baselines` keep the short one.
+BASELINE_NAMES = {
+    "majority": "majority class", "mean": "mean of train", "onehot_ridge": "one-hot, linear",
+    "onehot_cnn": "one-hot CNN", "levenshtein_nearest": "nearest by edits", "blosum62_nearest": "nearest by BLOSUM62",
+}  # fmt: skip
+# What kind of row it is; a baseline says how it was made.
 ROLES = {
     "finetuned": "the encoder itself, trained on the labels",
-    "probe": "a probe on the frozen encoder",
-    "untrained": "the same probe, on an encoder of random weights",
+    "probe": "the probe on the frozen encoder",
+    "untrained": "the same probe on an untrained encoder",
 }
 # Stands for the page's text colour inside a figure, so that it follows light and dark.
 INK = "#0a0b0c"
+
+
+def told_name(name: str) -> str:
+    """A row's name as a reader is told it."""
+    return BASELINE_NAMES.get(name, name)
 
 
 def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     """ "B beats A by 1.2 [0.4, 2.0]", or that nothing was shown."""
     name = METRIC_NAMES.get(metric, metric)
     size, low, high = abs(difference.value), difference.low, difference.high
+    sign = f" (+ is lower {name}, so better)" if metric in LOWER_IS_BETTER else ""
     if math.isfinite(size) and not math.isfinite(low):
-        return f"{ours} and {theirs}: {name} differs by {difference.value:+.3f} in every draw, so there is no interval"
+        differs = f"{name} differs by {difference.value:+.3f}{sign} in every draw"
+        return f"{ours} and {theirs}: {differs}, so there is no interval"
     if not all(map(math.isfinite, difference)):
         return f"{ours} and {theirs}: {name} is undefined for one of them"
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
@@ -73,16 +85,15 @@ def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
         return f"{ours} beats {theirs} by {size:.3f} [{low:.3f}, {high:.3f}] in {name}{lower}"
     if high < 0:
         return f"{theirs} beats {ours} by {size:.3f} [{-high:.3f}, {-low:.3f}] in {name}{lower}"
-    return (
-        f"no difference shown between {ours} and {theirs}: {difference.value:+.3f} [{low:+.3f}, {high:+.3f}] in {name}"
-    )
+    between = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}] in {name}{sign}"
+    return f"no difference shown between {ours} and {theirs}: {between}"
 
 
 def compared(ours: str, theirs: str, metric: str, difference: Interval) -> dict[str, Any]:
     """An entry of `comparisons`, as the schema above has it."""
     value, low, high = map(finite, difference)
     pair = {"ours": ours, "theirs": theirs, "metric": metric, "difference": value, "low": low, "high": high}
-    return pair | {"sentence": sentence(ours, theirs, metric, difference)}
+    return pair | {"sentence": sentence(told_name(ours), told_name(theirs), metric, difference)}
 
 
 def comparisons(
@@ -159,7 +170,7 @@ def score_table(report: Mapping[str, Any]) -> dict[str, Any]:
         {
             "ours": place == 0,
             "cells": [
-                {"text": row["name"], "small": ROLES.get(row["kind"], row["note"])},
+                {"text": told_name(row["name"]), "small": ROLES.get(row["kind"], row["note"])},
                 *(metric_cell(row["metrics"].get(m)) for m in metrics),
             ],
         }
@@ -177,12 +188,12 @@ def _figures(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray
     columns = {end: [math.nan if s[end] is None else s[end] for s in scores] for end in ("value", "low", "high")}
     printed = {p["model"]: p["value"] for p in report["published"] if p["metric"] == headline}
     name = METRIC_NAMES.get(headline, headline)
-    alt = "; ".join(f"{row['name']} {number(score['value'])}" for row, score in zip(rows, scores, strict=True))
+    names = [told_name(row["name"]) for row in rows]
+    alt = "; ".join(f"{told} {number(score['value'])}" for told, score in zip(names, scores, strict=True))
     figures = [
         figure(
             lambda: plots.scores_beside_baselines(
-                [row["name"] for row in rows], columns["value"], columns["low"], columns["high"], name,
-                ours=[first["name"]], published=printed,
+                names, columns["value"], columns["low"], columns["high"], name, ours=names[:1], published=printed
             ),
             "scores", f"{name} on test: {alt}",
             f"{name} of {first['name']} (blue) and of what it has to beat"
@@ -255,7 +266,13 @@ def _sections(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarra
         sections.append({"title": "Beside published figures", "table": {"heads": head, "rows": rows}})
     if report["notes"]:
         sections.append({"title": "Read with care", "points": report["notes"]})
-    settings = [f"{row['name']}: {row['note']} ({row['seconds']:.1f} s)" for row in report["rows"] if row["note"]]
+    # a baseline's short name too, which is what the option `baselines` takes
+    short = {name: f"{told} ({name})" for name, told in BASELINE_NAMES.items()}
+    settings = [
+        f"{short.get(row['name'], row['name'])}: {row['note']} ({row['seconds']:.1f} s)"
+        for row in report["rows"]
+        if row["note"]
+    ]
     sections.append({"title": "How each row was made", "points": settings})
     task = report["task"]
     sections.append(
@@ -275,6 +292,23 @@ def render(title: str, lead: str, facts: Sequence[str], sections: Sequence[Mappi
     return page.render(title=title, lead=lead, facts=facts, sections=sections)
 
 
+def _lead(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray) -> str:
+    """The first row's figure and its rivals', in a sentence; of values also how far the predictions spread."""
+    task, first, best = report["task"], report["rows"][0], best_baseline(report)
+    metric = task["metric"]
+    score = first["metrics"][metric]
+    unit = f" {task['unit']}" if task["unit"] and metric == "rmse" else ""
+    between = "" if score["low"] is None else f", 95% interval {number(score['low'])} to {number(score['high'])}"
+    rivals = {ROLES[row["kind"]]: row for row in report["rows"][1:] if row["kind"] in ROLES}
+    rivals |= {f"the best baseline ({told_name(best['name'])})": best} if best else {}
+    told = "".join(f"; {rival} has {number(row['metrics'][metric]['value'])}" for rival, row in rivals.items())
+    lead = f"{first['name']}: {METRIC_NAMES.get(metric, metric)} {number(score['value'])}{unit}{between}{told}."
+    if task["target"] == "value" and np.std(truth) > 0:
+        spread = f"{np.std(predicted) / np.std(truth):.0%} as wide as the measured values do"
+        lead += f" Its predictions{' (first seed)' if first['seeds'] else ''} spread {spread}."
+    return lead
+
+
 def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.ndarray, out_dir: Path) -> Path:
     """Write report.json and report.html, each whole or not at all.
 
@@ -285,27 +319,14 @@ def write_report(report: Mapping[str, Any], truth: np.ndarray, predicted: np.nda
         out_dir: folder for both.
     Returns: path of the HTML.
     """
-    task, first = report["task"], report["rows"][0]
-    score = first["metrics"][task["metric"]]
-    name = METRIC_NAMES.get(task["metric"], task["metric"])
-    unit = f" {task['unit']}" if task["unit"] and task["metric"] == "rmse" else ""
-    between = "" if score["low"] is None else f", 95% interval {number(score['low'])} to {number(score['high'])}"
-    rivals = {
-        "the probe on the frozen encoder": next((row for row in report["rows"][1:] if row["kind"] == "probe"), None)
-    }
-    best = best_baseline(report)
-    rivals |= {f"the best baseline, {best['name']},": best} if best else {}
-    told = "".join(
-        f"; {rival} has {number(row['metrics'][task['metric']]['value'])}" for rival, row in rivals.items() if row
-    )
-    lead = f"{first['name']}: {name} {number(score['value'])}{unit}{between}{told}."
-    sizes = task["sizes"]
+    task, sizes = report["task"], report["task"]["sizes"]
     light = f"FLIP's traffic light: {task['traffic_light']}. " if task["traffic_light"] else ""
     facts = [
         f"{task['level'].capitalize()} task, target: {task['target']}. {light}Proteins: {sizes['train']:,} train, "
         f"{sizes['validation']:,} validation, {sizes['test']:,} test; {task['scored_test']:,} targets scored.",
     ]
-    html = render(f"{task['name']}, split {task['split']}", lead, facts, _sections(report, truth, predicted))
+    lead, sections = _lead(report, truth, predicted), _sections(report, truth, predicted)
+    html = render(f"{task['name']}, split {task['split']}", lead, facts, sections)
     write_json(Path(out_dir) / "report.json", report)
     with atomic_path(Path(out_dir) / "report.html") as part:
         part.write_text(html, encoding="utf-8")

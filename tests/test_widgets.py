@@ -477,6 +477,8 @@ def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
     assert verdict(told).endswith("has no figure: no figure to hold against the best baseline, mean of train (0.600).")
     told = report(row("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
     assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(told)
+    told["comparisons"][0] |= {"metric": "rmse", "low": -0.1, "high": 0.5}
+    assert verdict(told).endswith(": +0.250 [-0.100, +0.500] (+ is lower, so better).")
 
 
 def test_all_tasks_in_one_sentence() -> None:
