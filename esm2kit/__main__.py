@@ -27,6 +27,8 @@ New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLa
 """
 # Workers fail alike for the most part: the others wait until torchrun, told by the first one's end, has stopped them.
 SECONDS_FOR_THE_FIRST = 10
+# what a person on a terminal is told of a result: the first of these that it has; other stages' last lines name a file
+CLOSING = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
 # what the system says of a place that cannot be written, where a person can choose another or make room
 MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
@@ -59,6 +61,12 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(SECONDS_FOR_THE_FIRST)
         print(f"esm2kit: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "esm2kit").startswith("esm2kit"):
+            raise
+        mend = "`make setup` and `source .venv/bin/activate`, or install esm2kit into this Python"
+        print(f"esm2kit: {sys.executable} lacks the package {error.name}: {mend}", file=sys.stderr)
+        return 2
     except OSError as error:
         # BrokenPipeError is one of these: the reader of our output, `head` say, has seen enough
         if isinstance(error, BrokenPipeError):
@@ -78,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
         raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
-    from esm2kit.arguments import parse
+    from esm2kit.arguments import check_names, parse
 
     stage = STAGES[name]
+    check_names(stage.module, stage.config, f"esm2kit {name}", arguments, stage.bare, stage.example)
     module = importlib.import_module(f"esm2kit.{stage.module}")
     config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
     if stage.trains and not is_worker():
@@ -94,19 +103,26 @@ def _run(name: str, arguments: list[str]) -> int:
             trainer.check_devices(config)
             launch.become(name, config)
     result = getattr(module, stage.function)(config)
-    summary = summarise(result)
+    summary = summarise(result, sys.stdout.isatty())
     if summary:
         print(summary)
     return 0
 
 
-def summarise(result: Any) -> str:
-    """A stage's result in one line of JSON, the long parts left to the files it names."""
+def summarise(result: Any, on_terminal: bool = False) -> str:
+    """A stage's result in one line: JSON for a program, the long parts left to the files it names; for a person a path.
+
+    Args:
+        result: of the stage's function; text is told as it is.
+        on_terminal: a person reads it.
+    """
     from esm2kit.provenance import to_json
 
     plain = to_json(result._asdict() if hasattr(result, "_asdict") else result)  # embed's is a NamedTuple
     if not isinstance(plain, dict) or not plain:
         return str(plain or "")
+    if on_terminal:
+        return next((f"{told}: {plain[name]}" for name, told in CLOSING.items() if plain.get(name)), "")
     return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})
 
 

@@ -1,10 +1,12 @@
 """Words of a command line -> a stage's dataclass, or one line on the word that is wrong."""
 
+import ast
 import dataclasses
 import json
 import re
 import types
 from collections import deque
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,14 +48,45 @@ def parse(config_class: type, program: str, words: list[str], bare: str = "", ex
     return config_class(**{name: parsed[name] for name in hints})
 
 
+def check_names(module: str, config_class: str, program: str, words: list[str], bare: str, example: str) -> None:
+    """Refuse a parameter that is unknown or left out before the stage is imported, which takes seconds.
+
+    Args:
+        module: the stage's room.
+        config_class: its dataclass, there or imported there.
+        program, words, bare, example: as for `parse`.
+    Raises: InputError, in the words of `parse`.
+    """
+    fields = fields_in(module, config_class)
+    given = {_known(word, fields, bare, program).removesuffix("+") for word in words if _is_name(word)}
+    # whose a word without a name is takes the fields' types to tell, but for the one that comes first
+    unsure = words and [*map(_is_name, words[:2])] not in ([False], [False, True])
+    if unsure or given & {"", "config"}:
+        return
+    given |= {bare} if words else set()
+    missing = [name for name, needed in fields.items() if needed and name not in given]
+    if missing:
+        raise InputError(_left_out(missing, example))
+
+
+def fields_in(module: str, config_class: str) -> dict[str, bool]:
+    """A dataclass's fields by name, and whether each must be given, as its source has them."""
+    for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == config_class:
+            return {line.target.id: line.value is None for line in node.body if isinstance(line, ast.AnnAssign)}
+        if isinstance(node, ast.ImportFrom) and config_class in (alias.name for alias in node.names):
+            return fields_in(node.module.removeprefix("esm2kit."), config_class)
+    raise LookupError(f"{module} has no {config_class}")
+
+
 def _parser(config_class: type, program: str, bare: str, example: str) -> ArgumentParser:
     stands = f"[{bare.upper()}] " if bare else ""
-    summary = (config_class.__doc__ or "").split("\n", 1)[0]
+    summary = [" ".join(part.split()) for part in (config_class.__doc__ or "").split("Args:")[0].split("\n\n")]
     told = f"{bare.upper()} is --{bare} without its name." if bare else ""
     parser = ArgumentParser(
         prog=program,
         usage=f"{program} {stands}[--key value ...] [--config file.yaml]",
-        description="\n".join(filter(None, [summary, told, f"  {example}" if example else ""])),
+        description="\n".join(filter(None, [*summary, told, f"  {example}" if example else ""])),
         formatter_class=Help,
         exit_on_error=False,
     )
@@ -80,6 +113,8 @@ class Help(DefaultHelpFormatter):
     def _format_action_invocation(self, action: Any) -> str:
         action = copy(action)
         action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        short = [name for name, field in SHORT_FORMS.items() if field.removesuffix("+") in action.option_strings]
+        action.option_strings = [*short, *action.option_strings]
         if _list_of(getattr(action, "_typehint", None)):
             action.metavar = f"{action.dest.upper()} ..."
         return super()._format_action_invocation(action)
@@ -120,19 +155,12 @@ def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> 
         if not _is_name(word):
             alone.append(word)
             continue
-        name, equals, value = word.partition("=")
-        if "from_notebook" in hints:
-            name = SHORT_FORMS.get(name, name)
-        if name in ("-h", "--help", "--print_config"):
+        key = _known(word, hints, bare, program)
+        if not key:
             given.append(("", word))
             continue
-        key = name.lstrip("-")
+        _, equals, value = word.partition("=")
         field = key.removesuffix("+")
-        if field not in (*hints, "config") or not name.startswith("--"):
-            # --fasta where there are train_fasta and test_fasta means the first
-            near = bare if field in bare.split("_") else closest(field, hints)
-            told = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
-            raise InputError(f"unknown parameter {name}; {told}")
         hint = hints.get(field, Path)
         if not equals:
             appending = key != field
@@ -148,6 +176,23 @@ def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> 
     if len(alone) > 1 and not _list_of(hints[bare]):
         raise InputError(f"{bare} is {wanted(hints[bare])}, found {len(alone)}: {', '.join(alone)}")
     return [*given, (bare, _value(f"--{bare}", hints[bare], alone))] if alone else given
+
+
+def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
+    """The parameter that a word names, with its + where it has one; "" for --help and its like."""
+    name = word.partition("=")[0]
+    if "from_notebook" in fields:
+        name = SHORT_FORMS.get(name, name)
+    if name in ("-h", "--help", "--print_config"):
+        return ""
+    key = name.lstrip("-")
+    field = key.removesuffix("+")
+    if field not in (*fields, "config") or not name.startswith("--"):
+        # --fasta where there are train_fasta and test_fasta means the first
+        near = bare if field in bare.split("_") else closest(field, fields)
+        told = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
+        raise InputError(f"unknown parameter {name}; {told}")
+    return key
 
 
 def _is_name(word: str) -> bool:
@@ -205,10 +250,7 @@ def _told(said: str, given: list[tuple[str, str]], hints: dict[str, Any], exampl
     """jsonargparse's refusal in one line of ours: the parameter, what was found, what is allowed."""
     missing, refused = REQUIRED.search(said), REFUSED.search(said)
     if missing:
-        *names, last = (f"--{name}" for name in missing[1].split(", "))
-        return f"{', '.join(names)}{' and ' if names else ''}{last} must be given" + (
-            f", as in `{example}`" if example else ""
-        )
+        return _left_out(missing[1].split(", "), example)
     if refused is None or refused[1] not in hints:
         return said
     field = refused[1]
@@ -218,3 +260,9 @@ def _told(said: str, given: list[tuple[str, str]], hints: dict[str, Any], exampl
     # gpu is nearer to cpu than to cuda: a slip of the finger is rarely the first letter
     near = closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
     return f"--{field} wants {wanted(hints[field])}, found {found!r}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _left_out(fields: list[str], example: str) -> str:
+    *names, last = (f"--{name}" for name in fields)
+    told = f"{', '.join(names)}{' and ' if names else ''}{last} must be given"
+    return f"{told}, as in `{example}`" if example else told

@@ -141,3 +141,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_a_result_with_named_fields_is_told_by_name() -> None:
     told = json.loads(summarise(EmbedResult(Path("a_embeddings.h5"), None, 5, [Path("a_embeddings.h5")])))
     assert told == {"embeddings": "a_embeddings.h5", "hiddens": None, "num_proteins": 5}
+
+
+def test_a_person_on_a_terminal_reads_a_path_and_no_json() -> None:
+    result = {"finished": True, "predictions": "run/predictions.npz", "html": Path("run/report.html")}
+    assert summarise(result, on_terminal=True) == "report: run/report.html"
+    assert summarise(result | {"html": None}, on_terminal=True) == "predictions: run/predictions.npz"
+    assert summarise({"step": 3}, on_terminal=True) == ""
+    assert summarise("two\nlines", on_terminal=True) == "two\nlines"
