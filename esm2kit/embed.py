@@ -302,9 +302,8 @@ def _there(targets: dict[Output, Path], settings: str, replace: bool) -> dict[Ou
             there[output] = int(attributes["num_proteins"])
         elif not replace:
             made = f"with another {', '.join(differing)}" if differing else "from something else"
-            raise InputError(
-                f"{target} is there already, made {made}: --restart replaces it, another --name keeps both"
-            )
+            remedy = "--restart replaces it, another --name keeps both"
+            raise InputError(f"{target} is there already, made {made}: {remedy}")
     return there
 
 

@@ -115,6 +115,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
                 save_merged(load_finetuned(folder), folder / "merged.safetensors")
             if config.export_hf:
                 save_hf_classifier(load_finetuned(folder), folder / "huggingface")
+        logger.info("wrote %s", ", ".join(map(str, models)))
     else:
         logger.info("stopped at update %d of %d; the same command goes on", runs[-1].step, runs[-1].config.max_steps)
     write_json(out_dir / "finetune.json", result | {"provenance": manifest})

@@ -75,6 +75,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
     count, started, told = 0, time.monotonic(), time.monotonic()
+    if out.exists():
+        logger.info("%s is there and will be replaced; another --out keeps both", out)
     writer = _table if out.suffix in SUFFIXES else _hdf5
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
     with atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
