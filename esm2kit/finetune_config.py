@@ -32,6 +32,9 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 class FinetuneConfig:
     """Fine-tune an ESM-2 with a head on a labelled task.
 
+    Usually enough: task, data_dir, model, mode and out_dir, then epochs, lr, patience and seeds. What is null and has
+    a value of the preset below gets it; in brackets what preset schmirler has instead.
+
     Args:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
         split: of the task; FLIP's default if not given.
@@ -42,43 +45,48 @@ class FinetuneConfig:
         model: where to begin: official name, fair-esm .pt, Hugging Face folder, or our checkpoint.
         untrained_seed: begin with the model's architecture and random weights from this seed instead.
         head_from: begin with the head of this fine-tuned model instead of a fresh one.
-        preset: fills what is not given below: esm2kit, or schmirler for the published recipe.
+        preset: fills what is null below: esm2kit, or schmirler for the published recipe.
         mode: train all (full), the last_n layers, low-rank adapters (lora), or the head alone (frozen).
         last_n: layers that mode last_n trains, counted from the last.
-        lora_rank: rank of the adapters.
-        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+        lora_rank: rank of the adapters; the preset's is 8 [4].
+        lora_alpha: adapters are scaled by lora_alpha / lora_rank; the preset's is 16 [1].
         lora_targets: matrices that get adapters: q_proj, k_proj, v_proj, out_proj, fc1, fc2.
-        lora_biases: mode lora also trains the layers' biases.
+        lora_biases: mode lora also trains the layers' biases; the preset's is false [true].
         head: fnn (on the mean over residues, or on each), cnn (residues), light_attention (proteins), or hf, the heads
-            of transformers' EsmForSequenceClassification and EsmForTokenClassification.
+            of transformers' EsmForSequenceClassification and EsmForTokenClassification; the preset's is fnn, for
+            residue tasks cnn [hf].
         hidden: hidden units of the head; 0 for as many as the model is wide.
-        dropout: share of the head's hidden units set to zero while training.
-        standardize: z-score what the head reads by its moments on train; for mode frozen, where they stand still.
-        scale_targets: z-score values on train while training; predictions are in the target's unit either way.
+        dropout: share of the head's hidden units set to zero while training; the preset's is 0.25 [0].
+        standardize: z-score what the head reads by its moments on train; for mode frozen, where they stand still;
+            the preset's is true in that mode, else false [false].
+        scale_targets: z-score values on train while training; predictions are in the target's unit either way;
+            the preset's is true [false].
         class_weights: weigh every class of train the same.
         limit: proteins of each set at most, a stratified draw.
         seeds: of head, adapters, order and dropout; each is a run of its own.
-        epochs: passes over train.
+        epochs: passes over train; the preset's are 10 [5 to 50 by task and mode].
         max_steps: updates in all, instead of epochs.
-        lr: peak learning rate.
+        lr: peak learning rate; the preset's is 1e-4, in mode lora 3e-4, frozen 1e-3 [2e-5, in mode lora 3e-4].
         head_lr: of the head; by default lr.
         layer_lr_decay: every layer's rate is this times that of the layer above it; 1 gives all the same.
-        warmup_steps: updates of linear warm-up; a twentieth of all where neither this nor the preset says.
-        schedule: what follows warm-up: linear to zero, cosine to zero, or constant.
-        weight_decay: decoupled weight decay.
+        warmup_steps: updates of linear warm-up; if not given a twentieth of all [0].
+        schedule: what follows warm-up: linear to zero, cosine to zero, or constant; the preset's is linear, in mode
+            frozen constant [constant].
+        weight_decay: decoupled weight decay; the preset's is 0 [0].
         beta1: AdamW's decay of the gradient average.
         beta2: AdamW's decay of the squared-gradient average.
         eps: AdamW's epsilon.
         gradient_clip_val: largest total gradient norm; 0 leaves gradients as they are.
         patience: validations without a better val_loss before the run stops; null trains to the end.
-        validations_per_epoch: how often to validate and save.
+        validations_per_epoch: how often to validate and save; the preset's is 1 [1 to 20 by task and mode].
         val_check_interval: updates between validations, instead.
         devices: devices of one node.
         num_nodes: nodes.
         strategy: ddp, fsdp2, or auto (ddp where there is more than one data-parallel rank).
-        micro_batch_size: sequences one device holds at a time.
-        accumulate_grad_batches: micro-batches a device works through for one update.
-        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
+        micro_batch_size: sequences one device holds at a time; 8 where nothing else says.
+        accumulate_grad_batches: micro-batches a device works through for one update; 1 where nothing else says.
+        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks
+            [8, for residue tasks 1].
         max_tokens: train on windows of so many tokens of longer sequences, BOS and EOS included; predict by windows.
         precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
             throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.

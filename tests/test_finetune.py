@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -529,6 +531,27 @@ def test_a_loss_that_is_no_number_names_the_sequences(tmp_path, tasks, tiny) -> 
     told = r"update 2: loss .*; weights are as after update 1\. Its sequences: p\d+, "
     with pytest.raises(InputError, match=told):
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+
+
+@pytest.mark.parametrize("preset", ["esm2kit", "schmirler"])
+@pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
+def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
+    told = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", inspect.getdoc(FinetuneConfig), re.M | re.S))
+    config, derived = FinetuneConfig(preset=preset, mode=mode), ("max_steps", "head_lr", "val_check_interval")
+    for task in ("gb1", "secondary_structure"):
+        filled = settled(config, TASKS[task], 1000)
+        names = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
+        for name in names:
+            value = getattr(filled, name)
+            if value is None or name in derived or (name, preset) == ("warmup_steps", "esm2kit"):
+                continue
+            own, _, published = " ".join(told[name].split()).partition("[")
+            said = own.partition("the preset's")[2] if preset == "esm2kit" else published
+            numbers = [float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", said)]
+            if isinstance(value, str | bool):
+                assert str(value).lower() in said, name
+            else:
+                assert value in numbers or (" to " in said and numbers[0] <= value <= numbers[1]), name
 
 
 def test_published_recipe() -> None:
