@@ -32,8 +32,8 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 class FinetuneConfig:
     """Fine-tune an ESM-2 with a head on a labelled task.
 
-    Usually enough: task, data_dir, model, mode and out_dir, then epochs, lr, patience and seeds. What is null and has
-    a value of the preset below gets it; in brackets what preset schmirler has instead.
+    Usually enough: task, data_dir, model, mode and out_dir, then epochs, lr, patience and seeds. Where a
+    default is null, the preset's value told below applies, in brackets that of preset schmirler.
 
     Args:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
