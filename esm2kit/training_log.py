@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
 # with an update and a validation on top still under the half minute after which a reader begins to wonder
 MOST_SECONDS_BETWEEN_LINES = 20.0
 UPDATES_BETWEEN_TRIMS = 10
+# a line's rates and time left are of about the last minute of training: on a shared machine the mean since the start
+# tells of hours that are over
+RATE_SECONDS = 60.0
 
 
 class TrainingLog(Callback):
@@ -49,6 +53,9 @@ class TrainingLog(Callback):
         self.tokens, self.flops, self.started, self.last_line = 0.0, 0.0, 0.0, 0.0
         self.ceiling = 0.0
         self.interval_tokens, self.interval_started, self.validation_started = 0.0, 0.0, 0.0
+        self.validating = 0.0
+        # seconds of training, updates, tokens and FLOP at the lines of the last minute and the one before
+        self.looks: deque[tuple[float, int, float, float]] = deque()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -63,6 +70,7 @@ class TrainingLog(Callback):
                 writer.writeheader()
                 writer.writerows(kept)
         self.started = self.interval_started = time.monotonic()
+        self.validating, self.looks = 0.0, deque([(0.0, self.first_step, 0.0, 0.0)])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         now, update = time.monotonic(), module.update
@@ -81,15 +89,26 @@ class TrainingLog(Callback):
         pause = max(SECONDS_BETWEEN_LINES, pause)
         if now - self.last_line > pause or module.step in (self.first_step + 1, end):
             self.last_line = now
-            elapsed = now - self.started
-            left = elapsed / (module.step - self.first_step) * (end - module.step)
+            seconds, updates, tokens, flops = self._last_minute(now, module.step)
+            # validations will go on taking the share of the time that they took so far
+            share = (now - self.started) / max(now - self.started - self.validating, 1e-9)
+            left = seconds / updates * (end - module.step) * share
             logger.info(
                 "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s%s  %s left",
-                *(module.step, end, update["train_loss"], update["lr"], f"{self.tokens / elapsed:,.0f}"),
-                f"  MFU {self.flops / elapsed / self.ceiling:.0%}" if self.flops and self.ceiling else "",
+                *(module.step, end, update["train_loss"], update["lr"], f"{tokens / seconds:,.0f}"),
+                f"  MFU {flops / seconds / self.ceiling:.0%}" if self.flops and self.ceiling else "",
                 f"  {memory_held(module.device, peak=True) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
             )
+
+    def _last_minute(self, now: float, step: int) -> tuple[float, int, float, float]:
+        """Seconds of training, updates, tokens and FLOP since the line of about a minute ago."""
+        here = (now - self.started - self.validating, step, self.tokens, self.flops)
+        while len(self.looks) > 1 and here[0] - self.looks[1][0] >= RATE_SECONDS:
+            self.looks.popleft()
+        seconds, updates, tokens, flops = (one - other for one, other in zip(here, self.looks[0], strict=True))
+        self.looks.append(here)
+        return max(seconds, 1e-9), max(updates, 1), tokens, flops
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.validation_started = time.monotonic()
@@ -101,7 +120,9 @@ class TrainingLog(Callback):
         floor = "" if self.floor is None else f"  (unigram floor {self.floor:.4f})"
         logger.info("update %d  %s%s", module.step, told, floor)
         # a validation is not training time
-        self.interval_started += time.monotonic() - self.validation_started
+        took = time.monotonic() - self.validation_started
+        self.interval_started += took
+        self.validating += took
 
     def _append(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
         if trainer.is_global_zero:

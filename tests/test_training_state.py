@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +78,31 @@ def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) 
     assert path.read_bytes() == before
     log.on_train_start(trainer, module)
     assert [row["step"] for row in read_metrics(path)] == ["1", "2"], "of updates after the checkpoint none is kept"
+
+
+def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeypatch, caplog) -> None:
+    """60 updates of a second, 56 of five, and a validation of 120 s between: the line is of the last minute."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, strftime=time.strftime, gmtime=time.gmtime)
+    monkeypatch.setattr(training_log, "time", clock)
+    monkeypatch.setattr(training_log, "_rate", lambda *arguments: 0.0)
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1, loggers=[])
+    config = SimpleNamespace(precision="32-true", max_steps=200)
+    update = {"train_loss": 2.9, "lr": 1e-3, "grad_norm": 1.0, "tokens": 50.0}
+    module = SimpleNamespace(device=torch.device("cpu"), config=config, update=update, validation={"val_loss": 2.9})
+    log = TrainingLog(tmp_path, 10, None, 0)
+    log.on_train_start(trainer, module)
+    with caplog.at_level(logging.INFO, "esm2kit.training_log"):
+        for module.step in range(1, 117):
+            clock.now += 1.0 if module.step <= 60 else 5.0
+            log.on_train_batch_end(trainer, module)
+            if module.step == 60:
+                log.on_validation_start(trainer, module)
+                clock.now += 120.0
+                log.on_validation_end(trainer, module)
+    last = [record.getMessage() for record in caplog.records if "left" in record.getMessage()][-1]
+    assert last.startswith("update 116/200  loss 2.9000  lr 1.00e-03  10 tokens/s"), last
+    # 84 updates of five seconds, and validations on top, which have taken 120 s beside 340 s of training
+    assert last.endswith("00:09:28 left"), last
 
 
 def test_what_an_optimizer_held_goes_where_its_parameters_are() -> None:
