@@ -69,7 +69,7 @@ def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None 
         odds_TL.T, "hidden residue", "guess", "log2 of times likelier\nthan by frequency", letters, sequence, 0.0, ax
     )
     true = [(place + 0.5, letters.index(letter) + 0.5) for place, letter in enumerate(sequence) if letter in letters]
-    ax.scatter(*np.array(true).T, s=9, color="black", linewidths=0)
+    ax.scatter(*np.array(true).T, s=14, color="black", edgecolors="white", linewidths=0.8)
     return ax
 
 

@@ -35,7 +35,7 @@ def pair_map(
     scale = {"cmap": "Blues", "vmin": 0, "vmax": 1}
     if not probability:
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
-        scale = {"cmap": "PuOr_r", "vmin": -end, "vmax": end}
+        scale = {"cmap": "PuOr", "vmin": -end, "vmax": end}
     title = f"above the diagonal: {upper}\nbelow: {lower}"
     ax = _axes(ax, 5.2, 4.6)
     ends = (0.5, len(shown) + 0.5)

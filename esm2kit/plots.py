@@ -1,6 +1,7 @@
 """Figures from arrays: every function draws into Axes and returns them; colours hold for colour-blind eyes."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 PALETTE = sns.color_palette("colorblind")
 OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
+VALIDATION = PALETTE[1]  # in every figure of a training, alone or beside its training curve
 QUIET = "#c8c8c8"
 MAX_POINTS = 20_000
 MAX_BINS = 40
@@ -32,7 +34,7 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
 
     Args:
         num_residues_P: residues of every protein.
-        max_residues: where training crops; drawn as a line.
+        max_residues: where training crops; drawn as a line where proteins come near it.
     """
     ax = _axes(ax)
     counts = np.asarray(num_residues_P)
@@ -43,24 +45,27 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
-    if max_residues is not None:
+    if max_residues is not None and max_residues < 1.2 * counts.max():  # a line far off would empty half the axis
         ax.axvline(max_residues, color=TRUTH, linestyle="--", label=f"crop at {max_residues:,} residues")
         ax.legend(frameon=False)
     return _finish(ax, "residues per protein", "proteins")
 
 
 def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
-    """How many members clusters have, both axes logarithmic."""
+    """How many members clusters have: a bar for one, two, up to four, up to eight and so on; counts logarithmic."""
     ax = _axes(ax)
-    sizes = np.asarray(num_members_C)
-    edges = np.unique(np.geomspace(1, max(2, sizes.max() + 1), 30).astype(int))
-    ax.hist(sizes, bins=edges, color=OURS, edgecolor="none", log=True)
-    ax.set_xscale("log")
-    ax.set_ylim(bottom=0.7)  # a bin that holds one cluster is to be seen
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else ""))
-        axis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
+    edges = [0, 1]
+    while edges[-1] < np.max(num_members_C):
+        edges.append(2 * edges[-1])
+    names = [f"{low + 1:,}" if high - low == 1 else f"{low + 1:,} to {high:,}" for low, high in pairwise(edges)]
+    # at places, not names: their order is the axis's
+    ax.bar(range(len(names)), np.histogram(num_members_C, np.array(edges) + 0.5)[0], width=0.9, color=OURS)
+    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 7 else 0)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=0.7)  # a bar of one cluster is to be seen
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else ""))
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
     return _finish(ax, "members per cluster", "clusters")
 
 
@@ -89,14 +94,14 @@ def perplexity_curves(
     unigram_floor: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Perplexity over training steps; 20 is a uniform guess.
+    """Validation perplexity over training steps; 20 is a uniform guess.
 
     Args:
         curves: name -> (steps, perplexities).
         unigram_floor: perplexity of guessing by residue frequencies, on the same split.
     """
     ax = _axes(ax)
-    for colour, (name, (steps, values)) in zip(PALETTE, curves.items(), strict=False):
+    for colour, (name, (steps, values)) in zip([VALIDATION, *PALETTE[2:]], curves.items(), strict=False):
         ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
     _guide_lines(ax, {"uniform guess": None, "unigram guess": unigram_floor})
     return _finish(ax, "update", "perplexity")
@@ -306,11 +311,11 @@ def learning_curves(
     ax = _axes(ax)
     train, validation = (np.asarray(losses, dtype=float) for losses in (train_loss_ES, validation_loss_ES))
     epochs = np.arange(1, len(train) + 1)
-    for values, colour, name in ((train, OTHERS, "train"), (validation, OURS, "validation")):
+    for values, colour, name in ((train, OTHERS, "train"), (validation, VALIDATION, "validation")):
         for seed in range(values.shape[1]):
             ax.plot(epochs, values[:, seed], color=colour, linewidth=1, alpha=0.8, label=name if seed == 0 else None)
     for seed, epoch in enumerate(kept_epochs):
-        ax.plot(epoch, validation[epoch - 1, seed], marker="o", markersize=4, color=OURS)
+        ax.plot(epoch, validation[epoch - 1, seed], marker="o", markersize=4, color=VALIDATION)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if np.nanmin(train) > 0 and np.nanmax(train) / np.nanmin(train) > 30:
         ax.set_yscale("log")

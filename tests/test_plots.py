@@ -146,10 +146,24 @@ def test_counts_and_residues_have_whole_ticks():
     ):
         ax.figure.draw_without_rendering()
         for axis in (ax.xaxis, ax.yaxis):
+            if any(" to " in text.get_text() for text in axis.get_ticklabels()):
+                continue  # sizes of clusters, which stand as `5 to 8`
             told = [text.get_text() for text in axis.get_ticklabels() if text.get_text()]
             assert told
             assert all(text.replace(",", "").isdigit() for text in told), told
             assert len(told) == len(set(told)), "a tick that was rounded stands twice"
+
+
+def test_clusters_are_counted_by_doubling_sizes_and_each_once():
+    ax = plots.cluster_size_histogram(np.array([1] * 40 + [2] * 9 + [3, 4, 4, 5, 8, 9]))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "3 to 4", "5 to 8", "9 to 16"]
+    assert [bar.get_height() for bar in ax.patches] == [40, 9, 3, 2, 1]
+
+
+def test_a_crop_far_beyond_the_longest_protein_does_not_widen_the_axis():
+    far, near = (plots.length_histogram(np.array([50, 400]), max_residues=limit) for limit in (1022, 420))
+    assert (len(far.lines), len(near.lines)) == (0, 1)
+    assert far.get_xlim()[1] < 450
 
 
 def test_residues_are_counted_in_bins_of_equal_whole_width():
