@@ -178,7 +178,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         notes.append(f"{len(spec.labels)} distinct integer targets are taken for classes; set target to value if not")
     if dropped:
         notes.append(
-            f"{dropped} records of {sources['split'].path.name} are outside the split (no SET) and were dropped"
+            f"{dropped} records of {sources['split'].path.name} are outside the split (no set) and were dropped"
         )
     data = _pack(spec, split, rows, sources)
     _check_sets(data, sources["split"])
@@ -253,7 +253,7 @@ def _check_sets(data: TaskData, source: Source) -> None:
 
 
 def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
-    """Compare sizes with FLIP's, refuse one secondary_structure test set under the other's name, name leaks."""
+    """Compare sizes with FLIP's, refuse one secondary_structure test set under the other's name, name flaws."""
     task, sizes = data.task, data.sizes
     expected = task.splits.get(data.split, Split())
     for other in TASKS.values():
@@ -281,4 +281,7 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")
+    classes = np.unique(data.targets[data.target_rows("train")])
+    if task.target == "class" and len(classes) == 1:
+        notes.append(f"train has one class only, {task.labels[classes[0]]!r}: a constant is right, and no score counts")
     return dataclasses.replace(data, official=official, notes=tuple(dict.fromkeys(notes)))

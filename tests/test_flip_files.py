@@ -151,6 +151,13 @@ def test_a_number_among_texts_is_a_class(tmp_path):
     assert load_task("t", None, folder).task.labels == ("7", "low")
 
 
+def test_one_class_only_is_noted(tmp_path, caplog):
+    caplog.set_level("INFO", "esm2kit")
+    data = load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*["low"] * 10)}))
+    assert "train has one class only, 'low': a constant is right, and no score counts" in data.notes
+    assert "train has one class only" in caplog.text
+
+
 @pytest.mark.parametrize("many", [1, 10])
 def test_decimal_commas_are_refused_with_the_row(tmp_path, many):
     folder = write(tmp_path, {"t.csv": TABLE.format(*["60.5"] * (10 - many), *['"60,5"'] * many)})

@@ -124,7 +124,8 @@ def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_pa
     page = notebook_page(tmp_path / "02_pretrain.ipynb")
     found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
     assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
-    ((count, folded),) = re.findall(r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>", page, flags=re.S)
+    details = r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>"
+    ((count, folded),) = re.findall(details, page, flags=re.S)
     assert int(count) == 17
     assert [f"of 20: &lt;{n}&gt;" in folded for n in range(20)] == [True] * 17 + [False] * 3
     assert "of 8:" not in folded
@@ -154,8 +155,8 @@ def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
     assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
         "the encoder itself, trained on the labels",
-        "a probe on the frozen encoder",
-        "the same probe, on an encoder of random weights",
+        "the probe on the frozen encoder",
+        "the same probe on an untrained encoder",
         "the mean of train",
         "linear on letters",
     ]
