@@ -86,10 +86,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
         raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
-    from esm2kit.arguments import check_names, parse
+    from esm2kit.arguments import parse
 
     stage = STAGES[name]
-    check_names(stage.module, stage.config, f"esm2kit {name}", arguments, stage.bare, stage.example)
     module = importlib.import_module(f"esm2kit.{stage.module}")
     config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
     if stage.trains and not is_worker():

@@ -1,6 +1,5 @@
 """Words of a command line -> a stage's dataclass, or one line on the word that is wrong."""
 
-import ast
 import dataclasses
 import json
 import re
@@ -46,37 +45,6 @@ def parse(config_class: type, program: str, words: list[str], bare: str = "", ex
     except (ArgumentError, TypeError) as error:
         raise InputError(_told(" ".join(str(error).split()), given, hints, example)) from error
     return config_class(**{name: parsed[name] for name in hints})
-
-
-def check_names(module: str, config_class: str, program: str, words: list[str], bare: str, example: str) -> None:
-    """Refuse a parameter that is unknown or left out before the stage is imported, which takes seconds.
-
-    Args:
-        module: the stage's room.
-        config_class: its dataclass, there or imported there.
-        program, words, bare, example: as for `parse`.
-    Raises: InputError, in the words of `parse`.
-    """
-    fields = fields_in(module, config_class)
-    given = {_known(word, fields, bare, program).removesuffix("+") for word in words if _is_name(word)}
-    # whose a word without a name is takes the fields' types to tell, but for the one that comes first
-    unsure = words and [*map(_is_name, words[:2])] not in ([False], [False, True])
-    if unsure or given & {"", "config"}:
-        return
-    given |= {bare} if words else set()
-    missing = [name for name, needed in fields.items() if needed and name not in given]
-    if missing:
-        raise InputError(_left_out(missing, example))
-
-
-def fields_in(module: str, config_class: str) -> dict[str, bool]:
-    """A dataclass's fields by name, and whether each must be given, as its source has them."""
-    for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == config_class:
-            return {line.target.id: line.value is None for line in node.body if isinstance(line, ast.AnnAssign)}
-        if isinstance(node, ast.ImportFrom) and config_class in (alias.name for alias in node.names):
-            return fields_in(node.module.removeprefix("esm2kit."), config_class)
-    raise LookupError(f"{module} has no {config_class}")
 
 
 def _parser(config_class: type, program: str, bare: str, example: str) -> ArgumentParser:

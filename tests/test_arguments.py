@@ -1,6 +1,5 @@
 """Words on the command line: what each becomes, and the one line that a person sees for a wrong one."""
 
-import dataclasses
 import importlib
 import shlex
 from pathlib import Path
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from esm2kit import __main__ as command
 from esm2kit.__main__ import main
-from esm2kit.arguments import fields_in, parse, wanted
+from esm2kit.arguments import parse, wanted
 from esm2kit.benchmark import BenchmarkConfig
 from esm2kit.embed import EmbedConfig
 from esm2kit.errors import InputError
@@ -32,31 +31,6 @@ def test_the_example_of_every_stage_is_a_call_of_it(name: str) -> None:
     config = parse(config_class, f"esm2kit {name}", words, stage.bare)
     given = getattr(config, stage.bare)
     assert str(given[0] if isinstance(given, list) else given) == words[0]
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_s_source_tells_its_fields(name: str) -> None:
-    stage = STAGES[name]
-    fields = dataclasses.fields(getattr(importlib.import_module(f"esm2kit.{stage.module}"), stage.config))
-    nothing = dataclasses.MISSING
-    needed = {field.name: field.default is nothing and field.default_factory is nothing for field in fields}
-    assert fields_in(stage.module, stage.config) == needed
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["finetune", "gb1", "--epoch", "3"], "unknown parameter --epoch; did you mean --epochs?"),
-        (["predict", "x.fasta"], "--model and --out must be given, as in `esm2kit predict my.fasta --model run"),
-        (["embed"], "--fasta must be given, as in `esm2kit embed my.fasta"),
-    ],
-)
-def test_a_slip_is_told_before_anything_is_imported(
-    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command.importlib, "import_module", None)
-    assert main(words) == 2
-    assert capsys.readouterr().err.startswith(f"esm2kit: {told}")
 
 
 def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
