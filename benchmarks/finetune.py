@@ -91,9 +91,10 @@ def summarise(arguments: argparse.Namespace, seconds: float) -> None:
     done = {}
     for seed in arguments.seeds:
         path = folder_of(arguments, seed) / "finetune.json"
-        if path.is_file():
-            done[seed] = json.loads(path.read_text())
-    scores = [run["test"]["spearman"]["value"] for run in done.values() if run["finished"]]
+        run = json.loads(path.read_text()) if path.is_file() else {"finished": False}
+        if run["finished"]:
+            done[seed] = run
+    scores = [run["test"]["spearman"]["value"] for run in done.values()]
     if not scores:
         sys.exit("no seed has finished: see the logs")
     mean, spread = statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
