@@ -23,9 +23,10 @@ from esm2kit.embed_batch import Output, Segments
 from esm2kit.embed_plan import Table, read_plan, write_plan
 from esm2kit.embed_run import DISK_FULL, Process, Run, join, on_rank_0, only_one
 from esm2kit.embeddings import Row, Skeleton, create
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.fasta import bare_name, fasta_files
 from esm2kit.inference import Encoder
+from esm2kit.machine import device_of
 from esm2kit.provenance import fsync, provenance
 from esm2kit.weights import load_model
 
@@ -87,6 +88,7 @@ class EmbedConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
             raise InputError("nothing to write: set per_protein, per_residue, bos or logits")
         if not self.repr_layers:
@@ -155,10 +157,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
 
 
 def _device(config: EmbedConfig, process: Process) -> torch.device:
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+    if device_of(config.device) == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError("device cuda was asked for and torch finds no GPU: use device cpu or auto")
     # srun may show each task a GPU of its own, which then is the first it sees
     return torch.device("cuda", process.local_rank % torch.cuda.device_count())
 

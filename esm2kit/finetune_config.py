@@ -92,7 +92,7 @@ class FinetuneConfig:
             throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.
         accelerator: cpu, cuda, or auto.
         activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
-        tokens_per_validation_batch: token budget of a validation batch.
+        tokens_per_validation_batch: token budget of a rank's validation batch.
         save_top_k: checkpoints to keep by lowest val_loss, the last one aside.
         log_every_n_steps: updates between rows of metrics.csv.
         resume_if_exists: go on from the last checkpoint in out_dir where there is one.

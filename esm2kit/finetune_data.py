@@ -235,7 +235,7 @@ def budgeted(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Wind
 
 
 class EvaluationBatches(Dataset):
-    """A set's proteins whole, in token-budget batches of which every rank takes its share."""
+    """A set's proteins whole, in batches of a token budget a rank, which share each."""
 
     def __init__(
         self, proteins: LabelledProteins, set_name: str, tokens_per_batch: int, rank: int = 0, ranks: int = 1
@@ -245,7 +245,7 @@ class EvaluationBatches(Dataset):
         counts = proteins.data.num_residues[rows] if proteins.per_residue else np.ones(len(rows), np.int64)
         self.first_slot = dict(zip(rows.tolist(), (np.cumsum(counts) - counts).tolist(), strict=True))
         self.num_slots = int(counts.sum())
-        self.batches = budgeted(proteins.windows(rows), tokens_per_batch)
+        self.batches = budgeted(proteins.windows(rows), tokens_per_batch * ranks)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -268,7 +268,7 @@ class FinetuneData(LightningDataModule):
         seed: of order and windows.
         max_steps: updates in all.
         first_step: updates done before; the next one to serve.
-        tokens_per_validation_batch: token budget of a validation batch.
+        tokens_per_validation_batch: token budget of a rank's validation batch.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from esm2kit.errors import InputError
+from esm2kit.errors import InputError, refuse_unknown_choices
 from esm2kit.fasta import Record, fasta_files, read_fasta
 from esm2kit.finetuned import FinetunedModel, load_finetuned
 from esm2kit.provenance import atomic_path, provenance, sha256_file, to_json, write_json
@@ -50,6 +50,7 @@ class PredictConfig:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
             raise InputError(f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5")
         if self.batch_tokens is not None and self.batch_tokens < 1:

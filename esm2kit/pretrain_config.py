@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.errors import InputError, nearest
+from esm2kit.errors import InputError, nearest, refuse_unknown_choices
 from esm2kit.model import SIZES, ESM2Config
 from esm2kit.parallel import BatchLayout, StrategyName
 from esm2kit.precision import TrainingPrecision
@@ -117,6 +117,7 @@ class PretrainConfig:
     wandb_project: str = "esm2kit"
 
     def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
         least = {"max_tokens": 3}  # BOS, one residue and EOS
         least |= dict.fromkeys(("max_steps", "val_check_interval", "log_every_n_steps", "downstream_every"), 1)
         least |= dict.fromkeys(("downstream_limit", "tokens_per_validation_batch"), 1)

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.errors import InputError, closest, nearest
+from esm2kit.errors import InputError, closest, nearest, refuse_unknown_choices
 from esm2kit.headless import known_parameters, new_manifest, run_notebook
 from esm2kit.pages import runs_page
 from esm2kit.provenance import locked, write_json
@@ -69,6 +69,9 @@ class RunsConfig:
     compare: list[str] = field(default_factory=list)
     root: Path = ROOT
     format: Literal["table", "json"] = "table"
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Words on the command line: what each becomes, and the one line that a person sees for a wrong one."""
 
+import dataclasses
 import importlib
 import shlex
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,20 @@ def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert " lacks the package yaml: `make setup` and `source .venv/bin/activate`" in line
     with pytest.raises(ModuleNotFoundError):  # a fault of ours
         main(["esm2kit.nothing"])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
+    config_class = getattr(importlib.import_module(f"esm2kit.{STAGES[name].module}"), STAGES[name].config)
+    needed = {
+        field.name: Path("given.tsv")
+        for field in dataclasses.fields(config_class)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    for field, hint in get_type_hints(config_class).items():
+        if any(get_origin(part) is Literal for part in (hint, *get_args(hint))):
+            with pytest.raises(InputError, match=f"{field} cannot be 'nonsense'; "):
+                config_class(**needed | {field: "nonsense"})
 
 
 @pytest.mark.parametrize(
