@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from esm2kit.errors import InputError, nearest
-from esm2kit.ranks import TORCHRUN, end_with_parent, is_worker, rank
+from esm2kit.ranks import TORCHRUN, end_with_parent, finish, is_worker, rank
 from esm2kit.stages import STAGES
 
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
@@ -126,4 +126,4 @@ def summarise(result: Any, on_terminal: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main())

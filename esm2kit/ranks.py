@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from typing import NoReturn
 
 # Set for each worker by torchrun, and by srun; a lone srun task, or a shell inside an allocation, is no worker.
 TORCHRUN, SLURM = "LOCAL_RANK", "SLURM_PROCID"
@@ -85,6 +86,20 @@ def _leave_group() -> None:
     distributed = sys.modules.get("torch.distributed")  # torch takes seconds, and who has not loaded it is in no group
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def finish(code: int) -> NoReturn:
+    """End this process with an exit code; a worker does without Python's own ending.
+
+    There Python unwinds every thread that asks for its lock, and a gloo thread that does, to let go of its last
+    tensors, aborts the process ("terminate called without an active exception"), its work done.
+    """
+    if is_worker():
+        atexit._run_exitfuncs()  # where loggers end their runs, and this process leaves its group
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _srun_tasks() -> int:

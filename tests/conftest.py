@@ -1,5 +1,6 @@
 """Shared fixtures: where the real data is, and small models."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def sample() -> Path:
 def one_thread() -> None:
     """Two-core machines run the tests; one thread keeps sums in one order and processes out of each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_level_of_an_earlier_test() -> None:
+    """The command line sets how much our log says, by its rank; the next test in this process begins without."""
+    logging.getLogger("esm2kit").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

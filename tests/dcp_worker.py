@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from esm2kit.model import ESM2, ESM2Config, tokenize
+from esm2kit.ranks import finish
 
 folder = Path(sys.argv[1])
 dist.init_process_group("gloo")
@@ -35,3 +36,4 @@ if dist.get_rank() == 0:
     torch.save(whole, folder / "whole.pt")
 dist.barrier()  # a process that leaves while another still works brings both down
 dist.destroy_process_group()
+finish(0)

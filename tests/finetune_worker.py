@@ -17,7 +17,7 @@ from esm2kit import checkpoint, finetune
 from esm2kit.arguments import parse
 from esm2kit.finetune_config import FinetuneConfig
 from esm2kit.finetune_module import LabelTrainer
-from esm2kit.ranks import rank
+from esm2kit.ranks import finish, rank
 from esm2kit.training_log import read_metrics
 
 
@@ -81,3 +81,4 @@ if __name__ == "__main__":
             cut_off(config)
         else:
             finetune.finetune(config)
+    finish(0)

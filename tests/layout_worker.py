@@ -15,6 +15,7 @@ from sharded_models import assert_filled_is_usual
 
 from esm2kit.arguments import parse
 from esm2kit.pretrain import PretrainConfig, pretrain
+from esm2kit.ranks import finish
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -25,3 +26,4 @@ if __name__ == "__main__":
         assert_filled_is_usual()
         if dist.get_rank() == 0:
             Path(sys.argv[2]).write_text("equal")
+    finish(0)

@@ -106,3 +106,22 @@ def test_the_group_is_left_before_python_ends_and_none_is_no_fault(tmp_path: Pat
         ended = subprocess.run([sys.executable, "-c", GROUP, *store], capture_output=True, text=True, check=True)
         assert ended.stdout == "in a group: False\n"
         assert not ended.stderr
+
+
+FINISH = """
+import atexit
+from esm2kit.ranks import finish
+class AtPythonsEnd:
+    def __del__(self):
+        print("Python ended")
+kept = AtPythonsEnd()
+atexit.register(lambda: print("left"))
+finish(3)
+"""
+
+
+@pytest.mark.parametrize(("worker", "told"), [({}, "left\nPython ended\n"), (TORCHRUN, "left\n")])
+def test_a_worker_ends_before_python_does(worker: dict[str, str], told: str) -> None:
+    plain = {name: value for name, value in os.environ.items() if name not in {*TORCHRUN, *SRUN}}
+    ended = subprocess.run([sys.executable, "-c", FINISH], capture_output=True, text=True, env=plain | worker)
+    assert (ended.returncode, ended.stdout) == (3, told)
