@@ -478,8 +478,10 @@ def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, 
     assert not list((tmp_path / "out").glob("*.part"))
 
 
+# Ctrl-C is ignored in what a shell started in the background, tests included
 SCRIPT = """
-import logging, sys, time
+import logging, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from esm2kit import embed_run
 from esm2kit.embed import EmbedConfig, _device, embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
