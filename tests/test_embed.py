@@ -287,20 +287,25 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
     assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
 
 
+def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a run before its first batch is on the disk."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "_pour", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+
+
 def test_asking_for_more_or_for_less_of_the_same_just_works(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20, 3, 7]))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
     means = embed(config).embeddings
     made = means.stat()
     more = dataclasses.replace(config, per_residue=True)
-
-    def break_off(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(embed_run, "_pour", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            embed(more)
+    break_off(more, monkeypatch)
     assert sorted(path.name for path in means.parent.glob("*.h5")) == [means.name], "whole or absent"
     with caplog.at_level("INFO", logger="esm2kit"):
         both = embed(more)
@@ -438,14 +443,7 @@ def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, mon
 def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
-
-    def break_off(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(embed_run, "_pour", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            embed(config)
+    break_off(config, monkeypatch)
     other = dataclasses.replace(config, dtype="float16")
     with pytest.raises(InputError, match="holds an unfinished run with another dtype: --restart throws it away"):
         embed(other)
