@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from esm2kit.baselines import fit_baseline
-from esm2kit.machine import cpu_name
-from esm2kit.metrics import draw_counts
-from esm2kit.scoring import protein_numbers, score_fitted
-from esm2kit.tasks import load_task
+from esm2kit.benchmarking.baselines.fit import fit_baseline
+from esm2kit.benchmarking.scores import protein_numbers, score_fitted
+from esm2kit.core.hardware import cpu_name
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.metrics import draw_counts
 
 # (task, split, metric, baseline) -> what to expect, and within what.
 FIGURES = {

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from esm2kit.machine import cpu_name
-from esm2kit.preprocess import PreprocessConfig, preprocess
-from esm2kit.pretrain import PretrainConfig, pretrain
+from esm2kit.core.hardware import cpu_name
+from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
+from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 
 GATE = 0.97  # of the unigram floor
 

@@ -28,10 +28,11 @@ import numpy as np
 
 from benchmarks.data_peers import ACCESS, MEMORY_GB, PREPROCESS, Trio, parse_alone
 from benchmarks.synthetic import write_trio
-from esm2kit.alphabet import encode
-from esm2kit.clusters import ClusterIndex, draw, permutation
-from esm2kit.masking import mask_tokens
-from esm2kit.store import SequenceStore
+from esm2kit.core.rng import permutation
+from esm2kit.pretraining.masking import mask_tokens
+from esm2kit.sequences.alphabet import encode
+from esm2kit.sequences.clusters import ClusterIndex, draw
+from esm2kit.sequences.store import SequenceStore
 
 ROUNDS = 3
 
@@ -263,7 +264,7 @@ def middle(runs: list[dict[str, float]], key: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    from esm2kit.machine import cpu_name  # not above: it brings torch, and every measured process would carry it
+    from esm2kit.core.hardware import cpu_name  # not above: it brings torch, and every measured process would carry it
 
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from esm2kit.alphabet import RESIDUE_LETTERS
-from esm2kit.fasta import FastaReader
-from esm2kit.preprocess import PreprocessConfig, preprocess
-from esm2kit.store import SequenceStore
+from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
+from esm2kit.sequences.alphabet import RESIDUE_LETTERS
+from esm2kit.sequences.fasta import FastaReader
+from esm2kit.sequences.store import SequenceStore
 
 MEMORY_GB = 2.0
 Trio = dict[str, Path]

@@ -79,11 +79,12 @@ def main() -> None:
 
 def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
     """Make the input, start the contestants, give them their turns; returns what came out."""
-    from esm2kit.convert import save_fair_esm, save_hf
-    from esm2kit.fasta import read_fasta
-    from esm2kit.machine import cpu_name
-    from esm2kit.model import SIZES
-    from esm2kit.weights import load_model
+    from esm2kit.core.hardware import cpu_name
+    from esm2kit.models.esm2 import SIZES
+    from esm2kit.models.formats.fair_esm import save_fair_esm
+    from esm2kit.models.formats.huggingface import save_hf
+    from esm2kit.models.load import load_model
+    from esm2kit.sequences.fasta import read_fasta
 
     records = list(read_fasta(options.fasta))
     chosen = np.sort(np.random.default_rng(options.seed).choice(len(records), num_proteins, replace=False))
@@ -209,7 +210,7 @@ def serve(options: argparse.Namespace) -> None:
 def make_ceiling(options: argparse.Namespace, sequences: list[str]) -> Callable[[], float]:
     import torch
 
-    from esm2kit.model import SIZES
+    from esm2kit.models.esm2 import SIZES
 
     width = SIZES[options.model].embed_dim
     pool = ThreadPoolExecutor(options.threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -232,10 +233,11 @@ def make_ceiling(options: argparse.Namespace, sequences: list[str]) -> Callable[
 def make_ours(options: argparse.Namespace, sequences: list[str]) -> Callable[[], np.ndarray]:
     import torch
 
-    from esm2kit.embed_batch import Output, Segments, embed_batch
-    from esm2kit.embed_plan import plan_window
-    from esm2kit.inference import Encoder
-    from esm2kit.weights import load_model
+    from esm2kit.embedding.batch import Output, embed_batch
+    from esm2kit.embedding.plan import plan_window
+    from esm2kit.models.encoder import Encoder
+    from esm2kit.models.load import load_model
+    from esm2kit.sequences.windows import Segments
 
     model, _ = load_model(options.folder / "hf")
     precision = options.child.partition("ours_")[2] or "float32"
@@ -258,7 +260,7 @@ def make_ours(options: argparse.Namespace, sequences: list[str]) -> Callable[[],
 
 
 def make_ours_program(options: argparse.Namespace, sequences: list[str]) -> Callable[[], None]:
-    from esm2kit.embed import EmbedConfig, embed
+    from esm2kit.embedding.embed import EmbedConfig, embed
 
     out_dir = options.folder / "ours_program"
     config = EmbedConfig(
@@ -338,7 +340,7 @@ def make_transformers(options: argparse.Namespace, sequences: list[str]) -> Call
     from esm import FastaBatchedDataset
     from transformers import EsmModel
 
-    from esm2kit.model import tokenize
+    from esm2kit.models.esm2 import tokenize
 
     torch.set_num_threads(options.threads)
     model = EsmModel.from_pretrained(options.folder / "hf", attn_implementation="sdpa", add_pooling_layer=False).eval()

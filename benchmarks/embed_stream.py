@@ -39,11 +39,11 @@ import numpy as np
 import torch
 
 from benchmarks.synthetic import pool, residues_of
-from esm2kit.checkpoint import write_checkpoint
-from esm2kit.embeddings import EmbeddingReader
-from esm2kit.machine import cpu_name
-from esm2kit.model import ESM2, SIZES, ESM2Config
-from esm2kit.ranks import cores
+from esm2kit.core.hardware import cpu_name
+from esm2kit.core.processes import cores
+from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
 
 MAX_RESIDUES = 1022
 DRAWN, READ_COLD, READ_WARM = 1_000, 200, 5_000

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from esm2kit.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
-from esm2kit.convert import hf_config, to_hf
-from esm2kit.fasta import read_fasta
-from esm2kit.machine import cpu_name, matmul_rate
-from esm2kit.masking import mask_tokens, stream_key
-from esm2kit.model import ESM2, SIZES, ESM2Config, Packed
+from esm2kit.core.hardware import cpu_name, matmul_rate
+from esm2kit.core.rng import stream_key
+from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed
+from esm2kit.models.formats.huggingface import hf_config, to_hf
+from esm2kit.pretraining.masking import mask_tokens
+from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
+from esm2kit.sequences.fasta import read_fasta
 
 NAMES = {name.split("_")[2]: name for name in SIZES}
 Sample = tuple[np.ndarray, np.ndarray]  # masked tokens, targets (-100 where nothing is predicted)

@@ -126,11 +126,11 @@ def agreement(ours: list[float], theirs: list[float]) -> dict:
 
 def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     """The task as one FASTA both read, and the embeddings file both read."""
-    from esm2kit.checkpoint import write_checkpoint
-    from esm2kit.embed import EmbedConfig, embed
-    from esm2kit.model import ESM2, ESM2Config
-    from esm2kit.provenance import to_json
-    from esm2kit.tasks import load_task
+    from esm2kit.core.files import to_json
+    from esm2kit.embedding.embed import EmbedConfig, embed
+    from esm2kit.models.checkpoint import write_checkpoint
+    from esm2kit.models.esm2 import ESM2, ESM2Config
+    from esm2kit.tasks.data import load_task
 
     data = load_task(arguments.task, None, arguments.data_dir)
     if arguments.limit:
@@ -183,13 +183,13 @@ def used() -> dict[str, float]:
 def ours(settings: dict) -> None:
     import torch
 
-    from esm2kit.flip import TASKS
-    from esm2kit.metrics import draw_counts
-    from esm2kit.presets import preset_config
-    from esm2kit.probes import fit_probe
-    from esm2kit.scoring import protein_numbers, score_fitted
-    from esm2kit.task_features import read_features
-    from esm2kit.tasks import load_task
+    from esm2kit.benchmarking.model_features import read_features
+    from esm2kit.benchmarking.probes.fit import fit_probe
+    from esm2kit.benchmarking.probes.presets import preset_config
+    from esm2kit.benchmarking.scores import protein_numbers, score_fitted
+    from esm2kit.tasks.data import load_task
+    from esm2kit.tasks.flip import TASKS
+    from esm2kit.tasks.metrics import draw_counts
 
     torch.set_num_threads(settings["threads"])
     data = load_task(settings["fasta"], None, Path("."))

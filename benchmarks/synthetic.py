@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from esm2kit.clusters import permutation
-from esm2kit.masking import mix
-from esm2kit.text import ragged_copy
+from esm2kit.core.rng import mix, permutation
+from esm2kit.sequences.text import ragged_copy
 
 WRAP = 60
 POOL_RESIDUES = 1 << 24

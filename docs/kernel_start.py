@@ -7,7 +7,7 @@ def start() -> None:
 
     if "ipykernel" in sys.modules:
         with contextlib.suppress(ImportError):
-            from esm2kit import guide
+            from esm2kit.notebook import name_errors as guide
 
             guide.install()
     own = os.environ.get("ESM2KIT_OWN_PYTHONSTARTUP", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esm2kit.preprocess import PreprocessConfig, preprocess
+from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,7 +5,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from esm2kit import diagrams, pair_plots, plots
+from esm2kit import plots
+from esm2kit import plots as pair_plots
+from esm2kit.notebook import diagrams
 
 mpl.use("Agg")
 GENERATOR = np.random.default_rng(0)

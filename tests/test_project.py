@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esm2kit.__main__ import main, summarise
-from esm2kit.embed import EmbedResult
-from esm2kit.stages import STAGES
+from esm2kit.cli.commands import STAGES
+from esm2kit.cli.main import main, summarise
+from esm2kit.embedding.embed import EmbedResult
 
 
 def tracked(root: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def test_nothing_large_in_the_tree(root: Path) -> None:
 
 
 def test_help_is_instant_and_names_every_stage(capsys: pytest.CaptureFixture) -> None:
-    code = "import sys, esm2kit.__main__ as m; m.main(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys, esm2kit.cli.main as m; m.main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, "help must not wait for torch"
     assert all(f"  {name}" in done.stdout for name in STAGES)

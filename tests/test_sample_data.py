@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from esm2kit.alphabet import RESIDUE_LETTERS, STANDARD_RESIDUES
+from esm2kit.sequences.alphabet import RESIDUE_LETTERS, STANDARD_RESIDUES
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"

@@ -1,0 +1,184 @@
+"""What a score must beat: guesses without a sequence, and models that see the sequence but no language model."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import Ridge, RidgeClassifier
+
+from esm2kit.benchmarking.baselines.neighbours import blosum_nearest, levenshtein_nearest
+from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.sequences.alphabet import RESIDUE_LETTERS
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.metrics import bits_of
+
+logger = logging.getLogger(__name__)
+
+# FLIP's one-hot alphabet; other letters (B, Z, O) are columns of zeros.
+FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
+COMPOSITION_WINDOW = 10
+# The one-hot residue CNN: conv7-32-ReLU-conv7, Adam 1e-3, batch 32, 6 epochs.
+ONE_HOT_CNN = ProbeConfig(
+    "cnn", dropout=0.0, batch_size=32, epochs=6, patience=None, standardize=False, scale_targets=True
+)
+
+
+class Baseline(NamedTuple):
+    """A baseline's predictions.
+
+    Args:
+        name: mean, majority, onehot_ridge, onehot_cnn, composition, levenshtein_nearest or blosum62_nearest.
+        fitted: predictions, as a probe's.
+        note: what was done, in words for the report.
+    """
+
+    name: str
+    fitted: Fitted
+    note: str
+
+
+def baseline_names(data: TaskData) -> tuple[str, ...]:
+    """The baselines that stand beside every probe of a task."""
+    names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
+    return (*names, "levenshtein_nearest", "blosum62_nearest") if data.task.variants else names
+
+
+def fit_baseline(
+    name: str, data: TaskData, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), wide_cnn: bool = False
+) -> Baseline | None:
+    """Fit one baseline.
+
+    Args:
+        name: from `baseline_names`.
+        data: the task.
+        seeds: of the networks.
+        wide_cnn: the protein CNN at FLIP's full width (1,024 and 2,048) instead of 64 and 128.
+    Returns: None if the baseline does not apply to these sequences.
+    """
+    start = time.perf_counter()
+    fits: dict[str, Callable[[], Baseline | None]] = {
+        "mean": lambda: _constant(name, data),
+        "majority": lambda: _constant(name, data),
+        "composition": lambda: _composition(data),
+        "onehot_ridge": lambda: _one_hot_ridge(data),
+        "onehot_cnn": lambda: _one_hot_cnn(data, seeds, wide_cnn),
+        "levenshtein_nearest": lambda: _nearest(name, levenshtein_nearest(data), "edit distance"),
+        "blosum62_nearest": lambda: _nearest(name, blosum_nearest(data), "BLOSUM62 similarity"),
+    }
+    found = fits[name]()
+    seconds = time.perf_counter() - start
+    return found and found._replace(fitted=found.fitted._replace(seconds=seconds))
+
+
+def _constant(name: str, data: TaskData) -> Baseline:
+    y = data.targets[data.target_rows("train")]
+    if data.task.target == "value":
+        guess, note = float(y.mean()), "the train mean"
+    elif data.task.binary_labels:
+        bits = bits_of(y, len(data.task.binary_labels))
+        guess = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
+        note = "the majority of every label in train"
+    else:
+        guess, note = int(np.bincount(y).argmax()), "the majority class of train"
+    constants = (np.full((1, len(data.target_rows(set_name))), guess) for set_name in ("test", "validation"))
+    return Baseline(name, Fitted(*constants), note)
+
+
+def residue_codes(data: TaskData, letters: str) -> np.ndarray:
+    """(residues of all proteins,) place of each letter; len(letters) for any other."""
+    table = np.full(256, len(letters), dtype=np.uint8)
+    table[np.frombuffer(letters.encode(), np.uint8)] = np.arange(len(letters), dtype=np.uint8)
+    return table[np.frombuffer("".join(data.sequences).encode(), dtype=np.uint8)]
+
+
+def _residue_offsets(data: TaskData) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(data.num_residues)])
+
+
+def one_hot_rows(data: TaskData) -> Features:
+    """One-hot of every residue, (residues, 25) uint8: a residue task's features without a language model."""
+    table = np.eye(len(RESIDUE_LETTERS) + 1, len(RESIDUE_LETTERS), dtype=np.uint8)
+    return Features(table[residue_codes(data, RESIDUE_LETTERS)], _residue_offsets(data), "one-hot")
+
+
+def composition(data: TaskData) -> Features:
+    """Letter shares: of the whole protein with the log of its residues, or within 10 residues on either side."""
+    codes = residue_codes(data, RESIDUE_LETTERS)
+    offsets = _residue_offsets(data)
+    width = len(RESIDUE_LETTERS)
+    sums = np.zeros((len(codes) + 1, width), dtype=np.int32)
+    known = codes < width
+    sums[1:][np.flatnonzero(known), codes[known]] = 1
+    np.cumsum(sums, axis=0, out=sums)
+    if data.task.level == "protein":
+        counts = sums[offsets[1:]] - sums[offsets[:-1]]
+        size = data.num_residues[:, None]
+        return Features(np.hstack([counts / size, np.log(size)]).astype(np.float32), data.offsets, "composition")
+    place = np.arange(len(codes))
+    owner = np.repeat(np.arange(len(data.ids)), data.num_residues)
+    low = np.maximum(place - COMPOSITION_WINDOW, offsets[owner])
+    high = np.minimum(place + COMPOSITION_WINDOW + 1, offsets[owner + 1])
+    shares = (sums[high] - sums[low]) / (high - low)[:, None]
+    return Features(shares.astype(np.float16), offsets, "composition")
+
+
+def _linear(data: TaskData) -> ProbeConfig:
+    return ProbeConfig("ridge" if data.task.target == "value" else "logistic")
+
+
+def _composition(data: TaskData) -> Baseline:
+    what = (
+        "of the protein, with its residues" if data.task.level == "protein" else f"within {COMPOSITION_WINDOW} residues"
+    )
+    return Baseline("composition", fit_probe(composition(data), data, _linear(data)), f"linear on letter shares {what}")
+
+
+def one_hot_padded(data: TaskData) -> csr_matrix:
+    """FLIP's features: one-hot of every position, padded to the longest sequence, sparse (P, 22 * longest)."""
+    width = len(FLIP_LETTERS)
+    codes = residue_codes(data, FLIP_LETTERS)
+    offsets = _residue_offsets(data)
+    owner = np.repeat(np.arange(len(data.ids)), data.num_residues)
+    column = (np.arange(len(codes)) - offsets[owner]) * width + codes
+    known = codes < width
+    ones = np.ones(int(known.sum()), dtype=np.float64)
+    shape = (len(data.ids), width * int(data.num_residues.max()))
+    return csr_matrix((ones, (owner[known], column[known])), shape=shape)
+
+
+def _one_hot_ridge(data: TaskData) -> Baseline:
+    """FLIP 2021: Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation together; nothing is selected."""
+    if data.task.level == "residue":
+        return Baseline(
+            "onehot_ridge", fit_probe(one_hot_rows(data), data, _linear(data)), "linear on the residue's own letter"
+        )
+    features = one_hot_padded(data)
+    fit = np.concatenate([data.rows("train"), data.rows("validation")])
+    test, validation = data.rows("test"), data.rows("validation")
+    kind = Ridge if data.task.target == "value" else RidgeClassifier
+    model = kind(alpha=1.0, solver="lsqr", tol=1e-4).fit(features[fit], data.targets[fit])
+    fitted = Fitted(model.predict(features[test])[None], model.predict(features[validation])[None])
+    return Baseline("onehot_ridge", fitted, "FLIP 2021's recipe: one-hot, alpha 1, fitted on train and validation")
+
+
+def _one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
+    if data.task.level == "residue":
+        fitted = fit_probe(one_hot_rows(data), data, ONE_HOT_CNN, seeds)
+        return Baseline("onehot_cnn", fitted, "conv7-32-conv7 on one-hot residues, 6 epochs")
+    config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
+    note = f"conv5-{config.channels}, linear {config.hidden}, maximum over positions, on one-hot residues"
+    return Baseline("onehot_cnn", fit_window_cnn(data, config, seeds), note)
+
+
+def _nearest(name: str, found: tuple[np.ndarray, str] | None, measure: str) -> Baseline | None:
+    if found is None:
+        logger.info("%s: left out, variants differ over more than 64 residues", name)
+        return None
+    predicted, note = found
+    told = f"mean target of the nearest train variants by {measure}"
+    return Baseline(name, Fitted(predicted, np.empty((1, 0))), f"{told}; {note}" if note else told)

@@ -1,0 +1,255 @@
+"""Feature rows and what a probe makes of them: packed protein after protein, in memory or read where they lie."""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.tasks.data import TaskData
+
+ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
+NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
+BYTES_PER_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How a probe is fitted.
+
+    Args:
+        probe: ridge (values), logistic (classes), fnn, cnn (residues) or light_attention (proteins, from residues).
+        hidden: hidden units of a network; 0 for as many as the features have columns.
+        dropout: share of hidden units set to zero while training.
+        learning_rate: Adam's.
+        optimizer: adam, whose weight decay is added to the gradient, or adamw_amsgrad, which biotrainer calls adam:
+            weights decay by themselves, and a step is held to the largest second moment so far.
+        weight_decay: of that optimizer.
+        epochs: passes over train at most.
+        batch_size: proteins a step.
+        patience: epochs without a better validation loss before a seed stops; None trains all epochs.
+        keep: weights of the `best` validation loss, or of the `last` epoch.
+        standardize: z-score features on train.
+        scale_targets: z-score values on train while training; scores are in the target's unit either way.
+        row_budget: rows (residues) in memory at once; a larger batch is worked off in parts, with the same gradient.
+    """
+
+    probe: ProbeName
+    hidden: int = 32
+    dropout: float = 0.25
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "adamw_amsgrad"] = "adam"
+    weight_decay: float = 0.0
+    epochs: int = 200
+    batch_size: int = 64
+    patience: int | None = 10
+    keep: Literal["best", "last"] = "best"
+    standardize: bool = True
+    scale_targets: bool = True
+    row_budget: int = 8_192
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
+
+
+class FileRows:
+    """Rows that lie in a file, a stretch a protein, and are read when they are asked for.
+
+    Read, not memory-mapped: a batch costs one call a protein instead of a page fault every few rows, and the process
+    holds the batch alone, while the system keeps of the file what memory it can spare. The file is open until `close`:
+    another one put in its place meanwhile has its rows elsewhere.
+
+    Args:
+        path: the file.
+        starts_P: the byte at which each protein's rows begin.
+        offsets: (P + 1,) rows of protein i are rows offsets[i] to offsets[i + 1].
+        width: numbers a row.
+        dtype: of the file's numbers, float32 or float16.
+    """
+
+    def __init__(self, path: Path, starts_P: np.ndarray, offsets: np.ndarray, width: int, dtype: np.dtype) -> None:
+        self.path, self.starts_P, self.offsets, self.width, self.dtype = path, starts_P, offsets, width, dtype
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open while rows are read)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.width
+
+    def read(self, start: int, stop: int, out_ND: Tensor) -> None:
+        """Rows start to stop into a contiguous float32 tensor.
+
+        Raises: InputError if the file ends before them.
+        """
+        kept = out_ND.numpy() if self.dtype == np.float32 else np.empty(out_ND.shape, self.dtype)
+        protein, row_bytes = int(np.searchsorted(self.offsets, start, side="right")) - 1, self.width * kept.itemsize
+        row = start
+        while row < stop:
+            end = min(stop, int(self.offsets[protein + 1]))
+            if end > row:
+                place = int(self.starts_P[protein]) + (row - int(self.offsets[protein])) * row_bytes
+                self._fill(memoryview(kept[row - start : end - start]).cast("B"), place)
+            row, protein = end, protein + 1
+        if kept.dtype != np.float32:
+            out_ND.copy_(torch.from_numpy(kept))
+
+    def _fill(self, wanted: memoryview, place: int) -> None:
+        """Bytes of the file from `place` on, by position: readers do not share one that another may move."""
+        while wanted:
+            got = os.preadv(self._file.fileno(), [wanted[:BYTES_PER_READ]], place)
+            if not got:
+                raise InputError(f"{self.path} ends before its last rows: embed again")
+            wanted, place = wanted[got:], place + got
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature rows, packed protein after protein.
+
+    Args:
+        values_ND: any float type, in memory, memory-mapped, or in a file.
+        offsets: (P + 1,) rows of protein i are values_ND[offsets[i]:offsets[i + 1]].
+        name: for the report.
+    """
+
+    values_ND: np.ndarray | FileRows
+    offsets: np.ndarray
+    name: str = ""
+
+    @property
+    def width(self) -> int:
+        return self.values_ND.shape[1]
+
+    def close(self) -> None:
+        """Let go of the file, if the rows lie in one."""
+        if isinstance(self.values_ND, FileRows):
+            self.values_ND.close()
+
+    def read(self, start: int, stop: int, out_ND: Tensor) -> None:
+        """Rows start to stop into a contiguous float32 tensor."""
+        if isinstance(self.values_ND, FileRows):
+            self.values_ND.read(start, stop, out_ND)
+        else:
+            out_ND.copy_(self._tensor()[start:stop])
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(len(rows), D) float32: some rows, ascending in each run that is to be fast.
+
+        Never to be written to: consecutive rows in memory come as a view.
+        """
+        if not isinstance(self.values_ND, FileRows):
+            consecutive = len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all()
+            where = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else torch.from_numpy(rows)
+            return self._tensor()[where].float()
+        out_ND = torch.empty(len(rows), self.width)
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, last in pairwise([0, *breaks.tolist(), len(rows)]):
+            self.read(int(rows[first]), int(rows[last - 1]) + 1, out_ND[first:last])
+        return out_ND
+
+    def _tensor(self) -> Tensor:
+        """A view, never written to, so a read-only memory map is fine."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(self.values_ND)
+
+
+class Fitted(NamedTuple):
+    """What a probe says of the test set, asked once.
+
+    Args:
+        test_SM: predictions for `task_data.target_rows("test")`, one row a seed; classes int64, values float64.
+        validation_SM: the same for validation.
+        history: learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
+        selected: what validation chose: the penalty, or each seed's epoch.
+        seconds: wall time of fitting and predicting.
+    """
+
+    test_SM: np.ndarray
+    validation_SM: np.ndarray
+    history: dict[str, list[list[float]]] = {}  # noqa: RUF012
+    selected: dict[str, float | list[float] | list[int]] = {}  # noqa: RUF012
+    seconds: float = 0.0
+
+
+def check_rows(features: Features, data: TaskData) -> None:
+    """Refuse features whose rows are not one a protein or one a residue of these very proteins.
+
+    Raises: InputError naming the first protein that differs.
+    """
+    counts = np.diff(features.offsets)
+    if len(counts) != len(data.ids):
+        raise InputError(f"{features.name or 'features'}: {len(counts)} proteins for {len(data.ids)} in the task")
+    if (counts == 1).all() and data.task.level == "protein":
+        return
+    wrong = np.flatnonzero(counts != data.num_residues)
+    if wrong.size:
+        row = wrong[0]
+        raise InputError(
+            f"{features.name or 'features'}: protein {data.ids[row]!r} has {counts[row]} rows for "
+            f"{data.num_residues[row]} residues ({wrong.size} proteins differ); embed these very sequences, whole"
+        )
+
+
+def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of ascending rows as float32: (where in `rows`, block).
+
+    Raises: InputError for nan or inf among them; `check_numbers` says where.
+    """
+    size = size or max(1, NUMBERS_PER_BLOCK // features.width)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        block_ND = features.take(part)
+        if not math.isfinite(float(block_ND.sum())):
+            raise InputError(f"{features.name or 'features'}: nan or inf in rows {part[0]} to {part[-1]}")
+        yield slice(start, start + len(part)), block_ND
+
+
+def check_numbers(features: Features, data: TaskData) -> None:
+    """Refuse features that hold nan or inf; reads all of them.
+
+    Raises: InputError naming the first such protein.
+    """
+    size = max(1, NUMBERS_PER_BLOCK // features.width)
+    for start in range(0, len(features.values_ND), size):
+        rows = np.arange(start, min(start + size, len(features.values_ND)))
+        wrong = ~torch.isfinite(features.take(rows)).all(1)
+        if wrong.any():
+            row = start + int(wrong.int().argmax())
+            protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
+            raise InputError(
+                f"{features.name or 'features'}: the vectors of protein {data.ids[protein]!r} hold nan or inf; embed "
+                "it again, in float32 if float16 cannot hold its numbers"
+            )
+
+
+def column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column over blocks (N, D) of rows.
+
+    Returns: two (D,) float32, worked out in float64; a deviation of 1 where a column does not vary.
+    """
+    count, mean_D, squares_D = 0, 0.0, 0.0
+    for block in blocks:
+        block = block.to(torch.float64, copy=True)
+        size, block_mean = len(block), block.mean(0)
+        delta = block_mean - mean_D
+        squares_D = squares_D + block.sub_(block_mean).square_().sum(0) + delta.square() * count * size / (count + size)
+        mean_D = mean_D + delta * size / (count + size)
+        count += size
+    scale_D = (squares_D / count).sqrt()
+    scale_D[scale_D < 1e-8] = 1.0
+    return mean_D.float(), scale_D.float()

@@ -1,0 +1,251 @@
+"""Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own account."""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.adam import adam
+
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig, column_moments, row_blocks
+from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
+from esm2kit.core.errors import InputError
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.labels import class_targets, decide
+from esm2kit.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
+# The order of batches is the same for every seed: a seed decides initial weights and dropout.
+ORDER_SEED = 0
+
+
+class _Rows:
+    """Batches of feature rows with their targets, for one task."""
+
+    def __init__(
+        self, features: Features, data: TaskData, config: ProbeConfig, head: type[SeededHead], device: torch.device
+    ) -> None:
+        self.features, self.offsets, self.data = features, features.offsets, data
+        self.sizes = np.diff(features.offsets)
+        self.head, self.device, self.budget = head, device, config.row_budget
+        self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
+        train_rows = np.concatenate([np.arange(self.offsets[p], self.offsets[p + 1]) for p in data.rows("train")])
+        moments = column_moments(block for _, block in row_blocks(features, train_rows)) if config.standardize else None
+        self.moments = tuple(moment.to(device) for moment in moments) if moments else None
+        if data.task.target == "class":
+            self.targets = class_targets(data.targets, data.task).to(device)
+        else:
+            y = data.targets[data.target_rows("train")]
+            self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
+            self.targets = torch.from_numpy((data.targets - self.centre) / self.spread).float().to(device)
+        self.scored = data.scored
+        self.num_scored = np.bincount(data.protein_of_target[data.scored], minlength=len(data.ids))
+        self.buffer_ND = torch.empty(0, features.width)
+
+    def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
+        """Proteins in stretches of at most `row_budget` rows."""
+        start, rows = 0, 0
+        for place, size in enumerate(self.sizes[proteins]):
+            if place > start and rows + size > self.budget:
+                yield proteins[start:place]
+                start, rows = place, 0
+            rows += size
+        yield proteins[start:]
+
+    def batch(self, proteins: np.ndarray) -> Batch:
+        """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
+        if self.one_row_each:
+            x_ND = self.features.take(self.offsets[proteins]).to(self.device)
+            if self.moments is not None:
+                x_ND = (x_ND - self.moments[0]).div_(self.moments[1])  # a new tensor: x may be the features themselves
+            return Batch(x_ND, None, [])
+        gap, counts = self.head.radius, self.sizes[proteins]
+        sizes = [gap] * (2 * len(counts) + 1)
+        sizes[1::2] = counts.tolist()
+        # One buffer for all batches: fresh memory of this size costs more, page by page, than what is written to it.
+        if len(self.buffer_ND) < sum(sizes):
+            self.buffer_ND = torch.empty(max(sum(sizes), self.budget), self.features.width)
+        x_ND, position = self.buffer_ND[: sum(sizes)], 0
+        for place, size in enumerate(sizes):
+            rows_ND = x_ND[position : position + size]
+            if place % 2:
+                start = int(self.offsets[proteins[place // 2]])
+                self.features.read(start, start + size, rows_ND)
+            else:
+                rows_ND.zero_()
+            position += size
+        is_real_N = torch.from_numpy(np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)).to(self.device)
+        x_ND = x_ND.to(self.device)
+        if self.moments is not None:
+            x_ND.sub_(self.moments[0]).div_(self.moments[1]).mul_(is_real_N[:, None])
+        return Batch(x_ND, is_real_N, sizes)
+
+    def target_indices(self, proteins: np.ndarray) -> np.ndarray:
+        offsets = self.data.offsets
+        return np.concatenate([np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins])
+
+    def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(S, M, C) outputs for the scored targets of some proteins, and these targets (M)."""
+        batch = self.batch(proteins)
+        outputs = model(batch)
+        indices = self.target_indices(proteins)
+        scored = self.scored[indices]
+        places = np.flatnonzero(scored)
+        if not self.head.per_protein and batch.is_real_N is not None and batch.sizes[0]:
+            # behind the gaps before each protein
+            places = places + self.head.radius * (1 + np.repeat(np.arange(len(proteins)), batch.sizes[1::2]))[scored]
+        if len(places) < outputs.shape[1]:
+            outputs = outputs.index_select(1, torch.from_numpy(places).to(self.device))
+        return outputs, self.targets[torch.from_numpy(indices[scored]).to(self.device)]
+
+
+def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """(S,) summed loss of every seed."""
+    num_seeds = outputs_SMC.shape[0]
+    if task.target == "value":
+        return (outputs_SMC[..., 0] - targets).square().sum(1)
+    if task.binary_labels:
+        expanded = targets.expand(num_seeds, *targets.shape)
+        losses = F.binary_cross_entropy_with_logits(outputs_SMC, expanded, reduction="none")
+        return losses.sum((1, 2)) / len(task.binary_labels)
+    flat = F.cross_entropy(outputs_SMC.flatten(0, 1), targets.repeat(num_seeds), reduction="none")
+    return flat.view(num_seeds, -1).sum(1)
+
+
+def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray, Tensor]:
+    """Predictions for a set's targets (S, M), and the mean loss of every seed (S,)."""
+    model.eval()
+    total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
+    with torch.no_grad():
+        for part in rows.parts(rows.data.rows(set_name)):
+            outputs, targets = rows.outputs(model, part)
+            total += _losses(outputs, targets, rows.data.task)
+            count += len(targets)
+            decided.append(decide(outputs, rows.data.task))
+    predicted = torch.cat(decided, dim=1).cpu().numpy()
+    if rows.data.task.target == "value":
+        predicted = predicted.astype(np.float64) * rows.spread + rows.centre
+    return predicted, total / count
+
+
+def fit_head(
+    features: Features, data: TaskData, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
+) -> Fitted:
+    """Train one head a seed in a single pass; see `esm2kit.benchmarking.probes.fit.fit_probe`.
+
+    A seed whose patience has run out keeps its best weights, whatever the others still do, so its result is the one it
+    would have alone.
+
+    Raises: InputError if a seed's validation loss is no number from the first epoch on, or its validation or test loss
+        with the weights it keeps.
+    """
+    kind = HEADS[config.probe]
+    rows = _Rows(features, data, config, kind, device)
+    width = features.width
+    model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
+    optimizer = Adam(model.parameters(), config)
+    best_loss = torch.full((len(seeds),), torch.inf, device=device)
+    best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
+    best = [parameter.detach().clone() for parameter in model.parameters()]
+    running = torch.ones(len(seeds), dtype=torch.bool, device=device)
+    history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
+    train = data.rows("train")
+    start = told = time.perf_counter()
+    for epoch in range(1, config.epochs + 1):
+        order = np.random.default_rng((ORDER_SEED, epoch)).permutation(train)
+        history["train_loss"].append(_train_epoch(rows, model, optimizer, order, config.batch_size))
+        _, loss_S = _predict(rows, model, "validation")
+        history["validation_loss"].append(loss_S.tolist())
+        improved = running & (loss_S < best_loss)
+        best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
+        _refuse_no_number(best_loss, config, seeds)
+        taken = improved if config.keep == "best" else running
+        kept_epoch[taken] = epoch
+        for kept, parameter in zip(best, model.parameters(), strict=True):
+            kept[taken] = parameter.detach()[taken]
+        if config.patience is not None:
+            running = running & (epoch - best_epoch < config.patience)
+        if not running.any():
+            break
+        if time.perf_counter() - told > SECONDS_BETWEEN_LINES:
+            told = time.perf_counter()
+            left = (told - start) / epoch * (config.epochs - epoch)
+            logger.info(
+                "%s: epoch %d of at most %d, validation loss %.4f, %.1f epochs/min, %.0f s left at most",
+                config.probe, epoch, config.epochs, float(loss_S.mean()), 60 * epoch / (told - start), left,
+            )  # fmt: skip
+    with torch.no_grad():
+        for kept, parameter in zip(best, model.parameters(), strict=True):
+            parameter.copy_(kept)
+    predicted = {}
+    for set_name in ("test", "validation"):
+        predicted[set_name], loss_S = _predict(rows, model, set_name)
+        _refuse_no_number(loss_S, config, seeds, set_name)
+    return Fitted(predicted["test"], predicted["validation"], history, {"epoch": kept_epoch.tolist()})
+
+
+class Adam:
+    """torch's fused Adam, or its AdamW with AMSGrad, by torch's function and not by its class.
+
+    The function does the arithmetic of `torch.optim.Adam(fused=True)`. The class loads torch's compiler with its first
+    instance, a second of the two and a half that a probe of gb1 takes.
+
+    Args:
+        parameters: to be stepped; their gradients are gone after a step.
+        config: learning rate, weight decay, and which of the two.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], config: ProbeConfig) -> None:
+        self.parameters, self.config = list(parameters), config
+        self.amsgrad = config.optimizer == "adamw_amsgrad"
+        self.means, self.squares, largest = ([torch.zeros_like(p) for p in self.parameters] for _ in range(3))
+        self.largest = largest if self.amsgrad else []
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        adam(
+            self.parameters, gradients, self.means, self.squares, self.largest, self.steps, fused=True,
+            decoupled_weight_decay=self.amsgrad, amsgrad=self.amsgrad, beta1=0.9, beta2=0.999, eps=1e-8,
+            lr=self.config.learning_rate, weight_decay=self.config.weight_decay, maximize=False,
+        )  # fmt: skip
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def _refuse_no_number(
+    loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
+) -> None:
+    wrong = [str(seed) for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
+    if wrong:
+        raise InputError(
+            f"probe {config.probe}, seed {', '.join(wrong)}: the {set_name} loss is no number; lower learning_rate "
+            f"{config.learning_rate}, or choose another preset"
+        )
+
+
+def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndarray, batch_size: int) -> list[float]:
+    """One pass; returns every seed's mean training loss. A batch's gradient does not depend on how it is cut."""
+    model.train()
+    total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
+    for start in range(0, len(order), batch_size):
+        proteins = order[start : start + batch_size]
+        count = int(rows.num_scored[proteins].sum())
+        if not count:
+            continue
+        for part in rows.parts(proteins):
+            outputs, targets = rows.outputs(model, part)
+            losses = _losses(outputs, targets, rows.data.task)
+            (losses.sum() / count).backward()
+            total += losses.detach()
+        optimizer.step()
+        seen += count
+    return (total / seen).tolist()

@@ -1,0 +1,173 @@
+"""Ridge and logistic regression on feature rows that may not fit in memory, their penalty swept on validation."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from esm2kit.benchmarking.probes.features import Features, Fitted, column_moments, row_blocks
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.labels import class_targets, decide
+from esm2kit.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+# Penalties relative to the number of training rows.
+RIDGE_GRID = tuple(float(x) for x in np.logspace(-6, 3, 19))
+LOGISTIC_GRID = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class _Moments:
+    """Sums over rows, in float64, around a shift that keeps them small."""
+
+    shift_D: Tensor
+    count: int = 0
+    x_D: Tensor | float = 0.0
+    y: float = 0.0
+    xx_DD: Tensor | float = 0.0
+    xy_D: Tensor | float = 0.0
+    yy: float = 0.0
+
+    def add(self, x_ND: Tensor, y_N: Tensor) -> None:
+        x_ND = x_ND.double() - self.shift_D
+        self.count += len(x_ND)
+        self.x_D = self.x_D + x_ND.sum(0)
+        self.y += float(y_N.sum())
+        self.xx_DD = self.xx_DD + x_ND.T @ x_ND
+        self.xy_D = self.xy_D + x_ND.T @ y_N
+        self.yy += float(y_N @ y_N)
+
+
+def _moments(features: Features, rows: np.ndarray, targets: Tensor, shift_D: Tensor) -> _Moments:
+    moments = _Moments(shift_D)
+    for where, block in row_blocks(features, rows):
+        moments.add(block, targets[where])
+    return moments
+
+
+def fit_ridge(features: Features, data: TaskData) -> Fitted:
+    """Ridge on z-scored features; every penalty from one eigendecomposition, validation error from moments alone."""
+    train, validation = data.target_rows("train"), data.target_rows("validation")
+    y_train, y_validation = (torch.from_numpy(data.targets[rows]).double() for rows in (train, validation))
+    shift_D = next(row_blocks(features, train))[1].double().mean(0)
+    fit = _moments(features, train, y_train, shift_D)
+    mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
+    covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
+    scale_D = (covariance_DD.diagonal() / fit.count).clamp_min(0).sqrt()
+    scale_D[scale_D < 1e-12] = 1.0
+    xy_D = (fit.xy_D - fit.count * mean_D * y_mean) / scale_D
+    eigenvalues, vectors = torch.linalg.eigh(covariance_DD / scale_D / scale_D[:, None])
+    held = _moments(features, validation, y_validation, shift_D)
+    rotated = vectors.T @ xy_D
+    best: tuple[float, float, Tensor] | None = None
+    for penalty in RIDGE_GRID:
+        weights_D = vectors @ (rotated / (eigenvalues.clamp_min(0) + penalty * fit.count)) / scale_D
+        bias = y_mean - float(mean_D @ weights_D)
+        # sum of (y - xw - b)^2 over validation, expanded
+        error = (
+            held.yy - 2 * float(held.xy_D @ weights_D) - 2 * bias * held.y + float(weights_D @ held.xx_DD @ weights_D)
+            + 2 * bias * float(held.x_D @ weights_D) + held.count * bias**2
+        )  # fmt: skip
+        if best is None or error < best[0]:
+            best = (error, penalty, torch.cat([weights_D, torch.tensor([bias], dtype=torch.float64)]))
+    error, penalty, weights = best
+    spread = math.sqrt(max(error, 0.0) / held.count)
+    logger.info("ridge: penalty %.3g is best, validation RMSE %.4f", penalty, spread)
+
+    def predict(set_name: str) -> np.ndarray:
+        rows = data.target_rows(set_name)
+        out = np.empty(len(rows))
+        for where, block in row_blocks(features, rows):
+            out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
+        return out[None]
+
+    return Fitted(predict("test"), predict("validation"), selected={"penalty_per_row": penalty})
+
+
+def fit_logistic(features: Features, data: TaskData) -> Fitted:
+    """Multinomial logistic regression (one sigmoid a bit for binary labels) by L-BFGS, from strong to weak penalty.
+
+    The sweep starts each fit from the last one's weights and ends when the validation loss rises.
+    """
+    train, validation = data.target_rows("train"), data.target_rows("validation")
+    mean_D, scale_D = column_moments(block for _, block in row_blocks(features, train))
+    outputs = data.task.num_outputs
+    width = features.width
+
+    def prepared(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
+        def blocks() -> Iterator[tuple[slice, Tensor]]:
+            return ((where, (block - mean_D) / scale_D) for where, block in row_blocks(features, rows))
+
+        kept = list(blocks()) if len(rows) * width * 4 <= 1 << 30 else None
+        return (lambda: iter(kept)) if kept is not None else blocks
+
+    def loss_and_gradient(weights_XC: Tensor, blocks, targets: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
+        total, slope = 0.0, torch.zeros_like(weights_XC) if gradient else None
+        for where, block in blocks():
+            logits = torch.addmm(weights_XC[-1], block, weights_XC[:-1])
+            loss, slope_logits = _class_loss(logits, targets[where], data.task)
+            total += loss
+            if slope is not None:
+                slope[:-1] += block.T @ slope_logits
+                slope[-1] += slope_logits.sum(0)
+        return total / len(targets), None if slope is None else slope / len(targets)
+
+    fit_blocks, held_blocks = prepared(train), prepared(validation)
+    y_train, y_held = (class_targets(data.targets[rows], data.task) for rows in (train, validation))
+    from scipy.optimize import minimize  # a quarter of a second that other probes need not wait
+
+    flat = np.zeros((width + 1) * outputs)
+    best: tuple[float, float, np.ndarray] | None = None
+    told = time.monotonic()
+    for tried, penalty in enumerate(LOGISTIC_GRID, 1):
+
+        def objective(flat_X: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
+            weights_XC = torch.from_numpy(flat_X.reshape(width + 1, outputs)).float()
+            loss, slope = loss_and_gradient(weights_XC, fit_blocks, y_train, gradient=True)
+            slope[:-1] += penalty * weights_XC[:-1]
+            return loss + penalty / 2 * float(weights_XC[:-1].square().sum()), slope.double().numpy().ravel()
+
+        found = minimize(
+            objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-5, "ftol": 1e-9}
+        )
+        flat = found.x
+        weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
+        held, _ = loss_and_gradient(weights_XC, held_blocks, y_held, gradient=False)
+        if best is not None and held >= best[0]:
+            break
+        best = (held, penalty, flat)
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            logger.info("logistic: %d of at most %d penalties, %g is best so far", tried, len(LOGISTIC_GRID), penalty)
+    held, penalty, flat = best
+    logger.info("logistic: penalty %.3g is best, validation loss %.4f", penalty, held)
+    weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
+
+    def predict(set_name: str) -> np.ndarray:
+        rows = data.target_rows(set_name)
+        out = np.empty(len(rows), dtype=np.int64)
+        for where, block in row_blocks(features, rows):
+            logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
+            out[where] = decide(logits, data.task).numpy()
+        return out[None]
+
+    return Fitted(predict("test"), predict("validation"), selected={"penalty": penalty})
+
+
+def _class_loss(logits_NC: Tensor, targets: Tensor, task: Task) -> tuple[float, Tensor]:
+    """Summed loss and its gradient by the logits."""
+    if task.binary_labels:
+        loss = F.binary_cross_entropy_with_logits(logits_NC, targets, reduction="sum") / len(task.binary_labels)
+        return float(loss), (logits_NC.sigmoid() - targets) / len(task.binary_labels)
+    log_NC = logits_NC.log_softmax(1)
+    slope = log_NC.exp()
+    slope[torch.arange(len(targets)), targets] -= 1
+    return float(F.nll_loss(log_NC, targets, reduction="sum")), slope

@@ -1,0 +1,125 @@
+"""`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `stages`."""
+
+import errno
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from typing import Any
+
+from esm2kit.cli.commands import STAGES
+from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, rank
+
+TOUR = """esm2kit: train, use and judge ESM-2 protein language models
+
+usage: esm2kit <stage> [--key value ...] [--config file.yaml]
+
+stages, in the order of the story:
+{stages}
+
+`esm2kit <stage> --help` shows a whole call and every parameter, which are the fields of the stage's dataclass.
+New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
+"""
+# Workers fail alike for the most part: the others wait until torchrun, told by the first one's end, has stopped them.
+SECONDS_FOR_THE_FIRST = 10
+# what a person on a terminal is told of a result: the first of these that it has; other stages' last lines name a file
+CLOSING = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
+# what the system says of a place that cannot be written, where a person can choose another or make room
+MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. Returns the exit code: 0, or 2 after one line on what was wrong with the input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if TORCHRUN in os.environ:
+        # it starts its workers in sessions of their own, which a killed group leaves behind; a parent that died while
+        # this one was loading could not be told from the one that stands in for it, so the watch begins here
+        end_with_parent()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
+        return 0
+    if argv[0] == "--version":
+        print(f"esm2kit {importlib.metadata.version('esm2kit')}")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # one voice: of many ranks the first one tells how it goes
+    logging.getLogger("esm2kit").setLevel(logging.WARNING if rank() else logging.INFO)
+    # Lightning's own lines (devices it did not find, advertisements) say nothing that ours do not
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").propagate = False
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module="lightning")
+    try:
+        return _run(argv[0], argv[1:])
+    except InputError as error:
+        if is_worker() and rank():
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        print(f"esm2kit: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "esm2kit").startswith("esm2kit"):
+            raise
+        mend = "`make setup` and `source .venv/bin/activate`, or install esm2kit into this Python"
+        print(f"esm2kit: {sys.executable} lacks the package {error.name}: {mend}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # BrokenPipeError is one of these: the reader of our output, `head` say, has seen enough
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.errno not in MENDABLE:
+            raise
+        # a folder was to be made, and a file has its name
+        told = "a file is there; name a folder" if error.errno == errno.EEXIST else error.strerror
+        print(f"esm2kit: {error.filename or 'output'}: {told}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in STAGES:
+        raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
+    from esm2kit.cli.arguments import parse
+
+    stage = STAGES[name]
+    module = importlib.import_module(f"esm2kit.{stage.module}")
+    config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
+    if stage.trains and not is_worker():
+        from esm2kit.training import launch, trainer
+
+        if config.num_nodes > 1:
+            raise InputError(f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node")
+        if config.devices > 1:
+            # what this machine cannot do is told once, and not by every worker
+            config.layout  # noqa: B018
+            trainer.check_devices(config)
+            launch.become(name, config)
+    result = getattr(module, stage.function)(config)
+    summary = summarise(result, sys.stdout.isatty())
+    if summary:
+        print(summary)
+    return 0
+
+
+def summarise(result: Any, on_terminal: bool = False) -> str:
+    """A stage's result in one line: JSON for a program, the long parts left to the files it names; for a person a path.
+
+    Args:
+        result: of the stage's function; text is told as it is.
+        on_terminal: a person reads it.
+    """
+    from esm2kit.core.files import to_json
+
+    plain = to_json(result._asdict() if hasattr(result, "_asdict") else result)  # embed's is a NamedTuple
+    if not isinstance(plain, dict) or not plain:
+        return str(plain or "")
+    if on_terminal:
+        return next((f"{told}: {plain[name]}" for name, told in CLOSING.items() if plain.get(name)), "")
+    return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})

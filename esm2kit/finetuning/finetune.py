@@ -1,0 +1,259 @@
+"""Fine-tuning: an ESM-2 and a head trained on labels, under any layout with one loss curve.
+
+As in pretraining one update is one item of the training set; its loss is the mean over the labels of the *global*
+batch, so gradients and curves do not know how many devices or micro-batches there were.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from esm2kit.benchmarking.probes.features import column_moments
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import locked, write_json
+from esm2kit.core.processes import local_rank
+from esm2kit.core.provenance import provenance
+from esm2kit.finetuning.config import FinetuneConfig, settled
+from esm2kit.finetuning.data import FinetuneData
+from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
+from esm2kit.finetuning.hf_export import save_hf_classifier
+from esm2kit.finetuning.model_file import FILE, load_finetuned, load_head, save_merged, task_facts
+from esm2kit.finetuning.module import LabelTrainer, saved_tensors
+from esm2kit.finetuning.report import write_finetune_report
+from esm2kit.models.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.models.encoder import Encoder
+from esm2kit.models.esm2 import ESM2
+from esm2kit.models.load import load_model
+from esm2kit.models.lora import add_lora, load_adapters, weights_sha256
+from esm2kit.models.pooling import rows_read
+from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.download import download_flip
+from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
+from esm2kit.training.metrics_log import TrainingLog, read_metrics
+from esm2kit.training.resume import CheckpointWriter, ResumePoint, alone_in, continue_at, resume_point
+from esm2kit.training.trainer import make_trainer
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["FinetuneConfig", "finetune"]
+
+
+class Run(NamedTuple):
+    """One seed's training, done or not.
+
+    Args:
+        config: settled, with one seed and a folder of its own.
+        finished: False if it was told to stop before its end.
+        step: updates made.
+        writer: its checkpoints.
+        log: its metrics.csv.
+    """
+
+    config: FinetuneConfig
+    finished: bool
+    step: int
+    writer: CheckpointWriter
+    log: Path
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune, one run a seed; score the test set once; write the models, predictions and the report.
+
+    A run that was stopped or killed goes on from its last checkpoint.
+
+    Args:
+        config: every rank is given the same.
+    Returns: {"finished", "runs": [{"seed", "step", "best_step", "val_loss", "model", "metrics"}], "test": {metric: as
+        in a report's row}, "predictions", "report", "html"}, also in `<out_dir>/finetune.json`; a run told to stop
+        gives "finished": False and no "test". Ranks other than the first return {}.
+    Raises: InputError for a task, model, head, layout or checkpoint that does not fit, for a folder in which another
+        run trains, and for a loss that is no number, naming the update and the sequences.
+    """
+    with alone_in(Path(config.out_dir)):
+        return _finetune(config)
+
+
+def _finetune(config: FinetuneConfig) -> dict[str, Any]:
+    out_dir = Path(config.out_dir)
+    config.layout  # a contradiction is told before anything is read  # noqa: B018
+    if config.download and config.task in TASKS:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with locked(out_dir / ".download.lock", None):  # one rank fetches; the others wait, and find the files there
+            download_flip(config.task, Path(config.data_dir), config.split)
+    data = load_task(config.task, config.split, Path(config.data_dir), config.target)
+    if config.limit is not None:
+        data = data.limited(config.limit)
+    runs: list[Run] = []
+    for seed in config.seeds:
+        folder = out_dir if len(config.seeds) == 1 else out_dir / f"seed={seed}"
+        own = settled(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
+        run, is_first_rank = _train(own, data)
+        runs.append(run)
+        if not run.finished:
+            break
+    if not is_first_rank:
+        return {}
+    result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
+    result["runs"] = [_described(run) for run in runs]
+    manifest = provenance("finetune", config, {"data": data.sha256})
+    if result["finished"]:
+        models = [_publish(run) for run in runs]
+        histories = [read_metrics(run.log) for run in runs]
+        result |= write_finetune_report(config, runs[0].config, data, models, histories, manifest)
+        for run in runs:
+            folder = Path(run.config.out_dir)
+            if config.mode == "lora" and config.merge:
+                save_merged(load_finetuned(folder), folder / "merged.safetensors")
+            if config.export_hf:
+                save_hf_classifier(load_finetuned(folder), folder / "huggingface")
+        logger.info("wrote %s", ", ".join(map(str, models)))
+    else:
+        logger.info("stopped at update %d of %d; the same command goes on", runs[-1].step, runs[-1].config.max_steps)
+    write_json(out_dir / "finetune.json", result | {"provenance": manifest})
+    return result
+
+
+def _described(run: Run) -> dict[str, Any]:
+    best = read_metadata(run.writer.best())
+    return {
+        "seed": run.config.seeds[0],
+        "step": run.step,
+        "max_steps": run.config.max_steps,
+        "best_step": best["step"],
+        "val_loss": best.get("val_loss"),
+        "model": str(Path(run.config.out_dir) / FILE),
+        "metrics": str(run.log),
+    }
+
+
+def _publish(run: Run) -> Path:
+    """The best checkpoint without what only resuming needs."""
+    path = Path(run.config.out_dir) / FILE
+    tensors, metadata = read_checkpoint(run.writer.best())
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    write_checkpoint(path, kept, metadata)
+    return path
+
+
+def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
+    """One seed, resuming where its folder holds a checkpoint of the same run; whether this is the first rank."""
+    out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
+    check_head(config.head, data.task)
+    if config.export_hf and config.head != "hf":
+        raise InputError(f"export_hf wants head hf: transformers has no class for head {config.head}")
+    esm2, source = load_model(config.model, config.untrained_seed)
+    base = {
+        "model": str(config.model),
+        "untrained_seed": config.untrained_seed,
+        "name": source["name"],
+        "sha256": weights_sha256(esm2),
+    }
+    manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
+    resumed = resume_point(out_dir, config, manifest) if config.resume_if_exists else None
+    labels = labels_of(data, config.scale_targets, config.class_weights)
+    proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
+    model = _model(config, esm2, data, proteins, resumed)
+    module = LabelTrainer(config, model, proteins, resumed)
+    facts = {
+        "mode": config.mode,
+        "head": model.spec._asdict(),
+        "task": task_facts(data.task),
+        "split": data.split,
+        "max_tokens": config.max_tokens,
+        "target_centre": labels.centre,
+        "target_spread": labels.spread,
+        "base": base,
+        "lora": {
+            "rank": config.lora_rank,
+            "alpha": config.lora_alpha,
+            "targets": config.lora_targets,
+            "biases": config.lora_biases,
+        },
+    }
+    writer = CheckpointWriter(
+        out_dir,
+        config.save_top_k,
+        manifest,
+        layout.global_batch_size,
+        saved_tensors,
+        lambda module: {
+            "finetune": facts,
+            "early_stopping": {"best_loss": module.best_loss, "since_best": module.since_best},
+        },
+    )
+    first_step = module.step
+    log = TrainingLog(out_dir, config.log_every_n_steps, None, first_step, ("val_loss", f"val_{data.task.metric}"))
+    trainer = make_trainer(config, [log, writer])
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(
+        "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters train; %d updates, validated every %d; %s",
+        *(data.task.name, data.split, seed, config.mode, config.head, f"{trained:,}"),
+        f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        *(config.max_steps, config.val_check_interval, layout.equation),
+    )
+    if first_step < config.max_steps and not module.out_of_patience:
+        if resumed:
+            logger.info("resuming from %s at update %d of %d", resumed.path, first_step, config.max_steps)
+        continue_at(trainer, first_step)
+        budget = config.tokens_per_validation_batch
+        trainer.fit(module, FinetuneData(proteins, layout, seed, config.max_steps, first_step, budget))
+    else:
+        logger.info("nothing to train: the run ended at update %d of %d", first_step, config.max_steps)
+    finished = module.step >= config.max_steps or module.out_of_patience
+    return Run(config, finished, module.step, writer, log.path), trainer.is_global_zero
+
+
+def _model(
+    config: FinetuneConfig, esm2: ESM2, data: TaskData, proteins: LabelledProteins, resumed: ResumePoint | None
+) -> LabelModel:
+    """Encoder and head as the run begins, or as its last checkpoint has them."""
+    seed = config.seeds[0]
+    spec = HeadSpec(
+        config.head,
+        data.task.level,
+        esm2.config.embed_dim,
+        data.task.num_outputs,
+        config.hidden,
+        config.dropout,
+        config.standardize,
+    )
+    model = LabelModel(esm2, spec, seed)
+    if config.mode == "lora":
+        add_lora(esm2, config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_biases, seed)
+    if resumed:
+        load_head(model, resumed.parts["head"], resumed.path)
+        if config.mode == "lora":
+            load_adapters(esm2, resumed.parts["adapter"], str(resumed.path))
+        else:
+            fill(esm2, resumed.model, resumed.path)
+    else:
+        if spec.standardize:
+            mean_D, scale_D = column_moments(_rows_of_train(esm2, proteins, config, spec))
+            model.head.mean_D.copy_(mean_D)
+            model.head.scale_D.copy_(scale_D)
+        if config.head_from is not None:
+            path = Path(config.head_from)
+            path = path / FILE if path.is_dir() else path
+            tensors, metadata = read_checkpoint(path, "head.")
+            if "finetune" not in metadata:
+                raise InputError(f"{path}: head_from wants a file of `esm2kit finetune`; this one has no head")
+            load_head(model, {name.removeprefix("head."): tensor for name, tensor in tensors.items()}, path)
+    return model.train()
+
+
+def _rows_of_train(esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec) -> Iterator[Tensor]:
+    """What the head reads of train, (N, D) a batch."""
+    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
+    encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
+    for windows in EvaluationBatches(proteins, "train", config.tokens_per_validation_batch).batches:
+        tokens_N, num_tokens = proteins.pack(windows)
+        hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
+        yield rows_read(hidden_ND, num_tokens, spec.reads)[0]
+    esm2.cpu()  # where the trainer takes it from, whatever it will train on

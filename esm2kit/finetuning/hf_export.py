@@ -1,0 +1,75 @@
+"""A fine-tuned model as transformers' EsmForSequenceClassification or EsmForTokenClassification, where the head allows.
+
+Source: transformers `models/esm/modeling_esm.py`; the heads named `hf` have exactly these shapes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import write_json
+from esm2kit.finetuning.model_file import FinetunedModel
+from esm2kit.models.checkpoint import save_tensors
+from esm2kit.models.formats.huggingface import hf_config, save_hf, to_hf
+
+
+def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
+    """Write a folder that AutoModelForSequenceClassification or AutoModelForTokenClassification opens.
+
+    Values come out of it in the target's unit: the scaling of training is folded into the last layer, as is a z-score
+    into the first.
+
+    Args:
+        model: with head `hf`; adapters are merged already.
+        folder: gets the model, its configuration with the labels, and the tokenizer.
+    Raises: InputError for another head, which transformers has no class for.
+    """
+    if model.labels.spec.name != "hf":
+        raise InputError(
+            f"{model.source}: transformers has no class for head {model.labels.spec.name}; fine-tune with --head hf, "
+            "or use esm2kit predict"
+        )
+    folder, per_residue = Path(folder), model.task.level == "residue"
+    save_hf(model.esm2, folder)
+    encoder = to_hf(model.esm2.state_dict(), model.esm2.config)
+    encoder = {name: tensor for name, tensor in encoder.items() if name.startswith("esm.")}
+    save_tensors(folder / "model.safetensors", encoder | _classifier(model), {"format": "pt"})
+    write_json(folder / "config.json", hf_config(model.esm2.config) | _labels(model, per_residue))
+
+
+def _classifier(model: FinetunedModel) -> dict[str, Tensor]:
+    """The head's matrices as nn.Linear keeps them, (outputs, inputs)."""
+    spec, head = model.labels.spec, {name: tensor.clone() for name, tensor in model.labels.head.state_dict().items()}
+    weight_out, bias_out = head["weight_out"][0], head["bias_out"][0, 0]
+    if model.task.target == "value":
+        weight_out = weight_out * model.facts["target_spread"]
+        bias_out = bias_out * model.facts["target_spread"] + model.facts["target_centre"]
+    if spec.level == "residue":
+        if spec.standardize:
+            bias_out = bias_out - (head["mean_D"] / head["scale_D"]) @ weight_out
+            weight_out = weight_out / head["scale_D"][:, None]
+        return {"classifier.weight": weight_out.T.contiguous(), "classifier.bias": bias_out.contiguous()}
+    weight_in, bias_in = head["weight_in"][0], head["bias_in"][0, 0]
+    if spec.standardize:
+        bias_in = bias_in - (head["mean_D"] / head["scale_D"]) @ weight_in
+        weight_in = weight_in / head["scale_D"][:, None]
+    return {
+        "classifier.dense.weight": weight_in.T.contiguous(),
+        "classifier.dense.bias": bias_in.contiguous(),
+        "classifier.out_proj.weight": weight_out.T.contiguous(),
+        "classifier.out_proj.bias": bias_out.contiguous(),
+    }
+
+
+def _labels(model: FinetunedModel, per_residue: bool) -> dict[str, Any]:
+    task = model.task
+    names = task.binary_labels or task.labels or (task.name,)
+    kind = "regression" if task.target == "value" else "single_label_classification"
+    return {
+        "architectures": ["EsmForTokenClassification" if per_residue else "EsmForSequenceClassification"],
+        "id2label": {str(place): name for place, name in enumerate(names)},
+        "label2id": {name: place for place, name in enumerate(names)},
+        "problem_type": "multi_label_classification" if task.binary_labels else kind,
+    }

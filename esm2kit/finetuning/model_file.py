@@ -1,0 +1,197 @@
+"""A fine-tuned model as an artefact: one safetensors file of encoder or adapters, head and task; and what it says.
+
+Tensors: `model.*` under fair-esm's names (so `esm2kit embed --model` takes the file too), or `adapter.*` where only
+low-rank corrections were trained and the base is named by the SHA-256 of its weights; `head.*`.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import device_of
+from esm2kit.finetuning.heads import HeadSpec, LabelModel
+from esm2kit.models.checkpoint import fill, read_checkpoint, refuse_other_shapes, write_checkpoint
+from esm2kit.models.encoder import Encoder, Precision
+from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.load import load_model
+from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
+from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
+from esm2kit.sequences.windows import Segments
+from esm2kit.tasks.labels import decide
+from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, budgeted
+from esm2kit.tasks.task import Task
+from esm2kit.training.resume import parts_of
+
+logger = logging.getLogger(__name__)
+
+FILE = "finetuned.safetensors"
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """What a fine-tuned model has to know of its task."""
+    names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
+    return {name: getattr(task, name) for name in names}
+
+
+def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -> None:
+    """Put a trained head in the place of a fresh one.
+
+    Raises: InputError with both numbers if it puts out another number of classes, or the first tensor that differs.
+    """
+    outputs = state["bias_out"].shape[-1] if "bias_out" in state else 0
+    if outputs != model.spec.num_outputs:
+        raise InputError(
+            f"{source}: its head has {outputs} outputs, the task wants {model.spec.num_outputs}; "
+            "take a head trained on the same labels, or train a fresh one"
+        )
+    remedy = "give the head, hidden and standardize it was trained with"
+    refuse_other_shapes(model.head.state_dict(), state, source, f"head {model.spec.name} wants", remedy)
+    model.head.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A fine-tuned encoder and head, ready to predict.
+
+    Args:
+        encoder: the encoder, adapters merged.
+        labels: the head.
+        task: what it predicts.
+        metadata: of its file; `finetune` holds mode, base and scaling.
+        esm2: the encoder as a model, to save or export.
+        source: the file.
+    """
+
+    encoder: Encoder
+    labels: LabelModel
+    task: Task
+    metadata: dict[str, Any]
+    esm2: ESM2
+    source: Path
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.metadata["finetune"]
+
+    @torch.inference_mode()
+    def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
+        """The head's outputs, values in the target's unit.
+
+        A sequence over the trained window is read in overlapping windows, whose outputs are averaged.
+
+        Args:
+            sequences: residues.
+            tokens_per_batch: tokens that go through the model together; the result does not depend on it (1e-5).
+        Returns: for each sequence (C,) for a protein task, (residues, C) for a residue task; float32.
+        """
+        longest = self.facts["max_tokens"] - 2
+        segments = Segments(longest, min(WINDOW_OVERLAP, longest // 2), 0)
+        windows = [Window(row, *span) for row, sequence in enumerate(sequences) for span in segments.of(len(sequence))]
+        per_residue, width = self.task.level == "residue", self.labels.spec.num_outputs
+        sums = [np.zeros((len(sequence) if per_residue else 1, width), np.float32) for sequence in sequences]
+        counts = [np.zeros((len(total), 1), np.float32) for total in sums]
+        for batch in budgeted(windows, tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type]):
+            parts = [(BOS_IDX, *encode(sequences[w.protein][w.start : w.stop]), EOS_IDX) for w in batch]
+            num_tokens = [len(part) for part in parts]
+            tokens_N = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+            last = self.encoder.config.num_layers
+            hidden_ND = self.encoder.encode(tokens_N, num_tokens, [last])[last]
+            found = self.labels.label(hidden_ND, num_tokens).numpy()
+            sizes = [w.stop - w.start if per_residue else 1 for w in batch]
+            for window, rows in zip(batch, np.split(found, np.cumsum(sizes)[:-1]), strict=True):
+                where = slice(window.start, window.stop) if per_residue else slice(None)
+                sums[window.protein][where] += rows
+                counts[window.protein][where] += 1
+        merged = [total / count for total, count in zip(sums, counts, strict=True)]
+        if self.task.target == "value":
+            centre, spread = self.facts["target_centre"], self.facts["target_spread"]
+            merged = [rows * np.float32(spread) + np.float32(centre) for rows in merged]
+        return merged if per_residue else [rows[0] for rows in merged]
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        """Classes (int64) or values (float64) that outputs (..., C) stand for."""
+        decided = decide(torch.from_numpy(outputs), self.task).numpy()
+        return decided.astype(np.float64) if self.task.target == "value" else decided
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """(..., C) probability of every class, or of every binary label; values as they are."""
+        if self.task.target == "value":
+            return outputs
+        tensor = torch.from_numpy(outputs)
+        return (tensor.sigmoid() if self.task.binary_labels else tensor.softmax(-1)).numpy()
+
+
+def load_finetuned(
+    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
+) -> FinetunedModel:
+    """Read what `esm2kit finetune` wrote.
+
+    Args:
+        path: finetuned.safetensors, or the folder it lies in.
+        base: only for adapters: where their base model is now; by default where it was.
+        device: auto, cpu or cuda.
+        precision: as `Encoder`.
+    Raises: InputError if the file is damaged or none of these, or the base is not the one the adapters were trained on,
+        or one is given and the file is whole without.
+    """
+    path = Path(path)
+    if path.is_dir():
+        seeds = sorted(folder.name for folder in path.glob("seed=*") if (folder / FILE).is_file())
+        if not (path / FILE).is_file() and seeds:
+            raise InputError(f"{path} holds one model a seed ({', '.join(seeds)}); name one of these folders")
+        path = path / FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `esm2kit finetune` makes it when a run has ended")
+    tensors, metadata = read_checkpoint(path)
+    if "finetune" not in metadata:
+        raise InputError(f"{path}: a pretraining checkpoint, which has no head; `esm2kit finetune` gives it one")
+    facts, parts = metadata["finetune"], parts_of(tensors)
+    spec = HeadSpec(**facts["head"])
+    labels = LabelModel(None, spec)
+    task_fields = facts["task"] | {name: tuple(facts["task"][name]) for name in ("labels", "binary_labels")}
+    task = Task(**task_fields, splits={}, default_split="")
+    if task.num_outputs != spec.num_outputs:
+        raise InputError(
+            f"{path}: its head has {spec.num_outputs} outputs, its task {task.name} {task.num_outputs} labels"
+        )
+    load_head(labels, parts["head"], path)
+    esm2 = _encoder(path, parts, metadata, base)
+    return FinetunedModel(Encoder(esm2, precision, device_of(device)), labels.eval(), task, metadata, esm2, path)
+
+
+def save_merged(model: FinetunedModel, path: Path) -> None:
+    """Write encoder and head whole, adapters merged: needs no base, and `embed` and `export` take it as any model."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.esm2.state_dict().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in model.labels.head.state_dict().items()}
+    write_checkpoint(path, tensors, model.metadata)
+
+
+def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:
+    facts = metadata["finetune"]
+    if "adapter" not in parts:
+        if base is not None:
+            raise InputError(f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out")
+        with torch.device("meta"):
+            esm2 = ESM2(ESM2Config(**metadata["model"]))
+        fill(esm2, parts["model"], path)
+        return esm2.eval()
+    named = facts["base"]
+    esm2, source = load_model(base or named["model"], named["untrained_seed"] if base is None else None)
+    found = weights_sha256(esm2)
+    if found != named["sha256"]:
+        raise InputError(
+            f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
+            f"{source['name']} has weights {found[:12]}; give the base they belong to"
+        )
+    lora = facts["lora"]
+    add_lora(esm2, lora["rank"], lora["alpha"], lora["targets"], lora["biases"])
+    load_adapters(esm2, parts["adapter"], str(path))
+    return merge_lora(esm2).requires_grad_(False).eval()

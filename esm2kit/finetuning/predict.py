@@ -1,0 +1,140 @@
+"""Labels for any FASTA from a fine-tuned model: TSV, CSV or HDF5, in bounded memory, whole or absent."""
+
+import csv
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.files import atomic_path, sha256_file, to_json, write_json
+from esm2kit.core.provenance import provenance
+from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
+from esm2kit.sequences.fasta import Record, fasta_files, read_fasta
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
+# Proteins in memory at once; inside them the longest go first, the file keeps the FASTA's order.
+PROTEINS_AT_ONCE = 2048
+SUFFIXES = {".tsv": "\t", ".csv": ","}
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict labels for the proteins of a FASTA.
+
+    Args:
+        model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
+        fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
+        out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
+        base: only for adapters (mode lora): where their base model is now; by default where it was in training.
+        precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
+        device: auto takes a GPU if there is one.
+        batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
+    """
+
+    model: Path
+    fasta: Path | list[Path]
+    out: Path
+    base: str | None = None
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
+        if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
+            raise InputError(f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise InputError(f"batch_tokens is {self.batch_tokens}: give 1 or more, or leave it out")
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Predict and write.
+
+    A table has one row a protein (`id`, `prediction`, and `p_<label>` for classes) or one row a residue (`id`,
+    `position` from 1, `residue`, ...). HDF5 has one dataset a protein, "0", "1", ... in the FASTA's order with its
+    attribute `original_id`: probabilities or values, (C,) or (residues, C) float32; the root says what the columns are.
+
+    Returns: {"out", "manifest", "num_proteins", "task", "labels"}.
+    Raises: InputError for a file that cannot be read, or a base that is not the adapters' own, or is of no use.
+    """
+    out, files = Path(config.out), fasta_files(config.fasta)
+    model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
+    labels = list(model.task.binary_labels or model.task.labels)
+    names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
+    inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
+    manifest = provenance("predict", config, inputs)
+    about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
+    about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
+    count, started, told = 0, time.monotonic(), time.monotonic()
+    if out.exists():
+        logger.info("%s is there and will be replaced; another --out keeps both", out)
+    writer = _table if out.suffix in SUFFIXES else _hdf5
+    records = itertools.chain.from_iterable(read_fasta(path) for path in files)
+    with atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
+        while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
+            outputs = model.outputs([record.sequence for record in block], config.batch_tokens)
+            for record, values in zip(block, outputs, strict=True):
+                write(record, values)
+            count += len(block)
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                logger.info("%d proteins, %.0f/s", count, count / (told - started))
+    beside = out.with_name(f"{out.name}.json")
+    write_json(beside, {**about, "num_proteins": count, "provenance": manifest})
+    logger.info("wrote %s: %d proteins in %.1f s", out, count, time.monotonic() - started)
+    return {"out": out, "manifest": beside, "num_proteins": count, "task": model.task.name, "labels": labels}
+
+
+@contextmanager
+def _table(
+    part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
+) -> Iterator[Any]:
+    """Rows of text; probabilities and values with seven significant digits."""
+    task, per_residue = model.task, model.task.level == "residue"
+    shares = [f"p_{label}" for label in about["labels"]]
+    with open(part, "w", newline="") as file:
+        rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
+        rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *shares])
+
+        def write(record: Record, outputs: np.ndarray) -> None:
+            outputs_MC = outputs if per_residue else outputs[None]
+            decided = model.decide(outputs_MC)
+            shown = [task.labels[place] for place in decided] if task.target == "class" else map(_digits, decided)
+            probabilities_MC = model.probabilities(outputs_MC) if task.target == "class" else outputs_MC[:, :0]
+            for place, (label, shares_C) in enumerate(zip(shown, probabilities_MC, strict=True)):
+                where = [place + 1, record.sequence[place]] if per_residue else []
+                rows.writerow([record.id, *where, label, *map(_digits, shares_C)])
+
+        yield write
+
+
+def _digits(value: float) -> str:
+    return f"{value:.7g}"
+
+
+@contextmanager
+def _hdf5(
+    part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
+) -> Iterator[Any]:
+    with h5py.File(part, "w") as file:
+        text = h5py.string_dtype()
+        for name, value in about.items():
+            file.attrs.create(name, value, dtype=text) if name == "labels" else file.attrs.create(name, value)
+        file.attrs["provenance"] = json.dumps(to_json(manifest))
+
+        def write(record: Record, outputs: np.ndarray) -> None:
+            dataset = file.create_dataset(str(len(file)), data=model.probabilities(outputs).astype(np.float32))
+            dataset.attrs["original_id"] = record.id
+
+        yield write

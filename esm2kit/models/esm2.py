@@ -1,0 +1,333 @@
+"""ESM-2 in one file: packed or padded input, fair-esm's parameter names, SDPA or variable-length attention.
+
+The layers are written once, over rows of width D. How the rows divide into sequences is the business of the layout:
+`Padded` (B, T) as fair-esm has it, or `Packed` (N rows, no padding). Tests hold both to fair-esm 2.0.0 within 1e-5.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.packing import Packed, Padded
+from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
+
+# Share of tokens that read <mask> in fair-esm's training: 15% selected, 80% of them masked. Token dropout scales by it.
+TRAINED_MASK_RATIO = 0.15 * 0.8
+
+
+@dataclass(frozen=True)
+class ESM2Config:
+    """The shape of an ESM-2.
+
+    Args:
+        num_layers: transformer layers.
+        embed_dim: width of a token's vector; a multiple of attention_heads.
+        attention_heads: heads a layer; each has embed_dim / attention_heads channels, an even number.
+        token_dropout: zero the embedding of <mask> and rescale the others by the observed mask ratio, as ESM-2 does.
+    """
+
+    num_layers: int = 33
+    embed_dim: int = 1280
+    attention_heads: int = 20
+    token_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.num_layers, self.embed_dim, self.attention_heads) < 1:
+            raise InputError(f"num_layers, embed_dim and attention_heads must be 1 or more, found {self}")
+        if self.embed_dim % (2 * self.attention_heads):
+            raise InputError(
+                f"embed_dim {self.embed_dim} does not divide into {self.attention_heads} heads of an even width "
+                "(rotary positions turn channels in pairs)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.attention_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return 4 * self.embed_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, the tied embedding counted once and the contact head left out."""
+        width, layer = self.embed_dim, 12 * self.embed_dim**2 + 13 * self.embed_dim
+        return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + width**2 + 3 * width + VOCAB_SIZE
+
+    def forward_flops(self, num_tokens: Sequence[int], num_logits: int) -> float:
+        """Useful floating-point operations of one forward pass: matrix products and attention, no padding.
+
+        Args:
+            num_tokens: tokens of each sequence, BOS and EOS included.
+            num_logits: rows that go through the LM head. A training step costs three times as much.
+        """
+        tokens, squares = sum(num_tokens), sum(count**2 for count in num_tokens)
+        layers = self.num_layers * (24 * self.embed_dim**2 * tokens + 4 * self.embed_dim * squares)
+        return layers + num_logits * (2 * self.embed_dim**2 + 2 * self.embed_dim * VOCAB_SIZE)
+
+
+SIZES = {
+    "esm2_t6_8M_UR50D": ESM2Config(6, 320, 20),
+    "esm2_t12_35M_UR50D": ESM2Config(12, 480, 20),
+    "esm2_t30_150M_UR50D": ESM2Config(30, 640, 20),
+    "esm2_t33_650M_UR50D": ESM2Config(33, 1280, 20),
+    "esm2_t36_3B_UR50D": ESM2Config(36, 2560, 40),
+    "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
+}
+
+
+def rotary_tables(inv_freq: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, (positions, 1, head_dim / 2) each, in float32."""
+    positions = torch.arange(num_positions, device=inv_freq.device, dtype=torch.float32)
+    angles = positions[:, None, None] * inv_freq
+    return angles.cos(), angles.sin()
+
+
+class _Rotate(torch.autograd.Function):
+    """The turn of all pairs into one new tensor; its gradient is the turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        turned = torch.empty_like(x)
+        (first, second), (into_first, into_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+        torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=into_second).addcmul_(first, sin)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Rotate.apply(gradient, cos, -sin), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channel pairs (i, i + K/2) of x (..., H, K) by their position's angle."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if torch.compiler.is_compiling():  # it fuses this by itself, and would end its graph at a product into a part
+        first, second = wide.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    return _Rotate.apply(wide, cos, sin).to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Holds the rotary frequencies as the checkpoint has them: Meta trained with values rounded to float16."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        # another device, never another type: angles grow with the position, and so would the rounding
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != kept.dtype:
+            self.inv_freq = kept.to(self.inv_freq.device)
+        return self
+
+
+class MultiheadAttention(nn.Module):
+    def __init__(self, config: ESM2Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.k_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.v_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.q_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.out_proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.rot_emb = RotaryEmbedding(config.head_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Packed | Padded) -> Tensor:
+        # -1 heads: under tensor parallelism a rank holds some of them
+        heads = (-1, self.head_dim)
+        query = rotate(self.q_proj(x).unflatten(-1, heads), cos, sin)
+        key = rotate(self.k_proj(x).unflatten(-1, heads), cos, sin)
+        value = self.v_proj(x).unflatten(-1, heads)
+        return self.out_proj(layout.attend(query, key, value).flatten(-2))
+
+
+class TransformerLayer(nn.Module):
+    def __init__(self, config: ESM2Config) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.embed_dim)
+        self.fc1 = nn.Linear(config.embed_dim, config.ffn_dim)
+        self.fc2 = nn.Linear(config.ffn_dim, config.embed_dim)
+        self.final_layer_norm = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Packed | Padded) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, layout)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+class RobertaLMHead(nn.Module):
+    """Rows of width D to logits over the vocabulary; the output matrix is the token embedding itself."""
+
+    def __init__(self, config: ESM2Config, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.embed_dim, config.embed_dim)
+        self.layer_norm = nn.LayerNorm(config.embed_dim)
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(VOCAB_SIZE))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(self.layer_norm(F.gelu(self.dense(hidden))), self.weight, self.bias)
+
+
+def symmetric_without_average_product(maps: Tensor) -> Tensor:
+    """(..., T, T) maps plus their transposes, less what the rows' and columns' sums would have of themselves."""
+    maps = maps + maps.transpose(-1, -2)
+    background = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
+    return maps - background
+
+
+class ContactPredictionHead(nn.Module):
+    """Logistic regression from symmetrised, average-product-corrected attention maps to residue contacts."""
+
+    def __init__(self, config: ESM2Config) -> None:
+        super().__init__()
+        self.regression = nn.Linear(config.num_layers * config.attention_heads, 1)
+
+    def forward(self, tokens_BT: Tensor, attentions_BLHTT: Tensor) -> Tensor:
+        residue_BT = tokens_BT.ne(EOS_IDX).to(attentions_BLHTT)
+        maps = attentions_BLHTT * (residue_BT[:, None, :] * residue_BT[:, :, None])[:, None, None]
+        maps = symmetric_without_average_product(maps[..., 1:-1, 1:-1].flatten(1, 2))
+        return self.regression(maps.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
+
+
+class ESM2(nn.Module):
+    """ESM-2 with fair-esm's state dict, to be loaded and saved unchanged.
+
+    Args:
+        config: the shape; `SIZES[name]` for the six published ones.
+    Source: Lin et al. 2023, 10.1126/science.ade2574; fair-esm 2.0.0 `esm.ESM2`.
+    """
+
+    def __init__(self, config: ESM2Config) -> None:
+        super().__init__()
+        self.config = config
+        # recompute each layer in the backward pass instead of keeping what it made
+        self.activation_checkpointing = False
+        self.embed_tokens = nn.Embedding(VOCAB_SIZE, config.embed_dim, padding_idx=PAD_IDX)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.contact_head = ContactPredictionHead(config)
+        self.emb_layer_norm_after = nn.LayerNorm(config.embed_dim)
+        self.lm_head = RobertaLMHead(config, self.embed_tokens.weight)
+
+    @classmethod
+    def initialised(cls, config: ESM2Config, seed: int) -> "ESM2":
+        """Fresh weights, a function of the seed alone.
+
+        Embeddings come from N(0, 0.02) as in BERT, matrices from N(0, 1 / inputs), which keeps a row's size at any
+        width; 0.02 throughout starts small models so flat that they take long to learn more than frequencies.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config)
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                    nn.init.zeros_(module.bias)
+                elif isinstance(module, nn.Embedding):
+                    nn.init.normal_(module.weight, std=0.02)
+        with torch.no_grad():
+            model.embed_tokens.weight[PAD_IDX].zero_()
+        return model
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        repr_layers: Sequence[int] = (),
+        need_head_weights: bool = False,
+        return_contacts: bool = False,
+    ) -> dict[str, Any]:
+        """Padded batch in, what fair-esm's `ESM2.forward` gives out.
+
+        Args:
+            tokens_BT: token ids, BOS first, EOS last, then padding.
+            repr_layers: layers whose representations to keep; 0 is the embedding, num_layers the final one.
+            need_head_weights: also give the attention weights, (B, L, H, T, T).
+            return_contacts: also give contact probabilities, (B, T - 2, T - 2).
+        Returns: {"logits": (B, T, V), "representations": {layer: (B, T, D)}}, and "attentions", "contacts" when asked.
+        """
+        layout = Padded(tokens_BT, need_head_weights or return_contacts)
+        representations = self._run(tokens_BT, layout, repr_layers)
+        result = {
+            "logits": self.lm_head(representations.pop("final")),
+            "representations": representations,
+        }
+        if layout.head_weights is not None:
+            attentions = torch.stack(layout.head_weights, 1)
+            if layout.padding_BT is not None:
+                seen_BT = (~layout.padding_BT).to(attentions)
+                attentions = attentions * (seen_BT[:, None, :] * seen_BT[:, :, None])[:, None, None]
+            result["attentions"] = attentions
+            if return_contacts:
+                result["contacts"] = self.contact_head(tokens_BT, attentions)
+        return result
+
+    def encode(self, tokens_N: Tensor, packed: Packed, repr_layers: Sequence[int] = ()) -> Tensor | dict[int, Tensor]:
+        """Packed batch in, the final layer's rows out: the same numbers as `forward`, without padding's cost.
+
+        Args:
+            tokens_N: token ids of all sequences end to end, each with its BOS and EOS.
+            packed: where each sequence begins and ends.
+            repr_layers: give {layer: (N, D)} for these layers instead of the final one alone.
+        Returns: (N, D), the final LayerNorm applied, or the dictionary.
+        """
+        num_rows = tokens_N.shape[0]
+        if packed.num_filler:
+            tokens_N = F.pad(tokens_N, (0, packed.num_filler), value=PAD_IDX)
+        representations = {layer: x_ND[:num_rows] for layer, x_ND in self._run(tokens_N, packed, repr_layers).items()}
+        final_ND = representations.pop("final")
+        return representations if repr_layers else final_ND
+
+    def masked_logits(self, tokens_N: Tensor, packed: Packed, rows_M: Tensor) -> Tensor:
+        """(M, V) logits of chosen rows of a packed batch: the LM head's cost is paid only where the loss looks."""
+        return self.lm_head(self.encode(tokens_N, packed)[rows_M])
+
+    def embed(self, tokens: Tensor, layout: Packed | Padded) -> Tensor:
+        """Token embeddings with token dropout: (..., D) before the first layer."""
+        x = self.embed_tokens(tokens)
+        if self.config.token_dropout:
+            is_mask = tokens.eq(MASK_IDX)
+            scale = (1 - TRAINED_MASK_RATIO) / (1 - layout.mask_ratio(is_mask))
+            x = x.masked_fill(is_mask[..., None], 0.0) * scale.to(x.dtype)
+        return x
+
+    def _run(self, tokens: Tensor, layout: Packed | Padded, repr_layers: Sequence[int]) -> dict[Any, Tensor]:
+        keep = set(repr_layers)
+        if keep - set(range(self.config.num_layers + 1)):
+            raise InputError(f"repr_layers {sorted(keep)}: this model has layers 0 to {self.config.num_layers}")
+        x = self.embed(tokens, layout)
+        if isinstance(layout, Padded) and layout.padding_BT is not None:
+            x = x * (~layout.padding_BT)[..., None].to(x.dtype)
+        cos, sin = rotary_tables(self.layers[0].self_attn.rot_emb.inv_freq, layout.max_tokens)
+        cos, sin = cos[layout.position_N], sin[layout.position_N]
+        representations = {0: x} if 0 in keep else {}
+        for number, layer in enumerate(self.layers, start=1):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, layout, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, layout)
+            if number in keep:
+                representations[number] = x
+        x = self.emb_layer_norm_after(x)
+        if self.config.num_layers in keep:
+            representations[self.config.num_layers] = x
+        return representations | {"final": x}
+
+
+def tokenize(sequences: Sequence[str]) -> Tensor:
+    """(B, T) int64 token ids of residue sequences, each between BOS and EOS, the shorter ones filled up with <pad>."""
+    block_BT = torch.full((len(sequences), 2 + max(map(len, sequences))), PAD_IDX)
+    block_BT[:, 0] = BOS_IDX
+    for tokens_T, sequence in zip(block_BT, sequences, strict=True):
+        tokens_T[1 : len(sequence) + 1] = torch.from_numpy(encode(sequence))
+        tokens_T[len(sequence) + 1] = EOS_IDX
+    return block_BT

@@ -1,0 +1,193 @@
+"""Official ESM-2 weights on the Hugging Face hub: pinned revisions, resumable downloads, checked digests."""
+
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import sha256_file
+from esm2kit.models.formats.shards import indexed
+
+logger = logging.getLogger(__name__)
+DEFAULT_ENDPOINT = "https://huggingface.co"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Official(NamedTuple):
+    """One of Meta's ESM-2 on the Hugging Face hub.
+
+    Args:
+        repo: owner/name.
+        revision: the commit everyone gets.
+        sha256: of model.safetensors; None where only the hub's own declaration is checked (sharded .bin files).
+    """
+
+    repo: str
+    revision: str
+    sha256: str | None = None
+
+
+# Revisions and digests as independent public projects pin them; the hub declares the digests again at each download.
+OFFICIAL = {
+    "esm2_t6_8M_UR50D": Official(
+        "facebook/esm2_t6_8M_UR50D",
+        "c731040fcd8d73dceaa04b0a8e6329b345b0f5df",
+        "24c5fa474c48f3b754b86efe752d5f189d2bcd88190fa2270fc92b2ef3034189",
+    ),
+    "esm2_t12_35M_UR50D": Official("facebook/esm2_t12_35M_UR50D", "6fbf070e65b0b7291e7bbcd451118c216cff79d8"),
+    "esm2_t30_150M_UR50D": Official(
+        "facebook/esm2_t30_150M_UR50D",
+        "a695f6045e2e32885fa60af20c13cb35398ce30c",
+        "c3f1da8aea53bddd32c246c86168c23b9fd72341fb9db9a94436f855f5053566",
+    ),
+    "esm2_t33_650M_UR50D": Official(
+        "facebook/esm2_t33_650M_UR50D",
+        "08e4846e537177426273712802403f7ba8261b6c",
+        "a08adabb949fa67ad3c14b509d04fd60368b35007b0095e3358f81200c4f4db0",
+    ),
+    "esm2_t36_3B_UR50D": Official("facebook/esm2_t36_3B_UR50D", "476b639933c8baad5ad09a60ac1a87f987b656fc"),
+    "esm2_t48_15B_UR50D": Official("facebook/esm2_t48_15B_UR50D", "5fbca39631164edc1d402a5aa369f982f72ee282"),
+}
+
+
+def _digest_of(file: Path) -> str:
+    """SHA-256 of a file, taken once a process for as long as the file stays as it is."""
+    status = file.stat()
+    return _digest_at(file.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_at(file: Path, size: int, modified_ns: int) -> str:
+    return sha256_file(file)
+
+
+def fetch(name: str) -> tuple[Path, str]:
+    """An ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are in part, checked.
+
+    Args:
+        name: an official name, `owner/name` or `owner/name@revision`.
+    Returns: the folder, and the commit it is.
+    Raises: InputError if the hub cannot be reached and the cache lacks a file, if there is no such model, or if a
+        digest differs. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+    """
+    given, _, revision = name.partition("@")
+    official = OFFICIAL.get(given, Official(given, "main"))
+    revision = revision or official.revision
+    hub = _Hub(official.repo, revision)
+    folder = hub.download("config.json").parent
+    for file in hub.tensor_files():
+        pinned = official.sha256 if file == "model.safetensors" and revision == official.revision else None
+        check_digest(hub.download(file), pinned)
+    return folder, folder.name
+
+
+class _Hub:
+    """One revision of one repository, and whether anything but the cache can be asked for it."""
+
+    def __init__(self, repo: str, revision: str) -> None:
+        self.repo, self.revision = repo, revision
+        self.endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._ask()
+
+    def _ask(self) -> str | None:
+        """Why nobody answers, found out within seconds; left to itself the hub's client tries for 25."""
+        try:
+            requests.head(self.endpoint, timeout=5)
+        except requests.RequestException:
+            logger.warning("%s cannot be reached: only models already in the cache can be used", self.endpoint)
+            return f"{self.endpoint} cannot be reached"
+        return None
+
+    def tensor_files(self) -> list[str]:
+        """The names of the files that hold tensors, safetensors before .bin, whole before sharded."""
+        for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
+            if self._has(single):
+                return [single]
+            if self._has(index):
+                return indexed(self.download(index))
+        if self.unreachable:
+            raise self._not_cached(f"{self.repo} at revision {self.revision}")
+        raise InputError(
+            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository"
+        )
+
+    def _has(self, file: str) -> bool:
+        if self.unreachable:
+            cache = constants.HF_HUB_CACHE
+            return isinstance(try_to_load_from_cache(self.repo, file, cache_dir=cache, revision=self.revision), str)
+        try:
+            self.download(file)
+        except EntryNotFoundError:
+            return False
+        return True
+
+    def download(self, file: str) -> Path:
+        """One file through the hub's cache. Raises: EntryNotFoundError if the repository lacks it, else InputError."""
+        place, local = f"{self.repo}/{file} at revision {self.revision}", self.unreachable is not None
+        try:
+            path = hf_hub_download(
+                self.repo, file, revision=self.revision, endpoint=self.endpoint, local_files_only=local
+            )
+        except LocalEntryNotFoundError:
+            raise self._not_cached(place) from None
+        except OfflineModeIsEnabled:
+            raise InputError(f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE") from None
+        except RepositoryNotFoundError:
+            known = ", ".join(OFFICIAL)
+            raise InputError(
+                f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name"
+            ) from None
+        except RevisionNotFoundError:
+            remedy = "leave it out, or take a commit that exists"
+            raise InputError(f"{self.endpoint}/{self.repo} has no revision {self.revision}: {remedy}") from None
+        except HFValidationError as error:
+            raise InputError(f"{self.repo!r} is no model's name on a hub: {str(error).splitlines()[0]}") from None
+        except EntryNotFoundError:
+            raise
+        except (HfHubHTTPError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{place}: the download broke off ({reason}); run it again, it goes on from there"
+            ) from None
+        return Path(path)
+
+    def _not_cached(self, place: str) -> InputError:
+        why = self.unreachable or f"{self.endpoint} stopped answering"
+        remedy = "fetch it where there is a network and copy HF_HOME, or give a model that is here by its path"
+        return InputError(f"{place} is not in the cache and {why}: {remedy}")
+
+
+def check_digest(path: Path, pinned: str | None = None) -> None:
+    """Hold a file of the hub's cache to the digest its name there declares, and to a pinned one.
+
+    The hub stores a large file under the SHA-256 the server declared for it, and the model's folder links there.
+    Raises: InputError naming both digests. The damaged file is taken out of the cache, so that a new download mends it.
+    """
+    blob = path.resolve()
+    declared = blob.name if len(blob.name) == 64 else None
+    expected = pinned or declared
+    if expected is None or path.suffix not in (".safetensors", ".bin"):
+        return
+    found = _digest_of(path)
+    if found != expected:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise InputError(
+            f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again"
+        )

@@ -1,0 +1,97 @@
+"""What a model guesses for residues it cannot see: each hidden once, and held against guessing by frequency."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from esm2kit.models.esm2 import ESM2, tokenize
+from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS
+
+# One in so many is hidden at a time, about as many as in training.
+EVERY = 7
+
+
+class Guesses(NamedTuple):
+    """Guesses for every residue of some proteins that is one of the twenty.
+
+    Args:
+        letter_M: the residue that was hidden.
+        protein_M: the number of its protein.
+        gain_M: log of how many times likelier the model makes it than its frequency does.
+        first_M: whether it is the first of its chain.
+    """
+
+    letter_M: np.ndarray
+    protein_M: np.ndarray
+    gain_M: np.ndarray
+    first_M: np.ndarray
+
+    def times_likelier(self) -> dict[str, float]:
+        """Letter -> the geometric mean over its residues, the first of every chain left out, the highest first."""
+        inner = ~self.first_M
+        times = {
+            letter: float(np.exp(self.gain_M[inner & (self.letter_M == letter)].mean()))
+            for letter in STANDARD_RESIDUES
+            if (inner & (self.letter_M == letter)).any()
+        }
+        return dict(sorted(times.items(), key=lambda item: -item[1]))
+
+    def clearest(self) -> int:
+        """The protein whose residues gain most, on average and without the first."""
+        inner = ~self.first_M
+        sums, counts = (np.bincount(self.protein_M[inner], weights=each) for each in (self.gain_M[inner], None))
+        return int(np.argmax(sums / np.maximum(counts, 1)))
+
+
+def hidden_once(model: ESM2, sequence: str, every: int = EVERY) -> np.ndarray:
+    """Log-probabilities of the tokens at each residue while that residue is hidden.
+
+    Args:
+        model: in evaluation mode.
+        sequence: of at least one residue.
+        every: one residue in so many is hidden at a time.
+    Returns: (T, V), a row a residue.
+    """
+    turns = min(every, len(sequence))
+    tokens_BT = tokenize([sequence] * turns)
+    place_T = torch.arange(len(sequence))
+    tokens_BT[place_T % turns, place_T + 1] = MASK_IDX
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits_TV = model(tokens_BT.to(device))["logits"][place_T % turns, place_T + 1]
+        return logits_TV.float().log_softmax(-1).cpu().numpy()
+
+
+def guess(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> Guesses:
+    """Hide every residue once.
+
+    Args:
+        model: in evaluation mode.
+        sequences: of the proteins.
+        log_share_V: log of each token's frequency, see `esm2kit.pretraining.unigram.unigram_log_shares`.
+    """
+    letters, proteins, gains, first = [], [], [], []
+    for protein, sequence in enumerate(sequences):
+        told_TV = hidden_once(model, sequence)
+        for place, letter in enumerate(sequence):
+            if letter in STANDARD_RESIDUES:
+                token = TOKENS.index(letter)
+                letters.append(letter)
+                proteins.append(protein)
+                gains.append(told_TV[place, token] - log_share_V[token])
+                first.append(place == 0)
+    return Guesses(np.array(letters), np.array(proteins), np.array(gains, dtype=float), np.array(first, dtype=bool))
+
+
+def odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndarray:
+    """(T, 20) binary logarithm of how many times likelier each of the twenty is than by frequency, residue by residue.
+
+    Args:
+        model: in evaluation mode.
+        sequence: the protein.
+        log_share_V: as for `guess`.
+    """
+    tokens = [TOKENS.index(letter) for letter in STANDARD_RESIDUES]
+    return (hidden_once(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)

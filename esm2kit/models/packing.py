@@ -1,0 +1,113 @@
+"""How rows divide into sequences: end to end without padding, or as a padded block; and attention inside each."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esm2kit.sequences.alphabet import PAD_IDX
+
+
+def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Tensor | None = None) -> Tensor:
+    """(B, H, T, K) softmax attention of every query over its own sequence's keys."""
+    if query_BHTK.is_cpu and query_BHTK.dtype == torch.bfloat16:
+        # the CPU's bfloat16 kernel takes three times as long as float32's in the backward pass, and is coarser
+        with torch.autocast("cpu", enabled=False):
+            wide = attention(query_BHTK.float(), key_BHTK.float(), value_BHTK.float(), visible)
+        return wide.to(query_BHTK.dtype)
+    return F.scaled_dot_product_attention(query_BHTK, key_BHTK, value_BHTK, attn_mask=visible)
+
+
+def recurring_step(num_rows: int) -> int:
+    """What to round rows up to a multiple of: 32 different numbers between a power of two and the next."""
+    return 1 << max(0, num_rows.bit_length() - 6)
+
+
+class Packed:
+    """B sequences laid end to end as N rows, without padding.
+
+    Args:
+        num_tokens: tokens of each sequence, BOS and EOS included, in the order of the rows.
+        device: where the rows live.
+        recurring: add rows of <pad>, 3% at most, as a sequence of their own, so that few numbers of rows occur. The
+            CPU's kernels and allocator keep something for every shape they meet: a long run grew by gigabytes.
+    Attributes:
+        runs: (sequences, tokens of each) of neighbours with equally many tokens: one SDPA call a run.
+        position_N, sequence_N: of each row, its place in its sequence and the number of that sequence.
+    """
+
+    def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu", recurring: bool = False) -> None:
+        self.num_tokens = [int(count) for count in num_tokens]
+        assert min(self.num_tokens) > 0
+        self.num_filler = -sum(self.num_tokens) % recurring_step(sum(self.num_tokens)) if recurring else 0
+        if self.num_filler:
+            self.num_tokens.append(self.num_filler)
+        self.max_tokens = max(self.num_tokens)
+        self.runs = [(len(list(equal)), tokens) for tokens, equal in groupby(self.num_tokens)]
+        self.num_tokens_B = torch.tensor(self.num_tokens, device=device)
+        ends_B = self.num_tokens_B.cumsum(0)
+        self.num_rows = sum(self.num_tokens)
+        self.sequence_N = torch.repeat_interleave(self.num_tokens_B, output_size=self.num_rows)
+        starts_B = ends_B - self.num_tokens_B
+        self.position_N = torch.arange(self.num_rows, device=device) - starts_B[self.sequence_N]
+        self.cu_seqlens = F.pad(ends_B, (1, 0)).to(torch.int32)
+
+    def mask_ratio(self, is_mask_N: Tensor) -> Tensor:
+        """(N, 1) share of <mask> among the tokens of each row's sequence."""
+        counts_B = torch.zeros(len(self.num_tokens), device=is_mask_N.device)
+        counts_B = counts_B.index_add(0, self.sequence_N, is_mask_N.float())
+        return (counts_B / self.num_tokens_B)[self.sequence_N, None]
+
+    def attend(self, query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> Tensor:
+        """(N, H, K) softmax attention inside each sequence."""
+        heads_fit = query_NHK.shape[-1] % 8 == 0 and query_NHK.shape[-1] <= 256  # as those of every published size do
+        if query_NHK.is_cuda and query_NHK.dtype in (torch.float16, torch.bfloat16) and heads_fit:
+            # CUDA only, half precision only; imported here because CPU builds of torch 2.11 lack its kernels.
+            from torch.nn.attention.varlen import varlen_attn
+
+            offsets, longest = self.cu_seqlens, self.max_tokens
+            return varlen_attn(query_NHK, key_NHK, value_NHK, offsets, offsets, longest, longest)
+        rows = [count * tokens for count, tokens in self.runs]
+        pieces = []
+        qkv_runs = zip(query_NHK.split(rows), key_NHK.split(rows), value_NHK.split(rows), strict=True)
+        for run, qkv in zip(self.runs, qkv_runs, strict=True):
+            query, key, value = (x.unflatten(0, run).transpose(1, 2) for x in qkv)
+            pieces.append(attention(query, key, value).transpose(1, 2).flatten(0, 1))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+class Padded:
+    """B sequences as the rows of a (B, T) block, shorter ones filled up with <pad>.
+
+    Args:
+        tokens_BT: token ids; <pad> marks what keys no query may see.
+        need_head_weights: keep each layer's attention weights in `head_weights`, a list of (B, H, T, T).
+    """
+
+    def __init__(self, tokens_BT: Tensor, need_head_weights: bool = False) -> None:
+        padding_BT = tokens_BT.eq(PAD_IDX)
+        self.padding_BT = padding_BT if padding_BT.any() else None
+        self.num_tokens_B = (~padding_BT).sum(-1)
+        self.position_N = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        self.max_tokens = tokens_BT.shape[1]
+        self.head_weights: list[Tensor] | None = [] if need_head_weights else None
+
+    def mask_ratio(self, is_mask_BT: Tensor) -> Tensor:
+        """(B, 1, 1) share of <mask> among the tokens of each sequence, padding aside."""
+        return (is_mask_BT.sum(-1).float() / self.num_tokens_B)[:, None, None]
+
+    def attend(self, query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor) -> Tensor:
+        """(B, T, H, K) softmax attention over the keys that are not padding."""
+        query, key, value = (x.transpose(1, 2) for x in (query_BTHK, key_BTHK, value_BTHK))
+        visible = None if self.padding_BT is None else ~self.padding_BT[:, None, None, :]
+        if self.head_weights is None:
+            return attention(query, key, value, visible).transpose(1, 2)
+        scores_BHTT = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if visible is not None:
+            scores_BHTT = scores_BHTT.masked_fill(~visible, float("-inf"))
+        weights_BHTT = scores_BHTT.softmax(-1, dtype=torch.float32).to(value.dtype)
+        self.head_weights.append(weights_BHTT)
+        return (weights_BHTT @ value).transpose(1, 2)

@@ -1,0 +1,256 @@
+"""Training that is watched: curves that move while it runs, and a button that stops it with a checkpoint.
+
+The worker is launch.py's, the figures are its metrics.csv, and the button sends the signal any terminal could send.
+Without a front end the worker's lines are printed instead.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets
+from IPython.display import HTML, display
+
+from esm2kit.core.errors import InputError
+from esm2kit.notebook.widgets import INK, LINE, QUIET, card, has_front_end
+from esm2kit.training import launch
+from esm2kit.training.metrics_log import read_metrics
+from esm2kit.training.resume import OF_ANOTHER_RUN, TO_BEGIN_ANEW
+
+SECONDS_BETWEEN_DRAWINGS = 1.0
+MAX_POINTS = 400
+# readable on white paper and on JupyterLab's dark one
+BLUE, ORANGE = "#1b80c4", "#c77700"
+ASIDE = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
+# what a probe's baselines say of themselves is for their own log
+FITTING = re.compile(r": fitting$|: penalty |^wrote ")
+IN_A_NOTEBOOK = "set overwrite to True to begin anew, or work_dir to another folder"
+# words on top of a curve stay readable: a rim in the colour of the page
+HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
+
+
+class Curve(NamedTuple):
+    """Points of one line, with its name and colour."""
+
+    name: str
+    points: list[tuple[float, float]]
+    colour: str
+    dots: bool = False
+
+
+def train(
+    stage: str, config: Any, guide_loss: float | None = None, overwrite: bool = False, name: str = ""
+) -> dict[str, Any]:
+    """Run a training stage to its end, or to the Stop button, and show how it goes.
+
+    A run of the same settings is taken up where it was left; one of other settings is an error, or gives way.
+
+    Args:
+        stage: pretrain or finetune.
+        config: the stage's dataclass.
+        guide_loss: a loss to draw as a line, such as the unigram guess's.
+        overwrite: begin anew where the folder holds a run of other settings; what it made is lost.
+        name: put before each line of the log, where a cell trains more than once.
+    Returns: what the stage wrote to `<out_dir>/<stage>.json`; after a stop, of as far as it came.
+    Raises: as `launch.train`.
+    """
+    try:
+        return _train(stage, config, guide_loss, name)
+    except InputError as error:
+        if OF_ANOTHER_RUN not in str(error):
+            raise
+        if overwrite:
+            print("the folder holds a run of other settings: beginning anew")
+            return _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
+        # the command tells of its options, a notebook has parameters
+        raise InputError(str(error).replace(TO_BEGIN_ANEW, IN_A_NOTEBOOK)) from None
+
+
+def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict[str, Any]:
+    before = f"{name}: " if name else ""
+    if not has_front_end():
+        return launch.train(stage, config, lambda line: _print(line, before))
+    view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
+    shown = display(view.box, display_id=True)
+    view.answer_while_busy()
+    try:
+        with view.drawing():
+            result = launch.train(stage, config, lambda line: view.tell(line, before), view.watch)
+            run = result if "step" in result else result["runs"][-1]
+            view.tell(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
+            return result
+    finally:
+        # the picture stays with the notebook, where a widget would be gone when it is opened again
+        shown.update(HTML(view.page()))
+
+
+def _print(line: str, before: str) -> None:
+    """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
+    if _tells(line):
+        print(f"{before}{line}", flush=True)
+
+
+def _tells(line: str) -> bool:
+    line = line.removeprefix("INFO: ")
+    return bool(line.strip("*- ")) and not line.startswith(ASIDE) and not FITTING.search(line)
+
+
+class TrainingView:
+    """The curves of a run folder's metrics.csv, its last line of log, and the Stop button.
+
+    Args:
+        stage: pretrain or finetune.
+        out_dir: the run's folder.
+        max_steps: where the axis of updates ends; None while it is not known.
+        guide_loss: drawn as a line among the losses.
+    """
+
+    def __init__(self, stage: str, out_dir: Path, max_steps: int | None, guide_loss: float | None = None) -> None:
+        self.stage, self.out_dir, self.max_steps, self.guide_loss = stage, out_dir, max_steps, guide_loss
+        self.worker: subprocess.Popen | None = None
+        self.line = "starting"
+        self.curves = ipywidgets.HTML()
+        self.button = ipywidgets.Button(
+            description="Stop and save", tooltip="Finish this update, write a checkpoint, end", button_style="warning"
+        )
+        self.button.on_click(lambda button: self.stop())
+        self.box = ipywidgets.VBox([self.button, self.curves])
+
+    def answer_while_busy(self) -> None:
+        """Let the button be heard while the cell runs.
+
+        JupyterLab sends what widgets say to a subshell, a thread beside the cells. ipykernel 7.4 diverts it to the loop
+        that last wrote to the widget, which is the one this cell keeps busy; forgotten, the message goes where it was
+        sent. Without subshells the kernel's own interrupt button does the same.
+        """
+        vars(self.button.comm).pop("_reply_subshell_id", None)
+
+    def watch(self, worker: subprocess.Popen) -> None:
+        """Take the worker that the button stops."""
+        self.worker = worker
+
+    def tell(self, line: str, before: str = "") -> None:
+        """A line of the worker's log; the last one is shown."""
+        self.line = f"{before}{line}" if _tells(line) else self.line
+
+    def stop(self) -> None:
+        """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""
+        self.button.disabled, self.button.description = True, "Stopping …"
+        if self.worker is not None and self.worker.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.worker.pid, signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def drawing(self) -> Any:
+        """Redraw about once a second until the block ends."""
+        ended = threading.Event()
+
+        def redraw() -> None:
+            while not ended.wait(SECONDS_BETWEEN_DRAWINGS):
+                self.curves.value = self.page()
+
+        thread = threading.Thread(target=redraw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.curves.value = self.page()
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of the run, or of the seed that is at work."""
+        files = [
+            path for path in (self.out_dir / "metrics.csv", *self.out_dir.glob("seed=*/metrics.csv")) if path.exists()
+        ]
+        return read_metrics(max(files, key=lambda path: path.stat().st_mtime)) if files else []
+
+    def page(self) -> str:
+        """The curves as HTML that needs nothing else."""
+        rows = self.rows()
+        # the curves fill the frame while the end is far, and near their place in the whole run once it is in sight
+        latest = max((float(row["step"]) for row in rows), default=1.0)
+        end = self.max_steps if self.max_steps and latest > 0.2 * self.max_steps else 1.25 * latest
+        columns = rows[0] if rows else {}
+        figures = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
+        figures += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
+        losses = [
+            Curve("training loss", points(rows, "train_loss"), BLUE),
+            Curve("validation", points(rows, "val_loss"), ORANGE, dots=True),
+        ]
+        panels = [panel(losses, end, self.guide_loss)]
+        panels += [panel([Curve(told(name), points(rows, name), ORANGE, dots=True)], end) for name in figures]
+        panels.append(panel([Curve("learning rate", points(rows, "lr"), BLUE)], end))
+        panels.append(panel([Curve("tokens/s", points(rows, "tokens_per_s"), BLUE)], end))
+        body = f'<div style="display:flex;flex-wrap:wrap;gap:.4em 1em">{"".join(panels)}</div>'
+        return card(f'<code role="status">{escape(self.line)}</code>{body}')
+
+
+def told(column: str) -> str:
+    """A validation figure's column as its panel is headed."""
+    return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
+
+
+def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
+    """(update, value) of a column where it has one, thinned to what a screen can show; the last point stays."""
+    found = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    every = max(1, len(found) // MAX_POINTS)
+    return found[::every] + (found[-1:] if found and (len(found) - 1) % every else [])
+
+
+def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
+    """A small line chart as SVG: the axis of updates ends at `end`, the title tells the latest values."""
+    values = [y for curve in curves for _, y in curve.points] + ([guide] if guide is not None else [])
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    margin = (high - low) * 0.06 or abs(high) * 0.06 or 1.0
+    low, high = low - margin, high + margin
+
+    def x_of(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - 10) * step / max(end, 1)
+
+    def y_of(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+    told, title, marks = [], [], []
+    for place, curve in enumerate(curves):
+        latest = f" {_short(curve.points[-1][1])}" if curve.points else ""
+        told.append(f"{curve.name}{latest or ': none yet'}")
+        title.append(f'<tspan fill="{curve.colour}" dx="{8 * (place > 0)}">{escape(curve.name)}</tspan>'
+                     f'<tspan fill="{INK}" font-weight="600">{latest}</tspan>')  # fmt: skip
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in curve.points)
+        marks.append(f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="1.6"/>')
+        if curve.dots:
+            marks += [
+                f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3" fill="{curve.colour}"/>' for x, y in curve.points
+            ]
+    if guide is not None:
+        marks.append(f'<path d="M{LEFT} {y_of(guide):.1f}H{WIDTH - 10}" stroke="{QUIET}" stroke-dasharray="5 4"/>'
+                     f'<text x="{LEFT + 4}" y="{y_of(guide) - 4:.1f}" fill="{QUIET}" {HALO}>'
+                     f"unigram guess {guide:.2f}</text>")  # fmt: skip
+    bottom = HEIGHT - BOTTOM
+    ticks = "".join(
+        f'<text x="{LEFT - 6}" y="{y_of(value) + 4:.1f}" text-anchor="end" fill="{QUIET}">{_short(value)}</text>'
+        for value in ((low + margin, high - margin) if values and high - low > 2.5 * margin else values[:1])
+    )
+    return (
+        f'<svg role="img" aria-label="{escape(", ".join(told))}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}" font-size="11" font-family="system-ui, sans-serif"><text x="{LEFT}" y="15">{"".join(title)}'
+        f'</text><path d="M{LEFT} {TOP}V{bottom}H{WIDTH - 10}" fill="none" stroke="{LINE}"/>{ticks}{"".join(marks)}'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}" fill="{QUIET}">0</text><text x="{WIDTH - 10}" y="{HEIGHT - 6}" '
+        f'text-anchor="end" fill="{QUIET}">update {end:,.0f}</text></svg>'
+    )
+
+
+def _short(value: float) -> str:
+    return (
+        f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 or not value else f"{value:.1e}"
+    )

@@ -1,0 +1,96 @@
+"""The pickers that look at embedded proteins: the map and what colours it, and one protein."""
+
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from html import escape
+from typing import NamedTuple
+
+import ipywidgets
+import numpy as np
+
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.maps import METHODS, RESIDUES, colours, field_counts, refuse_absent
+from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
+from esm2kit.sequences.fasta import Record
+
+# Ids a browser is given to complete from; any other can be typed.
+OFFERED_IDS = 2_000
+SHOWN_VALUES = 5
+
+
+class MapChoice(NamedTuple):
+    """How the map is made, and the header field that colours it."""
+
+    projection: str
+    colour_by: str
+
+
+def map_picker(projection: str, colour_by: str, records: Sequence[Record]) -> View:
+    """Choose a projection and a colour; parameters `projection` and `colour_by`, value a MapChoice.
+
+    Args:
+        projection: pca or umap.
+        colour_by: a field of the headers, or `residues`.
+        records: the proteins, whose headers say which fields there are.
+    """
+    methods = METHODS if projection in METHODS else (*METHODS, projection)
+    counts = field_counts(records)
+    options = [(f"{name} ({count:,} of {len(records):,} proteins)", name) for name, count in counts.items()]
+    if colour_by not in counts:
+        options.append((f"{colour_by} (in no header)", colour_by))
+    controls = {
+        "projection": ipywidgets.ToggleButtons(
+            options=methods, value=projection, description="Projection", style=LABEL | {"button_width": "6em"}
+        ),
+        "colour_by": ipywidgets.Dropdown(
+            options=options, value=colour_by, description="Colour by", style=LABEL, layout=WIDE
+        ),
+    }
+    return View(controls, lambda given: _map_value(given["projection"], given["colour_by"], records))
+
+
+def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tuple[MapChoice, str]:
+    refuse_absent(projection)
+    found = colours(records, colour_by)
+    if np.issubdtype(found.dtype, np.number):
+        told = f"a number, {found.min():,g} to {found.max():,g}"
+    else:
+        counts = Counter(found.tolist())
+        shown = ", ".join(f"{escape(str(name))} {count:,}" for name, count in counts.most_common(SHOWN_VALUES))
+        more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
+        told = f"{len(counts):,} words: {shown}{more}"
+    what = "residues of each protein" if colour_by == RESIDUES else "field of the headers"
+    return MapChoice(projection, colour_by), facts({escape(colour_by): what, "values": told})
+
+
+def protein_picker(protein: str, records: Sequence[Record]) -> View:
+    """Choose a protein by its id; parameter `protein`, value its place among the records.
+
+    Args:
+        protein: an id; empty for the first.
+        records: the proteins.
+    """
+    places: dict[str, int] = {}
+    for place, record in enumerate(records):
+        places.setdefault(record.id, place)
+    field = ipywidgets.Combobox(
+        value=protein,
+        options=list(places)[:OFFERED_IDS],
+        placeholder=f"{records[0].id} (the first)",
+        description="Protein",
+        style=LABEL,
+        layout=WIDE,
+        continuous_update=False,
+    )
+    return View({"protein": field}, lambda given: _protein_value(given["protein"].strip(), records, places))
+
+
+def _protein_value(protein: str, records: Sequence[Record], places: dict[str, int]) -> tuple[int, str]:
+    place = places.get(protein) if protein else 0
+    if place is None:
+        near = get_close_matches(protein, list(places)[:OFFERED_IDS], 3) or list(places)[:3]
+        raise InputError(f"no protein {protein!r} among the {len(records):,}: give an id, such as {', '.join(near)}")
+    record = records[place]
+    header = record.description if len(record.description) <= 120 else f"{record.description[:120]} …"
+    return place, facts({"header": escape(header), "residues": f"{len(record.sequence):,}"})

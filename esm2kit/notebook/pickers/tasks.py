@@ -1,0 +1,245 @@
+"""The pickers of the notebooks: task and split, model, file; each a view on parameters."""
+
+import json
+import logging
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import ipywidgets
+import numpy as np
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import read_metadata
+from esm2kit.models.esm2 import SIZES, ESM2Config
+from esm2kit.notebook.pickers.shapes import count, shape_of, size_table
+from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
+from esm2kit.sequences.fasta import read_fasta
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.files import split_names
+from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.published import PUBLISHED
+from esm2kit.tasks.task import Split, Task
+
+MAX_RESIDUES = 1022
+CHECKED_RECORDS = 20_000
+LIGHTS = {
+    "green": ("#2e7d32", "compares models"),
+    "orange": ("#b26a00", "overestimates, or repeats another split: not for comparing models"),
+    "red": ("#b3261e", "obsolete: not for comparing models"),
+}
+
+
+class TaskChoice(NamedTuple):
+    """A task and one of its splits; an empty split is the task's default."""
+
+    task: str
+    split: str
+
+
+def task_picker(task: str, split: str, data_dir: Path | str) -> View:
+    """Choose a task and a split; parameters `task` and `split`, value a TaskChoice.
+
+    Args:
+        task: a FLIP task or a folder of data_dir.
+        split: of the task; empty for its default.
+        data_dir: folder of task folders.
+    """
+    folder = Path(data_dir)
+    own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
+    names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
+    tasks = ipywidgets.Select(options=names, value=task, rows=6, description="Task", style=LABEL, layout=WIDE)
+    splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
+
+    def offer(name: str, chosen: str) -> None:
+        options = [("the default", ""), *((_split_label(name, each), each) for each in _splits(name, folder))]
+        if chosen not in [value for _, value in options]:
+            options.append((f"{chosen} (unknown)", chosen))
+        splits.options = options
+        splits.value = chosen
+
+    offer(task, split)
+    tasks.observe(lambda change: offer(change["new"], ""), "value")
+    return View({"task": tasks, "split": splits}, lambda given: _task_value(given["task"], given["split"], folder))
+
+
+def _splits(task: str, folder: Path) -> list[str]:
+    if task in TASKS:
+        return list(TASKS[task].splits)
+    try:
+        return split_names(folder / task) if (folder / task).is_dir() else []
+    except InputError:
+        return []  # a damaged zip: the card says it
+
+
+def _split_label(task: str, split: str) -> str:
+    if task not in TASKS:
+        return split
+    spec = TASKS[task].splits[split]
+    test = "" if spec.test is None else f", {spec.test:,} test proteins"
+    return f"{split} ({spec.light}{test})"
+
+
+def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
+    if task in TASKS:
+        spec = TASKS[task]
+        name = split or spec.default_split
+        if name not in spec.splits:
+            raise InputError(f"task {task} has no split {name!r}: choose one of {', '.join(spec.splits)}")
+        sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
+        where = "here" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads it"
+    else:
+        at = folder / task
+        changed = tuple(file.stat().st_mtime_ns for file in (at, *at.glob("*")) if file.exists())
+        spec, name, sizes, notes = _own_task(task, split, folder, changed)
+        where = "here"
+    return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
+
+
+@lru_cache(maxsize=32)
+def _own_task(task: str, split: str, folder: Path, changed: tuple[int, ...]) -> tuple[Task, str, Split, list[str]]:
+    told = logging.getLogger("esm2kit.tasks.data")
+    told.disabled, before = True, told.disabled  # the card says it
+    try:
+        data = load_task(task, split or None, folder)
+    finally:
+        told.disabled = before
+    counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
+    return data.task, data.split, counted, list(data.notes)
+
+
+def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:
+    counts = ", ".join(
+        f"{name} {'not counted here' if size is None else f'{size:,}'}"
+        for name, size in (("train", sizes.train), ("validation", sizes.validation), ("test", sizes.test))
+    )
+    target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
+    published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
+    figures = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
+    return facts(
+        {
+            "split": f"{escape(split)} {light(sizes.light) if spec.name in TASKS else ''}",
+            "predicts": f"{target} for every {spec.level}, scored by {spec.metric}",
+            "proteins": counts,
+            "files": escape(where),
+            "published": f"{spec.metric}: {figures}" if figures else None,
+            "mind": "; ".join(escape(note.rstrip(".").replace(".;", ";")) for note in notes if note) or None,
+            "cite": escape(spec.citation) or None,
+        }
+    )
+
+
+def light(name: str) -> str:
+    """FLIP's traffic light as a coloured dot, its name and what it means."""
+    colour, meaning = LIGHTS[name]
+    dot = f'<span aria-hidden="true" style="display:inline-block;width:.8em;height:.8em;border-radius:50%;background:{colour}"></span>'  # noqa: E501
+    return f"{dot} {name}: {meaning}"
+
+
+def model_picker(model: str, work_dir: Path | str) -> View:
+    """Choose a model; parameter `model`, value what `load_model` takes.
+
+    Args:
+        model: empty for the checkpoint of notebook 02; or an official name, or a path.
+        work_dir: where notebook 02 put its run.
+    """
+    trained = Path(work_dir) / "pretrain" / "pretrain.json"
+    options = [("the checkpoint of notebook 02", ""), *((f"{name} (official)", name) for name in SIZES)]
+    if model not in [value for _, value in options]:
+        options.append((model, model))
+    choice = ipywidgets.Dropdown(options=options, value=model, description="Model", style=LABEL, layout=WIDE)
+    return View({"model": choice}, lambda given: _model_value(given["model"], trained))
+
+
+def _model_value(model: str, trained: Path) -> tuple[str, str]:
+    if not model:
+        best, told = _own_checkpoint(trained)
+        return str(best), told + size_table("")
+    if model not in SIZES and not Path(model).exists():
+        raise InputError(f"model {model!r} is neither an official name nor a file or folder that is there")
+    own = "" if model in SIZES else facts({"path": escape(model)})
+    return model, own + size_table(model)
+
+
+def _own_checkpoint(trained: Path) -> tuple[Path, str]:
+    """The best checkpoint of notebook 02, and what to tell of it.
+
+    Raises: InputError if it is not there, or is not the one that `trained` tells of.
+    """
+    if not trained.exists():
+        raise InputError(f"{trained} is not there: run 02_pretrain first, or choose an official model")
+    result = json.loads(trained.read_text())
+    best = Path(result["best"])
+    # a work folder that was moved or copied still holds its checkpoint
+    best = best if best.exists() else trained.parent / "checkpoints" / best.name
+    if not best.exists():
+        raise InputError(f"{trained} tells of {best.name}, which is not there: run 02_pretrain again")
+    kept = read_metadata(best)
+    found = ESM2Config(**kept["model"])
+    promised = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
+    if found != promised:
+        raise InputError(
+            f"{best.name} has {shape_of(found)}, but {trained.name} beside it tells of {shape_of(promised)}: "
+            "the checkpoint is of another run; run 02_pretrain again"
+        )
+    rows = {
+        "file": escape(best.name),
+        "shape": f"{shape_of(found)}, {count(found.num_parameters)} parameters",
+        "state": f"update {kept['step']:,} of the {result['step']:,} trained, where validation was best: "
+        f"perplexity {result['val_perplexity']:.2f}",
+    }
+    return best, facts(rows)
+
+
+def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
+    """Choose a FASTA, read on the spot; value its Path.
+
+    Args:
+        path: the file; its folder's FASTA files are offered beside it.
+        name: the parameter.
+        label: beside the field.
+    """
+    folder = Path(path).parent
+    known = sorted(str(file) for file in folder.glob("*") if file.name.split(".")[-1] in FASTA_ENDINGS)
+    field = ipywidgets.Combobox(
+        value=path, options=known, description=label, style=LABEL, layout=WIDE, continuous_update=False
+    )
+    return View({name: field}, lambda given: _file_value(given[name]))
+
+
+FASTA_ENDINGS = ("fasta", "fa", "faa", "gz", "zst")
+
+
+def _file_value(text: str) -> tuple[Path, str]:
+    path = Path(text)
+    if not text or not path.exists():
+        near = path.parent if path.parent.is_dir() else None
+        found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
+        told = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
+        raise InputError(f"{text or 'the empty path'} is not there; {told}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a FASTA in it")
+    stat = path.stat()
+    num_residues, whole = _lengths(path, stat.st_size, stat.st_mtime_ns)
+    longer = int((num_residues > MAX_RESIDUES).sum())
+    counted = f"{len(num_residues):,}" + ("" if whole else f" read of more ({stat.st_size / 1e6:,.0f} MB)")
+    spread = f"{num_residues.min():,} to {num_residues.max():,}, half of them up to {np.median(num_residues):,.0f}"
+    rows = {
+        "records": counted,
+        "residues": spread,
+        "longer than a window": f"{longer:,} over {MAX_RESIDUES:,} residues",
+    }
+    return path, facts(rows)
+
+
+@lru_cache(maxsize=16)
+def _lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
+    """Residues of the first records, and whether those are all; a bad record raises what a stage would raise."""
+    lengths, whole = [], True
+    for record in read_fasta(path):
+        if len(lengths) == CHECKED_RECORDS:
+            whole = False
+            break
+        lengths.append(len(record.sequence))
+    return np.array(lengths), whole

@@ -1,0 +1,173 @@
+"""Cluster tables: esm2nv's mapping.tsv and MMseqs2's cluster TSV, read block by block into Parquet."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import atomic_path
+from esm2kit.sequences.text import Ragged, TextReader, ragged_copy
+
+_BLOCK_BYTES = 1 << 22
+_NEWLINE, _TAB, _COMMA = b"\n\t,"
+_IS_BLANK = np.zeros(256, dtype=bool)
+_IS_BLANK[np.frombuffer(b" \r", dtype=np.uint8)] = True
+
+CLUSTERS = pa.schema([("line", pa.int64()), ("cluster", pa.string())])
+MEMBERS = pa.schema([("line", pa.int64()), ("member", pa.string())])
+PAIRS = pa.schema([("line", pa.int64()), ("cluster", pa.string()), ("member", pa.string())])
+# no statistics or dictionaries: the tables are read once, whole
+_PARQUET = {"use_dictionary": False, "write_statistics": False, "compression": "lz4"}
+
+
+def mapping_tables(work: Path) -> tuple[Path, Path]:
+    """Where mapping.tsv's clusters and members are, as `read_mapping` writes them."""
+    return work / "clusters.parquet", work / "members.parquet"
+
+
+def cluster_table(work: Path, level: int) -> Path:
+    """Where a cluster TSV's pairs are, as `read_cluster_tsv` writes them; level 0 is the finer."""
+    return work / f"level_{level}.parquet"
+
+
+def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Event | None = None) -> str:
+    """Read `cluster id <TAB> member,member,...` lines; further columns are ignored.
+
+    Args:
+        path: mapping.tsv, plain, gzip or Zstandard. Its header, line 1, is kept: whether it is one, the ids tell.
+        clusters, members: Parquet files to write, (line, cluster) and (line, member), lines counted from 1.
+        stop: set by another thread, ends the work at the next block with CancelledError.
+    Returns: hex SHA-256 of the file.
+    Raises: InputError naming the line that has no cluster id or no members, or is not text.
+    """
+    reader = TextReader(path)
+    with (
+        atomic_path(clusters) as clusters_part,
+        atomic_path(members) as members_part,
+        pq.ParquetWriter(clusters_part, CLUSTERS, **_PARQUET) as cluster_writer,
+        pq.ParquetWriter(members_part, MEMBERS, **_PARQUET) as member_writer,
+    ):
+        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
+            commas = np.flatnonzero(text_N == _COMMA)
+            first, last = np.searchsorted(commas, starts), np.searchsorted(commas, stops)
+            num_pieces = last - first + 1
+            line_of, nth = np.repeat(np.arange(lines.size), num_pieces), _count_up(num_pieces)
+            edge = np.append(commas, text_N.size)
+            at = first[line_of] + nth
+            piece_starts = np.where(nth == 0, starts[line_of], edge[at - 1] + 1)
+            piece_stops = np.where(nth == num_pieces[line_of] - 1, stops[line_of], edge[at])
+            piece_starts, piece_stops = _strip(text_N, piece_starts, piece_stops)
+            filled = piece_stops > piece_starts
+            line_of = line_of[filled]
+            _refuse_empty(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
+            member_ids = ragged_copy(text_N, piece_starts[filled], piece_stops[filled])
+            cluster_writer.write_batch(pa.record_batch([lines, names.strings()], schema=CLUSTERS))
+            member_writer.write_batch(pa.record_batch([lines[line_of], member_ids.strings()], schema=MEMBERS))
+    return reader.sha256
+
+
+def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = None) -> str:
+    """Read MMseqs2's `representative <TAB> member` lines.
+
+    Args:
+        path: the TSV, plain, gzip or Zstandard; no header.
+        pairs: Parquet file to write, (line, cluster, member).
+        stop: as in `read_mapping`.
+    Returns: hex SHA-256 of the file.
+    Raises: InputError naming the line that lacks one of the two, or is not text.
+    """
+    reader = TextReader(path)
+    with atomic_path(pairs) as part, pq.ParquetWriter(part, PAIRS, **_PARQUET) as writer:
+        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
+            starts, stops = _strip(text_N, starts, stops)
+            _refuse_empty(path, lines, names, stops <= starts)
+            members = ragged_copy(text_N, starts, stops)
+            writer.write_batch(pa.record_batch([lines, names.strings(), members.strings()], schema=PAIRS))
+    return reader.sha256
+
+
+Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
+
+
+def _two_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
+    """Blocks of lines: their numbers, the text, the first column, and where the second begins and ends in the text."""
+    lines_before = 0
+    for text in _whole_lines(reader):
+        if stop is not None and stop.is_set():
+            raise CancelledError
+        text_N = np.frombuffer(text, dtype=np.uint8)
+        stops = np.flatnonzero(text_N == _NEWLINE)
+        if text_N[-1] != _NEWLINE:
+            stops = np.append(stops, text_N.size)
+        starts = np.append(0, stops[:-1] + 1)
+        lines = np.arange(lines_before + 1, lines_before + stops.size + 1)
+        lines_before += stops.size
+        if text_N.max() > 126 or text_N.min() < _TAB:
+            _check_text(reader.path, bytes(text), lines[0])
+        starts, stops = _strip(text_N, starts, stops)
+        filled = stops > starts
+        lines, starts, stops = lines[filled], starts[filled], stops[filled]
+        if not lines.size:
+            continue
+        tabs = np.append(np.flatnonzero(text_N == _TAB), [text_N.size] * 2)
+        nth = np.searchsorted(tabs, starts)
+        first_tab, second_tab = np.minimum(tabs[nth], stops), np.minimum(tabs[nth + 1], stops)
+        name_starts, name_stops = _strip(text_N, starts, first_tab)
+        if (empty := np.flatnonzero(name_stops <= name_starts)).size:
+            raise InputError(f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line")
+        names = ragged_copy(text_N, name_starts, name_stops)
+        yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
+    if not lines_before:
+        raise InputError(f"{reader.path}: empty; it must name the clusters")
+
+
+def _whole_lines(reader: TextReader) -> Iterator[bytes]:
+    pieces: list[bytes] = []
+    for chunk in reader.chunks(_BLOCK_BYTES):
+        cut = chunk.rfind(b"\n") + 1
+        if cut:
+            yield b"".join([*pieces, chunk[:cut]])
+            pieces = []
+        pieces.append(chunk[cut:])
+    if text := b"".join(pieces):
+        yield text
+
+
+def _strip(text_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without spaces and CR at either end."""
+    last_byte = text_N.size - 1
+    while (blank := (stops > starts) & _IS_BLANK[text_N[stops - 1]]).any():
+        stops = stops - blank
+    while (blank := (stops > starts) & _IS_BLANK[text_N[np.minimum(starts, last_byte)]]).any():
+        starts = starts + blank
+    return starts, stops
+
+
+def _count_up(counts: np.ndarray) -> np.ndarray:
+    """0 .. count - 1 for each count, one after another."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+
+
+def _refuse_empty(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.ndarray) -> None:
+    if is_empty.any():
+        place = int(np.argmax(is_empty))
+        name = names.strings()[place].as_py()
+        found = f"line {lines[place]:,}: cluster {name} has no members"
+        raise InputError(f"{path}: {found}; write their ids after a tab, or remove the line")
+
+
+def _check_text(path: Path, text: bytes, first_line: int) -> None:
+    for number, line in enumerate(text.split(b"\n"), first_line):
+        try:
+            bad = next((byte for byte in line.decode() if ord(byte) < 32 and byte not in "\t\r"), None)
+            found = None if bad is None else ord(bad)
+        except UnicodeDecodeError as error:
+            found = line[error.start]
+        if found is not None:
+            raise InputError(f"{path}: line {number:,}: byte 0x{found:02x} is not text; save the file as UTF-8")

@@ -1,0 +1,146 @@
+"""FASTA files into a store and its keys: the pass over all the text, and the only one."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from esm2kit.core.files import write_json
+from esm2kit.sequences.fasta import FastaReader
+from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup
+from esm2kit.sequences.text import ahead
+
+logger = logging.getLogger(__name__)
+
+# What joins and comparisons need of a record, in file order. Two sequences are held equal if their residues and this
+# 64-bit hash are: of any two different ones that errs once in 1.8e19.
+KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
+_HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM batch"
+_ROWS_PER_GROUP = 1 << 17
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Staged(NamedTuple):
+    """FASTA files as one store and its keys."""
+
+    name: str
+    store: Path
+    keys: Path
+    num_records: int
+    num_residues: int
+    files: list[dict[str, Any]]  # path, bytes, mtime_ns, sha256, first_row
+
+    def place(self, row: int) -> str:
+        """A row as `file: record number`, for messages."""
+        file = [file for file in self.files if file["first_row"] <= row][-1]
+        return f"{file['path']}: record {row - file['first_row'] + 1:,}"
+
+
+def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys: Path) -> tuple[int, int]:
+    """Write records as a store (None: not at all) and their keys as Parquet.
+
+    Returns: how many records, and residues.
+    """
+    num_records = num_residues = 0
+    waiting: list[pa.Table] = []
+
+    def flush() -> None:
+        keys_writer.write_table(pa.concat_tables(waiting), row_group_size=_ROWS_PER_GROUP)
+        waiting.clear()
+
+    with (
+        duckdb.connect(config={"threads": 1}) as hasher,
+        pq.ParquetWriter(keys, KEYS, use_dictionary=False, write_statistics=False, compression="lz4") as keys_writer,
+        StoreWriter(store) if store else nullcontext() as writer,
+    ):
+        for batch in regroup(batches):
+            hasher.register("batch", batch)
+            hashed = hasher.sql(_HASH).to_arrow_table().cast(KEYS)
+            waiting.append(hashed)
+            num_records += batch.num_rows
+            num_residues += pc.sum(hashed["residues"]).as_py()
+            if writer:
+                writer.write(batch)
+            if num_records % _ROWS_PER_GROUP == 0:
+                flush()
+        if waiting:
+            flush()
+    return num_records, num_residues
+
+
+class Progress:
+    """A line every few seconds: records, share of the bytes, rates and time left."""
+
+    def __init__(self, what: str, total_bytes: int) -> None:
+        self._what, self._total = what, total_bytes
+        self._began = self._said = time.monotonic()
+
+    def update(self, num_records: int, num_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._said < SECONDS_BETWEEN_LINES:
+            return
+        self._said, elapsed = now, now - self._began
+        left = elapsed * (self._total - num_bytes) / max(num_bytes, 1)
+        logger.info(
+            "%s: %s records, %.0f of %.0f MB, %s records/s, %.0f MB/s, %.0f s left",
+            self._what, f"{num_records:,}", num_bytes / 1e6, self._total / 1e6,
+            f"{num_records / elapsed:,.0f}", num_bytes / 1e6 / elapsed, left,
+        )  # fmt: skip
+
+
+def ingest(
+    name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True, stop: threading.Event | None = None
+) -> Staged:
+    """Read, check and hash FASTA files; a second call finds what a first one finished.
+
+    Args:
+        name: what the files are, as in `sampler`; names the files written.
+        files: FASTA files, read one after another.
+        work: folder to write `<name>.arrow`, `<name>.parquet` and `<name>.json` into, the last one last.
+        keep_sequences: False writes the keys alone.
+        stop: set by another thread, ends the work at the next block with CancelledError.
+    Returns: the staged files.
+    Raises: InputError for any record that is not as it should be.
+    """
+    store, keys, marker = (work / f"{name}.{kind}" for kind in ("arrow", "parquet", "json"))
+    if marker.exists():
+        return read_staged(marker)
+    progress = Progress(name, sum(path.stat().st_size for path in files))
+    stamps: list[dict[str, Any]] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        num_records = num_bytes = 0
+        for path in files:
+            status, first_row = path.stat(), num_records
+            reader = FastaReader(path)
+            for block in reader:
+                if stop is not None and stop.is_set():
+                    raise CancelledError
+                yield pa.record_batch([block.ids, block.sequences], schema=SCHEMA)
+                num_records += len(block.ids)
+                progress.update(num_records, num_bytes + reader.bytes_read)
+            num_bytes += reader.bytes_read
+            stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
+
+    # parsed in one thread, hashed and written in another
+    num_records, num_residues = write_with_keys(ahead(batches()), store if keep_sequences else None, keys)
+    staged = Staged(name, store, keys, num_records, num_residues, stamps)
+    write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
+    return staged
+
+
+def read_staged(marker: Path) -> Staged:
+    """What `ingest` left behind."""
+    fields = json.loads(marker.read_text())
+    return Staged(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)

@@ -1,0 +1,307 @@
+"""Ids to rows: which records form each cluster, joined outside memory by DuckDB.
+
+Whatever the input, the outcome is the same three plain arrays over the rows of one staged store, clusters in the order
+of their representatives in the FASTA and members in the order of their rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import atomic_path
+from esm2kit.preprocessing.cluster_tables import cluster_table, mapping_tables
+from esm2kit.preprocessing.ingest import Staged
+
+_FETCH_ROWS = 1 << 20
+# with less for each of its threads DuckDB's joins may not find room to spill from
+_GB_PER_THREAD = 0.25
+
+
+class Joined(NamedTuple):
+    """Clusters over the rows of a staged store, as .npy files of int64."""
+
+    offsets: Path  # (C + 1,)
+    members: Path
+    representatives: Path  # (C,)
+
+
+def joined_files(work: Path) -> Joined:
+    return Joined(*(work / f"all_{name}.npy" for name in Joined._fields))
+
+
+class Engine:
+    """A DuckDB database in the work folder, held to a share of the memory and spilling beside itself."""
+
+    def __init__(self, work: Path, memory_gb: float, threads: int) -> None:
+        self._path = work / "join.duckdb"
+        self._remove()
+        threads = max(1, min(threads, int(memory_gb / _GB_PER_THREAD)))
+        settings = {"memory_limit": f"{memory_gb}GB", "threads": threads, "temp_directory": str(work / "spill")}
+        self._connection = duckdb.connect(str(self._path), config=settings | {"preserve_insertion_order": False})
+
+    def run(self, sql: str) -> None:
+        self._connection.execute(sql)
+
+    def rows(self, sql: str) -> list[tuple]:
+        return self._connection.execute(sql).fetchall()
+
+    def value(self, sql: str) -> int:
+        return self.rows(sql)[0][0]
+
+    def arrays(self, sql: str) -> Iterator[list[np.ndarray]]:
+        """A query's integer columns, a stretch of rows at a time."""
+        with self._connection.sql(sql).to_arrow_reader(_FETCH_ROWS) as reader:
+            for batch in reader:
+                yield [column.to_numpy() for column in batch.columns]
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        """Also the log of changes that a killed call leaves, which DuckDB would read into a new database."""
+        for path in (self._path, self._path.with_suffix(".duckdb.wal")):
+            path.unlink(missing_ok=True)
+
+
+def unique_records(engine: Engine, view: str, staged: Staged) -> int:
+    """Make `view` (row, id, residues, hash) of the records without repeats; the first of equal ones is kept.
+
+    Returns: how many repeats were left out.
+    Raises: InputError for an id that stands for different sequences.
+    """
+    keys = f"(SELECT file_row_number AS row, * FROM read_parquet('{quoted(staged.keys)}', file_row_number = true))"
+    # hashes first: numbers group faster than text, in less memory, and hardly any are left to look at
+    engine.run(
+        f"CREATE TABLE {view}_repeated AS SELECT id, min(row) AS first, min(hash) <> max(hash) OR "
+        f"min(residues) <> max(residues) AS differ FROM {keys} k SEMI JOIN (SELECT hash(id) AS same "
+        f"FROM {keys} GROUP BY same HAVING count(*) > 1) ON same = hash(k.id) GROUP BY id HAVING count(*) > 1"
+    )
+    if found := engine.rows(
+        f"SELECT k.id, r.first, k.row FROM {keys} k JOIN {view}_repeated r USING (id) JOIN {keys} f ON f.row = r.first "
+        f"WHERE r.differ AND (k.hash, k.residues) <> (f.hash, f.residues) ORDER BY k.row LIMIT 1"
+    ):
+        name, first, row = found[0]
+        raise InputError(
+            f"{staged.place(row)}: id {name} came before with another sequence ({staged.place(first)}); "
+            "rename or remove one of them"
+        )
+    if not engine.value(f"SELECT count(*) FROM {view}_repeated"):
+        engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys}")
+        return 0
+    engine.run(
+        f"CREATE TABLE {view}_dropped AS SELECT row FROM {keys} k JOIN {view}_repeated r USING (id) "
+        "WHERE k.row > r.first"
+    )
+    engine.run(f"CREATE VIEW {view} AS SELECT k.* FROM {keys} k ANTI JOIN {view}_dropped d ON d.row = k.row")
+    return engine.value(f"SELECT count(*) FROM {view}_dropped")
+
+
+def join_singletons(engine: Engine, records: Staged, work: Path) -> dict[str, int]:
+    """Every record its own cluster."""
+    repeats = unique_records(engine, "records", records)
+    engine.run("CREATE TABLE clusters AS SELECT row AS cluster, row AS representative FROM records")
+    engine.run("CREATE VIEW pairs AS SELECT cluster, representative AS row FROM clusters")
+    return {"repeated_records": repeats, **_write(engine, records, work)}
+
+
+def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Path, work: Path) -> dict[str, int]:
+    """The esm2nv trio: cluster representatives, the records to draw from, and the table between them.
+
+    Args:
+        engine: where the join runs.
+        records: the sampler FASTA.
+        uniref50: keys of the train FASTA; a cluster's number follows its order.
+        mapping: mapping.tsv, for messages; what it says is in `mapping_tables(work)`.
+        work: where `joined_files` are written.
+    Returns: counts of what was left out.
+    Raises: InputError for ids that are in one file and not in another, for members of two clusters, and for one id with
+        two sequences.
+    """
+    clusters, members = mapping_tables(work)
+    repeats = unique_records(engine, "records", records)
+    repeats_50 = unique_records(engine, "uniref50", uniref50)
+    engine.run(
+        f"CREATE TABLE found AS SELECT c.line, c.cluster AS id, u.row AS cluster, r.row AS representative, "
+        f"u.hash = r.hash AND u.residues = r.residues AS equal FROM read_parquet('{quoted(clusters)}') c "
+        "LEFT JOIN uniref50 u ON u.id = c.cluster LEFT JOIN records r ON r.id = c.cluster"
+    )
+    # the first line is a header, unless its first column names a record
+    engine.run("DELETE FROM found WHERE line = (SELECT min(line) FROM found) AND cluster IS NULL")
+    train = uniref50.files[0]["path"]
+    for name, line in engine.rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
+        raise InputError(
+            f"{mapping}: line {line:,}: cluster {name} is not in {train}; add its record or remove the line"
+        )
+    for name, row in engine.rows("SELECT id, cluster FROM found WHERE representative IS NULL ORDER BY line LIMIT 1"):
+        remedy = "give both files as sampler_fasta, [sampler, train], if the sampler lacks the representatives"
+        raise InputError(f"{uniref50.place(row)}: {name} is not in {records.files[0]['path']}; {remedy}")
+    for name, row, other in engine.rows(
+        "SELECT id, cluster, representative FROM found WHERE NOT equal ORDER BY line LIMIT 1"
+    ):
+        found = f"{records.place(other)}: id {name} has another sequence than in {uniref50.place(row)}"
+        raise InputError(f"{found}; correct one of them")
+    for name, first, second in engine.rows(
+        "SELECT any_value(id), min(line), max(line) AS last FROM found GROUP BY cluster HAVING count(*) > 1 "
+        "ORDER BY last LIMIT 1"
+    ):
+        raise InputError(
+            f"{mapping}: line {second:,}: cluster {name} was on line {first:,} already; join the two lines"
+        )
+    for name, row in engine.rows(
+        "SELECT u.id, u.row FROM uniref50 u ANTI JOIN found f ON f.cluster = u.row ORDER BY u.row LIMIT 1"
+    ):
+        raise InputError(f"{uniref50.place(row)}: {name} has no line in {mapping}; add one or remove the record")
+    engine.run("CREATE VIEW clusters AS FROM found")
+    engine.run(
+        f"CREATE TABLE pairs AS SELECT c.cluster, m.line, r.row FROM read_parquet('{quoted(members)}') m "
+        "JOIN found c USING (line) LEFT JOIN records r ON r.id = m.member"
+    )
+    engine.run(f"CREATE VIEW members AS FROM read_parquet('{quoted(members)}')")
+    _refuse_absent_member(engine, mapping, records, "members", "records", "id")
+    return {"repeated_records": repeats + repeats_50, **_write(engine, records, work, mapping)}
+
+
+def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: Path) -> dict[str, int]:
+    """MMseqs2's clusters of one FASTA.
+
+    Args:
+        engine: where the join runs.
+        records: the FASTA.
+        tables: one cluster TSV, whose members are drawn; or two, the finer (90%) and the coarser (50%, clustered from
+            the representatives of the finer): then those representatives are drawn. For messages, too: what they say
+            is in `cluster_table(work, level)`.
+        work: where `joined_files` are written.
+    Returns: counts of what was left out.
+    Raises: InputError for ids that are not in the FASTA, levels that do not fit, and members of two clusters.
+    """
+    repeats = unique_records(engine, "records", records)
+    coarse = tables[-1]
+    for level in range(len(tables)):
+        engine.run(f"CREATE VIEW level_{level} AS FROM read_parquet('{quoted(cluster_table(work, level))}')")
+    coarse_view = f"level_{len(tables) - 1}"
+    if len(tables) == 2:
+        for name, line in engine.rows(
+            "SELECT m.member, m.line FROM level_1 m ANTI JOIN level_0 c ON c.cluster = m.member ORDER BY m.line LIMIT 1"
+        ):
+            raise InputError(
+                f"{coarse}: line {line:,}: member {name} represents no cluster of {tables[0]}; "
+                "give the finer level first, and cluster the coarser one from its representatives"
+            )
+        for name, line in engine.rows(
+            "SELECT c.cluster, c.line FROM level_0 c ANTI JOIN level_1 m ON m.member = c.cluster "
+            "ORDER BY c.line LIMIT 1"
+        ):
+            raise InputError(
+                f"{tables[0]}: line {line:,}: {name} is in no cluster of {coarse}; cluster both levels again"
+            )
+    # MMseqs2 writes the accession alone where a header begins with a database's sp|accession|name
+    engine.run(
+        r"CREATE VIEW names AS SELECT id AS name, row FROM records UNION ALL SELECT regexp_extract(id, "
+        r"'^(?:sp|tr|up|ur|gi|gb|ref|pdb|lcl)\|([^|]+)(?:\||$)', 1) AS name, row FROM records WHERE contains(id, '|')"
+    )
+    engine.run(
+        f"CREATE TABLE clusters AS SELECT c.cluster AS id, c.line, n.row AS cluster, n.row AS representative FROM "
+        f"(SELECT cluster, min(line) AS line FROM {coarse_view} GROUP BY cluster) c "
+        "LEFT JOIN names n ON n.name = c.cluster"
+    )
+    for name, line in engine.rows("SELECT id, line FROM clusters WHERE cluster IS NULL ORDER BY line LIMIT 1"):
+        remedy = "give the FASTA that was clustered"
+        raise InputError(f"{coarse}: line {line:,}: {name} is not in {records.files[0]['path']}; {remedy}")
+    engine.run(
+        f"CREATE TABLE pairs AS SELECT c.cluster, m.line, n.row FROM {coarse_view} m "
+        "JOIN clusters c ON c.id = m.cluster LEFT JOIN names n ON n.name = m.member"
+    )
+    _refuse_absent_member(engine, coarse, records, coarse_view, "names", "name")
+    return {"repeated_records": repeats, **_write(engine, records, work, coarse)}
+
+
+def _refuse_absent_member(engine: Engine, table: Path, records: Staged, members: str, names: str, name: str) -> None:
+    for (line,) in engine.rows("SELECT min(line) FROM pairs WHERE row IS NULL HAVING count(*) > 0"):
+        [(absent,)] = engine.rows(
+            f"SELECT min(member) FROM {members} WHERE line = {line} AND member NOT IN (SELECT {name} FROM {names})"
+        )
+        fasta = records.files[0]["path"]
+        raise InputError(f"{table}: line {line:,}: member {absent} is not in {fasta}; add its record or remove the id")
+
+
+def _write(engine: Engine, records: Staged, work: Path, table: Path | None = None) -> dict[str, int]:
+    """`clusters` (cluster, representative) and `pairs` (cluster, row) as arrays, clusters numbered from 0 in order."""
+    files = joined_files(work)
+    num_clusters = engine.value("SELECT count(*) FROM clusters")
+    with NpyWriter(files.representatives) as writer:
+        for (rows,) in engine.arrays("SELECT representative FROM clusters ORDER BY cluster"):
+            writer.append(rows)
+    # a byte a record: whether a cluster has it
+    taken = np.zeros(records.num_records, dtype=bool)
+    previous, last_row = -1, -1
+    with NpyWriter(files.members) as member_writer, NpyWriter(files.offsets) as offset_writer:
+        offset_writer.append(np.zeros(1, np.int64))
+        for ordered, rows in engine.arrays("SELECT cluster, row FROM pairs ORDER BY cluster, row"):
+            is_new = np.diff(ordered, prepend=previous) != 0
+            once = is_new | (np.diff(rows, prepend=last_row) != 0)  # an id may stand twice on a line
+            previous, last_row = ordered[-1], rows[-1]
+            rows = rows[once]
+            starts = np.flatnonzero(is_new[once]) + member_writer.size
+            offset_writer.append(starts if member_writer.size else starts[1:])
+            member_writer.append(rows)
+            taken[rows] = True
+        offset_writer.append(np.array([member_writer.size]))
+    assert offset_writer.size == num_clusters + 1, "every cluster has members"
+    if np.count_nonzero(taken) < member_writer.size:
+        _refuse_shared_member(engine, table)
+    taken[np.load(files.representatives, mmap_mode="r")] = True
+    return {"unclustered_records": int(records.num_records - np.count_nonzero(taken))}
+
+
+def _refuse_shared_member(engine: Engine, table: Path | None) -> None:
+    [(name, first, second)] = engine.rows(
+        "SELECT r.id, a.id, b.id FROM (SELECT row, min(cluster) AS a, max(cluster) AS b FROM pairs GROUP BY row "
+        "HAVING min(cluster) < max(cluster) ORDER BY row LIMIT 1) p JOIN records r USING (row) "
+        "JOIN clusters a ON a.cluster = p.a JOIN clusters b ON b.cluster = p.b"
+    )
+    raise InputError(f"{table}: {name} is a member of two clusters, {first} and {second}; keep it in one")
+
+
+class NpyWriter:
+    """A one-dimensional .npy file of int64, written piece by piece; whole or absent. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._atomic = atomic_path(path)
+        self.size = 0
+
+    def __enter__(self) -> "NpyWriter":
+        self._file = open(self._atomic.__enter__(), "wb")
+        self._write_header()
+        return self
+
+    def _write_header(self) -> None:
+        # numpy leaves room for the longest shape, so the header of the final size fits where that of size 0 was
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self.size,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        # not tofile, which does not say why it could not write
+        self._file.write(np.ascontiguousarray(values, dtype="<i8").data)
+        self.size += values.size
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._file.seek(0)
+                self._write_header()
+        finally:
+            self._file.close()
+            self._atomic.__exit__(*error)
+
+
+def quoted(path: Path) -> str:
+    """A path inside an SQL string."""
+    return str(path).replace("'", "''")

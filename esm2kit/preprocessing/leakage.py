@@ -1,0 +1,109 @@
+"""What the splits share: exact duplicates and ids always, sequence identity where MMseqs2 is installed."""
+
+import logging
+import shutil
+import subprocess
+import tempfile
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from esm2kit.preprocessing.join import Engine, quoted
+from esm2kit.sequences.store import read_batches
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = 5
+
+
+def leakage_report(
+    engine: Engine,
+    stores: dict[str, Path],
+    keys: dict[str, Path],
+    work: Path,
+    identity: float,
+    memory_gb: float,
+    threads: int,
+) -> dict[str, Any]:
+    """Compare the splits two by two.
+
+    Args:
+        engine: where the keys are joined.
+        stores: split -> store; the first split is the one trained on.
+        keys: split -> keys of the same rows.
+        work: folder for MMseqs2's files.
+        identity: identical share of an alignment from which a held-out record counts as close; 0 skips MMseqs2.
+        memory_gb, threads: for MMseqs2.
+    Returns: `pairs`: for each two splits the records of the second whose sequence, or id, also is in the first, with
+        examples; `identity`: for each held-out split how many records come close to the train set, or why not known.
+    """
+    for split, path in keys.items():
+        engine.run(f"CREATE VIEW split_{split} AS FROM read_parquet('{quoted(path)}')")
+    pairs = []
+    for first, second in combinations(keys, 2):
+        found = {"first": first, "second": second}
+        for name, columns in (("equal_sequences", "hash, residues"), ("shared_ids", "id")):
+            shared = f"split_{second} b SEMI JOIN (SELECT DISTINCT {columns} FROM split_{first}) a USING ({columns})"
+            found[name] = engine.value(f"SELECT count(*) FROM {shared}")
+            examples = engine.rows(f"SELECT b.id FROM {shared} ORDER BY b.id LIMIT {_EXAMPLES}")
+            found[f"{name}_examples"] = [name for (name,) in examples]
+        pairs.append(found)
+        logger.info(
+            "leakage: of %s's records, %s have a sequence and %s an id that is in %s too",
+            second, f"{found['equal_sequences']:,}", f"{found['shared_ids']:,}", first,
+        )  # fmt: skip
+    return {"pairs": pairs, "identity": _identity(stores, work, identity, memory_gb, threads)}
+
+
+def _identity(stores: dict[str, Path], work: Path, identity: float, memory_gb: float, threads: int) -> dict[str, Any]:
+    train, *held_out = stores
+    if not held_out or not identity:
+        reason = "nothing held out" if not held_out else "turned off by leakage_identity 0"
+        return {"checked": False, "reason": reason}
+    if not shutil.which("mmseqs"):
+        reason = (
+            "MMseqs2 is not installed (no `mmseqs` on the path), so close but unequal sequences were not looked for"
+        )
+        logger.warning("leakage: %s", reason)
+        return {"checked": False, "reason": reason}
+    folder = Path(tempfile.mkdtemp(prefix="mmseqs.", dir=work))
+    _write_fasta(stores[train], folder / "train.fasta")
+    found: dict[str, Any] = {"checked": True, "min_identity": identity, "min_coverage_of_either": 0.8, "splits": {}}
+    for split in held_out:
+        num_records = _write_fasta(stores[split], folder / f"{split}.fasta")
+        try:
+            close = _close_records(folder, split, train, identity, memory_gb, threads)
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr + error.stdout).strip().splitlines()
+            reason = f"MMseqs2 failed ({said[0] if said else 'without a word'}); more memory_limit_gb may help"
+            logger.warning("leakage: %s", reason)
+            return {"checked": False, "reason": reason}
+        found["splits"][split] = {"records": num_records, "close_to_train": close}
+        logger.info(
+            "leakage: %s of %s %s records have a train record of %.0f%% identity or more (MMseqs2)",
+            f"{close:,}", f"{num_records:,}", split, identity * 100,
+        )  # fmt: skip
+    shutil.rmtree(folder)
+    return found
+
+
+def _close_records(folder: Path, split: str, train: str, identity: float, memory_gb: float, threads: int) -> int:
+    hits = folder / f"{split}.tsv"
+    command = ["mmseqs", "easy-search", folder / f"{split}.fasta", folder / f"{train}.fasta", hits, folder / "tmp"]
+    command += ["--min-seq-id", identity, "--alignment-mode", 3, "--max-seqs", 300, "--threads", threads, "-v", 1]
+    command += ["--format-output", "query,qcov,tcov"]
+    command += ["--split-memory-limit", f"{int(memory_gb * 1000)}M"]
+    subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    rows = (line.split("\t") for line in hits.read_text().splitlines())
+    return len({query for query, qcov, tcov in rows if max(float(qcov), float(tcov)) >= 0.8})
+
+
+def _write_fasta(store: Path, path: Path) -> int:
+    num_records = 0
+    with open(path, "w") as file:
+        for batch in read_batches(store):
+            # row numbers for ids: MMseqs2 would shorten the ids themselves
+            sequences = batch.column("sequence").to_pylist()
+            file.writelines(f">{num_records + place}\n{sequence}\n" for place, sequence in enumerate(sequences))
+            num_records += batch.num_rows
+    return num_records

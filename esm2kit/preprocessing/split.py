@@ -1,0 +1,166 @@
+"""Cutting a staged set into splits by whole clusters, and writing each as a store of its own."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import write_json
+from esm2kit.core.rng import permutation
+from esm2kit.preprocessing.ingest import Staged, write_with_keys
+from esm2kit.preprocessing.join import Engine, Joined, NpyWriter, unique_records
+from esm2kit.sequences import clusters
+from esm2kit.sequences.store import read_batches
+
+Counts = dict[str, int]
+
+INDEX_FILES = (clusters.OFFSETS, clusters.MEMBERS, clusters.REPRESENTATIVES)
+_CLUSTERS_AT_ONCE = 1 << 20
+
+
+class Splitter:
+    """Writes `<split>.arrow` and the cluster index into `final`, and `<split>.keys.parquet` beside it."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.final = work, work / "final"
+
+    def keys(self, split: str) -> Path:
+        return self.work / f"{split}.keys.parquet"
+
+    def store(self, split: str) -> Path:
+        return self.final / f"{split}.arrow"
+
+    def own(self, engine: Engine, staged: Staged, split: str) -> tuple[Counts, int]:
+        """A held-out set given as FASTA; returns its counts, and the repeated records left out."""
+        if made := self._made(split):
+            return made["counts"], made["repeats"]
+        repeats = unique_records(engine, split, staged)
+        kept = np.zeros(staged.num_records, dtype=bool)
+        for (rows,) in engine.arrays(f"SELECT row FROM {split}"):
+            kept[rows] = True
+        return self._keep(staged, kept, split, {}, repeats, may_move=True), repeats
+
+    def cut(
+        self, records: Staged, joined: Joined, val_size: int | float, test_size: int | float, seed: int
+    ) -> dict[str, Counts]:
+        """Hold whole clusters out, write every split, and renumber what stays.
+
+        Args:
+            records: the staged set.
+            joined: its clusters.
+            val_size, test_size: a number of clusters, or a share of them if a float.
+            seed: decides which; the first of its permutation are validation, the next ones test.
+        Returns: split -> counts of clusters, records and residues.
+        Raises: InputError if a size is too large for the set, or a share so small that it takes nothing.
+        """
+        offsets, members, representatives = (np.load(path, mmap_mode="r") for path in joined)
+        num_clusters = representatives.size
+        num_val, num_test = (
+            _num_held_out(name, size, num_clusters) for name, size in (("val_size", val_size), ("test_size", test_size))
+        )
+        if num_val + num_test >= num_clusters:
+            found = f"val_size {val_size} and test_size {test_size} take {num_val + num_test:,} clusters"
+            source = records.files[0]["path"]
+            raise InputError(f"{source}: {found} of its {num_clusters:,}, none is left to train on; lower them")
+        held_out = permutation(seed, 0, np.arange(num_val + num_test), num_clusters)
+        counts: dict[str, Counts] = {}
+        for split, chosen in (("valid", held_out[:num_val]), ("test", held_out[num_val:])):
+            if chosen.size:
+                kept = np.zeros(records.num_records, dtype=bool)
+                kept[representatives[np.sort(chosen)]] = True
+                counts[split] = self._keep(records, kept, split, {"clusters": chosen.size}, may_move=False)
+        held_out.sort()
+        kept = self._write_index(held_out, offsets, members, representatives, records.num_records)
+        stay = {"clusters": num_clusters - held_out.size}
+        return {"train": self._keep(records, kept, "train", stay, may_move=not held_out.size)} | counts
+
+    def _write_index(
+        self,
+        held_out: np.ndarray,
+        offsets: np.ndarray,
+        members: np.ndarray,
+        representatives: np.ndarray,
+        num_records: int,
+    ) -> np.ndarray:
+        """The train clusters' index, over the rows that stay; returns which do, (P,) bool."""
+
+        def stretches() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            for first in range(0, representatives.size, _CLUSTERS_AT_ONCE):
+                stop = min(first + _CLUSTERS_AT_ONCE, representatives.size)
+                stays = np.ones(stop - first, dtype=bool)
+                stays[held_out[np.searchsorted(held_out, first) : np.searchsorted(held_out, stop)] - first] = False
+                num_members = np.diff(offsets[first : stop + 1])
+                rows = members[offsets[first] : offsets[stop]][np.repeat(stays, num_members)]
+                yield num_members[stays], rows, representatives[first:stop][stays]
+
+        kept = np.zeros(num_records, dtype=bool)
+        for _, rows, heads in stretches():
+            kept[rows] = kept[heads] = True
+        rank = _Rank(kept)
+        paths = [self.final / name for name in INDEX_FILES]
+        with NpyWriter(paths[0]) as of_offsets, NpyWriter(paths[1]) as of_members, NpyWriter(paths[2]) as of_heads:
+            of_offsets.append(np.zeros(1, np.int64))
+            for num_members, rows, heads in stretches():
+                of_offsets.append(of_members.size + np.cumsum(num_members))
+                of_members.append(rank(rows))
+                of_heads.append(rank(heads))
+        return kept
+
+    def _keep(
+        self, staged: Staged, kept: np.ndarray, split: str, counts: Counts, repeats: int = 0, *, may_move: bool
+    ) -> Counts:
+        """The rows that stay, in order; if all do, the staged files themselves become the split's."""
+        if made := self._made(split):
+            return made["counts"]
+        if may_move and kept.all():
+            for source, target in ((staged.store, self.store(split)), (staged.keys, self.keys(split))):
+                if source.exists():  # a killed call may have moved it
+                    os.replace(source, target)
+            return self._mark(split, counts | {"records": staged.num_records, "residues": staged.num_residues}, repeats)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            first = 0
+            for batch in read_batches(staged.store):
+                stays = kept[first : first + batch.num_rows]
+                first += batch.num_rows
+                if stays.any():
+                    yield batch.filter(pa.array(stays))
+
+        num_records, num_residues = write_with_keys(batches(), self.store(split), self.keys(split))
+        return self._mark(split, counts | {"records": num_records, "residues": num_residues}, repeats)
+
+    def _mark(self, split: str, counts: Counts, repeats: int) -> Counts:
+        write_json(self.work / f"{split}.made.json", {"counts": counts, "repeats": repeats})
+        return counts
+
+    def _made(self, split: str) -> dict[str, Any] | None:
+        """What an earlier call wrote, if it ended."""
+        marker = self.work / f"{split}.made.json"
+        return json.loads(marker.read_text()) if marker.exists() else None
+
+
+def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:
+    number = round(size * num_clusters) if isinstance(size, float) else size
+    if size and not number:
+        raise InputError(f"{name} {size} of {num_clusters:,} clusters is not one; raise it, or give a number")
+    return number
+
+
+class _Rank:
+    """How many rows are kept before a row, from two bits a row."""
+
+    def __init__(self, kept: np.ndarray) -> None:
+        bits = np.packbits(kept, bitorder="little")
+        self._words = np.append(bits, np.zeros(-bits.size % 8, np.uint8)).view(np.uint64)
+        counts = np.bitwise_count(self._words)
+        self._before = np.cumsum(counts, dtype=np.int64) - counts
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        words, bit = rows >> 6, (rows & 63).astype(np.uint64)
+        below = self._words[words] & ((np.uint64(1) << bit) - np.uint64(1))
+        return self._before[words] + np.bitwise_count(below)

@@ -1,0 +1,90 @@
+"""Every input file read once, side by side: FASTAs into stores and keys, tables of clusters into Parquet."""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from esm2kit.core.files import write_json
+from esm2kit.preprocessing.cluster_tables import cluster_table, mapping_tables, read_cluster_tsv, read_mapping
+from esm2kit.preprocessing.ingest import Staged, ingest
+
+Job = Callable[[threading.Event], Any]
+
+
+def read_inputs(inputs: dict[str, list[Path]], work: Path, workers: int) -> tuple[dict[str, Staged], dict[Path, str]]:
+    """Read what `preprocess` was given; a second call finds what a first one finished.
+
+    Args:
+        inputs: role -> files.
+        work: folder for what the files become.
+        workers: files at a time.
+    Returns: the FASTAs by role, and the SHA-256 of every other file.
+    Raises: InputError for the first file found that is not as it should be.
+    """
+    jobs: dict[str, Job] = {}
+    # the longest first
+    for role in ("sampler_fasta", "train_fasta", "valid_fasta", "test_fasta"):
+        if role in inputs:
+            # with a mapping, train_fasta names the representatives, and the sampler has their sequences
+            keeps = role != "train_fasta" or "mapping" not in inputs
+            jobs[role] = lambda stop, role=role, keeps=keeps: ingest(role, inputs[role], work, keeps, stop)
+    tables: dict[str, Path] = {}
+    for path in inputs.get("mapping", []):
+        tables["mapping"] = path
+        jobs["mapping"] = lambda stop, path=path: _table(path, stop, read_mapping, *mapping_tables(work))
+    for level, path in enumerate(inputs.get("cluster_tsv", [])):
+        name, table = f"cluster_tsv {level}", cluster_table(work, level)
+        tables[name] = path
+        jobs[name] = lambda stop, path=path, table=table: _table(path, stop, read_cluster_tsv, table)
+    made = side_by_side(jobs, workers)
+    sha256 = {path: made.pop(name) for name, path in tables.items()}
+    return made, sha256
+
+
+def _table(path: Path, stop: threading.Event, read: Callable[..., str], *written: Path) -> str:
+    """A table's SHA-256, once it is read into its Parquet files; the marker beside them says that they are whole."""
+    marker = written[-1].with_suffix(".json")
+    if not marker.exists():
+        write_json(marker, read(path, *written, stop))
+    return json.loads(marker.read_text())
+
+
+def side_by_side(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
+    """Run jobs in threads of their own; the first to fail has its error raised, and the others stop.
+
+    Args:
+        jobs: name -> function of an event, which is set when there is no more use in going on.
+        workers: jobs at a time; most of their work is done outside Python's lock.
+    Returns: name -> what the job gave.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        running = {name: pool.submit(job, stop) for name, job in jobs.items()}
+        try:
+            for done in as_completed(running.values()):
+                done.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {name: job.result() for name, job in running.items()}
+
+
+def input_stamps(
+    inputs: dict[str, list[Path]], staged: dict[str, Staged], sha256: dict[Path, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Path, size, time and SHA-256 of every input file, by role, for the manifest."""
+    stamps = {
+        role: [{key: file[key] for key in ("path", "bytes", "mtime_ns", "sha256")} for file in records.files]
+        for role, records in staged.items()
+    }
+    for role in inputs.keys() - stamps.keys():
+        stamps[role] = []
+        for path in inputs[role]:
+            status = path.stat()
+            stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            stamps[role].append(stamp | {"sha256": sha256[path]})
+    return stamps

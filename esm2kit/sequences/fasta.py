@@ -1,0 +1,251 @@
+"""FASTA in: the one place a FASTA is read, checked and turned into arrays.
+
+Reading goes block by block, a megabyte of whole records at a time, with no Python per record: numpy finds the lines and
+checks the letters, Arrow copies the ragged pieces together. `read_fasta` gives the same records one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from esm2kit.core.errors import InputError
+from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
+from esm2kit.sequences.text import Ragged, TextReader, ragged_copy
+
+MAX_RESIDUES = 100_000
+BLOCK_BYTES = 1 << 20
+SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
+COMPRESSED = ("", ".gz", ".zst")
+
+_NEWLINE, _HEADER, _STOP = b"\n"[0], b">"[0], b"*"[0]
+_IS_BLANK = np.zeros(256, dtype=bool)
+_IS_BLANK[np.frombuffer(b" \t\r\v\f", dtype=np.uint8)] = True
+_UPPER = np.arange(256, dtype=np.uint8)
+_UPPER[ord("a") : ord("z") + 1] -= 32
+# text of one record that is neither an end nor a letter: past this, a record is over MAX_RESIDUES or no FASTA at all
+_MAX_RECORD_BYTES = 1 << 24
+
+
+class Record(NamedTuple):
+    """One protein."""
+
+    id: str
+    description: str  # the whole header line after '>', id included
+    sequence: str  # upper case, no trailing '*'
+
+
+class RecordBlock(NamedTuple):
+    """Consecutive records of one file, as Arrow string arrays of equal size."""
+
+    ids: pa.StringArray
+    descriptions: pa.StringArray
+    sequences: pa.StringArray
+
+
+def fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+    """The FASTA files a setting names: one file, several, or a folder of them (sorted by name).
+
+    Raises: InputError for a path that is not there, or a folder without FASTA files.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    files = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            names = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSED)
+            found = sorted(file for file in path.iterdir() if file.name.lower().endswith(names) and file.is_file())
+            if not found:
+                raise InputError(f"{path}: no FASTA file in this folder; names must end in {', '.join(SUFFIXES)}")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder; correct the path")
+    if not files:
+        raise InputError("no FASTA file given; name at least one")
+    return files
+
+
+def bare_name(path: Path) -> str:
+    """A FASTA file's name without what says that it is one: `my.liver.fasta.gz` is `my.liver`."""
+    name = Path(path).name
+    for suffixes in (COMPRESSED[1:], SUFFIXES):
+        suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
+        name = name[: len(name) - len(suffix)] or name
+    return name
+
+
+def read_fasta(path: Path) -> Iterator[Record]:
+    """The records of a FASTA file, in order.
+
+    Args:
+        path: plain, gzip or Zstandard, told apart by content.
+    Returns: an iterator of Record; ids are the header up to its first blank.
+    Raises: InputError, in one line with file, record and remedy, for whatever is not a protein FASTA.
+    """
+    for block in FastaReader(path):
+        rows = (block.ids.to_pylist(), block.descriptions.to_pylist(), block.sequences.to_pylist())
+        yield from map(Record._make, zip(*rows, strict=True))
+
+
+class FastaReader:
+    """Iterates over a FASTA file as RecordBlocks; every record is checked.
+
+    Attributes:
+        bytes_read, sha256: of the file, as in TextReader.
+        num_records: records yielded so far.
+    """
+
+    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+        self.path = Path(path)
+        self.num_records = 0
+        self._text = TextReader(self.path)
+        self._block_bytes = block_bytes
+
+    @property
+    def bytes_read(self) -> int:
+        return self._text.bytes_read
+
+    @property
+    def sha256(self) -> str:
+        return self._text.sha256
+
+    def __iter__(self) -> Iterator[RecordBlock]:
+        for text in self._whole_records():
+            block = self._parse(np.frombuffer(text, dtype=np.uint8))
+            self.num_records += len(block.ids)
+            yield block
+        if not self.num_records:
+            raise InputError(f"{self.path}: no record in it; a FASTA file needs a '>' line and a sequence")
+
+    def _whole_records(self) -> Iterator[bytes | memoryview]:
+        """The text cut before a '>' at the start of a line."""
+        text, started = b"", False
+        for chunk in self._text.chunks(self._block_bytes):
+            searched = max(len(text) - 1, 0)
+            text += chunk
+            if not started:
+                text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
+                started = len(text) >= 4  # enough to tell a byte order mark from a header
+                if not started:
+                    continue
+                self._check_start(text)
+                searched = 0
+            cut = text.rfind(b"\n>", searched)
+            if cut >= 0:
+                yield memoryview(text)[: cut + 1]
+                text = text[cut + 1 :]
+            elif len(text) > _MAX_RECORD_BYTES:
+                found = f"record {self.num_records + 1:,} goes on for over {_MAX_RECORD_BYTES >> 20} MiB"
+                remedy = f"the limit is {MAX_RESIDUES:,} residues; is this a protein FASTA, with all its '>' lines?"
+                raise InputError(f"{self.path}: {found}; {remedy}")
+        if text and not started:
+            text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if text:
+                self._check_start(text)
+        if text:
+            yield text
+
+    def _check_start(self, text: bytes) -> None:
+        if text[:2] in (b"\xff\xfe", b"\xfe\xff", b">\0", b"\0>"):  # a byte order mark, or '>' in two bytes
+            raise InputError(f"{self.path}: it is UTF-16; save the file as UTF-8")
+        if text[0] == _HEADER:
+            return
+        line = text[:80].split(b"\n")[0].decode("utf-8", errors="replace").rstrip()
+        if "\0" in line or "�" in line:
+            raise InputError(f"{self.path}: its first bytes are not text ({line[:20]!r}); give a FASTA file")
+        raise InputError(f"{self.path}: text before the first '>' ({line[:40]!r}); remove it or give a FASTA file")
+
+    def _parse(self, text_N: np.ndarray) -> RecordBlock:
+        stops = np.flatnonzero(text_N == _NEWLINE)
+        if text_N[-1] != _NEWLINE:
+            stops = np.append(stops, text_N.size)
+        starts = np.empty_like(stops)
+        starts[0], starts[1:] = 0, stops[:-1] + 1
+        is_header = text_N[np.minimum(starts, text_N.size - 1)] == _HEADER
+        while (blank := (stops > starts) & _IS_BLANK[text_N[stops - 1]]).any():  # CR, and blanks before it
+            stops = stops - blank
+        header_lines = np.flatnonzero(is_header)
+        is_sequence = ~is_header & (stops > starts)
+
+        lines = ragged_copy(text_N, starts[is_sequence], stops[is_sequence])
+        lines_before = np.cumsum(is_sequence)
+        first_line = np.append(lines_before[header_lines], lines_before[-1])
+        residues_N, offsets = lines.values, lines.offsets[first_line]
+        headers = ragged_copy(text_N, starts[header_lines] + 1, stops[header_lines])
+        ids = self._ids(headers)
+        # the 25 letters are A to Z without J
+        if residues_N.size and not (residues_N.min() >= ord("A") and residues_N.max() <= ord("Z")):
+            residues_N, offsets = self._fold(residues_N, offsets, ids)
+        elif (residues_N == ord("J")).any():
+            self._fold(residues_N, offsets, ids)
+        num_residues = np.diff(offsets)
+        if not num_residues.all():
+            record = int(np.argmin(num_residues))
+            raise self._error(ids, record, "has no sequence; add its residues or remove the record")
+        if num_residues.max() > MAX_RESIDUES:
+            record = int(np.argmax(num_residues > MAX_RESIDUES))
+            found = f"has {num_residues[record]:,} residues, over the limit of {MAX_RESIDUES:,}; cut or remove it"
+            raise self._error(ids, record, found)
+        return RecordBlock(ids, headers.strings(), Ragged(residues_N, offsets).strings())
+
+    def _ids(self, headers: "Ragged") -> pa.StringArray:
+        """Headers up to the first blank; blanks between '>' and the id are skipped."""
+        text_N, starts, ends = headers.values, headers.offsets[:-1].copy(), headers.offsets[1:]
+        if text_N.size and (text_N.max() > 126 or text_N.min() < 32):
+            self._check_text(headers)
+        is_blank_N = (text_N == ord(" ")) | (text_N == ord("\t"))
+        while (blank := np.flatnonzero(starts < ends)[is_blank_N[starts[starts < ends]]]).size:
+            starts[blank] += 1
+        blanks = np.append(np.flatnonzero(is_blank_N), text_N.size)
+        stops = np.minimum(blanks[np.searchsorted(blanks, starts)], ends)
+        if (empty := np.flatnonzero(stops <= starts)).size:
+            number = self.num_records + int(empty[0]) + 1
+            raise InputError(f"{self.path}: record {number} has no id; write one after its '>'")
+        return ragged_copy(text_N, starts, stops).strings()
+
+    def _check_text(self, headers: "Ragged") -> None:
+        """Raise for the first header that holds control characters or is not UTF-8."""
+        for record, header in enumerate(headers.strings(pa.binary()).to_pylist()):
+            number = self.num_records + record + 1
+            try:
+                text = header.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = f"byte 0x{header[error.start]:02x} at column {error.start + 2} is not text"
+                raise InputError(f"{self.path}: header of record {number}: {found}; save the file as UTF-8") from None
+            control = next((byte for byte in text if (ord(byte) < 32 and byte != "\t") or ord(byte) == 127), None)
+            if control == "\r":
+                remedy = "lines end in CR alone; convert them with `tr '\\r' '\\n'`"
+                raise InputError(f"{self.path}: header of record {number}: {remedy}")
+            if control is not None:
+                found = f"byte 0x{ord(control):02x} is not text; give a FASTA file or remove the byte"
+                raise InputError(f"{self.path}: header of record {number}: {found}")
+
+    def _fold(self, residues_N: np.ndarray, offsets: np.ndarray, ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        """Upper case, without blanks and a final '*' for each record; raises at a letter that is no residue."""
+        residues_N = _UPPER[residues_N]
+        residues_N, offsets = _drop(residues_N, offsets, np.flatnonzero(_IS_BLANK[residues_N]))
+        last = offsets[1:][np.diff(offsets) > 0] - 1
+        residues_N, offsets = _drop(residues_N, offsets, last[residues_N[last] == _STOP])
+        unknown = np.flatnonzero(~IS_RESIDUE_BYTE[residues_N])
+        if unknown.size:
+            position, byte = int(unknown[0]), int(residues_N[unknown[0]])
+            record = int(np.searchsorted(offsets, position, side="right")) - 1
+            place = f"at residue {position - offsets[record] + 1:,}"
+            if 32 < byte < 127:
+                found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}; correct or remove the record"
+            else:
+                found = f"byte 0x{byte:02x} {place} is not text; correct or remove the record"
+            raise self._error(ids, record, found)
+        return residues_N, offsets
+
+    def _error(self, ids: pa.StringArray, record: int, found: str) -> InputError:
+        return InputError(f"{self.path}: record {ids[record].as_py()} ({self.num_records + record + 1:,}): {found}")
+
+
+def _drop(values_N: np.ndarray, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without the elements at these ascending places."""
+    return np.delete(values_N, places), offsets - np.searchsorted(places, offsets)

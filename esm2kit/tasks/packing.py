@@ -1,0 +1,225 @@
+"""A labelled task as packed batches of tokens with their labels.
+
+Training samples are pure functions of (seed, epoch, protein). Validation and prediction use a token budget, with
+windows that cover every residue of a long protein.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from esm2kit.core.files import atomic_path
+from esm2kit.core.rng import GOLDEN, below, mix, stream_key
+from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
+from esm2kit.sequences.windows import Segments
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.labels import class_targets
+
+_SAMPLE_STREAM = 201
+# Residues that neighbouring windows of a long protein share.
+WINDOW_OVERLAP = 256
+
+
+class Window(NamedTuple):
+    """Residues start to stop of a protein, and the key of its dropout."""
+
+    protein: int
+    start: int
+    stop: int
+    key: int = 0
+
+
+class LabelledBatch(NamedTuple):
+    """Packed sequences with their labels: what one forward pass of training sees.
+
+    tokens_N: token ids; num_tokens: tokens of each sequence; keys_B: dropout keys; rows_M: which of the model's outputs
+    are scored; targets_M and weights_M: their labels, (M, L) for L binary labels; proteins: rows of the task, to name
+    one when something goes wrong.
+    """
+
+    tokens_N: Tensor
+    num_tokens: list[int]
+    keys_B: Tensor
+    rows_M: Tensor
+    targets_M: Tensor
+    weights_M: Tensor
+    proteins: list[int]
+
+    @property
+    def label_weight(self) -> float:
+        """What the loss is divided by: the number of labels, or the sum of their weights."""
+        weights = self.weights_M if self.weights_M.ndim == 1 else self.weights_M.mean(1)
+        return weights.sum(dtype=torch.float64).item()
+
+
+class EvaluationBatch(NamedTuple):
+    """Packed windows to be scored: output row i belongs at slot i of the set's outputs; no slots, nothing is kept."""
+
+    tokens_N: Tensor
+    num_tokens: list[int]
+    slots_M: Tensor
+
+
+class Labels(NamedTuple):
+    """A task's targets as the loss wants them.
+
+    Args:
+        targets: (N,) int64 classes or float32 values in units of `spread` around `centre`, or (N, L) binary labels.
+        weights: the same shape or (N,): 1, or what makes every class of train weigh the same.
+        centre: of the values of train; 0 where they are left as they are.
+        spread: of the values of train; 1 where they are left as they are.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    centre: float = 0.0
+    spread: float = 1.0
+
+
+def labels_of(data: TaskData, scale_targets: bool, class_weights: bool) -> Labels:
+    """Targets for training.
+
+    Args:
+        data: the task.
+        scale_targets: z-score values by the mean and standard deviation of train.
+        class_weights: weigh each class by labels / (classes x labels of that class), counted on train.
+    """
+    train = data.target_rows("train")
+    if data.task.target == "value":
+        values = data.targets[train]
+        centre, spread = (float(values.mean()), float(values.std()) or 1.0) if scale_targets else (0.0, 1.0)
+        scaled = torch.from_numpy((data.targets - centre) / spread).float()
+        return Labels(scaled, torch.ones(len(scaled)), centre, spread)
+    targets = class_targets(data.targets, data.task)
+    if not class_weights:
+        return Labels(targets, torch.ones(targets.shape))
+    if data.task.binary_labels:
+        share_L = targets[train].mean(0).clamp(1e-6, 1 - 1e-6)
+        return Labels(targets, torch.where(targets > 0, 0.5 / share_L, 0.5 / (1 - share_L)))
+    counts_K = torch.bincount(targets[train], minlength=len(data.task.labels))
+    present = counts_K > 0
+    weights_K = torch.where(present, len(train) / (present.sum() * counts_K.clamp(min=1)), 0.0)
+    return Labels(targets, weights_K.float()[targets])
+
+
+def tokenised(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
+    """Token ids of all sequences end to end, uint8, memory-mapped from a file that all ranks share.
+
+    Nothing orders the ranks: those that come before the file is there make it, each the same, and any may be the last.
+
+    Args:
+        sequences: without BOS and EOS.
+        cache: folder for the file, whose name says which task's tokens it holds.
+        sha256: of the task.
+    """
+    tokens = Path(cache) / f"tokens-{sha256[:16]}.npy"
+    if not tokens.is_file():
+        with atomic_path(tokens) as part, open(part, "wb") as file:
+            np.save(file, encode("".join(sequences)))
+    return np.load(tokens, mmap_mode="r")
+
+
+class LabelledProteins:
+    """A task's tokens and labels, and batches cut from them.
+
+    Args:
+        data: the task.
+        labels: its targets.
+        cache: folder of the tokenised copy.
+        max_residues: longest window a model is given.
+    """
+
+    def __init__(self, data: TaskData, labels: Labels, cache: Path, max_residues: int) -> None:
+        self.data, self.labels, self.max_residues = data, labels, max_residues
+        self.tokens = tokenised(data.sequences, cache, data.sha256)
+        self.starts = np.concatenate([[0], np.cumsum(data.num_residues)])
+        self.per_residue = data.task.level == "residue"
+
+    def sample(self, seed: int, epoch: int, protein: int) -> Window:
+        """The window that a protein gives in an epoch: all of it, or max_residues of it from a random start."""
+        key = stream_key(seed, epoch, protein, _SAMPLE_STREAM)
+        residues = int(self.data.num_residues[protein])
+        if residues <= self.max_residues:
+            return Window(protein, 0, residues, key)
+        start = below(mix(key + GOLDEN), residues - self.max_residues + 1)
+        return Window(protein, start, start + self.max_residues, key)
+
+    def windows(self, proteins: np.ndarray) -> list[Window]:
+        """Windows that cover proteins whole."""
+        segments = Segments(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
+        sizes = self.data.num_residues
+        return [Window(int(row), *span) for row in proteins for span in segments.of(int(sizes[row]))]
+
+    def pack(self, windows: Sequence[Window]) -> tuple[Tensor, list[int]]:
+        """Token ids of windows end to end, each between BOS and EOS, and the tokens of each."""
+        parts = []
+        for window in windows:
+            first = self.starts[window.protein]
+            parts += [[BOS_IDX], self.tokens[first + window.start : first + window.stop], [EOS_IDX]]
+        tokens_N = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        return tokens_N, [window.stop - window.start + 2 for window in windows]
+
+    def batch(self, windows: Sequence[Window]) -> LabelledBatch:
+        """Windows with the labels that count."""
+        tokens_N, num_tokens = self.pack(windows)
+        if self.per_residue:
+            spans = [self.starts[window.protein] + np.arange(window.start, window.stop) for window in windows]
+            places = np.concatenate(spans)
+        else:
+            places = np.array([window.protein for window in windows])
+        rows = np.flatnonzero(self.data.scored[places])
+        chosen = torch.from_numpy(places[rows])
+        keys = np.array([window.key for window in windows], dtype=np.uint64).astype(np.int64)
+        return LabelledBatch(
+            tokens_N,
+            num_tokens,
+            torch.from_numpy(keys),
+            torch.from_numpy(rows),
+            self.labels.targets[chosen],
+            self.labels.weights[chosen],
+            [window.protein for window in windows],
+        )
+
+
+def budgeted(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Window]]:
+    """Windows in batches of at most so many tokens, the longest first; a longer one stands alone."""
+    batches: list[list[Window]] = []
+    budget = 0
+    for window in sorted(windows, key=lambda window: window.start - window.stop):
+        tokens = window.stop - window.start + 2
+        if not batches or budget + tokens > tokens_per_batch:
+            batches.append([])
+            budget = 0
+        budget += tokens
+        batches[-1].append(window)
+    return batches
+
+
+class EvaluationBatches(Dataset):
+    """A set's proteins whole, in batches of a token budget a rank, which share each."""
+
+    def __init__(
+        self, proteins: LabelledProteins, set_name: str, tokens_per_batch: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.proteins, self.rank, self.ranks = proteins, rank, ranks
+        rows = proteins.data.rows(set_name)
+        counts = proteins.data.num_residues[rows] if proteins.per_residue else np.ones(len(rows), np.int64)
+        self.first_slot = dict(zip(rows.tolist(), (np.cumsum(counts) - counts).tolist(), strict=True))
+        self.num_slots = int(counts.sum())
+        self.batches = budgeted(proteins.windows(rows), tokens_per_batch * ranks)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> EvaluationBatch:
+        mine = self.batches[index][self.rank :: self.ranks]
+        if not mine:  # a sharded model's ranks must run as many forward passes as each other: run one, keep nothing
+            return EvaluationBatch(*self.proteins.pack(self.batches[index][:1]), torch.empty(0, dtype=torch.int64))
+        first, per_residue = self.first_slot, self.proteins.per_residue
+        slots = [first[w.protein] + (np.arange(w.start, w.stop) if per_residue else np.zeros(1, int)) for w in mine]
+        return EvaluationBatch(*self.proteins.pack(mine), torch.from_numpy(np.concatenate(slots)))

@@ -1,0 +1,79 @@
+"""Scores that others have published for FLIP's tasks, each with its source and why ours may differ."""
+
+from dataclasses import dataclass
+
+from esm2kit.tasks.flip import FLIP_CITATION
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure somebody else printed, and why ours may differ from it.
+
+    Args:
+        task: FLIP's name.
+        split: of that task.
+        metric: as esm2kit names it.
+        value: the figure.
+        model: the embeddings or the recipe.
+        source: where it was printed.
+        difference: what they did that this report may not have done.
+    """
+
+    task: str
+    split: str
+    metric: str
+    value: float
+    model: str
+    source: str
+    difference: str
+
+
+MODELS = {size: f"esm2_t{layers}_{size}_UR50D" for layers, size in ((6, "8M"), (12, "35M"), (30, "150M"), (33, "650M"))}
+NVIDIA = (
+    "NVIDIA's model card of esm2nv",
+    "one run of one head on checkpoints NVIDIA converted; no interval, no baseline",
+)
+SCHMIRLER = (
+    "Schmirler et al. 2024, 10.1038/s41467-024-51844-2",
+    "mean of five runs of a 32-wide dense head on the frozen model (preset `schmirler`)",
+)
+FLIP2021 = (FLIP_CITATION, "one-hot recipe, no language model (preset `flip2021`)")
+SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probed")
+
+
+def _published() -> tuple[Published, ...]:
+    figures: list[Published] = []
+    for size, ss3, conservation, meltome, gb1 in (("650M", 0.852, 0.332, 7.19, 1.29), ("3B", 0.857, 0.345, 6.68, 1.28)):
+        figures += [
+            Published("secondary_structure_648", "sampled", "accuracy", ss3, MODELS[size], *NVIDIA),
+            Published("conservation", "sampled", "accuracy", conservation, MODELS[size], *NVIDIA),
+            Published("meltome", "mixed_split", "rmse", meltome, MODELS[size], *NVIDIA),
+            Published(
+                "gb1", "two_vs_rest", "rmse", gb1, MODELS[size], NVIDIA[0],
+                f"{NVIDIA[1]}; predicting the training mean gives 1.252, so this figure shows no information",
+            ),
+        ]  # fmt: skip
+    columns = (
+        ("gb1", "three_vs_rest", "spearman"),
+        ("aav", "two_vs_many", "spearman"),
+        ("meltome", "mixed_split", "spearman"),
+        ("scl", "mixed_hard", "accuracy"),
+        ("secondary_structure", "sampled", "accuracy"),
+    )
+    table = (
+        (MODELS["8M"], SCHMIRLER, (0.818, 0.669, 0.564, 0.520, 0.753)),
+        (MODELS["35M"], SCHMIRLER, (0.827, 0.590, 0.586, 0.549, 0.782)),
+        (MODELS["150M"], SCHMIRLER, (0.833, 0.657, 0.617, 0.594, 0.822)),
+        (MODELS["650M"], SCHMIRLER, (0.857, 0.471, 0.656, 0.629, 0.847)),
+        (f"{MODELS['8M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.883, 0.827, 0.584, 0.559, 0.761)),
+        (f"{MODELS['650M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.783, 0.664, 0.638, 0.855)),
+        ("8M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.857, 0.708, 0.527, 0.470, 0.708)),
+    )
+    for model, source, values in table:
+        figures += [Published(*column, value, model, *source) for column, value in zip(columns, values, strict=True)]
+    for split, spearman in (("one_vs_rest", 0.279), ("two_vs_rest", 0.594), ("three_vs_rest", 0.755)):
+        figures.append(Published("gb1", split, "spearman", spearman, "one-hot ridge", *FLIP2021))
+    return tuple(figures)
+
+
+PUBLISHED = _published()

@@ -1,0 +1,208 @@
+"""Baselines: what is known without a language model, each against a slow and plain version of itself."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
+from support.planted import KINDS, planted
+
+from esm2kit.benchmarking.baselines.fit import baseline_names, composition, fit_baseline, one_hot_padded, one_hot_rows
+from esm2kit.benchmarking.baselines.neighbours import (
+    as_codes,
+    blosum_nearest,
+    levenshtein_nearest,
+    levenshtein_to_many,
+    trim_shared,
+)
+from esm2kit.benchmarking.baselines.window_cnn import LETTERS, TAPS, WindowCnn, WindowCnnConfig, Windows, fit_window_cnn
+from esm2kit.core.errors import InputError
+from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.task import Split, Task
+
+
+def plain_levenshtein(a, b):
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+letters = st.text("ACDE", max_size=64)
+
+
+@given(pattern=letters, texts=st.lists(letters, min_size=1, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_edit_distances_are_the_textbooks(pattern, texts):
+    found = levenshtein_to_many(pattern, as_codes(texts), np.array([len(text) for text in texts]))
+    assert found.tolist() == [plain_levenshtein(pattern, text) for text in texts]
+
+
+@given(prefix=letters, suffix=letters, middles=st.lists(letters, min_size=2, max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_trimming_what_all_share_changes_no_distance(prefix, suffix, middles):
+    whole = [prefix + middle + suffix for middle in middles]
+    trimmed = trim_shared(whole)
+    for a, b in zip(trimmed, whole, strict=True):
+        assert a in b
+    assert plain_levenshtein(*trimmed[:2]) == plain_levenshtein(*whole[:2])
+
+
+def variants(num=150, seed=0):
+    """A wild type mutated at four sites; the value is a sum over sites."""
+    generator = np.random.default_rng(seed)
+    wild = list("MKVLAAGGHHWWYYTTSSPPQQNNDDEE" * 3)
+    effect = {(site, letter): generator.normal() for site in range(4) for letter in "ACDEFGHIKL"}
+    sequences, values = [], []
+    for _ in range(num):
+        chosen = generator.choice(list("ACDEFGHIKL"), 4)
+        mutant = wild.copy()
+        for site, letter in enumerate(chosen):
+            mutant[30 + 3 * site] = letter
+        sequences.append("".join(mutant))
+        values.append(sum(effect[site, letter] for site, letter in enumerate(chosen)))
+    task = Task("v", "protein", "value", "spearman", {"s": Split()}, "s", variants=True)
+    sets = np.array(["train"] * (num * 3 // 5) + ["validation"] * (num // 5) + ["test"] * (num // 5))
+    ids = [f"v{i}" for i in range(num)]
+    return TaskData(task, "s", ids, sequences, sets, np.array(values), np.ones(num, bool), {})
+
+
+def test_nearest_variants_are_those_of_a_plain_search():
+    data = variants()
+    predicted, note = levenshtein_nearest(data)
+    assert not note
+    for place, row in enumerate(data.rows("test")[:10]):
+        distances = np.array([plain_levenshtein(data.sequences[row], data.sequences[t]) for t in data.rows("train")])
+        expected = data.targets[data.rows("train")][distances == distances.min()].mean()
+        assert predicted[0, place] == pytest.approx(expected)
+
+
+def test_blosum_prefers_a_kindred_residue():
+    sequences = ["MKIVV", "MKDVV", "MKLVV", "MKEVV", "MKLVV"]
+    task = Task("v", "protein", "value", "spearman", {"s": Split()}, "s", variants=True)
+    sets = np.array(["train", "train", "validation", "test", "test"])
+    data = TaskData(
+        task, "s", list("abcde"), sequences, sets, np.array([1.0, 2.0, 0.0, 0.0, 0.0]), np.ones(5, bool), {}
+    )
+    assert blosum_nearest(data)[0].tolist() == [[2.0, 1.0]]  # E goes with D, L with I
+
+
+def test_long_variable_parts_are_left_out_not_guessed():
+    data = variants()
+    generator = np.random.default_rng(0)
+    longer = dataclasses.replace(data, sequences=["".join(generator.choice(list("ACDE"), 90)) for _ in data.ids])
+    assert levenshtein_nearest(longer) is None
+    assert fit_baseline("levenshtein_nearest", longer) is None
+
+
+@pytest.mark.parametrize(("level", "target"), KINDS)
+def test_every_baseline_of_every_kind_predicts_the_whole_test_set(level, target):
+    _, data = planted(level, target, num_proteins=60)
+    names = baseline_names(data)
+    assert names[0] == ("mean" if target == "value" else "majority")
+    for name in names:
+        found = fit_baseline(name, data, seeds=(0, 1))
+        assert found.fitted.test_SM.shape[1] == len(data.target_rows("test"))
+        assert np.isfinite(found.fitted.test_SM).all()
+        assert found.note
+
+
+def test_the_guess_comes_from_train_alone():
+    _, data = planted("protein", "value")
+    assert fit_baseline("mean", data).fitted.test_SM[0, 0] == pytest.approx(data.targets[data.rows("train")].mean())
+    _, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
+    assert (fit_baseline("majority", data).fitted.test_SM == 0).all()  # each bit is set in under half of train
+
+
+def test_one_hot_ridge_is_flips_recipe():
+    data = variants()
+    alphabet = "ARNDCQEGHILKMFPSTWYVXU"
+    dense = np.stack([np.eye(22)[[alphabet.index(c) for c in s]].ravel() for s in data.sequences])
+    assert (one_hot_padded(data).toarray() == dense).all()
+    fit = data.sets != "test"
+    theirs = Ridge(alpha=1, solver="lsqr", tol=1e-4).fit(dense[fit], data.targets[fit]).predict(dense[~fit])
+    ours = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert spearmanr(ours, data.targets[~fit]).statistic > 0.8
+
+
+def test_composition_and_one_hot_count_letters():
+    _, data = planted("protein", "class", num_proteins=20)
+    row = composition(data).values_ND[3]
+    assert row[0] == pytest.approx(data.sequences[3].count("L") / len(data.sequences[3]))
+    assert row[-1] == pytest.approx(np.log(len(data.sequences[3])))
+    _, data = planted("residue", "class", num_proteins=20)
+    windows = composition(data)
+    sequence, start = data.sequences[4], data.offsets[4]
+    assert windows.values_ND[start + 2, 1] == pytest.approx(sequence[:13].count("A") / 13, abs=1e-3)
+    one_hot = one_hot_rows(data).values_ND
+    assert (one_hot.sum(1) == 1).all()
+    assert one_hot[start, "LAGVSERTIDPKQNFYMHWC".index(sequence[0])] == 1
+
+
+def test_the_window_cnn_is_the_convolution_over_every_position():
+    data = variants(40)
+    windows = Windows(data.sequences)
+    assert len(windows.shared) > 0
+    model = WindowCnn(WindowCnnConfig(channels=7, hidden=9), 1, torch.Generator().manual_seed(0))
+    proteins = np.array([3, 8, 8, 21])
+    distinct, where = windows.batch(proteins)
+    ours = model(torch.from_numpy(windows.letters_UK[distinct]), torch.from_numpy(where), len(windows.shared))
+    weight = model.convolution.view(TAPS, LETTERS - 1, 7)
+    alphabet = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    for place, protein in enumerate(proteins):
+        one_hot = torch.eye(25)[[alphabet.index(c) for c in data.sequences[protein]]]
+        hidden = torch.nn.functional.conv1d(one_hot.T[None], weight.permute(2, 1, 0), padding=2)[0].T + model.bias
+        hidden = (hidden.relu() @ model.weight_hidden + model.bias_hidden).relu().amax(0)
+        torch.testing.assert_close(ours[place], hidden @ model.weight_out + model.bias_out, rtol=1e-4, atol=1e-5)
+
+
+def test_the_window_cnn_learns_variants():
+    data = variants(400)
+    fitted = fit_window_cnn(data, WindowCnnConfig(epochs=60, learning_rates=(3e-3,) * 3, patience=60), (0,))
+    assert spearmanr(fitted.test_SM[0], data.targets[data.rows("test")]).statistic > 0.6
+    assert (WindowCnnConfig.flip2021().channels, WindowCnnConfig.flip2021().hidden) == FLIP_WIDTHS
+
+
+def test_a_window_cnn_that_never_learned_is_not_scored():
+    config = WindowCnnConfig(epochs=2, learning_rates=(1e30,) * 3)
+    with pytest.raises(
+        InputError, match=r"one-hot CNN, seed 5: validation loss (nan|inf) is no number; lower learning_"
+    ):
+        fit_window_cnn(variants(80), config, (5,))
+
+
+FLIP_WIDTHS = (1024, 2048)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("split", "spearman"), [("one_vs_rest", 0.28), ("two_vs_rest", 0.59), ("three_vs_rest", 0.76)])
+def test_flips_one_hot_ridge_gives_flips_figures_on_gb1(shared_data, split, spearman):
+    data = load_task("gb1", split, shared_data / "flip")
+    predicted = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
+    assert spearmanr(predicted, data.targets[data.rows("test")]).statistic == pytest.approx(spearman, abs=0.005)
+
+
+@pytest.mark.shared
+def test_the_one_hot_cnn_gives_flips_figure_on_secondary_structure(shared_data):
+    """All 11,156 proteins, one seed, about 20 s; `benchmarks/baselines.py` prints five."""
+    data = load_task("secondary_structure", None, shared_data / "flip")
+    truth = data.targets[data.target_rows("test")]
+    assert (fit_baseline("majority", data).fitted.test_SM[0] == truth).mean() == pytest.approx(0.384, abs=0.01)
+    assert (fit_baseline("onehot_cnn", data, seeds=(0,)).fitted.test_SM[0] == truth).mean() == pytest.approx(
+        0.66, abs=0.01
+    )
+
+
+@pytest.mark.shared
+def test_the_train_mean_beats_the_published_rmse_on_gb1(shared_data):
+    """NVIDIA's card prints 1.29 for a 650M model; predicting the train mean gives 1.252."""
+    data = load_task("gb1", "two_vs_rest", shared_data / "flip")
+    guess = fit_baseline("mean", data).fitted.test_SM[0]
+    assert np.sqrt(np.mean((guess - data.targets[data.rows("test")]) ** 2)) == pytest.approx(1.252, abs=0.0005)

@@ -1,0 +1,545 @@
+"""The benchmark stage from FASTA to report: honest, resumable, and one line for what is wrong."""
+
+import dataclasses
+import json
+import re
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from esm2kit.benchmarking import benchmark as stage
+from esm2kit.benchmarking.baselines.fit import fit_baseline
+from esm2kit.benchmarking.benchmark import BenchmarkConfig, benchmark
+from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.output import keep_earlier, model_folder
+from esm2kit.benchmarking.report import SCHEMA, read_report, sentence, write_report
+from esm2kit.benchmarking.scores import note_on_draws, row_of, score_fitted
+from esm2kit.cli.main import main
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.embed import EmbedConfig, embed
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.metrics import Interval, draw_counts
+
+LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small model with random weights, as a checkpoint of ours."""
+    config = ESM2Config(2, 32, 4)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    state = ESM2.initialised(config, 3).state_dict()
+    write_checkpoint(
+        path, {f"model.{k}": v for k, v in state.items()}, {"model": dataclasses.asdict(config), "step": 0}
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A value (share of W), a class (which residue is rich) and a residue class (which kind of letter)."""
+    folder, generator = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    sets = ["SET=train VALIDATION=False"] * 60 + ["SET=train VALIDATION=True"] * 20 + ["SET=test VALIDATION=False"] * 40
+    value, classes, labels, sequences = [], [], [], []
+    for i, chosen in enumerate(sets):
+        letters = generator.choice(LETTERS, generator.integers(20, 40))
+        share = generator.random() / 2
+        letters[generator.random(len(letters)) < share] = "W"
+        text = "".join(letters)
+        value.append(f">v{i} TARGET={text.count('W') / len(text):.4f} {chosen}\n{text}\n")
+        rich = generator.choice(["W", "K"])
+        other = generator.choice(LETTERS, 30)
+        other[:12] = rich
+        classes.append(f">c{i} TARGET={'aromatic' if rich == 'W' else 'basic'} {chosen}\n{''.join(other)}\n")
+        sequences.append(f">r{i}\n{text}\n")
+        labels.append(f">r{i} {chosen}\n{''.join('H' if c in 'AEKLMQR' else 'C' for c in text)}\n")
+    (folder / "share.fasta").write_text("".join(value))
+    (folder / "rich.fasta").write_text("".join(classes))
+    (folder / "letters").mkdir()
+    (folder / "letters" / "sampled.fasta").write_text("".join(labels))
+    (folder / "letters" / "sequences.fasta").write_text("".join(sequences))
+    return folder
+
+
+def run(folder, model, out, **keywords):
+    keywords = {"seeds": [0, 1], "resamples": 200, "device": "cpu", "epochs": 40} | keywords
+    return benchmark(BenchmarkConfig(data_dir=folder, model=model, out_dir=out, **keywords))
+
+
+@pytest.fixture(scope="module")
+def value_report(tasks, model, tmp_path_factory):
+    return run(tasks, model, tmp_path_factory.mktemp("value"), task="share")
+
+
+@pytest.mark.parametrize(
+    ("task", "probe", "metric"), [("rich", "logistic", "accuracy"), ("letters", "cnn", "accuracy")]
+)
+def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, task, probe, metric):
+    report = run(
+        tasks, model, tmp_path, task=task, epochs=150
+    )  # random weights this narrow take the CNN a while to read
+    first, rows = report["rows"][0], {row["name"]: row for row in report["rows"]}
+    assert first["name"] == f"small, {probe}"
+    assert rows["majority"]["metrics"][metric]["value"] < first["metrics"][metric]["low"]
+    beaten = {item["theirs"]: item["low"] for item in report["comparisons"]}
+    assert beaten["majority"] > 0
+    assert np.sum(first["confusion"]) == report["task"]["scored_test"]
+    assert set(first["per_class"]) == set(report["task"]["labels"])
+
+
+def test_a_report_is_whole(value_report):
+    report = json.loads(Path(value_report["json"]).read_text())
+    assert report["schema"] == SCHEMA
+    assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
+    kinds = [(row["name"], row["kind"]) for row in report["rows"]]
+    assert kinds == [
+        ("small, ridge", "probe"), ("untrained small, ridge", "untrained"), ("mean", "baseline"),
+        ("composition", "baseline"), ("onehot_ridge", "baseline"), ("onehot_cnn", "baseline"),
+    ]  # fmt: skip
+    for row in report["rows"]:
+        assert set(row["metrics"]) == {"spearman", "pearson", "rmse", "r2", "ndcg"}
+        assert row["metrics"]["rmse"]["low"] < row["metrics"]["rmse"]["value"] < row["metrics"]["rmse"]["high"]
+    assert report["rows"][2]["metrics"]["spearman"]["value"] is None  # a constant has no rank correlation
+    mean = next(item for item in report["comparisons"] if item["theirs"] == "mean")
+    assert mean["metric"] == "rmse"
+    assert mean["low"] > 0
+    assert report["provenance"]["inputs"]["task/split"]["sha256"]
+    assert report["provenance"]["inputs"]["embeddings"]["sha256"]
+    assert report["rows"][0]["metrics"]["spearman"]["low"] > 0.5
+
+
+class Page(HTMLParser):
+    """What a browser would be asked to fetch, and what a screen reader would read."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.images, self.headings, self.ids = [], [], 0, []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.fetched += [
+            v for k, v in attributes.items() if k in ("src", "href", "xlink:href") and v[:1] != "#" and v[:5] != "data:"
+        ]
+        if attributes.get("role") == "img":
+            self.images.append(attributes.get("aria-label"))
+        self.headings += tag in ("h1", "h2")
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+
+
+def test_the_page_is_one_file_that_fetches_nothing(value_report):
+    html = Path(value_report["html"]).read_text()
+    page = Page()
+    page.feed(html)
+    assert page.fetched == []
+    assert "<script" not in html
+    assert "@import" not in html
+    assert not re.search(r"url\(['\"]?http", html)
+    assert len(page.images) == 2
+    assert all(page.images)
+    assert len(page.ids) == len(set(page.ids))
+    assert "prefers-color-scheme: dark" in html
+    assert html.count("currentColor") > 10
+    for name in ("small, ridge", "untrained small, ridge", "mean of train", "composition", "one-hot, linear"):
+        assert f"<td>{name} <small>" in html
+
+
+def test_the_first_sentence_names_every_rival_and_how_far_predictions_spread(value_report, tmp_path):
+    with np.load(Path(value_report["json"]).with_name("predictions.npz")) as stored:
+        truth, predicted = stored["truth"], stored["predicted/small, ridge"][0]
+    write_report(value_report, truth, predicted * 0.01, tmp_path)
+    lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
+    untrained = value_report["rows"][1]["metrics"]["spearman"]["value"]
+    assert f"; the same probe on an untrained encoder has {untrained:.3f}; the best baseline (" in lead
+    assert lead.endswith(f"spread {predicted.std() / truth.std() / 100:.0%} as wide as the measured values do.")
+
+
+def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
+    first = run(tasks, model, tmp_path, task="share")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
+    monkeypatch.setattr(stage, "fit_probe", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(stage, "fit_baseline", lambda *a, **k: pytest.fail("fitted again"))
+    second = run(tasks, model, tmp_path, task="share")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()} == before
+    assert second["rows"] == first["rows"]
+
+
+def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
+    first = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False)
+    second = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False, probe="fnn")
+    assert [row["name"] for row in second["rows"]] == ["small, fnn"]
+    assert second["rows"][0]["seeds"] == [0, 1]
+    assert second["rows"][0]["history"]["train_loss"]
+    assert first["rows"][0]["history"] == {}
+
+
+def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
+    caplog.set_level("INFO", logger="esm2kit")
+    run(tasks, model, tmp_path / "a", task="share", baselines=["mean"], untrained=False)
+    run(tasks, model, tmp_path / "b", task="rich", baselines=[], untrained=False, probe="logistic")
+    lines = caplog.messages
+    assert [line.split(" is best")[0].split()[:2] for line in lines if "penalt" in line] == [
+        ["ridge:", "penalty"], ["logistic:", "penalty"],
+    ]  # fmt: skip
+    assert "mean: spearman is not defined: predictions (or targets) are constant" in lines
+    assert not [line for line in lines if re.search(r"\bnan\b", line)]
+
+
+def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(tasks, model, tmp_path, caplog):
+    caplog.set_level("INFO", logger="esm2kit")
+    few = {"baselines": [], "untrained": False}
+    files = ("report.json", "report.html", "predictions.npz")
+    run(tasks, model, tmp_path, task="share", **few)
+    first = {name: (tmp_path / name).read_bytes() for name in files}
+    run(tasks, model, tmp_path, task="share", **few)
+    assert not (tmp_path / "earlier").exists(), "the same question again: one report is enough"
+    run(tasks, model, tmp_path, task="rich", **few)
+    assert json.loads((tmp_path / "report.json").read_text())["task"]["name"] == "rich"
+    kept = tmp_path / "earlier" / "1"
+    assert json.loads((kept / "report.json").read_text())["rows"] == json.loads(first["report.json"])["rows"]
+    assert sorted(path.name for path in kept.iterdir()) == sorted(files)
+    assert f"the report that was here (share small) is now {kept / 'report.html'}" in caplog.messages
+    run(tasks, model, tmp_path, task="rich", seeds=[7], **few)
+    assert (tmp_path / "earlier" / "2" / "predictions.npz").is_file()
+    assert compare([kept, tmp_path], tmp_path / "joined")["reports"], "an earlier report is as good as any"
+
+
+def test_a_report_that_cannot_be_read_is_kept_too(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    keep_earlier(tmp_path, {})
+    assert (tmp_path / "earlier" / "1" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({"task": "gb1", "model": "esm2_t6_8M_UR50D"}, "benchmark/esm2_t6_8M_UR50D/gb1"),
+        ({"task": "gb1", "split": "sampled", "model": "some/run"}, "benchmark/some--run/gb1_sampled"),
+        (
+            {"task": "mine/stability.csv", "embeddings": Path("my_embeddings.h5")},
+            "benchmark/my_embeddings.h5/stability",
+        ),
+        ({"task": "gb1", "out_dir": Path("here")}, "here"),
+        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/some--last.safetensors/gb1"),
+        ({"tasks": "gb1", "out_dir": Path("here")}, "here/gb1"),
+    ],
+)
+def test_every_model_and_task_has_a_folder_of_its_own(given, folder, monkeypatch):
+    folders = []
+    monkeypatch.setattr(stage, "_benchmark_one", lambda config: folders.append(config.out_dir))
+    benchmark(BenchmarkConfig(**given))
+    assert folders == [Path(folder)]
+
+
+def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = model_folder("../pretrain")
+    assert outside == "--".join(tmp_path.parent.parts[1:]) + "--pretrain"
+    given = ("a/pretrain", tmp_path / "b" / "pretrain", "lab/model@main", "esm2_t6_8M_UR50D", ".")
+    assert [*map(model_folder, given)] == [
+        "a--pretrain", "b--pretrain", "lab--model@main", "esm2_t6_8M_UR50D", tmp_path.name
+    ]  # fmt: skip
+
+
+def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
+    before = (tasks / "share.fasta").read_bytes()
+    report = run(tasks, model, tmp_path, task="share", limit=15, baselines=[], untrained=False)
+    assert report["task"]["sizes"] == {"train": 15, "validation": 15, "test": 15}
+    assert (tasks / "share.fasta").read_bytes() == before
+    assert any("a subset" in note for note in report["notes"])
+    assert report["published"] == []
+
+
+@pytest.fixture(scope="module")
+def hiddens(tasks, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("given")
+    config = EmbedConfig(tasks / "letters" / "sequences.fasta", out, model=model, per_residue=True, device="cpu")
+    return embed(config)
+
+
+def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path):
+    made = run(tasks, model, tmp_path / "made", task="letters", baselines=[], untrained=False, epochs=3)
+    given = run(tasks, None, tmp_path / "given", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=3)
+    wide = tmp_path / "wide.safetensors"
+    state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(ESM2Config(1, 40, 2), 0).state_dict().items()}
+    write_checkpoint(wide, state, {"model": {"num_layers": 1, "embed_dim": 40, "attention_heads": 2}, "step": 0})
+    other = run(tasks, wide, tmp_path / "other", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=1)
+    assert any("untrained wide has 40 numbers a vector, not 32: no twin" in note for note in other["notes"])
+    a, b = (report["rows"][0]["metrics"]["accuracy"]["value"] for report in (made, given))
+    assert a == pytest.approx(b, abs=0.01)  # float16 and float32
+    assert any("no untrained rival" in note for note in given["notes"])
+
+
+def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model, tmp_path):
+    fasta = tmp_path / "some.fasta"
+    records = (tasks / "letters" / "sequences.fasta").read_text().split(">")[1:]
+    fasta.write_text("".join(f">{record}" for record in records[2:]))
+    some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    keywords = {"task": "letters", "hiddens": some, "baselines": [], "untrained": False, "epochs": 1}
+    with pytest.raises(
+        InputError, match=r"lacks 2 of 120 proteins \(r0, r1\); embed them, or leave them out by --allow_missing"
+    ):
+        run(tasks, None, tmp_path / "out", **keywords)
+    report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
+    assert report["task"]["sizes"]["train"] == 58
+    assert any("2 of 120 proteins have no embedding" in note for note in report["notes"])
+
+
+def test_a_set_that_would_be_left_without_embeddings_is_refused(tasks, model, tmp_path):
+    data = load_task("letters", None, tasks)
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text(
+        "".join(f">{data.ids[row]}\n{data.sequences[row]}\n" for row in np.flatnonzero(data.sets != "test"))
+    )
+    some = embed(EmbedConfig(fasta, tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    with pytest.raises(InputError, match="no protein of the test set has an embedding"):
+        run(tasks, None, tmp_path / "out", task="letters", hiddens=some, untrained=False, allow_missing=True)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
+    text = (tasks / "letters" / "sequences.fasta").read_text()
+    (tmp_path / "longer.fasta").write_text(text.replace(">r7\n", ">r7\nMM"))
+    other = embed(EmbedConfig(tmp_path / "longer.fasta", tmp_path, model=model, per_residue=True, device="cpu")).hiddens
+    with pytest.raises(InputError, match=r"protein 'r7' has \d+ rows for \d+ residues \(1 proteins differ\)"):
+        run(tasks, None, tmp_path / "out", task="letters", hiddens=other, baselines=[], untrained=False)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"task": "nothing"}, "unknown task 'nothing', and nothing of that name lies here or in data_dir"),
+        ({"task": "shard"}, "did you mean 'share'"),
+        ({"task": "share", "split": "other"}, "is one split, 'share'"),
+        ({"task": "share", "probe": "cnn"}, "probe cnn labels residues"),
+        ({"tasks": "share,rich", "split": "s"}, "belongs to one task"),
+        ({"task": "share", "baselines": ["magic"]}, "no baseline 'magic'"),
+        ({"task": "share", "seeds": [1, 1]}, "seeds must be different"),
+        ({"task": "share", "limit": 0}, "limit must be at least 1"),
+        ({"task": "share", "probe": "rigde"}, "probe cannot be 'rigde'; did you mean 'ridge'"),
+        ({"task": "share", "preset": "flip"}, "preset cannot be 'flip'; did you mean 'flip2021'"),
+        ({"task": "share", "device": "cuda"}, "device cuda was asked for and torch finds no GPU"),
+        ({"task": "share", "resamples": 5}, "resamples must be at least 100"),
+        ({"task": "letters", "wrong_kind": True}, "takes hiddens"),
+        ({"task": "share", "no_model": True}, "name a model"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, monkeypatch, keywords, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    keywords = dict(keywords)
+    if keywords.pop("wrong_kind", False):
+        keywords["embeddings"] = hiddens.embeddings
+    used = None if keywords.pop("no_model", False) else model
+    with pytest.raises(InputError, match=message) as caught:
+        run(tasks, used, tmp_path / "out", **keywords)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def split_of(*rows):
+    """FASTA of (label, set, held) with a protein each."""
+    return "".join(
+        f">p{i} TARGET={label} SET={chosen} VALIDATION={held}\nMKV{'AG'[i % 2]}\n"
+        for i, (label, chosen, held) in enumerate(rows)
+    )
+
+
+FLAWS = {
+    "labels outside the alphabet": (
+        {"scl/mixed_soft.fasta": split_of(("Moon", "train", False), ("Nucleus", "test", False))},
+        "scl", "record 'p0' has the label 'Moon'; known are Cell_membrane",
+    ),
+    "more labels than residues": (
+        {"own/s.fasta": ">a TARGET=HHH SET=train\nMKV\n>b TARGET=HC SET=val\nMK\n>c TARGET=CCH SET=test\nMK\n"},
+        "own", "record 'c' has 3 labels for 2 residues",
+    ),
+    "a mask of other residues": (
+        {"own/s.fasta": ">a TARGET=HHH SET=train\nMKV\n>b TARGET=CC SET=test MASK=1\nMK\n"},
+        "own", "the mask of 'b' must be 2 times 0 or 1",
+    ),
+    "an empty split": (
+        {"own/s.fasta": split_of(("1.5", "train", False), ("2.5", "train", True), ("3.5", "nan", False))},
+        "own", "the test set is empty; check SET= in the headers",
+    ),
+    "a class absent from train": (
+        {"own/s.fasta": split_of(("a", "train", False), ("b", "train", True), ("b", "test", False))},
+        "own", "class 'b' is in test but never in train; merge or drop it",
+    ),
+    "NaN for a class": (
+        {"own/s.fasta": split_of(("a", "train", False), ("nan", "train", True), ("b", "test", False))},
+        "own", "record 'p1' has the target 'nan'; drop the record or mend it",
+    ),
+    "NaN targets": (
+        {"own/s.csv": "sequence,target,set,validation\nMKV,1.5,train,\nMKA,nan,train,True\nMKL,2.0,test,\n"},
+        "own", "record 'Sequence1' has the target 'nan'; drop the record or mend it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", [*FLAWS, "a zip with ../", "missing embeddings", "rows of other sequences"])
+def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hiddens, tmp_path, capsys, flaw):
+    arguments = ["--download", "false", "--untrained", "false", "--device", "cpu"]
+    files, name, told = FLAWS.get(flaw, ({}, "letters", ""))
+    for path, text in files.items():
+        (tmp_path / "data" / path).parent.mkdir(parents=True)
+        (tmp_path / "data" / path).write_text(text)
+    if flaw == "a zip with ../":
+        (tmp_path / "data" / "gb1").mkdir(parents=True)
+        with zipfile.ZipFile(tmp_path / "data" / "gb1" / "splits.zip", "w") as archive:
+            archive.writestr("../two_vs_rest.csv", "sequence,target,set\n")
+        name, told = "gb1", "member '../two_vs_rest.csv' points outside the archive; get the file again"
+    elif flaw not in FLAWS:
+        sequences = (tasks / "letters" / "sequences.fasta").read_text()
+        split = (tasks / "letters" / "sampled.fasta").read_text()
+        if flaw == "missing embeddings":
+            sequences, split = sequences.replace(">r7\n", ">new\n"), split.replace(">r7 ", ">new ")
+            told = "lacks 1 of 120 proteins (new); embed them, or leave them out by --allow_missing"
+        else:
+            labels = re.search(r">r7 .*\n", split).group()
+            sequences, split = sequences.replace(">r7\n", ">r7\nMM"), split.replace(labels, labels + "CC")
+            told = "(1 proteins differ); embed these very sequences, whole"
+        arguments += ["--hiddens", str(hiddens.hiddens), "--model", "null"]
+        (tmp_path / "data" / "letters").mkdir(parents=True)
+        (tmp_path / "data" / "letters" / "sequences.fasta").write_text(sequences)
+        (tmp_path / "data" / "letters" / "sampled.fasta").write_text(split)
+    before = sorted(tmp_path.rglob("*"))
+    data_dir, out = str(tmp_path / "data"), str(tmp_path / "out")
+    assert main(["benchmark", "--task", name, "--data_dir", data_dir, "--out_dir", out, *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path):
+    joined = run(tasks, model, tmp_path, tasks="share,rich", baselines=[], untrained=False)
+    assert [report["task"] for report in joined["reports"]] == ["share", "rich"]
+    assert joined["pairs"] == []  # different test sets have no paired difference
+    assert (tmp_path / "comparison.html").is_file()
+
+
+def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(config):
+        asked.append(config.task)
+        raise InputError("no network")
+
+    monkeypatch.setattr(stage, "_benchmark_one", refuse)
+    with pytest.raises(InputError, match="gb1: no network"):
+        benchmark(BenchmarkConfig(tasks="all", data_dir=tmp_path, out_dir=tmp_path / "out"))
+    assert asked == [task for task in stage.TASKS if task != "secondary_structure_648"]
+
+
+def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
+    with pytest.raises(InputError, match=r"2 of 3 tasks are done.*nothing: unknown task"):
+        run(tasks, model, tmp_path, tasks="share,nothing,rich", baselines=[], untrained=False)
+    assert (tmp_path / "rich" / "report.json").is_file()
+
+
+def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path, caplog):
+    out = run(tasks, model, tmp_path / "fnn", task="share", probe="fnn", epochs=1, baselines=[], untrained=False)
+    found = compare([value_report["json"], out["json"]], tmp_path)
+    (pair,) = found["pairs"]
+    assert pair["metric"] == "spearman"
+    a, b = (report["rows"][0]["metrics"]["spearman"]["value"] for report in (value_report, out))
+    assert pair["difference"] == pytest.approx(a - b)
+    assert pair["low"] < pair["difference"] < pair["high"]
+    assert "beats" in pair["sentence"] or "no difference shown" in pair["sentence"]
+    html = (tmp_path / "comparison.html").read_text()
+    assert pair["sentence"].split(" by ")[0] in html
+    caplog.set_level("INFO", "esm2kit")
+    assert main(["compare", str(value_report["json"]), str(out["json"]), "--out_dir", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "comparison.html").read_text() == html
+    assert f"share, share: {pair['sentence']}" in caplog.messages
+
+
+def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belongs(value_report, tmp_path):
+    """Both tasks have the same names of models; one report has another limit, and another number of draws."""
+    folder, reports = Path(value_report["json"]).parent, []
+    with np.load(folder / "predictions.npz") as stored:
+        arrays = dict(stored)
+    for place, task in enumerate(("one", "one", "two", "two")):
+        copy, report = tmp_path / str(place), json.loads((folder / "report.json").read_text())
+        report["task"]["name"] = task
+        if place == 3:
+            report["settings"]["resamples"] = 100
+            next(row for row in report["rows"] if row["name"] == "mean")["metrics"]["rmse"]["value"] += 1
+        copy.mkdir()
+        (copy / "report.json").write_text(json.dumps(report))
+        np.savez(copy / "predictions.npz", **arrays | {"fingerprint": task})
+        reports.append(copy)
+    found = compare(reports, tmp_path)
+    assert [(pair["task"], pair["ours"][-2:], pair["theirs"][-2:]) for pair in found["pairs"]] == [
+        ("one", "#1", "#2"), ("two", "#1", "#2")
+    ]  # fmt: skip
+    one, two = (tmp_path / "comparison.html").read_text().split("<h2>")[1:]
+    for section, pair in zip((one, two), found["pairs"], strict=True):
+        assert section.count(f"<li>{pair['sentence']}</li>") == section.count("<li>") == 1
+    assert "<td>mean of train</td>" in one
+    assert f"<td>mean of train ({found['reports'][3]['name']})</td>" in two
+    assert "mean of train (" not in one
+
+
+def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
+    with pytest.raises(InputError, match="two reports or more"):
+        compare([value_report["json"]], tmp_path)
+    (tmp_path / "report.json").write_text('{"schema": "other/9"}')
+    with pytest.raises(InputError, match="schema 'other/9'"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(InputError, match="no JSON"):
+        read_report(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_report(tmp_path / "nowhere.json")
+
+
+def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
+    assert (
+        sentence("B", "A", "accuracy", Interval(0.012, 0.004, 0.020)) == "B beats A by 0.012 [0.004, 0.020] in accuracy"
+    )
+    assert sentence("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
+        "A beats B by 0.300 [0.100, 0.500] in RMSE"
+    )
+    assert sentence("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+    level = sentence("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
+    assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (+ is lower RMSE, so better)")
+    same = sentence("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
+    assert same == "B and A: MCC differs by +1.000 in every draw, so there is no interval"
+
+
+def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(tmp_path):
+    """Five proteins of each class, told apart by their letters alone: a bootstrap alone would print [1.000, 1.000]."""
+    sets = ["train VALIDATION=False"] * 12 + ["train VALIDATION=True"] * 4 + ["test VALIDATION=False"] * 10
+    rows = [(f"p{i}", "WK"[i % 2], chosen) for i, chosen in enumerate(sets)]
+    text = "".join(f">{name} TARGET=rich_{letter} SET={chosen}\nM{letter * 9}V\n" for name, letter, chosen in rows)
+    (tmp_path / "easy.fasta").write_text(text)
+    data = load_task("easy", None, tmp_path)
+    counts_RP = draw_counts(10)
+    scores = {
+        name: score_fitted(fit_baseline(name, data).fitted, data, counts_RP) for name in ("composition", "majority")
+    }
+    (note,) = note_on_draws(scores)
+    assert note.startswith("every draw of the 10 test proteins gives the same accuracy (composition): its interval is")
+    fitted = fit_baseline("composition", data).fitted
+    row = row_of("composition", "baseline", fitted, scores["composition"], data, "", {}, ())
+    assert row["metrics"]["accuracy"] | {"low": None} == {
+        "value": 1.0, "low": None, "high": 1.0, "seeds": [1.0], "seed_spread": 0.0
+    }  # fmt: skip
+    assert row["metrics"]["accuracy"]["low"] == pytest.approx(0.05 ** (1 / 10))
+    assert (row["metrics"]["mcc"]["value"], row["metrics"]["mcc"]["low"]) == (1.0, None)
+    assert note_on_draws({"majority": scores["majority"]}) == []
+
+
+def test_packed_residues_are_read_where_they_lie(tasks, model, tmp_path):
+    run(tasks, model, tmp_path, task="letters", baselines=[], untrained=False, epochs=1)
+    (path,) = tmp_path.glob("embeddings/*/trained_hiddens.h5")
+    with h5py.File(path) as file:
+        assert file["values"].dtype == np.float16
+    assert not (tmp_path / "cache").exists()

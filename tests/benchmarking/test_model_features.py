@@ -1,0 +1,145 @@
+"""Features read where they lie: the same rows whatever the file's layout and dtype, and a batch of them in memory."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.planted import planted
+
+from esm2kit.benchmarking.model_features import read_features
+from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeConfig, row_blocks
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.hdf5 import Row, Skeleton, create
+
+
+def write(path, data, values_ND, layout="packed", dtype="float32"):
+    """A file of `esm2kit embed` with these rows, the proteins in reverse."""
+    residue = len(values_ND) != len(data.ids)
+    counts = data.num_residues if residue else np.ones(len(data.ids), np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    backwards = range(len(data.ids) - 1, -1, -1)
+    rows = [Row(data.ids[p], str(place), int(data.num_residues[p])) for place, p in enumerate(backwards)]
+    skeleton = Skeleton("residue" if residue else "protein", layout, values_ND.shape[1], dtype, "index")
+    starts = np.zeros(len(rows), np.int64)
+    create(path, skeleton, rows, len(rows), int(data.num_residues.sum()), {"model_name": "planted"}, starts)
+    with open(path, "r+b") as file:
+        for start, protein in zip(starts, backwards, strict=True):
+            file.seek(start)
+            file.write(values_ND[offsets[protein] : offsets[protein + 1]].astype(dtype).tobytes())
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("layout", ["packed", "datasets"])
+@pytest.mark.parametrize("level", ["protein", "residue"])
+def test_rows_come_in_the_tasks_order_from_any_file(tmp_path, level, layout, dtype):
+    features, data = planted(level, "class", num_proteins=60)
+    path = write(tmp_path / "a.h5", data, features.values_ND, layout, dtype)
+    read = read_features(path, data, level == "residue").features
+    assert (read.offsets == features.offsets).all()
+    assert [found.name for found in tmp_path.iterdir()] == ["a.h5"], "nothing is copied"
+    expected = torch.from_numpy(features.values_ND.astype(np.float32))
+    for rows in (np.arange(len(expected)), np.arange(1, len(expected), 3), data.target_rows("test")):
+        found = torch.cat([block for _, block in row_blocks(read, rows, size=37)])
+        assert (found == expected[rows]).all()
+    config = ProbeConfig("cnn" if level == "residue" else "fnn", epochs=2)
+    assert (fit_probe(read, data, config, (0,)).test_SM == fit_probe(features, data, config, (0,)).test_SM).all()
+
+
+def test_a_file_cut_short_is_one_line(tmp_path):
+    features, data = planted("residue", "class", num_proteins=20)
+    path = write(tmp_path / "a.h5", data, features.values_ND)
+    read = read_features(path, data, True).features
+    with open(path, "r+b") as file:
+        file.truncate(int(read.values_ND.starts_P.min()) + 8)
+    with pytest.raises(InputError, match=r"a\.h5 ends before its last rows: embed again"):
+        fit_probe(read, data, ProbeConfig("cnn", epochs=1), (0,))
+
+
+MEMORY = """
+import sys
+import numpy as np
+from pathlib import Path
+from support.planted import planted
+from esm2kit.benchmarking.probes.features import ProbeConfig
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.model_features import read_features
+
+def peak():
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+data = planted("residue", "class", num_proteins=4000)[1]
+config = ProbeConfig("cnn", hidden=2, epochs=1, row_budget=2048)
+fit_probe(read_features(Path(sys.argv[1]), data, True).features, data, config, (0,))
+print(peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
+def test_a_file_larger_than_the_memory_it_takes(tmp_path):
+    """Rows of 1,280 numbers: a file twenty times as large costs the process a batch, not the file."""
+    data = planted("residue", "class", num_proteins=4000)[1]
+    total = int(data.num_residues.sum())
+    sizes = {}
+    for width in (16, 1280):
+        path = tmp_path / f"{width}.h5"
+        write(path, data, np.zeros((total, width), np.float16), dtype="float16")
+        command = [sys.executable, "-c", MEMORY, str(path)]
+        environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        sizes[width] = float(done.stdout)
+    file_mb = total * 1280 * 2 / 2**20  # half precision on disk; twice that as float32
+    assert file_mb > 200
+    assert sizes[1280] - sizes[16] < file_mb / 2, sizes
+
+
+def test_rows_of_a_file_know_their_shape(tmp_path):
+    np.arange(12, dtype=np.float32).tofile(tmp_path / "raw")
+    rows = FileRows(tmp_path / "raw", np.array([32, 0]), np.array([0, 2, 3]), 2, np.dtype("float32"))
+    assert (len(rows), rows.shape) == (3, (3, 2))
+    taken = Features(rows, rows.offsets).take(np.array([0, 2]))
+    assert taken.tolist() == [[8, 9], [0, 1]]
+
+
+def open_files():
+    """Inodes of this process's open files."""
+    found = set()
+    for handle in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the listing's own, closed since
+            found.add(os.fstat(int(handle)).st_ino)
+    return found
+
+
+def test_a_file_is_open_while_its_rows_are_read_and_no_longer(tmp_path, monkeypatch):
+    """By position: threads read at once, and another file put in its place changes nothing."""
+    monkeypatch.setattr("esm2kit.benchmarking.probes.features.BYTES_PER_READ", 7)
+    features, data = planted("residue", "class", num_proteins=20)
+    path = write(tmp_path / "a.h5", data, features.values_ND)
+    read = read_features(path, data, True).features
+    held_file = os.fstat(read.values_ND._file.fileno()).st_ino
+    path.unlink()
+    write(path, data, np.zeros_like(features.values_ND))
+    expected = torch.from_numpy(features.values_ND.astype(np.float32))
+    with closing(read), ThreadPoolExecutor(4) as pool:
+        for found in pool.map(read.take, [np.arange(start, len(expected)) for start in range(0, len(expected), 40)]):
+            assert (found == expected[-len(found) :]).all()
+        assert held_file in open_files()
+    assert held_file not in open_files()
+    with pytest.raises(ValueError, match="closed file"):
+        read.take(np.arange(3))
+
+
+def test_vectors_of_proteins_are_in_memory_and_their_file_is_closed(tmp_path):
+    features, data = planted("protein", "class", num_proteins=20)
+    path = write(tmp_path / "a.h5", data, features.values_ND)
+    read = read_features(path, data, False)
+    assert path.stat().st_ino not in open_files()
+    assert (read.features.values_ND == features.values_ND).all()

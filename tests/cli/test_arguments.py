@@ -1,0 +1,240 @@
+"""Words on the command line: what each becomes, and the one line that a person sees for a wrong one."""
+
+import dataclasses
+import importlib
+import shlex
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2kit.benchmarking.benchmark import BenchmarkConfig
+from esm2kit.cli import main as command
+from esm2kit.cli.arguments import parse, wanted
+from esm2kit.cli.commands import STAGES
+from esm2kit.cli.main import main
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.embed import EmbedConfig
+from esm2kit.notebook.runs.run import RunConfig
+
+
+def embedding(line: str) -> EmbedConfig:
+    return parse(EmbedConfig, "esm2kit embed", shlex.split(line), "fasta", "esm2kit embed my.fasta")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_example_of_every_stage_is_a_call_of_it(name: str) -> None:
+    stage = STAGES[name]
+    program, called, *words = shlex.split(stage.example)
+    assert (program, called) == ("esm2kit", name)
+    config_class = getattr(importlib.import_module(f"esm2kit.{stage.module}"), stage.config)
+    config = parse(config_class, f"esm2kit {name}", words, stage.bare)
+    given = getattr(config, stage.bare)
+    assert str(given[0] if isinstance(given, list) else given) == words[0]
+
+
+def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(name: str, _: list[str]) -> int:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(command, "_run", run)
+    assert main(["yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert " lacks the package yaml: `make setup` and `source .venv/bin/activate`" in line
+    with pytest.raises(ModuleNotFoundError):  # a fault of ours
+        main(["esm2kit.nothing"])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
+    config_class = getattr(importlib.import_module(f"esm2kit.{STAGES[name].module}"), STAGES[name].config)
+    needed = {
+        field.name: Path("given.tsv")
+        for field in dataclasses.fields(config_class)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    for field, hint in get_type_hints(config_class).items():
+        if any(get_origin(part) is Literal for part in (hint, *get_args(hint))):
+            with pytest.raises(InputError, match=f"{field} cannot be 'nonsense'; "):
+                config_class(**needed | {field: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("line", "fasta"),
+    [
+        ("my.fasta", Path("my.fasta")),
+        ("--fasta my.fasta", Path("my.fasta")),
+        ("--fasta=my.fasta --fasta=b.fasta", Path("b.fasta")),
+        ("--per_residue my.fasta", Path("my.fasta")),
+        ("--model x my.fasta --workers 2", Path("my.fasta")),
+        ("a.fasta b.fasta", [Path("a.fasta"), Path("b.fasta")]),
+        ("--fasta a.fasta b.fasta", [Path("a.fasta"), Path("b.fasta")]),
+        ("--fasta+ a.fasta --fasta+ b.fasta", [Path("a.fasta"), Path("b.fasta")]),
+        ("'with blank, comma.fasta' b.fasta", [Path("with blank, comma.fasta"), Path("b.fasta")]),
+    ],
+)
+def test_a_fasta_with_and_without_its_name(line: str, fasta: Path | list[Path]) -> None:
+    assert embedding(line).fasta == fasta
+
+
+@pytest.mark.parametrize("layers", ["3 -1", "3,-1", "3, -1", "[3,-1]", "[3, -1]"])
+def test_a_list_in_every_form_people_type(layers: str) -> None:
+    words = f"'{layers}'" if layers.startswith("[") else layers
+    assert embedding(f"my.fasta --repr_layers {words} --bos").repr_layers == [3, -1]
+    assert embedding("my.fasta --repr_layers -2").repr_layers == [-2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text("abc.,-_ /", min_size=1).filter(lambda text: text[0] not in "-[ "), min_size=2, max_size=4))
+def test_paths_arrive_as_they_were_typed(words: list[str]) -> None:
+    assert parse(EmbedConfig, "esm2kit embed", words, "fasta").fasta == [Path(word) for word in words]
+
+
+def test_switches_need_no_value_and_take_one() -> None:
+    config = embedding("my.fasta --per_residue --logits false --bos true")
+    assert (config.per_residue, config.logits, config.bos) == (True, False, True)
+
+
+def test_the_short_forms_of_run() -> None:
+    words = ["small", "--from", "03", "-p", "lr=1e-3", "-p", "others=a,b", "--resume"]
+    config = parse(RunConfig, "esm2kit run", words, "tier")
+    expected = RunConfig("small", "03", resume=True, parameters=["lr=1e-3", "others=a,b"])
+    assert config == expected
+    words[3:7] = ["--parameters", "lr=1e-3", "others=a,b"]
+    assert parse(RunConfig, "esm2kit run", words, "tier") == expected
+
+
+def test_names_in_a_list_and_none_of_them() -> None:
+    words = ["gb1", "--baselines", "mean", "composition", "--seeds", "1"]
+    config = parse(BenchmarkConfig, "esm2kit benchmark", words, "task")
+    assert (config.task, config.baselines, config.seeds) == ("gb1", ["mean", "composition"], [1])
+    assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", "[]"]).baselines == []
+    assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", "null"]).baselines is None
+
+
+def test_a_file_of_parameters_and_what_overrules_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("fasta: a.fasta\nout_dir: vectors\nrepr_layers: [1, 2]\nprecision: int8\n")
+    config = embedding(f"--config {path} --precision float32")
+    assert config == EmbedConfig(Path("a.fasta"), Path("vectors"), repr_layers=[1, 2])
+    assert embedding(f"--config {path} b.fasta").fasta == Path("b.fasta")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "--fasta must be given, as in `esm2kit embed my.fasta`"),
+        (
+            "a.fasta --precision bf61",
+            "--precision wants float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
+        ),
+        ("a.fasta --device gpu", "--device wants auto, cpu or cuda, found 'gpu'"),  # cpu is nearer, and not meant
+        ("a.fasta --workers two", "--workers wants a whole number or null, found 'two'"),
+        ("a.fasta --workers 1.5", "--workers wants a whole number or null, found '1.5'"),
+        ("a.fasta --workers", "--workers wants a value: a whole number or null"),
+        ("a.fasta --bos ture", "--bos wants true or false, found 'ture'"),
+        ("a.fasta --repr_layers 3 last", "--repr_layers wants whole numbers, found '3, last'"),
+        ("a.fasta --outdir x", "unknown parameter --outdir; did you mean --out_dir?"),
+        ("a.fasta --long-proteins window", "unknown parameter --long-proteins; did you mean --long_proteins?"),
+        ("a.fasta -fasta b.fasta", "unknown parameter -fasta; did you mean --fasta?"),
+        ("a.fasta -v", "unknown parameter -v; `esm2kit embed --help` lists those there are"),
+        ("a.fasta --fasta b.fasta", "'a.fasta' belongs to no parameter: fasta is given already"),
+        ("--config nowhere.yaml", "nowhere.yaml: no such file; correct --config"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(line: str, told: str) -> None:
+    with pytest.raises(InputError) as raised:
+        embedding(line)
+    assert str(raised.value) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("precison: int8", "unknown parameter 'precison'; did you mean 'precision'?"),
+        ("precision: int9", "--precision wants float32, bfloat16 or int8, found 'int9'; did you mean 'int8'?"),
+        ("workers: [1]", "--workers wants a whole number or null, found '[1]'"),
+        ("- fasta", "is no file of `parameter: value` lines"),
+        ("fasta: [a", "is no YAML: while parsing"),
+    ],
+)
+def test_a_wrong_file_of_parameters_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as raised:
+        embedding(f"a.fasta --config {path}")
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["predict"], "--model, --fasta and --out must be given, as in `esm2kit predict my.fasta --model"),
+        (["preprocess", "--fasta", "a.fasta"], "unknown parameter --fasta; did you mean --train_fasta?"),
+        (["pretrain", "a", "b"], "data is a path, found 2: a, b"),
+        (["benchmark", "--probe", "rigde"], "or null, found 'rigde'; did you mean 'ridge'?"),
+        (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir must be given"),
+        (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
+        (["run", "--only", "05", "--from", "03"], "--from and --only each say which notebooks to run: give one"),
+        (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
+        (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file is"),
+        (["benchmark", "mine", "--data_dir", "{tmp}/no"], "/no, which is no folder: choose one of secondary_structure"),
+        (["run", "-p"], "-p wants a value: text"),
+        (["run", "-p", "lr"], "-p lr: write name=value"),
+        (["download", "esm2_t6"], "is no model and not flip; did you mean 'esm2_t6_8M_UR50D'?"),
+    ],
+)
+def test_what_a_person_sees(
+    words: list[str], told: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main([word.format(sample=sample, tmp=tmp_path) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("esm2kit: ")
+    assert line.count("esm2kit: ") == 1
+    assert told in line
+
+
+def test_help_is_in_a_person_s_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["embed", "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: esm2kit embed [FASTA] [--key value ...] [--config file.yaml]")
+    assert f"\n  {STAGES['embed'].example}\n" in shown, "the example is one line, to be copied"
+    assert "FASTA is --fasta without its name." in shown
+    assert "class" not in shown.replace("(class", ""), "types are told in words"
+    assert "--fasta+" not in shown
+    assert "a whole number or null" in " ".join(shown.split())
+
+
+def test_help_has_the_short_forms_and_what_is_usually_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in ((["run"], "-p PARAMETERS"), (["finetune"], "Usually enough: task, data_dir, model, mode and")):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_types_in_words() -> None:
+    assert wanted(int | float) == "a number"
+    assert wanted(Path | list[Path] | None) == "a path, paths or null"
+    assert wanted(list[str]) == "texts"
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("esm2kit 0.")
+
+
+@pytest.mark.parametrize(("number", "waits"), [(0, []), (1, [10])])
+def test_of_many_workers_the_first_one_tells(number: int, waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and are stopped by then; one that fails alone still tells."""
+    slept = []
+    monkeypatch.setattr(command, "is_worker", lambda: True)
+    monkeypatch.setattr(command, "rank", lambda: number)
+    monkeypatch.setattr(command.time, "sleep", slept.append)
+    assert main(["pretrian"]) == 2
+    assert slept == waits

@@ -1,0 +1,52 @@
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from esm2kit.core.hardware import cpu_name, memory_held, return_freed_memory
+
+HEAP_IN_PIECES = """
+from pathlib import Path
+from esm2kit.core.hardware import return_freed_memory
+resident = lambda: int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) // 1024
+pieces = [bytearray(100_000) for _ in range(3_000)]
+kept = pieces[::50]
+del pieces
+before = resident()
+return_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    ran = subprocess.run([sys.executable, "-c", HEAP_IN_PIECES], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) > 150, "of some 290 MB freed in pieces"
+
+
+def test_an_allocator_without_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    return_freed_memory()
+
+
+def test_memory_held_follows_what_is_taken_and_its_peak_stays() -> None:
+    before = memory_held(torch.device("cpu"))
+    with mmap.mmap(-1, 50_000_000) as taken:  # new pages: an allocator might give back what this process holds already
+        taken.write(bytes(50_000_000))
+        during = memory_held(torch.device("cpu"))
+    assert during - before > 40_000_000
+    assert memory_held(torch.device("cpu"), peak=True) > 0.98 * during  # the kernel counts in steps
+
+
+def test_without_proc_the_systems_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = memory_held(torch.device("cpu"), peak=True)
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    assert there / 4 < memory_held(torch.device("cpu")) < there * 4
+
+
+def test_the_processor_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    assert cpu_name()

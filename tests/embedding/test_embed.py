@@ -1,0 +1,626 @@
+"""FASTA to HDF5: the numbers, the order, long proteins, and runs that are killed, shared out or fill the disk."""
+
+import dataclasses
+import errno
+import gzip
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2kit.core.errors import InputError
+from esm2kit.embedding import plan as embed_plan
+from esm2kit.embedding import run as embed_run
+from esm2kit.embedding.embed import EmbedConfig, _device, embed
+from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.load import load_model
+from esm2kit.sequences.alphabet import STANDARD_RESIDUES
+from esm2kit.sequences.windows import Segments
+
+CONFIG = ESM2Config(2, 32, 4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of ours, as a checkpoint file."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=0).state_dict().items()}
+    write_checkpoint(path, state, {"model": dataclasses.asdict(CONFIG)})
+    return path
+
+
+def random_proteins(num_residues: list[int], seed: int = 0) -> dict[str, str]:
+    generator = np.random.default_rng(seed)
+    letters = np.array(list(STANDARD_RESIDUES))
+    return {f"p{index}": "".join(generator.choice(letters, count)) for index, count in enumerate(num_residues)}
+
+
+def write_fasta(path: Path, proteins: dict[str, str] | list[tuple[str, str]]) -> Path:
+    pairs = proteins.items() if isinstance(proteins, dict) else proteins
+    path.write_text("".join(f">{name} of no use\n{sequence}\n" for name, sequence in pairs))
+    return path
+
+
+def expected(model: Path, sequence: str, layer: int = 2) -> np.ndarray:
+    """(T, D) of one sequence alone through the plain model, BOS and EOS included."""
+    with torch.no_grad():
+        return load_model(model)[0](tokenize([sequence]), repr_layers=[layer])["representations"][layer][0].numpy()
+
+
+def values_of(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path) as file:
+        return {key: file[key][()] for key in file}
+
+
+def assert_same_files(ours: tuple[Path, ...], theirs: tuple[Path, ...], atol: float = 0.0) -> None:
+    """Equal keys, ids and values."""
+    for first, second in zip(ours, theirs, strict=True):
+        assert EmbeddingReader(first).ids == EmbeddingReader(second).ids
+        left, right = values_of(first), values_of(second)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            np.testing.assert_allclose(value, right[key], atol=atol, rtol=0)
+
+
+def test_every_kind_of_output_is_what_the_model_says(model: Path, tmp_path: Path) -> None:
+    proteins = random_proteins([5, 300, 1, 40, 40, 1022, 17])
+    fasta = write_fasta(tmp_path / "seven.fasta", proteins)
+    config = EmbedConfig(
+        fasta,
+        tmp_path,
+        model=str(model),
+        repr_layers=[-1, 0],
+        per_residue=True,
+        bos=True,
+        logits=True,
+        batch_tokens=128,
+    )
+    result = embed(config)
+    assert result.num_proteins == 7
+    assert result.embeddings == tmp_path / "seven_layer2_embeddings.h5"
+    assert result.hiddens == tmp_path / "seven_layer2_hiddens.h5"
+    names = ["layer2_embeddings", "layer2_bos_embeddings", "layer2_hiddens", "layer0_embeddings"]
+    names += ["layer0_bos_embeddings", "layer0_hiddens", "logits"]
+    assert [path.name for path in result.files] == [f"seven_{name}.h5" for name in names]
+    readers = {name: EmbeddingReader(tmp_path / f"seven_{name}.h5") for name in names}
+    plain = load_model(model)[0]
+    for name, sequence in proteins.items():
+        for layer in (0, 2):
+            rows_TD = expected(model, sequence, layer)
+            np.testing.assert_allclose(readers[f"layer{layer}_hiddens"][name], rows_TD[1:-1], atol=1e-5)
+            np.testing.assert_allclose(readers[f"layer{layer}_embeddings"][name], rows_TD[1:-1].mean(0), atol=1e-5)
+            np.testing.assert_allclose(readers[f"layer{layer}_bos_embeddings"][name], rows_TD[0], atol=1e-5)
+        with torch.no_grad():
+            logits = plain(tokenize([sequence]))["logits"][0, 1:-1].numpy()
+        np.testing.assert_allclose(readers["logits"][name], logits, atol=1e-5)
+    attributes = readers["layer0_hiddens"].attributes
+    assert (attributes["layer"], attributes["pooling"], attributes["model_name"]) == (0, "none", "small")
+    assert attributes["provenance"]["config"]["repr_layers"] == [-1, 0]
+    assert attributes["provenance"]["inputs"]["fasta"]["sha256"] == attributes["input_sha256"]
+    assert {"torch", "h5py", "esm2kit"} <= attributes["versions"].keys()
+    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*")), "nothing is left of the run"
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    num_residues=st.lists(st.integers(1, 60), min_size=1, max_size=25),
+    batch_tokens=st.sampled_from([1, 64, 1000]),
+    workers=st.integers(1, 3),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_vector_does_not_depend_on_order_budget_or_workers(
+    model, tmp_path_factory, num_residues, batch_tokens, workers, order
+):
+    folder = tmp_path_factory.mktemp("invariance")
+    proteins = list(random_proteins(num_residues).items())
+    plain = embed(EmbedConfig(write_fasta(folder / "a.fasta", proteins), folder, model=str(model), workers=1))
+    order.shuffle(proteins)
+    fasta = write_fasta(folder / "b.fasta", proteins)
+    mixed = embed(EmbedConfig(fasta, folder, model=str(model), workers=workers, batch_tokens=batch_tokens))
+    first, second = EmbeddingReader(plain.embeddings), EmbeddingReader(mixed.embeddings)
+    assert second.ids == [name for name, _ in proteins]
+    np.testing.assert_allclose(second.matrix(first.ids), first.matrix(), atol=1e-5, rtol=0)
+
+
+def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: Path) -> None:
+    pairs = [("a", "MKT"), ("b", "MKTAYL"), ("a", "MKT"), ("c", "MKT")]
+    result = embed(EmbedConfig(write_fasta(tmp_path / "x.fasta", pairs), tmp_path, model=str(model)))
+    assert EmbeddingReader(result.embeddings).ids == ["a", "b", "a", "c"]
+    assert sorted(values_of(result.embeddings)) == ["0", "1", "2", "3"]
+    for key, names in (("hash", [embed_plan.sequence_key(s) for s in ("MKT", "MKTAYL")]), ("id", ["a", "b", "c"])):
+        keyed = embed(EmbedConfig(tmp_path / "x.fasta", tmp_path, name=key, model=str(model), key=key))
+        assert sorted(values_of(keyed.embeddings)) == sorted(names)
+        np.testing.assert_allclose(
+            EmbeddingReader(keyed.embeddings).matrix(), EmbeddingReader(result.embeddings).matrix()
+        )
+    write_fasta(tmp_path / "y.fasta", [*pairs, ("b", "MKTAYV")])
+    with pytest.raises(InputError, match=r"y\.fasta: records 2 and 5 share the id 'b' but not the sequence"):
+        embed(EmbedConfig(tmp_path / "y.fasta", tmp_path, model=str(model)))
+    assert not list(tmp_path.glob("y_*"))
+
+
+def test_nucleic_acids_are_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = [("dna", "ACGTACGTAC"), ("rna", "AUGGCUNNNN"), ("protein", "MKTAYIAKQR"), ("short", "GAGAGA")]
+    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs)], tmp_path)
+    (told,) = caplog.messages
+    assert f"{tmp_path / 'a.fasta'}: every letter of 2 of 4 sequences is A, C, G, T, U or N: is this DNA" in told
+    caplog.clear()
+    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs[2:])], tmp_path)
+    assert not caplog.messages
+
+
+def test_ambiguous_ids_are_found_in_any_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_plan, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(embed_plan, "PROTEINS_PER_BUCKET", 5)
+    pairs = list(random_proteins([3] * 40).items())
+    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs + pairs)], tmp_path)
+    with pytest.raises(InputError, match="records 18 and 41 share the id 'p17'"):
+        embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", [*pairs, ("p17", "MMMM")])], tmp_path)
+
+
+def test_long_proteins_by_each_policy(model: Path, tmp_path: Path) -> None:
+    proteins = random_proteins([10, 30, 57])
+    fasta = write_fasta(tmp_path / "long.fasta", proteins)
+    config = EmbedConfig(
+        fasta, tmp_path, model=str(model), per_residue=True, bos=True, max_residues=20, window_overlap=8
+    )
+    with pytest.raises(
+        InputError, match=r"2 of 3 proteins exceed max_residues 20: p1 \(30\), p2 \(57\); choose"
+    ) as told:
+        embed(config)
+    both = "--long_proteins window (overlapping windows, averaged) or --long_proteins truncate (their start)"
+    assert str(told.value).endswith(both)
+    assert [path.name for path in tmp_path.iterdir()] == ["long.fasta"]
+
+    cut = embed(dataclasses.replace(config, long_proteins="truncate", name="cut"))
+    for name, sequence in proteins.items():
+        rows_TD = expected(model, sequence[:20])[1:-1]
+        np.testing.assert_allclose(EmbeddingReader(cut.hiddens)[name], rows_TD, atol=1e-5)
+
+    for batch_tokens in (22, 50, 1024):
+        windowed = embed(
+            dataclasses.replace(config, long_proteins="window", batch_tokens=batch_tokens, name=f"w{batch_tokens}")
+        )
+        bos = EmbeddingReader(tmp_path / f"w{batch_tokens}_bos_embeddings.h5")
+        for name, spans in {
+            "p0": [(0, 10)],
+            "p1": [(0, 20), (10, 30)],
+            "p2": [(0, 20), (12, 32), (24, 44), (36, 56), (37, 57)],
+        }.items():
+            total, count = np.zeros((len(proteins[name]), 32)), np.zeros((len(proteins[name]), 1))
+            firsts = []
+            for start, stop in spans:
+                rows_TD = expected(model, proteins[name][start:stop])
+                firsts.append(rows_TD[0])
+                total[start:stop] += rows_TD[1:-1]
+                count[start:stop] += 1
+            np.testing.assert_allclose(EmbeddingReader(windowed.hiddens)[name], total / count, atol=1e-5)
+            np.testing.assert_allclose(EmbeddingReader(windowed.embeddings)[name], (total / count).mean(0), atol=1e-5)
+            np.testing.assert_allclose(bos[name], np.mean(firsts, 0), atol=1e-5)
+
+
+@given(num_residues=st.integers(1, 5000), max_residues=st.integers(1, 1022), overlap=st.integers(0, 1021))
+def test_windows_cover_a_protein_with_at_least_the_overlap(num_residues: int, max_residues: int, overlap: int) -> None:
+    overlap = min(overlap, max_residues - 1)
+    if (num_residues - max_residues) / (max_residues - overlap) > 500:
+        return
+    spans = Segments(max_residues, overlap, 1024).of(num_residues)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == num_residues
+    assert all(stop - start == min(max_residues, num_residues) for start, stop in spans)
+    assert all(before[1] - after[0] >= overlap and after[0] > before[0] for before, after in pairwise(spans))
+
+
+@given(num_residues=st.lists(st.integers(1, 300), min_size=1, max_size=60), batch_tokens=st.integers(1, 700))
+def test_batches_hold_every_protein_once_within_the_budget(num_residues: list[int], batch_tokens: int) -> None:
+    num_tokens = np.array(num_residues) + 2
+    batches = embed_plan.plan_window(num_tokens, 100, 7, batch_tokens)
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(100, 100 + len(num_residues)))
+    assert [batch.number for batch in batches] == list(range(7, 7 + len(batches)))
+    assert all(len(batch.rows) == 1 or num_tokens[batch.rows - 100].sum() <= batch_tokens for batch in batches)
+
+
+def test_windows_of_proteins_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_plan, "PROTEINS_PER_WINDOW", 5)
+    monkeypatch.setattr(embed_plan, "RESIDUES_PER_WINDOW", 100)
+    num_residues_P = np.array([10] * 12 + [300] + [60, 60, 30] + [1] * 9)
+    spans = list(embed_plan.windows(num_residues_P))
+    assert spans == [(0, 5), (5, 10), (10, 12), (12, 13), (13, 14), (14, 19), (19, 24), (24, 25)]
+
+
+def test_half_precision_packed_layout_and_gzip(model: Path, tmp_path: Path) -> None:
+    proteins = random_proteins([30, 4, 90])
+    fasta = write_fasta(tmp_path / "a.fasta", proteins)
+    (tmp_path / "b.fasta.gz").write_bytes(gzip.compress(fasta.read_bytes()))
+    full = embed(EmbedConfig(fasta, tmp_path, model=str(model), per_residue=True))
+    half = embed(
+        EmbedConfig(
+            tmp_path / "b.fasta.gz", tmp_path, model=str(model), per_residue=True, dtype="float16", layout="packed"
+        )
+    )
+    assert half.embeddings.name == "b_embeddings.h5"
+    with h5py.File(half.hiddens) as file:
+        assert (file["values"].dtype, file["values"].shape) == (np.float16, (124, 32))
+        assert file["offsets"][()].tolist() == [0, 30, 34, 124]
+        assert [name.decode() for name in file["ids"]] == list(proteins)
+    for name in proteins:
+        exact = EmbeddingReader(full.hiddens)[name]
+        np.testing.assert_allclose(EmbeddingReader(half.hiddens)[name], exact, rtol=1e-3, atol=1e-6)
+
+
+def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model: Path, tmp_path: Path, caplog) -> None:
+    first = write_fasta(tmp_path / "1.fasta", random_proteins([9, 8]))
+    second = write_fasta(tmp_path / "2.fasta", {"other": "MKTAY"})
+    config = EmbedConfig([first, second], tmp_path, name="both", model=str(model))
+    result = embed(config)
+    assert EmbeddingReader(result.embeddings).ids == ["p0", "p1", "other"]
+    made = result.embeddings.stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="esm2kit"):
+        assert embed(config) == result
+    assert result.embeddings.stat().st_mtime_ns == made
+    assert "is there already, from the same input, model and settings" in caplog.text
+    other = dataclasses.replace(config, untrained_seed=3)
+    told = f"{result.embeddings} is there already, made with another model, untrained_seed: --restart replaces it"
+    with pytest.raises(InputError, match=re.escape(told)):
+        embed(other)
+    assert result.embeddings.stat().st_mtime_ns == made
+    embed(dataclasses.replace(other, restart=True))
+    assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small_untrained"
+    embed(config, replace=True)  # as by a caller who owns the folder
+    assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small"
+    made = result.embeddings.stat().st_mtime_ns
+    embed(config, replace=True)
+    assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
+
+
+def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a run before its first batch is on the disk."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "_pour", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+
+
+def test_asking_for_more_or_for_less_of_the_same_just_works(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20, 3, 7]))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
+    means = embed(config).embeddings
+    made = means.stat()
+    more = dataclasses.replace(config, per_residue=True)
+    break_off(more, monkeypatch)
+    assert sorted(path.name for path in means.parent.glob("*.h5")) == [means.name], "whole or absent"
+    with caplog.at_level("INFO", logger="esm2kit"):
+        both = embed(more)
+    assert "going on with the unfinished run" in caplog.text
+    assert both.files == (means, both.hiddens)
+    assert (means.stat().st_ino, means.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns), "it was there"
+    assert_same_files(both.files, embed(dataclasses.replace(more, out_dir=tmp_path / "at once")).files)
+    assert embed(config).files == (means,)
+    assert embed(dataclasses.replace(more, per_protein=False)).files == (both.hiddens,)
+    with pytest.raises(InputError, match=r"a_embeddings\.h5 is there already, made with another dtype: --restart"):
+        embed(dataclasses.replace(more, dtype="float16"))
+    with pytest.raises(InputError, match=r"a_embeddings\.h5 is there already, made with another repr_layers: --rest"):
+        embed(dataclasses.replace(more, repr_layers=[0]))
+
+
+def test_a_finished_file_that_goes_missing_is_made_with_the_rest(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """It was there when the run that is gone on with began, which therefore does not make it."""
+    config = EmbedConfig(
+        write_fasta(tmp_path / "a.fasta", random_proteins([20, 3])), tmp_path / "out", model=str(model)
+    )
+    means = embed(config).embeddings
+    more = dataclasses.replace(config, per_residue=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "_pour", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(more)
+    means.unlink()
+    assert all(path.is_file() for path in embed(more).files)
+
+
+def test_files_whose_names_begin_alike_do_not_meet_and_strangers_are_left_alone(model: Path, tmp_path: Path) -> None:
+    for name in ("liver", "heart"):
+        made = embed(EmbedConfig(write_fasta(tmp_path / f"my.{name}.fa", {name: "MKT"}), tmp_path, model=str(model)))
+        assert made.embeddings == tmp_path / f"my.{name}_embeddings.h5"
+    (tmp_path / "mine_embeddings.h5").write_text("something of my own")
+    with pytest.raises(InputError, match=r"mine_embeddings\.h5 is there already, made from something else: --restart"):
+        embed(EmbedConfig(tmp_path / "my.liver.fa", tmp_path, name="mine", model=str(model)))
+    assert (tmp_path / "mine_embeddings.h5").read_text() == "something of my own"
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    whole = embed(EmbedConfig(fasta, tmp_path / "whole", model=str(model), per_residue=True, batch_tokens=44))
+    config = EmbedConfig(fasta, tmp_path / "full", model=str(model), per_residue=True, batch_tokens=44)
+    write, written = os.pwrite, []
+
+    def fill_up(handle: int, data: memoryview, start: int) -> int:
+        written.append(start)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        # an almost full disk takes a part first
+        return write(handle, data[: len(data) // 2] if len(written) % 2 else data, start)
+
+    monkeypatch.setattr(embed_run.os, "pwrite", fill_up)
+    with pytest.raises(
+        InputError, match=r"the disk is full after 1\d\d of 600 residues; free some space and run the same"
+    ):
+        embed(config)
+    assert not list((tmp_path / "full").glob("*.h5"))
+    monkeypatch.setattr(embed_run.os, "pwrite", write)
+    starts = []
+    monkeypatch.setattr(embed_run, "embed_batch", lambda *a: starts.append(len(a[1])) or embed_run_batch(*a))
+    embed_run_batch = sys.modules["esm2kit.embedding.batch"].embed_batch
+    assert_same_files(embed(config).files, whole.files)
+    assert 0 < sum(starts) < 30, "what was written is not done again"
+
+
+@pytest.mark.parametrize("refused", [1, 3, "the last"])
+def test_what_a_disk_refused_to_keep_is_neither_noted_nor_published(
+    model: Path, tmp_path: Path, monkeypatch, caplog, refused: int | str
+) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    whole = embed(EmbedConfig(fasta, tmp_path / "whole", model=str(model), batch_tokens=44))
+    config = EmbedConfig(fasta, tmp_path / "full", model=str(model), batch_tokens=44, workers=1)
+    sync, synced = embed_run.sync, []
+
+    def refuse(handle: int) -> None:
+        synced.append(handle)
+        if refused in (len(synced), "the last"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(embed_run, "SYNC_SECONDS", 60.0 if refused == "the last" else 0.0)
+    monkeypatch.setattr(embed_run, "sync", refuse)
+    with pytest.raises(InputError, match=r"the disk is full after \d+ of 600 residues; free some space and run"):
+        embed(config)
+    assert not list((tmp_path / "full").glob("*.h5"))
+    assert len(synced) == (1 if refused == "the last" else refused), "the next attempt would seem to succeed"
+    assert "could not be noted (No space left on device) and will be done again" in caplog.text
+    monkeypatch.setattr(embed_run, "sync", sync)
+    assert_same_files(embed(config).files, whole.files)
+
+
+def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
+    model: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """The first write to the disk is under way, and fails, when the last batch is done: every batch is lost."""
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    closing, close = threading.Event(), embed_run.Run._close
+
+    def fail(handle: int) -> None:
+        closing.wait(60)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(embed_run, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(embed_run, "sync", fail)
+    monkeypatch.setattr(embed_run.Run, "_close", lambda run: (closing.set(), close(run)))
+    with pytest.raises(OSError, match="Input/output error"):
+        embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1))
+    assert "the last 15 batches could not be noted (Input/output error) and will be done again" in caplog.text
+
+
+def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1)
+    write, poured = os.write, []
+
+    def some_of_it(handle: int, data: bytes) -> int:
+        return write(handle, data[: max(1, len(data) // 3)])
+
+    def break_off(*arguments: object) -> None:
+        poured.append(arguments)
+        if len(poured) > 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "SYNC_SECONDS", 0.0)
+        patch.setattr(embed_run.os, "write", some_of_it)
+        patch.setattr(embed_run, "_pour", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+    assert embed_plan.Journal(tmp_path / "out" / "a_embed.part").done() == set(range(10)), "two proteins a batch"
+
+
+def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
+    break_off(config, monkeypatch)
+    other = dataclasses.replace(config, dtype="float16")
+    with pytest.raises(InputError, match="holds an unfinished run with another dtype: --restart throws it away"):
+        embed(other)
+    write_fasta(fasta, random_proteins([20] * 29))
+    with pytest.raises(InputError, match="holds an unfinished run with another fasta: --restart"):
+        embed(config)
+    assert embed(dataclasses.replace(other, restart=True)).num_proteins == 29
+
+
+def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 5))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model), per_residue=True)
+    replace, moved = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if str(source).endswith(".h5"):
+            moved.append(target)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+    assert len(list((tmp_path / "out").glob("*.h5"))) == 1
+    result = embed(config)
+    assert result.num_proteins == 5
+    assert_same_files(result.files, embed(dataclasses.replace(config, out_dir=tmp_path / "again")).files)
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+# Ctrl-C is ignored in what a shell started in the background, tests included
+SCRIPT = """
+import logging, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from esm2kit import embed_run
+from esm2kit.embedding.embed import EmbedConfig, _device, embed
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+embed_run.SYNC_SECONDS = 0.0
+fasta, out, model, wait = sys.argv[1:]
+pour = embed_run._pour
+def slowly(*arguments):
+    time.sleep(float(wait))
+    pour(*arguments)
+embed_run._pour = slowly
+result = embed(EmbedConfig(fasta, out, model=model, per_residue=True, batch_tokens=128, workers=1, device="cpu"))
+"""
+
+
+def start(command: list[str], arguments: list[object], more: dict[str, str] | None = None) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= more or {}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def srun_task(number: int, port: int) -> dict[str, str]:
+    """What srun tells one of two tasks on a node."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    task = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_CPUS_ON_NODE": "2"}
+    return step | task | {"MASTER_PORT": str(port)}
+
+
+def test_killed_twice_and_interrupted_it_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins(np.random.default_rng(0).integers(5, 60, 90).tolist()))
+    arguments, journal = [fasta, tmp_path / "killed", model], tmp_path / "killed" / "a_embed.part" / "done.0.bin"
+    noted = 0
+    for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):  # a second a batch: each signal finds work left
+        process = start([sys.executable, str(script)], [*arguments, 1.0])
+        deadline = time.monotonic() + 60
+        while not (journal.is_file() and journal.stat().st_size >= noted + 16):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline, "no batch was noted within a minute"
+            time.sleep(0.01)
+        process.send_signal(stop)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode != 0
+        noted = journal.stat().st_size
+    assert "the same command goes on" in output
+    assert not list((tmp_path / "killed").glob("*.h5")), "half a file must not look like a whole one"
+    with open(journal, "ab") as file:
+        file.write(b"\x01\x02\x03")  # as a power cut might leave it
+    config = EmbedConfig(fasta, tmp_path / "whole", model=str(model), per_residue=True, batch_tokens=128)
+    finished = embed(dataclasses.replace(config, out_dir=tmp_path / "killed", workers=2))
+    assert_same_files(finished.files, embed(config).files)
+
+
+def test_two_processes_share_the_work_and_write_one_file(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins(np.random.default_rng(0).integers(5, 60, 60).tolist()))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    process = start(torchrun, [fasta, tmp_path / "two", model, 0])
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    config = EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128)
+    one = embed(config)
+    two = tuple(tmp_path / "two" / path.name for path in one.files)
+    assert_same_files(two, one.files)
+    assert output.count("embedded ") == 2, "each process does its share"
+
+    write_fasta(fasta, {"bad": "MK1T"})
+    process = start(torchrun, [fasta, tmp_path / "bad", model, 0])
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert output.count("InputError:") >= 2, "a fault of the input ends every process, with its one line"
+
+
+def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 40))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(script)]
+    tasks = [start(command, [fasta, tmp_path / "two", model, 0], srun_task(number, port)) for number in range(2)]
+    outputs = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert all("embedded 400 of 400 residues" in output for output in outputs), "each task does its share"
+    one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128))
+    assert_same_files(tuple(tmp_path / "two" / path.name for path in one.files), one.files)
+
+    script.write_text("from esm2kit import embed_run\nembed_run.MEET_SECONDS = 0.5\n" + SCRIPT)
+    alone = start(command, [fasta, tmp_path / "alone", model, 0], srun_task(0, port))
+    output = alone.communicate(timeout=120)[0]
+    assert "InputError: the 2 tasks of srun do not meet at localhost" in output
+    assert alone.returncode != 0
+
+
+def test_all_that_a_plan_stands_for_is_on_the_disk_before_it(model: Path, tmp_path: Path, monkeypatch) -> None:
+    synced, plans = set(), []
+
+    def plan(folder: Path, told: dict) -> None:
+        plans.append({path.name for path in folder.iterdir()} - synced - {"plan.json"})
+        embed_plan.write_plan(folder, told)
+
+    monkeypatch.setattr("esm2kit.embedding.embed.fsync", lambda path: synced.add(Path(path).name))
+    monkeypatch.setattr("esm2kit.embedding.embed.write_plan", plan)
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5]))
+    embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), per_residue=True))
+    assert {"a_embeddings.h5", "a_hiddens.h5"} == {path.name for path in (tmp_path / "out").glob("*.h5")}
+    assert plans[0] == set()
+    assert {"embeddings.h5", "hiddens.starts.npy", "proteins.bin", "ids.txt"} <= synced
+
+
+def test_a_task_that_is_shown_one_gpu_takes_it(tmp_path: Path, monkeypatch) -> None:
+    config = EmbedConfig(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all of the node's, or by srun's --gpus-per-task its own
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        assert _device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
+
+
+def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", {"a/b": "MKT"})
+    cases = [
+        ({"per_protein": False}, "nothing to write: set per_protein"),
+        ({"repr_layers": []}, "repr_layers is empty"),
+        ({"repr_layers": [3]}, r"layer 3 does not exist: this model has layers 0 to 2 \(or -3 to -1\)"),
+        ({"repr_layers": [2, -1]}, "name a layer twice"),
+        ({"window_overlap": 1022}, "window_overlap 1022 must be 0 or more and below max_residues 1022"),
+        ({"workers": 0}, "workers is 0"),
+        ({"key": "id"}, "id 'a/b' cannot name an HDF5 dataset"),
+        ({"key": "hash", "layout": "packed"}, "key hash names datasets, the packed layout has none"),
+        ({"model": "esm2_t6_9M"}, "no file, folder or published name; did you mean 'esm2_t6_8M_UR50D'"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            embed(EmbedConfig(**({"fasta": fasta, "out_dir": tmp_path / "out", "model": str(model)} | changes)))
+        assert "\n" not in str(caught.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device cuda was asked for and torch finds no GPU"):
+            embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
+    assert not list((tmp_path / "out").glob("*")), "nothing half made is left"

@@ -1,0 +1,134 @@
+"""The HDF5 files: made as skeletons, filled by byte offset, read back whatever their layout and key."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.hdf5 import EmbeddingReader, Row, Skeleton, create
+
+WIDTH = 5
+
+
+def make(path: Path, skeleton: Skeleton, num_residues: list[int], keys: list[str] | None = None) -> list[np.ndarray]:
+    """A file with random values, poured in backwards; gives what went in, protein by protein."""
+    generator = np.random.default_rng(sum(num_residues))
+    starts = np.zeros(len(num_residues), dtype=np.int64)
+    keys = keys or [str(index) for index in range(len(num_residues))]
+    rows = [
+        Row(f"protein é {index}", key, count) for index, (key, count) in enumerate(zip(keys, num_residues, strict=True))
+    ]
+    attributes = {"model_name": "esm2_small", "layer": 6, "provenance": '{"stage": "embed"}'}
+    create(path, skeleton, iter(rows), len(rows), sum(num_residues), attributes, starts)
+    values = {}
+    handle = os.open(path, os.O_WRONLY)
+    for index in reversed(range(len(rows))):
+        count = 1 if skeleton.level == "protein" else num_residues[index]
+        value = values.setdefault(keys[index], generator.normal(size=(count, WIDTH)).astype(skeleton.dtype))
+        os.pwrite(handle, value.tobytes(), int(starts[index]))
+    os.close(handle)
+    return [values[key] for key in keys]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_residues=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    level=st.sampled_from(["protein", "residue"]),
+    layout=st.sampled_from(["datasets", "packed"]),
+    dtype=st.sampled_from(["float32", "float16"]),
+)
+def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layout, dtype) -> None:
+    folder = tmp_path_factory.mktemp("embeddings")
+    expected = make(folder / "a.h5", Skeleton(level, layout, WIDTH, dtype, "index"), num_residues)
+    with EmbeddingReader(folder / "a.h5") as reader:
+        assert reader.ids == [f"protein é {index}" for index in range(len(num_residues))]
+        assert (reader.level, reader.embed_dim, len(reader)) == (level, WIDTH, len(num_residues))
+        assert list(reader) == reader.ids
+        with pytest.raises(InputError, match=r"proteins go by id, found 0; the first one's is reader\.ids\[0\]"):
+            reader[0]
+        for index, value in enumerate(expected):
+            found = reader[f"protein é {index}"]
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, value[0] if level == "protein" else value)
+        backwards = reader.ids[::-1]
+        starts, offsets, kind = reader.places(backwards)
+        assert kind == dtype  # half precision stays half precision on disk
+        assert offsets.tolist() == np.cumsum([0] + [len(value) for value in expected[::-1]]).tolist()
+        raw = (folder / "a.h5").read_bytes()
+        for start, value in zip(starts, expected[::-1], strict=True):
+            np.testing.assert_array_equal(np.frombuffer(raw, kind, value.size, start), value.ravel())
+        if level == "protein":
+            np.testing.assert_array_equal(reader.matrix(), np.concatenate(expected))
+            np.testing.assert_array_equal(reader.matrix(backwards), np.concatenate(expected[::-1]))
+
+
+def test_other_programs_find_what_they_look_for(tmp_path: Path) -> None:
+    make(tmp_path / "a.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [3, 1, 2])
+    with h5py.File(tmp_path / "a.h5") as file:  # as biotrainer reads custom embeddings, and protspace
+        assert {file[key].attrs["original_id"]: file[key].shape for key in file} == {
+            "protein é 0": (3, WIDTH),
+            "protein é 1": (1, WIDTH),
+            "protein é 2": (2, WIDTH),
+        }
+        assert list(file) == ["0", "1", "2"]
+        assert file.attrs["model_name"] == "esm2_small"
+
+
+def test_rows_of_one_key_share_a_dataset(tmp_path: Path) -> None:
+    expected = make(
+        tmp_path / "a.h5", Skeleton("residue", "datasets", WIDTH, "float32", "hash"), [2, 3, 2], ["f0", "ab", "f0"]
+    )
+    reader = EmbeddingReader(tmp_path / "a.h5")
+    assert len(reader) == 3
+    assert sorted(reader._file) == ["ab", "f0"]
+    for index in range(3):
+        np.testing.assert_array_equal(reader[f"protein é {index}"], expected[index])
+
+
+def test_ids_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esm2kit.embedding.hdf5.IDS_PER_BLOCK", 4)
+    for layout in ("datasets", "packed"):
+        for count in (3, 4, 5, 8, 13):
+            expected = make(
+                tmp_path / "a.h5", Skeleton("residue", layout, WIDTH, "float32", "index"), list(range(1, count + 1))
+            )
+            with EmbeddingReader(tmp_path / "a.h5") as reader:
+                assert reader.ids == [f"protein é {index}" for index in range(count)]
+                np.testing.assert_array_equal(reader[reader.ids[-1]], expected[-1])
+
+
+def test_any_protein_of_many_is_its_own(tmp_path: Path) -> None:
+    """More than one node of HDF5's tree of names and one block of its heap hold."""
+    expected = make(tmp_path / "a.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 20_000)
+    with EmbeddingReader(tmp_path / "a.h5") as reader:
+        for index in np.random.default_rng(0).integers(0, 20_000, 200).tolist():
+            np.testing.assert_array_equal(reader[f"protein é {index}"], expected[index][0])
+
+
+def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.h5 does not exist: make it with `esm2kit embed`"):
+        EmbeddingReader(tmp_path / "a.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(InputError, match="is not a whole HDF5 file"):
+        EmbeddingReader(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["0"] = np.zeros(3)
+    with pytest.raises(InputError, match="holds no esm2kit_format"):
+        EmbeddingReader(tmp_path / "other.h5")
+    make(tmp_path / "cut.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 50)
+    os.truncate(tmp_path / "cut.h5", 3000)
+    with pytest.raises(InputError, match="is not a whole HDF5 file"):
+        EmbeddingReader(tmp_path / "cut.h5")
+    make(tmp_path / "r_hiddens.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [2, 1])
+    reader = EmbeddingReader(tmp_path / "r_hiddens.h5")
+    with pytest.raises(InputError, match=r"holds residues: use its r_embeddings\.h5"):
+        reader.matrix()
+    with pytest.raises(InputError, match="lacks 1 of 2 proteins, the first is 'nobody'"):
+        reader.places(["protein é 0", "nobody"])
+    with pytest.raises(KeyError, match="has no protein"):
+        reader["nobody"]

@@ -1,0 +1,697 @@
+"""Fine-tuning: one curve under every layout, exact resumption, the probe as its frozen case, and planted signal."""
+
+import csv
+import dataclasses
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
+
+from esm2kit.benchmarking.probes.features import Features, ProbeConfig
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.report import read_report
+from esm2kit.core.errors import InputError
+from esm2kit.finetuning import finetune as stage
+from esm2kit.finetuning.config import lr_share, settled, training_memory
+from esm2kit.finetuning.data import GlobalBatches, tokenised
+from esm2kit.finetuning.finetune import FinetuneConfig, finetune
+from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
+from esm2kit.finetuning.model_file import load_finetuned
+from esm2kit.finetuning.module import LabelTrainer, freeze, learning_rates, loss_sum, training_flops
+from esm2kit.finetuning.report import _seconds
+from esm2kit.models import packing as layout
+from esm2kit.models.checkpoint import read_checkpoint
+from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed
+from esm2kit.models.lora import add_lora
+from esm2kit.sequences.alphabet import encode
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.packing import LabelledProteins, budgeted, labels_of
+from esm2kit.training import launch
+from esm2kit.training.layout import BatchLayout
+from esm2kit.training.precision import computing
+
+STEPS = 10
+PRECISIONS = ("bf16-mixed", "bf16-true")
+CUT = "cut"  # a folder of this name: the worker breaks the first run there off before its fifth update
+# the layouts of two processes that must follow one device's curve
+LAYOUTS = {"ddp2": {"devices": 2}, "fsdp2": {"devices": 2, "strategy": "fsdp2"}}
+# A residue task with masks and a convolution, a protein task with attention over residues, adapters: dropout in all.
+KINDS = {
+    "residue": {"task": "residue_class", "head": "cnn", "mode": "full"},
+    "protein": {"task": "protein_value", "head": "light_attention", "mode": "last_n", "layer_lr_decay": 0.5},
+    "frozen": {"task": "residue_value", "head": "fnn", "mode": "frozen"},
+    "lora": {"task": "protein_class", "head": "fnn", "mode": "lora", "class_weights": True},
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+def settings(tasks: Path, tiny: Path, out_dir: Path, **given: object) -> dict[str, object]:
+    common = {"data_dir": tasks, "model": str(tiny), "out_dir": out_dir, "accelerator": "cpu", "benchmark": False}
+    common |= {"lr": 1e-3, "log_every_n_steps": 1, "max_steps": STEPS, "resamples": 100}
+    return common | given
+
+
+def run_apart(processes: int, runs: list[dict[str, object]], *more: str) -> int:
+    """Run configurations, one after another, in one group of so many processes; returns the exit code."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    arguments = [[f"--{name}={value}" for name, value in run.items()] for run in runs]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__).parents[1] / "support" / "finetune_worker.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [json.dumps(arguments), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+def column(out_dir: Path, name: str) -> list[float]:
+    with open(out_dir / "metrics.csv", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def final_tensors(out_dir: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out_dir / "checkpoints" / "last.safetensors")[0]
+
+
+def layout_runs(tasks: Path, tiny: Path, out_dir: Path, **layout: object) -> list[dict[str, object]]:
+    return [
+        settings(
+            *(tasks, tiny, out_dir / f"{kind}-{accumulate}"),
+            global_batch_size=8,
+            accumulate_grad_batches=accumulate,
+            dropout=0.3,
+            gradient_clip_val=0.3,
+            val_check_interval=5,
+            **KINDS[kind],
+            **layout,
+        )
+        for kind in KINDS
+        for accumulate in (1, 2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, tasks, tiny) -> Path:
+    out_dir = tmp_path_factory.mktemp("one")
+    for run in layout_runs(tasks, tiny, out_dir):
+        finetune(FinetuneConfig(**run))
+    return out_dir
+
+
+def bf16_runs(precision: str, tasks: Path, tiny: Path, out_dir: Path, **layout: object) -> list[dict[str, object]]:
+    runs = layout_runs(tasks, tiny, out_dir / precision, precision=precision, **layout)
+    return [run for run in runs if Path(run["out_dir"]).name in ("residue-2", "lora-2")]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, tasks, tiny) -> Path:
+    """All that takes two processes, in one start of them."""
+    out_dir, runs = tmp_path_factory.mktemp("two"), []
+    for name, chosen in LAYOUTS.items():
+        runs += layout_runs(tasks, tiny, out_dir / name, **chosen)
+        for precision in PRECISIONS:
+            runs += bf16_runs(precision, tasks, tiny, out_dir / name, **chosen)
+        given = {"task": "residue_class", "dropout": 0.3, "val_check_interval": 3, "global_batch_size": 6} | chosen
+        whole, cut = (settings(tasks, tiny, out_dir / name / run, **given) for run in ("whole", CUT))
+        runs += [whole, cut, cut]
+    run_apart(2, runs)
+    return out_dir
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        ours, theirs = (torch.tensor(column(run, name)) for run in (found, expected))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+    ours, theirs = final_tensors(found), final_tensors(expected)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        # a shift of all attention scores changes nothing: this bias has only rounding as gradient; Adam enlarges it
+        if not name.startswith("optimizer.") and name != "head.bias_attend":
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
+
+
+def test_accumulation_follows_one_curve(one_device) -> None:
+    for kind in KINDS:
+        assert_same_run(one_device / f"{kind}-2", one_device / f"{kind}-1")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_follows_one_devices_curve(layout: str, one_device, two_processes) -> None:
+    for kind in KINDS:
+        for accumulate in (1, 2):
+            assert_same_run(two_processes / layout / f"{kind}-{accumulate}", one_device / f"{kind}-1")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, tasks, tiny, one_device, two_processes) -> None:
+    """The first update as one device has it, the next ones within bf16's rounding; float32's curve close by."""
+    for run in bf16_runs(precision, tasks, tiny, tmp_path):
+        finetune(FinetuneConfig(**run))
+    for kind in ("residue", "lora"):
+        folders = {"one": tmp_path} | {name: two_processes / name for name in LAYOUTS}
+        curves = {name: column(path / precision / f"{kind}-2", "train_loss") for name, path in folders.items()}
+        wide = column(one_device / f"{kind}-1", "train_loss")
+        for name in LAYOUTS:
+            # FSDP2 gathers bfloat16 under either precision
+            close = 1e-3 if (name, precision) == ("fsdp2", "bf16-mixed") else 1e-6
+            assert curves[name][0] == pytest.approx(curves["one"][0], rel=close), (kind, name)
+            assert curves[name][0] != pytest.approx(wide[0], rel=2e-6), f"{name}: bf16 was asked for"
+            np.testing.assert_allclose(curves[name][:4], curves["one"][:4], rtol=2e-2, err_msg=f"{kind}, {name}")
+            np.testing.assert_allclose(curves[name], curves["one"], rtol=0.1, err_msg=f"{kind}, {name}")
+        np.testing.assert_allclose(curves["one"], wide, rtol=0.1, err_msg=kind)
+
+
+def test_what_the_layout_table_rests_on(one_device, tasks, tiny, tmp_path) -> None:
+    """Clipping bites, curves move, dropout matters, and a larger global batch does give another curve."""
+    for kind in KINDS:
+        assert max(column(one_device / f"{kind}-1", "grad_norm")) > 0.3
+    losses = column(one_device / "residue-1", "train_loss")
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.02
+    for name, change in (("larger", {"global_batch_size": 16}), ("dry", {"dropout": 0.0})):
+        run = layout_runs(tasks, tiny, tmp_path)[0] | {"out_dir": tmp_path / name} | change
+        finetune(FinetuneConfig(**run))
+        differing = np.abs(np.array(column(tmp_path / name, "train_loss")) - losses)
+        assert differing.max() > 1e-3
+
+
+def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
+    """Against one sequence at a time, without packing or Lightning: masks make label counts very unequal."""
+    config = FinetuneConfig(
+        **settings(
+            tasks, tiny, tmp_path, task="residue_class", max_steps=1, global_batch_size=8, dropout=0.0, seeds=[4]
+        )
+    )
+    finetune(config)
+    data = load_task("residue_class", None, tasks)
+    labels = labels_of(data, True, False)
+    proteins = LabelledProteins(data, labels, tmp_path / "other", 1022)
+    batch = GlobalBatches(proteins, BatchLayout(8, 1, 1, 1), 0, 4, 1)[0][0]
+    model = LabelModel(ESM2.initialised(SHAPE, 0), HeadSpec("cnn", "residue", 32, 3, 32, 0.0, False), 4)
+    total, count = 0.0, 0
+    for protein in batch.proteins:
+        scored = data.scored[data.offsets[protein] : data.offsets[protein + 1]]
+        tokens, num_tokens = proteins.pack(proteins.windows(np.array([protein])))
+        outputs = model(tokens, num_tokens)[torch.from_numpy(scored)]
+        targets = torch.from_numpy(data.targets[data.offsets[protein] : data.offsets[protein + 1]][scored])
+        total += torch.nn.functional.cross_entropy(outputs, targets, reduction="sum").item()
+        count += len(targets)
+    assert len({int(data.scored[data.protein_of_target == protein].sum()) for protein in batch.proteins}) > 3
+    assert column(tmp_path, "train_loss")[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_dropout_is_the_samples_own() -> None:
+    """The same mask for a protein whatever stands beside it, another one in another epoch, and its rate."""
+    head = HeadSpec("cnn", "residue", 32, 3, 64, 0.4, False)
+    model = LabelModel(None, head).train()
+    rows = torch.randn(50, 32)
+    keys = torch.tensor([11, -7, 12345678901234567])
+    together = model.label(rows, [20, 12, 18], keys).split([18, 10, 16])
+    alone = model.label(rows[20:32], [12], keys[1:2])
+    torch.testing.assert_close(together[1], alone, rtol=0, atol=1e-6)
+    assert (model.label(rows[20:32], [12], keys[1:2] + 1) - alone).abs().max() > 1e-3
+    keep = uniforms_of(torch.arange(2000), 50)
+    assert keep.min() >= 0
+    assert keep.max() < 1
+    assert abs(keep.mean().item() - 0.5) < 0.005
+    assert abs(np.corrcoef(keep[:-1].flatten(), keep[1:].flatten())[0, 1]) < 0.02
+    assert isinstance(model.head, KeyedDropout)
+
+
+@pytest.mark.parametrize(("death", "mode"), [({"update": 4}, "lora"), ({"save": 2}, "full")])
+def test_killed_and_resumed_is_the_uninterrupted_run(death, mode, tmp_path, tasks, tiny) -> None:
+    """SIGKILL before an update and in the middle of a save: from there on everything is bit for bit the same."""
+    given = {"task": "residue_class", "dropout": 0.3, "val_check_interval": 3, "global_batch_size": 6, "mode": mode}
+    whole, cut = (settings(tasks, tiny, tmp_path / name, **given) for name in ("whole", "cut"))
+    finetune(FinetuneConfig(**whole))
+    assert run_apart(1, [cut], json.dumps(death)) == -signal.SIGKILL
+    stopped = column(tmp_path / "cut", "step")
+    assert len(stopped) < len(column(tmp_path / "whole", "step"))
+    result = finetune(FinetuneConfig(**cut))
+    assert result["finished"]
+    assert_identical(tmp_path)
+    best = [read_checkpoint(tmp_path / name / "finetuned.safetensors")[0] for name in ("whole", "cut")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def assert_identical(folder: Path) -> None:
+    expected, found = final_tensors(folder / "whole"), final_tensors(folder / CUT)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for name in ("step", "train_loss", "grad_norm", "val_loss", "val_accuracy"):
+        assert column(folder / CUT, name) == column(folder / "whole", name), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cut_off_and_resumed_is_exact_on_every_layout(layout, two_processes) -> None:
+    """Both ranks are cut off before their fifth update; the same command goes on from the third."""
+    assert (two_processes / layout / CUT / "cut_off_after").read_text() == "updates 4, checkpoint 3"
+    assert_identical(two_processes / layout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_saves_and_goes_on_later(number, tmp_path, tasks, tiny, monkeypatch) -> None:
+    whole, cut = (settings(tasks, tiny, tmp_path / name, task="protein_value") for name in ("whole", "cut"))
+    finetune(FinetuneConfig(**whole))
+    step = LabelTrainer.training_step
+
+    def told(self: LabelTrainer, *arguments: object) -> None:
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        step(self, *arguments)
+
+    monkeypatch.setattr(LabelTrainer, "training_step", told)
+    first = finetune(FinetuneConfig(**cut))
+    assert not first["finished"]
+    assert first["runs"][0]["step"] in (4, 5)
+    assert not (tmp_path / "cut" / "finetuned.safetensors").exists()
+    monkeypatch.undo()
+    assert finetune(FinetuneConfig(**cut))["finished"]
+    expected, found = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path, tasks, tiny) -> None:
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", max_steps=1)))
+    with pytest.raises(InputError, match="of another run: mode was full and is now lora"):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", max_steps=1, mode="lora")))
+    with pytest.raises(InputError, match="the data's sha256 was"):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", max_steps=1, limit=10)))
+
+
+@pytest.mark.parametrize("task", ["protein_class", "protein_value", "residue_class", "residue_value"])
+def test_planted_signal_is_found_and_shuffled_labels_give_none(task, tmp_path, tasks, tiny) -> None:
+    """The interval lies above chance where there is signal, and holds chance where there is none."""
+    metric = {"protein_class": "mcc", "residue_class": "mcc"}.get(task, "spearman")
+    given = {"task": task, "max_steps": 150, "lr": 3e-3, "val_check_interval": 25, "log_every_n_steps": 25}
+    found = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "signal", **given, resamples=300)))
+    score = found["test"][metric]
+    # no draw of proteins changes a score without a fault, so it has no interval
+    assert score["value"] == 1 if score["low"] is None else score["low"] > 0.2
+    shuffled = write_tasks(tmp_path / "shuffled", shuffled=True)
+    none = finetune(FinetuneConfig(**settings(shuffled, tiny, tmp_path / "none", **given, resamples=300)))
+    if none["test"][metric]["low"] is not None:  # a constant has no rank correlation
+        assert none["test"][metric]["low"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "probe"),
+    [
+        ("protein_value", "fnn", "fnn"),
+        ("protein_class", "light_attention", "light_attention"),
+        ("residue_class", "cnn", "cnn"),
+    ],
+)
+def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
+    """On whole-set batches, where no order can differ: the same head, seed, moments and optimizer, the same answers."""
+    epochs, data = 8, load_task(task, None, tasks)
+    size = len(data.rows("train"))
+    given = {"task": task, "mode": "frozen", "head": head, "dropout": 0.0, "seeds": [3], "max_steps": epochs}
+    given |= {"global_batch_size": size, "val_check_interval": 1, "gradient_clip_val": 0.0, "schedule": "constant"}
+    result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given, warmup_steps=0)))
+    esm2 = ESM2.initialised(SHAPE, 0).eval()
+    proteins = LabelledProteins(data, labels_of(data, True, False), tmp_path / "cache", 1022)
+    rows = []
+    for number in range(len(data.ids)):
+        tokens, num_tokens = proteins.pack(proteins.windows(np.array([number])))
+        with torch.no_grad():
+            hidden_TD = esm2.encode(tokens, Packed(num_tokens))[1:-1]
+        rows.append(hidden_TD if head != "fnn" else hidden_TD.mean(0, keepdim=True))
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
+    features = Features(torch.cat(rows).numpy(), offsets)
+    settled_probe = ProbeConfig(probe, dropout=0.0, epochs=epochs, batch_size=size, patience=None)
+    fitted = fit_probe(features, data, settled_probe, (3,))
+    validation = [row[0] for row in fitted.history["validation_loss"]]
+    np.testing.assert_allclose(column(tmp_path, "val_loss"), validation, rtol=2e-5)
+    with np.load(tmp_path / "predictions.npz") as stored:
+        predicted = stored[f"predicted/{result['name']}"]
+    if data.task.target == "value":
+        np.testing.assert_allclose(predicted, fitted.test_SM, atol=2e-4)
+    else:
+        assert (predicted == fitted.test_SM).mean() > 0.999
+
+
+def test_modes_train_what_they_say() -> None:
+    data_spec = HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False)
+
+    def trained(**given: object) -> set[str]:
+        model = LabelModel(ESM2.initialised(ESM2Config(4, 32, 4), 0), data_spec)
+        freeze(model, FinetuneConfig(**given))
+        return {
+            ".".join(name.split(".")[:3]) for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    head = {"head.weight_in", "head.bias_in", "head.weight_out", "head.bias_out"}
+    norm = {"esm2.emb_layer_norm_after.weight", "esm2.emb_layer_norm_after.bias"}
+    layers = [f"esm2.layers.{number}" for number in range(4)]
+    assert trained(mode="frozen") == head
+    assert trained(mode="last_n", last_n=2) == head | norm | set(layers[2:])
+    assert trained(mode="last_n", last_n=4) == head | norm | set(layers)
+    with pytest.raises(InputError, match="last_n is 99 and the model has 4 layers: give at most 4"):
+        trained(mode="last_n", last_n=99)
+    assert trained(mode="full") == head | norm | set(layers) | {"esm2.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("mode", ["full", "last_n", "lora", "frozen"])
+def test_training_flops_are_what_torch_counts(mode) -> None:
+    """By torch's own counter, which leaves out attention on the CPU: sequences of two tokens have next to none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, config = ESM2Config(4, 64, 4), FinetuneConfig(mode=mode, last_n=2, head="fnn")
+    model = LabelModel(ESM2.initialised(shape, 0), HeadSpec("fnn", "residue", 64, 1, 1, 0.0, False))
+    if mode == "lora":
+        add_lora(model.esm2, 1, 1.0, ["q_proj"])
+    freeze(model, config)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(torch.randint(4, 24, (100,)), [2] * 50, torch.zeros(50, dtype=torch.int64)).sum()
+        loss.backward()
+    assert training_flops(shape, [2] * 50, config) == pytest.approx(counter.get_total_flops(), rel=0.12)
+
+
+def test_layer_rates_fall_from_the_head_down() -> None:
+    model = LabelModel(ESM2.initialised(ESM2Config(3, 32, 4), 0), HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False))
+    config = FinetuneConfig(mode="full", lr=1e-3, head_lr=1e-2, layer_lr_decay=0.5)
+    freeze(model, config)
+    rates = {id(parameter): rate for rate, group in learning_rates(model, config).items() for parameter in group}
+    found = {name: rates[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in rates}
+    assert found["head.weight_in"] == 1e-2
+    assert found["esm2.emb_layer_norm_after.weight"] == 1e-3
+    assert [found[f"esm2.layers.{number}.fc1.weight"] for number in range(3)] == [2.5e-4, 5e-4, 1e-3]
+    assert found["esm2.embed_tokens.weight"] == 1.25e-4
+
+
+def test_schedules() -> None:
+    config = dataclasses.replace(FinetuneConfig(), warmup_steps=4, max_steps=104, schedule="linear")
+    assert [lr_share(step, config) for step in (0, 3, 4, 54)] == [0.25, 1.0, 1.0, 0.5]
+    assert lr_share(54, dataclasses.replace(config, schedule="cosine")) == pytest.approx(0.5)
+    assert lr_share(103, dataclasses.replace(config, schedule="constant")) == 1.0
+
+
+def test_early_stopping_keeps_the_best(tmp_path, tasks, tiny) -> None:
+    """A rate far too high: validation gets worse, the run stops, and what is kept is the best of what was seen."""
+    given = {"task": "protein_value", "lr": 0.3, "max_steps": 60, "val_check_interval": 2, "patience": 3}
+    result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+    losses = column(tmp_path, "val_loss")
+    run = result["runs"][0]
+    assert result["finished"]
+    assert run["step"] < 60
+    assert len(losses) == int(np.argmin(losses)) + 1 + 3
+    assert run["best_step"] == 2 * (int(np.argmin(losses)) + 1)
+    assert run["val_loss"] == pytest.approx(min(losses))
+    again = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+    assert again["runs"][0]["step"] == run["step"]
+
+
+def test_seeds_are_runs_of_their_own_and_the_report_holds_them(tmp_path, tasks, tiny) -> None:
+    given = {"task": "protein_class", "seeds": [1, 2], "benchmark": True, "max_steps": 6}
+    result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+    assert [run["seed"] for run in result["runs"]] == [1, 2]
+    report = read_report(tmp_path)
+    kinds = [row["kind"] for row in report["rows"]]
+    assert kinds[:3] == ["finetuned", "probe", "untrained"]
+    assert kinds.count("baseline") >= 3
+    first = report["rows"][0]
+    assert first["name"] == "tiny, fine-tuned (full, fnn)"
+    assert first["metrics"]["accuracy"]["value"] == pytest.approx(result["test"]["accuracy"]["value"])
+    assert [item["theirs"] for item in report["comparisons"]] == [row["name"] for row in report["rows"][1:]]
+    assert "fine-tuned (full, fnn)" in (tmp_path / "report.html").read_text()
+    alone = finetune(
+        FinetuneConfig(**settings(tasks, tiny, tmp_path / "alone", **given | {"seeds": [2], "benchmark": False}))
+    )
+    assert alone["test"]["accuracy"]["value"] == result["test"]["accuracy"]["seeds"][1]
+    np.testing.assert_array_equal(
+        *(
+            read_checkpoint(folder / "finetuned.safetensors")[0]["head.weight_in"].numpy()
+            for folder in (tmp_path / "alone", tmp_path / "seed=2")
+        )
+    )
+
+
+def test_from_random_weights_nothing_is_fetched(tmp_path, tasks) -> None:
+    """An official name with untrained_seed: the start is in the report as the probe's features."""
+    given = {"task": "protein_value", "model": "esm2_t6_8M_UR50D", "untrained_seed": 5, "max_steps": 2}
+    given |= {"global_batch_size": 2, "benchmark": True, "val_check_interval": 2, "limit": 8}
+    finetune(FinetuneConfig(**settings(tasks, tmp_path, tmp_path / "run") | given))
+    rows = read_report(tmp_path / "run")["rows"]
+    assert [row["kind"] for row in rows[:2]] == ["finetuned", "probe"]
+    assert rows[0]["name"].startswith("esm2_t6_8M_UR50D_untrained, fine-tuned")
+    assert rows[1]["name"].startswith("esm2_t6_8M_UR50D_untrained")
+    assert all(row["kind"] != "untrained" for row in rows)
+
+
+def test_a_head_of_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -> None:
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "three", task="residue_class", head="fnn", max_steps=1)))
+    given = {"task": "protein_class", "head": "fnn", "head_from": tmp_path / "three"}
+    with pytest.raises(InputError, match="its head has 3 outputs, the task wants 2"):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "two", **given)))
+    given = {"task": "residue_class", "head": "cnn", "head_from": tmp_path / "three"}
+    with pytest.raises(InputError, match=r"tensor bias_in is .*, head cnn wants"):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "other", **given, hidden=16)))
+    given["head"] = "fnn"
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "same", **given, max_steps=1, lr=1e-9)))
+    heads = [load_finetuned(tmp_path / name).labels.head.weight_in for name in ("three", "same")]
+    torch.testing.assert_close(*heads, rtol=0, atol=1e-6)
+
+
+def test_a_flip_task_is_fetched_where_it_is_absent(tmp_path, tasks, tiny, monkeypatch) -> None:
+    asked = []
+
+    def deliver(task: str, data_dir: Path, split: str | None) -> None:
+        asked.append((task, split))
+        (data_dir / task).mkdir(parents=True)
+        shutil.copy(tasks / "protein_value" / "own.fasta", data_dir / task / "two_vs_rest.fasta")
+
+    monkeypatch.setattr(stage, "download_flip", deliver)
+    given = {"data_dir": tmp_path / "flip", "split": "two_vs_rest", "max_steps": 1}
+    run = settings(tasks, tiny, tmp_path / "run", task="gb1") | given
+    with pytest.raises(InputError, match="gb1"):
+        finetune(FinetuneConfig(**run | {"download": False}))
+    assert not asked
+    assert finetune(FinetuneConfig(**run))["finished"]
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "own", task="protein_value", max_steps=1)))
+    assert asked == [("gb1", "two_vs_rest")], "a task of one's own is not looked for"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"task": "protein_class", "head": "cnn"}, "head cnn labels residues"),
+        ({"task": "residue_class", "head": "light_attention"}, "head light_attention labels proteins"),
+        ({"task": "protein_class", "global_batch_size": 9, "micro_batch_size": 4}, "global_batch_size 9 was asked for"),
+        ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
+        ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown 'fc3'"),
+        ({"task": "protein_class", "export_hf": True}, "export_hf wants head hf: .* no class for head fnn"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tiny) -> None:
+    with pytest.raises(InputError, match=told) as error:
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"mode": "full", "standardize": True}, "standardize wants mode frozen"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"epochs": -1.0}, "epochs must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0, found -1"),
+        ({"head_lr": 0.0}, r"head_lr must be above 0, found 0\.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, found 1\.0"),
+        ({"mode": "Lora"}, "mode cannot be 'Lora'; did you mean 'lora'"),
+        ({"schedule": "lin"}, "schedule cannot be 'lin'; did you mean 'linear'"),
+        ({"preset": "schmirle"}, "preset cannot be 'schmirle'; did you mean 'schmirler'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given, told) -> None:
+    with pytest.raises(InputError, match=told):
+        FinetuneConfig(**given)
+
+
+def test_a_loss_that_is_no_number_names_the_sequences(tmp_path, tasks, tiny) -> None:
+    given = {"task": "protein_value", "lr": 1e30, "gradient_clip_val": 0.0, "warmup_steps": 0}
+    told = r"update 2: loss .*; weights are as after update 1\. Its sequences: p\d+, "
+    with pytest.raises(InputError, match=told):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
+
+
+@pytest.mark.parametrize("preset", ["esm2kit", "schmirler"])
+@pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
+def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
+    told = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", inspect.getdoc(FinetuneConfig), re.M | re.S))
+    config, derived = FinetuneConfig(preset=preset, mode=mode), ("max_steps", "head_lr", "val_check_interval")
+    for task in ("gb1", "secondary_structure"):
+        filled = settled(config, TASKS[task], 1000)
+        names = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
+        for name in names:
+            value = getattr(filled, name)
+            if value is None or name in derived or (name, preset) == ("warmup_steps", "esm2kit"):
+                continue
+            own, _, published = " ".join(told[name].split()).partition("[")
+            said = own.partition("the preset's")[2] if preset == "esm2kit" else published
+            numbers = [float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", said)]
+            if isinstance(value, str | bool):
+                assert str(value).lower() in said, name
+            else:
+                assert value in numbers or (" to " in said and numbers[0] <= value <= numbers[1]), name
+
+
+def test_published_recipe() -> None:
+    """Schmirler et al. 2024, table S12: 2,691 train proteins of gb1 in batches of 8, five validations an epoch."""
+    config = settled(FinetuneConfig(preset="schmirler"), TASKS["gb1"], 2691)
+    assert (config.head, config.lr, config.layout.global_batch_size, config.epochs) == ("hf", 2e-5, 8, 20)
+    assert (config.max_steps, config.val_check_interval, config.schedule) == (6728, 67, "constant")
+    lora = settled(FinetuneConfig(preset="schmirler", mode="lora"), TASKS["gb1"], 2691)
+    assert (lora.lr, lora.lora_rank, lora.epochs, lora.lora_biases) == (3e-4, 4, 50, True)
+    residue = settled(FinetuneConfig(preset="schmirler", lr=1e-4), TASKS["secondary_structure"], 9712)
+    assert (residue.layout.global_batch_size, residue.epochs, residue.lr) == (1, 5, 1e-4)
+
+
+def test_bf16_and_checkpointing_stay_close_to_float32(tmp_path, tasks, tiny) -> None:
+    curves = {}
+    for name, given in (
+        ("plain", {}),
+        ("again", {"activation_checkpointing": True}),
+        ("bf16", {"precision": "bf16-mixed"}),
+    ):
+        run = settings(tasks, tiny, tmp_path / name, task="protein_value", **given, lr=1e-4)
+        finetune(FinetuneConfig(**run))
+        curves[name] = column(tmp_path / name, "train_loss")
+    assert curves["again"] == curves["plain"]
+    np.testing.assert_allclose(curves["bf16"], curves["plain"], rtol=0.01)
+    assert curves["bf16"] != curves["plain"]
+
+
+@pytest.mark.parametrize("width", [160, 320])
+def test_memory_arithmetic_counts_what_autograd_keeps(width, monkeypatch) -> None:
+    """Bytes a token and layer that the backward pass holds on to, counted by autograd's own hook."""
+    # a GPU's attention stays in bf16, where the CPU's is made wide
+    plain = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(layout, "attention", lambda query, key, value, visible=None: plain(query, key, value))
+    shape, tokens = ESM2Config(3, width, 20), 300
+    for precision, kept in (("32-true", 66), ("bf16-mixed", 42), ("bf16-true", 33)):
+        esm2 = ESM2.initialised(shape, 0)
+        held, seen = [], {}
+
+        def remember(tensor: torch.Tensor, esm2=esm2, seen=seen, held=held) -> torch.Tensor:
+            if all(tensor.data_ptr() != weight.data_ptr() for weight in esm2.parameters()):
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                held.append(tensor)
+            return tensor
+
+        with (
+            computing(esm2, precision),
+            torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
+        ):
+            esm2.encode(torch.randint(4, 24, (tokens,)), Packed([tokens // 2] * 2))
+        copies = 2 * 12 * width**2 * shape.num_layers if precision == "bf16-mixed" else 0
+        assert (sum(seen.values()) - copies) / (tokens * shape.num_layers * width) == pytest.approx(kept, rel=0.05)
+        counted = training_memory(shape, tokens, precision=precision, activation_checkpointing=False)["activations"]
+        assert counted * 1e9 == pytest.approx(kept * width * shape.num_layers * tokens)
+
+
+def test_650m_on_24_gb_by_arithmetic() -> None:
+    large = SIZES["esm2_t33_650M_UR50D"]
+    assert training_memory(large, 8192)["total"] == pytest.approx(13.5, abs=0.1)
+    assert training_memory(large, 8192, activation_checkpointing=False)["total"] > 24
+    assert training_memory(large, 8192, mode="lora")["total"] < 7
+
+
+def test_token_budget_and_windows(tasks, tmp_path) -> None:
+    data = load_task("residue_class", None, tasks)
+    proteins = LabelledProteins(data, labels_of(data, True, False), tmp_path, 20)
+    windows = proteins.windows(data.rows("test"))
+    for batch in budgeted(windows, 64):
+        assert len(batch) == 1 or sum(window.stop - window.start + 2 for window in batch) <= 64
+    for row in data.rows("test"):
+        covered = {place for w in windows if w.protein == row for place in range(w.start, w.stop)}
+        assert covered == set(range(data.num_residues[row]))
+        assert all(w.stop - w.start <= 20 for w in windows)
+    sample = proteins.sample(0, 1, int(np.argmax(data.num_residues)))
+    assert sample.stop - sample.start == 20
+
+
+def test_ranks_that_tokenise_at_once_read_the_same_file(tmp_path, monkeypatch) -> None:
+    """One writes while another comes and goes, and a task that was there before does not stand for this one."""
+    sequences, save, unlink = ["MKV", "AC"], np.save, Path.unlink
+    others, taken = [], []
+    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
+
+    def save_late(file, array) -> None:
+        if not others:
+            others.append(None)
+            with monkeypatch.context() as other:
+                other.setattr(os, "getpid", lambda: 1)
+                others.append(tokenised(sequences, tmp_path, "1" * 64))
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", save_late)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (taken.append(path), unlink(path, missing_ok)))
+    mine = tokenised(sequences, tmp_path, "1" * 64)
+    assert mine.tolist() == others[1].tolist() == encode("MKVAC").tolist()
+    assert {path.suffix for path in taken} == {".part"}, "what a rank has made, another may be about to read"
+    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
+
+
+def test_class_weights_make_classes_weigh_the_same(tasks) -> None:
+    data = load_task("residue_class", None, tasks)
+    labels = labels_of(data, False, True)
+    train = torch.from_numpy(data.target_rows("train"))
+    sums = [labels.weights[train][labels.targets[train] == place].sum().item() for place in range(3)]
+    assert sums == pytest.approx([len(train) / 3] * 3, rel=1e-4)
+    assert labels_of(data, False, False).weights.unique().tolist() == [1.0]
+
+
+def test_loss_of_binary_labels_is_their_mean() -> None:
+    task = TASKS["bind"]
+    outputs, targets = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets) * 5
+    assert loss_sum(outputs, targets, torch.ones(5, 3), task).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.shared
+def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
+    """secondary_structure, limit, accumulate 2, micro batch 4, two devices, as started from a notebook."""
+    given = {"task": "secondary_structure", "limit": 16, "max_steps": 3, "val_check_interval": 3, "micro_batch_size": 4}
+    common = settings(shared_data / "flip", tiny, tmp_path / "two") | given
+    lines: list[str] = []
+    result = launch.train("finetune", FinetuneConfig(**common, accumulate_grad_batches=2, devices=2), lines.append)
+    assert result["finished"]
+    told = "global_batch_size 16 = micro_batch_size 4 x accumulate_grad_batches 2 x data_parallel_size 2"
+    assert any(told in line for line in lines)
+    assert any("update 3/3  loss" in line for line in lines)
+    finetune(FinetuneConfig(**common | {"out_dir": tmp_path / "one"}, accumulate_grad_batches=4))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_seconds_of_a_run_that_was_resumed_are_those_of_all_its_processes() -> None:
+    assert _seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
+    assert _seconds([]) == 0.0
+
+
+def test_stage_is_registered() -> None:
+    from esm2kit.cli.commands import STAGES
+
+    assert STAGES["finetune"].trains
+    assert getattr(stage, STAGES["finetune"].config) is FinetuneConfig

@@ -1,0 +1,139 @@
+"""A checkpoint comes back as it went, or is refused in one line."""
+
+import pickle
+import weakref
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import to_json
+from esm2kit.models.checkpoint import DTYPES, gather, load_esm2, read_checkpoint, save_tensors, write_checkpoint
+from esm2kit.models.esm2 import ESM2, ESM2Config
+
+CONFIG = ESM2Config(2, 32, 4)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = ESM2.initialised(CONFIG, seed=3)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors["optimizer.step"] = torch.tensor(7.0)
+    write_checkpoint(tmp_path / "last.safetensors", tensors, {"model": to_json(CONFIG), "step": 7})
+    return tmp_path / "last.safetensors", model
+
+
+def test_round_trip(saved) -> None:
+    path, model = saved
+    again, metadata = load_esm2(path)
+    assert metadata["step"] == 7
+    assert again.config == CONFIG
+    assert again.lm_head.weight is again.embed_tokens.weight
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert read_checkpoint(path, "optimizer.")[0]["optimizer.step"] == 7
+
+
+def test_any_tensors_come_back_as_the_safetensors_package_reads_them(tmp_path) -> None:
+    """All types, empty and lone numbers, strides, and widths that would not be aligned in the order of names."""
+    tensors = {f"a.{dtype}": torch.arange(3).to(dtype) for dtype in DTYPES}
+    tensors |= {"b": torch.tensor(7.0), "c": torch.zeros(0, 4), "d": torch.arange(12.0).view(3, 4).T}
+    tensors |= {"shared": tensors["d"], "ü": torch.tensor([True, False])}
+    save_tensors(tmp_path / "any", tensors, {"says": "“yes”"})
+    found = load_file(tmp_path / "any")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)  # types too
+    with safe_open(tmp_path / "any", "pt") as file:
+        assert file.metadata() == {"says": "“yes”"}
+    save_tensors(tmp_path / "none", {}, {})
+    assert load_file(tmp_path / "none") == {}
+
+
+def test_a_file_is_readable_by_whom_the_folder_lets_in(tmp_path) -> None:
+    (tmp_path / "plain").touch()
+    save_tensors(tmp_path / "tensors", {"x": torch.zeros(1)}, {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_one_tensor_is_whole_at_a_time(tmp_path) -> None:
+    """Shards are gathered in their turn, and in the same one on every rank; what was gathered before is let go."""
+    gathered, alive = [], []
+
+    class Shard:
+        """As much of a DTensor as writing sees."""
+
+        dtype, itemsize, shape = torch.float32, 4, torch.Size([100])
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def numel(self) -> int:
+            return 100
+
+        def detach(self) -> "Shard":
+            return self
+
+        def full_tensor(self) -> torch.Tensor:
+            alive[:] = [ref for ref in alive if ref() is not None]
+            whole = torch.full((100,), self.value)
+            gathered.append((self.value, len(alive)))
+            alive.append(weakref.ref(whole))
+            return whole
+
+    shards = {f"model.{value}": Shard(value) for value in (3.0, 1.0, 2.0, 4.0)} | {"model.lm_head.weight": Shard(0.0)}
+    write_checkpoint(tmp_path / "last", shards, {})
+    assert [value for value, _ in gathered] == [1.0, 2.0, 3.0, 4.0], "in the order of names, the tied head aside"
+    assert max(others for _, others in gathered) <= 1
+    assert read_checkpoint(tmp_path / "last")[0]["model.3.0"].tolist() == [3.0] * 100
+    written = [value for value, _ in gathered]
+    gathered.clear()
+    gather(shards)
+    assert [value for value, _ in gathered] == written
+
+
+def test_every_flipped_byte_is_refused(saved) -> None:
+    path, _ = saved
+    whole = path.read_bytes()
+    for position in range(11, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(InputError):
+            read_checkpoint(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        read_checkpoint(path)
+
+
+def test_what_is_not_ours_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "absent")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(InputError, match="not an esm2kit checkpoint"):
+        read_checkpoint(tmp_path / "other")
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"x": print}))
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        read_checkpoint(tmp_path / "pickle")
+
+
+def test_another_size_is_refused(saved, tmp_path) -> None:
+    _, model = saved
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    write_checkpoint(tmp_path / "wrong", tensors, {"model": to_json(ESM2Config(3, 32, 4))})
+    with pytest.raises(InputError, match=r"is \(1, 8\), this model of 3 layers x 32 wants \(1, 12\)"):
+        load_esm2(tmp_path / "wrong")
+
+
+def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch) -> None:
+    path, _ = saved
+    before = path.read_bytes()
+
+    def full_disk(tensor: torch.Tensor) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("esm2kit.models.checkpoint._bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(path, {"model.x": torch.zeros(3)}, {})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,162 @@
+"""The fast encoder against fair-esm at equal random weights, and against itself in any company."""
+
+import esm
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2kit.core.errors import InputError
+from esm2kit.models import encoder as inference
+from esm2kit.models.encoder import Encoder
+from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX
+
+SHAPES = [ESM2Config(2, 32, 4), ESM2Config(3, 120, 5), ESM2Config(2, 128, 2, token_dropout=False)]
+
+
+def pair(config: ESM2Config, std: float = 0.03) -> tuple[Encoder, esm.ESM2]:
+    """Ours and fair-esm's with the same random weights, biases and norms; rotary frequencies rounded as Meta's are."""
+    theirs = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
+    torch.manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=std)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("inv_freq"):
+            buffer.copy_(buffer.half().float())
+    ours = ESM2(config)
+    ours.load_state_dict(theirs.state_dict())
+    return Encoder(ours.eval()), theirs.eval()
+
+
+def random_tokens(num_tokens: list[int], seed: int = 0, mask_share: float = 0.0) -> list[torch.Tensor]:
+    generator = np.random.default_rng(seed)
+    sequences = []
+    for count in num_tokens:
+        tokens = generator.integers(4, 29, count)
+        tokens[generator.random(count) < mask_share] = MASK_IDX
+        tokens[0], tokens[-1] = BOS_IDX, EOS_IDX
+        sequences.append(torch.from_numpy(tokens))
+    return sequences
+
+
+def encode(encoder: Encoder, sequences: list[torch.Tensor], layers: list[int]) -> list[dict[int, torch.Tensor]]:
+    """Packed together, then taken apart."""
+    num_tokens = [len(tokens) for tokens in sequences]
+    found = encoder.encode(torch.cat(sequences), num_tokens, layers)
+    parts = {layer: hidden_ND.split(num_tokens) for layer, hidden_ND in found.items()}
+    return [{layer: parts[layer][index] for layer in layers} for index in range(len(sequences))]
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=str)
+@pytest.mark.parametrize("mask_share", [0.0, 0.3])
+def test_equals_fair_esm_at_every_layer(config: ESM2Config, mask_share: float) -> None:
+    encoder, theirs = pair(config)
+    # below, at and above every switch of attention: runs of equal tokens, one block of heads, blocks of rows, SDPA
+    num_tokens = [3, 3, 31, 32, 32, 33, 200, 600, inference.LONG_TOKENS - 1, inference.LONG_TOKENS, 1024]
+    layers = list(range(config.num_layers + 1))
+    sequences = random_tokens(num_tokens, mask_share=mask_share)
+    for tokens, ours in zip(sequences, encode(encoder, sequences, layers), strict=True):
+        with torch.no_grad():
+            expected = theirs(tokens[None], repr_layers=layers)
+        for layer in layers:
+            torch.testing.assert_close(ours[layer], expected["representations"][layer][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.logits(ours[layers[-1]]), expected["logits"][0], atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_frequencies_are_the_loaded_ones() -> None:
+    # larger weights, so that attention looks at places and not everywhere alike
+    encoder, theirs = pair(SHAPES[0], std=0.3)
+    tokens = random_tokens([1000])[0]
+    exact = encoder.encode(tokens, [1000], [2])[2]
+    encoder.inv_freq_P = 1.0 / 10000 ** (torch.arange(0, 8, 2) / 8)
+    with torch.no_grad():
+        expected = theirs(tokens[None], repr_layers=[2])["representations"][2][0]
+    assert (encoder.encode(tokens, [1000], [2])[2] - expected).abs().max() > 1e-3, "this test sees no difference"
+    torch.testing.assert_close(exact, expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_tokens=st.lists(st.integers(3, 150) | st.integers(3, 40), min_size=1, max_size=12),
+    order=st.randoms(use_true_random=False),
+    cut=st.integers(1, 12),
+)
+def test_a_representation_does_not_depend_on_its_company(num_tokens: list[int], order, cut: int) -> None:
+    encoder, _ = pair(SHAPES[1])
+    sequences = random_tokens(num_tokens, seed=len(num_tokens))
+    alone = [encode(encoder, [tokens], [0, 2, 3])[0] for tokens in sequences]
+    shuffled = list(range(len(sequences)))
+    order.shuffle(shuffled)
+    for start in range(0, len(shuffled), cut):
+        group = shuffled[start : start + cut]
+        for index, found in zip(group, encode(encoder, [sequences[i] for i in group], [0, 2, 3]), strict=True):
+            for layer in (0, 2, 3):
+                torch.testing.assert_close(found[layer], alone[index][layer], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("std", [2.0, 20.0])
+def test_scores_too_large_for_the_quick_softmax_take_the_slow_one(std: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 60, 4, 8, generator=torch.Generator().manual_seed(0)).mul(std).unbind()
+    out, quick = torch.empty(60, 4, 8), []
+    one = inference._attend_one
+    monkeypatch.setattr(inference, "_attend_one", lambda *views: quick.append(one(*views)) or quick[-1])
+    inference._attend(query, key, value, out, 1, torch.empty(inference.SCORES_PER_BLOCK))
+    scores = torch.einsum("qhk,nhk->hqn", query.double(), key.double()).softmax(-1)
+    expected = torch.einsum("hqn,nhk->qhk", scores, value.double())
+    torch.testing.assert_close(out.double(), expected, atol=2e-4 * std, rtol=1e-4)
+    assert quick == [std == 2.0], "the sums should tell when exponentials overflow, and only then"
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.05), ("int8", 0.2)])
+def test_approximate_precisions_stay_near(precision: str, bound: float) -> None:
+    exact, _ = pair(SHAPES[1])
+    approximate = Encoder(exact.model, precision)
+    sequences = random_tokens([40, 90, 150])
+    tokens, counts = torch.cat(sequences), [40, 90, 150]
+    difference = (approximate.encode(tokens, counts, [3])[3] - exact.encode(tokens, counts, [3])[3]).abs()
+    assert 1e-5 < difference.max() < bound, "approximate, and by as much as is said of it"
+
+
+def test_int8_rounds_each_row_by_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
+    x = torch.randn(20, 32, generator=generator) * torch.logspace(-3, 3, 20)[:, None]
+    linear = inference.LINEARS["int8"](weight, bias)
+    together, exact = linear.into(x, torch.empty(20, 48)), x.double() @ weight.double().T
+    alone = torch.cat([linear.into(row[None], torch.empty(1, 48)) for row in x])
+    torch.testing.assert_close(together, alone, atol=0, rtol=0)
+    onto = torch.ones(20, 48)
+    linear.onto(x, onto)
+    torch.testing.assert_close(onto, together + 1)
+    # half a step of input and of weight, of a product of 32 terms
+    bound = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) * 32 / 127
+    assert ((together - bias - exact).abs() < bound + 1e-4).all()
+
+
+def test_int8_without_its_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, _ = pair(SHAPES[0])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(InputError, match="precision int8 wants a torch with oneDNN"):
+        Encoder(exact.model, "int8")
+
+
+def test_layers_count_from_both_ends() -> None:
+    encoder, _ = pair(SHAPES[1])
+    assert encoder.resolve([-1, 0, -4, 2]) == [3, 0, 0, 2]
+    for layer in (4, -5):
+        with pytest.raises(InputError, match=f"layer {layer} does not exist: this model has layers 0 to 3"):
+            encoder.resolve([layer])
+
+
+def test_buffers_are_each_threads_own() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoder, _ = pair(SHAPES[0])
+    sequences = random_tokens(list(range(3, 163)), seed=1)
+    expected = [encode(encoder, [tokens], [2])[0][2] for tokens in sequences]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda tokens: encode(encoder, [tokens], [2])[0][2], sequences))
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-6)

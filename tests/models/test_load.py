@@ -1,0 +1,285 @@
+"""Weights by name and by path: a small hub on this machine, its faults, and the true 8M where it can be fetched."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.encoder import Encoder
+from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
+from esm2kit.models.formats.fair_esm import save_fair_esm
+from esm2kit.models.formats.huggingface import save_hf
+from esm2kit.models.hub import OFFICIAL, Official, fetch
+from esm2kit.models.load import load_model
+
+CONFIG = ESM2Config(2, 64, 4)
+REPO, COMMIT = "lab/esm2_small", "a" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """What huggingface_hub asks of a hub, for one repository of one commit.
+
+    Args:
+        files: name -> bytes.
+    Attributes:
+        requests: (method, path, Range header) of every request.
+        break_off: how many times a download is cut in its middle.
+        damage: flip a byte of what is sent of model.safetensors.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.requests, self.break_off, self.damage = files, [], 0, False
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _refuse(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        wanted = self.headers.get("Range")
+        self.server.requests.append((self.command, self.path, wanted))
+        if self.path == "/":
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        if repo != REPO:
+            return self._refuse("RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self._refuse("RevisionNotFound")
+        if file not in self.server.files:
+            return self._refuse("EntryNotFound")
+        data = self.server.files[file]
+        large = file.endswith((".safetensors", ".bin"))
+        etag = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(data).hexdigest()
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted and body else 0
+        sent = bytearray(data[start:])
+        if self.server.damage and large:
+            sent[-1] ^= 1
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{etag}"')
+        if large:
+            self.send_header("X-Linked-ETag", f'"{etag}"')
+            self.send_header("X-Linked-Size", str(len(data)))
+        self.send_header("Accept-Ranges", "bytes")
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        if body and large and self.server.break_off > 0:
+            self.server.break_off -= 1
+            self.wfile.write(sent[: len(sent) // 2])
+            self.wfile.flush()
+            self.connection.close()
+        elif body:
+            self.wfile.write(sent)
+        return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hf")
+    save_hf(ESM2.initialised(CONFIG, seed=5), path)
+    return path
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine with an empty cache before it."""
+    server = Hub({path.name: path.read_bytes() for path in folder.iterdir()})
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def gets(server: Hub) -> list[tuple[str, str, str | None]]:
+    return [request for request in server.requests if request[0] == "GET" and request[1].endswith("safetensors")]
+
+
+def assert_is_the_model(name: str) -> dict:
+    model, source = load_model(name)
+    for key, tensor in ESM2.initialised(CONFIG, seed=5).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[key]), key
+    return source
+
+
+def test_by_name_then_from_the_cache_and_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = assert_is_the_model(REPO)
+    assert (source["name"], source["source"]) == ("esm2_small", f"hub:{REPO}@{COMMIT}")
+    assert len(gets(hub)) == 1
+    assert_is_the_model(f"{REPO}@{COMMIT}")
+    assert len(gets(hub)) == 1, "fetched once"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.requests.clear()
+    assert_is_the_model(f"{REPO}@{COMMIT}")
+    assert not hub.requests, "offline asks nobody"
+    with pytest.raises(InputError, match=r"lab/other/config\.json at .* is not in the cache and HF_HUB_OFFLINE is set"):
+        load_model("lab/other")
+
+
+def test_official_names_are_pinned_to_a_commit_and_a_digest(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
+    monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, right))
+    assert assert_is_the_model("esm2_t6_8M_UR50D")["source"] == f"hub:esm2_t6_8M_UR50D@{COMMIT}"
+    assert all(f"/resolve/{COMMIT}/" in path for _, path, _ in hub.requests if path != "/")
+    monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, "f" * 64))
+    with pytest.raises(InputError, match=f"sha256 is {right}, not {'f' * 64}; it was removed from the cache"):
+        load_model("esm2_t6_8M_UR50D")
+    assert OFFICIAL.keys() == SIZES.keys()
+    assert all(len(official.revision) == 40 for official in OFFICIAL.values()), "no moving name among them"
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # of 10 MB, more than this model has
+    hub.break_off = 1
+    assert_is_the_model(REPO)
+    resumed = [wanted for _, _, wanted in gets(hub) if wanted and not wanted.startswith("bytes=0-")]
+    assert resumed, "the second request asks for the rest alone"
+
+
+def test_bytes_that_differ_from_the_declared_digest_are_refused_and_removed(hub: Hub) -> None:
+    hub.damage = True
+    with pytest.raises(InputError, match=r"model\.safetensors: sha256 is \w{64}, not \w{64}; it was removed"):
+        load_model(REPO)
+    hub.damage = False
+    assert_is_the_model(REPO)
+
+
+def test_a_hub_that_is_not_there_is_one_line_within_seconds(hub: Hub, tmp_path: Path) -> None:
+    assert_is_the_model(f"{REPO}@{COMMIT}")
+    hub.shutdown()
+    hub.server_close()
+    assert_is_the_model(f"{REPO}@{COMMIT}")
+    with pytest.raises(
+        InputError, match=r"not in the cache and http://127.* cannot be reached: fetch it where"
+    ) as caught:
+        load_model("esm2_t12_35M_UR50D")
+    next((tmp_path / "cache").rglob("snapshots/*/model.safetensors")).unlink()
+    with pytest.raises(InputError, match=f"{REPO} at revision {COMMIT} is not in the cache and http"):
+        load_model(f"{REPO}@{COMMIT}")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_a_hub_does_not_have(hub: Hub) -> None:
+    for name, message in [
+        ("lab/none", "has no public model lab/none: use one of esm2_t6_8M_UR50D"),
+        (f"{REPO}@nowhere", "has no revision nowhere"),
+        ("esm2_t6_9M_UR50D", "no file, folder or published name; did you mean 'esm2_t6_8M_UR50D'"),
+        ("lab/a b", "is no model's name on a hub"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            load_model(name)
+    del hub.files["model.safetensors"]
+    with pytest.raises(InputError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
+        fetch(f"{REPO}@{COMMIT}")
+
+
+def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
+    model = ESM2.initialised(CONFIG, seed=5)
+    save_fair_esm(model, tmp_path / "esm2_small.pt")
+    forms = {}
+    for path in (folder, tmp_path / "esm2_small.pt"):
+        loaded, source = load_model(path)
+        forms[source["format"]] = source["sha256"]
+        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert not loaded.training
+    assert list(forms) == ["huggingface", "fair-esm"]
+    for path, message in [
+        (tmp_path, r"no config\.json and 0 \.safetensors files"),
+        (tmp_path / "no.pt", rf"no\.pt' is not there: {tmp_path} holds .*esm2_small\.pt; correct the path$"),
+        (tmp_path / "no" / "no.pt", f"is not there: {tmp_path} holds esm2_small"),
+        ("no.pt", "no file, folder or published name; choose one of"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            load_model(path)
+
+
+def test_a_folder_of_ones_own_is_no_owner_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(10):
+        (tmp_path / "runs" / f"run{number}").mkdir(parents=True)
+    with pytest.raises(InputError) as raised:
+        load_model("runs/run10")
+    told = "holds run0, run1, run2, run3, run4, run5, run6, run7 and 2 more; correct the path, or write runs/run10@main"
+    assert str(raised.value) == f"model 'runs/run10' is not there: runs {told} for the hub's"
+
+
+def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for step, name in enumerate(("step=0000002-val_loss=2.5000", "step=0000004-val_loss=2.4000", "last")):
+        state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=step).state_dict().items()}
+        write_checkpoint(checkpoints / f"{name}.safetensors", state, {"model": CONFIG, "step": 2 + 2 * step})
+    assert load_model(tmp_path / "run")[1]["name"] == "run_step6", "no result yet: the last"
+    best = "elsewhere/checkpoints/step=0000004-val_loss=2.4000.safetensors"
+    (tmp_path / "run" / "pretrain.json").write_text(json.dumps({"best": best}))
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    for folder in (moved, moved / "checkpoints"):
+        model, source = load_model(folder)
+        assert source["name"] == "moved_step4"
+        assert torch.equal(model.embed_tokens.weight, ESM2.initialised(CONFIG, seed=1).embed_tokens.weight)
+    next((moved / "checkpoints").glob("*2.4000*")).unlink()
+    assert load_model(moved)[1]["name"] == "moved_step6", "the best was removed: the last"
+    (moved / "checkpoints" / "last.safetensors").unlink()
+    assert load_model(moved / "checkpoints")[1]["name"] == "moved_step2", "the only one"
+    with pytest.raises(InputError, match=r"no config\.json and 0 \.safetensors files in it"):
+        load_model(moved)
+
+
+def test_untrained_has_the_architecture_and_the_seeds_weights(folder: Path) -> None:
+    trained, _ = load_model(folder)
+    untrained, source = load_model(folder, untrained_seed=7)
+    assert untrained.config == trained.config
+    assert (source["untrained_seed"], source["name"]) == (7, f"{folder.name}_untrained")
+    assert not torch.equal(untrained.layers[0].fc1.weight, trained.layers[0].fc1.weight)
+    assert torch.equal(untrained.layers[0].fc1.weight, load_model(folder, untrained_seed=7)[0].layers[0].fc1.weight)
+    assert not torch.equal(untrained.layers[0].fc1.weight, load_model(folder, untrained_seed=8)[0].layers[0].fc1.weight)
+    named, _ = load_model("esm2_t6_8M_UR50D", untrained_seed=7)
+    assert named.config == SIZES["esm2_t6_8M_UR50D"], "no download for what is random anyway"
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("golden", ["G1", "G2"])
+def test_the_true_8m_gives_the_published_figures(root: Path, golden: str) -> None:
+    try:
+        model, _ = load_model("esm2_t6_8M_UR50D")
+    except InputError as error:
+        pytest.skip(str(error))
+    blocks = yaml.safe_load((root / "data" / "golden" / "esm2_t6_8M.yaml").read_text())["golden"]
+    block = next(block for block in blocks if block["name"] == golden)
+    tokens_N = torch.tensor(block["input_ids"][0])
+    encoder = Encoder(model)
+    found = encoder.encode(tokens_N, [len(tokens_N)], [6])[6]  # packed: no token is padding, whatever its id
+    found = encoder.logits(found) if block["output"] == "logits" else found
+    torch.testing.assert_close(found[:3, :3], torch.tensor(block["values"]), atol=block["atol"], rtol=block["rtol"])

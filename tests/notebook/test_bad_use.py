@@ -1,0 +1,181 @@
+"""Notebooks put to bad use: a stale checkpoint, another size in the same folder, two at once, no network, a folder that
+cannot be written. Each ends in one clear line, and nothing that was there is lost."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from esm2kit.cli.main import main
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import sha256_file, to_json
+from esm2kit.embedding.embed import EmbedConfig, embed
+from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.finetuning.config import FinetuneConfig
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.notebook.pickers import tasks as pickers
+from esm2kit.notebook.records import work_folder
+from esm2kit.notebook.runs.headless import known_parameters
+from esm2kit.notebook.runs.run import RunConfig, run
+from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
+from esm2kit.training.resume import alone_in, resume_point
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {"num_layers": 1, "embed_dim": 16, "attention_heads": 2, "max_steps": 2, "warmup_steps": 1, "seed": 0,
+            "global_batch_size": 2, "val_check_interval": 2, "accumulate_grad_batches": 1, "lr": 0.003}  # fmt: skip
+NOWHERE = "http://127.0.0.1:9"  # a proxy that nobody answers at: the machine has no network
+
+
+@pytest.fixture
+def work(tmp_path: Path, dataset: Path) -> Path:
+    """A work folder as notebooks 01 and 02 leave it."""
+    shutil.copytree(dataset, tmp_path / "work" / "dataset")
+    train(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def train(work: Path, **changes: int) -> None:
+    settings = SETTINGS | changes
+    pretrain(PretrainConfig(work / "dataset", work / "pretrain", model="custom", accelerator="cpu", **settings))
+
+
+def alone(folder: Path, notebook: str, **parameters: object) -> str:
+    """Run one notebook from a clean kernel. Returns: the one line on what is wrong."""
+    root = folder / "clone"
+    if not root.exists():
+        (root / "papermill_runs").mkdir(parents=True)
+        for name in ("notebooks", "data"):
+            (root / name).symlink_to(ROOT / name)
+    (root / "papermill_runs" / "tiny.yaml").write_text(yaml.safe_dump({notebook: parameters}))
+    with pytest.raises(InputError) as raised:
+        run(RunConfig(tier="tiny", root=root))
+    line = str(raised.value)
+    assert "\n" not in line
+    assert line.startswith(f"{notebook} failed in cell ")
+    return line
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*")) if path.is_file() and path.suffix}
+
+
+@pytest.mark.parametrize("notebook", ["03_embed", "04_benchmark", "05_finetune"])
+def test_a_checkpoint_of_another_size_than_its_record_says(work: Path, notebook: str) -> None:
+    record = work / "pretrain" / "pretrain.json"
+    told = json.loads(record.read_text())
+    told["model"]["embed_dim"] = 32
+    record.write_text(json.dumps(told))
+    before = hashes(work / "pretrain" / "checkpoints")
+    line = alone(work.parent, notebook, work_dir=str(work))
+    assert "has 1 layer × 16, but pretrain.json beside it tells of 1 layer × 32" in line
+    assert "run 02_pretrain again" in line
+    assert hashes(work / "pretrain" / "checkpoints") == before
+
+
+def test_training_another_size_in_the_same_folder_says_so_and_keeps_the_first(work: Path) -> None:
+    before = hashes(work / "pretrain" / "checkpoints")
+    line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"embed_dim": 32})
+    assert "InputError: pretrain stopped with code 2" in line
+    assert "is of another run: embed_dim was 16 and is now 32; set overwrite to True to begin anew" in line
+    assert hashes(work / "pretrain" / "checkpoints") == before
+    assert len(before) == 2, "the best and the last"
+
+
+def test_after_training_at_another_size_the_next_notebooks_take_the_new_model(work: Path, sample: Path) -> None:
+    """What 03 does is done for the first model, then for the second, in the same folder."""
+    widths = []
+    for width in (16, 32):
+        train(work, embed_dim=width, resume_if_exists=width == 16)
+        view = pickers.model_picker("", work)
+        assert f"1 layer × {width}" in view.card.value
+        config = EmbedConfig(
+            fasta=sample / "uniref50_valid.fasta", out_dir=work / "embeddings", model=view.value, device="cpu"
+        )
+        with EmbeddingReader(embed(config, replace=True).embeddings) as reader:
+            widths.append(reader.matrix().shape[1])
+    assert widths == [16, 32], "stale vectors were taken for the new model's"
+
+
+@pytest.mark.parametrize("changed", ["data", "model"])
+def test_a_run_is_not_gone_on_with_on_another_input_of_the_same_name(changed: str, tmp_path: Path) -> None:
+    """A fine-tuning of a checkpoint that was trained anew since, under the same path."""
+    config = FinetuneConfig(out_dir=tmp_path, max_steps=1, global_batch_size=2)
+    inputs = {"data": {"sha256": "a" * 64}, "model": {"sha256": "b" * 64}}
+    manifest = {"config": to_json(config), "inputs": inputs}
+    metadata = {"provenance": manifest, "global_batch_size": 2, "step": 1}
+    write_checkpoint(tmp_path / "checkpoints" / "last.safetensors", {"model.x": torch.zeros(1)}, metadata)
+    assert resume_point(tmp_path, config, manifest).step == 1
+    other = manifest | {"inputs": inputs | {changed: {"sha256": "c" * 64}}}
+    with pytest.raises(InputError, match=f"is of another run: the {changed}'s sha256 was .* and is now cccccccccccc;"):
+        resume_point(tmp_path, config, other)
+
+
+def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> None:
+    before = hashes(work / "pretrain" / "checkpoints")
+    with alone_in(work / "pretrain"):
+        line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"max_steps": 4})
+    assert "another run is training there; stop it, or give another --out_dir" in line
+    assert hashes(work / "pretrain" / "checkpoints") == before
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "told"),
+    [
+        ("03_embed", {"model": "esm2_t6_8M_UR50D"}, r"is not in the cache and .* cannot be reached: fetch it where"),
+        ("04_benchmark", {"task": "gb1"}, r"could not fetch gb1 .*place two_vs_rest\.fasta in .* by hand"),
+    ],
+)
+def test_no_network(
+    work: Path, notebook: str, parameters: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, NOWHERE)
+        monkeypatch.setenv(name.lower(), NOWHERE)
+    monkeypatch.setenv("HF_HOME", str(work / "empty"))
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    if notebook == "04_benchmark":
+        parameters = parameters | {"data_dir": str(work / "flip")}
+    line = alone(work.parent, notebook, work_dir=str(work), **parameters)
+    assert re.search(told, line), line
+
+
+def test_a_work_folder_that_cannot_be_written_is_said_first(tmp_path: Path) -> None:
+    """A file where the folder should be, and /proc, which not even root writes to."""
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file" / "work", Path("/proc/work")):
+        with pytest.raises(InputError, match=f"cannot write to {place}: .*; set work_dir to another folder"):
+            work_folder(place)
+    assert (tmp_path / "file").read_text() == "mine"
+    line = alone(tmp_path, "01_preprocess", work_dir=str(tmp_path / "file" / "work"))
+    assert "failed in cell 2: InputError: cannot write to" in line
+    assert list(work_folder(tmp_path / "new" / "work").iterdir()) == [], "trying leaves nothing behind"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_tries_its_folder_before_it_works(path: Path) -> None:
+    assert "work_dir" in known_parameters(path)
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert "work_folder(work_dir)" in "".join(cells[1]["source"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["preprocess", "--train_fasta", "{sample}/uniref50_valid.fasta", "--out_dir", "{place}", "--val_size", "0.5"],
+        ["pretrain", "--data", "{dataset}", "--out_dir", "{place}", "--max_steps", "1"],
+    ],
+)
+def test_a_command_that_cannot_write_is_one_line(
+    arguments: list[str], tmp_path: Path, sample: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    place = tmp_path / "file" / "out"
+    assert main([argument.format(sample=sample, dataset=dataset, place=place) for argument in arguments]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
+    assert len(said) == 1
+    assert "Not a directory" in said[0]
+    assert (tmp_path / "file").read_text() == "mine"

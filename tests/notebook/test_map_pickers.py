@@ -1,0 +1,70 @@
+"""The pickers of the map and of one protein: values, errors, what their cards tell."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from esm2kit.core.errors import InputError
+from esm2kit.embedding import maps
+from esm2kit.notebook.pickers import maps as map_pickers
+from esm2kit.notebook.widgets import View
+from esm2kit.sequences.fasta import Record, read_fasta
+
+
+def text(view: View) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", view.card.value).split())
+
+
+@pytest.fixture(scope="module")
+def records(sample: Path) -> list[Record]:
+    return list(read_fasta(sample / "tasks" / "domain_of_life" / "sampled.fasta"))
+
+
+def test_the_map_is_coloured_by_any_field_of_the_headers(records: list[Record]) -> None:
+    view = map_pickers.map_picker("pca", "TARGET", records)
+    assert view.value == ("pca", "TARGET")
+    assert view.parameters == {"projection": "pca", "colour_by": "TARGET"}
+    assert "3 words: Eukaryota 150, Bacteria 150, Archaea 150" in text(view)
+    offered = [value for _, value in view.controls["colour_by"].options]
+    assert offered == ["TARGET", "SET", "VALIDATION", "residues"]
+    view.controls["colour_by"].value = "residues"
+    counts = [len(record.sequence) for record in records]
+    assert f"a number, {min(counts)} to {max(counts)}" in text(view)
+    assert view.value == ("pca", "residues")
+
+
+def test_many_words_are_cut_and_headers_cannot_bring_markup(records: list[Record]) -> None:
+    strange = [Record(f"p{place}", f"p{place} OS=<b>{place}</b>", "MKT") for place in range(8)]
+    view = map_pickers.map_picker("pca", "OS", strange)
+    assert "and 3 more" in text(view)
+    assert "<b>0" not in view.card.value
+    assert "&lt;b&gt;0" in view.card.value
+    protein = map_pickers.protein_picker("p1", strange)
+    assert "&lt;b&gt;1" in protein.card.value
+
+
+def test_a_choice_that_cannot_be_made_is_shown_and_raised(records: list[Record], monkeypatch) -> None:
+    monkeypatch.setattr(maps, "find_spec", lambda name: None)
+    for view, told in (
+        (map_pickers.map_picker("pca", "OS", records), "no header has a field 'OS': colour by one of TARGET, SET"),
+        (map_pickers.map_picker("umap", "TARGET", records), "umap-learn is not installed: pip install umap-learn"),
+        (map_pickers.map_picker("tsne", "TARGET", records), "projection 'tsne' is unknown: choose pca or umap"),
+        (map_pickers.protein_picker("A0A022Q765", records), "no protein 'A0A022Q765' among the 450: .*A0A022Q764"),
+    ):
+        assert 'role="alert"' in view.card.value
+        with pytest.raises(InputError, match=told) as caught:
+            _ = view.value
+        assert "\n" not in str(caught.value)
+        assert "Cannot be used" in text(view)
+
+
+def test_a_protein_is_chosen_by_its_id_the_first_if_none(records: list[Record]) -> None:
+    view = map_pickers.protein_picker("", records)
+    assert view.value == 0
+    assert f"residues {len(records[0].sequence)}" in text(view)
+    view.controls["protein"].value = f" {records[17].id} "
+    assert view.value == 17
+    assert records[17].description in text(view)
+    doubled = [*records[:3], records[1]]
+    assert map_pickers.protein_picker(records[1].id, doubled).value == 1, "the first of equal ids"

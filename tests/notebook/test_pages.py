@@ -1,0 +1,187 @@
+"""The pages over runs: a headline that says what came out, and which notebook a run is at or failed in."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from matplotlib.colors import to_hex
+
+from esm2kit import plots
+from esm2kit.benchmarking.page import PAGE
+from esm2kit.benchmarking.report import best_baseline, score_table, svg
+from esm2kit.core.files import write_json
+from esm2kit.notebook.runs.history import read_manifest, this_process, with_status
+from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
+
+RESULT = "Validation perplexity 16.73, where guessing by frequency has 17.52."
+
+
+def manifest(*statuses: str, **more: Any) -> dict[str, Any]:
+    """Of a run of three notebooks that came as far as these statuses."""
+    names = ["00_first", "01_second", "02_third"]
+    entries = {
+        name: {"status": status, "seconds": 60.0, "parameters": {}, "figures": {}, "made": {}}
+        for name, status in zip(names, statuses, strict=False)
+    }
+    if statuses and statuses[0] == "done":
+        entries["00_first"]["told"] = RESULT
+    if statuses and statuses[-1] == "failed":
+        entries[names[len(statuses) - 1]]["error"] = "cell 5: InputError: letter 'J' <b>at</b> residue 12"
+    head = {"tier": "sample", "created": "2026-01-01T10:20:30+00:00", "git_commit": "0" * 40, "planned": names}
+    return head | {"process": this_process(), "notebooks": entries} | more
+
+
+def words(page: str, tag: str) -> str:
+    """The text of a page's first element of a kind, tags left out."""
+
+    class Found(HTMLParser):
+        depth, told = 0, ""
+
+        def handle_starttag(self, name: str, attributes: Any) -> None:
+            self.depth += name == tag and not self.told
+
+        def handle_endtag(self, name: str) -> None:
+            self.depth = 0 if name == tag else self.depth
+
+        def handle_data(self, data: str) -> None:
+            self.told += data if self.depth else ""
+
+    found = Found()
+    found.feed(page)
+    return " ".join(found.told.split())
+
+
+def gone() -> dict[str, Any]:
+    """A process of this machine that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return this_process() | {"pid": ended.pid}
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "headline"),
+    [
+        (manifest("done", "done", "done"), "done", "Tier sample: 3 notebooks in 3.0 minutes"),
+        (manifest("done", "running"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
+        (manifest("done"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "failed"), "failed", "Tier sample: failed in 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "running", process=gone()), "interrupted",
+         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+        (manifest("done", process=gone()), "interrupted",
+         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+        (manifest(process=gone(), planned=[]), "interrupted",
+         "Tier sample: interrupted in its first notebook, 0 of 0 notebooks done"),
+        (manifest("running", process={"host": "elsewhere", "pid": 1}), "running",
+         "Tier sample: at work on 00_first, 0 of 3 notebooks done"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_how_far_a_run_came(found: dict[str, Any], status: str, headline: str) -> None:
+    assert with_status(found)["status"] == status
+    page = run_page("sample-1", found)
+    assert words(page, "h1") == headline
+    assert f"{headline}</title>" in page
+    assert (RESULT in page) == any("told" in entry for entry in found["notebooks"].values())
+    assert ('http-equiv="refresh"' in page) == (status == "running"), "only a run at work is looked at again"
+    assert ("--resume goes on from there" in page) == (status in ("failed", "interrupted"))
+    links = re.findall(r'href="(\w+)\.html">\1<', page)
+    assert links == [name for name, each in found["notebooks"].items() if each["status"] in ("done", "failed")]
+
+
+def test_an_error_is_shown_as_text() -> None:
+    page = run_page("sample-1", manifest("done", "failed"))
+    assert "letter &#39;J&#39; &lt;b&gt;at&lt;/b&gt; residue 12" in page
+
+
+def test_a_run_from_before_the_plan_was_recorded_is_done_when_its_notebooks_are() -> None:
+    old = manifest("done", "done")
+    del old["planned"], old["process"]
+    assert with_status(old)["status"] == "done"
+
+
+def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
+    for day, found in enumerate((manifest("done", "done", "done"), manifest("done", "failed")), 1):
+        folder = tmp_path / f"sample-{day}"
+        folder.mkdir()
+        write_json(folder / "manifest.json", found | {"created": f"2026-01-0{day}T00:00:00"})
+        assert read_manifest(folder)["seconds"] == 60.0 * len(found["notebooks"])
+    page = runs_page(tmp_path).read_text()
+    assert words(page, "h1") == "2 runs of the notebooks"
+    assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"
+
+
+def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_path: Path) -> None:
+    links = "[03](03_embed.ipynb), [runs](../papermill_runs/README.md), [site](https://example.org/a.ipynb)"
+    cells = [nbformat.v4.new_markdown_cell(links)]
+    for lines in (20, 8):
+        printed = [nbformat.v4.new_output("stream", name="stdout", text=f"of {lines}: <{n}>\n") for n in range(lines)]
+        cells.append(nbformat.v4.new_code_cell("train()", outputs=printed))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_pretrain.ipynb")
+    page = notebook_page(tmp_path / "02_pretrain.ipynb")
+    found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
+    assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
+    details = r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>"
+    ((count, folded),) = re.findall(details, page, flags=re.S)
+    assert int(count) == 17
+    assert [f"of 20: &lt;{n}&gt;" in folded for n in range(20)] == [True] * 17 + [False] * 3
+    assert "of 8:" not in folded
+    assert [page.count(f"of {lines}: &lt;") for lines in (20, 8)] == [20, 8]
+
+
+def score(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "seeds": [value], "seed_spread": 0.0}
+
+
+ROWS = [
+    {"name": "m, fine-tuned (full, cnn)", "kind": "finetuned", "note": "", "metrics": {"rmse": score(1.5, 1.25, 1.75)}},
+    {"name": "m, cnn", "kind": "probe", "note": "", "metrics": {"rmse": score(1.75, 1.5, 2.0)}},
+    {"name": "untrained m, cnn", "kind": "untrained", "note": "", "metrics": {"rmse": score(2.0, 1.75, 2.25)}},
+    {"name": "mean", "kind": "baseline", "note": "the mean of train", "metrics": {"rmse": score(2.5)}},
+    {
+        "name": "composition",
+        "kind": "baseline",
+        "note": "linear on letters",
+        "metrics": {"rmse": score(2.25, 2.0, 2.5)},
+    },
+]
+
+
+def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
+    table = score_table({"task": {"metric": "rmse", "unit": ""}, "rows": ROWS})
+    assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
+    assert [row["cells"][0]["small"] for row in table["rows"]] == [
+        "the encoder itself, trained on the labels",
+        "the probe on the frozen encoder",
+        "the same probe on an untrained encoder",
+        "the mean of train",
+        "linear on letters",
+    ]
+    assert table["rows"][0]["cells"][1]["small"] == "[1.250, 1.750]"
+    assert table["rows"][3]["cells"][1]["small"] == "", "no interval is no pair of dashes"
+
+
+def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
+    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS})["name"] == "composition"
+    renamed = [row | {"metrics": {"spearman": row["metrics"]["rmse"]}} for row in ROWS]
+    assert best_baseline({"task": {"metric": "spearman"}, "rows": renamed})["name"] == "mean"
+    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS[:3]}) is None
+
+
+def test_a_label_with_dollars_is_no_formula() -> None:
+    drawn = svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
+    assert r"$5 \bad{" in drawn
+
+
+def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
+    drawn = svg(
+        lambda: plots.scores_beside_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", ours=["a"]), "scores"
+    )
+    assert "var(--ours)" in drawn
+    assert "currentColor" in drawn
+    assert to_hex(plots.OURS) not in drawn
+    for theme in ("#0173b2", "#5cb0e8"):
+        assert f"--ours: {theme}" in PAGE

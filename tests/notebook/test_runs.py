@@ -1,0 +1,366 @@
+"""Headless runs: strict parameters, failures that keep what came before, comparisons, repeats."""
+
+import errno
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from esm2kit.cli.arguments import parse
+from esm2kit.cli.commands import STAGES
+from esm2kit.cli.main import main
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import sha256_file
+from esm2kit.notebook.records import need, record
+from esm2kit.notebook.runs import headless
+from esm2kit.notebook.runs.history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
+from esm2kit.notebook.runs.run import RerunConfig, RunConfig, RunsConfig, latest_run, rerun, run, runs
+
+FIRST = """
+from esm2kit.notebook.records import record
+from pathlib import Path
+made = Path(work_dir) / "first.txt"
+made.parent.mkdir(parents=True, exist_ok=True)
+made.write_text(str(size))
+record("00_first", work_dir, {"first": made}, {"twice": 2 * size, "rows_per_s": __import__("time").time()})
+"""
+SECOND = """
+from pathlib import Path
+from esm2kit.notebook.records import need, record
+from esm2kit.core.errors import InputError
+first = int(need(Path(work_dir) / "first.txt", "00_first").read_text())
+if Path(flag).exists():
+    raise InputError("the flag is up: take it down")
+record("01_second", work_dir, {}, {"sum": first + 0.5})
+"""
+
+
+def notebook(path: Path, parameters: str, code: str) -> None:
+    cells = [nbformat.v4.new_code_cell(parameters), nbformat.v4.new_code_cell(code.strip())]
+    cells[0].metadata["tags"] = ["parameters"]
+    made = nbformat.v4.new_notebook(cells=cells)
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(made, path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with two notebooks of one second each; the second fails while `flag` exists."""
+    notebook(tmp_path / "notebooks" / "00_first.ipynb", 'work_dir: str = "w"  # x\nsize: int = 3  # rows', FIRST)
+    second = f'work_dir: str = "w"  # x\nflag: str = {str(tmp_path / "flag")!r}  # fails while it is there'
+    notebook(tmp_path / "notebooks" / "01_second.ipynb", second, SECOND)
+    (tmp_path / "papermill_runs").mkdir()
+    (tmp_path / "papermill_runs" / "tiny.yaml").write_text("00_first: {size: 4}\n01_second: {}\n")
+    return tmp_path
+
+
+def config(root: Path, **changes: Any) -> RunConfig:
+    return RunConfig(**({"tier": "tiny", "root": root} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tier": "tny"}, "unknown tier 'tny'; did you mean 'tiny'"),
+        ({"only": "1_secnd"}, "the tier has no notebook '1_secnd'; did you mean '01_second'"),
+        ({"from_notebook": "07"}, "the tier has no notebook '07'"),
+        ({"parameters": ["sise=4"]}, "no notebook has a parameter 'sise'; did you mean 'size'"),
+        ({"parameters": ["01_second.size=4"]}, "01_second has no parameter 'size'"),
+        ({"parameters": ["size"]}, "-p size"),
+        ({"parameters": ["size=["]}, r"-p size=\[: '\[' is no value of size"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(root: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told.replace("(", r"\(")):
+        run(config(root, **changes))
+    assert not [path for path in (root / "papermill_runs").iterdir() if path.is_dir() and any(path.glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("00_frist: {}", "unknown notebook '00_frist'; did you mean '00_first'"),
+        ("00_first: {sizes: 3}", "00_first has no parameter 'sizes'; did you mean 'size'"),
+        ("- 00_first", "a tier is"),
+    ],
+)
+def test_bad_tiers_are_refused(root: Path, text: str, told: str) -> None:
+    (root / "papermill_runs" / "bad.yaml").write_text(text)
+    with pytest.raises(InputError, match=told):
+        run(config(root, tier="bad"))
+
+
+def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None:
+    (root / "flag").write_text("")
+    with pytest.raises(
+        InputError, match=r"01_second failed in cell 2: InputError: the flag is up.*--tier tiny --resume"
+    ):
+        run(config(root))
+    folder = latest_run(root, "tiny")
+    manifest = read_manifest(folder)
+    assert [entry["status"] for entry in manifest["notebooks"].values()] == ["done", "failed"]
+    assert manifest["status"] == "failed"
+    assert (folder / "artefacts" / "first.txt").read_text() == "4"
+    assert "the flag is up" in (folder / "01_second.html").read_text()
+    assert "failed" in (root / "papermill_runs" / "index.html").read_text()
+    before = (folder / "00_first.ipynb").stat().st_mtime_ns
+
+    (root / "flag").unlink()
+    assert main(["run", "--tier", "tiny", "--resume", "--root", str(root)]) == 0
+    assert (folder / "00_first.ipynb").stat().st_mtime_ns == before, "a finished notebook was run again"
+    finished = read_manifest(folder)
+    assert finished["status"] == "done"
+    assert finished["notebooks"]["01_second"]["figures"] == {"sum": 4.5}
+    assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
+    assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
+    assert "nbformat==" in (folder / "environment.txt").read_text()
+
+
+@pytest.mark.parametrize("default", ["10 * 2", "Path('a')", "size +"])
+def test_a_parameter_that_is_worked_out_is_refused(root: Path, default: str) -> None:
+    notebook(root / "notebooks" / "00_first.ipynb", f"size: int = {default}  # rows", "print(size)")
+    with pytest.raises(InputError, match=r"00_first.ipynb: parameter size is .*; write a number"):
+        run(config(root))
+
+
+def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
+    parameters = 'work_dir: str = "w"  # x\nsize: int = 3  # rows'
+    notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
+    with pytest.raises(InputError, match=r"00_first failed in cell 2: its process died.*--resume"):
+        run(config(root))
+    folder = latest_run(root, "tiny")
+    assert read_manifest(folder)["status"] == "failed"
+    assert "its process died" in (folder / "index.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(root, only="00"))
+    folder = latest_run(root, "tiny")
+    before = {page.name: page.read_text() for page in (folder / "00_first.html", folder / "index.html")}
+    for name in ("notebook_page", "run_page"):
+        kept = (folder / "index.html").read_text()
+        with monkeypatch.context() as patch:
+            patch.setattr(headless, name, lambda *given: "half a page, and then \ud800, which no file takes")
+            with pytest.raises(UnicodeEncodeError):
+                run(config(root, only="00"))
+        page = (folder / "index.html").read_text()
+        assert page.endswith("</html>"), "a page is whole"
+        assert (page == kept) == (name == "run_page"), "the run's page told that a notebook began"
+        assert before["00_first.html"][:40] == (folder / "00_first.html").read_text()[:40]
+        assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
+def test_a_work_folder_of_ones_own_is_recorded_as_well(root: Path, place: str) -> None:
+    run(config(root, only="00", parameters=[f"work_dir={place.format(root=root)}"]))
+    entry = read_manifest(latest_run(root, "tiny"))["notebooks"]["00_first"]
+    assert entry["figures"]["twice"] == 8
+    made = root / "elsewhere" / "first.txt"
+    assert made.read_text() == "4"
+    assert entry["made"]["first"] == {"path": str(made), "bytes": 1, "sha256": sha256_file(made)}
+
+
+def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
+    with pytest.raises(InputError, match=r"first\.txt is not there: run 00_first first"):
+        run(config(root, only="01"))
+    with pytest.raises(InputError, match="run 02_pretrain first"):
+        need(root / "nowhere", "02_pretrain")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(root: Path) -> None:
+    run(config(root))
+    folder = latest_run(root, "tiny")
+    holder = f"""
+import fcntl, sys
+lock = open({str(folder / ".lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        before = (folder / "manifest.json").read_bytes()
+        with pytest.raises(InputError, match="another run is at work there"):
+            run(config(root, only="00"))
+        assert (folder / "manifest.json").read_bytes() == before
+        other.stdin.close()
+
+
+def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> None:
+    def one() -> None:
+        subprocess.run(
+            [sys.executable, "-c", f"from esm2kit.runs import *; run(RunConfig('tiny', root={str(root)!r}))"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_runs(root / "papermill_runs")
+    assert len(found) == 2
+    assert all(manifest["status"] == "done" for manifest in found.values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.mkdir
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        if "papermill_runs" in path.parts:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        whole(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*tiny-.*: Read-only file system"):
+        run(config(root))
+
+
+def test_latest_run_is_of_the_tier_alone(root: Path) -> None:
+    for name in ("tiny-20260101-000000", "tiny-20260102-000000", "tiny-big-20270101-000000"):
+        (root / "papermill_runs" / name).mkdir()
+    assert latest_run(root, "tiny").name == "tiny-20260102-000000"
+    assert latest_run(root, "tiny-big").name == "tiny-big-20270101-000000"
+    assert latest_run(root, "other") is None
+
+
+def test_rerun_repeats_the_recorded_parameters_and_tells_what_differs(root: Path) -> None:
+    run(config(root, parameters=["size=7"]))
+    first = latest_run(root, "tiny")
+    assert "no figure differs" in rerun(RerunConfig(first.name, root=root))
+    again = latest_run(root, "tiny")
+    assert again != first
+    assert read_manifest(again)["notebooks"]["00_first"]["figures"]["twice"] == 14
+
+    changed = root / "notebooks" / "00_first.ipynb"
+    changed.write_text(changed.read_text().replace("2 * size", "2.001 * size"))
+    with pytest.raises(InputError, match=r"1 figures differ by more than 0\.0001.*: 00 twice$"):
+        rerun(RerunConfig(first.name, root=root))
+    told = rerun(RerunConfig(first.name, tolerance=0.01, root=root))
+    assert "within tolerance" in told
+    assert "speed" in told, "a rate is shown, and not held against the old one"
+
+
+def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no runs" in runs(RunsConfig(root=root))
+    run(config(root))
+    run(config(root, parameters=["size=5"]))
+    names = list(read_runs(root / "papermill_runs"))
+    assert main(["runs", "--root", str(root)]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in names)
+    assert main(["runs", names[1], names[0], "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert [line.split() for line in told.splitlines() if "size" in line] == [["00_first.size", "4", "5"]]
+    assert ["00", "twice", "8", "10"] in [line.split() for line in told.splitlines()]
+    with pytest.raises(InputError, match="a comparison takes two runs, found 1"):
+        runs(RunsConfig([names[0]], root))
+    with pytest.raises(InputError, match=r"nosuch is no run in .*; `esm2kit runs` lists those there are"):
+        runs(RunsConfig([names[0], "nosuch"], root))
+    assert main(["runs", names[0][:-1], "--root", str(root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"did you mean {names[0]!r}?") or line.endswith(f"did you mean {names[1]!r}?")
+    assert main(["runs", f"papermill_runs/{names[0]}", "--root", str(root)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"found 1: {names[0]}, as in `esm2kit runs {names[0]} {names[1]}`")
+
+
+def test_runs_and_their_comparison_as_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(config(root))
+    run(config(root, parameters=["size=5"]))
+    names = list(read_runs(root / "papermill_runs"))
+    capsys.readouterr()
+    assert main(["runs", "--format", "json", "--root", str(root)]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["run"] for entry in listed] == names
+    assert [entry["figures"]["00 twice"] for entry in listed] == [10, 8]
+    assert all(entry["status"] == "done" and entry["seconds"] > 0 for entry in listed)
+    assert main(["runs", names[1], names[0], "--format", "json", "--root", str(root)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"] == [names[1], names[0]]
+    assert told["parameters"] == [{"name": "00_first.size", "before": 4, "after": 5, "beyond": True}]
+    figures = {each["name"]: (each["before"], each["after"], each["beyond"]) for each in told["figures"]}
+    assert figures["00 twice"] == (8, 10, True)
+    assert figures["01 sum"] == (4.5, 5.5, True)
+    assert figures["00 rows_per_s"][2] is None, "a speed is no difference"
+
+
+def test_a_command_without_arguments_is_its_defaults() -> None:
+    assert parse(RunsConfig, "esm2kit runs", []) == RunsConfig()
+    assert parse(RunConfig, "esm2kit run", []) == RunConfig()
+    assert main(["pretrain"]) == 2
+    assert "runs" in STAGES
+
+
+SLOW = """
+import time
+for turn in range({turns}):
+    print("turn", turn, flush=True)
+    time.sleep({seconds})
+"""
+
+
+def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root: Path) -> None:
+    """Two planted cells of three seconds: one says so every half second, one keeps its reader wondering."""
+    path = root / "notebooks" / "01_second.ipynb"
+    made = nbformat.read(path, as_version=4)
+    made.cells.insert(1, nbformat.v4.new_markdown_cell("A word between does not count as a cell."))
+    made.cells.insert(2, nbformat.v4.new_code_cell(SLOW.format(turns=6, seconds=0.5).strip()))
+    made.cells.append(nbformat.v4.new_code_cell(SLOW.format(turns=1, seconds=3).strip()))
+    nbformat.write(made, path)
+    told = run(config(root))
+    manifest = read_manifest(latest_run(root, "tiny"))
+    ((notebook, cell, seconds),) = silent_cells(manifest, 2.5)
+    assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's own"
+    assert 2.5 < seconds < 20
+    line = f"at work for over 2.5 s without a line, as on a busy machine: 01_second cell 4 ({seconds:.0f} s)"
+    assert silences(manifest, 2.5) == line
+    assert ("at work for over" in told) == (silences(manifest) != ""), "a line only where there is something to say"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(21414.0, "21,414"), (2384, "2,384"), (14.3679, "14.37"), (4.7e-8, "4.7e-08"), (True, "True"), ("x", "x"),
+     (-1234.6, "-1,235"), (float("nan"), "nan"), (0.0, "0")],
+)  # fmt: skip
+def test_a_figure_as_a_person_reads_it(value: Any, told: str) -> None:
+    assert short(value) == told
+
+
+def test_comparison_by_tolerance() -> None:
+    def manifest(**figures: float) -> dict[str, Any]:
+        return {"notebooks": {"02_x": {"parameters": {"work_dir": str(figures)}, "figures": figures}}}
+
+    parameters, figures = compare_runs(
+        manifest(same=1, near=1.0, far=1.0, tokens_per_s=5, gone=1),
+        manifest(same=1, near=1.00001, far=1.1, tokens_per_s=9),
+        tolerance=1e-4,
+    )
+    assert parameters == []
+    assert {difference.name: difference.beyond for difference in figures} == {
+        "02 near": False, "02 far": True, "02 tokens_per_s": None, "02 gone": True,
+    }  # fmt: skip
+
+
+def test_a_record_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names artefacts that are not there"):
+        record("00_first", tmp_path, {"first": tmp_path / "nowhere"}, {})
+
+
+def test_the_page_over_all_runs_needs_no_network_and_sorts_by_button(root: Path) -> None:
+    run(config(root))
+    broken = root / "papermill_runs" / "tiny-20200101-000000"
+    broken.mkdir()
+    (broken / "manifest.json").write_text("{")
+    run(config(root, only="00"))
+    page = (root / "papermill_runs" / "index.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count('<th scope="col">') == page.count('<th scope="col"><button type="button">') > 6
+    assert broken.name not in page
+    assert json.loads((latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"

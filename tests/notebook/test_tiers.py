@@ -1,0 +1,117 @@
+"""Tiers: every parameter known, of its type, among its stage's choices, its file there, before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from esm2kit.cli.commands import STAGES
+from esm2kit.cli.main import main
+from esm2kit.core.errors import InputError
+from esm2kit.models.esm2 import SIZES
+from esm2kit.notebook.runs.headless import known_parameters
+from esm2kit.notebook.runs.tiers import checked, plan_tier, tier_path
+from esm2kit.tasks.files import split_names
+from esm2kit.tasks.flip import TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "papermill_runs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, dict[str, Any]]:
+    """Every notebook's own parameters."""
+    return {path.stem: known_parameters(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+
+
+@pytest.mark.parametrize("name", ["sample", "small", "full"])
+def test_what_a_tier_asks_for_exists(name: str, known: dict[str, dict[str, Any]]) -> None:
+    """Models are published ones, tasks and splits are FLIP's or the sample's, modes are the stage's."""
+    plan = plan_tier(ROOT, tier_path(ROOT, name))
+    assert list(plan) == list(known)
+    for notebook, given in plan.items():
+        values = known[notebook] | given
+        assert values.get("model", "") in ("", "custom", *SIZES), f"{notebook}: model {values['model']}"
+        tasks = [values["task"], *filter(None, values["others"].split(","))] if "others" in values else []
+        for task in [*tasks, *([values["task"]] if notebook == "05_finetune" else [])]:
+            folder = ROOT / "notebooks" / values["data_dir"] / task
+            assert task in TASKS or folder.is_dir(), f"{notebook}: nothing makes task {task}"
+            splits = TASKS[task].splits if task in TASKS else split_names(folder)
+            assert task != values["task"] or values["split"] in ("", *splits), f"{notebook}: split {values['split']}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_tells_every_parameter_and_runs_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set((ROOT / "papermill_runs").iterdir())
+    assert main(["run", "--tier", name, "--dry_run", "-p", "lr=2e-3", "-p", "seed=7"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["05_finetune", "lr", "0.002", "given"] in rows, "YAML reads 2e-3 as text; the parameter is a number"
+    assert ["01_preprocess", "seed", "7", "given"] in rows
+    assert ["02_pretrain", "work_dir", "artefacts/", "of", "the", "run"] in rows
+    assert "nothing was run" in " ".join(rows[-1])
+    given = yaml.safe_load((ROOT / "papermill_runs" / f"{name}.yaml").read_text())
+    for notebook, parameters in given.items():
+        for parameter in set(parameters) - {"lr", "seed"}:
+            assert any(row[:2] == [notebook, parameter] and row[-1] == "given" for row in rows)
+    assert set((ROOT / "papermill_runs").iterdir()) <= before
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "told"),
+    [
+        ("02_pretrain", {"max_steps": "many"}, "max_steps is of type int, like 800; found 'many'"),
+        ("02_pretrain", {"max_steps": 1.5}, "max_steps is of type int, like 800; found 1.5"),
+        ("02_pretrain", {"max_steps": True}, "max_steps is of type int, like 800; found True"),
+        ("02_pretrain", {"lr": "high"}, "lr is of type float, like 0.003; found 'high'"),
+        ("02_pretrain", {"lr": float("nan")}, "lr is of type float, like 0.003; found nan"),
+        ("02_pretrain", {"lr": None}, "lr is of type float, like 0.003; found None"),
+        ("01_preprocess", {"overwrite": "yes"}, "overwrite is of type bool, like False; found 'yes'"),
+        ("04_benchmark", {"split": 3}, "split is of type str, like ''; found 3"),
+        ("05_finetune", {"mode": "lorra"}, "mode cannot be 'lorra'; did you mean 'lora'"),
+        ("03_embed", {"long_proteins": "crop"}, "long_proteins cannot be 'crop'; choose one of error, "),
+        ("03_embed", {"fasta": "nowhere.fasta"}, "fasta nowhere.fasta is not a file; a path counts from notebooks/"),
+        ("03_embed", {"fasta": "../data/sample"}, "fasta ../data/sample is not a file"),
+        ("04_benchmark", {"data_dir": "../nowhere/flip"}, "data_dir ../nowhere/flip is no folder and cannot be one"),
+        ("06_know_how", {"device": 2}, "06_know_how has no parameter 'device'; did you mean 'devices'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(
+    notebook: str, given: dict[str, Any], told: str, known: dict[str, dict[str, Any]]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        checked(ROOT, notebook, given, known[notebook])
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_values_that_can_be(known: dict[str, dict[str, Any]]) -> None:
+    pretrain = checked(ROOT, "02_pretrain", {"lr": 1, "must_reach": "9e-1"}, known["02_pretrain"])
+    assert pretrain == {"lr": 1.0, "must_reach": 0.9}
+    assert type(pretrain["lr"]) is float
+    # FLIP's folder is made by the download; an optional file may be left out
+    assert checked(ROOT, "04_benchmark", {"data_dir": "../flip"}, known["04_benchmark"]) == {"data_dir": "../flip"}
+    assert checked(ROOT, "01_preprocess", {"mapping": ""}, known["01_preprocess"]) == {"mapping": ""}
+
+
+def test_text_on_the_command_line_stays_text(tmp_path: Path) -> None:
+    tier = tmp_path / "mine.yaml"
+    tier.write_text("04_benchmark: {seeds: 2}")
+    plan = plan_tier(ROOT, tier, ["split=1e3", "04_benchmark.seeds=4"])
+    assert plan == {"04_benchmark": {"seeds": 4, "split": "1e3"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("04_benchmark: 3", "04_benchmark takes `parameter: value` lines, found 3"), ("a: [", "is no YAML")],
+)
+def test_a_file_that_is_no_tier_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(InputError) as raised:
+        plan_tier(ROOT, tmp_path / "bad.yaml")
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_notebook_of_a_stage_knows_where_its_choices_are(known: dict[str, dict[str, Any]]) -> None:
+    assert {name for name in known if name.partition("_")[2] in STAGES} == set(known) - {"00_start_here", "06_know_how"}

@@ -1,0 +1,519 @@
+"""Views on parameters: values, errors, what is shown without a front end, tiers saved from them."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
+from esm2kit.notebook import live, widgets
+from esm2kit.notebook.display import summary, verdict, worth
+from esm2kit.notebook.pickers import maps as map_pickers
+from esm2kit.notebook.pickers import shapes as shape_pickers
+from esm2kit.notebook.pickers import tasks as pickers
+from esm2kit.notebook.pickers.runs import run_browser
+from esm2kit.notebook.runs.history import this_process
+from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
+from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.flip import TASKS
+from esm2kit.training.layout import BatchLayout
+from esm2kit.training.resume import OF_ANOTHER_RUN, TO_BEGIN_ANEW
+
+NUMBERS = st.integers(1, 64)
+
+
+def text(view: widgets.View) -> str:
+    """The card as a reader sees it, without tags."""
+
+    class Words(HTMLParser):
+        found = ""
+
+        def handle_data(self, data: str) -> None:
+            self.found += f" {data}"
+
+    words = Words()
+    words.feed(view.card.value)
+    return " ".join(words.found.split())
+
+
+@pytest.fixture
+def tasks(sample: Path) -> Path:
+    return sample / "tasks"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_flip_task_and_split_can_be_picked(task: str, tasks: Path) -> None:
+    for split, spec in TASKS[task].splits.items():
+        view = pickers.task_picker(task, split, tasks)
+        assert view.value == (task, split)
+        assert view.parameters == {"task": task, "split": split}
+        if spec.test is not None:
+            assert f"test {spec.test:,}" in text(view)
+        assert f" {spec.light}: " in text(view)
+
+
+def test_a_task_of_ones_own_is_read_for_its_numbers(tasks: Path) -> None:
+    view = pickers.task_picker("domain_of_life", "", tasks)
+    assert view.value == ("domain_of_life", "")
+    assert "3 classes for every protein" in text(view)
+    records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
+    tested = records.count("SET=test")
+    assert f"test {tested:,}" in text(view)
+
+
+def test_a_task_that_changed_or_is_damaged_is_told_as_it_is_now(tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
+    (folder / "sampled.fasta").write_text(records)
+    before = f"test {records.count('SET=test'):,}"
+    assert before in text(pickers.task_picker("mine", "", tmp_path))
+    (folder / "sampled.fasta").write_text(records.replace("SET=test", "SET=nan", 1))
+    os.utime(folder / "sampled.fasta", ns=(0, 2**62))
+    assert before not in text(pickers.task_picker("mine", "", tmp_path))
+    (folder / "other.zip").write_bytes(b"PK\3\4 nothing")
+    assert "other.zip is damaged" in text(pickers.task_picker("mine", "", tmp_path))
+
+
+def test_another_task_offers_its_own_splits_and_begins_with_the_default(tasks: Path) -> None:
+    view = pickers.task_picker("gb1", "sampled", tasks)
+    assert "overestimates" in text(view)
+    view.controls["task"].value = "meltome"
+    assert view.value == ("meltome", "")
+    offered = [value for _, value in view.controls["split"].options]
+    assert offered == ["", *TASKS["meltome"].splits]
+    assert "test 3,134" in text(view)
+
+
+def test_an_unknown_task_or_split_is_shown_and_raised_when_read(tasks: Path) -> None:
+    for view, told in (
+        (pickers.task_picker("gb1", "four_vs_rest", tasks), "no split 'four_vs_rest'"),
+        (pickers.task_picker("gb2", "", tasks), "unknown task 'gb2'"),
+    ):
+        assert told in text(view)
+        assert 'role="alert"' in view.card.value
+        with pytest.raises(InputError, match=told):
+            _ = view.value
+
+
+def test_model_sizes_are_the_models_own(tmp_path: Path) -> None:
+    view = pickers.model_picker("esm2_t33_650M_UR50D", tmp_path)
+    assert view.value == "esm2_t33_650M_UR50D"
+    assert "33 × 1280 651.0M 2.6 GB 10 GB" in text(view)
+    assert all(name in text(view) for name in SIZES)
+
+
+def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
+    view = pickers.model_picker("", tmp_path)
+    with pytest.raises(InputError, match="run 02_pretrain first, or choose an official model"):
+        _ = view.value
+    best = pretrained(tmp_path, ESM2Config(1, 16, 2))
+    assert view.value == str(best), "the value is worked out when it is read"
+    told = text(pickers.model_picker("", tmp_path))
+    assert "update 700 of the 1,200 trained, where validation was best: perplexity 14.37" in told
+    assert "1 layer × 16" in told
+    with pytest.raises(InputError, match="neither an official name nor a file"):
+        _ = pickers.model_picker("esm2_t7", tmp_path).value
+
+
+def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = None) -> Path:
+    """What notebook 02 leaves of a model of some size, its pretrain.json telling of the same or of another one."""
+    best = work_dir / "pretrain" / "checkpoints" / "step=1.safetensors"
+    best.parent.mkdir(parents=True, exist_ok=True)
+    model = ESM2.initialised(size, 0)
+    write_checkpoint(
+        best,
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        {"model": dataclasses.asdict(size), "step": 700},
+    )
+    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(promised or size)}
+    (work_dir / "pretrain" / "pretrain.json").write_text(json.dumps(result))
+    return best
+
+
+def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> None:
+    """`esm2kit pretrain` without a word on the model, and one that takes its size from other weights."""
+    default = PretrainConfig(dataset, tmp_path / "a" / "pretrain", max_steps=1, global_batch_size=1, accelerator="cpu")
+    first = pretrained(tmp_path / "first", ESM2Config(1, 16, 2)).rename(tmp_path / "first.safetensors")
+    second = dataclasses.replace(default, out_dir=tmp_path / "b" / "pretrain", init_from=str(first))
+    for config, shape in ((default, "6 layers × 320"), (second, "1 layer × 16")):
+        assert config.model is None
+        best = pretrain(config)["best"]
+        view = pickers.model_picker("", config.out_dir.parent)
+        assert view.value == str(best)
+        assert shape in text(view)
+    told = config.out_dir / "pretrain.json"
+    told.write_text(json.dumps({key: value for key, value in json.loads(told.read_text()).items() if key != "model"}))
+    assert pickers.model_picker("", config.out_dir.parent).value == str(best), "a run from before the shape was told"
+
+
+def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path) -> None:
+    """Of another size than pretrain.json says, gone, or moved along with its folder."""
+    best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), promised=ESM2Config(4, 128, 4))
+    view = pickers.model_picker("", tmp_path / "a")
+    told = "step=1.safetensors has 1 layer × 16, but pretrain.json beside it tells of 4 layers × 128: .*run 02_pretrain"
+    with pytest.raises(InputError, match=told):
+        _ = view.value
+    assert 'role="alert"' in view.card.value
+    assert best.exists(), "nothing is thrown away"
+
+    pretrained(tmp_path / "b", ESM2Config(1, 16, 2))
+    (tmp_path / "b").rename(tmp_path / "c")
+    moved = tmp_path / "c" / "pretrain" / "checkpoints" / "step=1.safetensors"
+    assert pickers.model_picker("", tmp_path / "c").value == str(moved)
+    moved.unlink()
+    with pytest.raises(InputError, match=r"tells of step=1.safetensors, which is not there: run 02_pretrain again"):
+        _ = pickers.model_picker("", tmp_path / "c").value
+
+
+def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def cached(repo: str, file: str, revision: str) -> str | None:
+        asked.append((repo, file, revision))
+        return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
+
+    monkeypatch.setattr(shape_pickers, "try_to_load_from_cache", cached)
+    assert shape_pickers.on_disk("esm2_t6_8M_UR50D")
+    assert not shape_pickers.on_disk("esm2_t36_3B_UR50D")
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in asked)
+
+
+def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
+    path = sample / "uniref50_valid.fasta"
+    view = pickers.file_picker(str(path))
+    sequences = [part.split("\n", 1)[1].replace("\n", "") for part in path.read_text().split(">")[1:]]
+    lengths = [len(sequence) for sequence in sequences]
+    assert view.value == path
+    median = f"{np.median(lengths):,.0f}"
+    assert f"records {len(lengths)} residues {min(lengths):,} to {max(lengths):,}, half of them up to {median}" in text(
+        view
+    )
+
+    bad = tmp_path / "bad.fasta"
+    bad.write_text(">one\nMKV\n>two\nMK1V\n")
+    for chosen, told in (
+        (bad, "two"),
+        (tmp_path / "nowhere.fasta", "nowhere.fasta is not there; .* has bad.fasta"),
+        (tmp_path, "is a folder"),
+        (Path("/nowhere/at/all.fasta"), "nor is the folder"),
+    ):
+        view.controls["fasta"].value = str(chosen)
+        with pytest.raises(InputError, match=told):
+            _ = view.value
+        assert 'role="alert"' in view.card.value
+    bad.write_text(">one\nMKV\n")
+    view.controls["fasta"].value = str(bad)
+    assert view.value == bad, "a file mended is a file read anew"
+
+
+@given(size=NUMBERS, devices=NUMBERS, tensor=NUMBERS, turns=NUMBERS)
+def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, tensor: int, turns: int) -> None:
+    view = shape_pickers.layout_picker(size, devices, tensor, turns)
+    try:
+        expected = BatchLayout.of(
+            devices=devices, tensor_model_parallel_size=tensor, accumulate_grad_batches=turns, global_batch_size=size
+        )
+    except InputError as error:
+        with pytest.raises(InputError, match=re.escape(str(error))):
+            _ = view.value
+        assert "Cannot be used" in text(view)
+    else:
+        assert view.value == expected
+        assert expected.equation in text(view)
+        assert expected.global_batch_size == size
+
+
+def test_heads_that_do_not_divide_are_an_error() -> None:
+    size = shape_pickers.size_picker("custom", 2, 48, 6)
+    view = shape_pickers.layout_picker(8, 4, 4, 1, size)
+    with pytest.raises(InputError, match="attention_heads 6 do not divide among tensor_model_parallel_size 4"):
+        _ = view.value
+    view.controls["tensor_model_parallel_size"].value = 2
+    assert view.value.data_parallel_size == 2
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_layout_follows_the_chosen_model_not_the_custom_one(name: str) -> None:
+    """The custom model's 6 heads do not divide among 4; a published one's 20 or 40 do, and 3 is the other way round."""
+    size = shape_pickers.size_picker("custom", 2, 48, 6)
+    four, three = (shape_pickers.layout_picker(12, devices, devices, 1, size) for devices in (4, 3))
+    assert "attention_heads 6 do not divide" in text(four)
+    size.controls["model"].value = name
+    assert four.value.tensor_model_parallel_size == 4
+    assert "Cannot be used" not in text(four), "the card has to follow the model at once"
+    heads = SIZES[name].attention_heads
+    assert f"attention_heads {heads} do not divide among tensor_model_parallel_size 3" in text(three)
+    size.controls["model"].value = "custom"
+    assert three.value.tensor_model_parallel_size == 3
+
+
+def test_a_size_is_the_library_s_own() -> None:
+    view = shape_pickers.size_picker("custom", 4, 128, 4)
+    assert view.value == ESM2Config(4, 128, 4)
+    assert "0.8M" in text(view)
+    assert not view.controls["embed_dim"].disabled
+    view.controls["embed_dim"].value = 130
+    with pytest.raises(InputError, match="embed_dim 130 does not divide into 4 heads"):
+        _ = view.value
+    view.controls["model"].value = "esm2_t33_650M_UR50D"
+    assert view.value == SIZES["esm2_t33_650M_UR50D"]
+    assert "33 layers × 1280, 20 heads of 64 channels parameters 651.0M to train 10 GB" in text(view)
+    assert view.controls["embed_dim"].disabled, "a published size has its own width"
+    with pytest.raises(InputError, match="model 'esm2_t7' is unknown: choose custom or one of"):
+        _ = shape_pickers.size_picker("esm2_t7", 4, 128, 4).value
+
+
+def test_a_stage_that_does_not_cut_matrices_has_no_such_control() -> None:
+    view = shape_pickers.layout_picker(8, 2, None, 2)
+    assert view.parameters == {"global_batch_size": 8, "devices": 2, "accumulate_grad_batches": 2}
+    assert view.value.micro_batch_size == 2
+
+
+def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
+    assert run_browser("", tmp_path).value is None
+    for name, status, figure in (("a-1", "done", 1.5), ("b-2", "done", 2.5), ("c-3", "failed", 3.5)):
+        (tmp_path / name).mkdir()
+        entry = {"status": status, "seconds": 2.0, "figures": {"loss": figure}, "parameters": {}}
+        manifest = {
+            "tier": "t",
+            "created": f"2026-01-0{name[-1]}T00:00:00",
+            "git_commit": None,
+            "notebooks": {"02_x": entry},
+        }
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    view = run_browser("", tmp_path)
+    assert view.value == tmp_path / "b-2"
+    assert "02 loss 2.5" in text(view)
+    view.controls["run"].value = "c-3"
+    assert view.value == tmp_path / "c-3"
+    with pytest.raises(InputError, match="has no run 'd-4'"):
+        _ = run_browser("d-4", tmp_path).value
+
+
+def test_without_a_front_end_a_view_shows_its_value_and_no_widget(tasks: Path) -> None:
+    assert not widgets.has_front_end()
+    shown = pickers.task_picker("gb1", "sampled", tasks)._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "text/html"}
+    assert shown["text/plain"] == "task = 'gb1' · split = 'sampled'"
+    assert "overestimates" in shown["text/html"]
+
+
+def test_with_a_front_end_it_is_a_widget(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widgets, "has_front_end", lambda: True)
+    shown = pickers.task_picker("gb1", "", tasks)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "papermill_runs"
+    folder.mkdir()
+    (folder / "sample.yaml").write_text((root / "papermill_runs" / "sample.yaml").read_text())
+    view = pickers.task_picker("gb1", "two_vs_rest", tasks)
+    export = widgets.Export("04_benchmark", view, folder=folder)
+    assert yaml.safe_load(repr(export)) == {"04_benchmark": {"task": "gb1", "split": "two_vs_rest"}}
+    path = export.save("mine")
+    tier = yaml.safe_load(path.read_text())
+    assert list(tier) == list(yaml.safe_load((folder / "sample.yaml").read_text()))
+    assert tier["04_benchmark"] == {"task": "gb1", "split": "two_vs_rest"}
+
+    widgets.Export("02_pretrain", shape_pickers.layout_picker(8, 2, 1, 2), folder=folder).save("mine")
+    tier = yaml.safe_load(path.read_text())
+    assert tier["02_pretrain"]["devices"] == 2
+    assert tier["04_benchmark"]["task"] == "gb1", "saving one notebook's choices dropped another's"
+
+    for name, told in (("sample", "a shipped tier"), ("../up", "cannot name a tier"), ("", "cannot name a tier")):
+        with pytest.raises(InputError, match=told):
+            export.save(name)
+    view.controls["split"].options = ["nosuch"]
+    with pytest.raises(InputError, match="no split"):
+        export.save("mine")
+    export.button.click()
+    assert "Cannot be used" in export.told.value
+
+
+def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:
+    rows = [{"step": str(step), "train_loss": str(3 - step / 1e4), "val_loss": ""} for step in range(1, 5001)]
+    found = live.points(rows, "train_loss")
+    assert len(found) <= live.MAX_POINTS + 60
+    assert found[0] == (1.0, 2.9999)
+    assert found[-1] == (5000.0, 2.5)
+    assert live.points(rows, "val_loss") == []
+
+
+def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
+    view = live.TrainingView("pretrain", tmp_path, 100, guide_loss=2.9)
+    assert "validation: none yet" in view.page()
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,val_loss,val_perplexity,lr,grad_norm,tokens,tokens_per_s,seconds\n"
+        "50,3.0,,,0.001,1,10,1500,1\n100,2.5,,,0.0005,1,10,1600,2\n100,,2.75,15.64,,,,,3\n"
+    )
+    page = view.page()
+    labels = re.findall(r'aria-label="([^"]+)"', page)
+    assert labels == [
+        "training loss 2.5, validation 2.75",
+        "validation perplexity 15.6",
+        "learning rate 5.0e-04",
+        "tokens/s 1,600",
+    ]
+    assert "unigram guess 2.90" in page
+    first = re.search(r'<polyline points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', page)
+    x0, y0, x1, y1 = map(float, first.groups())
+    assert x1 > x0, "time runs to the right"
+    assert y1 > y0, "a lower loss is drawn lower"
+
+
+def test_an_empty_choice_is_shown_with_what_it_stands_for(tasks: Path, tmp_path: Path) -> None:
+    pretrained(tmp_path, ESM2Config(1, 16, 2))
+    task, model = pickers.task_picker("gb1", "", tasks), pickers.model_picker("", tmp_path)
+    assert repr(task) == "task = 'gb1' · split = '' (the default)"
+    assert repr(model) == "model = '' (the checkpoint of notebook 02)"
+    assert "the checkpoint of notebook 02" in model._repr_mimebundle_()["text/html"]
+    assert repr(run_browser("", tmp_path)) == "run = '' (the newest that is done)"
+    assert repr(map_pickers.protein_picker("", [Record("P1", "P1", "MKV")])) == "protein = '' (P1 (the first))"
+    export = widgets.Export("04_benchmark", task, model)
+    assert yaml.safe_load(repr(export)) == {"04_benchmark": {"task": "gb1", "split": "", "model": ""}}
+    assert "split: ''  # the default" in repr(export)
+    task.controls["split"].value = "sampled"
+    assert repr(task) == "task = 'gb1' · split = 'sampled'"
+
+
+def test_the_run_browser_tells_of_the_run_it_is_part_of(tmp_path: Path) -> None:
+    """Notebook 00 looks at runs while its own is at work; a killed one is not taken for one that goes on."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, process in (("a", this_process()), ("b", this_process() | {"pid": gone.pid})):
+        (tmp_path / name).mkdir()
+        manifest = {
+            "tier": "t",
+            "created": f"2026-01-01T00:00:0{name == 'a':d}",
+            "planned": ["00_x", "01_y"],
+            "process": process,
+            "notebooks": {"00_x": {"status": "running", "parameters": {}}},
+        }
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    view = run_browser("", tmp_path)
+    assert view.value is None
+    assert text(view) == "a is at work on 00_x; b is interrupted in 00_x. None is done yet."
+
+
+def test_the_live_view_draws_the_downstream_task_where_it_is_probed(tmp_path: Path) -> None:
+    view = live.TrainingView("pretrain", tmp_path, 100)
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,val_loss,val_perplexity,downstream_accuracy,downstream_peak_gib,lr,grad_norm,tokens,"
+        "tokens_per_s,seconds\n50,3.0,,,,,0.001,1,10,1500,1\n50,,2.75,15.64,0.41,0.5,,,,,3\n"
+    )
+    labels = re.findall(r'aria-label="([^"]+)"', view.page())
+    assert labels[1:3] == ["validation perplexity 15.6", "downstream task, accuracy 0.41"]
+    assert len(labels) == 5
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def stopped(stage: str, config: PretrainConfig, show: object) -> dict[str, int]:
+        asked.append(config.resume_if_exists)
+        if config.resume_if_exists:
+            raise InputError(f"pretrain stopped with code 2: {OF_ANOTHER_RUN}: lr was 1 and is now 2; {TO_BEGIN_ANEW}")
+        return {"step": 3}
+
+    monkeypatch.setattr(live.launch, "train", stopped)
+    config = PretrainConfig(tmp_path, tmp_path / "run", max_steps=1, global_batch_size=1)
+    if overwrite:
+        assert live.train("pretrain", config, overwrite=True) == {"step": 3}
+        assert asked == [True, False]
+    else:
+        with pytest.raises(InputError, match="lr was 1 and is now 2; set overwrite to True to begin anew, or work_dir"):
+            live.train("pretrain", config)
+        assert asked == [True]
+
+
+def row(kind: str, name: str, value: float | None, **more: object) -> dict[str, object]:
+    return {"kind": kind, "name": name, "metrics": {"accuracy": {"value": value, "low": value, "high": value}}} | more
+
+
+def report(first: dict[str, object], others: dict[str, tuple[float, float, float]]) -> dict[str, object]:
+    """A report of a first row and its paired differences from what it must beat."""
+    kinds = {"p_step3, cnn": "probe", "untrained p_step3, cnn": "untrained"}
+    values = {"majority": 0.4, "composition": 0.55, "onehot_cnn": 0.5}
+    rows = [row(kinds.get(name, "baseline"), name, values.get(name, 0.6)) for name in others]
+    pairs = [
+        {"theirs": name, "metric": "accuracy", "difference": difference, "low": low, "high": high}
+        for name, (difference, low, high) in others.items()
+    ]
+    task = {"metric": "accuracy", "sizes": {"train": 280}}
+    return {"task": task, "model": {"name": "p_step3"}, "rows": [first, *rows], "comparisons": pairs}
+
+
+AHEAD, LEVEL, BEHIND = (0.1, 0.05, 0.15), (0.01, -0.02, 0.04), (-0.1, -0.15, -0.05)
+OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
+
+
+def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
+    probe = row("probe", "p_step3, cnn", 0.6)
+    assert verdict(report(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
+        "The CNN probe on the frozen encoder has 0.600: behind the same probe on an untrained encoder by 0.100 [0.050, "
+        "0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
+    )
+    told = report(probe, OTHERS)
+    told["rows"][1]["metrics"]["accuracy"]["value"] = 0.9
+    assert "ahead of the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(told)
+
+
+def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
+    told = report(row("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
+    assert verdict(told).endswith("has no figure: no figure to hold against the best baseline, mean of train (0.600).")
+    told = report(row("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
+    assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(told)
+    told["comparisons"][0] |= {"metric": "rmse", "low": -0.1, "high": 0.5}
+    assert verdict(told).endswith(": +0.250 [-0.100, +0.500] (+ is lower, so better).")
+
+
+def test_all_tasks_in_one_sentence() -> None:
+    good, level = (report(row("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (AHEAD, LEVEL))
+    rival = "accuracy 0.600, where the best baseline, composition, has 0.550."
+    beat = "beat everything that knows less"
+    assert summary({"a": level, "b": good}) == f"The vectors {beat} on 1 of 2 tasks, b: {rival}"
+    assert summary({"a": level}) == f"The vectors do not clearly {beat} on a: {rival}"
+    assert summary({"b": good}) == f"The vectors {beat} on b: {rival}"
+    assert (
+        summary({"a": level, "c": level}) == f"The vectors clearly {beat} on 0 of 2 tasks, nearest to it on a: {rival}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pair", "kept", "mode", "told"),
+    [
+        (AHEAD, 5, "full", "Worth it: 280 labelled proteins were enough"),
+        (BEHIND, 5, "full", "Not worth it at these settings.* best at look 5 of 6; .* by heart. Try fewer weights"),
+        (BEHIND, 5, "lora", r"best at look 5 of 6; after that .* by heart. Try a lower `lr`"),
+        (BEHIND, 6, "full", "Not worth it.* still improving when it ended: give it more `epochs` first"),
+        (LEVEL, 6, "lora", "cannot tell"),
+        (LEVEL, 6, "frozen", "Only the head was trained"),
+        ((0.0, None, None), 6, "full", "cannot tell it from the probe .* too few, or too easy"),
+    ],
+)
+def test_what_fine_tuning_was_worth_follows_the_figures(
+    pair: tuple[float, float, float], kept: int, mode: str, told: str
+) -> None:
+    first = row(
+        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [kept]},
+        history={"validation_loss": [[1.0]] * 6},
+    )  # fmt: skip
+    assert re.search(told, worth(report(first, {"p_step3, cnn": pair} | OTHERS)))
+    assert "no probe on the frozen encoder" in worth(report(first, OTHERS))

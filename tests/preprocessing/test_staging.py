@@ -1,0 +1,65 @@
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from esm2kit.core.errors import InputError
+from esm2kit.preprocessing.cluster_tables import read_cluster_tsv, read_mapping
+from esm2kit.preprocessing.ingest import ingest
+from esm2kit.preprocessing.staging import read_inputs, side_by_side
+
+
+def test_the_first_failure_stops_the_others() -> None:
+    seen: list[bool] = []
+
+    def patient(stop: threading.Event) -> None:
+        seen.append(stop.wait(60))
+        raise CancelledError
+
+    def failing(_: threading.Event) -> None:
+        raise InputError("broken")
+
+    began = time.monotonic()
+    with pytest.raises(InputError, match="broken"):
+        side_by_side({"patient": patient, "failing": failing, "never": patient}, workers=2)
+    assert time.monotonic() - began < 30
+    assert all(seen)
+
+
+def test_results_come_by_name_with_any_number_of_workers() -> None:
+    jobs = {str(number): lambda _, number=number: number**2 for number in range(7)}
+    assert side_by_side(jobs, 1) == side_by_side(jobs, 3) == {str(number): number**2 for number in range(7)}
+
+
+def test_ingest_leaves_off_when_told(tmp_path: Path) -> None:
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text(">a\nMKV\n")
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(CancelledError):
+        ingest("train_fasta", [fasta], tmp_path, stop=stop)
+    assert not (tmp_path / "train_fasta.json").exists()
+
+
+@pytest.mark.parametrize("read", [read_cluster_tsv, lambda *given: read_mapping(*given[:2], given[1], given[2])])
+def test_a_table_is_left_off_when_told(tmp_path: Path, read: Callable) -> None:
+    table, stop = tmp_path / "table.tsv", threading.Event()
+    table.write_text("a\ta\n")
+    stop.set()
+    with pytest.raises(CancelledError):
+        read(table, tmp_path / "made.parquet", stop)
+    assert not (tmp_path / "made.parquet").exists()
+
+
+def test_a_table_read_once_is_not_read_again(tmp_path: Path) -> None:
+    fasta, table = tmp_path / "a.fasta", tmp_path / "clusters.tsv"
+    fasta.write_text(">a\nMKV\n>b\nMKL\n")
+    table.write_text("a\ta\na\tb\n")
+    inputs = {"train_fasta": [fasta], "cluster_tsv": [table, table]}
+    first = read_inputs(inputs, tmp_path, workers=2)
+    table.write_text("not read")
+    assert read_inputs(inputs, tmp_path, workers=1) == first
+    assert first[0]["train_fasta"].num_records == 2

@@ -1,0 +1,294 @@
+"""Pretraining on one device: the recipe, the loss, learning, continuing from other weights, and what can go wrong."""
+
+import csv
+import json
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import load_esm2, read_metadata
+from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
+from esm2kit.pretraining.data import BERT, GlobalBatches, Masking, ValidationBatches
+from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain
+from esm2kit.pretraining.unigram import unigram_perplexity
+from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES
+from esm2kit.sequences.batching import deal
+from esm2kit.sequences.clusters import ClusterIndex
+from esm2kit.sequences.store import SequenceStore
+from esm2kit.training.layout import BatchLayout
+
+TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
+
+
+def test_published_recipe_is_the_default(tmp_path: Path) -> None:
+    config = PretrainConfig(data=tmp_path, out_dir=tmp_path)
+    assert config.model_config == ESM2Config(6, 320, 20)
+    assert lr_at(0, config) == pytest.approx(4e-4 / 2000)
+    assert lr_at(1999, config) == pytest.approx(4e-4)
+    assert lr_at(2000 + 224_000 - 1, config) == pytest.approx(4e-4 * 0.55)
+    assert lr_at(450_000 - 1, config) == pytest.approx(4e-5)
+    assert lr_at(499_999, config) == pytest.approx(4e-5)
+    assert PretrainConfig(data=tmp_path, out_dir=tmp_path, model="esm2_t48_15B_UR50D").peak_lr == 1.6e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "esm2_t6_8M"}, "model 'esm2_t6_8M' is unknown; did you mean 'esm2_t6_8M_UR50D'"),
+        ({"model": "custom", "num_layers": 2}, "wants num_layers, embed_dim and attention_heads"),
+        ({"num_layers": 2}, "want --model custom"),
+        ({"micro_batch_size": 3, "global_batch_size": 8}, "micro_batch_size 3 x accumulate_grad_batches 2"),
+    ],
+)
+def test_contradictions_are_one_line(settings: dict, message: str, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        pretrain(PretrainConfig(data=dataset, out_dir=tmp_path / "run", max_steps=1, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be at least 1, found 0"),
+        ({"log_every_n_steps": 0}, "log_every_n_steps must be at least 1, found 0"),
+        ({"save_top_k": -1}, "save_top_k must be at least 0, found -1"),
+        ({"max_tokens": 2}, "max_tokens must be at least 3, found 2"),
+        ({"eps": -1.0}, "eps must be at least 0, found -1.0"),
+        ({"mask_prob": 0.0}, r"mask_prob must be above 0, found 0\.0"),
+        ({"mask_prob": 15.0}, r"mask_prob must be at least 0 and at most 1, found 15\.0"),
+        ({"lr": -1e-4}, r"lr must be above 0, found -0\.0001"),
+        ({"beta2": 1.0}, r"beta2 must be at least 0 and below 1, found 1\.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        PretrainConfig(data=tmp_path, out_dir=tmp_path, **settings)
+
+
+def test_a_folder_without_dataset_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="esm2kit preprocess"):
+        pretrain(PretrainConfig(data=tmp_path, out_dir=tmp_path / "run", max_steps=1, **TINY))
+
+
+def test_an_epoch_draws_every_cluster_once(dataset: Path) -> None:
+    index = ClusterIndex.open(dataset)
+    clusters = index.num_clusters
+    batches = GlobalBatches(dataset, BatchLayout(clusters, 1, 1, 1), 0, 3, 2, 1022, BERT)
+    of_row = {int(row): cluster for cluster in range(clusters) for row in index.members(cluster)}
+    orders = [[of_row[sample.row] for sample in batches.samples(epoch)] for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(clusters))
+    assert orders[0] != orders[1]
+
+
+def test_hands_are_even_in_number_and_nearly_in_tokens() -> None:
+    tokens = np.random.default_rng(0).lognormal(5.5, 0.7, 128).astype(int).tolist()
+    hands = deal(tokens, 8)
+    assert sorted(position for hand in hands for position in hand) == list(range(128))
+    assert {len(hand) for hand in hands} == {16}
+    sums = [sum(tokens[position] for position in hand) for hand in hands]
+    assert max(sums) < 1.1 * min(sums)
+
+
+def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
+    def seen(ranks: int, budget: int) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = {}
+        for rank in range(ranks):
+            for batch in ValidationBatches(dataset / "valid.arrow", rank, ranks, 0, 1022, budget, Masking(0.15, 1, 0)):
+                starts = np.concatenate(([0], np.cumsum(batch.num_tokens)))
+                for place, row in enumerate(batch.store_rows):
+                    here = (batch.rows_M >= starts[place]) & (batch.rows_M < starts[place + 1])
+                    if here.any():
+                        pairs = zip(
+                            (batch.rows_M[here] - starts[place]).tolist(), batch.targets_M[here].tolist(), strict=True
+                        )
+                        found[row] = list(pairs)
+                assert (batch.tokens_N[batch.rows_M] == MASK_IDX).all(), "hidden validation hides what it scores"
+        return found
+
+    once = seen(1, 4096)
+    assert len(once) == 70
+    assert seen(3, 1024) == once
+
+
+def test_more_ranks_validate_in_fewer_batches(dataset: Path) -> None:
+    """A budget shared by all would leave most of many ranks without a sequence, and every one waiting."""
+    alone, *four = (
+        ValidationBatches(dataset / "valid.arrow", rank, ranks, 0, 1022, 1024, Masking(1.0))
+        for rank, ranks in ((0, 1), (0, 4), (1, 4), (2, 4), (3, 4))
+    )
+    assert len(four[0]) < len(alone) / 3
+    assert all(len(batch.targets_M) for part in four for batch in map(part.__getitem__, range(len(part) - 1)))
+
+
+def test_unigram_perplexity_by_another_way(dataset: Path) -> None:
+    index, train = ClusterIndex.open(dataset), SequenceStore.open(dataset / "train.arrow")
+    letters = "".join(bytes(train.residues(int(row))).decode() for row in index.representative_rows)
+    valid = SequenceStore.open(dataset / "valid.arrow")
+    held_out = "".join(bytes(valid.residues(row)).decode() for row in range(len(valid)))
+    counts = {letter: letters.count(letter) + 1 for letter in "LAGVSERTIDPKQNFYMHWCXBUZO"}
+    bits = [math.log(counts[letter] / sum(counts.values())) for letter in held_out]
+    assert unigram_perplexity(dataset) == pytest.approx(math.exp(-sum(bits) / len(bits)), rel=1e-9)
+
+
+def rows(out_dir: Path) -> list[dict[str, str]]:
+    with open(out_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def of_three_residues(path: Path, count: int, seed: int) -> Path:
+    """A FASTA of proteins that each draw from three residues of their own; overall the twenty are equally common."""
+    chance = random.Random(seed)
+    proteins = ("".join(chance.choices(chance.sample(STANDARD_RESIDUES, 3), k=40)) for _ in range(count))
+    path.write_text("".join(f">{number}\n{protein}\n" for number, protein in enumerate(proteins)))
+    return path
+
+
+def test_it_learns_more_than_frequencies(tmp_path: Path) -> None:
+    """What a hidden residue may be, those around it tell: who reads them guesses among 3, who does not among 20.
+
+    Validation hides every residue it scores, so neither copying nor frequencies get below the unigram floor.
+    """
+    train, valid = (of_three_residues(tmp_path / f"{count}.fasta", count, count) for count in (400, 50))
+    data = tmp_path / "data"
+    preprocess(PreprocessConfig(train_fasta=train, valid_fasta=valid, out_dir=data, leakage_identity=0.0))
+    shape = TINY | {"num_layers": 1, "embed_dim": 64}
+    recipe = {"lr": 1e-2, "warmup_steps": 10, "global_batch_size": 16, "micro_batch_size": 16}
+    config = PretrainConfig(
+        data=data, out_dir=tmp_path, max_steps=80, val_check_interval=80, log_every_n_steps=5, **recipe, **shape
+    )
+    result = pretrain(config)
+    assert result["unigram_perplexity"] > 19
+    assert result["val_perplexity"] < 0.5 * result["unigram_perplexity"]
+    assert float(rows(tmp_path)[0]["train_loss"]) > math.log(20)
+    written = json.loads((tmp_path / "pretrain.json").read_text())
+    assert written["provenance"]["config"]["seed"] == 0
+    assert written["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_the_first_loss_is_the_mean_over_masked_tokens(dataset: Path, tmp_path: Path) -> None:
+    """The logged loss against a plain padded forward pass over the whole global batch."""
+    settings = {"global_batch_size": 12, "micro_batch_size": 4, "max_steps": 1, "log_every_n_steps": 1, **TINY}
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, **settings)
+    pretrain(config)
+    batches = GlobalBatches(dataset, config.layout, 0, 0, 1, 1022, BERT)[0]
+    esm2 = ESM2.initialised(config.model_config, 0)
+    losses = []
+    for batch in batches:
+        logits_NV = esm2.lm_head(esm2.encode(batch.tokens_N, Packed(batch.num_tokens)))
+        losses.append(F.cross_entropy(logits_NV[batch.rows_M], batch.targets_M, reduction="none"))
+    expected = torch.cat(losses).mean().item()
+    assert float(rows(tmp_path)[0]["train_loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_second_stage_begins_where_the_first_ended(dataset: Path, tmp_path: Path) -> None:
+    common = {"data": dataset, "global_batch_size": 8, "log_every_n_steps": 1, "lr": 1e-4, "warmup_steps": 1}
+    first = pretrain(PretrainConfig(out_dir=tmp_path / "first", max_steps=3, **common, **TINY))
+    path = str(first["last"])
+    second = pretrain(PretrainConfig(out_dir=tmp_path / "second", max_steps=1, init_from=path, **common))
+    before, after = load_esm2(first["last"])[0], load_esm2(second["last"])[0]
+    moved = max((a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert 0 < moved < 2e-4
+    with pytest.raises(InputError, match=r"is of another run: init_from was .*last\.safetensors and is now None"):
+        pretrain(PretrainConfig(out_dir=tmp_path / "second", max_steps=2, **common))
+    with pytest.raises(InputError, match="init_from"):
+        pretrain(PretrainConfig(out_dir=tmp_path / "third", init_from=path, **common | {"model": "esm2_t6_8M_UR50D"}))
+
+
+def test_best_checkpoints_are_kept(dataset: Path, tmp_path: Path) -> None:
+    settings = {"global_batch_size": 4, "max_steps": 6, "val_check_interval": 1, "save_top_k": 2, **TINY}
+    result = pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, **settings))
+    kept = sorted((tmp_path / "checkpoints").glob("step=*"))
+    losses = sorted(float(row["val_loss"]) for row in rows(tmp_path) if row["val_loss"])
+    assert sorted(read_metadata(path)["val_loss"] for path in kept) == losses[:2]
+    assert read_metadata(result["best"])["val_loss"] == losses[0]
+    assert read_metadata(result["last"])["step"] == 6
+
+
+def test_a_loss_that_is_no_number_names_the_update_and_the_sequences(dataset: Path, tmp_path: Path) -> None:
+    settings = {"global_batch_size": 2, "max_steps": 50, "warmup_steps": 1, **TINY}
+    with pytest.raises(InputError, match=r"update \d+: loss (nan|inf).*sequences: UR") as caught:
+        pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e18, gradient_clip_val=0.0, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_validate_to_no_number_do_not_take_the_last_ones_place(dataset: Path, tmp_path: Path) -> None:
+    """Update 1 goes from good weights to useless ones: its own loss is finite, the validation after it is not."""
+    settings = {"global_batch_size": 2, "max_steps": 4, "warmup_steps": 0, "val_check_interval": 1, **TINY}
+    with pytest.raises(InputError, match=r"update 1: validation loss (nan|inf); a lower lr"):
+        pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e30, gradient_clip_val=0.0, **settings))
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+SMALL = TINY | {"global_batch_size": 4, "log_every_n_steps": 1}
+
+
+def command(out_dir: Path, data: Path, **settings: object) -> list[str]:
+    settings = SMALL | {"data": data, "out_dir": out_dir} | settings
+    return [sys.executable, "-m", "esm2kit", "pretrain", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """A limit on file size stands in for the full disk: both make the write fail half way."""
+    pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL))
+    last = tmp_path / "checkpoints" / "last.safetensors"
+    before = last.read_bytes()
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    arguments = command(tmp_path, dataset, max_steps=4)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert "still holds an earlier update" in done.stderr.splitlines()[-1]
+    assert last.read_bytes() == before
+
+
+def test_a_dead_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
+    arguments = command(tmp_path, dataset, max_steps=100_000, devices=2)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 90
+    while not (tmp_path / "metrics.csv").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    workers = [int(line.split()[0]) for line in listing.splitlines()[1:] if int(line.split()[1]) == process.pid]
+    assert len(workers) >= 2
+    os.kill(max(workers), signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 60
+    assert "Signal 9 (SIGKILL)" in output
+    assert str(max(workers)) in output
+
+
+def test_two_runs_in_one_folder_are_one_too_many(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """The second comes while the first is at an update, and changes nothing there."""
+    config, step, refused = (
+        PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL),
+        MaskedLM.training_step,
+        [],
+    )
+
+    def while_another_comes(self: MaskedLM, *arguments: object) -> None:
+        with pytest.raises(InputError, match="another run is training there"):
+            pretrain(config)
+        refused.append(self.step)
+        step(self, *arguments)
+
+    monkeypatch.setattr(MaskedLM, "training_step", while_another_comes)
+    assert pretrain(config)["step"] == 2
+    assert refused == [0, 1]

@@ -1,0 +1,39 @@
+"""Saves an ESM-2 sharded over two processes, as an FSDP run would: `dcp_worker.py FOLDER`, by torchrun."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from esm2kit.core.processes import finish
+from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+
+folder = Path(sys.argv[1])
+dist.init_process_group("gloo")
+model = ESM2.initialised(ESM2Config(2, 32, 4), seed=3)
+mesh = init_device_mesh("cpu", (2,))
+for layer in model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+optimizer = torch.optim.AdamW(model.parameters())
+model(tokenize(["MKTAYIAK"]))["logits"].square().mean().backward()
+optimizer.step()  # its averages are in the checkpoint too
+state = model.state_dict()
+everything = {
+    "state_dict": {f"esm2.{name}": tensor for name, tensor in state.items()},
+    "optimizer_0": optimizer.state_dict(),
+    "epoch": 3,
+}
+dcp.save(everything, checkpoint_id=folder / "dcp")
+untied = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+dcp.save(untied, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "shards"), save_distributed=True))
+whole = {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in state.items()}
+if dist.get_rank() == 0:
+    torch.save(whole, folder / "whole.pt")
+dist.barrier()  # a process that leaves while another still works brings both down
+dist.destroy_process_group()
+finish(0)

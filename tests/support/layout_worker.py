@@ -1,0 +1,29 @@
+"""Started by torchrun from test_layouts.py: pretrain several configurations, one after another, in one group.
+
+With a second argument, a file, it then holds models that are filled after they were laid out to those laid out filled,
+and says so there.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from sharded_models import assert_filled_is_usual
+
+from esm2kit.cli.arguments import parse
+from esm2kit.core.processes import finish
+from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for arguments in json.loads(sys.argv[1]):
+        pretrain(parse(PretrainConfig, "pretrain", arguments))
+    if len(sys.argv) > 2:
+        assert_filled_is_usual()
+        if dist.get_rank() == 0:
+            Path(sys.argv[2]).write_text("equal")
+    finish(0)

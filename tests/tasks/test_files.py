@@ -1,0 +1,419 @@
+"""Readers: every form comes out the same; every flaw has one line that names file and record."""
+
+import gzip
+import zipfile
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm2kit.core.errors import InputError
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.files import parse_header, read_split, set_of
+
+GOOD = {
+    "s.fasta": (
+        ">a SET=train VALIDATION=False\nHCE\n>b SET=train VALIDATION=True\nEC\n>c SET=test VALIDATION=False\nCH\nE\n"
+    ),
+    "sequences.fasta": ">a\nMKV\n>b extra words\nLL\n>c\nACD\n>unlabelled\nWW\n",
+    "mask.fasta": ">a\n111\n>b\n01\n>c\n110\n",
+}
+
+
+def write(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def protein(*rows):
+    return "".join(
+        f">{name} TARGET={target} SET={chosen} VALIDATION={held}\nMKV\n" for name, target, chosen, held in rows
+    )
+
+
+THREE = (("a", "1.5", "train", "False"), ("b", "2", "train", "True"), ("c", "-1.2e-05", "test", "False"))
+
+
+def test_a_residue_task_from_three_files(tmp_path):
+    data = load_task("mine", None, write(tmp_path / "mine", GOOD).parent)
+    assert (data.ids, data.sequences) == (["a", "b", "c"], ["MKV", "LL", "ACD"])
+    assert data.task.labels == ("C", "E", "H")
+    assert data.targets.tolist() == [2, 0, 1, 1, 0, 0, 2, 1]
+    assert data.scored.tolist() == [True, True, True, False, True, True, True, False]
+    assert data.sets.tolist() == ["train", "validation", "test"]
+    assert data.target_rows("test").tolist() == [5, 6]
+
+
+def test_one_file_with_masks_is_the_same_task(tmp_path):
+    text = (
+        ">a TARGET=HCE SET=train MASK=111\nMKV\n>b TARGET=EC SET=val MASK=01\nLL\n"
+        ">c TARGET=CHE SET=test MASK=110\nACD\n>d TARGET=HH SET=pred\nWW\n"
+    )
+    three = load_task("mine", None, write(tmp_path / "three" / "mine", GOOD).parent)
+    one = load_task("one", None, write(tmp_path / "one", {"one.fasta": text}))
+    assert (one.targets == three.targets).all()
+    assert (one.scored == three.scored).all()
+    assert (one.sets == three.sets).all()
+    assert "1 records of one.fasta are outside the split" in one.notes[0]
+
+
+@pytest.mark.parametrize("form", ["crlf", "gzip", "zip", "wrapped"])
+def test_the_wrapping_does_not_matter(tmp_path, form):
+    plain = load_task("mine", None, write(tmp_path / "plain" / "mine", GOOD).parent)
+    folder = tmp_path / form / "mine"
+    folder.mkdir(parents=True)
+    if form == "zip":
+        with zipfile.ZipFile(folder / "splits.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in GOOD.items():
+                archive.writestr(f"splits/{name}", text)
+            archive.writestr("splits/.DS_Store", b"\0\1\2")
+    for name, text in GOOD.items():
+        if form == "crlf":
+            (folder / name).write_bytes(text.replace("\n", "\r\n").encode())
+        elif form == "gzip":
+            suffix = ".gz" if name == "s.fasta" else ""
+            (folder / f"{name}{suffix}").write_bytes(gzip.compress(text.encode()))
+        elif form == "wrapped":
+            (folder / name).write_text(text.replace("\nMKV", "\nmk\n\nv"))
+    data = load_task("mine", None, folder.parent)
+    assert data.sequences == plain.sequences
+    assert (data.targets == plain.targets).all()
+
+
+def test_csv_with_blank_and_true_validation_and_rows_without_a_set(tmp_path):
+    text = "sequence,target,set,validation\nMKV,1.0,train,\nMKL,2.0,train,True\nMKI,3.0,test,\nMKW,4.0,,\n"
+    data = load_task("t", None, write(tmp_path, {"t.csv": text}))
+    assert data.ids == ["Sequence0", "Sequence1", "Sequence2"]
+    assert data.sets.tolist() == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize("delimiter", ";\t,")
+def test_a_table_is_read_as_its_header_parts_it_and_columns_in_any_case(tmp_path, delimiter):
+    lines = ["ID,Sequence,TARGET,Set ,validation,", "a, MKV ,1.5,train,,", "b,mkl,2.5,Train,TRUE,", "c,MKI,3.5,test,,"]
+    (tmp_path / "t.csv").write_bytes(("\ufeff" + "\r\n".join(lines).replace(",", delimiter) + "\r\n").encode())
+    data = load_task("t", None, tmp_path)
+    assert (data.ids, data.sequences, data.targets.tolist()) == (
+        ["a", "b", "c"],
+        ["MKV", "MKL", "MKI"],
+        [1.5, 2.5, 3.5],
+    )
+    assert data.sets.tolist() == ["train", "validation", "test"]
+
+
+def test_a_table_that_is_no_text_or_has_an_open_quote_is_one_line(tmp_path):
+    (tmp_path / "t.csv").write_bytes("id,sequence,target,set\nMüller,MKV,1,train\n".encode("cp1252"))
+    with pytest.raises(InputError, match="no text in UTF-8; save it as UTF-8"):
+        load_task("t", None, tmp_path)
+    (tmp_path / "t.csv").write_text('sequence,target,set\nMKV,1,"train\n' + "MKV,1,train\n" * 20_000)
+    with pytest.raises(InputError, match=r"is no table that can be read .*is a quote left open"):
+        load_task("t", None, tmp_path)
+
+
+def test_values_of_residues_come_separated_by_semicolons(tmp_path):
+    text = ">a TARGET=1;2;3 SET=train\nMKV\n>b TARGET=0.5;-1e-3 SET=val\nLL\n>c TARGET=1;1 SET=test\nAC\n"
+    data = load_task("t", None, write(tmp_path, {"t.fasta": text}))
+    assert (data.task.level, data.task.target) == ("residue", "value")
+    assert data.targets.tolist() == [1, 2, 3, 0.5, -1e-3, 1, 1]
+
+
+def test_integers_are_classes_unless_said_otherwise(tmp_path):
+    rows = [("a", "0", "train", ""), ("b", "1", "train", ""), ("c", "1", "train", "True"), ("d", "0", "test", "")]
+    folder = write(tmp_path, {"t.fasta": protein(*rows)})
+    data = load_task("t", None, folder)
+    assert data.task.target == "class"
+    assert "1 of 1 test proteins have a sequence that train or validation has too" in data.notes
+    assert load_task("t", None, folder, target="value").task.target == "value"
+
+
+TABLE = "id,sequence,target,set,validation\n" + "".join(
+    f"p{i},MKV{residue},{{}},{('train', 'train', 'test')[i % 3]},{'True' if i % 3 == 1 else ''}\n"
+    for i, residue in enumerate("ACDEFGHIKL")
+)
+
+
+@pytest.mark.parametrize("others", ["7", "60.25"])
+@pytest.mark.parametrize("odd", ["n.d.", "NA", "<1", "60.11C"])
+def test_a_text_among_numbers_makes_no_classes_of_them(tmp_path, others, odd):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*[others] * 4, odd, *[others] * 5)})
+    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number, as 9 others are; .*to class"):
+        load_task("t", None, folder)
+    with pytest.raises(InputError, match=r"'p4' has the target .*, which is no number$"):
+        load_task("t", None, folder, target="value")
+    assert odd in load_task("t", None, folder, target="class").task.labels
+
+
+def test_a_number_among_texts_is_a_class(tmp_path):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*["low", "low", "low", "7", "7", "7", "low", "low", "low", "low"])})
+    assert load_task("t", None, folder).task.labels == ("7", "low")
+
+
+def test_one_class_only_is_noted(tmp_path, caplog):
+    caplog.set_level("INFO", "esm2kit")
+    data = load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*["low"] * 10)}))
+    assert "train has one class only, 'low': a constant is right, and no score counts" in data.notes
+    assert "train has one class only" in caplog.text
+
+
+@pytest.mark.parametrize("many", [1, 10])
+def test_decimal_commas_are_refused_with_the_row(tmp_path, many):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*["60.5"] * (10 - many), *['"60,5"'] * many)})
+    with pytest.raises(InputError, match=f"'p{10 - many}' .*'60,5', which is no number; write a decimal point, not a"):
+        load_task("t", None, folder)
+
+
+def test_what_is_predicted_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", "esm2kit")
+    load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*"1212121212")}))
+    assert "train 4, validation 3, test 3; a class for every protein, scored by accuracy" in caplog.text
+    assert "2 distinct integer targets are taken for classes; set target to value if not" in caplog.text
+    caplog.clear()
+    load_task("t", None, tmp_path, target="value")
+    assert "a value for every protein, scored by spearman" in caplog.text
+    assert "taken for classes" not in caplog.text
+
+
+def test_lysosome_in_both_spellings_is_one_class_of_scl(tmp_path):
+    labels = ["Lysosome/Vacuole", "Lysosome", "Cell membrane", "Cell_membrane", "Lysosome"]
+    sets = [("train", "False"), ("train", "False"), ("train", "False"), ("train", "True"), ("test", "False")]
+    text = protein(*((f"p{i}", label, *chosen) for i, (label, chosen) in enumerate(zip(labels, sets, strict=True))))
+    data = load_task("scl", "mixed_soft", write(tmp_path / "scl", {"mixed_soft.fasta": text}).parent)
+    assert [data.task.labels[target] for target in data.targets] == [
+        "Lysosome/Vacuole", "Lysosome/Vacuole", "Cell_membrane", "Cell_membrane", "Lysosome/Vacuole"
+    ]  # fmt: skip
+    assert not data.official
+    assert any("not FLIP's own sizes" in note for note in data.notes)
+
+
+words = st.text(st.characters(codec="ascii", exclude_categories=("Cc", "Zs"), exclude_characters="="), min_size=1)
+
+
+@given(name=words, target=words, chosen=words)
+def test_any_header_comes_back(name, target, chosen):
+    parsed, attributes = parse_header(f"{name} TARGET={target} SET={chosen}")
+    assert (parsed, attributes) == (name, {"TARGET": target, "SET": chosen})
+
+
+def test_a_value_with_spaces_runs_to_the_next_key():
+    assert parse_header("p TARGET=Cell membrane SET=train")[1] == {"TARGET": "Cell membrane", "SET": "train"}
+
+
+@pytest.mark.parametrize("word", ["nan", "", "None", "pred"])
+def test_a_record_without_a_set_is_dropped(word, tmp_path):
+    assert set_of("a", word, "False", tmp_path) is None
+
+
+def fails(tmp_path, files, message, split=None):
+    folder = write(tmp_path / "mine", files)
+    with pytest.raises(InputError, match=message) as caught:
+        load_task("mine", split, folder.parent)
+    assert "\n" not in str(caught.value)
+
+
+def changed(name, old, new):
+    assert old in GOOD[name]
+    return GOOD | {name: GOOD[name].replace(old, new)}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (changed("s.fasta", "HCE", "HCEE"), "'a' has 4 labels for 3 residues"),
+        (changed("sequences.fasta", "MKV", "MK1"), "'a' has '1' at residue 3"),
+        (changed("sequences.fasta", "MKV", ""), "'a' has no sequence"),
+        (changed("sequences.fasta", ">c", ">x"), "'c' is not in .*sequences.fasta"),
+        (changed("mask.fasta", "111", "121"), "mask of 'a'"),
+        (changed("mask.fasta", ">c", ">x"), "'c' is not in .*mask.fasta"),
+        (changed("s.fasta", "VALIDATION=True", "VALIDATION=False"), "the validation set is empty"),
+        (changed("s.fasta", "SET=test", "SET=nan"), "the test set is empty"),
+        (changed("s.fasta", "SET=test", "SET=tset"), "SET='tset'"),
+        (changed("s.fasta", "VALIDATION=True", "VALIDATION=maybe"), "VALIDATION='maybe'"),
+        (changed("s.fasta", "SET=test ", ""), "'c' has no SET="),
+        (changed("s.fasta", "CH\nE", "CX\nE"), "class 'X' is in test but never in train"),
+        (changed("s.fasta", ">a", "HH\n>a"), "line 1 comes before any '>' header"),
+        (GOOD | {"s.fasta": ""}, "holds no FASTA record"),
+        (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "the train set is empty"),
+        ({"s.fasta": protein(*THREE[:2], ("c", "nan", "test", "False"))}, "target 'nan'"),
+        ({"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"}, "'a' has the target 'nan'"),
+        ({"s.csv": "sequence,set\nMKV,train\n"}, r"its first line, 'sequence,set', lacks the column\(s\) target; name"),
+        ({"s.csv": "Sequenz;Wert\n"}, r"'Sequenz;Wert', lacks the column\(s\) sequence, target, set; name them"),
+        ({"s.csv": ""}, r"its first line, '', lacks the column\(s\) sequence, target, set"),
+        ({"s.csv": "sequence,target,set,Target\nMKV,1,train,2\n"}, "has the column target twice"),
+        ({"s.csv": "id,sequence,set,target\np,MKV,train,60,11\n"}, "'p', row 1, has more fields than the header's 4"),
+        ({"s.csv": "sequence,target,set\nMKV,,train\n"}, "'Sequence0' has an empty target; fill it in"),
+        ({"s.csv": "sequence,target,set\nMKV,1,tset\n"}, "'Sequence0' has the set 'tset'; known are train"),
+        ({"s.csv": "sequence,target,set,validation\nMKV,1,train,x\n"}, "has the validation 'x'; say True or False"),
+        (
+            {"s.csv": "sequence,target,set\nMKV,1.5,train\n"},
+            "validation set is empty; mark some train rows True in the",
+        ),
+        ({"s.csv": "sequence,target,set\nMKV,1.5,train\nMKL,1.5,val\n"}, "test set is empty; check the column set"),
+        ({"s.xlsx": "PK"}, "holds no split, only s.xlsx: a split is a table saved as .csv"),
+        ({}, "mine holds nothing: a split is"),
+        ({"s.fasta": ">a SET=train\nMKV\n"}, "'a' has no TARGET="),
+        ({"s.fasta": protein(*THREE[:2], ("c", "", "test", "False"))}, "'c' has no TARGET="),
+        (
+            {
+                "s.fasta": protein(*THREE),
+                "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "metric": "spearmn"}]}),
+            },
+            "task mine: metric 'spearmn' does not score a value; did you mean 'spearman'",
+        ),
+        (
+            {
+                "s.fasta": protein(*THREE),
+                "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "target": "number"}]}),
+            },
+            "task mine: target 'number' is neither class nor value",
+        ),
+    ],
+)
+def test_every_flaw_has_one_line(tmp_path, files, message):
+    fails(tmp_path, files, message)
+
+
+def test_a_binary_label_that_train_never_has_is_named(tmp_path):
+    """Class 3 of bind is metal (1) and nucleic (2): each is known if some class of train has its bit."""
+    labels = ">a SET=train\n121\n>b SET=train VALIDATION=True\n00\n>c SET=test\n030\n"
+    folder = write(tmp_path / "bind", {"from_publication.fasta": labels, "sequences.fasta": GOOD["sequences.fasta"]})
+    assert load_task("bind", None, tmp_path).sizes["test"] == 1
+    (folder / "from_publication.fasta").write_text(labels.replace("030", "043"))
+    with pytest.raises(InputError, match="class 'small' is in test but never in train"):
+        load_task("bind", None, tmp_path)
+
+
+def test_a_label_outside_the_task_is_named_with_the_known_ones(tmp_path):
+    text = protein(("a", "Nucleus", "train", ""), ("b", "Nucleus", "train", "True"), ("c", "Moon", "test", ""))
+    write(tmp_path / "scl", {"balanced.fasta": text})
+    with pytest.raises(InputError, match=r"'c' has the label 'Moon'; known are Cell_membrane"):
+        load_task("scl", "balanced", tmp_path)
+
+
+def test_a_residue_label_outside_the_alphabet_is_named_with_the_known_ones(tmp_path):
+    write(tmp_path / "secondary_structure", GOOD | {"sampled.fasta": GOOD["s.fasta"].replace("HCE", "HGE")})
+    with pytest.raises(InputError, match=r"'a' has the label 'G'; known are H, E, C") as caught:
+        load_task("secondary_structure", None, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_task_suggests_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'meltome'"):
+        load_task("meltom", None, tmp_path)
+
+
+def test_an_absent_task_says_how_to_get_it(tmp_path):
+    with pytest.raises(InputError, match="esm2kit download flip gb1"):
+        load_task("gb1", None, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil.fasta", "/etc/evil.fasta", "a/../../b.fasta", "C:\\evil.fasta"])
+def test_a_zip_that_points_outside_is_refused(tmp_path, name):
+    (tmp_path / "gb1").mkdir()
+    with zipfile.ZipFile(tmp_path / "gb1" / "splits.zip", "w") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(InputError, match="points outside the archive"):
+        load_task("gb1", None, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["gb1", "splits.zip"]
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    (tmp_path / "gb1").mkdir()
+    with zipfile.ZipFile(tmp_path / "gb1" / "splits.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("two_vs_rest.csv", b"\0" * (8 << 20))
+    with pytest.raises(InputError, match="would inflate"):
+        load_task("gb1", None, tmp_path)
+
+
+def test_a_broken_zip_or_gzip_is_damaged(tmp_path):
+    (tmp_path / "gb1").mkdir()
+    (tmp_path / "gb1" / "splits.zip").write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(InputError, match="damaged"):
+        load_task("gb1", None, tmp_path)
+    write(tmp_path / "own", {})
+    whole = gzip.compress(np.random.default_rng(0).bytes(400).hex().encode())
+    for packed in (whole[:-20], whole[:50] + b"\xff" * 10 + whole[60:]):
+        (tmp_path / "own" / "s.fasta.gz").write_bytes(packed)
+        with pytest.raises(InputError, match="damaged"):
+            load_task("own", None, tmp_path)
+    (tmp_path / "gb1").rename(tmp_path / "mine")
+    with pytest.raises(InputError, match="damaged"):
+        load_task("mine", None, tmp_path)
+
+
+def test_several_splits_in_a_folder_must_be_named(tmp_path):
+    write(tmp_path / "mine", {"s.fasta": protein(*THREE), "t.fasta": protein(*THREE)})
+    with pytest.raises(InputError, match=r"2 splits \(s, t\): name one, as in --split s"):
+        load_task("mine", None, tmp_path)
+    assert load_task("mine", "t", tmp_path).split == "t"
+    assert load_task(str(tmp_path / "mine" / "t.fasta"), None, tmp_path / "elsewhere").split == "t"
+
+
+def test_a_named_file_is_the_one_that_is_read(tmp_path):
+    table = "sequence,target,set,validation\nMKV,7.5,train,\nMKL,2.0,train,True\nMKI,3.0,test,\n"
+    folder = write(tmp_path, {"t.fasta": protein(*THREE), "t.csv": table, "my.own.fa": protein(*THREE)})
+    assert load_task(str(folder / "t.csv"), None, tmp_path / "elsewhere").targets[0] == 7.5
+    assert load_task("t", None, folder).targets[0] == 1.5
+    own = load_task(str(folder / "my.own.fa"), None, tmp_path / "elsewhere")
+    assert (own.task.name, own.split) == ("my.own", "my.own")
+    (folder / "u.fa.gz").write_bytes(gzip.compress(protein(*THREE).encode()))
+    assert load_task("u", None, folder).task.name == "u"
+    (folder / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="is no split's file: it ends in none of"):
+        load_task(str(folder / "notes.txt"), None, folder)
+
+
+def test_integer_classes_are_in_the_order_of_numbers(tmp_path):
+    rows = [(f"{chosen}{held}{i}", str(i), chosen, held) for chosen, held in (("train", ""), ("train", "True"),
+            ("test", "")) for i in (10, 2, 1)]  # fmt: skip
+    assert load_task("t", None, write(tmp_path, {"t.fasta": protein(*rows)})).task.labels == ("1", "2", "10")
+
+
+def test_read_split_names_the_files_it_took(tmp_path):
+    _, files, dropped = read_split(write(tmp_path / "mine", GOOD), "s")
+    assert {name: source.path.name for name, source in files.items()} == {
+        "split": "s.fasta", "sequences": "sequences.fasta", "mask": "mask.fasta"
+    }  # fmt: skip
+    assert dropped == 0
+
+
+def many(tmp_path, num_classes=4, each=30):
+    sets = [("train", "False")] * each * 2 + [("train", "True")] * each + [("test", "False")] * each
+    rows = [(f"p{i}", f"class{i % num_classes if i % 7 else 0}", *chosen) for i, chosen in enumerate(sets)]
+    return load_task("t", None, write(tmp_path, {"t.fasta": protein(*rows)}))
+
+
+def test_limit_is_a_stratified_seeded_subset_that_touches_no_file(tmp_path):
+    data = many(tmp_path)
+    before = (tmp_path / "t.fasta").read_bytes()
+    small = data.limited(12, seed=1)
+    assert small.sizes == {"train": 12, "validation": 12, "test": 12}
+    assert set(small.ids) <= set(data.ids)
+    whole, part = (np.bincount(d.targets[d.rows("train")], minlength=4) for d in (data, small))
+    assert np.abs(part / 12 - whole / 60).max() <= 1 / 12 + 1e-9
+    assert (part > 0).all()
+    assert small.ids == data.limited(12, seed=1).ids != data.limited(12, seed=2).ids
+    assert data.limited(1000).ids == data.ids
+    assert (tmp_path / "t.fasta").read_bytes() == before
+    assert "not comparable with published" in small.notes[-1]
+
+
+def test_a_limit_below_the_number_of_classes_or_quantiles(tmp_path):
+    small = many(tmp_path).limited(3)
+    assert small.sizes == {"train": 4, "validation": 4, "test": 4}
+    assert "at most 3 proteins of each set and one of each class" in small.notes[-1]
+    rows = [
+        (f"p{i}", f"{i / 8}", *(("train", "False"), ("train", "True"), ("test", "False"))[i % 3]) for i in range(90)
+    ]
+    values = load_task("v", None, write(tmp_path, {"v.fasta": protein(*rows)})).limited(3)
+    assert values.sizes == {"train": 3, "validation": 3, "test": 3}
+    assert "each class" not in values.notes[-1]
+
+
+def test_a_subset_keeps_targets_and_masks_together(tmp_path):
+    data = load_task("mine", None, write(tmp_path / "mine", GOOD).parent)
+    part = data.subset(np.array([0, 2]))
+    assert part.targets.tolist() == [2, 0, 1, 0, 2, 1]
+    assert part.scored.tolist() == [True, True, True, True, True, False]

@@ -1,0 +1,122 @@
+"""Training in a process of its own: its lines, its result, its errors, and stopping it."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import read_metadata
+from esm2kit.notebook import live
+from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
+from esm2kit.training import launch, torchrun
+from esm2kit.training.trainer import check_devices
+
+
+def config(dataset: Path, out_dir: Path, **changes: object) -> PretrainConfig:
+    settings = {
+        "model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 2, "max_steps": 6, "warmup_steps": 1,
+        "global_batch_size": 4, "val_check_interval": 3, "log_every_n_steps": 1, "accelerator": "cpu",
+    }  # fmt: skip
+    return PretrainConfig(data=dataset, out_dir=out_dir, **(settings | changes))
+
+
+def test_lines_result_and_configuration(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_PARENT_PID", str(os.getppid()))
+    # with the kernel's mark left in, a torchrun worker took itself for the kernel and started workers of its own
+    lines: list[str] = []
+    result = launch.train("pretrain", config(dataset, tmp_path, devices=2), lines.append)
+    assert result["step"] == 6
+    assert Path(result["best"]).exists()
+    assert any("update 6/6" in line for line in lines)
+    assert (tmp_path / "pretrain.yaml").exists()
+
+
+def test_the_error_is_the_worker_s_own_line(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pretrain stopped with code 2: esm2kit: .*nowhere"):
+        launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
+
+
+@pytest.mark.parametrize(("codes", "told"), [((2, -15), True), ((-9, -15), False)])
+def test_torchrun_reports_only_what_no_worker_has_told(
+    codes: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = {rank: ProcessFailure(rank, 1, code, "<N/A>") for rank, code in enumerate(codes)}
+
+    def fail() -> None:
+        torchrun.api.logger.warning("Sending process 1 closing signal")
+        raise ChildFailedError("esm2kit", failures)
+
+    monkeypatch.setattr(torchrun.run, "main", fail)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # main sets it where it is not set; here it is taken back
+    if told:
+        assert torchrun.main() == 2
+        assert capsys.readouterr().err == ""
+    else:
+        with pytest.raises(ChildFailedError, match="esm2kit FAILED"):
+            torchrun.main()
+        assert capsys.readouterr().err == "Sending process 1 closing signal\n"
+
+
+def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, accelerator, line in (
+        (0, "cuda", "accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto"),
+        (1, "cuda", "2 devices were asked for and torch finds 1: lower --devices"),
+        (1, "auto", "2 devices were asked for and torch finds 1: lower --devices"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
+        with pytest.raises(InputError) as raised:
+            check_devices(config(tmp_path, tmp_path, devices=2, accelerator=accelerator))
+        assert str(raised.value) == line
+    check_devices(config(tmp_path, tmp_path, devices=2, accelerator="cpu"))
+
+
+def test_the_stop_button_saves_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    """The live view's button, pressed after the first validation; then the run is finished from its checkpoint."""
+    endless = config(dataset, tmp_path, max_steps=1_000_000, warmup_steps=5)
+    view = live.TrainingView("pretrain", tmp_path, endless.max_steps)
+    seen = threading.Event()
+
+    def tell(line: str) -> None:
+        view.tell(line)
+        if "val_loss" in line and not seen.is_set():
+            seen.set()
+            view.button.click()
+
+    result = launch.train("pretrain", endless, tell, view.watch)
+    assert seen.is_set()
+    assert 3 <= result["step"] < 1000
+    last = tmp_path / "checkpoints" / "last.safetensors"
+    assert read_metadata(last)["step"] == result["step"]
+    assert view.button.disabled
+    further = config(dataset, tmp_path, max_steps=result["step"] + 2, warmup_steps=5)
+    assert pretrain(further)["step"] == result["step"] + 2
+    assert json.loads((tmp_path / "pretrain.json").read_text())["step"] == result["step"] + 2
+
+
+def test_headless_training_prints_the_worker_s_lines(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = live.train("pretrain", config(dataset, tmp_path))
+    assert result["step"] == 6
+    assert Path(result["best"]).exists()
+    assert (tmp_path / "pretrain.yaml").exists()
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("update 6/6") for line in printed)
+    assert not any(line.startswith("{") for line in printed), "the result is returned, not printed"
+
+
+def test_only_lines_that_tell_something_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Banners of torchrun and Lightning, and the result, are left out of the cell and of the live view."""
+    banners = ["", "*" * 20, "-" * 20, '{"step": 3}', "INFO: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/2",
+               "Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", "distributed_backend=gloo"]  # fmt: skip
+    view = live.TrainingView("pretrain", tmp_path, 3)
+    for line in ["update 3/3  loss 2.9", *banners]:
+        view.tell(line)
+        live._print(line, "second: ")
+    assert capsys.readouterr().out == "second: update 3/3  loss 2.9\n"
+    assert view.line == "update 3/3  loss 2.9"

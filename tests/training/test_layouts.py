@@ -1,0 +1,248 @@
+"""The global batch decides the loss curve, not its layout: every layout against one device, on gloo."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esm2kit.cli.arguments import parse
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import load_esm2, read_checkpoint
+from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.initialise import drawn, materialise, without_weights
+from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrain
+from esm2kit.training.layout import BatchLayout
+
+STEPS = 20
+COMMON = {
+    "model": "custom",
+    "num_layers": 2,
+    "embed_dim": 32,
+    "attention_heads": 4,
+    "global_batch_size": 16,
+    "warmup_steps": 4,
+    "lr": 1e-3,
+    "log_every_n_steps": 1,
+    "accelerator": "cpu",
+    # so tight that every update is clipped: a norm that is wrong in one layout shows in its losses
+    "gradient_clip_val": 0.5,
+}
+# name -> (processes, settings)
+LAYOUTS = {
+    "ddp2": (2, {"devices": 2}),
+    "fsdp2": (2, {"devices": 2, "strategy": "fsdp2"}),
+    "tp2": (2, {"devices": 2, "tensor_model_parallel_size": 2}),
+    "2x2": (4, {"devices": 4, "tensor_model_parallel_size": 2}),
+}
+ACCUMULATIONS = (1, 2, 4)
+PRECISIONS = ("bf16-mixed", "bf16-true")
+
+
+def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
+    settings = COMMON | {"data": data, "out_dir": out_dir} | settings
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def train_together(processes: int, runs: list[list[str]], *more: str) -> None:
+    """Run configurations, one after another, in one group of so many processes: starting one costs more than a run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [str(Path(__file__).parents[1] / "support" / "layout_worker.py"), json.dumps(runs), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train_here(runs: list[list[str]]) -> None:
+    torch.set_num_threads(1)
+    for run in runs:
+        pretrain(parse(PretrainConfig, "pretrain", run))
+
+
+def column(out_dir: Path, name: str) -> list[float]:
+    with open(out_dir / "metrics.csv", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def first_gradients(out_dir: Path) -> dict[str, torch.Tensor]:
+    """After one update AdamW's average is (1 - beta1) times the clipped gradient."""
+    tensors, _ = read_checkpoint(out_dir / "checkpoints" / "last.safetensors", "optimizer.")
+    return {name: tensor / 0.1 for name, tensor in tensors.items() if name.endswith("exp_avg")}
+
+
+def both_runs(out_dir: Path, data: Path, **settings: object) -> list[list[str]]:
+    """A run of one update, whose gradients are looked at, and one of twenty, whose losses are."""
+    return [
+        arguments(out_dir / "first", data, max_steps=1, **settings),
+        arguments(out_dir / "curve", data, max_steps=STEPS, val_check_interval=STEPS, **settings),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, dataset) -> Path:
+    out_dir = tmp_path_factory.mktemp("one")
+    train_here(both_runs(out_dir, dataset, accumulate_grad_batches=1))
+    return out_dir
+
+
+def layout_runs(layout: str, out_dir: Path, data: Path) -> list[list[str]]:
+    runs = []
+    for accumulate in ACCUMULATIONS:
+        # recomputed layers give the same numbers, so one of the three goes without keeping its activations
+        settings = LAYOUTS[layout][1] | {"activation_checkpointing": accumulate == 2}
+        runs += both_runs(out_dir / layout / str(accumulate), data, accumulate_grad_batches=accumulate, **settings)
+    return runs
+
+
+def bf16_run(precision: str, out_dir: Path, data: Path, layout: str = "one") -> list[str]:
+    common = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": STEPS, "val_check_interval": STEPS}
+    return arguments(out_dir / precision / layout, data, **common, **LAYOUTS.get(layout, (1, {}))[1])
+
+
+def second_stage(first: Path) -> dict[str, object]:
+    """A run of one update that begins with the weights of another; its size is theirs."""
+    common = {name: value for name, value in COMMON.items() if not name.endswith(("model", "layers", "dim", "heads"))}
+    return common | {"init_from": str(first / "first" / "checkpoints" / "last.safetensors"), "max_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, dataset, one_device) -> Path:
+    """All that takes two processes, in one start of them."""
+    out_dir, names = tmp_path_factory.mktemp("two"), [name for name in LAYOUTS if LAYOUTS[name][0] == 2]
+    runs = [run for name in names for run in layout_runs(name, out_dir, dataset)]
+    runs += [bf16_run(precision, out_dir, dataset, name) for precision in PRECISIONS for name in names]
+    sharded = second_stage(one_device) | {"devices": 2, "strategy": "fsdp2", "data": dataset}
+    runs.append([f"--{name}={value}" for name, value in (sharded | {"out_dir": out_dir / "second"}).items()])
+    train_together(2, runs)
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def four_processes(tmp_path_factory, dataset) -> Path:
+    out_dir = tmp_path_factory.mktemp("four")
+    train_together(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "told"))
+    return out_dir
+
+
+def assert_same_run(out_dir: Path, reference: Path) -> None:
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        found, expected = (torch.tensor(column(run / "curve", name)) for run in (out_dir, reference))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+    gradients = first_gradients(reference / "first")
+    for name, found in first_gradients(out_dir / "first").items():
+        torch.testing.assert_close(found, gradients[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_equals_one_device(layout: str, request: pytest.FixtureRequest, one_device) -> None:
+    out_dir = request.getfixturevalue({2: "two_processes", 4: "four_processes"}[LAYOUTS[layout][0]])
+    for accumulate in ACCUMULATIONS:
+        assert_same_run(out_dir / layout / str(accumulate), one_device)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one_device, two_processes) -> None:
+    """DDP to the last bits of the first update, shards within bf16's rounding; float32's curve close by, not the same.
+
+    FSDP2 gathers bfloat16 under either precision; tensor-parallel ranks round their partial sums.
+    """
+    train_here([bf16_run(precision, tmp_path, dataset)])
+    one = tmp_path / precision / "one"
+    expected = {name: torch.tensor(column(one, name)) for name in ("train_loss", "grad_norm", "val_loss")}
+    wide = torch.tensor(column(one_device / "curve", "train_loss"))
+    torch.testing.assert_close(expected["train_loss"], wide, rtol=5e-4, atol=0)
+    for name in ("ddp2", "fsdp2", "tp2"):
+        out_dir = two_processes / precision / name
+        for figure, tolerance in (("train_loss", 3e-4), ("grad_norm", 5e-3), ("val_loss", 3e-4)):
+            found = torch.tensor(column(out_dir, figure))
+            torch.testing.assert_close(
+                found, expected[figure], rtol=tolerance, atol=0, msg=lambda t, n=name: f"{n}: {t}"
+            )
+        first = column(out_dir, "train_loss")[0]
+        assert first == pytest.approx(float(expected["train_loss"][0]), rel=2e-6 if name == "ddp2" else 2e-5)
+        assert first != pytest.approx(float(wide[0]), rel=2e-6), f"{name}: bf16 was asked for"
+    tensors, _ = read_checkpoint(two_processes / precision / "fsdp2" / "checkpoints" / "last.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}, "checkpoints hold the masters"
+
+
+def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
+    for accumulate, workers in ((2, 1), (4, 0)):
+        first, curve = both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate)
+        train_here([first, [*curve, f"--num_workers={workers}"]])
+        assert_same_run(tmp_path / str(accumulate), one_device)
+
+
+def test_filled_after_it_is_laid_out_is_laid_out_filled(four_processes) -> None:
+    """FSDP2, tensor parallel and both: the same shards, tied head, loss and gradients, without a whole model."""
+    assert (four_processes / "told").read_text() == "equal"
+
+
+def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one_device, two_processes) -> None:
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, **second_stage(one_device))
+    sharded = dataclasses.replace(config, devices=2, strategy="fsdp2")
+    shape, weights = _initial_model(sharded, None)
+    assert all(tensor.is_meta for tensor in shape.parameters())
+    expected = dict(load_esm2(config.init_from)[0].named_parameters())
+    assert {name: torch.equal(tensor, expected[name]) for name, tensor in weights if name in expected} == dict.fromkeys(
+        expected, True
+    )
+    pretrain(config)
+    for name in ("train_loss", "grad_norm", "val_loss"):
+        assert column(two_processes / "second", name) == pytest.approx(column(tmp_path, name), rel=1e-5), name
+
+
+@pytest.mark.parametrize(("seed", "shape"), [(0, ESM2Config(2, 32, 4)), (7, ESM2Config(3, 48, 4))])
+def test_weights_drawn_one_by_one_are_the_models(seed: int, shape: ESM2Config) -> None:
+    filled, expected = without_weights(shape), ESM2.initialised(shape, seed).state_dict()
+    seen: list[weakref.ref] = []
+    alive = []
+
+    def watched() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in drawn(shape, seed):
+            seen.append(weakref.ref(tensor))
+            yield name, tensor
+            del tensor
+            alive.append(sum(ref() is not None for ref in seen))
+
+    random = torch.get_rng_state()
+    materialise(filled, watched(), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert filled.lm_head.weight is filled.embed_tokens.weight
+    assert filled.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in filled.state_dict().items())
+    assert max(alive) <= 2, "one at a time, and the one before"
+
+
+def test_the_batch_is_unequal_and_the_curve_moves(dataset, one_device) -> None:
+    """What the comparison rests on: clipping bites, and losses change from update to update."""
+    assert min(column(one_device / "curve", "grad_norm")) > COMMON["gradient_clip_val"]
+    losses = column(one_device / "curve", "train_loss")
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0] - 0.05
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 2]))
+def test_any_subset_of_the_equation_gives_the_rest(nodes: int, micro: int, accumulate: int, tensor: int) -> None:
+    whole = {"micro_batch_size": micro, "accumulate_grad_batches": accumulate}
+    whole["global_batch_size"] = micro * accumulate * nodes * 2 // tensor
+    expected = BatchLayout.of(2, nodes, tensor, **whole)
+    assert expected.global_batch_size == whole["global_batch_size"]
+    for name in whole:
+        partial = {key: value for key, value in whole.items() if key != name}
+        assert BatchLayout.of(2, nodes, tensor, **partial) == expected
+    with pytest.raises(InputError, match="x data_parallel_size"):
+        BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": whole["global_batch_size"] + 1})
+
+
+def test_devices_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(InputError, match="does not divide into groups of tensor_model_parallel_size 2"):
+        BatchLayout.of(devices=3, tensor_model_parallel_size=2)

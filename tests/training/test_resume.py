@@ -1,0 +1,213 @@
+"""Stop and go: a run killed at any moment ends, bit for bit, where the uninterrupted run ends."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_layouts import train_here, train_together
+
+from esm2kit.core.errors import InputError
+from esm2kit.models.checkpoint import read_checkpoint, read_metadata
+
+STEPS = 24
+# how often each layout is killed; the closing figures of a release are made with 10
+KILLS = int(os.environ.get("ESM2KIT_KILLS", "2"))
+LAYOUTS = {"1x1": {}, "ddp": {"devices": 2}, "tp": {"devices": 2, "tensor_model_parallel_size": 2}}
+SETTINGS = {
+    "model": "custom",
+    "num_layers": 2,
+    "embed_dim": 32,
+    "attention_heads": 4,
+    "global_batch_size": 8,
+    "max_steps": STEPS,
+    "warmup_steps": 4,
+    "lr": 1e-3,
+    "log_every_n_steps": 1,
+    "val_check_interval": 4,
+    "save_top_k": STEPS // 4,
+    "accelerator": "cpu",
+}
+
+
+def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in (SETTINGS | {"data": data, "out_dir": out_dir} | settings).items()]
+
+
+def start(out_dir: Path, data: Path, **settings: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "esm2kit", "pretrain", *arguments(out_dir, data, **settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(out_dir: Path, data: Path, **settings: object) -> str:
+    process = start(out_dir, data, **settings)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-2000:]
+    return output
+
+
+def family_of(process: subprocess.Popen) -> set[int]:
+    """A process and all that came of it."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
+    family = {process.pid}
+    while grown := {pid for pid, parent in parents if parent in family} - family:
+        family |= grown
+    return family
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those that still run; one that ended and was never asked for does not."""
+    listing = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True, check=True).stdout
+    states = dict(line.split() for line in listing.splitlines()[1:])
+    return {pid for pid in pids if not states.get(str(pid), "Z").startswith("Z")}
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL the whole family: torchrun starts its workers in sessions of their own."""
+    for pid in family_of(process):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+def curve(out_dir: Path) -> dict[tuple[int, str], str]:
+    """Every figure of the curve as text, all digits, by (update, name)."""
+    with open(out_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens")
+    return {(int(row["step"]), name): row[name] for row in rows for name in names if row[name]}
+
+
+def tensors(out_dir: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out_dir / "checkpoints" / "last.safetensors")[0]
+
+
+def assert_identical(found: Path, expected: Path) -> None:
+    assert curve(found) == curve(expected)
+    held, reference = tensors(found), tensors(expected)
+    assert held.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert torch.equal(held[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, dataset) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in LAYOUTS}
+    runs = {name: arguments(folder, dataset, **LAYOUTS[name]) for name, folder in folders.items()}
+    train_here([runs.pop("1x1")])
+    train_together(2, list(runs.values()))
+    return folders
+
+
+def test_curves_of_layouts_agree_and_move(uninterrupted) -> None:
+    """The references are worth comparing with: 24 updates, none like another."""
+    for folder in uninterrupted.values():
+        losses = [value for (_, name), value in curve(folder).items() if name == "train_loss"]
+        assert len(losses) == len(set(losses)) == STEPS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, uninterrupted) -> None:
+    moments = random.Random(layout)
+    checkpoints = tmp_path / "checkpoints"
+    for number in range(KILLS):
+        process = start(tmp_path, dataset, **LAYOUTS[layout])
+        # after the run has begun, somewhere between its updates; every other time in the middle of a save
+        wait_for(process, lambda: (tmp_path / "metrics.csv").exists())
+        time.sleep(moments.uniform(0, 1.0))
+        if number % 2:
+            wait_for(process, lambda: any(checkpoints.glob("*.part")), seconds_between=0.0005)
+        kill(process)
+    finish(tmp_path, dataset, **LAYOUTS[layout])
+    assert_identical(tmp_path, uninterrupted[layout])
+    assert not [path for path in checkpoints.iterdir() if path.suffix != ".safetensors"]
+
+
+def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
+    """SIGKILL of the launcher's group alone: its ranks stand in groups of their own, and data workers behind them."""
+    endless = {"max_steps": 100_000, "val_check_interval": 100_000, "num_workers": 1}
+    process = start(tmp_path, dataset, **endless, **LAYOUTS["ddp"])
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+    family = family_of(process)
+    assert len(family) >= 1 + 2 + 2, "torchrun, two ranks, and a data worker of each"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while running(family) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not running(family)
+
+
+def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted) -> None:
+    process = start(tmp_path, dataset, num_workers=2)
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20, seconds_between=0.002)
+    os.killpg(process.pid, signal.SIGKILL)  # its workers with it: a single process starts no session of their own
+    process.communicate()
+    assert 20 < len(curve(tmp_path)) < len(curve(uninterrupted["1x1"]))
+    train_here([arguments(tmp_path, dataset)])
+    assert_identical(tmp_path, uninterrupted["1x1"])
+
+
+def wait_for(process: subprocess.Popen, seen, seconds_between: float = 0.02) -> None:
+    """Until something is seen, or the run is over."""
+    end = time.monotonic() + 60
+    while not seen() and process.poll() is None and time.monotonic() < end:
+        time.sleep(seconds_between)
+
+
+def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> None:
+    """Of two ranks, told by their launcher."""
+    process = start(tmp_path, dataset, **LAYOUTS["ddp"])
+    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
+    assert 0 < stopped_at < STEPS
+    assert f"at update {stopped_at} of {STEPS}" in finish(tmp_path, dataset, **LAYOUTS["ddp"])
+    assert_identical(tmp_path, uninterrupted["ddp"])
+
+
+def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uninterrupted) -> None:
+    """From the middle of a run, as a kill after its third validation leaves it; with a data worker, on one device."""
+    runs = {}
+    for first, then in (("ddp", "1x1"), ("1x1", "tp"), ("tp", "ddp")):
+        (middle,) = (uninterrupted[first] / "checkpoints").glob("step=0000012-*")
+        (tmp_path / then / "checkpoints").mkdir(parents=True)
+        shutil.copy(middle, tmp_path / then / "checkpoints" / "last.safetensors")
+        shutil.copy(uninterrupted[first] / "metrics.csv", tmp_path / then)
+        given = LAYOUTS[then] | {"accumulate_grad_batches": 2, "num_workers": int(then == "1x1")}
+        runs[then] = arguments(tmp_path / then, dataset, **given)
+    train_here([runs.pop("1x1")])
+    train_together(2, list(runs.values()))
+    expected = curve(uninterrupted["1x1"])
+    for then in LAYOUTS:
+        found, held = curve(tmp_path / then), tensors(tmp_path / then)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert float(found[key]) == pytest.approx(float(value), rel=1e-5), (then, key)
+        for name, tensor in tensors(uninterrupted["1x1"]).items():
+            torch.testing.assert_close(held[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"), [("seed", 0, 1), ("global_batch_size", 8, 4), ("embed_dim", 32, 64)]
+)
+def test_another_run_is_not_resumed(name: str, before: int, now: int, dataset, uninterrupted) -> None:
+    with pytest.raises(InputError, match=rf"is of another run: {name} was {before} and is now {now}; give"):
+        train_here([arguments(uninterrupted["1x1"], dataset, **{name: now})])
