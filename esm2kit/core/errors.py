@@ -6,7 +6,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class InputError(ValueError):
-    """Raised for anything the user can mend; the command line prints its message alone and exits with 2."""
+    """Raised for anything the user can fix; the command line prints its message alone and exits with 2.
+
+    Args:
+        message: one line: what was found and what to do.
+        code: what went wrong, in a fixed word such as `fasta.letter`; code and tests rely on it, never on the message.
+        values: the facts of the case, for whoever handles the error.
+    """
+
+    def __init__(self, message: str, code: str = "", **values: Any) -> None:
+        super().__init__(message)
+        self.code, self.values = code, values
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the message alone, as the command line does; IPython asks for it by this name."""

@@ -4,7 +4,6 @@ Source: https://github.com/J-SNACKKB/FLIP, the readme of every task; sizes count
 """
 
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.published import MODELS
 from esm2kit.tasks.task import Split, Task
 
 FLIP_CITATION = (
@@ -165,7 +164,6 @@ TASKS: dict[str, Task] = {
         ),
     )
 }  # fmt: skip
-MODELS["3B"] = "esm2_t36_3B_UR50D"
 
 
 def find_split(task: Task, split: str | None) -> str:

@@ -29,6 +29,7 @@ class Published:
 
 
 MODELS = {size: f"esm2_t{layers}_{size}_UR50D" for layers, size in ((6, "8M"), (12, "35M"), (30, "150M"), (33, "650M"))}
+MODELS["3B"] = "esm2_t36_3B_UR50D"
 NVIDIA = (
     "NVIDIA's model card of esm2nv",
     "one run of one head on checkpoints NVIDIA converted; no interval, no baseline",

@@ -23,7 +23,7 @@ from esm2kit.benchmarking.report import read_report
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning import finetune as stage
 from esm2kit.finetuning.config import lr_share, settled, training_memory
-from esm2kit.finetuning.data import GlobalBatches, tokenised
+from esm2kit.finetuning.data import GlobalBatches
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
 from esm2kit.finetuning.model_file import load_finetuned
@@ -36,7 +36,7 @@ from esm2kit.models.lora import add_lora
 from esm2kit.sequences.alphabet import encode
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.packing import LabelledProteins, budgeted, labels_of
+from esm2kit.tasks.packing import LabelledProteins, budgeted, labels_of, tokenised
 from esm2kit.training import launch
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.precision import computing
@@ -75,7 +75,11 @@ def run_apart(processes: int, runs: list[dict[str, object]], *more: str) -> int:
     """Run configurations, one after another, in one group of so many processes; returns the exit code."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     arguments = [[f"--{name}={value}" for name, value in run.items()] for run in runs]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__).parents[1] / "support" / "finetune_worker.py")]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        str(Path(__file__).parents[1] / "support" / "finetune_worker.py"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command += [json.dumps(arguments), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_layouts import LAYOUTS, arguments, train_here, train_together
+from support.layouts import LAYOUTS, arguments, train_here, train_together
 
 from esm2kit.benchmarking.probes.features import Features, ProbeConfig
 from esm2kit.benchmarking.probes.fit import fit_probe

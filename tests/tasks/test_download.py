@@ -17,7 +17,7 @@ import requests
 from esm2kit.core.errors import InputError
 from esm2kit.core.fetch import fetch
 from esm2kit.core.files import sha256_file
-from esm2kit.tasks.data import download
+from esm2kit.tasks import download
 from esm2kit.tasks.download import DownloadConfig, download_flip
 
 FASTA = "".join(

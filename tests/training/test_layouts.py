@@ -2,10 +2,6 @@
 
 import csv
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_together
 
-from esm2kit.cli.arguments import parse
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, read_checkpoint
 from esm2kit.models.esm2 import ESM2, ESM2Config
@@ -24,48 +20,8 @@ from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrai
 from esm2kit.training.layout import BatchLayout
 
 STEPS = 20
-COMMON = {
-    "model": "custom",
-    "num_layers": 2,
-    "embed_dim": 32,
-    "attention_heads": 4,
-    "global_batch_size": 16,
-    "warmup_steps": 4,
-    "lr": 1e-3,
-    "log_every_n_steps": 1,
-    "accelerator": "cpu",
-    # so tight that every update is clipped: a norm that is wrong in one layout shows in its losses
-    "gradient_clip_val": 0.5,
-}
-# name -> (processes, settings)
-LAYOUTS = {
-    "ddp2": (2, {"devices": 2}),
-    "fsdp2": (2, {"devices": 2, "strategy": "fsdp2"}),
-    "tp2": (2, {"devices": 2, "tensor_model_parallel_size": 2}),
-    "2x2": (4, {"devices": 4, "tensor_model_parallel_size": 2}),
-}
 ACCUMULATIONS = (1, 2, 4)
 PRECISIONS = ("bf16-mixed", "bf16-true")
-
-
-def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
-    settings = COMMON | {"data": data, "out_dir": out_dir} | settings
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def train_together(processes: int, runs: list[list[str]], *more: str) -> None:
-    """Run configurations, one after another, in one group of so many processes: starting one costs more than a run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(Path(__file__).parents[1] / "support" / "layout_worker.py"), json.dumps(runs), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def train_here(runs: list[list[str]]) -> None:
-    torch.set_num_threads(1)
-    for run in runs:
-        pretrain(parse(PretrainConfig, "pretrain", run))
 
 
 def column(out_dir: Path, name: str) -> list[float]:

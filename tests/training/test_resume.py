@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_layouts import train_here, train_together
+from support.layouts import train_here, train_together
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata

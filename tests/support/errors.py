@@ -1,0 +1,26 @@
+"""Expect an `InputError` by its code and values, never by its wording."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from esm2kit.core.errors import InputError
+
+
+@contextmanager
+def refused(code: str, **values: Any) -> Iterator[pytest.ExceptionInfo[InputError]]:
+    """The block must raise an InputError of this code that carries at least these values.
+
+    Args:
+        code: `InputError.code`.
+        values: of `InputError.values`; others may be there too.
+    """
+    with pytest.raises(InputError) as caught:
+        yield caught
+    error = caught.value
+    assert error.code == code, f"expected {code!r}, found {error.code!r}: {error}"
+    found = {name: error.values.get(name) for name in values}
+    assert found == values, f"{code}: expected {values}, found {found}: {error}"
+    assert "\n" not in str(error), "a message is one line"
