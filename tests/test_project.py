@@ -1,4 +1,4 @@
-"""The project's own promises: one list of dependencies, one lock, files as rooms, nothing of a machine in the tree."""
+"""The project's own promises: one list of dependencies, one lock, nothing of a machine in the tree."""
 
 import json
 import re
@@ -58,12 +58,6 @@ def test_every_dependency_is_justified(root: Path, project: dict) -> None:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     absent = {name_of(item) for group in groups for item in group if f"`{name_of(item)}`" not in text}
     assert not absent, f"CONTRIBUTING.md says in a line why each package is here; not yet: {absent}"
-
-
-def test_rooms_are_rooms(root: Path) -> None:
-    large = {path.name: len(path.read_text().splitlines()) for path in (root / "esm2kit").glob("*.py")}
-    assert not {name: lines for name, lines in large.items() if lines > 400}, "a room of over 400 lines wants to be two"
-    assert not (root / "esm2kit" / "utils.py").exists()
 
 
 def test_nothing_of_a_machine_in_the_tree(root: Path) -> None:

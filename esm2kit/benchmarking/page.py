@@ -56,4 +56,4 @@ ul { padding-left: 1.2rem; } details { margin-top: 1rem; } pre { overflow-x: aut
 </main>
 </body>
 </html>
-"""  # noqa: E501
+"""

@@ -1,4 +1,4 @@
-"""torchrun, and no report of its own where a worker has said in a line what is wrong: `python -m esm2kit.training.torchrun`."""
+"""`python -m esm2kit.training.torchrun`: torchrun, without its own report where a worker has reported the error."""
 
 import logging
 import os

@@ -60,12 +60,12 @@ def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> No
 
 RANK = """
 import sys, time
-from esm2kit import __main__
+from esm2kit.cli import main as cli
 def load(name, arguments):
     print("loading", flush=True)
     time.sleep(60)
-__main__._run = load
-__main__.main(["pretrain"])
+cli._run = load
+cli.main(["pretrain"])
 """
 LAUNCHER = """
 import subprocess, sys
