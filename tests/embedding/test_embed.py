@@ -481,8 +481,8 @@ def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, 
 SCRIPT = """
 import logging, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from esm2kit import embed_run
-from esm2kit.embedding.embed import EmbedConfig, _device, embed
+from esm2kit.embedding import run as embed_run
+from esm2kit.embedding.embed import EmbedConfig, embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 embed_run.SYNC_SECONDS = 0.0
 fasta, out, model, wait = sys.argv[1:]
@@ -572,7 +572,7 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128))
     assert_same_files(tuple(tmp_path / "two" / path.name for path in one.files), one.files)
 
-    script.write_text("from esm2kit import embed_run\nembed_run.MEET_SECONDS = 0.5\n" + SCRIPT)
+    script.write_text("from esm2kit.core import process_group\nprocess_group.MEET_SECONDS = 0.5\n" + SCRIPT)
     alone = start(command, [fasta, tmp_path / "alone", model, 0], srun_task(0, port))
     output = alone.communicate(timeout=120)[0]
     assert "InputError: the 2 tasks of srun do not meet at localhost" in output

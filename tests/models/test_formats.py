@@ -17,8 +17,10 @@ from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, write_checkpoint
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
-from esm2kit.models.formats import huggingface as convert
 from esm2kit.models.formats import shards
+from esm2kit.models.formats.fair_esm import save_fair_esm
+from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, hf_config, save_hf
+from esm2kit.models.load import load_model
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, TOKENS
 
 CONFIG = ESM2Config(3, 40, 5)
@@ -46,6 +48,10 @@ def assert_same_weights(first: ESM2, second: ESM2) -> None:
     assert second.lm_head.weight is second.embed_tokens.weight, "tied, as ESM-2 is"
 
 
+def loaded(path: Path) -> ESM2:
+    return load_model(path)[0]
+
+
 @torch.no_grad()
 def theirs_of(path: Path) -> esm.ESM2:
     """fair-esm's own loading, with the one class its files name allowed."""
@@ -56,7 +62,7 @@ def theirs_of(path: Path) -> esm.ESM2:
 @torch.no_grad()
 def test_fair_esm_opens_ours_and_gives_the_same_numbers(tmp_path: Path) -> None:
     model = random_model()
-    convert.save_fair_esm(model, tmp_path / "esm2_t3.pt")
+    save_fair_esm(model, tmp_path / "esm2_t3.pt")
     theirs = theirs_of(tmp_path / "esm2_t3.pt")
     layers = [0, 1, 2, 3]
     expected = theirs(TOKENS_BT, repr_layers=layers)
@@ -70,7 +76,7 @@ def test_fair_esm_opens_ours_and_gives_the_same_numbers(tmp_path: Path) -> None:
         torch.testing.assert_close(encoder.logits(ours[3]), expected["logits"][row, :count], atol=1e-5, rtol=1e-5)
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
-    assert_same_weights(model, convert.load_fair_esm(tmp_path / "esm2_t3.pt"))
+    assert_same_weights(model, loaded(tmp_path / "esm2_t3.pt"))
 
 
 @torch.no_grad()
@@ -80,11 +86,11 @@ def test_fair_esm_files_come_in_with_and_without_the_contact_head(tmp_path: Path
     state = {name: tensor for name, tensor in theirs.state_dict().items() if "contact_head" not in name}
     contact = {name: tensor for name, tensor in theirs.state_dict().items() if "contact_head" in name}
     torch.save({"cfg": {"model": shape, "task": None}, "model": state}, tmp_path / "esm2_x.pt")
-    bare = convert.load_fair_esm(tmp_path / "esm2_x.pt")
+    bare = loaded(tmp_path / "esm2_x.pt")
     assert "contacts will be 0.5 everywhere" in caplog.text
     torch.testing.assert_close(bare(TOKENS_BT, return_contacts=True)["contacts"], torch.full((3, 25, 25), 0.5))
     torch.save({"model": contact}, tmp_path / "esm2_x-contact-regression.pt")
-    ours = convert.load_fair_esm(tmp_path / "esm2_x.pt")
+    ours = loaded(tmp_path / "esm2_x.pt")
     found, expected = ours(TOKENS_BT, return_contacts=True), theirs(TOKENS_BT, return_contacts=True)
     for name in ("logits", "contacts"):
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
@@ -94,7 +100,7 @@ def test_fair_esm_files_come_in_with_and_without_the_contact_head(tmp_path: Path
 @torch.no_grad()
 def test_transformers_opens_ours_and_gives_the_same_numbers(tmp_path: Path) -> None:
     model = random_model()
-    convert.save_hf(model, tmp_path)
+    save_hf(model, tmp_path)
     visible_BT = TOKENS_BT.ne(1)
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     logits_BTV = theirs(TOKENS_BT, visible_BT.long()).logits
@@ -105,11 +111,11 @@ def test_transformers_opens_ours_and_gives_the_same_numbers(tmp_path: Path) -> N
     torch.testing.assert_close(encoder.logits(ours_ND), logits_BTV[visible_BT], atol=1e-5, rtol=1e-5)
     contact, ours = theirs.esm.contact_head.state_dict(), model.contact_head.state_dict()
     assert all(torch.equal(contact[name], ours[name]) for name in ours)
-    assert_same_weights(model, convert.load_hf(tmp_path))
+    assert_same_weights(model, loaded(tmp_path))
 
 
 def test_transformers_tokenizer_reads_as_we_do(tmp_path: Path) -> None:
-    convert.save_hf(random_model(), tmp_path)
+    save_hf(random_model(), tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for sequence in (RESIDUE_LETTERS, "M", "MKTAYLXBUZO"):
         assert tokenizer(sequence)["input_ids"] == tokenize([sequence])[0].tolist()
@@ -125,7 +131,7 @@ def test_transformers_tokenizer_reads_as_we_do(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["whole", "sharded", "bin", "old"])
 def test_transformers_folders_come_in(tmp_path: Path, form: str) -> None:
-    config = EsmConfig(**convert.hf_config(CONFIG))
+    config = EsmConfig(**hf_config(CONFIG))
     theirs = EsmForMaskedLM(config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -133,8 +139,8 @@ def test_transformers_folders_come_in(tmp_path: Path, form: str) -> None:
     if form in ("bin", "old"):
         state = load_file(tmp_path / "model.safetensors")
         if form == "old":  # frequencies a layer, position buffers: as the files on the hub are
-            frequencies = state.pop(convert.HF_STARRED_INV_FREQ)
-            state |= {convert.HF_LAYER_INV_FREQ.format(layer): frequencies for layer in range(3)}
+            frequencies = state.pop(HF_STARRED_INV_FREQ)
+            state |= {HF_LAYER_INV_FREQ.format(layer): frequencies for layer in range(3)}
             state["esm.embeddings.position_ids"] = torch.arange(1026)[None]
             state["esm.embeddings.position_embeddings.weight"] = torch.zeros(1026, 40)
             state["lm_head.decoder.weight"] = state["esm.embeddings.word_embeddings.weight"].clone()
@@ -142,22 +148,22 @@ def test_transformers_folders_come_in(tmp_path: Path, form: str) -> None:
         torch.save(state, tmp_path / "pytorch_model.bin")
     assert len(shards.weight_files(tmp_path)) == (1 if form != "sharded" else len(list(tmp_path.glob("model-*"))))
     logits = theirs(TOKENS_BT[:1]).logits
-    torch.testing.assert_close(convert.load_hf(tmp_path)(TOKENS_BT[:1])["logits"], logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loaded(tmp_path)(TOKENS_BT[:1])["logits"], logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_way_round_through_every_form_changes_nothing(tmp_path: Path) -> None:
     model = random_model()
-    convert.save_hf(model, tmp_path / "a")
-    convert.save_fair_esm(convert.load_hf(tmp_path / "a"), tmp_path / "esm2_b.pt")
-    convert.save_hf(convert.load_fair_esm(tmp_path / "esm2_b.pt"), tmp_path / "c")
-    assert_same_weights(model, convert.load_hf(tmp_path / "c"))
+    save_hf(model, tmp_path / "a")
+    save_fair_esm(loaded(tmp_path / "a"), tmp_path / "esm2_b.pt")
+    save_hf(loaded(tmp_path / "esm2_b.pt"), tmp_path / "c")
+    assert_same_weights(model, loaded(tmp_path / "c"))
 
 
 def test_frequencies_that_differ_by_layer_are_refused_rather_than_lost(tmp_path: Path) -> None:
     model = random_model()
     model.layers[1].self_attn.rot_emb.inv_freq.mul_(2)
     with pytest.raises(InputError, match="layers differ in their rotary frequencies"):
-        convert.save_hf(model, tmp_path)
+        save_hf(model, tmp_path)
 
 
 class Evil:
@@ -170,7 +176,7 @@ def test_a_pt_with_code_is_refused_in_one_line_and_nothing_runs(tmp_path: Path, 
     for payload in ({"cfg": {"model": Evil()}, "model": {}}, Evil(), {"model": {"a": Evil()}}):
         torch.save(payload, tmp_path / "esm2_evil.pt")
         with pytest.raises(InputError, match=r"refused, it names posix\.system, which is code") as caught:
-            convert.load_fair_esm(tmp_path / "esm2_evil.pt")
+            loaded(tmp_path / "esm2_evil.pt")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "evil.txt").exists()
     assert torch.load(tmp_path / "esm2_evil.pt", weights_only=False) is not None, "the file would have run its code"
@@ -179,13 +185,13 @@ def test_a_pt_with_code_is_refused_in_one_line_and_nothing_runs(tmp_path: Path, 
 
 def test_a_pt_is_mapped_and_not_read(tmp_path: Path) -> None:
     """So that the ranks of a node share what none of them changes."""
-    convert.save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
-    model = convert.load_fair_esm(tmp_path / "esm2_a.pt")
+    save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
+    model = loaded(tmp_path / "esm2_a.pt")
     spans = [
         line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "esm2_a.pt" in line
     ]
     for name, parameter in model.named_parameters():
-        if not name.startswith(convert.CONTACT_HEAD):
+        if not name.startswith("contact_head."):
             assert any(int(first, 16) <= parameter.data_ptr() < int(stop, 16) for first, stop in spans), name
 
 
@@ -200,7 +206,7 @@ def test_a_pt_that_would_unpack_to_more_than_its_bytes_is_refused(tmp_path: Path
             packed.filelist += [max(packed.filelist, key=lambda member: member.file_size)] * 9
             packed._didModify = True
     with pytest.raises(InputError, match=r"esm2_bomb\.pt: .*would unpack to more than its bytes"):
-        convert.load_fair_esm(bomb)
+        loaded(bomb)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +221,10 @@ def test_a_pt_that_would_unpack_to_more_than_its_bytes_is_refused(tmp_path: Path
     ],
 )
 def test_a_file_without_plain_tensors_is_one_line(tmp_path: Path, content: object, told: str) -> None:
-    convert.save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
+    save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
     torch.save(content, tmp_path / "esm2_a-contact-regression.pt")
     with pytest.raises(InputError, match=told) as caught:
-        convert.load_fair_esm(tmp_path / "esm2_a.pt")
+        loaded(tmp_path / "esm2_a.pt")
     assert "\n" not in str(caught.value)
 
 
@@ -227,11 +233,11 @@ def test_a_configuration_larger_than_its_files_is_refused_before_it_is_built(tmp
     shape = Namespace(encoder_layers=layers, encoder_embed_dim=40, encoder_attention_heads=5, token_dropout=True)
     torch.save({"cfg": {"model": shape}, "model": random_model().state_dict()}, tmp_path / "esm2_a.pt")
     with pytest.raises(InputError, match=rf"esm2_a\.pt: {told}"):
-        convert.load_fair_esm(tmp_path / "esm2_a.pt")
-    convert.save_hf(random_model(), tmp_path / "hf")
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(convert.hf_config(CONFIG) | {"num_hidden_layers": layers}))
+        loaded(tmp_path / "esm2_a.pt")
+    save_hf(random_model(), tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(hf_config(CONFIG) | {"num_hidden_layers": layers}))
     with pytest.raises(InputError, match=rf"model\.safetensors: {told}"):
-        convert.load_hf(tmp_path / "hf")
+        loaded(tmp_path / "hf")
     tensors = {f"model.{name}": tensor for name, tensor in random_model().state_dict().items()}
     write_checkpoint(tmp_path / "ours", tensors, {"model": dataclasses.replace(CONFIG, num_layers=layers)})
     with pytest.raises(InputError, match=rf"ours: {told}"):
@@ -240,7 +246,7 @@ def test_a_configuration_larger_than_its_files_is_refused_before_it_is_built(tmp
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:
     model = random_model()
-    convert.save_fair_esm(model, tmp_path / "esm2_a.pt")
+    save_fair_esm(model, tmp_path / "esm2_a.pt")
     whole = (tmp_path / "esm2_a.pt").read_bytes()
     cases: list[tuple[bytes | dict, str]] = [
         (whole[: len(whole) // 2], "not a whole file of torch.save"),
@@ -261,11 +267,11 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         else:
             torch.save(content, tmp_path / "esm2_bad.pt")
         with pytest.raises(InputError, match=message) as caught:
-            convert.load_fair_esm(tmp_path / "esm2_bad.pt")
+            loaded(tmp_path / "esm2_bad.pt")
         assert "\n" not in str(caught.value)
         assert "esm2_bad.pt" in str(caught.value)
     with pytest.raises(InputError, match="fair-esm knows an ESM-2 by its file's name"):
-        convert.save_fair_esm(model, tmp_path / "mine.pt")
+        save_fair_esm(model, tmp_path / "mine.pt")
 
 
 @pytest.mark.parametrize(
@@ -282,16 +288,16 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_of_shards_names_files_beside_it_or_is_refused(tmp_path: Path, index: str) -> None:
-    convert.save_hf(random_model(), tmp_path / "inner")
-    convert.save_hf(random_model(), tmp_path)
+    save_hf(random_model(), tmp_path / "inner")
+    save_hf(random_model(), tmp_path)
     (tmp_path / "inner" / "model.safetensors.index.json").write_text(index)
     with pytest.raises(InputError, match=r"index\.json: (no readable index|names .* no shard beside it)") as caught:
-        convert.load_hf(tmp_path / "inner")
+        loaded(tmp_path / "inner")
     assert "\n" not in str(caught.value)
 
 
 def test_bad_folders_are_one_line(tmp_path: Path) -> None:
-    convert.save_hf(random_model(), tmp_path)
+    save_hf(random_model(), tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     state = load_file(tmp_path / "model.safetensors")
     for change, message in [
@@ -304,21 +310,21 @@ def test_bad_folders_are_one_line(tmp_path: Path) -> None:
     ]:
         (tmp_path / "config.json").write_text(json.dumps(settings | change))
         with pytest.raises(InputError, match=message):
-            convert.load_hf(tmp_path)
+            loaded(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     save_file(state | {"lm_head.decoder.weight": torch.zeros(33, 40)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="LM head's matrix is not the token embedding"):
-        convert.load_hf(tmp_path)
+        loaded(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:500])
     with pytest.raises(InputError, match="not a whole safetensors file"):
-        convert.load_hf(tmp_path)
+        loaded(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
     with pytest.raises(InputError, match=r"1 of 1 shards are absent, as x\.safetensors"):
-        convert.load_hf(tmp_path)
+        loaded(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        convert.load_hf(tmp_path)
-    (tmp_path / "config.json").unlink()
+        loaded(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"no readable config\.json"):
-        convert.load_hf(tmp_path)
+        loaded(tmp_path)
