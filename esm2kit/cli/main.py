@@ -1,4 +1,4 @@
-"""`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `stages`."""
+"""`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `commands`."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from esm2kit.cli.commands import STAGES
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, nearest, record_error
 from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, rank
 
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
@@ -30,7 +30,7 @@ SECONDS_FOR_THE_FIRST = 10
 # what a person on a terminal is told of a result: the first of these that it has; other stages' last lines name a file
 CLOSING = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
 # what the system says of a place that cannot be written, where a person can choose another or make room
-MENDABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+FIXABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,31 +56,38 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module="lightning")
     try:
         return _run(argv[0], argv[1:])
-    except InputError as error:
-        if is_worker() and rank():
-            time.sleep(SECONDS_FOR_THE_FIRST)
-        print(f"esm2kit: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "esm2kit").startswith("esm2kit"):
-            raise
-        mend = "`make setup` and `source .venv/bin/activate`, or install esm2kit into this Python"
-        print(f"esm2kit: {sys.executable} lacks the package {error.name}: {mend}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        # BrokenPipeError is one of these: the reader of our output, `head` say, has seen enough
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if error.errno not in MENDABLE:
-            raise
-        # a folder was to be made, and a file has its name
-        told = "a file is there; name a folder" if error.errno == errno.EEXIST else error.strerror
-        print(f"esm2kit: {error.filename or 'output'}: {told}", file=sys.stderr)
-        return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("esm2kit: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
+    except Exception as raised:
+        error = _as_input_error(raised)
+        if error and is_worker() and rank():
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        record_error(error or raised)
+        if error is None:
+            raise
+        print(f"esm2kit: {error}", file=sys.stderr)
+        return 2
+
+
+def _as_input_error(error: Exception) -> InputError | None:
+    """What a user can fix as an InputError: a missing package, a place that cannot be written; None for a bug."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "esm2kit").startswith("esm2kit"):
+        fix = "`make setup` and `source .venv/bin/activate`, or install esm2kit into this Python"
+        return InputError(
+            f"{sys.executable} lacks the package {error.name}: {fix}", code="package.missing", name=error.name
+        )
+    if isinstance(error, OSError) and error.errno in FIXABLE:
+        # a folder was to be made, and a file has its name
+        found = "a file is there; name a folder" if error.errno == errno.EEXIST else error.strerror
+        path = error.filename or "output"
+        return InputError(f"{path}: {found}", code="output.unwritable", path=path, errno=error.errno)
+    return None
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -1,8 +1,16 @@
-"""The one exception a person can mend: bad input, with what was found and what to do."""
+"""Bad input as the one exception a user can fix: what was found and what to do; how a worker hands its error on."""
 
+import json
+import os
+import time
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+# names the file in which a process leaves its error for the one that started it, as torch elastic has it
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class InputError(ValueError):
@@ -21,6 +29,38 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the message alone, as the command line does; IPython asks for it by this name."""
         return [f"InputError: {self}"]
+
+
+def record_error(error: BaseException) -> None:
+    """Write an error into the file that the starting process named, if it named one, in torch elastic's format."""
+    if not os.environ.get(ERROR_FILE):
+        return
+    expected = isinstance(error, InputError)
+    message: dict[str, Any] = {"message": str(error) if expected else f"{type(error).__name__}: {error}"}
+    # torchrun's own report, where a worker was started by hand, shows what stands at py_callstack
+    shown = message["message"] if expected else "".join(traceback.format_exception(error))
+    message["extraInfo"] = {"py_callstack": shown, "timestamp": str(int(time.time()))}
+    if expected:
+        message["input_error"] = {"code": error.code, "values": error.values}
+    Path(os.environ[ERROR_FILE]).write_text(json.dumps({"message": message}, default=str))
+
+
+def recorded_error(path: Path) -> Exception | None:
+    """The error that a process wrote by `record_error`.
+
+    Args:
+        path: its error file.
+
+    Returns:
+        An InputError with its code and its values (those that JSON has no form for as text), a RuntimeError for any
+        other exception, None if there is no file.
+    """
+    if not path.is_file():
+        return None
+    message = json.loads(path.read_text())["message"]
+    if "input_error" in message:
+        return InputError(message["message"], message["input_error"]["code"], **message["input_error"]["values"])
+    return RuntimeError(" ".join(message["message"].split()))
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -70,12 +70,12 @@ def on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
         try:
             said[0] = function()
         except Exception as error:
-            said[1] = (isinstance(error, InputError), str(error))
+            said[1] = error if isinstance(error, InputError) else RuntimeError(str(error))
             dist.broadcast_object_list(said, src=0)
             raise
     dist.broadcast_object_list(said, src=0)
     if said[1] is not None:
-        raise (InputError if said[1][0] else RuntimeError)(said[1][1])
+        raise said[1]
     return said[0]
 
 

@@ -1,62 +1,32 @@
-"""Training runs in a process of its own, started here: from a notebook or the command line, on one device or many.
+"""Training runs in its own process, started here from a notebook or the command line, on one device or many.
 
 A Jupyter kernel cannot hold a process group, and a process that dies must not take the notebook along. Several devices
-of one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, and this room is not entered.
+of one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, without this module.
 """
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import ERROR_FILE, InputError, recorded_error
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.core.processes import SLURM, TORCHRUN
 from esm2kit.training.resume import alone_in
-
-# the line of a worker's log that says what went wrong: ours, or the end of a traceback (not torchrun's own)
-FAULT = re.compile(r"(^|\]:\s*)(esm2kit: |(?!torch\.distributed)[\w.]*(Error|Exception): )")
 
 
 def command(stage: str, config_path: Path, devices: int) -> list[str]:
     """The worker's command line: plain Python for one device, torchrun for several."""
     arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
-    if devices == 1:
-        return [sys.executable, *arguments]
-    return [
-        sys.executable,
-        "-m",
-        "esm2kit.training.torchrun",
-        "--standalone",
-        f"--nproc-per-node={devices}",
-        *arguments,
-    ]
-
-
-def start(stage: str, config: Any) -> subprocess.Popen:
-    """Start a training stage in its own process; its log comes out of `stdout` line by line.
-
-    Args:
-        stage: pretrain or finetune.
-        config: the stage's dataclass; written to `<out_dir>/<stage>.yaml`, which repeats the run by itself.
-    """
-    config_path = write_config(stage, config)
-    return subprocess.Popen(
-        command(stage, config_path, config.devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-        start_new_session=True,
-        env=_clean_environment(),
-    )
+    torchrun = ["-m", "esm2kit.training.torchrun", "--standalone", f"--nproc-per-node={devices}"]
+    return [sys.executable, *(torchrun if devices > 1 else []), *arguments]
 
 
 def become(stage: str, config: Any) -> NoReturn:
@@ -71,33 +41,54 @@ def train(
     show: Callable[[str], None] = print,
     started: Callable[[subprocess.Popen], None] = lambda worker: None,
 ) -> dict[str, Any]:
-    """Run a training stage to its end, handing on each line of its log.
+    """Run a training stage to its end in a process of its own.
 
     Args:
         stage: pretrain or finetune.
-        config: the stage's dataclass.
-        show: called with every line, without its line break.
+        config: the stage's dataclass; written to `<out_dir>/<stage>.yaml`, which repeats the run by itself.
+        show: called with every line of the log, without its line break.
         started: called once with the worker, for whoever may want to stop it.
-    Returns: what the stage wrote to `<out_dir>/<stage>.json`.
-    Raises: InputError with the line that tells why, if it failed; KeyboardInterrupt once the worker has saved.
+
+    Returns:
+        What the stage wrote to `<out_dir>/<stage>.json`.
+
+    Raises:
+        InputError: the worker's own, or one with what is known of how it ended.
+        KeyboardInterrupt: once the worker has saved.
     """
-    worker = start(stage, config)
-    started(worker)
-    last = ""
-    try:
-        for line in worker.stdout:
-            if FAULT.search(line):
-                last = line.split("]:")[-1].strip()
-            show(line.rstrip())
-        code = worker.wait()
-    except KeyboardInterrupt:
-        stop(worker, show)
-        raise
-    finally:
-        if worker.poll() is None:
-            os.killpg(worker.pid, signal.SIGKILL)
+    arguments = command(stage, write_config(stage, config), config.devices)
+    with tempfile.TemporaryDirectory() as folder:
+        error_file = Path(folder) / "error.json"
+        worker = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+            env=_clean_environment() | {ERROR_FILE: str(error_file)},
+        )
+        started(worker)
+        try:
+            for line in worker.stdout:
+                show(line.rstrip())
+            code = worker.wait()
+        except KeyboardInterrupt:
+            stop(worker, show)
+            raise
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+        error = recorded_error(error_file)
+    if code and isinstance(error, InputError):
+        raise error
     if code:
-        raise InputError(f"{stage} stopped with code {code}: {last or 'see the last lines of its log'}")
+        raise InputError(
+            f"{stage} stopped with code {code}: {error or 'see the last lines of its log'}",
+            code="worker.failed",
+            stage=stage,
+            exit_code=code,
+        )
     return json.loads((Path(config.out_dir) / f"{stage}.json").read_text())
 
 
@@ -128,5 +119,5 @@ def _clean_environment() -> dict[str, str]:
     ours += ("JPY_PARENT_PID",)
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     # lines, not blocks, so that the log arrives as it is written; and ten minutes, not torchrun's half, for a large
-    # model to finish its update and its save once it is told to stop
+    # model to finish its update and its save after a stop signal
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"} | environment | {"PYTHONUNBUFFERED": "1"}

@@ -1,37 +1,41 @@
 """`python -m esm2kit.training.torchrun`: torchrun, without its own report where a worker has reported the error."""
 
+import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-# how a worker ends that has told of bad input
-TOLD = 2
+from esm2kit.core.errors import ERROR_FILE
+
+# how a worker ends that has reported bad input
+REPORTED = 2
 
 
 def main() -> int:
-    """Start workers as torchrun does. Returns 0, or 2 where one ended so; any other end is torchrun's to tell."""
-    # torchrun's own default for several workers, set so that it does not warn of it
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    held: list[str] = []  # who was signalled, who failed: of use with the report
+    """Start workers as torchrun does.
 
-    def hold(record: logging.LogRecord) -> bool:
-        held.append(record.getMessage())
-        return False
+    Returns:
+        0, or 2 where a worker ended so: its error, and not that of a peer who lost it, is the one handed on.
 
-    api.logger.addFilter(hold)
+    Raises:
+        ChildFailedError: a worker ended in any other way; torchrun's report says which.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default for several workers, of which it warns
+    # whom it signalled and who failed is in its report, too, where there is one
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
         run.main()
     except ChildFailedError as error:
-        if TOLD in (failure.exitcode for failure in error.failures.values()):
-            return TOLD
-        print(*held, sep="\n", file=sys.stderr)
-        raise
-    finally:
-        api.logger.removeFilter(hold)
+        reported = [failure for failure in error.failures.values() if failure.exitcode == REPORTED]
+        if not reported:
+            raise
+        if os.environ.get(ERROR_FILE):
+            Path(os.environ[ERROR_FILE]).write_text(json.dumps(reported[0].error_file_data))
+        return REPORTED
     return 0
 
 

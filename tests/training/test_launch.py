@@ -3,13 +3,15 @@
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from support.errors import refused
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import ERROR_FILE, InputError, record_error, recorded_error
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.notebook import live
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
@@ -36,30 +38,85 @@ def test_lines_result_and_configuration(dataset: Path, tmp_path: Path, monkeypat
     assert (tmp_path / "pretrain.yaml").exists()
 
 
-def test_the_error_is_the_worker_s_own_line(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pretrain stopped with code 2: esm2kit: .*nowhere"):
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have every worker of rank 0 run a statement; the others wait as if for a message of it."""
+    script, command = tmp_path / "worker.py", launch.command
+    monkeypatch.setattr(launch, "command", lambda *asked: [*command(*asked)[:-5], str(script)])
+
+    def fail(statement: str) -> None:
+        script.write_text(
+            "import os, sys, time\n"
+            "from esm2kit.cli import main as cli\n"
+            "from esm2kit.core.errors import InputError\n"
+            "def run(name, arguments):\n"
+            "    if cli.rank():\n"
+            "        time.sleep(60)\n"
+            f"    {statement}\n"
+            "cli._run = run\n"
+            "sys.exit(cli.main(['pretrain']))\n"
+        )
+
+    return fail
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_worker_s_input_error_arrives_with_code_and_values(
+    devices: int, failing: Callable[[str], None], tmp_path: Path
+) -> None:
+    failing(
+        "from pathlib import Path; "
+        "raise InputError('letter J at residue 3', code='fasta.letter', residue=3, path=Path('a'))"
+    )
+    lines: list[str] = []
+    with refused("fasta.letter", residue=3, path="a") as caught:
+        launch.train("pretrain", config(tmp_path, tmp_path, devices=devices), lines.append)
+    assert str(caught.value) == "letter J at residue 3"
+    assert lines == ["esm2kit: letter J at residue 3"], "one worker reports it, once, and torchrun does not"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("statement", "ending"),
+    [
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("os.kill(os.getpid(), 9)", "see the last lines of its log"),
+    ],
+)
+def test_a_worker_that_crashes_or_is_killed(
+    devices: int, statement: str, ending: str, failing: Callable[[str], None], tmp_path: Path
+) -> None:
+    failing(statement)
+    with refused("worker.failed", stage="pretrain") as caught:
+        launch.train("pretrain", config(tmp_path, tmp_path, devices=devices), lambda line: None)
+    assert str(caught.value).endswith(ending)
+
+
+def test_bad_input_of_a_real_run_is_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^[^:]*nowhere"):
         launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
 
 
-@pytest.mark.parametrize(("codes", "told"), [((2, -15), True), ((-9, -15), False)])
-def test_torchrun_reports_only_what_no_worker_has_told(
-    codes: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_of_two_failed_workers_the_one_with_bad_input_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = {rank: ProcessFailure(rank, 1, code, "<N/A>") for rank, code in enumerate(codes)}
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "0.json"))
+    record_error(ConnectionError("the peer closed the connection"))
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "1.json"))
+    record_error(InputError("no", code="fasta.letter"))
+    failures = {rank: ProcessFailure(rank, 1, rank + 1, str(tmp_path / f"{rank}.json")) for rank in (0, 1)}
 
     def fail() -> None:
-        torchrun.api.logger.warning("Sending process 1 closing signal")
         raise ChildFailedError("esm2kit", failures)
 
-    monkeypatch.setattr(torchrun.run, "main", fail)
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # main sets it where it is not set; here it is taken back
-    if told:
-        assert torchrun.main() == 2
-        assert capsys.readouterr().err == ""
-    else:
-        with pytest.raises(ChildFailedError, match="esm2kit FAILED"):
-            torchrun.main()
-        assert capsys.readouterr().err == "Sending process 1 closing signal\n"
+    monkeypatch.setattr(torchrun.run, "main", fail)
+    assert torchrun.main() == 2
+    assert recorded_error(tmp_path / "error.json").code == "fasta.letter"
+    del failures[1]
+    with pytest.raises(ChildFailedError, match="esm2kit FAILED"):
+        torchrun.main()
 
 
 def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
