@@ -195,7 +195,7 @@ sys.stdin.read()
 def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> None:
     def one() -> None:
         subprocess.run(
-            [sys.executable, "-c", f"from esm2kit.runs import *; run(RunConfig('tiny', root={str(root)!r}))"],
+            [sys.executable, "-c", f"from esm2kit.notebook.runs.run import *; run(RunConfig('tiny', root={str(root)!r}))"],
             check=True, capture_output=True,
         )  # fmt: skip
 
