@@ -184,6 +184,7 @@ def ours(settings: dict) -> None:
     import torch
 
     from esm2kit.benchmarking.model_features import read_features
+    from esm2kit.benchmarking.probes.features import ProbeTargets
     from esm2kit.benchmarking.probes.fit import fit_probe
     from esm2kit.benchmarking.probes.presets import preset_config
     from esm2kit.benchmarking.scores import protein_numbers, score_fitted
@@ -196,7 +197,7 @@ def ours(settings: dict) -> None:
     source = read_features(Path(settings["embeddings"]), data, settings["per_residue"])
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
     config = replace(config, epochs=settings["epochs"], batch_size=settings["batch_size"], patience=None)
-    fitted = fit_probe(source.features, data, config, tuple(settings["seeds"]))
+    fitted = fit_probe(source.features, ProbeTargets.of(data), config, tuple(settings["seeds"]))
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, RESAMPLES)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
     low, high = scores.interval.low, scores.interval.high

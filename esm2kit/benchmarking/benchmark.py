@@ -15,7 +15,7 @@ from esm2kit.benchmarking.baselines.fit import baseline_names, fit_baseline
 from esm2kit.benchmarking.compare import compare
 from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.benchmarking.output import file_key, finished, keep_earlier, model_folder, write_predictions
-from esm2kit.benchmarking.probes.features import Fitted, ProbeConfig, ProbeName
+from esm2kit.benchmarking.probes.features import Fitted, ProbeConfig, ProbeName, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS
 from esm2kit.benchmarking.probes.presets import SOURCES, PresetName, preset_config
@@ -195,7 +195,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
         rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, seeds))
         logger.info("%s: %s", name, score_told(data.task.metric, scores[name][data.task.metric]))
 
-    settings = asdict(probe) | {"seeds": list(seeds)}
+    targets, settings = ProbeTargets.of(data), asdict(probe) | {"seeds": list(seeds)}
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
         if source is not None:
             name = f"{source.name}, {probe.probe}"
@@ -203,7 +203,7 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
             note = f"{probe.probe} on layer {layer} of {source.name}; {SOURCES[config.preset]}"
             with closing(source.features):
                 add(name, kind, note, settings, file_key(source.path),
-                    lambda source=source: (fit_probe(source.features, data, probe, seeds, device), ""))  # fmt: skip
+                    lambda source=source: (fit_probe(source.features, targets, probe, seeds, device), ""))  # fmt: skip
     wide = config.preset == "flip2021"
     for name in baselines:
 

@@ -125,7 +125,9 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
         path: a file of `esm2kit embed`.
         data: the task.
         per_residue: the kind of vectors that are wanted.
-    Raises: InputError if the file holds the other kind.
+
+    Raises:
+        InputError: the file holds the other kind, or rows of other sequences.
     """
     path = Path(path)
     with EmbeddingReader(path) as reader:
@@ -134,6 +136,13 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
         if reader.level != wanted:
             raise InputError(f"{path} holds one vector a {reader.level}; this probe wants one a {wanted}")
         starts_P, offsets, dtype = reader.places(data.ids)
+        wrong = np.flatnonzero(np.diff(offsets) != data.num_residues) if per_residue else ()
+        if len(wrong):
+            first = wrong[0]
+            raise InputError(
+                f"{path}: protein {data.ids[first]!r} has {offsets[first + 1] - offsets[first]} rows for "
+                f"{data.num_residues[first]} residues ({len(wrong)} proteins differ); embed these very sequences, whole"
+            )
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))
     if not per_residue:

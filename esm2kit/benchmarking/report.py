@@ -2,7 +2,7 @@
 
 Schema of report.json, version 1; undefined numbers are null:
 
-    schema            "esm2kit.benchmarking.report/1"
+    schema            "esm2kit.report/1"
     task              name, level, target, split, metric, unit, labels, traffic_light, licence, citation, official,
                       sizes {train, validation, test} in proteins, scored_test (targets scored)
     model             name, embeddings {name, path, layer, ...}
@@ -45,7 +45,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, write_json
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, finite, paired_difference
 
-SCHEMA = "esm2kit.benchmarking.report/1"
+SCHEMA = "esm2kit.report/1"
 METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",

@@ -8,6 +8,7 @@ import numpy as np
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Score, bits_of, class_scorer, confusions, finite, per_class, score_seeds, value_scorer
+from esm2kit.tasks.task import Task
 
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -34,10 +35,9 @@ def scorers_of(
     ]
 
 
-def headline(data: TaskData, set_name: str, predicted_M: np.ndarray) -> float:
-    """The task's headline metric on a set; nan where it is undefined."""
-    truth_M = data.targets[data.target_rows(set_name)]
-    task, one_protein = data.task, np.zeros(len(truth_M), dtype=np.int64)
+def headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -> float:
+    """The task's headline metric of some predictions; nan where it is undefined."""
+    one_protein = np.zeros(len(truth_M), dtype=np.int64)
     scorer = scorers_of(
         task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
     )[0]

@@ -179,7 +179,7 @@ def judge(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) -> 
     predicted = decide(outputs_MC, data.task).numpy()
     if data.task.target == "value":
         predicted = predicted.astype(np.float64) * labels.spread + labels.centre
-    value = headline(data, set_name, predicted)
+    value = headline(data.task, data.targets[rows.numpy()], predicted)
     return loss.item() / divisor, {f"val_{data.task.metric}": value if math.isfinite(value) else 0.0}
 
 

@@ -8,7 +8,6 @@ from a random generator and no gradient is made, so training goes on as if nobod
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from esm2kit.benchmarking.probes.features import Features
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.hardware import memory_held
@@ -61,17 +60,15 @@ class DownstreamProbe:
             rows = np.full(len(targets), -1)
             rows[kept] = np.arange(len(kept))
             self.row_of_slot[name], chosen[name] = torch.from_numpy(rows), targets[kept]
-        targets = np.concatenate(list(chosen.values()))
-        # to a linear probe a residue is a record like any other
-        self.records = TaskData(
-            task=replace(data.task, level="protein"),
-            split=data.split,
-            ids=[""] * len(targets),
-            sequences=[""] * len(targets),
-            sets=np.repeat(SETS, [len(rows) for rows in chosen.values()]),
-            targets=data.targets[targets],
-            scored=np.ones(len(targets), dtype=bool),
-            files={},
+        packed = data.targets[np.concatenate(list(chosen.values()))]
+        # a linear probe reads every target by itself: each is a protein of one
+        places = np.split(np.arange(len(packed)), [len(chosen["train"])])
+        self.targets = ProbeTargets(
+            packed,
+            scored=np.ones(len(packed), dtype=bool),
+            offsets=np.arange(len(packed) + 1),
+            proteins=dict(zip(SETS, places, strict=True)),
+            task=data.task,
         )
         logger.info(
             "downstream: %s, split %s, %s on %s; %s of train, read on %s of validation",
@@ -104,11 +101,12 @@ class DownstreamProbe:
         values = [self._rows(name, encode, device, group, rank, ranks, held) for name in SETS]
         if not first:
             return {}
-        features = Features(torch.cat(values).numpy(), np.arange(len(self.records.ids) + 1))
+        features = Features(torch.cat(values).numpy(), self.targets.offsets)
         with _in_silence("esm2kit.benchmarking.probes.linear"):
-            fitted = self.fit(features, self.records)
+            fitted = self.fit(features, self.targets)
         held.look()
-        value = headline(self.records, "validation", fitted.validation_SM[0])
+        truth = self.targets.packed[self.targets.rows("validation")]
+        value = headline(self.targets.task, truth, fitted.validation_SM[0])
         return {
             f"downstream_{self.metric}": value if np.isfinite(value) else 0.0,
             "downstream_peak_gib": round(held.most / 2**30, 3),

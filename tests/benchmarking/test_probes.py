@@ -16,7 +16,14 @@ from torch import nn
 
 from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.probes import heads
-from esm2kit.benchmarking.probes.features import Features, ProbeConfig, ProbeName, column_moments, row_blocks
+from esm2kit.benchmarking.probes.features import (
+    Features,
+    ProbeConfig,
+    ProbeName,
+    ProbeTargets,
+    column_moments,
+    row_blocks,
+)
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, fit_head
 from esm2kit.benchmarking.probes.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
@@ -46,7 +53,7 @@ def score(fitted, data):
 def probed(level, target, probe, **keywords):
     """A probe's scores, and how much it beats the guess that never reads a feature, as a report has it."""
     features, data = planted(level, target, by_residue=probe == "light_attention", **keywords)
-    scores = score(fit_probe(features, data, ProbeConfig(probe, **QUICK), (0, 1)), data)
+    scores = score(fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
     guess, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
     guessed = score(fit_baseline(guess, data).fitted, data)
     return scores, paired_difference(metric, scores[metric], guessed[metric])
@@ -89,14 +96,14 @@ def test_nothing_is_found_in_shuffled_labels(level, target, probe):
 def test_binary_labels_are_learned_as_three_questions():
     features, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
     for probe in ("logistic", "cnn"):
-        scores = score(fit_probe(features, data, ProbeConfig(probe, **QUICK), (0,)), data)
+        scores = score(fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, **QUICK), (0,)), data)
         assert scores["macro_f1"].interval.low > 0.6
         assert scores["mcc"].interval.low > 0.5
 
 
 def test_ridge_is_scikit_learns_on_z_scores():
     features, data = planted("protein", "value", noise=3.0)
-    fitted = fit_ridge(features, data)
+    fitted = fit_ridge(features, ProbeTargets.of(data))
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
@@ -106,7 +113,7 @@ def test_ridge_is_scikit_learns_on_z_scores():
 
 def test_ridge_selects_the_penalty_that_validation_likes_best():
     features, data = planted("protein", "value", num_proteins=120, width=60, noise=3.0)
-    fitted = fit_ridge(features, data)
+    fitted = fit_ridge(features, ProbeTargets.of(data))
     train, held = data.rows("train"), data.rows("validation")
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
@@ -124,7 +131,7 @@ def test_ridge_selects_the_penalty_that_validation_likes_best():
 
 def test_logistic_is_scikit_learns_on_z_scores():
     features, data = planted("protein", "class", noise=2.0)
-    fitted = fit_logistic(features, data)
+    fitted = fit_logistic(features, ProbeTargets.of(data))
     assert fitted.selected["penalty"] in LOGISTIC_GRID
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
@@ -149,8 +156,8 @@ def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
 def test_a_seed_does_not_depend_on_its_company(probe, level):
     features, data = planted(level, "class")
     config = ProbeConfig(probe, epochs=4, batch_size=50, dropout=0.3, patience=2)
-    together = fit_head(features, data, config, (0, 1, 2, 3), CPU)
-    alone = fit_head(features, data, config, (2,), CPU)
+    together = fit_head(features, ProbeTargets.of(data), config, (0, 1, 2, 3), CPU)
+    alone = fit_head(features, ProbeTargets.of(data), config, (2,), CPU)
     curves = np.array(together.history["validation_loss"])[: len(alone.history["validation_loss"]), 2]
     np.testing.assert_allclose(curves, np.array(alone.history["validation_loss"])[:, 0], rtol=1e-4)
     assert (together.test_SM[2] == alone.test_SM[0]).mean() > 0.995
@@ -160,8 +167,8 @@ def test_a_seed_does_not_depend_on_its_company(probe, level):
 def test_a_batch_cut_into_parts_has_the_gradient_of_the_whole():
     features, data = planted("residue", "class")
     config = ProbeConfig("cnn", epochs=2, batch_size=64, dropout=0.0)
-    whole = fit_head(features, data, config, (0,), CPU)
-    parts = fit_head(features, data, dataclasses.replace(config, row_budget=100), (0,), CPU)
+    whole = fit_head(features, ProbeTargets.of(data), config, (0,), CPU)
+    parts = fit_head(features, ProbeTargets.of(data), dataclasses.replace(config, row_budget=100), (0,), CPU)
     np.testing.assert_allclose(whole.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
 
 
@@ -177,7 +184,9 @@ def test_features_are_not_touched_however_the_sets_lie():
     found = []
     for rows in (np.arange(len(mixed)), mixed):
         x_ND = values_ND[rows]
-        found.append(fit_probe(Features(x_ND, np.arange(len(rows) + 1)), data.subset(rows), config, (0, 1)))
+        found.append(
+            fit_probe(Features(x_ND, np.arange(len(rows) + 1)), ProbeTargets.of(data.subset(rows)), config, (0, 1))
+        )
         assert (x_ND == values_ND[rows]).all()
     assert len(set(np.diff(mixed))) > 1
     assert found[0].history == found[1].history
@@ -225,7 +234,7 @@ def test_a_head_is_trained_as_plain_torch_would():
     features, data = planted("protein", "value", num_proteins=100, noise=1.0)
     config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, learning_rate=2e-2)
     config = dataclasses.replace(config, standardize=False, scale_targets=False)
-    fitted = fit_head(features, data, config, (3,), CPU)
+    fitted = fit_head(features, ProbeTargets.of(data), config, (3,), CPU)
     head = Fnn((3,), features.width, 1, config.hidden, 0.0, CPU)
     theirs = torch.optim.Adam(head.parameters(), lr=2e-2)
     x_ND, y_N = torch.from_numpy(features.values_ND).float(), torch.from_numpy(data.targets).float()
@@ -244,10 +253,11 @@ def test_a_head_is_trained_as_plain_torch_would():
 IMPORTS = """
 import sys
 from support.planted import planted
-from esm2kit.benchmarking.probes.features import ProbeConfig
+from esm2kit.benchmarking.probes.features import ProbeConfig, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 
-fit_probe(*planted("residue", "class", num_proteins=20), ProbeConfig("cnn", epochs=1), (0,))
+features, data = planted("residue", "class", num_proteins=20)
+fit_probe(features, ProbeTargets.of(data), ProbeConfig("cnn", epochs=1), (0,))
 print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
 """
 
@@ -316,8 +326,10 @@ def test_unscored_residues_decide_nothing():
     spoiled = data.targets.copy()
     spoiled[::3] = (spoiled[::3] + 1) % 3
     config = ProbeConfig("cnn", epochs=2, dropout=0.0)
-    first = fit_probe(features, dataclasses.replace(data, scored=hidden), config, (0,))
-    second = fit_probe(features, dataclasses.replace(data, scored=hidden, targets=spoiled), config, (0,))
+    first = fit_probe(features, ProbeTargets.of(dataclasses.replace(data, scored=hidden)), config, (0,))
+    second = fit_probe(
+        features, ProbeTargets.of(dataclasses.replace(data, scored=hidden, targets=spoiled)), config, (0,)
+    )
     assert (first.test_SM == second.test_SM).all()
     assert first.test_SM.shape[1] == len(dataclasses.replace(data, scored=hidden).target_rows("test"))
 
@@ -328,15 +340,15 @@ def test_the_test_set_has_no_say(probe):
     spoiled = data.targets.copy()
     spoiled[data.rows("test")] = 1e3
     config = ProbeConfig(probe, **QUICK)
-    clean = fit_probe(features, data, config, (0,))
-    dirty = fit_probe(features, dataclasses.replace(data, targets=spoiled), config, (0,))
+    clean = fit_probe(features, ProbeTargets.of(data), config, (0,))
+    dirty = fit_probe(features, ProbeTargets.of(dataclasses.replace(data, targets=spoiled)), config, (0,))
     assert (clean.test_SM == dirty.test_SM).all()
 
 
 def test_early_stopping_keeps_the_best_epoch_of_each_seed():
     features, data = planted("protein", "class", num_proteins=100, noise=3.0)
     config = ProbeConfig("fnn", epochs=60, learning_rate=2e-2, batch_size=16, patience=4)
-    fitted = fit_probe(features, data, config, (0, 1, 2))
+    fitted = fit_probe(features, ProbeTargets.of(data), config, (0, 1, 2))
     curves = np.array(fitted.history["validation_loss"])
     for seed, epoch in enumerate(fitted.selected["epoch"]):
         assert curves[: epoch + 4, seed].argmin() == epoch - 1
@@ -350,7 +362,7 @@ def test_a_head_that_never_learned_is_not_scored(keep):
     with pytest.raises(
         InputError, match=r"probe fnn, seed 4, 7: the validation loss is no number; lower learning_rate"
     ):
-        fit_probe(features, data, config, (4, 7))
+        fit_probe(features, ProbeTargets.of(data), config, (4, 7))
 
 
 @pytest.mark.parametrize(("level", "target", "probe"), CASES)
@@ -361,7 +373,7 @@ def test_vectors_that_are_no_numbers_are_named_with_their_protein(level, target,
     protein = int(data.rows(set_name)[1])
     features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
     with pytest.raises(InputError, match=f"^planted: the vectors of protein 'p{protein}' hold nan or inf; embed it"):
-        fit_probe(features, data, ProbeConfig(probe, epochs=1, standardize=False), (0,))
+        fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, epochs=1, standardize=False), (0,))
 
 
 def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
@@ -369,7 +381,10 @@ def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
     np.save(tmp_path / "x.npy", features.values_ND)
     mapped = Features(np.load(tmp_path / "x.npy", mmap_mode="r"), features.offsets)
     config = ProbeConfig("cnn", epochs=1)
-    assert (fit_probe(mapped, data, config, (0,)).test_SM == fit_probe(features, data, config, (0,)).test_SM).all()
+    assert (
+        fit_probe(mapped, ProbeTargets.of(data), config, (0,)).test_SM
+        == fit_probe(features, ProbeTargets.of(data), config, (0,)).test_SM
+    ).all()
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
@@ -405,7 +420,7 @@ def test_presets_say_what_the_papers_say():
 def test_a_probe_that_does_not_fit_says_which_does(level, target, probe, message):
     features, data = planted(level, target)
     with pytest.raises(InputError, match=message):
-        fit_probe(features, data, ProbeConfig(probe))
+        fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe))
 
 
 def test_rows_that_are_not_the_residues_are_refused_with_the_protein():
@@ -413,4 +428,4 @@ def test_rows_that_are_not_the_residues_are_refused_with_the_protein():
     offsets = features.offsets.copy()
     offsets[5:] -= 1
     with pytest.raises(InputError, match=r"protein 'p4' has \d+ rows for \d+ residues"):
-        fit_probe(Features(features.values_ND[:-1], offsets, "x.h5"), data, ProbeConfig("cnn"))
+        fit_probe(Features(features.values_ND[:-1], offsets, "x.h5"), ProbeTargets.of(data), ProbeConfig("cnn"))

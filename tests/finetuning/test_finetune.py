@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
 
-from esm2kit.benchmarking.probes.features import Features, ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, ProbeConfig, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.report import read_report
 from esm2kit.core.errors import InputError
@@ -343,7 +343,7 @@ def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
     features = Features(torch.cat(rows).numpy(), offsets)
     settled_probe = ProbeConfig(probe, dropout=0.0, epochs=epochs, batch_size=size, patience=None)
-    fitted = fit_probe(features, data, settled_probe, (3,))
+    fitted = fit_probe(features, ProbeTargets.of(data), settled_probe, (3,))
     validation = [row[0] for row in fitted.history["validation_loss"]]
     np.testing.assert_allclose(column(tmp_path, "val_loss"), validation, rtol=2e-5)
     with np.load(tmp_path / "predictions.npz") as stored:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.layouts import LAYOUTS, arguments, train_here, train_together
 
-from esm2kit.benchmarking.probes.features import Features, ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, ProbeConfig, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.errors import InputError
@@ -61,8 +61,8 @@ def by_another_way(esm2: ESM2, data: TaskData) -> float:
         parts.append(hidden_TD if data.task.level == "residue" else hidden_TD.mean(0, keepdim=True))
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     probe = "ridge" if data.task.target == "value" else "logistic"
-    fitted = fit_probe(Features(torch.cat(parts).numpy(), offsets), data, ProbeConfig(probe))
-    return headline(data, "validation", fitted.validation_SM[0])
+    fitted = fit_probe(Features(torch.cat(parts).numpy(), offsets), ProbeTargets.of(data), ProbeConfig(probe))
+    return headline(data.task, data.targets[data.target_rows("validation")], fitted.validation_SM[0])
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -151,7 +151,7 @@ def test_memory_is_bounded_and_freed(tasks, tmp_path, monkeypatch) -> None:
     scored = len(data.target_rows("train"))
     monkeypatch.setattr(downstream, "MAX_FEATURE_BYTES", 4 * SHAPE.embed_dim * 1000)
     probe, esm2 = probe_and_model(data, tmp_path)
-    kept = np.bincount(np.searchsorted(["train", "validation"], probe.records.sets))
+    kept = np.array([len(rows) for rows in probe.targets.proteins.values()])
     assert scored > 4000
     assert (kept <= 1000).all()
     assert (kept > 500).all(), "evenly thinned, no more than need be"

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 from esm2kit.benchmarking.baselines.neighbours import blosum_nearest, levenshtein_nearest
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
@@ -135,7 +135,8 @@ def _composition(data: TaskData) -> Baseline:
     what = (
         "of the protein, with its residues" if data.task.level == "protein" else f"within {COMPOSITION_WINDOW} residues"
     )
-    return Baseline("composition", fit_probe(composition(data), data, _linear(data)), f"linear on letter shares {what}")
+    fitted = fit_probe(composition(data), ProbeTargets.of(data), _linear(data))
+    return Baseline("composition", fitted, f"linear on letter shares {what}")
 
 
 def one_hot_padded(data: TaskData) -> csr_matrix:
@@ -154,9 +155,8 @@ def one_hot_padded(data: TaskData) -> csr_matrix:
 def _one_hot_ridge(data: TaskData) -> Baseline:
     """FLIP 2021: Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation together; nothing is selected."""
     if data.task.level == "residue":
-        return Baseline(
-            "onehot_ridge", fit_probe(one_hot_rows(data), data, _linear(data)), "linear on the residue's own letter"
-        )
+        fitted = fit_probe(one_hot_rows(data), ProbeTargets.of(data), _linear(data))
+        return Baseline("onehot_ridge", fitted, "linear on the residue's own letter")
     features = one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
     test, validation = data.rows("test"), data.rows("validation")
@@ -168,7 +168,7 @@ def _one_hot_ridge(data: TaskData) -> Baseline:
 
 def _one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
     if data.task.level == "residue":
-        fitted = fit_probe(one_hot_rows(data), data, ONE_HOT_CNN, seeds)
+        fitted = fit_probe(one_hot_rows(data), ProbeTargets.of(data), ONE_HOT_CNN, seeds)
         return Baseline("onehot_cnn", fitted, "conv7-32-conv7 on one-hot residues, 6 epochs")
     config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
     note = f"conv5-{config.channels}, linear {config.hidden}, maximum over positions, on one-hot residues"

@@ -3,18 +3,19 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError, refuse_unknown_choices
-from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.data import SET_NAMES, TaskData
+from esm2kit.tasks.task import Task
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
 NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
@@ -168,11 +169,48 @@ class Features:
             return torch.from_numpy(self.values_ND)
 
 
-class Fitted(NamedTuple):
-    """What a probe says of the test set, asked once.
+@dataclass(frozen=True)
+class ProbeTargets:
+    """What a probe learns to predict, and the sets it is fitted, selected and scored on.
 
     Args:
-        test_SM: predictions for `task_data.target_rows("test")`, one row a seed; classes int64, values float64.
+        packed: one target a protein, or one a residue, protein after protein; classes are int64, values float64.
+        scored: False where a target does not count, packed alike.
+        offsets: (P + 1,) protein i's targets are packed[offsets[i]:offsets[i + 1]].
+        proteins: set name -> its proteins, ascending; a set that is not named is empty.
+        task: what the targets mean: level, target, labels.
+        ids: names of the proteins, for messages.
+    """
+
+    packed: np.ndarray
+    scored: np.ndarray
+    offsets: np.ndarray
+    proteins: Mapping[str, np.ndarray]
+    task: Task
+    ids: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, data: TaskData) -> Self:
+        """The targets of a task."""
+        proteins = {name: data.rows(name) for name in SET_NAMES}
+        return cls(data.targets, data.scored, data.offsets, proteins, data.task, data.ids)
+
+    def rows(self, set_name: str) -> np.ndarray:
+        """Indices of a set's targets that count."""
+        member = np.zeros(len(self.offsets) - 1, dtype=bool)
+        member[self.proteins.get(set_name, [])] = True
+        return np.flatnonzero(np.repeat(member, np.diff(self.offsets)) & self.scored)
+
+    def name(self, protein: int) -> str:
+        """A protein as a message names it."""
+        return repr(self.ids[protein]) if len(self.ids) else f"number {protein + 1}"
+
+
+class Fitted(NamedTuple):
+    """A fitted probe's predictions.
+
+    Args:
+        test_SM: for the test targets that count, one row a seed; classes int64, values float64.
         validation_SM: the same for validation.
         history: learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
         selected: what validation chose: the penalty, or each seed's epoch.
@@ -184,25 +222,6 @@ class Fitted(NamedTuple):
     history: dict[str, list[list[float]]] = {}  # noqa: RUF012
     selected: dict[str, float | list[float] | list[int]] = {}  # noqa: RUF012
     seconds: float = 0.0
-
-
-def check_rows(features: Features, data: TaskData) -> None:
-    """Refuse features whose rows are not one a protein or one a residue of these very proteins.
-
-    Raises: InputError naming the first protein that differs.
-    """
-    counts = np.diff(features.offsets)
-    if len(counts) != len(data.ids):
-        raise InputError(f"{features.name or 'features'}: {len(counts)} proteins for {len(data.ids)} in the task")
-    if (counts == 1).all() and data.task.level == "protein":
-        return
-    wrong = np.flatnonzero(counts != data.num_residues)
-    if wrong.size:
-        row = wrong[0]
-        raise InputError(
-            f"{features.name or 'features'}: protein {data.ids[row]!r} has {counts[row]} rows for "
-            f"{data.num_residues[row]} residues ({wrong.size} proteins differ); embed these very sequences, whole"
-        )
 
 
 def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -219,10 +238,11 @@ def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) ->
         yield slice(start, start + len(part)), block_ND
 
 
-def check_numbers(features: Features, data: TaskData) -> None:
+def check_numbers(features: Features, targets: ProbeTargets) -> None:
     """Refuse features that hold nan or inf; reads all of them.
 
-    Raises: InputError naming the first such protein.
+    Raises:
+        InputError: names the first such protein.
     """
     size = max(1, NUMBERS_PER_BLOCK // features.width)
     for start in range(0, len(features.values_ND), size):
@@ -232,7 +252,7 @@ def check_numbers(features: Features, data: TaskData) -> None:
             row = start + int(wrong.int().argmax())
             protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
             raise InputError(
-                f"{features.name or 'features'}: the vectors of protein {data.ids[protein]!r} hold nan or inf; embed "
+                f"{features.name or 'features'}: the vectors of protein {targets.name(protein)} hold nan or inf; embed "
                 "it again, in float32 if float16 cannot hold its numbers"
             )
 

@@ -11,10 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig, column_moments, row_blocks
+from esm2kit.benchmarking.probes.features import (
+    Features,
+    Fitted,
+    ProbeConfig,
+    ProbeTargets,
+    column_moments,
+    row_blocks,
+)
 from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import class_targets, decide
 from esm2kit.tasks.task import Task
 
@@ -25,27 +31,38 @@ SECONDS_BETWEEN_LINES = 5.0
 ORDER_SEED = 0
 
 
+def _stretches(offsets: np.ndarray, proteins: np.ndarray) -> np.ndarray:
+    """Indices of the rows of some proteins, one protein after the other."""
+    return np.concatenate([np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins])
+
+
 class _Rows:
     """Batches of feature rows with their targets, for one task."""
 
     def __init__(
-        self, features: Features, data: TaskData, config: ProbeConfig, head: type[SeededHead], device: torch.device
+        self,
+        features: Features,
+        targets: ProbeTargets,
+        config: ProbeConfig,
+        head: type[SeededHead],
+        device: torch.device,
     ) -> None:
-        self.features, self.offsets, self.data = features, features.offsets, data
+        self.features, self.offsets, self.task = features, features.offsets, targets.task
+        self.proteins, self.target_offsets = targets.proteins, targets.offsets
         self.sizes = np.diff(features.offsets)
         self.head, self.device, self.budget = head, device, config.row_budget
         self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
-        train_rows = np.concatenate([np.arange(self.offsets[p], self.offsets[p + 1]) for p in data.rows("train")])
+        train_rows = _stretches(self.offsets, self.proteins["train"])
         moments = column_moments(block for _, block in row_blocks(features, train_rows)) if config.standardize else None
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
-        if data.task.target == "class":
-            self.targets = class_targets(data.targets, data.task).to(device)
+        if self.task.target == "class":
+            self.targets = class_targets(targets.packed, self.task).to(device)
         else:
-            y = data.targets[data.target_rows("train")]
+            y = targets.packed[targets.rows("train")]
             self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
-            self.targets = torch.from_numpy((data.targets - self.centre) / self.spread).float().to(device)
-        self.scored = data.scored
-        self.num_scored = np.bincount(data.protein_of_target[data.scored], minlength=len(data.ids))
+            self.targets = torch.from_numpy((targets.packed - self.centre) / self.spread).float().to(device)
+        self.scored = targets.scored
+        self.num_scored = np.diff(np.concatenate([[0], np.cumsum(targets.scored)])[targets.offsets])
         self.buffer_ND = torch.empty(0, features.width)
 
     def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
@@ -86,15 +103,11 @@ class _Rows:
             x_ND.sub_(self.moments[0]).div_(self.moments[1]).mul_(is_real_N[:, None])
         return Batch(x_ND, is_real_N, sizes)
 
-    def target_indices(self, proteins: np.ndarray) -> np.ndarray:
-        offsets = self.data.offsets
-        return np.concatenate([np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins])
-
     def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
         """(S, M, C) outputs for the scored targets of some proteins, and these targets (M)."""
         batch = self.batch(proteins)
         outputs = model(batch)
-        indices = self.target_indices(proteins)
+        indices = _stretches(self.target_offsets, proteins)
         scored = self.scored[indices]
         places = np.flatnonzero(scored)
         if not self.head.per_protein and batch.is_real_N is not None and batch.sizes[0]:
@@ -123,19 +136,19 @@ def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray,
     model.eval()
     total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
     with torch.no_grad():
-        for part in rows.parts(rows.data.rows(set_name)):
+        for part in rows.parts(rows.proteins[set_name]):
             outputs, targets = rows.outputs(model, part)
-            total += _losses(outputs, targets, rows.data.task)
+            total += _losses(outputs, targets, rows.task)
             count += len(targets)
-            decided.append(decide(outputs, rows.data.task))
+            decided.append(decide(outputs, rows.task))
     predicted = torch.cat(decided, dim=1).cpu().numpy()
-    if rows.data.task.target == "value":
+    if rows.task.target == "value":
         predicted = predicted.astype(np.float64) * rows.spread + rows.centre
     return predicted, total / count
 
 
 def fit_head(
-    features: Features, data: TaskData, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
+    features: Features, targets: ProbeTargets, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
 ) -> Fitted:
     """Train one head a seed in a single pass; see `esm2kit.benchmarking.probes.fit.fit_probe`.
 
@@ -146,17 +159,17 @@ def fit_head(
         with the weights it keeps.
     """
     kind = HEADS[config.probe]
-    rows = _Rows(features, data, config, kind, device)
+    rows = _Rows(features, targets, config, kind, device)
     width = features.width
-    model = kind(seeds, width, data.task.num_outputs, config.hidden or width, config.dropout, device)
+    model = kind(seeds, width, targets.task.num_outputs, config.hidden or width, config.dropout, device)
     optimizer = Adam(model.parameters(), config)
     best_loss = torch.full((len(seeds),), torch.inf, device=device)
     best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
     best = [parameter.detach().clone() for parameter in model.parameters()]
     running = torch.ones(len(seeds), dtype=torch.bool, device=device)
     history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
-    train = data.rows("train")
-    start = told = time.perf_counter()
+    train = targets.proteins["train"]
+    start = logged = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         order = np.random.default_rng((ORDER_SEED, epoch)).permutation(train)
         history["train_loss"].append(_train_epoch(rows, model, optimizer, order, config.batch_size))
@@ -173,12 +186,12 @@ def fit_head(
             running = running & (epoch - best_epoch < config.patience)
         if not running.any():
             break
-        if time.perf_counter() - told > SECONDS_BETWEEN_LINES:
-            told = time.perf_counter()
-            left = (told - start) / epoch * (config.epochs - epoch)
+        if time.perf_counter() - logged > SECONDS_BETWEEN_LINES:
+            logged = time.perf_counter()
+            left = (logged - start) / epoch * (config.epochs - epoch)
             logger.info(
                 "%s: epoch %d of at most %d, validation loss %.4f, %.1f epochs/min, %.0f s left at most",
-                config.probe, epoch, config.epochs, float(loss_S.mean()), 60 * epoch / (told - start), left,
+                config.probe, epoch, config.epochs, float(loss_S.mean()), 60 * epoch / (logged - start), left,
             )  # fmt: skip
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
@@ -243,7 +256,7 @@ def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndar
             continue
         for part in rows.parts(proteins):
             outputs, targets = rows.outputs(model, part)
-            losses = _losses(outputs, targets, rows.data.task)
+            losses = _losses(outputs, targets, rows.task)
             (losses.sum() / count).backward()
             total += losses.detach()
         optimizer.step()

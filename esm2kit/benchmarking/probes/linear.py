@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esm2kit.benchmarking.probes.features import Features, Fitted, column_moments, row_blocks
-from esm2kit.tasks.data import TaskData
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, column_moments, row_blocks
 from esm2kit.tasks.labels import class_targets, decide
 from esm2kit.tasks.task import Task
 
@@ -46,17 +45,17 @@ class _Moments:
         self.yy += float(y_N @ y_N)
 
 
-def _moments(features: Features, rows: np.ndarray, targets: Tensor, shift_D: Tensor) -> _Moments:
+def _moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor) -> _Moments:
     moments = _Moments(shift_D)
     for where, block in row_blocks(features, rows):
-        moments.add(block, targets[where])
+        moments.add(block, y_N[where])
     return moments
 
 
-def fit_ridge(features: Features, data: TaskData) -> Fitted:
+def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     """Ridge on z-scored features; every penalty from one eigendecomposition, validation error from moments alone."""
-    train, validation = data.target_rows("train"), data.target_rows("validation")
-    y_train, y_validation = (torch.from_numpy(data.targets[rows]).double() for rows in (train, validation))
+    train, validation = targets.rows("train"), targets.rows("validation")
+    y_train, y_validation = (torch.from_numpy(targets.packed[rows]).double() for rows in (train, validation))
     shift_D = next(row_blocks(features, train))[1].double().mean(0)
     fit = _moments(features, train, y_train, shift_D)
     mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
@@ -83,7 +82,7 @@ def fit_ridge(features: Features, data: TaskData) -> Fitted:
     logger.info("ridge: penalty %.3g is best, validation RMSE %.4f", penalty, spread)
 
     def predict(set_name: str) -> np.ndarray:
-        rows = data.target_rows(set_name)
+        rows = targets.rows(set_name)
         out = np.empty(len(rows))
         for where, block in row_blocks(features, rows):
             out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
@@ -92,14 +91,14 @@ def fit_ridge(features: Features, data: TaskData) -> Fitted:
     return Fitted(predict("test"), predict("validation"), selected={"penalty_per_row": penalty})
 
 
-def fit_logistic(features: Features, data: TaskData) -> Fitted:
+def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
     """Multinomial logistic regression (one sigmoid a bit for binary labels) by L-BFGS, from strong to weak penalty.
 
     The sweep starts each fit from the last one's weights and ends when the validation loss rises.
     """
-    train, validation = data.target_rows("train"), data.target_rows("validation")
+    train, validation = targets.rows("train"), targets.rows("validation")
     mean_D, scale_D = column_moments(block for _, block in row_blocks(features, train))
-    outputs = data.task.num_outputs
+    outputs = targets.task.num_outputs
     width = features.width
 
     def prepared(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
@@ -109,24 +108,24 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
         kept = list(blocks()) if len(rows) * width * 4 <= 1 << 30 else None
         return (lambda: iter(kept)) if kept is not None else blocks
 
-    def loss_and_gradient(weights_XC: Tensor, blocks, targets: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
+    def loss_and_gradient(weights_XC: Tensor, blocks, y_N: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
         total, slope = 0.0, torch.zeros_like(weights_XC) if gradient else None
         for where, block in blocks():
             logits = torch.addmm(weights_XC[-1], block, weights_XC[:-1])
-            loss, slope_logits = _class_loss(logits, targets[where], data.task)
+            loss, slope_logits = _class_loss(logits, y_N[where], targets.task)
             total += loss
             if slope is not None:
                 slope[:-1] += block.T @ slope_logits
                 slope[-1] += slope_logits.sum(0)
-        return total / len(targets), None if slope is None else slope / len(targets)
+        return total / len(y_N), None if slope is None else slope / len(y_N)
 
     fit_blocks, held_blocks = prepared(train), prepared(validation)
-    y_train, y_held = (class_targets(data.targets[rows], data.task) for rows in (train, validation))
-    from scipy.optimize import minimize  # a quarter of a second that other probes need not wait
+    y_train, y_held = (class_targets(targets.packed[rows], targets.task) for rows in (train, validation))
+    from scipy.optimize import minimize  # a quarter of a second that other probes do not need
 
     flat = np.zeros((width + 1) * outputs)
     best: tuple[float, float, np.ndarray] | None = None
-    told = time.monotonic()
+    logged = time.monotonic()
     for tried, penalty in enumerate(LOGISTIC_GRID, 1):
 
         def objective(flat_X: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
@@ -144,19 +143,19 @@ def fit_logistic(features: Features, data: TaskData) -> Fitted:
         if best is not None and held >= best[0]:
             break
         best = (held, penalty, flat)
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
+        if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
+            logged = time.monotonic()
             logger.info("logistic: %d of at most %d penalties, %g is best so far", tried, len(LOGISTIC_GRID), penalty)
     held, penalty, flat = best
     logger.info("logistic: penalty %.3g is best, validation loss %.4f", penalty, held)
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
 
     def predict(set_name: str) -> np.ndarray:
-        rows = data.target_rows(set_name)
+        rows = targets.rows(set_name)
         out = np.empty(len(rows), dtype=np.int64)
         for where, block in row_blocks(features, rows):
             logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
-            out[where] = decide(logits, data.task).numpy()
+            out[where] = decide(logits, targets.task).numpy()
         return out[None]
 
     return Fitted(predict("test"), predict("validation"), selected={"penalty": penalty})
