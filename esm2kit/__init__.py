@@ -33,7 +33,7 @@ _PUBLIC = {
     "embedding.hdf5": ("EmbeddingReader",),
     "benchmarking.benchmark": ("BenchmarkConfig", "benchmark"),
     "benchmarking.compare": ("CompareConfig", "compare"),
-    "benchmarking.probes.features": ("ProbeConfig",),
+    "benchmarking.probes.features": ("Features", "ProbeConfig", "ProbeTargets"),
     "benchmarking.probes.fit": ("fit_probe",),
     "finetuning.config": ("FinetuneConfig",),
     "finetuning.finetune": ("finetune",),
