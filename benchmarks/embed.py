@@ -80,7 +80,7 @@ def main() -> None:
 def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
     """Make the input, start the contestants, give them their turns; returns what came out."""
     from esm2kit.core.hardware import cpu_name
-    from esm2kit.models.esm2 import SIZES
+    from esm2kit.models.config import SIZES
     from esm2kit.models.formats.fair_esm import save_fair_esm
     from esm2kit.models.formats.huggingface import save_hf
     from esm2kit.models.load import load_model
@@ -210,7 +210,7 @@ def serve(options: argparse.Namespace) -> None:
 def make_ceiling(options: argparse.Namespace, sequences: list[str]) -> Callable[[], float]:
     import torch
 
-    from esm2kit.models.esm2 import SIZES
+    from esm2kit.models.config import SIZES
 
     width = SIZES[options.model].embed_dim
     pool = ThreadPoolExecutor(options.threads, initializer=torch.set_num_threads, initargs=(1,))

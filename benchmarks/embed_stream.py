@@ -43,7 +43,8 @@ from esm2kit.core.hardware import cpu_name
 from esm2kit.core.processes import cores
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2
 
 MAX_RESIDUES = 1022
 DRAWN, READ_COLD, READ_WARM = 1_000, 200, 5_000

@@ -28,7 +28,8 @@ from torch import Tensor
 import esm2kit
 from esm2kit.core.hardware import matmul_rate
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, SIZES, Packed, tokenize
+from esm2kit.models.config import SIZES
+from esm2kit.models.esm2 import ESM2, Packed, tokenize
 from esm2kit.models.formats.huggingface import hf_config, to_hf
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX
 from esm2kit.sequences.fasta import read_fasta

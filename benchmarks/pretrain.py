@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from esm2kit.core.hardware import cpu_name, matmul_rate
 from esm2kit.core.rng import stream_key
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed
+from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.formats.huggingface import hf_config, to_hf
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode

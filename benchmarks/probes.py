@@ -129,7 +129,8 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     from esm2kit.core.files import to_json
     from esm2kit.embedding.embed import EmbedConfig, embed
     from esm2kit.models.checkpoint import write_checkpoint
-    from esm2kit.models.esm2 import ESM2, ESM2Config
+    from esm2kit.models.config import ESM2Config
+    from esm2kit.models.esm2 import ESM2
     from esm2kit.tasks.data import load_task
 
     data = load_task(arguments.task, None, arguments.data_dir)

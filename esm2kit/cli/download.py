@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.core.errors import InputError, nearest
-from esm2kit.models.esm2 import SIZES
+from esm2kit.models.config import SIZES
 from esm2kit.models.hub import fetch
 from esm2kit.models.load import load_model
 from esm2kit.tasks.download import DownloadConfig, download

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, refuse_unknown_choices
 from esm2kit.finetuning.heads import HeadName
-from esm2kit.models.esm2 import ESM2Config
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.lora import TARGETS
 from esm2kit.tasks.task import Target, Task
 from esm2kit.training.layout import BatchLayout, StrategyName

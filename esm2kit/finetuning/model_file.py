@@ -18,8 +18,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import device_of
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.models.checkpoint import fill, read_checkpoint, refuse_other_shapes, write_checkpoint
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder, Precision
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.load import load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode

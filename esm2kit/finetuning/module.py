@@ -15,7 +15,8 @@ from esm2kit.core.files import to_json
 from esm2kit.core.process_group import gathered, sum_over
 from esm2kit.finetuning.config import FinetuneConfig, lr_share
 from esm2kit.finetuning.heads import LabelModel
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.lora import adapters
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import decide

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 
 FORMAT = 1
 TIED = {"model.lm_head.weight": "model.embed_tokens.weight"}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from esm2kit.models.esm2 import ESM2, ESM2Config, RotaryEmbedding
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, RotaryEmbedding
 from esm2kit.sequences.alphabet import PAD_IDX
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from esm2kit.core.errors import InputError, nearest
 from esm2kit.models.checkpoint import load_esm2, read_metadata
-from esm2kit.models.esm2 import ESM2, SIZES
+from esm2kit.models.config import SIZES
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.distributed import load_distributed
 from esm2kit.models.formats.fair_esm import load_fair_esm
 from esm2kit.models.formats.huggingface import load_hf

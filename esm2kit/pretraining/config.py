@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.errors import InputError, nearest, refuse_unknown_choices
-from esm2kit.models.esm2 import SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.training.layout import BatchLayout, StrategyName
 from esm2kit.training.precision import TrainingPrecision
 

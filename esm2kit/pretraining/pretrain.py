@@ -20,7 +20,8 @@ from esm2kit.core.files import to_json, write_json
 from esm2kit.core.process_group import any_rank, gathered, sum_over
 from esm2kit.core.provenance import provenance
 from esm2kit.models.checkpoint import read_metadata
-from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.initialise import drawn, materialise, without_weights
 from esm2kit.models.load import load_model
 from esm2kit.pretraining.config import PretrainConfig, lr_at

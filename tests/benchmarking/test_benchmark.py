@@ -22,7 +22,8 @@ from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.embed import EmbedConfig, embed
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.metrics import Interval, draw_counts
 

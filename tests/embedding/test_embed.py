@@ -27,7 +27,8 @@ from esm2kit.embedding import run as embed_run
 from esm2kit.embedding.embed import EmbedConfig, _device, embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.load import load_model
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.windows import Segments

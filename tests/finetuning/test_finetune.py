@@ -31,7 +31,8 @@ from esm2kit.finetuning.module import LabelTrainer, freeze, learning_rates, loss
 from esm2kit.finetuning.report import _seconds
 from esm2kit.models import packing as layout
 from esm2kit.models.checkpoint import read_checkpoint
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed
+from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.lora import add_lora
 from esm2kit.sequences.alphabet import encode
 from esm2kit.tasks.data import load_task

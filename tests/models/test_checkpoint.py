@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.models.checkpoint import DTYPES, gather, load_esm2, read_checkpoint, save_tensors, write_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 
 CONFIG = ESM2Config(2, 32, 4)
 

@@ -7,7 +7,8 @@ import torch
 
 from esm2kit.core.errors import InputError
 from esm2kit.models import contacts
-from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import encode
 
 CONFIG = ESM2Config(2, 32, 4)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from esm2kit.core.errors import InputError
 from esm2kit.models import encoder as inference
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX
 
 SHAPES = [ESM2Config(2, 32, 4), ESM2Config(3, 120, 5), ESM2Config(2, 128, 2, token_dropout=False)]

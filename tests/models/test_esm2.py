@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed, rotary_tables, rotate, tokenize
+from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed, rotary_tables, rotate, tokenize
 from esm2kit.models.packing import attention
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
 from esm2kit.training.precision import computing

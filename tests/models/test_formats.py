@@ -15,8 +15,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, EsmConf
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, write_checkpoint
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.formats import shards
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, hf_config, save_hf

@@ -14,8 +14,9 @@ from huggingface_hub import constants
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.hub import OFFICIAL, Official, fetch

@@ -15,8 +15,9 @@ from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.module import freeze
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config, Packed, tokenize
+from esm2kit.models.esm2 import ESM2, Packed, tokenize
 from esm2kit.models.load import load_model
 from esm2kit.models.lora import TARGETS, LoraLinear, adapters, add_lora, load_adapters, merge_lora, weights_sha256
 

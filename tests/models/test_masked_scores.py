@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from esm2kit.models import masked_scores as guesses
-from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS, VOCAB_SIZE
 
 SEQUENCE = "MKVLAAGIWCMKVLAAGIWXC"

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import shards
 from esm2kit.models.formats.distributed import load_distributed
 from esm2kit.models.formats.huggingface import hf_config, load_hf, save_hf

@@ -9,7 +9,7 @@ import yaml
 from esm2kit.cli.commands import STAGES
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
-from esm2kit.models.esm2 import SIZES
+from esm2kit.models.config import SIZES
 from esm2kit.notebook.runs.headless import known_parameters
 from esm2kit.notebook.runs.tiers import checked, plan_tier, tier_path
 from esm2kit.tasks.files import split_names

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.notebook import live, widgets
 from esm2kit.notebook.display import summary, verdict, worth
 from esm2kit.notebook.pickers import maps as map_pickers

@@ -18,7 +18,8 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, read_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.pretraining import downstream
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain

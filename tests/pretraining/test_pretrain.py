@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, read_metadata
-from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretraining.data import BERT, GlobalBatches, Masking, ValidationBatches
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain

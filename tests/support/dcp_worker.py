@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from esm2kit.core.processes import finish
-from esm2kit.models.esm2 import ESM2, ESM2Config, tokenize
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, tokenize
 
 folder = Path(sys.argv[1])
 dist.init_process_group("gloo")

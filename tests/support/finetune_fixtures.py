@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 
 SHAPE = ESM2Config(2, 32, 4)
 SETS = ("train",) * 4 + ("validation", "test")

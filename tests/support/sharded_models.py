@@ -4,7 +4,8 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.initialise import drawn, materialise, without_weights
 from esm2kit.training.parallel import DATA_DIM, TENSOR_DIM, shard_model
 

@@ -14,7 +14,8 @@ from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_togeth
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, read_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.initialise import drawn, materialise, without_weights
 from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrain
 from esm2kit.training.layout import BatchLayout

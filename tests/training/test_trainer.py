@@ -16,7 +16,8 @@ from support.finetune_fixtures import write_tasks, write_tiny
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.models.checkpoint import read_checkpoint
-from esm2kit.models.esm2 import ESM2, ESM2Config, Packed
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain
 from esm2kit.training.precision import computing
 from esm2kit.training.trainer import check_devices

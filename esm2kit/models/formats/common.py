@@ -14,7 +14,8 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import fill
-from esm2kit.models.esm2 import ESM2, ESM2Config, RotaryEmbedding
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2, RotaryEmbedding
 from esm2kit.models.formats.shards import refuse_packed
 
 State = dict[str, Tensor]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.common import CONTACT_HEAD, build, defaults
 from esm2kit.models.formats.shards import open_shards
 

@@ -13,7 +13,8 @@ import torch
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
 from esm2kit.models.checkpoint import refuse_larger
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.common import CONTACT_HEAD, _plain, build, defaults, read_pickle
 
 logger = logging.getLogger(__name__)

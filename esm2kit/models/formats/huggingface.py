@@ -14,7 +14,8 @@ import torch
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, write_json
 from esm2kit.models.checkpoint import refuse_larger, save_tensors
-from esm2kit.models.esm2 import ESM2, ESM2Config
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.common import CONTACT_HEAD, State, _plain, build, defaults, read_pickle, read_safetensors
 from esm2kit.models.formats.shards import of_safetensors, weight_files
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE

@@ -4,7 +4,7 @@ import ipywidgets
 from huggingface_hub import try_to_load_from_cache
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.esm2 import SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.hub import INDEXES, OFFICIAL, SINGLE_FILES
 from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, facts
 from esm2kit.training.layout import BatchLayout

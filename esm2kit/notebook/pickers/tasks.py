@@ -12,7 +12,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_metadata
-from esm2kit.models.esm2 import SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.notebook.pickers.shapes import count, shape_of, size_table
 from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
 from esm2kit.sequences.fasta import read_fasta
