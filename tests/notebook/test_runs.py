@@ -194,10 +194,8 @@ sys.stdin.read()
 
 def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> None:
     def one() -> None:
-        subprocess.run(
-            [sys.executable, "-c", f"from esm2kit.notebook.runs.run import *; run(RunConfig('tiny', root={str(root)!r}))"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        code = f"from esm2kit.notebook.runs.run import *; run(RunConfig('tiny', root={str(root)!r}))"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
     threads = [threading.Thread(target=one) for _ in range(2)]
     for thread in threads:
