@@ -1,17 +1,18 @@
 """Everything a fine-tuning run depends on, and the recipes that fill what a run leaves open."""
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError
 from esm2kit.finetuning.heads import HeadName
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.lora import TARGETS
 from esm2kit.tasks.task import Target, Task
-from esm2kit.training.layout import BatchLayout, StrategyName
+from esm2kit.training.config import FREE, TrainingConfig, check_range
 from esm2kit.training.precision import TrainingPrecision
+from esm2kit.training.schedule import Decay, scheduled_lr
 
 Mode = Literal["full", "last_n", "lora", "frozen"]
 FinetunePreset = Literal["esm2kit", "schmirler"]
@@ -29,7 +30,7 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(TrainingConfig):
     """Fine-tune an ESM-2 with a head on a labelled task.
 
     Usually enough: task, data_dir, model, mode and out_dir, then epochs, lr, patience and seeds. Where a
@@ -73,44 +74,25 @@ class FinetuneConfig:
         schedule: what follows warm-up: linear to zero, cosine to zero, or constant; the preset's is linear, in mode
             frozen constant [constant].
         weight_decay: decoupled weight decay; the preset's is 0 [0].
-        beta1: AdamW's decay of the gradient average.
-        beta2: AdamW's decay of the squared-gradient average.
-        eps: AdamW's epsilon.
-        gradient_clip_val: largest total gradient norm; 0 leaves gradients as they are.
         patience: validations without a better val_loss before the run stops; null trains to the end.
         validations_per_epoch: how often to validate and save; the preset's is 1 [1 to 20 by task and mode].
         val_check_interval: updates between validations, instead.
-        devices: devices of one node.
-        num_nodes: nodes.
-        strategy: ddp, fsdp2, or auto (ddp where there is more than one data-parallel rank).
         micro_batch_size: sequences one device holds at a time; 8 where nothing else says.
         accumulate_grad_batches: micro-batches a device works through for one update; 1 where nothing else says.
         global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks
             [8, for residue tasks 1].
         max_tokens: train on windows of so many tokens of longer sequences, BOS and EOS included; predict by windows.
-        precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
-            throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.
-        accelerator: cpu, cuda, or auto.
-        activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
-        tokens_per_validation_batch: token budget of a rank's validation batch.
-        save_top_k: checkpoints to keep by lowest val_loss, the last one aside.
-        log_every_n_steps: updates between rows of metrics.csv.
-        resume_if_exists: go on from the last checkpoint in out_dir where there is one.
         benchmark: also probe the weights the run began with and compute the baselines, for the report.
         resamples: bootstrap draws of the report's intervals.
         merge: mode lora also writes merged.safetensors, adapters added to their matrices: a model like any other.
         export_hf: also write the result as a Hugging Face folder; wants head hf.
-        logger: metrics.csv is always written; tensorboard and wandb (Weights & Biases, a package to install first) get
-            the same figures and the settings. WANDB_MODE=offline keeps wandb off the network.
-        wandb_project: name of the Weights & Biases project.
     """
 
     task: str = "secondary_structure"
     split: str | None = None
-    data_dir: Path = Path("flip")
-    download: bool = True
+    data_dir: Path = field(default=Path("flip"), metadata=FREE)
+    download: bool = field(default=True, metadata=FREE)
     target: Target | None = None
-    out_dir: Path = Path("finetune")
     model: str = "esm2_t6_8M_UR50D"
     untrained_seed: int | None = None
     head_from: Path | None = None
@@ -130,78 +112,31 @@ class FinetuneConfig:
     limit: int | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     epochs: float | None = None
-    max_steps: int | None = None
-    lr: float | None = None
     head_lr: float | None = None
     layer_lr_decay: float = 1.0
-    warmup_steps: int | None = None
-    schedule: Literal["linear", "cosine", "constant"] | None = None
-    weight_decay: float | None = None
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    gradient_clip_val: float = 1.0
-    patience: int | None = None
-    validations_per_epoch: int | None = None
-    val_check_interval: int | None = None
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: StrategyName = "auto"
-    micro_batch_size: int | None = None
-    accumulate_grad_batches: int | None = None
-    global_batch_size: int | None = None
-    max_tokens: int = 1024
-    precision: TrainingPrecision = "32-true"
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    activation_checkpointing: bool = False
-    tokens_per_validation_batch: int = 4096
-    save_top_k: int = 1
-    log_every_n_steps: int = 10
-    resume_if_exists: bool = True
-    benchmark: bool = True
-    resamples: int = 1000
-    merge: bool = False
-    export_hf: bool = False
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-    wandb_project: str = "esm2kit"
+    schedule: Decay | None = None
+    patience: int | None = field(default=None, metadata=FREE)
+    validations_per_epoch: int | None = field(default=None, metadata=FREE)
+    benchmark: bool = field(default=True, metadata=FREE)
+    resamples: int = field(default=1000, metadata=FREE)
+    merge: bool = field(default=False, metadata=FREE)
+    export_hf: bool = field(default=False, metadata=FREE)
+    out_dir: Path = field(default=Path("finetune"), kw_only=True, metadata=FREE)
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
-        if self.max_tokens < 3:
-            raise InputError(f"max_tokens is {self.max_tokens}: BOS, one residue and EOS are the least")
-        at_least_one = ("last_n", "limit", "max_steps", "patience", "validations_per_epoch", "val_check_interval")
-        least = dict.fromkeys((*at_least_one, "save_top_k", "log_every_n_steps", "tokens_per_validation_batch"), 1)
-        least |= dict.fromkeys(("hidden", "warmup_steps", "weight_decay", "gradient_clip_val"), 0)
-        for name, value in least.items():
-            found = getattr(self, name)
-            if found is not None and found < value:
-                raise InputError(f"{name} must be at least {value}, found {found}")
-        for name in ("lr", "head_lr", "layer_lr_decay"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"{name} must be above 0, found {getattr(self, name)}")
-        for name in ("dropout", "beta1", "beta2"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}")
-        if self.epochs is not None and self.epochs <= 0:
-            raise InputError(f"epochs must be above 0, found {self.epochs}")
+        check_range(self, "last_n", "limit", "patience", "validations_per_epoch", "save_top_k", at_least=1)
+        check_range(self, "hidden", at_least=0)
+        check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
+        check_range(self, "dropout", at_least=0, below=1)
         if self.resamples < 100:
             raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
         if self.standardize and self.mode != "frozen":
             raise InputError(
                 f"standardize wants mode frozen: in mode {self.mode} what the head reads moves while it learns"
             )
-
-    @property
-    def layout(self) -> BatchLayout:
-        return BatchLayout.of(
-            **{
-                item.name: getattr(self, item.name)
-                for item in fields(self)
-                if item.name in BatchLayout.of.__annotations__
-            }
-        )
 
 
 def settled(config: FinetuneConfig, task: Task, num_train: int) -> FinetuneConfig:
@@ -254,13 +189,8 @@ def lr_share(step: int, config: FinetuneConfig) -> float:
         step: updates made before.
         config: settled.
     """
-    warmup, end = config.warmup_steps, config.max_steps
-    if step < warmup:
-        return (step + 1) / warmup
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1, end - warmup)
-    return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    warmup = config.warmup_steps
+    return scheduled_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)
 
 
 def training_memory(

@@ -25,20 +25,9 @@ from esm2kit.core.files import atomic_path, locked, to_json
 from esm2kit.core.process_group import gathered
 from esm2kit.core.processes import STOP_SIGNALS, rank
 from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
-
-# What may differ between a run and its resumption: where it runs and how it is laid out, which leave the curve alone,
-# and max_steps and precision, by which a longer or a faster continuation is asked for.
-FREE_TO_CHANGE = {
-    *("data", "data_dir", "download", "out_dir", "max_steps", "resume_if_exists", "save_top_k"),
-    *("devices", "num_nodes", "tensor_model_parallel_size", "strategy", "accelerator", "precision", "compile"),
-    *("micro_batch_size", "accumulate_grad_batches", "global_batch_size", "activation_checkpointing", "num_workers"),
-    *("val_check_interval", "tokens_per_validation_batch"),
-    *("downstream_task", "downstream_split", "downstream_data", "downstream_every", "downstream_limit"),
-    *("logger", "wandb_project", "log_every_n_steps", "validations_per_epoch", "patience"),
-    *("benchmark", "resamples", "merge", "export_hf"),
-}
 
 OF_ANOTHER_RUN = "is of another run"
 TO_BEGIN_ANEW = "give another --out_dir, or --resume_if_exists false to overwrite"
@@ -64,12 +53,12 @@ class ResumePoint(NamedTuple):
         return self.parts["optimizer"]
 
 
-def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> ResumePoint | None:
+def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]) -> ResumePoint | None:
     """The last checkpoint in out_dir, or None where there is none.
 
     Args:
         out_dir: the run's folder.
-        config: the run that wants to go on; a dataclass with a `layout`.
+        config: the run to continue.
         manifest: its provenance; `inputs.data.sha256` must be the checkpoint's.
     Raises: InputError if the checkpoint belongs to another run, naming what differs.
     """
@@ -79,7 +68,8 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
     tensors, metadata = read_checkpoint(path)
     # a parameter that this esm2kit has and the one that wrote the checkpoint had not: as it was without it
     before, now = _defaults(config) | metadata["provenance"]["config"], to_json(config)
-    differing = {name: (before.get(name), now[name]) for name in now.keys() - FREE_TO_CHANGE}
+    free = {each.name for each in fields(config) if each.metadata.get("resume") == "free"}
+    differing = {name: (before.get(name), now[name]) for name in now.keys() - free}
     differing["global_batch_size"] = metadata["global_batch_size"], config.layout.global_batch_size
     # the same path may hold another dataset by now, or the weights of another training
     for name in ("data", "model"):
@@ -92,7 +82,7 @@ def resume_point(out_dir: Path, config: Any, manifest: dict[str, Any]) -> Resume
     return ResumePoint(path, metadata, parts_of(tensors))
 
 
-def _defaults(config: Any) -> dict[str, Any]:
+def _defaults(config: TrainingConfig) -> dict[str, Any]:
     """A dataclass's fields as they are where nobody says otherwise; those that must be given left out."""
     given = {field.name: field.default for field in fields(config) if field.default is not MISSING}
     made = {field.name: field.default_factory() for field in fields(config) if field.default_factory is not MISSING}

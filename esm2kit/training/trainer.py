@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -10,11 +9,12 @@ from lightning.pytorch.loggers import Logger
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, leave_group_at_exit, world_size
+from esm2kit.training.config import TrainingConfig
 from esm2kit.training.parallel import make_strategy
 from esm2kit.training.precision import trainers_precision
 
 
-def make_trainer(config: Any, callbacks: list[Callback]) -> Trainer:
+def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
     """The Trainer of a run: batches, order, checkpoints and progress are this library's own, so it does without its.
 
     Args:
@@ -50,7 +50,7 @@ def make_trainer(config: Any, callbacks: list[Callback]) -> Trainer:
     )
 
 
-def check_devices(config: Any) -> None:
+def check_devices(config: TrainingConfig) -> None:
     """Raises: InputError for more GPUs than torch finds, or another number of workers than the configuration is for."""
     workers = config.devices * config.num_nodes
     if is_worker() and world_size() != workers:
@@ -66,7 +66,7 @@ def check_devices(config: Any) -> None:
         raise InputError(f"{config.devices} devices were asked for and torch finds {found}: lower --devices")
 
 
-def _logger(config: Any, out_dir: Path) -> Logger | None:
+def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:
     """What figures go to besides metrics.csv; imported only here, when it is asked for."""
     if config.logger == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger

@@ -40,7 +40,7 @@ def work(tmp_path: Path, dataset: Path) -> Path:
 
 def train(work: Path, **changes: int) -> None:
     settings = SETTINGS | changes
-    pretrain(PretrainConfig(work / "dataset", work / "pretrain", model="custom", accelerator="cpu", **settings))
+    pretrain(PretrainConfig(work / "dataset", out_dir=work / "pretrain", model="custom", accelerator="cpu", **settings))
 
 
 def alone(folder: Path, notebook: str, **parameters: object) -> str:

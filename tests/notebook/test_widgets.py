@@ -146,7 +146,9 @@ def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = N
 
 def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> None:
     """`esm2kit pretrain` without a word on the model, and one that takes its size from other weights."""
-    default = PretrainConfig(dataset, tmp_path / "a" / "pretrain", max_steps=1, global_batch_size=1, accelerator="cpu")
+    default = PretrainConfig(
+        data=dataset, out_dir=tmp_path / "a" / "pretrain", max_steps=1, global_batch_size=1, accelerator="cpu"
+    )
     first = pretrained(tmp_path / "first", ESM2Config(1, 16, 2)).rename(tmp_path / "first.safetensors")
     second = dataclasses.replace(default, out_dir=tmp_path / "b" / "pretrain", init_from=str(first))
     for config, shape in ((default, "6 layers × 320"), (second, "1 layer × 16")):
@@ -434,7 +436,7 @@ def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
         return {"step": 3}
 
     monkeypatch.setattr(live.launch, "train", stopped)
-    config = PretrainConfig(tmp_path, tmp_path / "run", max_steps=1, global_batch_size=1)
+    config = PretrainConfig(tmp_path, out_dir=tmp_path / "run", max_steps=1, global_batch_size=1)
     if overwrite:
         assert live.train("pretrain", config, overwrite=True) == {"step": 3}
         assert asked == [True, False]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.errors import refused
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import load_esm2, read_metadata
@@ -60,22 +61,22 @@ def test_contradictions_are_one_line(settings: dict, message: str, dataset: Path
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("name", "found", "bounds"),
     [
-        ({"max_steps": 0}, "max_steps must be at least 1, found 0"),
-        ({"log_every_n_steps": 0}, "log_every_n_steps must be at least 1, found 0"),
-        ({"save_top_k": -1}, "save_top_k must be at least 0, found -1"),
-        ({"max_tokens": 2}, "max_tokens must be at least 3, found 2"),
-        ({"eps": -1.0}, "eps must be at least 0, found -1.0"),
-        ({"mask_prob": 0.0}, r"mask_prob must be above 0, found 0\.0"),
-        ({"mask_prob": 15.0}, r"mask_prob must be at least 0 and at most 1, found 15\.0"),
-        ({"lr": -1e-4}, r"lr must be above 0, found -0\.0001"),
-        ({"beta2": 1.0}, r"beta2 must be at least 0 and below 1, found 1\.0"),
+        ("max_steps", 0, {"at_least": 1}),
+        ("log_every_n_steps", 0, {"at_least": 1}),
+        ("save_top_k", -1, {"at_least": 0}),
+        ("max_tokens", 2, {"at_least": 3}),
+        ("eps", -1.0, {"at_least": 0}),
+        ("mask_prob", 0.0, {"above": 0, "at_most": 1}),
+        ("mask_prob", 15.0, {"above": 0, "at_most": 1}),
+        ("lr", -1e-4, {"above": 0}),
+        ("beta2", 1.0, {"at_least": 0, "below": 1}),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        PretrainConfig(data=tmp_path, out_dir=tmp_path, **settings)
+def test_settings_that_cannot_be_are_refused(name: str, found: float, bounds: dict, tmp_path: Path) -> None:
+    with refused("option.range", name=name, found=found, **bounds):
+        PretrainConfig(data=tmp_path, out_dir=tmp_path, **{name: found})
 
 
 def test_a_folder_without_dataset_says_what_makes_one(tmp_path: Path) -> None:

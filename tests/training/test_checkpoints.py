@@ -30,7 +30,7 @@ NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 def test_ranks_that_go_on_from_different_updates_are_refused(dataset: Path, tmp_path: Path, monkeypatch) -> None:
     """Two nodes whose out_dir is not one folder: one finds a checkpoint there, the other begins anew."""
     monkeypatch.setattr(training_state, "gathered", lambda items: [*items, "400"])
-    config = PretrainConfig(dataset, tmp_path, **TINY, max_steps=1, global_batch_size=2)
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, **TINY, max_steps=1, global_batch_size=2)
     with pytest.raises(InputError, match="rank by rank its checkpoint is of update 0, 400; give an out_dir that every"):
         pretrain(config)
 
