@@ -260,7 +260,8 @@ def make_ours(options: argparse.Namespace, sequences: list[str]) -> Callable[[],
 
 
 def make_ours_program(options: argparse.Namespace, sequences: list[str]) -> Callable[[], None]:
-    from esm2kit.embedding.embed import EmbedConfig, embed
+    from esm2kit.embedding.config import EmbedConfig
+    from esm2kit.embedding.embed import embed
 
     out_dir = options.folder / "ours_program"
     config = EmbedConfig(

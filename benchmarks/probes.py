@@ -127,7 +127,8 @@ def agreement(ours: list[float], theirs: list[float]) -> dict:
 def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     """The task as one FASTA both read, and the embeddings file both read."""
     from esm2kit.core.files import to_json
-    from esm2kit.embedding.embed import EmbedConfig, embed
+    from esm2kit.embedding.config import EmbedConfig
+    from esm2kit.embedding.embed import embed
     from esm2kit.models.checkpoint import write_checkpoint
     from esm2kit.models.config import ESM2Config
     from esm2kit.models.esm2 import ESM2
@@ -185,9 +186,9 @@ def ours(settings: dict) -> None:
     import torch
 
     from esm2kit.benchmarking.model_features import read_features
+    from esm2kit.benchmarking.probes.config import preset_config
     from esm2kit.benchmarking.probes.features import ProbeTargets
     from esm2kit.benchmarking.probes.fit import fit_probe
-    from esm2kit.benchmarking.probes.presets import preset_config
     from esm2kit.benchmarking.scores import protein_numbers, score_fitted
     from esm2kit.tasks.data import load_task
     from esm2kit.tasks.flip import TASKS

@@ -5,23 +5,24 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from esm2kit.benchmarking.baselines.fit import baseline_names, fit_baseline
 from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, without_missing
 from esm2kit.benchmarking.output import file_key, finished, keep_earlier, model_folder, write_predictions
-from esm2kit.benchmarking.probes.features import Fitted, ProbeConfig, ProbeName, ProbeTargets
+from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
+from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS
-from esm2kit.benchmarking.probes.presets import SOURCES, PresetName, preset_config
 from esm2kit.benchmarking.report import SCHEMA, comparisons, write_report
 from esm2kit.benchmarking.scores import note_on_draws, protein_numbers, row_of, score_fitted
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
 from esm2kit.core.hardware import device_of
 from esm2kit.core.provenance import provenance
@@ -30,77 +31,10 @@ from esm2kit.tasks.download import download_flip, obtainable
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, draw_counts
 from esm2kit.tasks.published import PUBLISHED
-from esm2kit.tasks.task import Target
 
 logger = logging.getLogger(__name__)
 
 UNTRAINED_SEED = 0
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """What to judge, on which task, by which probe.
-
-    Args:
-        task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
-        tasks: several at once, separated by commas, or "all" of FLIP's to be had; each gets its folder in out_dir, by
-            default benchmark/<model>, and a comparison page joins them. Replaces task.
-        split: of the task; FLIP's default if not given.
-        data_dir: folder of task folders: <data_dir>/<task>/<file>.
-        download: fetch a FLIP task that data_dir lacks.
-        target: class or value, for a task of your own whose targets could be both.
-        model: what makes the embeddings: an official name, fair-esm .pt, Hugging Face folder or our checkpoint.
-        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then names the untrained rival.
-        hiddens: an existing _hiddens.h5 (one vector a residue), for residue tasks and light attention.
-        repr_layer: the layer that is embedded; -1 is the last.
-        probe: ridge, logistic, fnn, cnn or light_attention; the preset's if not given.
-        preset: a protocol: esm2kit, or bionemo, biotrainer-flip, schmirler, flip2021 to do as others did.
-        epochs: of a network, instead of the preset's.
-        seeds: of the networks, trained together.
-        untrained: also probe the same architecture with random weights.
-        baselines: names to compute instead of all that apply; an empty list for none.
-        limit: proteins of each set at most, a stratified draw; null for all.
-        resamples: bootstrap draws.
-        seed: of the draw of `limit`.
-        allow_missing: leave out proteins without embeddings instead of refusing.
-        device: auto takes a GPU if there is one.
-        out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again;
-            benchmark/<model>/<task> if not given, with -- for each / of a model's path. A report of other settings
-            that is there moves to its `earlier`.
-    """
-
-    task: str = "secondary_structure"
-    tasks: str | None = None
-    split: str | None = None
-    data_dir: Path = Path("flip")
-    download: bool = True
-    target: Target | None = None
-    model: str | None = "esm2_t6_8M_UR50D"
-    embeddings: Path | None = None
-    hiddens: Path | None = None
-    repr_layer: int = -1
-    probe: ProbeName | None = None
-    preset: PresetName = "esm2kit"
-    epochs: int | None = None
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    untrained: bool = True
-    baselines: list[str] | None = None
-    limit: int | None = None
-    resamples: int = 1000
-    seed: int = 0
-    allow_missing: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    out_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
-        for name in ("limit", "epochs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}; leave it out for no limit")
-        if self.resamples < 100:
-            raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from esm2kit import plots
+from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.report import (
     METRIC_NAMES,
     compared,
@@ -29,19 +29,6 @@ from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, draw_counts, paired_difference, score_seeds
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Reports side by side on one page, with an interval for the difference of any two scored on the same proteins.
-
-    Args:
-        reports: two report.json files or their folders, or more, of any tasks and models.
-        out_dir: folder for comparison.json and comparison.html.
-    """
-
-    reports: list[Path]
-    out_dir: Path = Path("comparison")
 
 
 def load_scores(

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError, nearest
 from esm2kit.models.config import SIZES
-from esm2kit.models.hub import fetch
-from esm2kit.models.load import load_model
 from esm2kit.tasks.download import DownloadConfig, download
 from esm2kit.tasks.flip import TASKS
 
@@ -50,6 +48,10 @@ def catalogue(config: CatalogueConfig) -> str:
         raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`")
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
         raise InputError(f"{what} is no model and not flip; {nearest(what, ['flip', *SIZES])}, or give owner/name")
+    # they import torch, which the list and FLIP do without
+    from esm2kit.models.hub import fetch
+    from esm2kit.models.load import load_model
+
     folder, revision = fetch(what)
     if config.verify:
         model, source = load_model(what)

@@ -1,7 +1,6 @@
 """`esm2kit <stage> --config file.yaml --key value` for every stage of the table in `commands`."""
 
 import errno
-import importlib
 import importlib.metadata
 import json
 import logging
@@ -11,7 +10,7 @@ import time
 import warnings
 from typing import Any
 
-from esm2kit.cli.commands import STAGES
+from esm2kit.cli.commands import STAGES, load
 from esm2kit.core.errors import InputError, nearest, record_error
 from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, rank
 
@@ -96,8 +95,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from esm2kit.cli.arguments import parse
 
     stage = STAGES[name]
-    module = importlib.import_module(f"esm2kit.{stage.module}")
-    config = parse(getattr(module, stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
+    config = parse(load(stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
     if stage.trains and not is_worker():
         from esm2kit.training import launch, trainer
 
@@ -108,7 +106,7 @@ def _run(name: str, arguments: list[str]) -> int:
             config.layout  # noqa: B018
             trainer.check_devices(config)
             launch.become(name, config)
-    result = getattr(module, stage.function)(config)
+    result = load(stage.function)(config)
     summary = summarise(result, sys.stdout.isatty())
     if summary:
         print(summary)

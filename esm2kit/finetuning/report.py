@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.benchmark import BenchmarkConfig, benchmark, score_told
+from esm2kit.benchmarking.benchmark import benchmark, score_told
 from esm2kit.benchmarking.compare import load_scores
+from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import comparisons, read_report, write_report
 from esm2kit.benchmarking.scores import metric_entry, note_on_draws, protein_numbers, row_of, score_fitted

@@ -1,9 +1,11 @@
-"""The shape of an ESM-2, and the six published ones; without torch."""
+"""The shape of an ESM-2, the six published ones, and what `esm2kit export` is asked for; without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, refuse_unknown_choices
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 
 
@@ -66,3 +68,21 @@ SIZES = {
     "esm2_t36_3B_UR50D": ESM2Config(36, 2560, 40),
     "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
 }
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a model for Hugging Face or fair-esm; every tensor arrives as it is.
+
+    Args:
+        model: official name, hub repository, fair-esm .pt, Hugging Face folder, or our checkpoint.
+        out: the folder (huggingface) or the .pt file (fair-esm) to write; must not be there yet.
+        format: huggingface (AutoModel.from_pretrained reads it) or fair-esm (esm.pretrained reads it).
+    """
+
+    model: str
+    out: Path
+    format: Literal["huggingface", "fair-esm"] = "huggingface"
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)

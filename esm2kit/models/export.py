@@ -1,31 +1,12 @@
 """`esm2kit export`: a model into the forms other programs read."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError
+from esm2kit.models.config import ExportConfig
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.load import load_model
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write a model for Hugging Face or fair-esm; every tensor arrives as it is.
-
-    Args:
-        model: official name, hub repository, fair-esm .pt, Hugging Face folder, or our checkpoint.
-        out: the folder (huggingface) or the .pt file (fair-esm) to write; must not be there yet.
-        format: huggingface (AutoModel.from_pretrained reads it) or fair-esm (esm.pretrained reads it).
-    """
-
-    model: str
-    out: Path
-    format: Literal["huggingface", "fair-esm"] = "huggingface"
-
-    def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
 
 
 def export(config: ExportConfig) -> str:

@@ -13,14 +13,16 @@ import pytest
 
 from esm2kit.benchmarking import benchmark as stage
 from esm2kit.benchmarking.baselines.fit import fit_baseline
-from esm2kit.benchmarking.benchmark import BenchmarkConfig, benchmark
+from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.output import keep_earlier, model_folder
 from esm2kit.benchmarking.report import SCHEMA, read_report, sentence, write_report
 from esm2kit.benchmarking.scores import note_on_draws, row_of, score_fitted
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
-from esm2kit.embedding.embed import EmbedConfig, embed
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.embed import embed
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2

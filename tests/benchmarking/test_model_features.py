@@ -13,7 +13,8 @@ import torch
 from support.planted import planted
 
 from esm2kit.benchmarking.model_features import read_features
-from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeConfig, ProbeTargets, row_blocks
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, row_blocks
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.hdf5 import Row, Skeleton, create
@@ -69,7 +70,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from support.planted import planted
-from esm2kit.benchmarking.probes.features import ProbeConfig, ProbeTargets
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.model_features import read_features
 

@@ -16,19 +16,12 @@ from torch import nn
 
 from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.probes import heads
-from esm2kit.benchmarking.probes.features import (
-    Features,
-    ProbeConfig,
-    ProbeName,
-    ProbeTargets,
-    column_moments,
-    row_blocks,
-)
+from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, ProbeName, default_probe, preset_config
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets, column_moments, row_blocks
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, fit_head
 from esm2kit.benchmarking.probes.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
 from esm2kit.benchmarking.probes.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
-from esm2kit.benchmarking.probes.presets import SOURCES, default_probe, preset_config
 from esm2kit.benchmarking.scores import score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.tasks.flip import TASKS
@@ -253,7 +246,8 @@ def test_a_head_is_trained_as_plain_torch_would():
 IMPORTS = """
 import sys
 from support.planted import planted
-from esm2kit.benchmarking.probes.features import ProbeConfig, ProbeTargets
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 
 features, data = planted("residue", "class", num_proteins=20)

@@ -1,7 +1,6 @@
 """Words on the command line: what each becomes, and the one line that a person sees for a wrong one."""
 
 import dataclasses
-import importlib
 import shlex
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -10,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm2kit.benchmarking.benchmark import BenchmarkConfig
+from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.cli import main as command
 from esm2kit.cli.arguments import parse, wanted
-from esm2kit.cli.commands import STAGES
+from esm2kit.cli.commands import STAGES, load
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
-from esm2kit.embedding.embed import EmbedConfig
+from esm2kit.embedding.config import EmbedConfig
 from esm2kit.notebook.runs.run import RunConfig
 
 
@@ -29,7 +28,7 @@ def test_the_example_of_every_stage_is_a_call_of_it(name: str) -> None:
     stage = STAGES[name]
     program, called, *words = shlex.split(stage.example)
     assert (program, called) == ("esm2kit", name)
-    config_class = getattr(importlib.import_module(f"esm2kit.{stage.module}"), stage.config)
+    config_class = load(stage.config)
     config = parse(config_class, f"esm2kit {name}", words, stage.bare)
     given = getattr(config, stage.bare)
     assert str(given[0] if isinstance(given, list) else given) == words[0]
@@ -49,7 +48,7 @@ def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
-    config_class = getattr(importlib.import_module(f"esm2kit.{STAGES[name].module}"), STAGES[name].config)
+    config_class = load(STAGES[name].config)
     needed = {
         field.name: Path("given.tsv")
         for field in dataclasses.fields(config_class)

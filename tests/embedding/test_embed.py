@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from esm2kit.core.errors import InputError
 from esm2kit.embedding import plan as embed_plan
 from esm2kit.embedding import run as embed_run
-from esm2kit.embedding.embed import EmbedConfig, _device, embed
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.embed import _device, embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -483,7 +484,8 @@ SCRIPT = """
 import logging, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from esm2kit.embedding import run as embed_run
-from esm2kit.embedding.embed import EmbedConfig, embed
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.embed import embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 embed_run.SYNC_SECONDS = 0.0
 fasta, out, model, wait = sys.argv[1:]

@@ -17,7 +17,8 @@ import pytest
 import torch
 from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
 
-from esm2kit.benchmarking.probes.features import Features, ProbeConfig, ProbeTargets
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.report import read_report
 from esm2kit.core.errors import InputError
@@ -693,10 +694,3 @@ def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
 def test_seconds_of_a_run_that_was_resumed_are_those_of_all_its_processes() -> None:
     assert _seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
     assert _seconds([]) == 0.0
-
-
-def test_stage_is_registered() -> None:
-    from esm2kit.cli.commands import STAGES
-
-    assert STAGES["finetune"].trains
-    assert getattr(stage, STAGES["finetune"].config) is FinetuneConfig

@@ -13,7 +13,8 @@ import yaml
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file, to_json
-from esm2kit.embedding.embed import EmbedConfig, embed
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.embed import embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.models.checkpoint import write_checkpoint

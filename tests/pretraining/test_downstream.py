@@ -13,7 +13,8 @@ import pytest
 import torch
 from support.layouts import LAYOUTS, arguments, train_here, train_together
 
-from esm2kit.benchmarking.probes.features import Features, ProbeConfig, ProbeTargets
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.errors import InputError

@@ -11,7 +11,8 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 from esm2kit.benchmarking.baselines.neighbours import blosum_nearest, levenshtein_nearest
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeConfig, ProbeTargets
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData

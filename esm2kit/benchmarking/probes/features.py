@@ -7,58 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError
 from esm2kit.tasks.data import SET_NAMES, TaskData
 from esm2kit.tasks.task import Task
 
-ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
 NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
 BYTES_PER_READ = 1 << 20
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """How a probe is fitted.
-
-    Args:
-        probe: ridge (values), logistic (classes), fnn, cnn (residues) or light_attention (proteins, from residues).
-        hidden: hidden units of a network; 0 for as many as the features have columns.
-        dropout: share of hidden units set to zero while training.
-        learning_rate: Adam's.
-        optimizer: adam, whose weight decay is added to the gradient, or adamw_amsgrad, which biotrainer calls adam:
-            weights decay by themselves, and a step is held to the largest second moment so far.
-        weight_decay: of that optimizer.
-        epochs: passes over train at most.
-        batch_size: proteins a step.
-        patience: epochs without a better validation loss before a seed stops; None trains all epochs.
-        keep: weights of the `best` validation loss, or of the `last` epoch.
-        standardize: z-score features on train.
-        scale_targets: z-score values on train while training; scores are in the target's unit either way.
-        row_budget: rows (residues) in memory at once; a larger batch is worked off in parts, with the same gradient.
-    """
-
-    probe: ProbeName
-    hidden: int = 32
-    dropout: float = 0.25
-    learning_rate: float = 1e-3
-    optimizer: Literal["adam", "adamw_amsgrad"] = "adam"
-    weight_decay: float = 0.0
-    epochs: int = 200
-    batch_size: int = 64
-    patience: int | None = 10
-    keep: Literal["best", "last"] = "best"
-    standardize: bool = True
-    scale_targets: bool = True
-    row_budget: int = 8_192
-
-    def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
 
 
 class FileRows:

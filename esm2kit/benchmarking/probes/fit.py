@@ -5,17 +5,10 @@ import time
 import numpy as np
 import torch
 
-from esm2kit.benchmarking.probes.features import (
-    Features,
-    Fitted,
-    ProbeConfig,
-    ProbeName,
-    ProbeTargets,
-    check_numbers,
-)
+from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_probe
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_numbers
 from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
-from esm2kit.benchmarking.probes.presets import default_probe
 from esm2kit.core.errors import InputError
 from esm2kit.tasks.task import Task
 

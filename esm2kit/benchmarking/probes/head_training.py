@@ -11,14 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
-from esm2kit.benchmarking.probes.features import (
-    Features,
-    Fitted,
-    ProbeConfig,
-    ProbeTargets,
-    column_moments,
-    row_blocks,
-)
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, column_moments, row_blocks
 from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.tasks.labels import class_targets, decide

@@ -1,11 +1,12 @@
-"""Other people's probing protocols by name, so that their figures can be put to the same test."""
+"""How a probe is fitted, and others' probing protocols by name, so that their scores can be compared; without torch."""
 
+from dataclasses import dataclass
 from typing import Literal
 
-from esm2kit.benchmarking.probes.features import ProbeConfig, ProbeName
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, nearest, refuse_unknown_choices
 from esm2kit.tasks.task import Task
 
+ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
 PresetName = Literal["esm2kit", "bionemo", "biotrainer-flip", "schmirler", "flip2021"]
 
 # What each reproduces, for the report.
@@ -23,6 +24,45 @@ SOURCES: dict[str, str] = {
 }
 SCHMIRLER_EPOCHS = {"gb1": 240, "secondary_structure": 10, "secondary_structure_648": 10}
 BIOTRAINER_BATCH = {"aav": 256, "gb1": 256, "meltome": 32, "bind": 406}
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How a probe is fitted.
+
+    Args:
+        probe: ridge (values), logistic (classes), fnn, cnn (residues) or light_attention (proteins, from residues).
+        hidden: hidden units of a network; 0 for as many as the features have columns.
+        dropout: share of hidden units set to zero while training.
+        learning_rate: Adam's.
+        optimizer: adam, whose weight decay is added to the gradient, or adamw_amsgrad, which biotrainer calls adam:
+            weights decay by themselves, and a step is held to the largest second moment so far.
+        weight_decay: of that optimizer.
+        epochs: passes over train at most.
+        batch_size: proteins a step.
+        patience: epochs without a better validation loss before a seed stops; None trains all epochs.
+        keep: weights of the `best` validation loss, or of the `last` epoch.
+        standardize: z-score features on train.
+        scale_targets: z-score values on train while training; scores are in the target's unit either way.
+        row_budget: rows (residues) in memory at once; a larger batch is worked off in parts, with the same gradient.
+    """
+
+    probe: ProbeName
+    hidden: int = 32
+    dropout: float = 0.25
+    learning_rate: float = 1e-3
+    optimizer: Literal["adam", "adamw_amsgrad"] = "adam"
+    weight_decay: float = 0.0
+    epochs: int = 200
+    batch_size: int = 64
+    patience: int | None = 10
+    keep: Literal["best", "last"] = "best"
+    standardize: bool = True
+    scale_targets: bool = True
+    row_budget: int = 8_192
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
 
 
 def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> ProbeConfig:
