@@ -39,10 +39,10 @@ _PUBLIC = {
     "benchmarking.probes.features": ("Features", "ProbeTargets"),
     "benchmarking.probes.config": ("ProbeConfig",),
     "benchmarking.probes.fit": ("fit_probe",),
-    "finetuning.config": ("FinetuneConfig",),
+    "finetuning.config": ("FinetuneConfig", "PredictConfig"),
     "finetuning.finetune": ("finetune",),
     "finetuning.model_file": ("load_finetuned",),
-    "finetuning.predict": ("PredictConfig", "predict"),
+    "finetuning.predict": ("predict",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

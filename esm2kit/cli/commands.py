@@ -62,7 +62,7 @@ STAGES = {
         "task", "esm2kit finetune gb1 --model esm2_t12_35M_UR50D --mode lora --out_dir run", trains=True,
     ),
     "predict": Stage(
-        "finetuning.predict.PredictConfig", "finetuning.predict.predict",
+        "finetuning.config.PredictConfig", "finetuning.predict.predict",
         "a fine-tuned model and any FASTA -> labels",
         "fasta", "esm2kit predict my.fasta --model run --out predictions.tsv",
     ),

@@ -5,15 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError
-from esm2kit.finetuning.heads import HeadName
-from esm2kit.models.config import ESM2Config
-from esm2kit.models.lora import TARGETS
+from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.tasks.task import Target, Task
-from esm2kit.training.config import FREE, TrainingConfig, check_range
-from esm2kit.training.precision import TrainingPrecision
+from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision, check_range
 from esm2kit.training.schedule import Decay, scheduled_lr
 
+HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
 Mode = Literal["full", "last_n", "lora", "frozen"]
 FinetunePreset = Literal["esm2kit", "schmirler"]
 
@@ -101,7 +99,7 @@ class FinetuneConfig(TrainingConfig):
     last_n: int = 1
     lora_rank: int | None = None
     lora_alpha: float | None = None
-    lora_targets: list[str] = field(default_factory=lambda: list(TARGETS))
+    lora_targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
     lora_biases: bool | None = None
     head: HeadName | None = None
     hidden: int = 32
@@ -239,3 +237,37 @@ def training_memory(
     }
     parts = {name: size / 1e9 for name, size in parts.items()}
     return parts | {"total": sum(parts.values())}
+
+
+# What a table of predictions may end in, and its delimiter.
+SUFFIXES = {".tsv": "\t", ".csv": ","}
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict labels for the proteins of a FASTA.
+
+    Args:
+        model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
+        fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
+        out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
+        base: only for adapters (mode lora): where their base model is now; by default where it was in training.
+        precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
+        device: auto takes a GPU if there is one.
+        batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
+    """
+
+    model: Path
+    fasta: Path | list[Path]
+    out: Path
+    base: str | None = None
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse_unknown_choices(self)
+        if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
+            raise InputError(f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise InputError(f"batch_tokens is {self.batch_tokens}: give 1 or more, or leave it out")

@@ -5,7 +5,7 @@ changes it.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from esm2kit.benchmarking.probes.heads import Batch, Cnn, Fnn, LightAttention, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import GOLDEN
+from esm2kit.finetuning.config import HeadName
 from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.pooling import Reads, rows_read
 from esm2kit.tasks.task import Level, Task
-
-HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
-# What rows of a protein a head is given.
 
 # masking's constants, as the signed words that int64 tensors multiply by
 _WORDS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB, GOLDEN], dtype=np.uint64)

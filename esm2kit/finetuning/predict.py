@@ -7,16 +7,15 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
 from esm2kit.core.files import atomic_path, sha256_file, to_json, write_json
 from esm2kit.core.provenance import provenance
+from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.sequences.fasta import Record, fasta_files, read_fasta
 
@@ -25,37 +24,6 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
 # Proteins in memory at once; inside them the longest go first, the file keeps the FASTA's order.
 PROTEINS_AT_ONCE = 2048
-SUFFIXES = {".tsv": "\t", ".csv": ","}
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predict labels for the proteins of a FASTA.
-
-    Args:
-        model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
-        fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
-        out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
-        base: only for adapters (mode lora): where their base model is now; by default where it was in training.
-        precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
-        device: auto takes a GPU if there is one.
-        batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
-    """
-
-    model: Path
-    fasta: Path | list[Path]
-    out: Path
-    base: str | None = None
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
-        if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
-            raise InputError(f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise InputError(f"batch_tokens is {self.batch_tokens}: give 1 or more, or leave it out")
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:

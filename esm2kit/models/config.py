@@ -69,6 +69,9 @@ SIZES = {
     "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
 }
 
+# The matrices of a layer that can be adapted, by their last name.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
 
 @dataclass(frozen=True)
 class ExportConfig:

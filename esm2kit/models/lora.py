@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import stream_key
 from esm2kit.models.checkpoint import refuse_other_shapes
+from esm2kit.models.config import LORA_TARGETS
 from esm2kit.models.esm2 import ESM2
 
 _LORA_STREAM = 301
-# The matrices of a layer that can be adapted, by their last name.
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 class LoraLinear(nn.Linear):
@@ -55,7 +54,7 @@ def add_lora(
     esm2: ESM2,
     rank: int,
     alpha: float,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] = LORA_TARGETS,
     biases: bool = False,
     seed: int = 0,
 ) -> ESM2:
@@ -65,16 +64,16 @@ def add_lora(
         esm2: the base model.
         rank: of each correction; at least 1.
         alpha: corrections are scaled by alpha / rank.
-        targets: which matrices of every layer, from TARGETS.
+        targets: which matrices of every layer, from LORA_TARGETS.
         biases: also train every bias of the layers, as PEFT's bias="all".
         seed: draws the A matrices.
     Returns: the same model.
-    Raises: InputError for a rank below 1, no target or one that is not in TARGETS.
+    Raises: InputError for a rank below 1, no target or one that is not in LORA_TARGETS.
     """
-    unknown = sorted(set(targets) - set(TARGETS))
+    unknown = sorted(set(targets) - set(LORA_TARGETS))
     if rank < 1 or not targets or unknown:
         found = f"unknown {unknown[0]!r}" if unknown else f"rank {rank}, targets {list(targets)}"
-        raise InputError(f"lora: {found}; give a rank of 1 or more and targets from {', '.join(TARGETS)}")
+        raise InputError(f"lora: {found}; give a rank of 1 or more and targets from {', '.join(LORA_TARGETS)}")
     esm2.requires_grad_(False)
     # a stream of its own: the head draws from the seed itself, and its matrix would begin as the first A does
     generator = torch.Generator().manual_seed(stream_key(seed, 0, 0, _LORA_STREAM))

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, refuse_unknown_choices
 from esm2kit.training.layout import BatchLayout, StrategyName
-from esm2kit.training.precision import TrainingPrecision
 
+TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
 # Metadata of a field that may differ between a run and its resumption: where the run happens and how it is laid out,
 # which leave the curve alone; max_steps and precision, by which a longer or faster continuation is asked for; and what
 # only reads the result.

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
+from esm2kit.training.config import TrainingPrecision
 
 
 def product_dtype(precision: TrainingPrecision) -> torch.dtype:

@@ -12,11 +12,12 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
+from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.hf_export import save_hf_classifier
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned, task_facts
-from esm2kit.finetuning.predict import PredictConfig, predict
+from esm2kit.finetuning.predict import predict
 from esm2kit.finetuning.report import predict_set
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.esm2 import ESM2, Packed

@@ -15,11 +15,11 @@ from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.module import freeze
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
-from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.config import LORA_TARGETS, SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, Packed, tokenize
 from esm2kit.models.load import load_model
-from esm2kit.models.lora import TARGETS, LoraLinear, adapters, add_lora, load_adapters, merge_lora, weights_sha256
+from esm2kit.models.lora import LoraLinear, adapters, add_lora, load_adapters, merge_lora, weights_sha256
 
 SEQUENCES = ["MKTLLVAGG", "ACDEFGHIKLMNPQRSTVWY", "MA"]
 
@@ -47,7 +47,7 @@ def rows(esm2: ESM2) -> torch.Tensor:
 @given(
     st.integers(1, 8),
     st.floats(2, 16),
-    st.lists(st.sampled_from(TARGETS), min_size=1, unique=True),
+    st.lists(st.sampled_from(LORA_TARGETS), min_size=1, unique=True),
 )
 def test_merged_equals_unmerged(rank, alpha, targets) -> None:
     esm2, base = adapted(rank=rank, alpha=alpha, targets=targets), ESM2.initialised(SHAPE, 0)
@@ -83,7 +83,7 @@ def test_only_adapters_and_head_have_gradients() -> None:
     assert with_gradient == {
         name for name, _ in model.named_parameters() if "lora_" in name or name.startswith("head.")
     }
-    assert len([name for name in with_gradient if "lora_" in name]) == 2 * len(TARGETS) * SHAPE.num_layers
+    assert len([name for name in with_gradient if "lora_" in name]) == 2 * len(LORA_TARGETS) * SHAPE.num_layers
 
 
 def test_biases_train_where_asked() -> None:
