@@ -31,7 +31,7 @@ from benchmarks.synthetic import write_trio
 from esm2kit.core.rng import permutation
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import encode
-from esm2kit.sequences.clusters import ClusterIndex, draw
+from esm2kit.sequences.clusters import ClusterIndex, draw_sample
 from esm2kit.sequences.store import SequenceStore
 
 ROUNDS = 3
@@ -118,7 +118,7 @@ def draw_latency(out_dir: Path, number: int) -> dict[str, float]:
         marks = [time.perf_counter()]
         cluster = permutation(0, 0, position % n, n)
         marks.append(time.perf_counter())
-        drawn = draw(0, 0, cluster, index, num_residues)
+        drawn = draw_sample(0, 0, cluster, index, num_residues)
         marks.append(time.perf_counter())
         residues = store.residues(drawn.row)[drawn.start : drawn.stop]
         marks.append(time.perf_counter())

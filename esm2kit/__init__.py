@@ -5,34 +5,41 @@ first used, so `import esm2kit` does not wait for torch.
 """
 
 import os
-from importlib import import_module
-from typing import Any
+
+from esm2kit.core.lazy import attach
 
 # OpenMP's threads spin while they wait for each other. On a machine that is busy otherwise that cost training eight
 # tenths of its speed and more; waiting asleep cost nothing that could be measured. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# module -> the public names that live there
+# module -> the public names that live there; a module without names is public itself
 _PUBLIC = {
     "core.errors": ("InputError",),
+    "core.hardware": ("matmul_rate",),
     "core.provenance": ("versions",),
+    "core.rng": ("permutation",),
     "sequences.alphabet": ("STANDARD_RESIDUES",),
     "sequences.fasta": ("read_fasta",),
     "sequences.store": ("SequenceStore",),
-    "sequences.clusters": ("ClusterIndex",),
+    "sequences.clusters": ("ClusterIndex", "draw_sample"),
     "models.config": ("ESM2Config", "ExportConfig", "SIZES"),
     "models.esm2": ("ESM2", "Packed"),
     "models.encoder": ("Encoder",),
     "models.load": ("load_model",),
+    "models.contacts": ("pair_map",),
+    "models.masked_scores": ("guess_residues", "residue_odds"),
     "models.export": ("export",),
     "training.layout": ("BatchLayout",),
     "tasks.data": ("TaskData", "load_task"),
     "preprocessing.preprocess": ("PreprocessConfig", "preprocess"),
-    "pretraining.config": ("PretrainConfig",),
+    "pretraining.config": ("PretrainConfig", "lr_at"),
+    "pretraining.data": ("GlobalBatches", "Masking"),
     "pretraining.pretrain": ("pretrain",),
+    "pretraining.unigram": ("unigram_log_shares", "unigram_perplexity"),
     "embedding.config": ("EmbedConfig",),
     "embedding.embed": ("embed",),
     "embedding.hdf5": ("EmbeddingReader",),
+    "embedding.maps": (),
     "benchmarking.config": ("BenchmarkConfig", "CompareConfig"),
     "benchmarking.benchmark": ("benchmark",),
     "benchmarking.compare": ("compare",),
@@ -43,19 +50,6 @@ _PUBLIC = {
     "finetuning.finetune": ("finetune",),
     "finetuning.model_file": ("load_finetuned",),
     "finetuning.predict": ("predict",),
+    "plots": (),
 }
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'esm2kit' has no attribute {name!r}")
-    value = getattr(import_module(f"esm2kit.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__, __all__ = attach(__name__, _PUBLIC)

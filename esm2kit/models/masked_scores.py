@@ -64,7 +64,7 @@ def hidden_once(model: ESM2, sequence: str, every: int = EVERY) -> np.ndarray:
         return logits_TV.float().log_softmax(-1).cpu().numpy()
 
 
-def guess(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> Guesses:
+def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> Guesses:
     """Hide every residue once.
 
     Args:
@@ -85,13 +85,13 @@ def guess(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> Gue
     return Guesses(np.array(letters), np.array(proteins), np.array(gains, dtype=float), np.array(first, dtype=bool))
 
 
-def odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndarray:
+def residue_odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndarray:
     """(T, 20) binary logarithm of how many times likelier each of the twenty is than by frequency, residue by residue.
 
     Args:
         model: in evaluation mode.
         sequence: the protein.
-        log_share_V: as for `guess`.
+        log_share_V: as for `guess_residues`.
     """
     tokens = [TOKENS.index(letter) for letter in STANDARD_RESIDUES]
     return (hidden_once(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)

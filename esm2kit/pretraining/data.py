@@ -22,7 +22,7 @@ from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.batching import deal
-from esm2kit.sequences.clusters import MANIFEST, ClusterIndex, draw
+from esm2kit.sequences.clusters import MANIFEST, ClusterIndex, draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.parallel import data_parallel_rank
@@ -121,7 +121,7 @@ class GlobalBatches(Dataset):
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, clusters)
             cluster = permutation(self.seed, epoch, position, clusters)
-            picked = draw(self.seed, epoch, cluster, self.index, self.residues_of, self.max_residues)
+            picked = draw_sample(self.seed, epoch, cluster, self.index, self.residues_of, self.max_residues)
             drawn.append(Sample(picked.row, picked.start, picked.stop, picked.mask_key))
         return drawn
 

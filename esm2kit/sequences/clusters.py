@@ -88,7 +88,7 @@ class Draw(NamedTuple):
     mask_key: int  # for masking.mask_tokens
 
 
-def draw(
+def draw_sample(
     seed: int,
     epoch: int,
     cluster: int,

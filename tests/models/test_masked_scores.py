@@ -52,13 +52,13 @@ def test_what_is_hidden_leaves_no_trace_in_its_own_guess(model: ESM2) -> None:
 
 def test_frequencies_alone_gain_nothing() -> None:
     log_share_V = shares()
-    found = guesses.guess(Frequencies(log_share_V), [SEQUENCE, "MK"], log_share_V)
+    found = guesses.guess_residues(Frequencies(log_share_V), [SEQUENCE, "MK"], log_share_V)
     assert "".join(found.letter_M) == SEQUENCE.replace("X", "") + "MK"
     assert found.protein_M.tolist() == [0] * 20 + [1] * 2
     assert found.first_M.sum() == 2
     np.testing.assert_allclose(list(found.times_likelier().values()), 1, atol=1e-5)
     assert set(found.times_likelier()) == set("KVLAGIWCM"), "the M inside the chain counts, the first does not"
-    np.testing.assert_allclose(guesses.odds(Frequencies(log_share_V), SEQUENCE, log_share_V), 0, atol=1e-5)
+    np.testing.assert_allclose(guesses.residue_odds(Frequencies(log_share_V), SEQUENCE, log_share_V), 0, atol=1e-5)
 
 
 def test_a_planted_gain_is_found_in_its_letter_and_its_protein() -> None:
@@ -70,11 +70,11 @@ def test_a_planted_gain_is_found_in_its_letter_and_its_protein() -> None:
     assert found.times_likelier() == pytest.approx({"K": 2.0, "A": 0.5**0.5})
     assert list(found.times_likelier()) == ["K", "A"]
     assert found.clearest() == 1
-    odds_TL = guesses.odds(Frequencies(log_share_V + np.log(4)), "MK", log_share_V)
+    odds_TL = guesses.residue_odds(Frequencies(log_share_V + np.log(4)), "MK", log_share_V)
     assert odds_TL.shape == (2, len(STANDARD_RESIDUES))
     np.testing.assert_allclose(odds_TL, 0, atol=1e-5)  # a constant falls away
     sharper = log_share_V.copy()
     sharper[TOKENS.index("K")] += np.log(8)
-    odds_TL = guesses.odds(Frequencies(sharper), "MK", log_share_V)
+    odds_TL = guesses.residue_odds(Frequencies(sharper), "MK", log_share_V)
     raised = odds_TL[0, STANDARD_RESIDUES.index("K")] - odds_TL[0, STANDARD_RESIDUES.index("A")]
     assert raised == pytest.approx(3), "eight times likelier against the others, in powers of two"

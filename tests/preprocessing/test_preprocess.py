@@ -23,7 +23,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.preprocessing import leakage
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 from esm2kit.sequences import store
-from esm2kit.sequences.clusters import ClusterIndex, draw
+from esm2kit.sequences.clusters import ClusterIndex, draw_sample
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.sequences.store import ROWS_PER_BATCH, SequenceStore
 
@@ -563,7 +563,7 @@ def test_real_set(shared_data, tmp_path):
     names = list(rows)
     for epoch in range(3):
         for cluster in range(index.num_clusters):
-            drawn = draw(0, epoch, cluster, index, num_residues)
+            drawn = draw_sample(0, epoch, cluster, index, num_residues)
             assert train.id(drawn.row) in rows[names[cluster]].split(",")
             assert 0 <= drawn.start < drawn.stop <= num_residues[drawn.row]
     assert [train.id(int(row)) for row in index.representative_rows] == names
@@ -572,7 +572,7 @@ def test_real_set(shared_data, tmp_path):
     sizes, first = np.unique(index.num_members(), return_index=True)
     for size, cluster in zip(sizes[:12], first[:12], strict=True):
         members = index.members(cluster)
-        drawn = [draw(1, epoch, int(cluster), index, num_residues).row for epoch in range(10_000)]
+        drawn = [draw_sample(1, epoch, int(cluster), index, num_residues).row for epoch in range(10_000)]
         counts = np.bincount(np.searchsorted(members, drawn), minlength=size)
         low, high = stats.binom.interval(1 - 1e-5, 10_000, 1 / size)
         assert low <= counts.min() <= counts.max() <= high

@@ -12,7 +12,7 @@ from scipy import stats
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import permutation
-from esm2kit.sequences.clusters import MANIFEST, MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw
+from esm2kit.sequences.clusters import MANIFEST, MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw_sample
 
 SIZES = np.array([1, 2, 3, 7, 26])
 INDEX = ClusterIndex(
@@ -69,7 +69,7 @@ def test_members_come_up_alike():
     """10,000 epochs: each of k members within the 99.9% binomial interval of 1/k (Bonferroni over the members)."""
     epochs = 10_000
     for cluster, size in enumerate(SIZES):
-        rows = [draw(0, epoch, cluster, INDEX, NUM_RESIDUES).row for epoch in range(epochs)]
+        rows = [draw_sample(0, epoch, cluster, INDEX, NUM_RESIDUES).row for epoch in range(epochs)]
         counts = np.bincount(np.array(rows) - INDEX.members(cluster)[0], minlength=size)
         assert counts.size == size, "no draw outside the cluster"
         low, high = stats.binom.interval(1 - 0.001 / SIZES.sum(), epochs, 1 / size)
@@ -79,7 +79,7 @@ def test_members_come_up_alike():
 
 def test_every_window_can_be_drawn_and_alike():
     num_residues = np.full(200, 30)
-    draws = [draw(0, epoch, 0, INDEX, num_residues, max_residues=20) for epoch in range(11_000)]
+    draws = [draw_sample(0, epoch, 0, INDEX, num_residues, max_residues=20) for epoch in range(11_000)]
     starts = np.bincount([drawn.start for drawn in draws])
     assert starts.size == 11, "the last of T - max + 1 windows is one of them"
     assert stats.chisquare(starts).pvalue > 1e-3
@@ -88,12 +88,12 @@ def test_every_window_can_be_drawn_and_alike():
 
 @pytest.mark.parametrize("residues", [1, 1021, 1022])
 def test_what_fits_is_not_cropped(residues):
-    drawn = draw(0, 0, 2, INDEX, np.full(200, residues))
+    drawn = draw_sample(0, 0, 2, INDEX, np.full(200, residues))
     assert (drawn.start, drawn.stop) == (0, residues)
 
 
 def test_member_window_and_mask_do_not_follow_one_another():
-    draws = [draw(0, epoch, 4, INDEX, np.full(200, 2000)) for epoch in range(5000)]
+    draws = [draw_sample(0, epoch, 4, INDEX, np.full(200, 2000)) for epoch in range(5000)]
     columns = np.array([(drawn.row, drawn.start, drawn.mask_key / 2**64) for drawn in draws])
     correlation = np.corrcoef(columns.T) - np.eye(3)
     assert np.abs(correlation).max() < 4 / np.sqrt(5000)
@@ -103,7 +103,7 @@ def test_member_window_and_mask_do_not_follow_one_another():
 def _samples(epochs: list[int]) -> list[tuple]:
     n = INDEX.num_clusters
     return [
-        tuple(draw(7, epoch, permutation(7, epoch, position, n), INDEX, NUM_RESIDUES, 50))
+        tuple(draw_sample(7, epoch, permutation(7, epoch, position, n), INDEX, NUM_RESIDUES, 50))
         for epoch in epochs
         for position in range(n)
     ]
@@ -118,7 +118,7 @@ def test_the_same_samples_from_any_process_and_any_start():
 
 
 def test_numpy_integers_draw_what_ints_do():
-    assert draw(*np.array([3, 1, 2]), INDEX, NUM_RESIDUES) == draw(3, 1, 2, INDEX, NUM_RESIDUES)
+    assert draw_sample(*np.array([3, 1, 2]), INDEX, NUM_RESIDUES) == draw_sample(3, 1, 2, INDEX, NUM_RESIDUES)
 
 
 def test_a_data_worker_maps_the_clusters_and_is_not_sent_them(tmp_path):
