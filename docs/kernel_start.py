@@ -7,9 +7,9 @@ def start() -> None:
 
     if "ipykernel" in sys.modules:
         with contextlib.suppress(ImportError):
-            from esm2kit.notebook import name_errors as guide
+            from esm2kit.notebook import name_errors
 
-            guide.install()
+            name_errors.install()
     own = os.environ.get("ESM2KIT_OWN_PYTHONSTARTUP", "")
     if os.path.isfile(own):
         with open(own, encoding="utf-8") as file:

@@ -23,7 +23,6 @@ from esm2kit.core.errors import InputError
 from esm2kit.notebook.widgets import INK, LINE, QUIET, card, has_front_end
 from esm2kit.training import launch
 from esm2kit.training.metrics_log import read_metrics
-from esm2kit.training.resume import OF_ANOTHER_RUN, TO_BEGIN_ANEW
 
 SECONDS_BETWEEN_DRAWINGS = 1.0
 MAX_POINTS = 400
@@ -32,7 +31,6 @@ BLUE, ORANGE = "#1b80c4", "#c77700"
 ASIDE = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
 # what a probe's baselines say of themselves is for their own log
 FITTING = re.compile(r": fitting$|: penalty |^wrote ")
-IN_A_NOTEBOOK = "set overwrite to True to begin anew, or work_dir to another folder"
 # words on top of a curve stay readable: a rim in the colour of the page
 HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
@@ -52,27 +50,36 @@ def train(
 ) -> dict[str, Any]:
     """Run a training stage to its end, or to the Stop button, and show how it goes.
 
-    A run of the same settings is taken up where it was left; one of other settings is an error, or gives way.
+    A run of the same settings is resumed; one of other settings is an error, or is overwritten.
 
     Args:
         stage: pretrain or finetune.
         config: the stage's dataclass.
         guide_loss: a loss to draw as a line, such as the unigram guess's.
-        overwrite: begin anew where the folder holds a run of other settings; what it made is lost.
+        overwrite: start over where the folder holds a run of other settings; what it made is lost.
         name: put before each line of the log, where a cell trains more than once.
-    Returns: what the stage wrote to `<out_dir>/<stage>.json`; after a stop, of as far as it came.
-    Raises: as `launch.train`.
+
+    Returns:
+        What the stage wrote to `<out_dir>/<stage>.json`; after a stop, the state so far.
+
+    Raises:
+        InputError: as `launch.train`; of code `resume.another-run` with the notebook's parameters in its message.
     """
     try:
         return _train(stage, config, guide_loss, name)
     except InputError as error:
-        if OF_ANOTHER_RUN not in str(error):
+        if error.code != "resume.another-run":
             raise
         if overwrite:
-            print("the folder holds a run of other settings: beginning anew")
+            print("the folder holds a run of other settings: starting over")
             return _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
-        # the command tells of its options, a notebook has parameters
-        raise InputError(str(error).replace(TO_BEGIN_ANEW, IN_A_NOTEBOOK)) from None
+        # the command's own message names its options; a notebook has parameters
+        raise InputError(
+            f"{error.values['path']} is of another run: {error.values['changed']}; "
+            "set overwrite to True to start over, or work_dir to another folder",
+            code=error.code,
+            **error.values,
+        ) from None
 
 
 def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A cell run out of order is told which cell comes first, instead of a bare NameError.
+"""A cell run out of order names the cell to run first, instead of a bare NameError.
 
 `make lab` installs it in every kernel as it starts (docs/kernel_start.py), so that it helps after a restart too;
-elsewhere it is at work from the first cell that imports one of the notebooks' controls.
+elsewhere a notebook installs it by its first call, `work_folder`.
 """
 
 import ast

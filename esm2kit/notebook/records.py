@@ -6,13 +6,18 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
+from esm2kit.notebook import name_errors
 
 
 def work_folder(work_dir: str | Path) -> Path:
-    """The folder a notebook writes to, made where it is absent, and tried.
+    """The folder a notebook writes to, created where it is absent, and checked.
 
-    Raises: InputError where nothing can be written there, before anything is worked out for it.
+    Every notebook calls this first, so from here on its kernel names the cell to run for a name that is not there yet.
+
+    Raises:
+        InputError: nothing can be written there.
     """
+    name_errors.install()
     work_dir = Path(work_dir)
     try:
         work_dir.mkdir(parents=True, exist_ok=True)

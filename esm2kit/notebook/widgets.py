@@ -17,7 +17,6 @@ from IPython.display import Javascript, display
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
-from esm2kit.notebook import name_errors as guide
 from esm2kit.notebook.runs.history import HEADLESS
 
 SHIPPED_TIERS = ("sample", "small", "full")
@@ -27,8 +26,6 @@ ERROR = "var(--jp-error-color0, #b3261e)"
 MONO = "margin:.4em 0 0;font-family:var(--jp-code-font-family, monospace);font-size:.9em"
 LABEL = {"description_width": "11em"}
 WIDE = {"width": "34em"}
-
-guide.install()
 
 
 def has_front_end() -> bool:

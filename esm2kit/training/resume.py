@@ -29,9 +29,6 @@ from esm2kit.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-OF_ANOTHER_RUN = "is of another run"
-TO_BEGIN_ANEW = "give another --out_dir, or --resume_if_exists false to overwrite"
-
 
 class ResumePoint(NamedTuple):
     """A checkpoint to go on from: its metadata, and its tensors by the part before the first dot."""
@@ -78,7 +75,12 @@ def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]
     differing = {name: values for name, values in sorted(differing.items()) if values[0] != values[1]}
     if differing:
         listed = ", ".join(f"{name} was {before} and is now {now}" for name, (before, now) in differing.items())
-        raise InputError(f"{path} {OF_ANOTHER_RUN}: {listed}; {TO_BEGIN_ANEW}")
+        raise InputError(
+            f"{path} is of another run: {listed}; give another --out_dir, or --resume_if_exists false to overwrite",
+            code="resume.another-run",
+            path=str(path),
+            changed=listed,
+        )
     return ResumePoint(path, metadata, parts_of(tensors))
 
 

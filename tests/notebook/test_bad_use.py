@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_size_than_its_record_says(work: Path, notebook:
 def test_training_another_size_in_the_same_folder_says_so_and_keeps_the_first(work: Path) -> None:
     before = hashes(work / "pretrain" / "checkpoints")
     line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"embed_dim": 32})
-    assert "is of another run: embed_dim was 16 and is now 32; set overwrite to True to begin anew" in line
+    assert "is of another run: embed_dim was 16 and is now 32; set overwrite to True to start over" in line
     assert hashes(work / "pretrain" / "checkpoints") == before
     assert len(before) == 2, "the best and the last"
 

@@ -72,7 +72,7 @@ def test_an_answer_of_ones_own_and_a_start_up_file_of_ones_own_are_kept(
     monkeypatch.setenv("ESM2KIT_OWN_PYTHONSTARTUP", str(tmp_path / "own.py"))
     kernel = request.getfixturevalue("kernel")
     assert kernel("assert mine == 7") == []
-    assert kernel("from esm2kit.notebook import widgets") == []
+    assert kernel("from esm2kit.notebook import work_folder; work_folder('.')") == []
     assert kernel("print(max_steps)") == ["mine"]
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.errors import refused
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
@@ -30,7 +31,6 @@ from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.flip import TASKS
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.resume import OF_ANOTHER_RUN, TO_BEGIN_ANEW
 
 NUMBERS = st.integers(1, 64)
 
@@ -432,7 +432,8 @@ def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
     def stopped(stage: str, config: PretrainConfig, show: object) -> dict[str, int]:
         asked.append(config.resume_if_exists)
         if config.resume_if_exists:
-            raise InputError(f"pretrain stopped with code 2: {OF_ANOTHER_RUN}: lr was 1 and is now 2; {TO_BEGIN_ANEW}")
+            changed = {"path": "run/last.safetensors", "changed": "lr was 1 and is now 2"}
+            raise InputError("in words of the command", code="resume.another-run", **changed)
         return {"step": 3}
 
     monkeypatch.setattr(live.launch, "train", stopped)
@@ -441,8 +442,9 @@ def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
         assert live.train("pretrain", config, overwrite=True) == {"step": 3}
         assert asked == [True, False]
     else:
-        with pytest.raises(InputError, match="lr was 1 and is now 2; set overwrite to True to begin anew, or work_dir"):
+        with refused("resume.another-run", changed="lr was 1 and is now 2") as caught:
             live.train("pretrain", config)
+        assert "set overwrite to True" in str(caught.value), "the notebook's parameters, not the command's options"
         assert asked == [True]
 
 
