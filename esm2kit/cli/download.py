@@ -52,11 +52,12 @@ def catalogue(config: CatalogueConfig) -> str:
     from esm2kit.models.hub import fetch
     from esm2kit.models.load import load_model
 
-    folder, revision = fetch(what)
+    fetched = fetch(what)
+    fetched.check()
     if config.verify:
         model, source = load_model(what)
-        logger.info("%s: %d parameters, sha256 %s", what, model.config.num_parameters, source["sha256"])
-    return f"{what} at revision {revision}: {folder}"
+        logger.info("%s: %d parameters, sha256 %s", what, model.config.num_parameters, source.sha256)
+    return f"{what} at revision {fetched.revision}: {fetched.folder}"
 
 
 def _listing(data_dir: Path) -> str:

@@ -11,6 +11,8 @@ import logging
 import os
 import shutil
 from dataclasses import fields
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,9 @@ from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import Row, Skeleton, create
 from esm2kit.embedding.plan import Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, Run, only_one
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.load import load_model
+from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import bare_name, fasta_files
 from esm2kit.sequences.windows import Segments
@@ -56,40 +59,62 @@ class EmbedResult(NamedTuple):
     files: tuple[Path, ...]
 
 
+class Stage(Enum):
+    """How far a job has come."""
+
+    FINISHED = "every file is in its place"
+    COMPUTED = "the files are whole and move to their places"
+    INTERRUPTED = "a run of these settings goes on"
+    NEW = "files are missing"
+
+
+class State(NamedTuple):
+    """What a job finds when it is asked for.
+
+    Args:
+        stage: how far it has come.
+        outputs: the files that its run makes; the others are there.
+        num_proteins: known of what has begun.
+    """
+
+    stage: Stage
+    outputs: list[Output]
+    num_proteins: int | None = None
+
+
 def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     """Embed every protein of a FASTA; a file that is there from the same input, model and settings is left as it is.
 
-    A run that asks for more kinds of file than one before it makes those that are missing, and no others.
+    A run that asks for more kinds of file than one before it makes those that are missing, and no others. The model's
+    weights are read only if there is something to compute.
 
     Args:
         config: every process is given the same.
         replace: what is there from other settings gives way, as with restart, but what is there from the same is kept:
             for a folder that the caller owns.
-    Returns: the files written, by all processes the same.
-    Raises: InputError in one line for bad input, files or an unfinished run of other settings, or a full disk.
+
+    Returns:
+        The files written, by all processes the same.
+
+    Raises:
+        InputError: bad input, files or an unfinished run of other settings, or a full disk; one line.
     """
     process = join()
-    files = fasta_files(config.fasta)
-    device = _device(config, process)
-    model, source = load_model(config.model, config.untrained_seed)
-    encoder = Encoder(model, config.precision, device)
-    outputs = _outputs(config, encoder)
-    batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
-    name = config.name or bare_name(files[0])
-    folder = Path(config.out_dir) / f"{name}_embed.part"
-    targets = {output: Path(config.out_dir) / f"{name}_{output.file}.h5" for output in outputs}
-    with only_one(folder, process):
-        table_size = on_rank_0(process, lambda: _prepare(config, files, source, targets, folder, batch_tokens, replace))
-        if table_size is None:
-            table = Table(folder)
-            segments = Segments(config.max_residues, config.window_overlap, batch_tokens)
-            kept_P = _kept_residues(config, table)
-            missing = _planned(read_plan(folder))
-            Run(folder, files, kept_P, encoder, missing, segments, config.dtype, process, config.workers).work()
-            table_size = len(table)
-            on_rank_0(process, lambda: _publish(folder, targets))
-    first = {output.pooling: target for output, target in reversed(targets.items())}
-    return EmbedResult(first.get("mean"), first.get("none"), table_size, tuple(targets.values()))
+    job = Job(config, _device(config, process), replace)
+    with only_one(job.folder, process):
+        state = on_rank_0(process, job.state)
+        if state.stage in (Stage.NEW, Stage.INTERRUPTED):
+            encoder = Encoder(job.model.load(), config.precision, job.device)
+            if state.stage is Stage.NEW:
+                state = on_rank_0(process, lambda: job.begin(state.outputs))
+            segments = Segments(config.max_residues, config.window_overlap, job.batch_tokens)
+            kept_P = _kept_residues(config, Table(job.folder))
+            run = (job.folder, job.files, kept_P, encoder, state.outputs, segments, config.dtype)
+            Run(*run, process, config.workers).work()
+        if state.stage is not Stage.FINISHED:
+            on_rank_0(process, job.publish)
+    first = {output.pooling: target for output, target in reversed(job.targets.items())}
+    return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
 
 
 def _device(config: EmbedConfig, process: Process) -> torch.device:
@@ -99,13 +124,163 @@ def _device(config: EmbedConfig, process: Process) -> torch.device:
     return torch.device("cuda", process.local_rank % torch.cuda.device_count())
 
 
-def _outputs(config: EmbedConfig, encoder: Encoder) -> list[Output]:
+class Job:
+    """One call of `embed`: its input, model and files, and the folder in which it is worked on.
+
+    Args:
+        config: what is asked for.
+        device: where the model runs.
+        replace: as `embed`.
+
+    Raises:
+        InputError: there is no such input, model or layer.
+    """
+
+    def __init__(self, config: EmbedConfig, device: torch.device, replace: bool) -> None:
+        self.config, self.device, self.replace = config, device, replace
+        self.files = fasta_files(config.fasta)
+        self.model = find_model(config.model, config.untrained_seed)
+        self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
+        out_dir, name = Path(config.out_dir), config.name or bare_name(self.files[0])
+        self.folder = out_dir / f"{name}_embed.part"
+        outputs = _outputs(config, self.model.config)
+        self.targets = {output: out_dir / f"{name}_{output.file}.h5" for output in outputs}
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Where the files come from; the input is hashed, and the model where its format does not declare a digest."""
+        names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
+        inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
+        return provenance("embed", self.config, inputs) | {"model": self.model.record()}
+
+    @cached_property
+    def settings(self) -> str:
+        """JSON of what the content depends on, and how the work is cut: two runs that agree in it may be one."""
+        aside = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
+        settings = {item.name: getattr(self.config, item.name) for item in fields(self.config)}
+        settings = {name: value for name, value in settings.items() if name not in aside}
+        settings |= {name: entry["sha256"] for name, entry in self.manifest["inputs"].items()}
+        settings |= {"outputs": [list(output) for output in self.targets], "batch_tokens": self.batch_tokens}
+        return json.dumps(settings, sort_keys=True, default=str)
+
+    def state(self) -> State:
+        """Look for finished files and an unfinished run.
+
+        Raises:
+            InputError: one of them has other settings, and may not be replaced.
+        """
+        plan = None if self.config.restart else read_plan(self.folder)
+        if plan and (differing := _differing(json.loads(self.settings), plan["settings"])):
+            if not self.replace:
+                raise InputError(
+                    f"{self.folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it "
+                    "away, another --name keeps both"
+                )
+            plan = None
+        if plan:
+            planned = _planned(plan)
+            rest = {output: target for output, target in self.targets.items() if output not in planned}
+            if len(self._there(rest)) == len(rest):  # else a file that was there then is there no more
+                if not plan["published"]:
+                    logger.info("going on with the unfinished run in %s", self.folder)
+                stage = Stage.COMPUTED if plan["published"] else Stage.INTERRUPTED
+                return State(stage, planned, plan["num_proteins"])
+        there = {} if self.config.restart else self._there(self.targets)
+        for output in there:
+            logger.info("%s is there already, from the same input, model and settings", self.targets[output])
+        if missing := [output for output in self.targets if output not in there]:
+            return State(Stage.NEW, missing)
+        return State(Stage.FINISHED, [], next(iter(there.values())))
+
+    def _there(self, targets: dict[Output, Path]) -> dict[Output, int]:
+        """The number of proteins of each target that is there and came from these very settings.
+
+        Raises:
+            InputError: a target has other settings, and may not be replaced.
+        """
+        there = {}
+        for output, target in targets.items():
+            if not target.exists():
+                continue
+            attributes: dict[str, Any] = {}
+            if h5py.is_hdf5(target):
+                with h5py.File(target, "r") as file:
+                    names = ("num_proteins", "settings")  # and not the ids, which are attributes too
+                    attributes = {name: file.attrs[name] for name in names if name in file.attrs}
+            made_with = attributes.get("settings")
+            differing = _differing(_of_one(self.settings, output), _of_one(made_with, output)) if made_with else []
+            if made_with and not differing:
+                there[output] = int(attributes["num_proteins"])
+            elif not self.replace:
+                made = f"with another {', '.join(differing)}" if differing else "from something else"
+                remedy = "--restart replaces it, another --name keeps both"
+                raise InputError(f"{target} is there already, made {made}: {remedy}")
+        return there
+
+    def begin(self, outputs: list[Output]) -> State:
+        """Begin a run: read the FASTA, make the table, the skeletons of its files, and last the plan.
+
+        Raises:
+            InputError: bad input, or a disk without room; nothing is left then.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        try:
+            table = Table.make(self.files, self.folder)
+            if self.config.long_proteins == "error":
+                table.refuse_long(self.config.max_residues)
+            slashed = (name for name in table.ids() if "/" in name or name == ".")
+            if self.config.key == "id" and (name := next(slashed, None)):
+                raise InputError(f"id {name!r} cannot name an HDF5 dataset: choose key index or hash")
+            _make_files(self.config, table, outputs, self.folder, self._attributes())
+            # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
+            for path in self.folder.iterdir():
+                fsync(path)
+            plan = {"settings": json.loads(self.settings), "num_proteins": len(table), "published": False}
+            write_plan(self.folder, plan | {"outputs": [list(output) for output in outputs]})
+        except InputError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if error.errno in DISK_FULL:
+                raise InputError(f"{self.folder.parent}: the disk is full; free some space and run it again") from None
+            raise
+        return State(Stage.INTERRUPTED, outputs, len(table))
+
+    def _attributes(self) -> dict[str, Any]:
+        inputs = [entry["sha256"] for name, entry in self.manifest["inputs"].items() if name != "model"]
+        return {
+            "model_name": self.model.name,
+            "input_sha256": " ".join(inputs),
+            "precision": self.config.precision,
+            "long_proteins": self.config.long_proteins,
+            "max_residues": self.config.max_residues,
+            "versions": json.dumps(self.manifest["versions"]),
+            "provenance": json.dumps(self.manifest),
+            "settings": self.settings,
+            "fingerprint": hashlib.sha256(self.settings.encode()).hexdigest(),
+        }
+
+    def publish(self) -> None:
+        """Move the whole files to their places, and remove the rest."""
+        plan = read_plan(self.folder)
+        write_plan(self.folder, plan | {"published": True})
+        made = _planned(plan)
+        for output in made:
+            part = self.folder / f"{output.file}.h5"
+            if part.is_file():
+                os.replace(part, self.targets[output])
+        fsync(self.folder.parent)
+        shutil.rmtree(self.folder)
+        logger.info("wrote %s", ", ".join(str(self.targets[output]) for output in made))
+
+
+def _outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     """One file a layer and kind; a single layer's files carry no layer in their names."""
-    layers, width = encoder.resolve(config.repr_layers), encoder.config.embed_dim
+    layers, width = model.resolve_layers(config.repr_layers), model.embed_dim
     if len(set(layers)) < len(layers):
-        raise InputError(
-            f"repr_layers {config.repr_layers} name a layer twice (of {encoder.config.num_layers}): once will do"
-        )
+        raise InputError(f"repr_layers {config.repr_layers} name a layer twice (of {model.num_layers}): once will do")
     outputs = []
     for layer in layers:
         prefix = f"layer{layer}_" if len(layers) > 1 else ""
@@ -116,89 +291,8 @@ def _outputs(config: EmbedConfig, encoder: Encoder) -> list[Output]:
         if config.per_residue:
             outputs.append(Output(f"{prefix}hiddens", layer, "none", width))
     if config.logits:
-        outputs.append(Output("logits", encoder.config.num_layers, "logits", VOCAB_SIZE))
+        outputs.append(Output("logits", model.num_layers, "logits", VOCAB_SIZE))
     return outputs
-
-
-def _settings(
-    config: EmbedConfig, manifest: dict[str, Any], outputs: list[Output], batch_tokens: int
-) -> dict[str, Any]:
-    """What the content depends on, and how the work is cut: two runs that agree in it may be one."""
-    aside = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
-    chosen = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in aside}
-    hashes = {name: entry["sha256"] for name, entry in manifest["inputs"].items()}
-    return {**chosen, **hashes, "outputs": [list(output) for output in outputs], "batch_tokens": batch_tokens}
-
-
-def _prepare(
-    config: EmbedConfig, files: list[Path], source: dict[str, Any], targets: dict[Output, Path], folder: Path,
-    batch_tokens: int, replace: bool,
-) -> int | None:  # fmt: skip
-    """Take up an unfinished run, or begin one: read the FASTA, make the table and the skeletons.
-
-    Returns: the number of proteins if the files are there already, else None.
-    """
-    names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
-    inputs = dict(zip(names, files, strict=True)) | {"model": source["sha256"]}
-    manifest = provenance("embed", config, inputs) | {"model": source}
-    settings = json.dumps(_settings(config, manifest, list(targets), batch_tokens), sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(settings.encode()).hexdigest()
-    plan = None if config.restart else read_plan(folder)
-    if plan and (differing := _differing(json.loads(settings), plan["settings"])):
-        if not replace:
-            raise InputError(
-                f"{folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it away, "
-                "another --name keeps both"
-            )
-        plan = None
-    if plan:
-        rest = {output: target for output, target in targets.items() if output not in _planned(plan)}
-        if len(_there(rest, settings, replace)) == len(rest):  # else a file that was there then is there no more
-            if plan["published"]:  # killed while the files moved to their places
-                _publish(folder, targets)
-                return plan["num_proteins"]
-            logger.info("going on with the unfinished run in %s", folder)
-            return None
-    there = {} if config.restart else _there(targets, settings, replace)
-    missing = [output for output in targets if output not in there]
-    for output in there:
-        logger.info("%s is there already, from the same input, model and settings", targets[output])
-    if not missing:
-        return next(iter(there.values()))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        table = Table.make(files, folder)
-        if config.long_proteins == "error":
-            table.refuse_long(config.max_residues)
-        if config.key == "id" and (slashed := next((name for name in table.ids() if "/" in name or name == "."), None)):
-            raise InputError(f"id {slashed!r} cannot name an HDF5 dataset: choose key index or hash")
-        attributes = {
-            "model_name": source["name"],
-            "input_sha256": " ".join(manifest["inputs"][name]["sha256"] for name in names),
-            "precision": config.precision,
-            "long_proteins": config.long_proteins,
-            "max_residues": config.max_residues,
-            "versions": json.dumps(manifest["versions"]),
-            "provenance": json.dumps(manifest),
-            "settings": settings,
-            "fingerprint": fingerprint,
-        }
-        _make_files(config, table, missing, folder, attributes)
-        # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
-        for path in folder.iterdir():
-            fsync(path)
-        plan = {"settings": json.loads(settings), "num_proteins": len(table), "published": False}
-        write_plan(folder, plan | {"outputs": [list(output) for output in missing]})
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if error.errno in DISK_FULL:
-            raise InputError(f"{folder.parent}: the disk is full; free some space and run it again") from None
-        raise
-    return None
 
 
 def _planned(plan: dict[str, Any]) -> list[Output]:
@@ -216,31 +310,6 @@ def _of_one(settings: str, output: Output) -> dict[str, Any]:
     """What one file's content depends on: not on what else its run made."""
     own = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
     return own | {"outputs": [each for each in own["outputs"] if each == list(output)]}
-
-
-def _there(targets: dict[Output, Path], settings: str, replace: bool) -> dict[Output, int]:
-    """The number of proteins of each target that is there and came from these very settings.
-
-    Raises: InputError for a target of other settings, unless it may be replaced.
-    """
-    there = {}
-    for output, target in targets.items():
-        if not target.exists():
-            continue
-        attributes: dict[str, Any] = {}
-        if h5py.is_hdf5(target):
-            with h5py.File(target, "r") as file:
-                told = ("num_proteins", "settings")  # and not the ids, which are attributes too
-                attributes = {name: file.attrs[name] for name in told if name in file.attrs}
-        made_with = attributes.get("settings")
-        differing = _differing(_of_one(settings, output), _of_one(made_with, output)) if made_with else []
-        if made_with and not differing:
-            there[output] = int(attributes["num_proteins"])
-        elif not replace:
-            made = f"with another {', '.join(differing)}" if differing else "from something else"
-            remedy = "--restart replaces it, another --name keeps both"
-            raise InputError(f"{target} is there already, made {made}: {remedy}")
-    return there
 
 
 def _make_files(
@@ -270,17 +339,3 @@ def _make_files(
 def _kept_residues(config: EmbedConfig, table: Table) -> np.ndarray:
     num_residues_P = table.rows["num_residues"]
     return np.minimum(num_residues_P, config.max_residues) if config.long_proteins == "truncate" else num_residues_P
-
-
-def _publish(folder: Path, targets: dict[Output, Path]) -> None:
-    """Move the whole files to their places, and remove the rest."""
-    plan = read_plan(folder)
-    write_plan(folder, plan | {"published": True})
-    made = _planned(plan)
-    for output in made:
-        part = folder / f"{output.file}.h5"
-        if part.is_file():
-            os.replace(part, targets[output])
-    fsync(folder.parent)
-    shutil.rmtree(folder)
-    logger.info("wrote %s", ", ".join(str(targets[output]) for output in made))

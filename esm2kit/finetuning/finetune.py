@@ -151,7 +151,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     base = {
         "model": str(config.model),
         "untrained_seed": config.untrained_seed,
-        "name": source["name"],
+        "name": source.name,
         "sha256": weights_sha256(esm2),
     }
     manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})

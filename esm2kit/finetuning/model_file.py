@@ -17,11 +17,11 @@ from torch import Tensor
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import device_of
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
-from esm2kit.models.checkpoint import fill, read_checkpoint, refuse_other_shapes, write_checkpoint
+from esm2kit.models.checkpoint import read_checkpoint, refuse_other_shapes, write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder, Precision
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.load import load_model
+from esm2kit.models.load import build, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Segments
@@ -180,17 +180,14 @@ def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str
     if "adapter" not in parts:
         if base is not None:
             raise InputError(f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out")
-        with torch.device("meta"):
-            esm2 = ESM2(ESM2Config(**metadata["model"]))
-        fill(esm2, parts["model"], path)
-        return esm2.eval()
+        return build(ESM2Config(**metadata["model"]), parts["model"], path)
     named = facts["base"]
     esm2, source = load_model(base or named["model"], named["untrained_seed"] if base is None else None)
     found = weights_sha256(esm2)
     if found != named["sha256"]:
         raise InputError(
             f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
-            f"{source['name']} has weights {found[:12]}; give the base they belong to"
+            f"{source.name} has weights {found[:12]}; give the base they belong to"
         )
     lora = facts["lora"]
     add_lora(esm2, lora["rank"], lora["alpha"], lora["targets"], lora["biases"])

@@ -135,17 +135,26 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def load_esm2(path: Path) -> tuple[ESM2, dict[str, Any]]:
-    """The model a checkpoint holds, on the CPU, in evaluation mode, with the checkpoint's metadata."""
-    tensors, metadata = read_checkpoint(path, prefix="model.")
+def read_config(path: Path) -> ESM2Config:
+    """The shape of the model a checkpoint holds, no tensor read; raises as `read_checkpoint`."""
+    config = ESM2Config(**read_metadata(path)["model"])
+    refuse_larger(config, [path])
+    return config
+
+
+def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
+    """Read the model a checkpoint holds.
+
+    Returns:
+        The model's shape, and its tensors under fair-esm's names.
+
+    Raises:
+        InputError: as `read_checkpoint`, or the file holds adapters alone.
+    """
+    config, (tensors, _) = read_config(path), read_checkpoint(path, prefix="model.")
     if not tensors:
         raise InputError(f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does")
-    config = ESM2Config(**metadata["model"])
-    refuse_larger(config, [path])
-    with torch.device("meta"):
-        model = ESM2(config)
-    fill(model, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}, path)
-    return model.eval(), metadata
+    return config, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
 def refuse_larger(config: ESM2Config, files: Sequence[Path]) -> None:

@@ -48,6 +48,20 @@ class ESM2Config:
         width, layer = self.embed_dim, 12 * self.embed_dim**2 + 13 * self.embed_dim
         return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + width**2 + 3 * width + VOCAB_SIZE
 
+    def resolve_layers(self, repr_layers: Sequence[int]) -> list[int]:
+        """Layer numbers with negative ones counted from the last, as in a list; 0 is the embedding.
+
+        Raises:
+            InputError: the model lacks a layer.
+        """
+        last = self.num_layers
+        for layer in repr_layers:
+            if not -last - 1 <= layer <= last:
+                raise InputError(
+                    f"layer {layer} does not exist: this model has layers 0 to {last} (or -{last + 1} to -1)"
+                )
+        return [layer % (last + 1) for layer in repr_layers]
+
     def forward_flops(self, num_tokens: Sequence[int], num_logits: int) -> float:
         """Useful floating-point operations of one forward pass: matrix products and attention, no padding.
 

@@ -66,19 +66,6 @@ class Encoder:
         self.inv_freq_P = model.layers[0].self_attn.rot_emb.inv_freq.float()
         self._local = threading.local()
 
-    def resolve(self, repr_layers: Sequence[int]) -> list[int]:
-        """Layer numbers with negative ones counted from the last, as in a list; 0 is the embedding.
-
-        Raises: InputError naming a layer the model lacks.
-        """
-        last = self.config.num_layers
-        for layer in repr_layers:
-            if not -last - 1 <= layer <= last:
-                raise InputError(
-                    f"layer {layer} does not exist: this model has layers 0 to {last} (or -{last + 1} to -1)"
-                )
-        return [layer % (last + 1) for layer in repr_layers]
-
     @torch.inference_mode()
     def encode(self, tokens_N: Tensor, num_tokens: Sequence[int], repr_layers: Sequence[int]) -> dict[int, Tensor]:
         """Representations of packed sequences.

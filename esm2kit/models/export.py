@@ -18,4 +18,4 @@ def export(config: ExportConfig) -> str:
         raise InputError(f"{out}: fair-esm reads .pt files: give a name that ends so")
     model, source = load_model(config.model)
     (save_hf if config.format == "huggingface" else save_fair_esm)(model, out)
-    return f"{source['name']} as {config.format}: {out}"
+    return f"{source.name} as {config.format}: {out}"

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
-from esm2kit.models.formats.shards import indexed
+from esm2kit.models.formats.shards import indexed, weight_files
 
 logger = logging.getLogger(__name__)
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -65,7 +65,7 @@ OFFICIAL = {
 }
 
 
-def _digest_of(file: Path) -> str:
+def digest_of(file: Path) -> str:
     """SHA-256 of a file, taken once a process for as long as the file stays as it is."""
     status = file.stat()
     return _digest_at(file.resolve(), status.st_size, status.st_mtime_ns)
@@ -76,14 +76,41 @@ def _digest_at(file: Path, size: int, modified_ns: int) -> str:
     return sha256_file(file)
 
 
-def fetch(name: str) -> tuple[Path, str]:
-    """An ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are in part, checked.
+class Download(NamedTuple):
+    """A model's files in the hub's cache.
+
+    Args:
+        folder: holds them.
+        revision: the commit it is.
+        pinned: SHA-256 that model.safetensors must have; None where only the hub's own declaration is known.
+    """
+
+    folder: Path
+    revision: str
+    pinned: str | None
+
+    def files(self) -> list[Path]:
+        """The files that hold tensors."""
+        return weight_files(self.folder)
+
+    def check(self) -> None:
+        """Compare each file that holds tensors with its digest; raises as `check_digest`."""
+        for file in self.files():
+            check_digest(file, self.pinned if file.name == "model.safetensors" else None)
+
+
+def fetch(name: str) -> Download:
+    """Have an ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are in part.
 
     Args:
         name: an official name, `owner/name` or `owner/name@revision`.
-    Returns: the folder, and the commit it is.
-    Raises: InputError if the hub cannot be reached and the cache lacks a file, if there is no such model, or if a
-        digest differs. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+
+    Returns:
+        The files; `check` compares them with their digests.
+
+    Raises:
+        InputError: the hub cannot be reached and the cache lacks a file, or there is no such model. HF_ENDPOINT,
+            HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
     """
     given, _, revision = name.partition("@")
     official = OFFICIAL.get(given, Official(given, "main"))
@@ -91,9 +118,8 @@ def fetch(name: str) -> tuple[Path, str]:
     hub = _Hub(official.repo, revision)
     folder = hub.download("config.json").parent
     for file in hub.tensor_files():
-        pinned = official.sha256 if file == "model.safetensors" and revision == official.revision else None
-        check_digest(hub.download(file), pinned)
-    return folder, folder.name
+        hub.download(file)
+    return Download(folder, folder.name, official.sha256 if revision == official.revision else None)
 
 
 class _Hub:
@@ -173,18 +199,23 @@ class _Hub:
         return InputError(f"{place} is not in the cache and {why}: {remedy}")
 
 
-def check_digest(path: Path, pinned: str | None = None) -> None:
-    """Hold a file of the hub's cache to the digest its name there declares, and to a pinned one.
+def declared_digest(path: Path) -> str | None:
+    """SHA-256 the server declared for a large file: what the hub's cache stores it under, and its folder links to."""
+    blob = path.resolve()
+    return blob.name if len(blob.name) == 64 else None
 
-    The hub stores a large file under the SHA-256 the server declared for it, and the model's folder links there.
-    Raises: InputError naming both digests. The damaged file is taken out of the cache, so that a new download mends it.
+
+def check_digest(path: Path, pinned: str | None = None) -> None:
+    """Compare a file of the hub's cache with the digest its name there declares, or with a pinned one.
+
+    Raises:
+        InputError: names both digests. The damaged file is taken out of the cache, so that a new download replaces it.
     """
     blob = path.resolve()
-    declared = blob.name if len(blob.name) == 64 else None
-    expected = pinned or declared
+    expected = pinned or declared_digest(path)
     if expected is None or path.suffix not in (".safetensors", ".bin"):
         return
-    found = _digest_of(path)
+    found = digest_of(path)
     if found != expected:
         path.unlink()
         blob.unlink(missing_ok=True)

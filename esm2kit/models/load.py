@@ -8,78 +8,159 @@ No code is ever unpickled: .pt, .bin and .distcp go through torch's weights-only
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from esm2kit.core.errors import InputError, nearest
-from esm2kit.models.checkpoint import load_esm2, read_metadata
-from esm2kit.models.config import SIZES
+from esm2kit.models import checkpoint
+from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.formats.distributed import load_distributed
-from esm2kit.models.formats.fair_esm import load_fair_esm
-from esm2kit.models.formats.huggingface import load_hf
-from esm2kit.models.formats.shards import METADATA, is_distributed, shard_files, weight_files
-from esm2kit.models.hub import OFFICIAL, _digest_of, fetch
+from esm2kit.models.formats import distributed, fair_esm, huggingface
+from esm2kit.models.formats.shards import is_distributed
+from esm2kit.models.hub import OFFICIAL, Download, declared_digest, digest_of, fetch
 
 logger = logging.getLogger(__name__)
+# Each has read(path) -> (config, tensors under fair-esm's names) and read_config(path), which reads no tensor.
+FORMATS = {"huggingface": huggingface, "distributed": distributed, "fair-esm": fair_esm, "esm2kit": checkpoint}
 
 
-def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ESM2, dict[str, Any]]:
-    """An ESM-2 in evaluation mode on the CPU, in float32, and where it came from.
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that has been found; its shape and digest are looked up when asked for, its tensors read by `load`.
+
+    Args:
+        name: short, for reports.
+        source: where it came from: a path, an official name, or hub:owner/name@commit.
+        format: a key of FORMATS, or "size" for an architecture without weights.
+        path: the file or folder; None for a size.
+        untrained_seed: fresh weights of this seed in place of the file's.
+        download: the hub's files, whose digests are checked before they are read.
+    """
+
+    name: str
+    source: str
+    format: str
+    path: Path | None = None
+    untrained_seed: int | None = None
+    download: Download | None = None
+
+    @cached_property
+    def config(self) -> ESM2Config:
+        """The shape, without reading a tensor."""
+        return FORMATS[self.format].read_config(self.path) if self.path else SIZES[self.source]
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells these weights from others.
+
+        A checkpoint of ours and the hub's files declare their digest; of other formats every byte is read once.
+        """
+        if self.untrained_seed is not None:
+            return f"untrained-{self.untrained_seed}"
+        if self.format == "esm2kit":
+            return checkpoint.read_metadata(self.path)["sha256"]
+        files = FORMATS[self.format].files(self.path)
+        digests = [(self.download and declared_digest(file)) or digest_of(file) for file in files]
+        return digests[0] if self.format == "fair-esm" else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def load(self) -> ESM2:
+        """The model in evaluation mode on the CPU, in float32; raises as `load_model`."""
+        if self.untrained_seed is not None:
+            return ESM2.initialised(self.config, self.untrained_seed).eval()
+        if self.download:
+            self.download.check()
+        with ThreadPoolExecutor(1) as pool:  # the digest is taken while the tensors are read
+            digest = pool.submit(lambda: self.sha256)
+            config, state = FORMATS[self.format].read(self.path)
+            digest.result()
+        return build(config, state, self.path)
+
+    def record(self) -> dict[str, Any]:
+        """For a manifest."""
+        found = {"name": self.name, "source": self.source, "format": self.format, "sha256": self.sha256}
+        return found if self.untrained_seed is None else found | {"untrained_seed": self.untrained_seed}
+
+
+def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ESM2, ModelFile]:
+    """Load an ESM-2 in evaluation mode on the CPU, in float32.
 
     Args:
         model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
             fair-esm .pt, a Hugging Face folder (whole or sharded), a checkpoint of `esm2kit pretrain`, its run's folder
             (the best), or a folder of torch.distributed.checkpoint.
-        untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that tells what
+        untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that shows what
             the training is worth. For an official name nothing is fetched then.
-    Returns: the model, and {"name", "source", "format", "sha256"} (with untrained_seed, "untrained_seed" too).
-    Raises: InputError in one line for whatever cannot be loaded, and what to do.
+
+    Returns:
+        The model, and where it came from.
+
+    Raises:
+        InputError: the model cannot be loaded; one line, with what to do.
+    """
+    found = find_model(model, untrained_seed)
+    return found.load(), found
+
+
+def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFile:
+    """Find a model without reading its tensors; from a hub its files are fetched if the cache lacks them.
+
+    Args:
+        model: as `load_model`.
+        untrained_seed: as `load_model`.
+
+    Raises:
+        InputError: there is no such model.
     """
     text = str(model)
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
-        fresh = ESM2.initialised(SIZES[text], untrained_seed).eval()
-        return fresh, _untrained({"name": text, "source": text, "format": "size"}, untrained_seed)
-    loaded, source = _load(Path(model)) if Path(model).exists() else _load_named(text)
-    if untrained_seed is not None:
-        return ESM2.initialised(loaded.config, untrained_seed).eval(), _untrained(source, untrained_seed)
-    return loaded, source
+        found = ModelFile(text, text, "size")
+    else:
+        found = _at(Path(model)) if Path(model).exists() else _named(text)
+    if untrained_seed is None:
+        return found
+    return replace(found, name=f"{found.name}_untrained", untrained_seed=untrained_seed)
 
 
-def _untrained(source: dict[str, Any], seed: int) -> dict[str, Any]:
-    return source | {"name": f"{source['name']}_untrained", "untrained_seed": seed, "sha256": f"untrained-{seed}"}
+def build(config: ESM2Config, state: dict[str, Tensor], source: Path | str) -> ESM2:
+    """Make a model in evaluation mode around tensors under fair-esm's names, in float32.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        model = ESM2(config)
+    shared: dict[int, Tensor] = {}  # the same float32 tensor for the same tensor: tied ones stay tied
+    wide = {name: shared.setdefault(id(tensor), tensor.float().contiguous()) for name, tensor in state.items()}
+    checkpoint.fill(model, wide, source)
+    return model.eval()
 
 
-def _load(path: Path) -> tuple[ESM2, dict[str, Any]]:
+def _at(path: Path) -> ModelFile:
     """By what the path holds."""
     if path.is_dir():
         if (path / "config.json").is_file():
-            loaded, digests = _beside(lambda: [_digest_of(file) for file in weight_files(path)], lambda: load_hf(path))
-            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-            return loaded, {"name": path.name, "source": str(path), "format": "huggingface", "sha256": digest}
+            return ModelFile(path.name, str(path), "huggingface", path)
         if is_distributed(path):
-            files = [*filter(Path.is_file, [path / METADATA]), *shard_files(path)]
-            loaded, digests = _beside(lambda: [_digest_of(file) for file in files], lambda: load_distributed(path))
-            digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-            return loaded, {"name": path.name, "source": str(path), "format": "distributed", "sha256": digest}
+            return ModelFile(path.name, str(path), "distributed", path)
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
-            return _load(found[0])
-        if (checkpoint := _of_run(path)) and (not found or path.name == "checkpoints"):
-            return _load(checkpoint)
+            return _at(found[0])
+        if (best := _of_run(path)) and (not found or path.name == "checkpoints"):
+            return _at(best)
         raise InputError(f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file")
     if path.suffix in (".pt", ".pth"):
-        loaded, digest = _beside(lambda: _digest_of(path), lambda: load_fair_esm(path))
-        return loaded, {"name": path.stem, "source": str(path), "format": "fair-esm", "sha256": digest}
-    metadata = read_metadata(path)
-    loaded, _ = load_esm2(path)
-    name = path.stem
+        return ModelFile(path.stem, str(path), "fair-esm", path)
+    metadata, name = checkpoint.read_metadata(path), path.stem
     if path.parent.name == "checkpoints":  # of a run: its folder and update say more than best or last
         name = f"{path.absolute().parent.parent.name}_step{metadata['step']}"
-    return loaded, {"name": name, "source": str(path), "format": "esm2kit", "sha256": metadata["sha256"]}
+    return ModelFile(name, str(path), "esm2kit", path)
 
 
 def _of_run(folder: Path) -> Path | None:
@@ -91,22 +172,15 @@ def _of_run(folder: Path) -> Path | None:
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
-def _beside(digest: Callable[[], Any], load: Callable[[], ESM2]) -> tuple[ESM2, Any]:
-    """What `load` and `digest` give, the digest taken by a thread while the tensors are read."""
-    with ThreadPoolExecutor(1) as pool:
-        taken = pool.submit(digest)
-        return load(), taken.result()
-
-
-def _load_named(name: str) -> tuple[ESM2, dict[str, Any]]:
+def _named(name: str) -> ModelFile:
     _refuse_missing_path(name)
     if name not in OFFICIAL and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
         raise InputError(f"model {name!r} is no file, folder or published name; {nearest(name, OFFICIAL)}")
-    folder, revision = fetch(name)
-    loaded, source = _load(folder)
-    return loaded, source | {"name": name.split("@")[0].split("/")[-1], "source": f"hub:{name}@{revision}"}
+    download = fetch(name)
+    short, source = name.split("@")[0].split("/")[-1], f"hub:{name}@{download.revision}"
+    return replace(_at(download.folder), name=short, source=source, download=download)
 
 
 def _refuse_missing_path(name: str) -> None:

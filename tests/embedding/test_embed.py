@@ -30,7 +30,7 @@ from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, tokenize
-from esm2kit.models.load import load_model
+from esm2kit.models.load import ModelFile, load_model
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.windows import Segments
 
@@ -288,6 +288,20 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
     made = result.embeddings.stat().st_mtime_ns
     embed(config, replace=True)
     assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
+
+
+def test_files_that_are_there_are_answered_without_reading_weights(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([9, 8]))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
+    result, loaded, load = embed(config), [], ModelFile.load
+    monkeypatch.setattr(ModelFile, "load", lambda found: loaded.append(found.name) or load(found))
+    assert embed(config) == result
+    with pytest.raises(InputError, match="made with another dtype"):
+        embed(dataclasses.replace(config, dtype="float16"))
+    fresh = dataclasses.replace(config, name="fresh", untrained_seed=3)
+    assert not loaded
+    assert embed(fresh) == embed(fresh)
+    assert loaded == ["small_untrained"], "once, when there was something to compute"
 
 
 def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_command_line_from_task_to_labels(folder, tmp_path, capsys) -> None:
     from esm2kit.models.load import load_model
 
     esm2, source = load_model(str(tmp_path / "run" / "finetuned.safetensors"))
-    assert source["name"] == "finetuned"
+    assert source.name == "finetuned"
     tokens = torch.randint(4, 24, (12,))
     with torch.no_grad():
         torch.testing.assert_close(

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
-from esm2kit.models.checkpoint import DTYPES, gather, load_esm2, read_checkpoint, save_tensors, write_checkpoint
+from esm2kit.models.checkpoint import DTYPES, gather, read_checkpoint, read_metadata, save_tensors, write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.load import load_model
 
 CONFIG = ESM2Config(2, 32, 4)
 
@@ -28,8 +29,9 @@ def saved(tmp_path):
 
 def test_round_trip(saved) -> None:
     path, model = saved
-    again, metadata = load_esm2(path)
-    assert metadata["step"] == 7
+    again, found = load_model(path)
+    assert read_metadata(path)["step"] == 7
+    assert found.sha256 == read_metadata(path)["sha256"]
     assert again.config == CONFIG
     assert again.lm_head.weight is again.embed_tokens.weight
     for name, tensor in model.state_dict().items():
@@ -123,7 +125,7 @@ def test_another_size_is_refused(saved, tmp_path) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     write_checkpoint(tmp_path / "wrong", tensors, {"model": to_json(ESM2Config(3, 32, 4))})
     with pytest.raises(InputError, match=r"is \(1, 8\), this model of 3 layers x 32 wants \(1, 12\)"):
-        load_esm2(tmp_path / "wrong")
+        load_model(tmp_path / "wrong")
 
 
 def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch) -> None:

@@ -145,10 +145,10 @@ def test_int8_without_its_product_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_layers_count_from_both_ends() -> None:
     encoder, _ = pair(SHAPES[1])
-    assert encoder.resolve([-1, 0, -4, 2]) == [3, 0, 0, 2]
+    assert encoder.config.resolve_layers([-1, 0, -4, 2]) == [3, 0, 0, 2]
     for layer in (4, -5):
         with pytest.raises(InputError, match=f"layer {layer} does not exist: this model has layers 0 to 3"):
-            encoder.resolve([layer])
+            encoder.config.resolve_layers([layer])
 
 
 def test_buffers_are_each_threads_own() -> None:

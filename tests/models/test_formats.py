@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, EsmConfig, EsmForMaskedLM
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.checkpoint import load_esm2, write_checkpoint
+from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
@@ -242,7 +242,7 @@ def test_a_configuration_larger_than_its_files_is_refused_before_it_is_built(tmp
     tensors = {f"model.{name}": tensor for name, tensor in random_model().state_dict().items()}
     write_checkpoint(tmp_path / "ours", tensors, {"model": dataclasses.replace(CONFIG, num_layers=layers)})
     with pytest.raises(InputError, match=rf"ours: {told}"):
-        load_esm2(tmp_path / "ours")
+        load_model(tmp_path / "ours")
 
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
 from huggingface_hub import constants
 
 from esm2kit.core.errors import InputError
+from esm2kit.models import checkpoint
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.formats import distributed, fair_esm, huggingface
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.hub import OFFICIAL, Official, fetch
-from esm2kit.models.load import load_model
+from esm2kit.models.load import find_model, load_model
 
 CONFIG = ESM2Config(2, 64, 4)
 REPO, COMMIT = "lab/esm2_small", "a" * 40
@@ -138,7 +141,7 @@ def assert_is_the_model(name: str) -> dict:
 
 def test_by_name_then_from_the_cache_and_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     source = assert_is_the_model(REPO)
-    assert (source["name"], source["source"]) == ("esm2_small", f"hub:{REPO}@{COMMIT}")
+    assert (source.name, source.source) == ("esm2_small", f"hub:{REPO}@{COMMIT}")
     assert len(gets(hub)) == 1
     assert_is_the_model(f"{REPO}@{COMMIT}")
     assert len(gets(hub)) == 1, "fetched once"
@@ -153,7 +156,7 @@ def test_by_name_then_from_the_cache_and_offline(hub: Hub, monkeypatch: pytest.M
 def test_official_names_are_pinned_to_a_commit_and_a_digest(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     right = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
     monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, right))
-    assert assert_is_the_model("esm2_t6_8M_UR50D")["source"] == f"hub:esm2_t6_8M_UR50D@{COMMIT}"
+    assert assert_is_the_model("esm2_t6_8M_UR50D").source == f"hub:esm2_t6_8M_UR50D@{COMMIT}"
     assert all(f"/resolve/{COMMIT}/" in path for _, path, _ in hub.requests if path != "/")
     monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, "f" * 64))
     with pytest.raises(InputError, match=f"sha256 is {right}, not {'f' * 64}; it was removed from the cache"):
@@ -213,7 +216,7 @@ def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
     forms = {}
     for path in (folder, tmp_path / "esm2_small.pt"):
         loaded, source = load_model(path)
-        forms[source["format"]] = source["sha256"]
+        forms[source.format] = source.sha256
         assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
         assert not loaded.training
     assert list(forms) == ["huggingface", "fair-esm"]
@@ -225,6 +228,22 @@ def test_by_path_in_every_form(folder: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             load_model(path)
+
+
+def test_shape_and_digest_come_without_the_tensors(folder: Path, tmp_path: Path, hub: Hub, monkeypatch) -> None:
+    model = ESM2.initialised(CONFIG, seed=5)
+    save_fair_esm(model, tmp_path / "esm2_small.pt")
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    write_checkpoint(tmp_path / "own.safetensors", state, {"model": CONFIG})
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    names = [folder, tmp_path / "esm2_small.pt", tmp_path / "own.safetensors", tmp_path / "dcp", REPO]
+    loaded = [load_model(name)[1] for name in names]
+    for form in (huggingface, fair_esm, distributed, checkpoint):
+        monkeypatch.setattr(form, "read", None)
+    found = [find_model(name) for name in names]
+    assert [each.config for each in found] == [CONFIG] * 5
+    assert [each.record() for each in found] == [each.record() for each in loaded]
+    assert len({each.sha256 for each in found}) == 4, "the hub's are the folder's"
 
 
 def test_a_folder_of_ones_own_is_no_owner_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,18 +261,18 @@ def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
     for step, name in enumerate(("step=0000002-val_loss=2.5000", "step=0000004-val_loss=2.4000", "last")):
         state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=step).state_dict().items()}
         write_checkpoint(checkpoints / f"{name}.safetensors", state, {"model": CONFIG, "step": 2 + 2 * step})
-    assert load_model(tmp_path / "run")[1]["name"] == "run_step6", "no result yet: the last"
+    assert load_model(tmp_path / "run")[1].name == "run_step6", "no result yet: the last"
     best = "elsewhere/checkpoints/step=0000004-val_loss=2.4000.safetensors"
     (tmp_path / "run" / "pretrain.json").write_text(json.dumps({"best": best}))
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     for folder in (moved, moved / "checkpoints"):
         model, source = load_model(folder)
-        assert source["name"] == "moved_step4"
+        assert source.name == "moved_step4"
         assert torch.equal(model.embed_tokens.weight, ESM2.initialised(CONFIG, seed=1).embed_tokens.weight)
     next((moved / "checkpoints").glob("*2.4000*")).unlink()
-    assert load_model(moved)[1]["name"] == "moved_step6", "the best was removed: the last"
+    assert load_model(moved)[1].name == "moved_step6", "the best was removed: the last"
     (moved / "checkpoints" / "last.safetensors").unlink()
-    assert load_model(moved / "checkpoints")[1]["name"] == "moved_step2", "the only one"
+    assert load_model(moved / "checkpoints")[1].name == "moved_step2", "the only one"
     with pytest.raises(InputError, match=r"no config\.json and 0 \.safetensors files in it"):
         load_model(moved)
 
@@ -262,7 +281,7 @@ def test_untrained_has_the_architecture_and_the_seeds_weights(folder: Path) -> N
     trained, _ = load_model(folder)
     untrained, source = load_model(folder, untrained_seed=7)
     assert untrained.config == trained.config
-    assert (source["untrained_seed"], source["name"]) == (7, f"{folder.name}_untrained")
+    assert (source.untrained_seed, source.name) == (7, f"{folder.name}_untrained")
     assert not torch.equal(untrained.layers[0].fc1.weight, trained.layers[0].fc1.weight)
     assert torch.equal(untrained.layers[0].fc1.weight, load_model(folder, untrained_seed=7)[0].layers[0].fc1.weight)
     assert not torch.equal(untrained.layers[0].fc1.weight, load_model(folder, untrained_seed=8)[0].layers[0].fc1.weight)

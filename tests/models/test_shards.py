@@ -22,8 +22,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import shards
-from esm2kit.models.formats.distributed import load_distributed
-from esm2kit.models.formats.huggingface import hf_config, load_hf, save_hf
+from esm2kit.models.formats.huggingface import hf_config, save_hf
 from esm2kit.models.load import load_model
 
 CONFIG = ESM2Config(2, 32, 4)
@@ -65,8 +64,8 @@ def test_both_forms_sharded_over_two_processes_come_in_whole(saved: Path) -> Non
     for form in ("dcp", "shards"):
         assert len(shards.shard_files(saved / form)) == 2, "one file a process"
         model, source = load_model(saved / form)
-        assert (source["name"], source["format"]) == (form, "distributed")
-        digests.add(source["sha256"])
+        assert (source.name, source.format) == (form, "distributed")
+        digests.add(source.sha256)
         assert model.config == CONFIG
         assert not model.training
         for name, tensor in expected.items():
@@ -76,11 +75,11 @@ def test_both_forms_sharded_over_two_processes_come_in_whole(saved: Path) -> Non
 
 
 def test_the_digest_is_of_every_file(copy: Path) -> None:
-    before = load_model(copy)[1]["sha256"]
-    assert load_model(copy)[1]["sha256"] == before
+    before = load_model(copy)[1].sha256
+    assert load_model(copy)[1].sha256 == before
     with open(copy / "__1_0.distcp", "ab") as file:
         file.write(b"x")
-    assert load_model(copy)[1]["sha256"] != before
+    assert load_model(copy)[1].sha256 != before
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.esm2."])
@@ -88,7 +87,7 @@ def test_one_process_and_any_prefix(tmp_path: Path, prefix: str) -> None:
     model = ESM2.initialised(CONFIG, seed=4)
     state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items() if "inv_freq" not in name}
     dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    loaded = load_distributed(tmp_path / "dcp")
+    loaded = load_model(tmp_path / "dcp")[0]
     assert loaded.config == CONFIG, "the heads follow from the contact head"
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
@@ -99,7 +98,7 @@ def test_hugging_face_shards_with_a_config(saved: Path, tmp_path: Path) -> None:
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(tmp_path)), no_dist=True)
-    assert load_model(tmp_path)[1]["format"] == "huggingface"
+    assert load_model(tmp_path)[1].format == "huggingface"
     (tmp_path / "model.safetensors.index.json").unlink()
     whole = next(tmp_path.glob("model-*.safetensors"))
     halves = ({}, {})
@@ -116,7 +115,7 @@ def test_hugging_face_shards_with_a_config(saved: Path, tmp_path: Path) -> None:
             {"DCP_SHARDING_INFO": json.dumps(told)},
         )
     whole.unlink()
-    loaded = load_hf(tmp_path)
+    loaded, _ = load_model(tmp_path)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=r"0 tensors are called embed_tokens\.weight.* needs its config\.json"):
@@ -124,7 +123,7 @@ def test_hugging_face_shards_with_a_config(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)))
     next(tmp_path.glob("shard-00002*")).unlink()
     with pytest.raises(InputError, match=r"is \(.*\), this model"):
-        load_hf(tmp_path)
+        load_model(tmp_path)
 
 
 class Evil:

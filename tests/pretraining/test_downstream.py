@@ -18,9 +18,10 @@ from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.errors import InputError
-from esm2kit.models.checkpoint import load_esm2, read_checkpoint
+from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
+from esm2kit.models.load import load_model
 from esm2kit.pretraining import downstream
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain
@@ -71,7 +72,7 @@ def by_another_way(esm2: ESM2, data: TaskData) -> float:
 def test_the_figure_is_the_benchmarks_probe_on_validation(task: str, dataset, tasks, tmp_path) -> None:
     run = config(dataset, tmp_path, tasks, downstream_task=task, max_steps=2, downstream_limit=60)
     result = pretrain(run)
-    esm2 = load_esm2(result["last"])[0]
+    esm2 = load_model(result["last"])[0]
     expected = by_another_way(esm2, load_task(task, None, tasks).limited(60))
     found = float(column(tmp_path, f"downstream_{TASKS[task]}")[2])
     assert found == pytest.approx(expected, abs=0.02)

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from support.errors import refused
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.checkpoint import load_esm2, read_metadata
+from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
+from esm2kit.models.load import load_model
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretraining.data import BERT, GlobalBatches, Masking, ValidationBatches
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain
@@ -200,7 +201,7 @@ def test_second_stage_begins_where_the_first_ended(dataset: Path, tmp_path: Path
     first = pretrain(PretrainConfig(out_dir=tmp_path / "first", max_steps=3, **common, **TINY))
     path = str(first["last"])
     second = pretrain(PretrainConfig(out_dir=tmp_path / "second", max_steps=1, init_from=path, **common))
-    before, after = load_esm2(first["last"])[0], load_esm2(second["last"])[0]
+    before, after = load_model(first["last"])[0], load_model(second["last"])[0]
     moved = max((a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert 0 < moved < 2e-4
     with pytest.raises(InputError, match=r"is of another run: init_from was .*last\.safetensors and is now None"):

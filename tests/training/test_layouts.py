@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_together
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.checkpoint import load_esm2, read_checkpoint
+from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.initialise import drawn, materialise, without_weights
+from esm2kit.models.load import load_model
 from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrain
 from esm2kit.training.layout import BatchLayout
 
@@ -148,7 +149,7 @@ def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one
     sharded = dataclasses.replace(config, devices=2, strategy="fsdp2")
     shape, weights = _initial_model(sharded, None)
     assert all(tensor.is_meta for tensor in shape.parameters())
-    expected = dict(load_esm2(config.init_from)[0].named_parameters())
+    expected = dict(load_model(config.init_from)[0].named_parameters())
     assert {name: torch.equal(tensor, expected[name]) for name, tensor in weights if name in expected} == dict.fromkeys(
         expected, True
     )

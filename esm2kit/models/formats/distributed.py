@@ -5,22 +5,43 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2
-from esm2kit.models.formats.common import CONTACT_HEAD, build, defaults
-from esm2kit.models.formats.shards import open_shards
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, complete
+from esm2kit.models.formats.readers import State
+from esm2kit.models.formats.shards import METADATA, Shards, open_shards, shard_files
 
 EMBEDDING = "embed_tokens.weight"
 OWN_PARTS = ("embed_tokens.", "layers.", "emb_layer_norm_after.", "lm_head.", CONTACT_HEAD)
 
 
-def load_distributed(folder: Path) -> ESM2:
-    """The ESM-2 in a distributed checkpoint: a folder of torch.distributed.checkpoint, as Lightning's FSDP and
-    ModelParallelStrategy save, or one of safetensors shards that say where they lie.
+def files(folder: Path) -> list[Path]:
+    """The files a model's digest is taken of."""
+    return [*filter(Path.is_file, [folder / METADATA]), *shard_files(folder)]
 
-    Tensors have fair-esm's names behind any prefix, optimizers are left alone, and the shape follows from the tensors.
-    Raises: InputError if it is damaged, holds code, or is not one ESM-2.
+
+def read_config(folder: Path) -> ESM2Config:
+    """The shape of the ESM-2 in a distributed checkpoint, no tensor read; raises as `read`."""
+    return _open(folder)[0]
+
+
+def read(folder: Path) -> tuple[ESM2Config, State]:
+    """Read a folder of torch.distributed.checkpoint, as Lightning's FSDP and ModelParallelStrategy save.
+
+    It may be one of safetensors shards too that say where they lie. Tensors have fair-esm's names behind any prefix,
+    optimizers are left alone, and the shape follows from the tensors.
+
+    Returns:
+        The model's shape, and its tensors under fair-esm's names.
+
+    Raises:
+        InputError: the checkpoint is damaged, holds code, or is not one ESM-2.
     """
-    shards = open_shards(Path(folder))
+    config, shards, names = _open(folder)
+    return config, complete(config, {own: shards.read(name) for own, name in names.items()})
+
+
+def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
+    """The shape, the shards, and fair-esm's name -> the checkpoint's name of each of the model's tensors."""
+    shards = open_shards(folder)
     prefixes = [name.removesuffix(EMBEDDING) for name in shards.shapes if name.endswith(EMBEDDING)]
     prefixes = [prefix for prefix in prefixes if "optim" not in prefix]
     if len(prefixes) != 1:
@@ -33,13 +54,7 @@ def load_distributed(folder: Path) -> ESM2:
         for name in shards.shapes
         if name.startswith(prefixes[0]) and name.removeprefix(prefixes[0]).startswith(OWN_PARTS)
     }
-    config = _shape_of({own: shards.shapes[name] for own, name in names.items()}, folder)
-    state = {own: shards.read(name) for own, name in names.items()}
-    contact_head, inv_freq_P = defaults(config)
-    for layer in range(config.num_layers):
-        state.setdefault(f"layers.{layer}.self_attn.rot_emb.inv_freq", inv_freq_P)
-    state.setdefault("lm_head.weight", state[EMBEDDING])
-    return build(config, contact_head | state, folder)
+    return _shape_of({own: shards.shapes[name] for own, name in names.items()}, folder), shards, names
 
 
 def _shape_of(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:

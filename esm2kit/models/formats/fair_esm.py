@@ -1,4 +1,4 @@
-"""fair-esm's .pt files, read and written.
+"""fair-esm's .pt files, read and written, and the names it gives an ESM-2's tensors.
 
 Source: fair-esm 2.0.0 `pretrained._load_model_and_alphabet_core_v2`.
 """
@@ -7,6 +7,7 @@ import logging
 import re
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,19 +15,49 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
 from esm2kit.models.checkpoint import refuse_larger
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2
-from esm2kit.models.formats.common import CONTACT_HEAD, _plain, build, defaults, read_pickle
+from esm2kit.models.esm2 import ESM2, RotaryEmbedding
+from esm2kit.models.formats.readers import State, plain_tensors, read_pickle
 
 logger = logging.getLogger(__name__)
+CONTACT_HEAD = "contact_head.regression."
 
 
-def load_fair_esm(path: Path) -> ESM2:
-    """The ESM-2 in fair-esm's .pt; the contact head comes from `<name>-contact-regression.pt` beside it, if there.
+def files(path: Path) -> list[Path]:
+    """The files a model's digest is taken of."""
+    return [path]
+
+
+def read_config(path: Path) -> ESM2Config:
+    """The shape of the ESM-2 in fair-esm's .pt, whose tensors are mapped and not read; raises as `read`."""
+    return _open(path)[0]
+
+
+def read(path: Path) -> tuple[ESM2Config, State]:
+    """Read fair-esm's .pt; the contact head comes from `<name>-contact-regression.pt` beside it, if there.
 
     Without that file the contact head is zero and every contact probability 0.5, and a log line says so.
-    Raises: InputError if it holds code, is damaged, or is another model (ESM-1b, MSA Transformer ...).
+
+    Returns:
+        The model's shape, and its tensors under fair-esm's names.
+
+    Raises:
+        InputError: the file holds code, is damaged, or is another model (ESM-1b, MSA Transformer ...).
     """
-    path = Path(path)
+    config, found = _open(path)
+    state = {
+        re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor
+        for name, tensor in plain_tensors(found, path).items()
+    }
+    regression = path.with_name(f"{path.stem}-contact-regression.pt")
+    if regression.is_file():
+        head = read_pickle(regression)
+        state |= plain_tensors(head.get("model") if isinstance(head, dict) else head, regression)
+    elif not any(name.startswith(CONTACT_HEAD) for name in state):
+        logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
+    return config, complete(config, state)
+
+
+def _open(path: Path) -> tuple[ESM2Config, Any]:
     data = read_pickle(path)
     try:
         shape = data["cfg"]["model"]
@@ -39,27 +70,30 @@ def load_fair_esm(path: Path) -> ESM2:
             f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read"
         ) from None
     refuse_larger(config, [path])
-    state = {
-        re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor for name, tensor in _plain(state, path).items()
-    }
-    regression = path.with_name(f"{path.stem}-contact-regression.pt")
-    if regression.is_file():
-        found = read_pickle(regression)
-        state |= _plain(found.get("model") if isinstance(found, dict) else found, regression)
-    elif not any(name.startswith(CONTACT_HEAD) for name in state):
-        logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
-    contact_head, inv_freq_P = defaults(config)
-    state = contact_head | state
-    for layer in range(config.num_layers):
-        state.setdefault(f"layers.{layer}.self_attn.rot_emb.inv_freq", inv_freq_P)
-    state.setdefault("lm_head.weight", state.get("embed_tokens.weight"))
-    return build(config, {name: tensor for name, tensor in state.items() if tensor is not None}, path)
+    return config, state
+
+
+def complete(config: ESM2Config, state: State) -> State:
+    """Add what files may leave out: a contact head of zeros, each layer's rotary frequencies, the tied output matrix.
+
+    Args:
+        config: the model's shape.
+        state: tensors under fair-esm's names.
+    """
+    inv_freq_P = RotaryEmbedding(config.head_dim).inv_freq
+    inputs = config.num_layers * config.attention_heads
+    defaults = {f"{CONTACT_HEAD}weight": torch.zeros(1, inputs), f"{CONTACT_HEAD}bias": torch.zeros(1)}
+    defaults |= {f"layers.{layer}.self_attn.rot_emb.inv_freq": inv_freq_P for layer in range(config.num_layers)}
+    if "embed_tokens.weight" in state:
+        defaults["lm_head.weight"] = state["embed_tokens.weight"]
+    return defaults | state
 
 
 def save_fair_esm(model: ESM2, path: Path) -> None:
-    """Write `<name>.pt` and `<name>-contact-regression.pt`, as fair-esm's `load_model_and_alphabet_local` wants them.
+    """Write `<name>.pt` and `<name>-contact-regression.pt`, which fair-esm's `load_model_and_alphabet_local` opens.
 
-    Raises: InputError if the name does not begin with esm2: fair-esm takes any other for an ESM-1.
+    Raises:
+        InputError: the name does not begin with esm2; fair-esm takes any other for an ESM-1.
     """
     path = Path(path)
     if not path.name.startswith("esm2") or path.suffix != ".pt":

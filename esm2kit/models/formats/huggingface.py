@@ -1,10 +1,9 @@
-"""ESM-2 weights in other people's forms: fair-esm's .pt and Hugging Face's EsmForMaskedLM, both ways, nothing lost.
+"""Hugging Face's EsmForMaskedLM folders, read and written, nothing lost.
 
-Source: fair-esm 2.0.0 `pretrained._load_model_and_alphabet_core_v2`; transformers `models/esm/modeling_esm.py`.
+Source: transformers `models/esm/modeling_esm.py`.
 """
 
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from esm2kit.core.files import atomic_path, write_json
 from esm2kit.models.checkpoint import refuse_larger, save_tensors
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.formats.common import CONTACT_HEAD, State, _plain, build, defaults, read_pickle, read_safetensors
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, complete
+from esm2kit.models.formats.readers import State, plain_tensors, read_pickle, read_safetensors
 from esm2kit.models.formats.shards import of_safetensors, weight_files
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
-
-logger = logging.getLogger(__name__)
 
 # fair-esm's name of a part -> transformers'; what follows (`.weight`, `.bias`) is the same in both.
 PARTS = {
@@ -82,7 +80,6 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         source: for the message.
     Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
     """
-    contact_head, inv_freq_P = defaults(config)
     state = {_modern(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
@@ -90,21 +87,18 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
     for ours, theirs in hf_names(config.num_layers).items():
         if theirs in state:
             found[ours] = state.pop(theirs)
-        elif ours.startswith(CONTACT_HEAD):
-            found[ours] = contact_head[ours]
-        else:
+        elif not ours.startswith(CONTACT_HEAD):
             raise InputError(f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2")
+    shared = state.pop(HF_INV_FREQ, None)
     for layer in range(config.num_layers):
-        own = state.pop(HF_LAYER_INV_FREQ.format(layer), None)
-        shared = state.get(HF_INV_FREQ, inv_freq_P)
-        found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = shared if own is None else own
-    state.pop(HF_INV_FREQ, None)
+        own = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
+        if own is not None:
+            found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = own
     if state:
         raise InputError(f"{source}: tensor {sorted(state)[0]} is none of ESM-2's; give an ESM-2 checkpoint")
     if decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
         raise InputError(f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model")
-    found["lm_head.weight"] = found["embed_tokens.weight"]
-    return found
+    return complete(config, found)
 
 
 def _modern(name: str) -> str:
@@ -177,23 +171,36 @@ def save_hf(model: ESM2, folder: Path) -> None:
     write_json(folder / "config.json", hf_config(model.config))
 
 
-def load_hf(folder: Path) -> ESM2:
-    """The ESM-2 in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or sharded.
+def files(folder: Path) -> list[Path]:
+    """The files a model's digest is taken of."""
+    return weight_files(folder)
 
-    Raises: InputError if files are missing or damaged, or the model is not an ESM-2.
-    """
-    folder = Path(folder)
+
+def read_config(folder: Path) -> ESM2Config:
+    """The shape that a Hugging Face folder's config.json gives; raises as `read`."""
     try:
         config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{folder}: no readable config.json of a Hugging Face model ({error})") from None
-    files = weight_files(folder)
-    refuse_larger(config, files)
-    if len(files) == 1 and files[0].suffix == ".safetensors":
-        state = read_safetensors(files[0])
-    elif files[0].suffix == ".safetensors":
-        shards = of_safetensors(folder, files)
+    refuse_larger(config, weight_files(folder))
+    return config
+
+
+def read(folder: Path) -> tuple[ESM2Config, State]:
+    """Read a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or sharded.
+
+    Returns:
+        The model's shape, and its tensors under fair-esm's names.
+
+    Raises:
+        InputError: files are missing or damaged, or the model is not an ESM-2.
+    """
+    config, parts = read_config(folder), weight_files(folder)
+    if len(parts) == 1 and parts[0].suffix == ".safetensors":
+        state = read_safetensors(parts[0])
+    elif parts[0].suffix == ".safetensors":
+        shards = of_safetensors(folder, parts)
         state = {name: shards.read(name) for name in shards.shapes}
     else:
-        state = {name: tensor for file in files for name, tensor in _plain(read_pickle(file), file).items()}
-    return build(config, from_hf(state, config, folder), folder)
+        state = {name: tensor for file in parts for name, tensor in plain_tensors(read_pickle(file), file).items()}
+    return config, from_hf(state, config, folder)

@@ -8,17 +8,17 @@ reader.
 import io
 import json
 import pickle
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
+from esm2kit.models.formats.readers import refuse_packed
 
 METADATA = ".metadata"
 SUFFIX = ".distcp"
@@ -194,24 +194,6 @@ def _natural(numbers: Iterable[Any]) -> tuple[int, ...]:
     if not all(type(number) is int and number >= 0 for number in found):
         raise ValueError(f"{found} are no whole numbers")
     return found
-
-
-def refuse_packed(opened: BinaryIO, size: int) -> None:
-    """Hold a file of torch.save to its size: it stores every member once and as it is.
-
-    Deflated, a thousandth of the memory that reading would take is enough to be read.
-    Args: opened: at any place; size: its bytes.
-    Raises: ValueError if a zip is deflated, or holds the same bytes more than once.
-    """
-    if not zipfile.is_zipfile(opened):
-        return  # the form before torch 1.6, whose reader takes no more than it finds
-    try:
-        with zipfile.ZipFile(opened) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"a damaged zip: {error}") from None
-    if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
-        raise ValueError("it would unpack to more than its bytes")
 
 
 def _read_piece(name: str, piece: Piece) -> Tensor:

@@ -1,11 +1,11 @@
-"""What every foreign weight format shares: safe readers, missing tensors, and building a model from a state dict."""
+"""Weight files read without running anything in them: safetensors, and what torch.save wrote, weights only."""
 
 import pickle
 import re
 import zipfile
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -13,34 +13,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.checkpoint import fill
-from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2, RotaryEmbedding
-from esm2kit.models.formats.shards import refuse_packed
 
 State = dict[str, Tensor]
-CONTACT_HEAD = "contact_head.regression."
-
-
-def defaults(config: ESM2Config) -> tuple[State, Tensor]:
-    """What files may leave out: a contact head of zeros, by its tensors' names, and a layer's rotary frequencies."""
-    inputs = config.num_layers * config.attention_heads
-    head = {f"{CONTACT_HEAD}weight": torch.zeros(1, inputs), f"{CONTACT_HEAD}bias": torch.zeros(1)}
-    return head, RotaryEmbedding(config.head_dim).inv_freq
 
 
 def read_safetensors(path: Path) -> State:
-    """A safetensors file's tensors. Raises: InputError if it is cut short or none."""
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        InputError: the file is cut short or of another format.
+    """
     try:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
 
 
-def read_pickle(path: Path) -> dict[str, Any]:
-    """A file made by torch.save, read with the weights-only unpickler: tensors and argparse.Namespace, no code, ever.
+def read_pickle(path: Path) -> Any:
+    """Read a file made by torch.save with the weights-only unpickler: tensors and argparse.Namespace, no code, ever.
 
-    Raises: InputError if it holds anything else, or is not such a file.
+    Tensors are mapped, not read: the ranks of a node share one copy of what nobody changes.
+
+    Raises:
+        InputError: the file holds anything else, is damaged, or was not made by torch.save.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +46,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with open(path, "rb") as opened:
             refuse_packed(opened, path.stat().st_size)
         with torch.serialization.safe_globals([Namespace]):
-            # mapped, not read: of what nobody changes, the ranks of a node share one copy
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
@@ -64,8 +58,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a whole file of torch.save ({reason}); fetch it again") from None
 
 
-def _plain(found: Any, source: Path) -> State:
-    """What a file gave, if it is plain tensors by name. Raises: InputError naming what else it is."""
+def plain_tensors(found: Any, source: Path) -> State:
+    """Check that what a pickle gave is a dictionary of plain tensors.
+
+    Raises:
+        InputError: names what else it is.
+    """
     if not isinstance(found, dict):
         raise InputError(f"{source}: holds {type(found).__name__} where tensors by name should be; fetch it again")
     for name, tensor in found.items():
@@ -76,15 +74,24 @@ def _plain(found: Any, source: Path) -> State:
     return {str(name): tensor for name, tensor in found.items()}
 
 
-def build(config: ESM2Config, state: State, source: Path | str) -> ESM2:
-    """A model in evaluation mode around tensors under fair-esm's names, in float32."""
-    with torch.device("meta"):
-        model = ESM2(config)
-    shared: dict[int, Tensor] = {}
-    fill(model, {name: _float32(tensor, shared) for name, tensor in state.items()}, source)
-    return model.eval()
+def refuse_packed(opened: BinaryIO, size: int) -> None:
+    """Check a file of torch.save against its size: it stores every member once and uncompressed.
 
+    A compressed one could take a thousand times its size in memory.
 
-def _float32(tensor: Tensor, shared: dict[int, Tensor]) -> Tensor:
-    """The same float32 tensor for the same tensor: tied ones stay tied."""
-    return shared.setdefault(id(tensor), tensor.float().contiguous())
+    Args:
+        opened: the file, at any place.
+        size: its bytes.
+
+    Raises:
+        ValueError: a zip is deflated, or holds the same bytes more than once.
+    """
+    if not zipfile.is_zipfile(opened):
+        return  # the form before torch 1.6, whose reader takes no more than it finds
+    try:
+        with zipfile.ZipFile(opened) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"a damaged zip: {error}") from None
+    if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
+        raise ValueError("it would unpack to more than its bytes")
