@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from Bio.Align import substitution_matrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -13,10 +14,9 @@ from support.planted import KINDS, planted
 
 from esm2kit.benchmarking.baselines.fit import baseline_names, composition, fit_baseline, one_hot_padded, one_hot_rows
 from esm2kit.benchmarking.baselines.neighbours import (
-    as_codes,
+    blosum62,
     blosum_nearest,
     levenshtein_nearest,
-    levenshtein_to_many,
     trim_shared,
 )
 from esm2kit.benchmarking.baselines.window_cnn import LETTERS, TAPS, WindowCnn, WindowCnnConfig, Windows, fit_window_cnn
@@ -35,13 +35,6 @@ def plain_levenshtein(a, b):
 
 
 letters = st.text("ACDE", max_size=64)
-
-
-@given(pattern=letters, texts=st.lists(letters, min_size=1, max_size=8))
-@settings(deadline=None, max_examples=60)
-def test_edit_distances_are_the_textbooks(pattern, texts):
-    found = levenshtein_to_many(pattern, as_codes(texts), np.array([len(text) for text in texts]))
-    assert found.tolist() == [plain_levenshtein(pattern, text) for text in texts]
 
 
 @given(prefix=letters, suffix=letters, middles=st.lists(letters, min_size=2, max_size=5))
@@ -93,12 +86,21 @@ def test_blosum_prefers_a_kindred_residue():
     assert blosum_nearest(data)[0].tolist() == [[2.0, 1.0]]  # E goes with D, L with I
 
 
-def test_long_variable_parts_are_left_out_not_guessed():
+def test_long_variable_parts_are_compared_too():
     data = variants()
     generator = np.random.default_rng(0)
     longer = dataclasses.replace(data, sequences=["".join(generator.choice(list("ACDE"), 90)) for _ in data.ids])
-    assert levenshtein_nearest(longer) is None
-    assert fit_baseline("levenshtein_nearest", longer) is None
+    predicted, _ = levenshtein_nearest(longer)
+    row, train = longer.rows("test")[0], longer.rows("train")
+    distances = np.array([plain_levenshtein(longer.sequences[row], longer.sequences[other]) for other in train])
+    assert predicted[0, 0] == pytest.approx(longer.targets[train][distances == distances.min()].mean())
+
+
+def test_blosum62_is_biopythons():
+    theirs = substitution_matrices.load("BLOSUM62")
+    ours = blosum62()
+    assert "".join(ours) == theirs.alphabet
+    assert all(ours[a][b] == ours[b][a] == theirs[a][b] for a in ours for b in ours)
 
 
 @pytest.mark.parametrize(("level", "target"), KINDS)

@@ -1,6 +1,5 @@
 """What a score must beat: guesses without a sequence, and models that see the sequence but no language model."""
 
-import logging
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,8 +16,6 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import bits_of
-
-logger = logging.getLogger(__name__)
 
 # FLIP's one-hot alphabet; other letters (B, Z, O) are columns of zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
@@ -51,7 +48,7 @@ def baseline_names(data: TaskData) -> tuple[str, ...]:
 
 def fit_baseline(
     name: str, data: TaskData, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), wide_cnn: bool = False
-) -> Baseline | None:
+) -> Baseline:
     """Fit one baseline.
 
     Args:
@@ -59,10 +56,9 @@ def fit_baseline(
         data: the task.
         seeds: of the networks.
         wide_cnn: the protein CNN at FLIP's full width (1,024 and 2,048) instead of 64 and 128.
-    Returns: None if the baseline does not apply to these sequences.
     """
     start = time.perf_counter()
-    fits: dict[str, Callable[[], Baseline | None]] = {
+    fits: dict[str, Callable[[], Baseline]] = {
         "mean": lambda: _constant(name, data),
         "majority": lambda: _constant(name, data),
         "composition": lambda: _composition(data),
@@ -73,7 +69,7 @@ def fit_baseline(
     }
     found = fits[name]()
     seconds = time.perf_counter() - start
-    return found and found._replace(fitted=found.fitted._replace(seconds=seconds))
+    return found._replace(fitted=found.fitted._replace(seconds=seconds))
 
 
 def _constant(name: str, data: TaskData) -> Baseline:
@@ -176,10 +172,7 @@ def _one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline
     return Baseline("onehot_cnn", fit_window_cnn(data, config, seeds), note)
 
 
-def _nearest(name: str, found: tuple[np.ndarray, str] | None, measure: str) -> Baseline | None:
-    if found is None:
-        logger.info("%s: left out, variants differ over more than 64 residues", name)
-        return None
+def _nearest(name: str, found: tuple[np.ndarray, str], measure: str) -> Baseline:
     predicted, note = found
     told = f"mean target of the nearest train variants by {measure}"
     return Baseline(name, Fitted(predicted, np.empty((1, 0))), f"{told}; {note}" if note else told)
