@@ -1,11 +1,14 @@
 """The project's own promises: one list of dependencies, one lock, nothing of a machine in the tree."""
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,45 @@ def test_every_dependency_is_justified(root: Path, project: dict) -> None:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     absent = {name_of(item) for group in groups for item in group if f"`{name_of(item)}`" not in text}
     assert not absent, f"CONTRIBUTING.md says in a line why each package is here; not yet: {absent}"
+
+
+# imported where somebody asks for it and has it
+OPTIONAL = {"umap": "umap-learn", "wandb": "wandb"}
+# of the notebooks, started and not imported
+PROGRAMS = {"ipykernel", "jupyterlab"}
+
+
+def imported_packages(sources: Iterable[str]) -> set[str]:
+    """Distributions whose modules some Python sources import, at whatever place; Python's own left out."""
+    distributions = {module: found[0] for module, found in packages_distributions().items()} | OPTIONAL
+    modules = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module.partition(".")[0])
+    return {name_of(distributions[module]) for module in modules - sys.stdlib_module_names - {"esm2kit"}}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported(root: Path, project: dict) -> None:
+    wing = root / "esm2kit" / "notebook"
+    paths = sorted((root / "esm2kit").rglob("*.py"))
+    library = imported_packages(path.read_text() for path in paths if not path.is_relative_to(wing))
+    jupyter = imported_packages(path.read_text() for path in paths if path.is_relative_to(wing))
+    cells = imported_packages(
+        "".join(cell["source"])
+        for path in (root / "notebooks").glob("*.ipynb")
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "code"
+    )
+    required = set(map(name_of, project["dependencies"]))
+    notebooks = set(map(name_of, project["optional-dependencies"]["notebooks"]))
+    assert library - set(OPTIONAL.values()) == required
+    assert (jupyter | cells) - required - set(OPTIONAL.values()) == notebooks - PROGRAMS
+    assert set(OPTIONAL.values()) <= {
+        name_of(item) for group in project["optional-dependencies"].values() for item in group
+    }
 
 
 def test_nothing_of_a_machine_in_the_tree(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where an artefact came from, and how it reaches the disk: whole, or not at all, and by one process at a time."""
+"""Where an artefact came from: stage, configuration, inputs, versions and commit."""
 
 import importlib.metadata
 import logging
@@ -14,7 +14,7 @@ from esm2kit.core.files import sha256_file, to_json
 
 logger = logging.getLogger(__name__)
 
-VERSIONED = ("esm2kit", "torch", "lightning", "numpy", "h5py", "pyarrow", "scikit-learn", "fair-esm")
+VERSIONED = ("esm2kit", "torch", "lightning", "numpy", "h5py", "pyarrow", "scikit-learn")
 
 
 @cache
@@ -37,7 +37,14 @@ def _git(root: Path, *arguments: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide an artefact's numbers."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # esm2kit itself, where it runs from a source tree
+        return "not installed"
 
 
 def provenance(stage: str, config: Any, inputs: Mapping[str, Path | str] | None = None) -> dict[str, Any]:

@@ -68,20 +68,23 @@ def check_devices(config: TrainingConfig) -> None:
 
 def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:
     """What figures go to besides metrics.csv; imported only here, when it is asked for."""
-    if config.logger == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
+    try:
+        if config.logger == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(out_dir, name="tensorboard", version="")
-    if config.logger == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
+            return TensorBoardLogger(out_dir, name="tensorboard", version="")
+        if config.logger == "wandb":
+            from lightning.pytorch.loggers import WandbLogger
 
-        try:
             # a resumed run is another one of its group; online or offline is for WANDB_MODE to say
             return WandbLogger(project=config.wandb_project, name=out_dir.name, group=out_dir.name, save_dir=out_dir)
-        except ModuleNotFoundError as error:
-            raise InputError(
-                "logger wandb wants the package wandb: `pip install wandb`, or choose csv or tensorboard"
-            ) from error
+    except ModuleNotFoundError as error:
+        package = config.logger
+        raise InputError(
+            f"logger {package!r} requires the {package} package: pip install {package}, or choose csv",
+            code="logger.missing",
+            name=package,
+        ) from error
     return None
 
 
