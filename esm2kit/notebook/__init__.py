@@ -13,6 +13,6 @@ _PUBLIC = {
     "pickers.shapes": ("layout_picker", "size_picker"),
     "pickers.maps": ("map_picker", "protein_picker"),
     "pickers.runs": ("run_browser",),
-    "runs.history": ("read_manifest",),
+    "runs.manifest": ("read_manifest",),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _PUBLIC)

@@ -1,8 +1,10 @@
 """The pages over runs: a headline that says what came out, and which notebook a run is at or failed in."""
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,30 +12,36 @@ from typing import Any
 import nbformat
 import pytest
 from matplotlib.colors import to_hex
+from support.errors import refused
 
 from esm2kit import plots
 from esm2kit.benchmarking.page import PAGE
 from esm2kit.benchmarking.report import best_baseline, score_table, svg
 from esm2kit.core.files import write_json
-from esm2kit.notebook.runs.history import read_manifest, this_process, with_status
+from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, this_process
 from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
 
 RESULT = "Validation perplexity 16.73, where guessing by frequency has 17.52."
 
 
-def manifest(*statuses: str, **more: Any) -> dict[str, Any]:
+ERROR = "cell 5: InputError: letter 'J' <b>at</b> residue 12"
+
+
+def manifest(*statuses: str, **more: Any) -> RunManifest:
     """Of a run of three notebooks that came as far as these statuses."""
-    names = ["00_first", "01_second", "02_third"]
+    names = ("00_first", "01_second", "02_third")
     entries = {
-        name: {"status": status, "seconds": 60.0, "parameters": {}, "figures": {}, "made": {}}
+        name: NotebookRun(
+            {},
+            status,
+            seconds=60.0,
+            error=ERROR if status == "failed" else None,
+            told=RESULT if (name, status) == ("00_first", "done") else "",
+        )
         for name, status in zip(names, statuses, strict=False)
     }
-    if statuses and statuses[0] == "done":
-        entries["00_first"]["told"] = RESULT
-    if statuses and statuses[-1] == "failed":
-        entries[names[len(statuses) - 1]]["error"] = "cell 5: InputError: letter 'J' <b>at</b> residue 12"
     head = {"tier": "sample", "created": "2026-01-01T10:20:30+00:00", "git_commit": "0" * 40, "planned": names}
-    return head | {"process": this_process(), "notebooks": entries} | more
+    return RunManifest(**head | {"process": this_process(), "notebooks": entries} | more)
 
 
 def words(page: str, tag: str) -> str:
@@ -74,22 +82,22 @@ def gone() -> dict[str, Any]:
          "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
         (manifest("done", process=gone()), "interrupted",
          "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
-        (manifest(process=gone(), planned=[]), "interrupted",
+        (manifest(process=gone(), planned=()), "interrupted",
          "Tier sample: interrupted in its first notebook, 0 of 0 notebooks done"),
         (manifest("running", process={"host": "elsewhere", "pid": 1}), "running",
          "Tier sample: at work on 00_first, 0 of 3 notebooks done"),
     ],
 )  # fmt: skip
-def test_the_headline_says_how_far_a_run_came(found: dict[str, Any], status: str, headline: str) -> None:
-    assert with_status(found)["status"] == status
+def test_the_headline_says_how_far_a_run_came(found: RunManifest, status: str, headline: str) -> None:
+    assert found.status == status
     page = run_page("sample-1", found)
     assert words(page, "h1") == headline
     assert f"{headline}</title>" in page
-    assert (RESULT in page) == any("told" in entry for entry in found["notebooks"].values())
+    assert (RESULT in page) == bool(found.result)
     assert ('http-equiv="refresh"' in page) == (status == "running"), "only a run at work is looked at again"
     assert ("--resume goes on from there" in page) == (status in ("failed", "interrupted"))
     links = re.findall(r'href="(\w+)\.html">\1<', page)
-    assert links == [name for name, each in found["notebooks"].items() if each["status"] in ("done", "failed")]
+    assert links == [name for name, each in found.notebooks.items() if each.status in ("done", "failed")]
 
 
 def test_an_error_is_shown_as_text() -> None:
@@ -98,17 +106,32 @@ def test_an_error_is_shown_as_text() -> None:
 
 
 def test_a_run_from_before_the_plan_was_recorded_is_done_when_its_notebooks_are() -> None:
-    old = manifest("done", "done")
-    del old["planned"], old["process"]
-    assert with_status(old)["status"] == "done"
+    assert manifest("done", "done", planned=(), process=None).status == "done"
+
+
+def test_a_manifest_comes_back_from_disk_as_it_was_and_older_ones_are_read(tmp_path: Path) -> None:
+    made = {"index": Artefact("/runs/a/index.html", 3, "0" * 64), "large": Artefact("/runs/a/large", 2**40)}
+    whole = manifest("done").with_notebook("01_second", NotebookRun({"seed": 1}, "running", inputs=made, made=made))
+    whole.write(tmp_path)
+    assert read_manifest(tmp_path) == whole
+    found = json.loads((tmp_path / "manifest.json").read_text())
+    assert "seconds" not in found["notebooks"]["01_second"], "what is not known yet is left out"
+    assert found["notebooks"]["01_second"]["made"]["large"] == {"path": "/runs/a/large", "bytes": 2**40}
+    old = {"tier": "t", "created": "2026", "git_commit": None, "status": "done", "at": "", "seconds": 1.0,
+           "notebooks": {"00_x": {"parameters": {}, "status": "done", "made": {}, "figures": {"a": 1}}}}  # fmt: skip
+    write_json(tmp_path / "manifest.json", old)
+    assert read_manifest(tmp_path).figures == {"00 a": 1}
+    (tmp_path / "manifest.json").write_text("[]")
+    with refused("run.unreadable"):
+        read_manifest(tmp_path)
 
 
 def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
     for day, found in enumerate((manifest("done", "done", "done"), manifest("done", "failed")), 1):
         folder = tmp_path / f"sample-{day}"
         folder.mkdir()
-        write_json(folder / "manifest.json", found | {"created": f"2026-01-0{day}T00:00:00"})
-        assert read_manifest(folder)["seconds"] == 60.0 * len(found["notebooks"])
+        replace(found, created=f"2026-01-0{day}T00:00:00").write(folder)
+        assert read_manifest(folder).seconds == 60.0 * len(found.notebooks)
     page = runs_page(tmp_path).read_text()
     assert words(page, "h1") == "2 runs of the notebooks"
     assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"

@@ -18,7 +18,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
 from esm2kit.notebook.records import need, record
 from esm2kit.notebook.runs import headless
-from esm2kit.notebook.runs.history import compare_runs, read_manifest, read_runs, short, silences, silent_cells
+from esm2kit.notebook.runs.history import compare_runs, short, silences, silent_cells
+from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, read_runs
 from esm2kit.notebook.runs.run import RerunConfig, RunConfig, RunsConfig, latest_run, rerun, run, runs
 
 FIRST = """
@@ -104,8 +105,8 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
         run(config(root))
     folder = latest_run(root, "tiny")
     manifest = read_manifest(folder)
-    assert [entry["status"] for entry in manifest["notebooks"].values()] == ["done", "failed"]
-    assert manifest["status"] == "failed"
+    assert [entry.status for entry in manifest.notebooks.values()] == ["done", "failed"]
+    assert manifest.status == "failed"
     assert (folder / "artefacts" / "first.txt").read_text() == "4"
     assert "the flag is up" in (folder / "01_second.html").read_text()
     assert "failed" in (root / "papermill_runs" / "index.html").read_text()
@@ -115,10 +116,10 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert main(["run", "--tier", "tiny", "--resume", "--root", str(root)]) == 0
     assert (folder / "00_first.ipynb").stat().st_mtime_ns == before, "a finished notebook was run again"
     finished = read_manifest(folder)
-    assert finished["status"] == "done"
-    assert finished["notebooks"]["01_second"]["figures"] == {"sum": 4.5}
-    assert finished["notebooks"]["00_first"]["parameters"]["size"] == 4
-    assert len(finished["notebooks"]["00_first"]["made"]["first"]["sha256"]) == 64
+    assert finished.status == "done"
+    assert finished.notebooks["01_second"].figures == {"sum": 4.5}
+    assert finished.notebooks["00_first"].parameters["size"] == 4
+    assert len(finished.notebooks["00_first"].made["first"].sha256) == 64
     assert "nbformat==" in (folder / "environment.txt").read_text()
 
 
@@ -132,11 +133,11 @@ def test_a_parameter_that_is_worked_out_is_refused(root: Path, default: str) -> 
 def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
     parameters = 'work_dir: str = "w"  # x\nsize: int = 3  # rows'
     notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
-    with pytest.raises(InputError, match=r"00_first failed in cell 2: its process died.*--resume"):
+    with pytest.raises(InputError, match=r"00_first failed in cell 2: the kernel died.*--resume"):
         run(config(root))
     folder = latest_run(root, "tiny")
-    assert read_manifest(folder)["status"] == "failed"
-    assert "its process died" in (folder / "index.html").read_text()
+    assert read_manifest(folder).status == "failed"
+    assert "the kernel died" in (folder / "index.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +160,11 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeyp
 @pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
 def test_a_work_folder_of_ones_own_is_recorded_as_well(root: Path, place: str) -> None:
     run(config(root, only="00", parameters=[f"work_dir={place.format(root=root)}"]))
-    entry = read_manifest(latest_run(root, "tiny"))["notebooks"]["00_first"]
-    assert entry["figures"]["twice"] == 8
+    entry = read_manifest(latest_run(root, "tiny")).notebooks["00_first"]
+    assert entry.figures["twice"] == 8
     made = root / "elsewhere" / "first.txt"
     assert made.read_text() == "4"
-    assert entry["made"]["first"] == {"path": str(made), "bytes": 1, "sha256": sha256_file(made)}
+    assert entry.made["first"] == Artefact(str(made), 1, sha256_file(made))
 
 
 def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
@@ -204,7 +205,7 @@ def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> N
         thread.join()
     found = read_runs(root / "papermill_runs")
     assert len(found) == 2
-    assert all(manifest["status"] == "done" for manifest in found.values())
+    assert all(manifest.status == "done" for manifest in found.values())
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_rerun_repeats_the_recorded_parameters_and_tells_what_differs(root: Path
     assert "no figure differs" in rerun(RerunConfig(first.name, root=root))
     again = latest_run(root, "tiny")
     assert again != first
-    assert read_manifest(again)["notebooks"]["00_first"]["figures"]["twice"] == 14
+    assert read_manifest(again).notebooks["00_first"].figures["twice"] == 14
 
     changed = root / "notebooks" / "00_first.ipynb"
     changed.write_text(changed.read_text().replace("2 * size", "2.001 * size"))
@@ -332,8 +333,9 @@ def test_a_figure_as_a_person_reads_it(value: Any, told: str) -> None:
 
 
 def test_comparison_by_tolerance() -> None:
-    def manifest(**figures: float) -> dict[str, Any]:
-        return {"notebooks": {"02_x": {"parameters": {"work_dir": str(figures)}, "figures": figures}}}
+    def manifest(**figures: float) -> RunManifest:
+        entry = NotebookRun({"work_dir": str(figures)}, "done", figures=figures)
+        return RunManifest("tiny", "2026-01-01", notebooks={"02_x": entry})
 
     parameters, figures = compare_runs(
         manifest(same=1, near=1.0, far=1.0, tokens_per_s=5, gone=1),

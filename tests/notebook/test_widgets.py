@@ -26,7 +26,7 @@ from esm2kit.notebook.pickers import maps as map_pickers
 from esm2kit.notebook.pickers import shapes as shape_pickers
 from esm2kit.notebook.pickers import tasks as pickers
 from esm2kit.notebook.pickers.runs import run_browser
-from esm2kit.notebook.runs.history import this_process
+from esm2kit.notebook.runs.manifest import this_process
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.flip import TASKS

@@ -2,12 +2,12 @@
 
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import ipywidgets
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.runs.history import read_runs, run_figures, state
+from esm2kit.notebook.runs.history import short
+from esm2kit.notebook.runs.manifest import RunManifest, read_runs
 from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
 
 
@@ -26,23 +26,23 @@ def run_browser(run: str, folder: Path | str) -> View:
     return View({"run": choice}, lambda given: _run_value(given["run"], runs, Path(folder)))
 
 
-def _run_value(run: str, runs: dict[str, Any], folder: Path) -> tuple[Path | None, str]:
-    finished = [name for name, manifest in runs.items() if manifest["status"] == "done"]
+def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Path | None, str]:
+    finished = [name for name, manifest in runs.items() if manifest.status == "done"]
     name = run or next(iter(finished), "")
     if not name:
-        working = [f"{escape(other)} is {escape(state(each))}" for other, each in runs.items()]
+        working = [f"{escape(other)} is {escape(each.state)}" for other, each in runs.items()]
         start = "<code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>"
         return None, f"{'; '.join(working)}. None is done yet." if working else f"No run is done yet: {start}."
     if name not in runs:
         raise InputError(f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}")
     manifest = runs[name]
-    figures = "<br>".join(f"{escape(key)} <b>{escape(value)}</b>" for key, value in run_figures(manifest).items())
+    figures = "<br>".join(f"{escape(key)} <b>{escape(short(value))}</b>" for key, value in manifest.figures.items())
     rows = {
         "run": escape(name),
-        "tier": escape(manifest["tier"]),
-        "status": escape(state(manifest)),
-        "started": escape(manifest["created"]),
-        "seconds": f"{manifest['seconds']:,.0f}",
+        "tier": escape(manifest.tier),
+        "status": escape(manifest.state),
+        "started": escape(manifest.created),
+        "seconds": f"{manifest.seconds:,.0f}",
         "figures": figures or None,
         "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
     }

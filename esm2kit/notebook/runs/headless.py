@@ -12,14 +12,16 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, sha256_file, write_json
+from esm2kit.core.files import atomic_path, sha256_file
 from esm2kit.core.provenance import git_commit, versions
-from esm2kit.notebook.runs.history import HEADLESS, PLACES, short, worded
+from esm2kit.notebook.runs.history import HEADLESS, short, worded
+from esm2kit.notebook.runs.manifest import PLACES, Artefact, NotebookRun, RunManifest
 from esm2kit.notebook.runs.pages import notebook_page, run_page
 
 logger = logging.getLogger(__name__)
@@ -52,8 +54,17 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
     return known
 
 
-def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Execute one notebook, render it, and write what it made into the manifest."""
+def run_notebook(
+    root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: RunManifest
+) -> RunManifest:
+    """Execute one notebook, render it, and write what it made into the manifest.
+
+    Returns:
+        The manifest with the notebook's entry, as it is on disk.
+
+    Raises:
+        InputError: the notebook failed; the manifest on disk says where.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -63,11 +74,9 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
     known = known_parameters(source)
     if "work_dir" in known:
         parameters = {"work_dir": str(artefacts)} | parameters
-    entry: dict[str, Any] = {"parameters": known | parameters, "status": "running"}
-    entry |= {"source_sha256": sha256_file(source), "inputs": _inputs(source.parent, known | parameters)}
-    manifest["notebooks"][notebook] = entry
-    write_json(folder / "manifest.json", manifest)
-    _write(folder / "index.html", run_page(folder.name, manifest))
+    inputs = _inputs(source.parent, known | parameters)
+    entry = NotebookRun(known | parameters, "running", source_sha256=sha256_file(source), inputs=inputs)
+    _save(folder, manifest.with_notebook(notebook, entry))
     began = time.monotonic()
     error = None
     with _signs_of_life(notebook, began, folder) as signs, _unwatched(), warnings.catch_warnings():
@@ -90,21 +99,34 @@ def run_notebook(root: Path, folder: Path, notebook: str, parameters: dict[str, 
         except DeadKernelError:
             begun = json.loads(executed.read_text())["cells"][: signs.cell]
             number = sum(cell["cell_type"] == "code" for cell in begun) - bool(parameters)
-            error = f"cell {number}: its process died, as one does that the system takes the memory from"
-    entry |= {"status": "failed" if error else "done", "seconds": round(time.monotonic() - began, 1)}
-    entry["silent_seconds"] = signs.silences(executed, bool(parameters))
+            error = f"cell {number}: the kernel died, possibly out of memory"
+    entry = replace(
+        entry,
+        status="failed" if error else "done",
+        seconds=round(time.monotonic() - began, 1),
+        silent_seconds=signs.silences(executed, bool(parameters)),
+        error=error,
+        **({} if error else _recorded(source, parameters.get("work_dir", str(artefacts)))),
+    )
     _write(folder / f"{notebook}.html", notebook_page(executed))
+    manifest = manifest.with_notebook(notebook, entry)
+    _save(folder, manifest)
     if error:
-        entry["error"] = error
-    else:
-        entry |= _recorded(source, parameters.get("work_dir", str(artefacts)))
-    write_json(folder / "manifest.json", manifest)
+        again = f"esm2kit run --tier {manifest.tier} --resume"
+        raise InputError(
+            f"{notebook} failed in {error} (see {executed}); fix it, then `{again}`",
+            code="run.notebook-failed",
+            notebook=notebook,
+            error=error,
+        )
+    figures = "  ".join(f"{worded(name)} {short(value)}" for name, value in entry.figures.items())
+    print(f"{notebook:<16}{entry.seconds:>6.0f} s  {figures}", flush=True)
+    return manifest
+
+
+def _save(folder: Path, manifest: RunManifest) -> None:
+    manifest.write(folder)
     _write(folder / "index.html", run_page(folder.name, manifest))
-    if error:
-        again = f"esm2kit run --tier {manifest['tier']} --resume"
-        raise InputError(f"{notebook} failed in {error} (see {executed}); mend it, then `{again}`")
-    figures = "  ".join(f"{worded(name)} {short(value)}" for name, value in entry["figures"].items())
-    print(f"{notebook:<16}{entry['seconds']:>6.0f} s  {figures}", flush=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -113,15 +135,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
-    """What a notebook said that it made; its relative paths count from its own folder."""
+    """The fields `made`, `figures` and `told` from a notebook's record; relative paths count from its own folder."""
     path = source.parent / work_dir / "records" / f"{source.stem}.json"
     if not path.exists():
-        return {"made": {}, "figures": {}, "told": ""}
+        return {}
     recorded = json.loads(path.read_text())
     made = {}
     for name, where in recorded["made"].items():
         there = os.path.normpath(source.parent / where)
-        made[name] = {"path": there} | digest(Path(there))
+        made[name] = artefact(there, Path(there))
     return {"made": made, "figures": recorded["figures"], "told": recorded.get("told", "")}
 
 
@@ -198,38 +220,42 @@ def _unwatched() -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def digest(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file, or of a folder's files and their names; a large one by its bytes alone."""
+def artefact(name: str, path: Path) -> Artefact:
+    """Bytes and SHA-256 of a file, or of a folder's files and their names; a large one by its bytes alone.
+
+    Args:
+        name: the path as the manifest is to have it.
+        path: where it is.
+    """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     size = sum(file.stat().st_size for file in files)
     if size > MAX_HASHED_BYTES:
-        return {"bytes": size}
+        return Artefact(name, size)
     if path.is_file():
-        return {"bytes": size, "sha256": sha256_file(path)}
+        return Artefact(name, size, sha256_file(path))
     lines = "\n".join(f"{sha256_file(file)}  {file.relative_to(path)}" for file in files)
-    return {"bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    return Artefact(name, size, hashlib.sha256(lines.encode()).hexdigest())
 
 
-def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameter -> path and SHA-256 of the file or folder it names; a large one by its size."""
+def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artefact]:
+    """Parameter -> the file or folder it names."""
     found = {}
     for name, value in parameters.items():
         path = folder / value if isinstance(value, str) and value and name not in PLACES else None
         if path is None or not path.exists():
             continue
-        found[name] = {"path": value} | digest(path)
+        found[name] = artefact(value, path)
     return found
 
 
-def new_manifest(tier: str, folder: Path) -> dict[str, Any]:
+def new_manifest(tier: str, folder: Path) -> RunManifest:
     """A run's manifest before its first notebook; every installed package goes to environment.txt beside it."""
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
     _write(folder / "environment.txt", "\n".join(sorted(installed, key=str.lower)) + "\n")
-    return {
-        "tier": tier,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "notebooks": {},
-    }
+    return RunManifest(
+        tier,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        git_commit=git_commit(),
+        versions=versions(),
+        machine={"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    )

@@ -7,7 +7,7 @@ cell and its error, and what came before is kept.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,8 @@ from typing import Any, Literal
 from esm2kit.core.errors import InputError, closest, nearest, refuse_unknown_choices
 from esm2kit.core.files import locked
 from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_notebook
-from esm2kit.notebook.runs.history import (
-    PLACES,
-    compare_runs,
-    figures_of,
-    read_manifest,
-    read_runs,
-    short,
-    silences,
-    table,
-    this_process,
-)
+from esm2kit.notebook.runs.history import Difference, compare_runs, short, silences, table
+from esm2kit.notebook.runs.manifest import PLACES, RunManifest, read_manifest, read_runs, this_process
 from esm2kit.notebook.runs.pages import runs_page
 from esm2kit.notebook.runs.tiers import checked, plan_tier, tier_path, told_plan
 
@@ -140,18 +131,18 @@ def _run_name(folder: Path, given: str) -> str:
     return name
 
 
-def _listed(found: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _listed(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
     """What `--format json` gives of each run: the head of its manifest, and its figures by name."""
     heads = ("tier", "status", "created", "seconds", "git_commit")
     return [
-        {"run": name, **{head: manifest[head] for head in heads}, "figures": figures_of(manifest)}
+        {"run": name, **{head: getattr(manifest, head) for head in heads}, "figures": manifest.figures}
         for name, manifest in found.items()
     ]
 
 
-def _list_table(found: Mapping[str, dict[str, Any]], folder: Path) -> str:
+def _list_table(found: Mapping[str, RunManifest], folder: Path) -> str:
     rows = [
-        [name, each["status"], each["created"][:16], f"{each['seconds']:,.0f}", str(each["git_commit"])[:10]]
+        [name, each.status, each.created[:16], f"{each.seconds:,.0f}", str(each.git_commit)[:10]]
         for name, each in found.items()
     ]
     if not rows:
@@ -169,12 +160,12 @@ def rerun(config: RerunConfig) -> str:
     name = _run_name(root / "papermill_runs", config.run)
     before = read_manifest(root / "papermill_runs" / name)
     plan = {
-        notebook: {name: value for name, value in entry["parameters"].items() if name not in PLACES}
-        for notebook, entry in before["notebooks"].items()
+        notebook: {name: value for name, value in entry.parameters.items() if name not in PLACES}
+        for notebook, entry in before.notebooks.items()
     }
     for notebook, parameters in plan.items():
         checked(root, notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
-    folder = _execute(root, before["tier"], None, plan, lambda manifest: list(plan))
+    folder = _execute(root, before.tier, None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
     told = _told(parameters, figures, [name, folder.name])
@@ -187,7 +178,7 @@ def rerun(config: RerunConfig) -> str:
     return f"{told}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
 
 
-def _told(parameters: list[Any], figures: list[Any], names: list[str]) -> str:
+def _told(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
     parts = []
     for heading, differences in (("parameters that differ", parameters), ("figures that changed", figures)):
         rows = [
@@ -207,7 +198,7 @@ def _execute(
     name: str,
     folder: Path | None,
     plan: Mapping[str, dict[str, Any]],
-    choose: Callable[[dict[str, Any]], list[str]],
+    choose: Callable[[RunManifest], list[str]],
 ) -> Path:
     """Run notebooks into a run's folder, a new one where none is given; returns the folder."""
     try:
@@ -216,15 +207,13 @@ def _execute(
             known = (folder / "manifest.json").exists()
             manifest = read_manifest(folder) if known else new_manifest(name, folder)
             chosen = choose(manifest)
-            manifest["planned"] = list(dict.fromkeys([*manifest.get("planned", ()), *chosen]))
-            manifest["process"] = this_process()
+            planned = tuple(dict.fromkeys([*manifest.planned, *chosen]))
+            manifest = replace(manifest, planned=planned, process=this_process())
             print(f"{len(chosen)} notebooks to run; watch them in {folder / 'index.html'}", flush=True)
             for notebook in chosen:
-                run_notebook(root, folder, notebook, plan[notebook], manifest)
+                manifest = run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:
-        raise InputError(
-            f"cannot write {error.filename or folder}: {error.strerror}; mend it, then --resume"
-        ) from error
+        raise InputError(f"cannot write {error.filename or folder}: {error.strerror}; fix it, then --resume") from error
     finally:
         if folder is not None and (folder / "manifest.json").exists():
             runs_page(root / "papermill_runs")
@@ -256,7 +245,7 @@ def latest_run(root: Path, tier: str) -> Path | None:
     return max(folders, default=None)
 
 
-def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: dict[str, Any]) -> list[str]:
+def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: RunManifest) -> list[str]:
     """The notebooks to run now."""
 
     def find(wanted: str) -> str:
@@ -271,6 +260,6 @@ def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: dict[str, Any]
     if config.from_notebook:
         return notebooks[notebooks.index(find(config.from_notebook)) :]
     if config.resume:
-        done = [name for name in notebooks if manifest["notebooks"].get(name, {}).get("status") == "done"]
+        done = {name for name, entry in manifest.notebooks.items() if entry.status == "done"}
         return [name for name in notebooks if name not in done]
     return notebooks

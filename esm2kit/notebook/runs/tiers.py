@@ -10,7 +10,8 @@ import yaml
 import esm2kit
 from esm2kit.core.errors import InputError, nearest
 from esm2kit.notebook.runs.headless import known_parameters
-from esm2kit.notebook.runs.history import PLACES, table
+from esm2kit.notebook.runs.history import table
+from esm2kit.notebook.runs.manifest import PLACES
 
 
 def tier_path(root: Path, tier: str) -> Path:
