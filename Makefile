@@ -5,7 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help walkthrough test setup lab lint lock clean
+# the packages whose tests take seconds
+QUICK := tests/core tests/sequences tests/tasks tests/cli tests/test_project.py
+
+.PHONY: help walkthrough test check setup lab lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,12 +52,16 @@ test: setup  ## everything that can be tested here
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+check: setup  ## the quick part: lint, format, imports, unit tests (under a minute on two cores)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --config pyproject.toml
+	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile $(QUICK)
+
 # PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on;
 # a start-up file of one's own runs after it. LAB=... is handed on, such as LAB="--no-browser --allow-root".
 lab: setup  ## JupyterLab, at notebook 00
 	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/00_start_here.ipynb
 
-lint: setup  ## mend style, check that imports only go down
+lint: setup  ## fix style, check that imports only go down
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml
 
 # The lock names versions only: the platform decides which build of torch (CPU or CUDA) comes with its own helpers.

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported(root: Pat
     assert set(OPTIONAL.values()) <= {
         name_of(item) for group in project["optional-dependencies"].values() for item in group
     }
+
+
+def test_the_picture_of_the_packages_is_current(root: Path) -> None:
+    packages = runpy.run_path(str(root / "docs" / "packages.py"))
+    assert packages["PICTURE"].read_text() == packages["picture"](), "run `python docs/packages.py`"
 
 
 def test_nothing_of_a_machine_in_the_tree(root: Path) -> None:
