@@ -43,7 +43,7 @@ def parse(config_class: type, program: str, words: list[str], bare: str = "", ex
     try:
         parsed = parser.parse_args([f"--{key}={value}" if key else value for key, value in given])
     except (ArgumentError, TypeError) as error:
-        raise InputError(_told(" ".join(str(error).split()), given, hints, example)) from error
+        raise _refusal(" ".join(str(error).split()), given, hints, example) from error
     return config_class(**{name: parsed[name] for name in hints})
 
 
@@ -138,11 +138,20 @@ def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> 
             _check_config(Path(value), hints)
         given.append((key, value))
     if alone and bare in (key.removesuffix("+") for key, _ in given):
-        raise InputError(f"{alone[0]!r} belongs to no parameter: {bare} is given already")
+        raise InputError(
+            f"{alone[0]!r} belongs to no parameter: {bare} is given already", code="argument.nobodys", found=alone[0]
+        )
     if alone and not bare:
-        raise InputError(f"{alone[0]!r} belongs to no parameter: write --key {alone[0]}")
+        raise InputError(
+            f"{alone[0]!r} belongs to no parameter: write --key {alone[0]}", code="argument.nobodys", found=alone[0]
+        )
     if len(alone) > 1 and not _list_of(hints[bare]):
-        raise InputError(f"{bare} is {wanted(hints[bare])}, found {len(alone)}: {', '.join(alone)}")
+        raise InputError(
+            f"{bare} is {wanted(hints[bare])}, found {len(alone)}: {', '.join(alone)}",
+            code="argument.too-many",
+            name=bare,
+            found=tuple(alone),
+        )
     return [*given, (bare, _value(f"--{bare}", hints[bare], alone))] if alone else given
 
 
@@ -159,7 +168,7 @@ def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
         # --fasta where there are train_fasta and test_fasta means the first
         near = bare if field in bare.split("_") else closest(field, fields)
         told = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
-        raise InputError(f"unknown parameter {name}; {told}")
+        raise InputError(f"unknown parameter {name}; {told}", code="argument.unknown", name=name, nearest=near)
     return key
 
 
@@ -182,7 +191,7 @@ def _value(name: str, hint: Any, words: list[str]) -> str:
     if not words and bool in _parts(hint):
         return "true"
     if not words:
-        raise InputError(f"{name} wants a value: {wanted(hint)}")
+        raise InputError(f"{name} needs a value: {wanted(hint)}", code="argument.no-value", name=name)
     item = _list_of(hint)
     single = item is None or (len(words) == 1 and item in _parts(hint))
     if single or words[0].startswith("[") or words == ["null"]:
@@ -202,35 +211,48 @@ def _list_of(hint: Any) -> Any:
 def _check_config(path: Path, hints: dict[str, Any]) -> None:
     """Refuse a file of parameters that is none, before its values are read."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct --config")
+        raise InputError(f"{path}: no such file; correct --config", code="config.absent", path=path)
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path} is not YAML: {' '.join(str(error).split())}", code="config.not-yaml", path=path
+        ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no file of `parameter: value` lines")
+        raise InputError(f"{path} does not hold `parameter: value` lines", code="config.not-a-mapping", path=path)
     for name in found:
         if name not in hints:
-            raise InputError(f"{path}: unknown parameter {name!r}; {nearest(str(name), hints)}")
+            raise InputError(
+                f"{path}: unknown parameter {name!r}; {nearest(str(name), hints)}",
+                code="argument.unknown",
+                name=name,
+                nearest=closest(str(name), hints),
+                path=path,
+            )
 
 
-def _told(said: str, given: list[tuple[str, str]], hints: dict[str, Any], example: str) -> str:
-    """jsonargparse's refusal in one line of ours: the parameter, what was found, what is allowed."""
-    missing, refused = REQUIRED.search(said), REFUSED.search(said)
+def _refusal(message: str, given: list[tuple[str, str]], hints: dict[str, Any], example: str) -> InputError:
+    """jsonargparse's message as one line of ours: the parameter, what was found, what is allowed."""
+    missing, refused = REQUIRED.search(message), REFUSED.search(message)
     if missing:
-        return _left_out(missing[1].split(", "), example)
+        fields = missing[1].split(", ")
+        *names, last = (f"--{name}" for name in fields)
+        line = f"{', '.join(names)}{' and ' if names else ''}{last} must be given"
+        line += f", as in `{example}`" if example else ""
+        return InputError(line, code="argument.missing", names=tuple(fields))
     if refused is None or refused[1] not in hints:
-        return said
+        return InputError(message, code="argument.value")
     field = refused[1]
     typed = [value for key, value in given if key.removesuffix("+") == field]
-    found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", said)[-1]
+    found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", message)[-1]
     choices = [choice for part in _parts(hints[field]) if get_origin(part) is Literal for choice in get_args(part)]
-    # gpu is nearer to cpu than to cuda: a slip of the finger is rarely the first letter
+    # gpu is nearer to cpu than to cuda: a typing error is rarely in the first letter
     near = closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
-    return f"--{field} wants {wanted(hints[field])}, found {found!r}" + (f"; did you mean {near!r}?" if near else "")
-
-
-def _left_out(fields: list[str], example: str) -> str:
-    *names, last = (f"--{name}" for name in fields)
-    told = f"{', '.join(names)}{' and ' if names else ''}{last} must be given"
-    return f"{told}, as in `{example}`" if example else told
+    hint = f"; did you mean {near!r}?" if near else ""
+    return InputError(
+        f"--{field} takes {wanted(hints[field])}, found {found!r}{hint}",
+        code="argument.value",
+        name=field,
+        found=found,
+        nearest=near,
+    )

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, closest, nearest
 from esm2kit.models.config import SIZES
 from esm2kit.tasks.download import DownloadConfig, download
 from esm2kit.tasks.flip import TASKS
@@ -45,9 +45,14 @@ def catalogue(config: CatalogueConfig) -> str:
         files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
         return "\n".join(str(file) for file in files)
     if what in TASKS:
-        raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`")
+        raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`", code="download.task", name=what)
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
-        raise InputError(f"{what} is no model and not flip; {nearest(what, ['flip', *SIZES])}, or give owner/name")
+        raise InputError(
+            f"{what} is no model and not flip; {nearest(what, ['flip', *SIZES])}, or give owner/name",
+            code="download.unknown",
+            name=what,
+            nearest=closest(what, ["flip", *SIZES]),
+        )
     # they import torch, which the list and FLIP do without
     from esm2kit.models.hub import fetch
     from esm2kit.models.load import load_model

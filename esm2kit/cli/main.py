@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 from esm2kit.cli.commands import STAGES, load
-from esm2kit.core.errors import InputError, nearest, record_error
+from esm2kit.core.errors import InputError, closest, nearest, record_error
 from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, rank
 
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
@@ -91,7 +91,12 @@ def _as_input_error(error: Exception) -> InputError | None:
 
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
-        raise InputError(f"unknown stage {name!r}; {nearest(name, STAGES)}")
+        raise InputError(
+            f"unknown stage {name!r}; {nearest(name, STAGES)}",
+            code="stage.unknown",
+            name=name,
+            nearest=closest(name, STAGES),
+        )
     from esm2kit.cli.arguments import parse
 
     stage = STAGES[name]
@@ -100,7 +105,11 @@ def _run(name: str, arguments: list[str]) -> int:
         from esm2kit.training import launch, trainer
 
         if config.num_nodes > 1:
-            raise InputError(f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node")
+            raise InputError(
+                f"num_nodes {config.num_nodes}: start `esm2kit {name}` by torchrun or srun on every node",
+                code="launch.nodes",
+                num_nodes=config.num_nodes,
+            )
         if config.devices > 1:
             # what this machine cannot do is told once, and not by every worker
             config.layout  # noqa: B018

@@ -85,4 +85,10 @@ def refuse_unknown_choices(config: Any) -> None:
         choices = [choice for literal in literals for choice in get_args(literal)]
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
-            raise InputError(f"{name} cannot be {value!r}; {nearest(str(value), map(str, choices))}")
+            raise InputError(
+                f"{name} cannot be {value!r}; {nearest(str(value), map(str, choices))}",
+                code="config.choice",
+                name=name,
+                found=value,
+                allowed=tuple(choices),
+            )

@@ -72,7 +72,7 @@ def locked(path: Path, refusal: str | None) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(refusal) from None
+            raise InputError(refusal, code="file.locked", path=path) from None
         except OSError as error:
             logger.warning("%s: no locks there (%s), so see to it that no other process works there", path, error)
         yield

@@ -18,7 +18,12 @@ def device_of(asked: str) -> str:
     Raises: InputError if cuda was asked for and there is none.
     """
     if asked == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for and torch finds no GPU: use device cpu or auto")
+        raise InputError(
+            "device cuda was asked for and torch finds no GPU: use device cpu or auto",
+            code="device.absent",
+            found="cpu",
+            asked=asked,
+        )
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 

@@ -56,7 +56,10 @@ def _srun_store(process: Process) -> dist.Store:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"the {process.world_size} tasks of srun do not meet at {host}:{port} ({reason}); see whether all of them "
-            "started, or set MASTER_ADDR and MASTER_PORT"
+            "started, or set MASTER_ADDR and MASTER_PORT",
+            code="srun.incomplete",
+            world_size=process.world_size,
+            address=f"{host}:{port}",
         ) from None
 
 

@@ -160,7 +160,12 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         split = find_split(spec, split)
         folder = Path(data_dir) / task
         if not folder.is_dir():
-            raise InputError(f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there")
+            raise InputError(
+                f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there",
+                code="task.absent",
+                task=task,
+                path=folder,
+            )
     else:
         folder, split, file = find_own_task(task, split, Path(data_dir))
     rows, sources, dropped = read_split(folder, split, file)
@@ -201,7 +206,9 @@ def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -
     targets, scored = [], []
     for row in rows:
         if row.target is None:
-            raise InputError(f"{source}: record {row.id!r} has no target")
+            raise InputError(
+                f"{source}: record {row.id!r} has no target", code="task.no-target", record=row.id, path=source.path
+            )
         if task.level == "residue":
             values = residue_targets(task, row, table, source)
             targets.append(values)
@@ -213,12 +220,16 @@ def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -
             spelling = row.target if row.target in index else row.target.replace(" ", "_").replace(".", "_")
             if spelling not in index:
                 raise InputError(
-                    f"{source}: record {row.id!r} has the label {row.target!r}; known are {', '.join(task.labels)}"
+                    f"{source}: record {row.id!r} has the label {row.target!r}; known are {', '.join(task.labels)}",
+                    code="task.label",
+                    record=row.id,
+                    found=row.target,
+                    known=task.labels,
                 )
             targets.append([index[spelling]])
             scored.append([True])
     if not rows:
-        raise InputError(f"{source} holds no record that belongs to a set")
+        raise InputError(f"{source} holds no record that belongs to a set", code="task.no-records", path=source.path)
     dtype = np.float64 if task.target == "value" else np.int64
     return TaskData(
         task=task,
@@ -241,7 +252,9 @@ def _check_sets(data: TaskData, source: Source) -> None:
                 mend = f"mark some train {marked}: models are chosen by them"
             else:
                 mend = f"check {'the column set' if source.is_table else 'SET= in the headers'}"
-            raise InputError(f"{source}: the {name} set is empty; {mend}")
+            raise InputError(
+                f"{source}: the {name} set is empty; {mend}", code="task.empty-set", set=name, path=source.path
+            )
     if data.task.target == "class":
         seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))
         names = data.task.labels
@@ -250,7 +263,12 @@ def _check_sets(data: TaskData, source: Source) -> None:
             seen, tested = (np.flatnonzero(bits_of(classes, len(names)).any(0)) for classes in (seen, tested))
         absent = np.setdiff1d(tested, seen)
         if absent.size:
-            raise InputError(f"{source}: class {names[absent[0]]!r} is in test but never in train; merge or drop it")
+            raise InputError(
+                f"{source}: class {names[absent[0]]!r} is in test but never in train; merge or drop it",
+                code="task.unseen-class",
+                label=names[absent[0]],
+                path=source.path,
+            )
 
 
 def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
@@ -263,7 +281,10 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
         if task.name in TASKS and other.name != task.name and same_folder and sizes["test"] == theirs.test:
             raise InputError(
                 f"{data.files['split']} has {theirs.test} test proteins: that is {other.name}, not {task.name}; "
-                f"put these files into a folder of that name"
+                f"put these files into a folder of that name",
+                code="task.other-test-set",
+                task=task.name,
+                found=other.name,
             )
     known = {"train": expected.train, "validation": expected.validation, "test": expected.test}
     wrong = {name: size for name, size in known.items() if size is not None and sizes[name] != size}

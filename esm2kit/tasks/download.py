@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, closest, nearest
 from esm2kit.core.fetch import Refused, fetch
 from esm2kit.tasks.files import check_zip, find_source
 from esm2kit.tasks.flip import TASKS, find_split
@@ -96,7 +96,11 @@ class DownloadConfig:
         except ValueError:  # a brace that stands alone
             fields = set()
         if ("file", "", None) not in fields or fields - {(name, "", None) for name in ("file", "folder")}:
-            raise InputError(f"mirror {self.mirror!r} must hold {{file}}, and may hold {{folder}}, and no other braces")
+            raise InputError(
+                f"mirror {self.mirror!r} must hold {{file}}, and may hold {{folder}}, and no other braces",
+                code="download.mirror",
+                found=self.mirror,
+            )
 
 
 def download(config: DownloadConfig) -> list[Path]:
@@ -118,7 +122,9 @@ def download(config: DownloadConfig) -> list[Path]:
             failed.append(task)
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(tasks)} tasks could not be fetched ({', '.join(failed)}); see the lines above"
+            f"{len(failed)} of {len(tasks)} tasks could not be fetched ({', '.join(failed)}); see the lines above",
+            code="download.some-failed",
+            tasks=tuple(failed),
         )
     return files
 
@@ -164,7 +170,12 @@ def download_flip(
     Raises: InputError for an unknown task or split, or, with how to place the files by hand, if no mirror delivers.
     """
     if task not in TASKS:
-        raise InputError(f"unknown FLIP task {task!r}; {nearest(task, TASKS)}")
+        raise InputError(
+            f"unknown FLIP task {task!r}; {nearest(task, TASKS)}",
+            code="task.unknown",
+            name=task,
+            nearest=closest(task, TASKS),
+        )
     spec = TASKS[task]
     splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
     folder = Path(data_dir) / task
@@ -173,7 +184,10 @@ def download_flip(
     if absent and spec.folder:  # the files the server ships under this name are another test set
         raise InputError(
             f"{task} is no longer on FLIP's server, which ships {spec.folder} with another test set; place "
-            f"{', '.join(wanted)} from before 2022-12 in {folder} by hand"
+            f"{', '.join(wanted)} from before 2022-12 in {folder} by hand",
+            code="download.withdrawn",
+            task=task,
+            path=folder,
         )
     reasons: list[str] = []
     for name in absent:
@@ -192,7 +206,11 @@ def download_flip(
     raise InputError(
         f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place "
         f"{', '.join(absent)} in {folder} by hand "
-        "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0) and run the same command again"
+        "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0) and run the same command again",
+        code="download.failed",
+        task=task,
+        reasons=tuple(dict.fromkeys(reasons)),
+        path=folder,
     )
 
 

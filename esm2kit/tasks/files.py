@@ -69,12 +69,20 @@ def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
-            raise InputError(f"{path}: member {member.filename!r} points outside the archive; get the file again")
+            raise InputError(
+                f"{path}: member {member.filename!r} points outside the archive; get the file again",
+                code="zip.path",
+                member=member.filename,
+                path=path,
+            )
         total += member.file_size
         if member.file_size > max(MAX_ZIP_RATIO * member.compress_size, 1 << 20) or total > MAX_ZIP_BYTES:
             raise InputError(
                 f"{path}: member {member.filename!r} would inflate from {member.compress_size} to {member.file_size} "
-                "bytes; this is no FLIP archive"
+                "bytes; this is no FLIP archive",
+                code="zip.size",
+                member=member.filename,
+                path=path,
             )
 
 
@@ -94,11 +102,19 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
         with opener(source.path, "rt", encoding="utf-8-sig") as text:
             yield text
     except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{source} is damaged ({error}); get the file again") from None
+        raise InputError(
+            f"{source} is damaged ({error}); get the file again", code="task.damaged", path=source.path
+        ) from None
     except UnicodeDecodeError:
-        raise InputError(f"{source} is no text in UTF-8; save it as UTF-8") from None
+        raise InputError(
+            f"{source} is no text in UTF-8; save it as UTF-8", code="task.encoding", path=source.path
+        ) from None
     except csv.Error as error:
-        raise InputError(f"{source} is no table that can be read ({error}); is a quote left open?") from None
+        raise InputError(
+            f"{source} is no table that can be read ({error}); is a quote left open?",
+            code="task.table",
+            path=source.path,
+        ) from None
 
 
 def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
@@ -121,7 +137,7 @@ def _members(path: Path) -> dict[str, str]:
             check_zip(archive, path)
             return {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is damaged ({error}); get the file again") from None
+        raise InputError(f"{path} is damaged ({error}); get the file again", code="task.damaged", path=path) from None
 
 
 def split_of(file_name: str) -> str | None:
@@ -158,13 +174,23 @@ def records(source: Source) -> Iterator[tuple[str, str]]:
                     yield header, "".join(body)
                 header, body = line[1:].strip(), []
                 if not header:
-                    raise InputError(f"{source}: line {number} is a header without an id")
+                    raise InputError(
+                        f"{source}: line {number} is a header without an id",
+                        code="task.no-id",
+                        line=number,
+                        path=source.path,
+                    )
             elif header is None:
-                raise InputError(f"{source}: line {number} comes before any '>' header")
+                raise InputError(
+                    f"{source}: line {number} comes before any '>' header",
+                    code="task.no-header",
+                    line=number,
+                    path=source.path,
+                )
             else:
                 body.append(line)
     if header is None:
-        raise InputError(f"{source} holds no FASTA record")
+        raise InputError(f"{source} holds no FASTA record", code="task.no-records", path=source.path)
     yield header, "".join(body)
 
 
@@ -184,10 +210,20 @@ def set_of(row_id: str, set_name: str, validation: str, source: Source) -> str |
         return None
     if name not in SETS:
         found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
-        raise InputError(f"{source}: record {row_id!r} has {found}; known are train, val and test")
+        raise InputError(
+            f"{source}: record {row_id!r} has {found}; known are train, val and test",
+            code="task.set",
+            record=row_id,
+            found=set_name,
+        )
     if flag not in TRUE | FALSE:
         found = f"the validation {validation!r}" if source.is_table else f"VALIDATION={validation!r}"
-        raise InputError(f"{source}: record {row_id!r} has {found}; say True or False")
+        raise InputError(
+            f"{source}: record {row_id!r} has {found}; say True or False",
+            code="task.validation",
+            record=row_id,
+            found=validation,
+        )
     return "validation" if flag in TRUE and name == "train" else SETS[name]
 
 
@@ -198,11 +234,17 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     """
     sequence = sequence.upper().removesuffix("*")
     if not sequence:
-        raise InputError(f"{source}: record {row_id!r} has no sequence")
+        raise InputError(f"{source}: record {row_id!r} has no sequence", code="task.no-sequence", record=row_id)
     codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
-        raise InputError(f"{source}: record {row_id!r} has {sequence[wrong[0]]!r} at residue {wrong[0] + 1}")
+        raise InputError(
+            f"{source}: record {row_id!r} has {sequence[wrong[0]]!r} at residue {wrong[0] + 1}",
+            code="task.residue",
+            record=row_id,
+            found=sequence[wrong[0]],
+            residue=int(wrong[0]) + 1,
+        )
     return sequence
 
 
@@ -221,7 +263,12 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
     for header, body in records(split):
         row_id, attributes = parse_header(header)
         if "SET" not in attributes:
-            raise InputError(f"{split}: record {row_id!r} has no SET=train|val|test in its header")
+            raise InputError(
+                f"{split}: record {row_id!r} has no SET=train|val|test in its header",
+                code="task.no-set",
+                record=row_id,
+                path=split.path,
+            )
         chosen = set_of(row_id, attributes["SET"], attributes.get("VALIDATION", ""), split)
         if chosen is None:
             dropped += 1
@@ -229,10 +276,17 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         target, sequence = attributes.get("TARGET") or None, body
         if target is None and sequences is not None:
             if row_id not in by_id:
-                raise InputError(f"{split}: record {row_id!r} is not in {sequences}")
+                raise InputError(
+                    f"{split}: record {row_id!r} is not in {sequences}",
+                    code="task.not-in-sequences",
+                    record=row_id,
+                    path=split.path,
+                )
             target, sequence = body, by_id[row_id]
         if masks and row_id not in masks:
-            raise InputError(f"{split}: record {row_id!r} is not in {mask}")
+            raise InputError(
+                f"{split}: record {row_id!r} is not in {mask}", code="task.not-in-mask", record=row_id, path=split.path
+            )
         row_mask = attributes.get("MASK", masks.get(row_id))
         rows.append(Row(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
     return rows, dropped
@@ -256,7 +310,13 @@ def read_csv_split(split: Source) -> tuple[list[Row], int]:
             row_id = cells.get("id") or f"Sequence{number}"
             if any(map(str.strip, line.get(None, ()))):
                 found = f"record {row_id!r}, row {number + 1}, has more fields than the header's {len(columns)}"
-                raise InputError(f"{split}: {found}; put quotes around a value that holds {delimiter!r}")
+                raise InputError(
+                    f"{split}: {found}; put quotes around a value that holds {delimiter!r}",
+                    code="task.fields",
+                    record=row_id,
+                    row=number + 1,
+                    path=split.path,
+                )
             chosen = set_of(row_id, cells["set"], cells.get("validation", ""), split)
             if chosen is None:
                 dropped += 1
@@ -283,7 +343,13 @@ def _columns(header: str, split: Source) -> tuple[list[str], str]:
     if missing or twice:
         flaw = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
         found = header.strip() if len(header) < 200 else f"{header[:200]}..."
-        raise InputError(f"{split}: its first line, {found!r}, {flaw}; name them sequence, target, set and validation")
+        raise InputError(
+            f"{split}: its first line, {found!r}, {flaw}; name them sequence, target, set and validation",
+            code="task.columns",
+            missing=tuple(missing),
+            repeated=tuple(twice),
+            path=split.path,
+        )
     return columns, delimiter
 
 
@@ -298,7 +364,12 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
     """
     source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
     if source is None:
-        raise InputError(f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one")
+        raise InputError(
+            f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one",
+            code="task.no-split",
+            split=split,
+            path=folder,
+        )
     files = {"split": source}
     if source.is_table:
         rows, dropped = read_csv_split(source)
@@ -324,7 +395,11 @@ def described(folder: Path, name: str) -> dict[str, Any]:
             listed = yaml.safe_load(path.read_text())["tasks"]
             found = [entry for entry in listed if entry["name"] == name]
         except (yaml.YAMLError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no list of tasks with a name each ({type(error).__name__})") from None
+            raise InputError(
+                f"{path} is no list of tasks with a name each ({type(error).__name__})",
+                code="task.description",
+                path=path,
+            ) from None
         if found:
             return found[0]
     return {}

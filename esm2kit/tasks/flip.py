@@ -174,5 +174,11 @@ def find_split(task: Task, split: str | None) -> str:
     if split is None:
         return task.default_split
     if split not in task.splits:
-        raise InputError(f"task {task.name} has no split {split!r}: choose one of {', '.join(task.splits)}")
+        raise InputError(
+            f"task {task.name} has no split {split!r}: choose one of {', '.join(task.splits)}",
+            code="task.no-split",
+            task=task.name,
+            split=split,
+            allowed=tuple(task.splits),
+        )
     return split

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, closest, nearest
 from esm2kit.tasks.files import ENDINGS, Row, Source, split_names, split_of
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.labels import has_decimal_comma, is_integer, is_number
@@ -22,9 +22,15 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
             only = split_of(path.name)
             if only is None:
                 found = f"it ends in none of {', '.join(ENDINGS)}; save a table as CSV"
-                raise InputError(f"{path} is no split's file: {found}")
+                raise InputError(f"{path} is no split's file: {found}", code="task.not-a-split", path=path)
             if split not in (None, only):
-                raise InputError(f"{path} is one split, {only!r}; leave split out, or name the folder")
+                raise InputError(
+                    f"{path} is one split, {only!r}; leave split out, or name the folder",
+                    code="task.one-split",
+                    split=split,
+                    found=only,
+                    path=path,
+                )
             return path.parent, only, path
         if path.is_dir():
             names = split_names(path)
@@ -34,18 +40,30 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
                     f"no split, only {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}" if there else "nothing"
                 )
                 raise InputError(
-                    f"{path} holds {shown}: a split is a table saved as .csv, or a .fasta whose headers have SET="
+                    f"{path} holds {shown}: a split is a table saved as .csv, or a .fasta whose headers have SET=",
+                    code="task.no-split",
+                    path=path,
                 )
             if split is None and len(names) > 1:
                 found = f"{path} holds {len(names)} splits ({', '.join(names)})"
-                raise InputError(f"{found}: name one, as in --split {names[0]}")
+                raise InputError(
+                    f"{found}: name one, as in --split {names[0]}",
+                    code="task.which-split",
+                    allowed=tuple(names),
+                    path=path,
+                )
             return path, split or names[0], None
     there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     own = [path.name if path.is_dir() else split_of(path.name) for path in there]
     own = [name for name in dict.fromkeys(own) if name]
     known = [*own, *(name for name in TASKS if name not in own)]
     place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
-    raise InputError(f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}")
+    raise InputError(
+        f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}",
+        code="task.unknown",
+        name=task,
+        nearest=closest(task, known),
+    )
 
 
 def infer_task(
@@ -57,7 +75,9 @@ def infer_task(
         if row.target is None:
             lacks = "no TARGET= and no sequences.fasta is beside it"
             lacks = "an empty target; fill it in, or drop the row" if source.is_table else lacks
-            raise InputError(f"{source}: record {row.id!r} has {lacks}")
+            raise InputError(
+                f"{source}: record {row.id!r} has {lacks}", code="task.no-target", record=row.id, path=source.path
+            )
     texts = [row.target or "" for row in rows]
     # What most rows are: one whose labels are too few, too many or no numbers is told so, and does not decide for all.
     separated = 2 * sum(";" in text for text in texts) > len(rows)
@@ -70,11 +90,19 @@ def infer_task(
         level, found = "protein", set(texts)
         kind = target or told.get("target") or _kind_of_proteins(rows, texts, source)
     if kind not in get_args(Target):
-        raise InputError(f"task {name}: target {kind!r} is neither class nor value")
+        raise InputError(
+            f"task {name}: target {kind!r} is neither class nor value", code="task.target-kind", task=name, found=kind
+        )
     known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
     metric = told.get("metric", metric)
     if metric not in known:
-        raise InputError(f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}")
+        raise InputError(
+            f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}",
+            code="task.metric",
+            task=name,
+            found=metric,
+            allowed=known,
+        )
     labels = ()
     if kind == "class":
         numbers = all(map(is_number, found))
@@ -100,13 +128,25 @@ def _kind_of_proteins(rows: list[Row], texts: list[str], source: Source) -> Targ
     """Class or value, by what most targets are: a text among numbers does not make classes of them."""
     for row, text in zip(rows, texts, strict=True):
         if text.lower() == "nan":  # a table's blank cell, and no class of its own
-            raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
+            raise InputError(
+                f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it",
+                code="task.target",
+                record=row.id,
+                found=text,
+                path=source.path,
+            )
     numeric = [is_number(text) or has_decimal_comma(text) for text in texts]
     if 2 * sum(numeric) <= len(rows):
         return "class"
     for row, text, fits in zip(rows, texts, numeric, strict=True):
         if not fits:
             found = f"record {row.id!r} has the target {text!r}, which is no number, as {sum(numeric)} others are"
-            raise InputError(f"{source}: {found}; mend or drop it, or set target to class")
+            raise InputError(
+                f"{source}: {found}; mend or drop it, or set target to class",
+                code="task.target",
+                record=row.id,
+                found=text,
+                path=source.path,
+            )
     few = len(set(texts)) <= MAX_INTEGER_CLASSES
     return "class" if few and all(map(is_integer, texts)) else "value"

@@ -42,10 +42,20 @@ def residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> 
         if (values < 0).any():
             letter = text[int((values < 0).argmax())]
             raise InputError(
-                f"{source}: record {row.id!r} has the label {letter!r}; known are {', '.join(task.labels)}"
+                f"{source}: record {row.id!r} has the label {letter!r}; known are {', '.join(task.labels)}",
+                code="task.label",
+                record=row.id,
+                found=letter,
+                known=task.labels,
             )
     if len(values) != len(row.sequence):
-        raise InputError(f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues")
+        raise InputError(
+            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues",
+            code="task.label-count",
+            record=row.id,
+            found=len(values),
+            expected=len(row.sequence),
+        )
     return values
 
 
@@ -56,7 +66,11 @@ def mask_of(row: Row, source: Source) -> np.ndarray:
     if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
         raise InputError(
             f"{source}: the mask of {row.id!r} must be {len(row.sequence)} times 0 or 1, one a residue; "
-            f"it has {len(row.mask)} characters"
+            f"it has {len(row.mask)} characters",
+            code="task.mask",
+            record=row.id,
+            found=len(row.mask),
+            expected=len(row.sequence),
         )
     return np.frombuffer(row.mask.encode(), dtype=np.uint8) == ord("1")
 
@@ -70,9 +84,19 @@ def number_of(row: Row, text: str, source: Source) -> float:
         value = float(text)
     except ValueError:
         mend = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
-        raise InputError(f"{source}: record {row.id!r} has the target {text!r}, which is no number{mend}") from None
+        raise InputError(
+            f"{source}: record {row.id!r} has the target {text!r}, which is no number{mend}",
+            code="task.target",
+            record=row.id,
+            found=text,
+        ) from None
     if not np.isfinite(value):
-        raise InputError(f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it")
+        raise InputError(
+            f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it",
+            code="task.target",
+            record=row.id,
+            found=text,
+        )
     return value
 
 

@@ -127,14 +127,14 @@ def test_a_file_of_parameters_and_what_overrules_it(tmp_path: Path) -> None:
         ("", "--fasta must be given, as in `esm2kit embed my.fasta`"),
         (
             "a.fasta --precision bf61",
-            "--precision wants float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
+            "--precision takes float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
         ),
-        ("a.fasta --device gpu", "--device wants auto, cpu or cuda, found 'gpu'"),  # cpu is nearer, and not meant
-        ("a.fasta --workers two", "--workers wants a whole number or null, found 'two'"),
-        ("a.fasta --workers 1.5", "--workers wants a whole number or null, found '1.5'"),
-        ("a.fasta --workers", "--workers wants a value: a whole number or null"),
-        ("a.fasta --bos ture", "--bos wants true or false, found 'ture'"),
-        ("a.fasta --repr_layers 3 last", "--repr_layers wants whole numbers, found '3, last'"),
+        ("a.fasta --device gpu", "--device takes auto, cpu or cuda, found 'gpu'"),  # cpu is nearer, and not meant
+        ("a.fasta --workers two", "--workers takes a whole number or null, found 'two'"),
+        ("a.fasta --workers 1.5", "--workers takes a whole number or null, found '1.5'"),
+        ("a.fasta --workers", "--workers needs a value: a whole number or null"),
+        ("a.fasta --bos ture", "--bos takes true or false, found 'ture'"),
+        ("a.fasta --repr_layers 3 last", "--repr_layers takes whole numbers, found '3, last'"),
         ("a.fasta --outdir x", "unknown parameter --outdir; did you mean --out_dir?"),
         ("a.fasta --long-proteins window", "unknown parameter --long-proteins; did you mean --long_proteins?"),
         ("a.fasta -fasta b.fasta", "unknown parameter -fasta; did you mean --fasta?"),
@@ -153,10 +153,10 @@ def test_a_wrong_word_is_told_in_one_line(line: str, told: str) -> None:
     ("text", "told"),
     [
         ("precison: int8", "unknown parameter 'precison'; did you mean 'precision'?"),
-        ("precision: int9", "--precision wants float32, bfloat16 or int8, found 'int9'; did you mean 'int8'?"),
-        ("workers: [1]", "--workers wants a whole number or null, found '[1]'"),
-        ("- fasta", "is no file of `parameter: value` lines"),
-        ("fasta: [a", "is no YAML: while parsing"),
+        ("precision: int9", "--precision takes float32, bfloat16 or int8, found 'int9'; did you mean 'int8'?"),
+        ("workers: [1]", "--workers takes a whole number or null, found '[1]'"),
+        ("- fasta", "does not hold `parameter: value` lines"),
+        ("fasta: [a", "is not YAML: while parsing"),
     ],
 )
 def test_a_wrong_file_of_parameters_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_wrong_file_of_parameters_is_told_in_one_line(text: str, told: str, tm
         (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
         (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file is"),
         (["benchmark", "mine", "--data_dir", "{tmp}/no"], "/no, which is no folder: choose one of secondary_structure"),
-        (["run", "-p"], "-p wants a value: text"),
+        (["run", "-p"], "-p needs a value: text"),
         (["run", "-p", "lr"], "-p lr: write name=value"),
         (["download", "esm2_t6"], "is no model and not flip; did you mean 'esm2_t6_8M_UR50D'?"),
     ],
