@@ -17,13 +17,13 @@ import requests
 import urllib3
 
 from esm2kit.core.files import fsync, locked, sha256_file
+from esm2kit.core.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 STALL_BYTES = 1024  # less than this in stall_seconds is a stalled server, even if it still trickles
 CHUNK = 1 << 16
-SECONDS_BETWEEN_LINES = 5.0
 
 
 class Refused(Exception):
@@ -134,7 +134,8 @@ def _pour(
     address: str,
 ) -> bool:
     """The body into the file, with a progress line every few seconds; False once it would hold more than `most`."""
-    start = told = checked = time.monotonic()
+    checked = time.monotonic()
+    progress = Progress(logger, f"{address}:", "MB", total and total / 1e6, have / 1e6)
     received = at_check = 0
     while True:
         try:
@@ -157,11 +158,6 @@ def _pour(
                 file.flush()
                 raise Refused(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
             checked, at_check = now, received
-        if now - told > SECONDS_BETWEEN_LINES:
-            told = now
-            rate = received / (now - start)
-            left = f", {(total - have - received) / rate:.0f} s left" if total else ""
-            done, whole = (have + received) / 1e6, f" of {total / 1e6:.0f}" if total else ""
-            logger.info("%s: %.0f%s MB, %.1f MB/s%s", address, done, whole, rate / 1e6, left)
+        progress.update((have + received) / 1e6)
     file.flush()
     return True

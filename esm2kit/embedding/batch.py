@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.encoder import Encoder
+from esm2kit.models.pooling import Reads, pool
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Segments
 
@@ -29,8 +30,8 @@ class Output(NamedTuple):
     width: int
 
     @property
-    def pooled(self) -> bool:
-        return self.pooling in ("mean", "bos")
+    def reads(self) -> Reads:
+        return self.pooling if self.pooling in ("mean", "bos") else "residues"
 
 
 @torch.inference_mode()
@@ -54,7 +55,7 @@ def embed_batch(
     for index, sequence in enumerate(sequences):
         rows = rows_of.pop(index) if index in rows_of else _represent_long(encoder, sequence, outputs, segments)
         for array, output, rows_TD in zip(arrays, outputs, rows, strict=True):
-            array.append(_store(_pool(output, rows_TD), output, dtype))
+            array.append(_store(pool(rows_TD, output.reads), output, dtype))
     return arrays
 
 
@@ -93,12 +94,6 @@ def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], 
             count_T1[0] += 1
             count_T1[1 + start : 1 + stop] += 1
     return [total_TD.div_(count_T1) for total_TD in sums]
-
-
-def _pool(output: Output, rows_TD: Tensor) -> Tensor:
-    if output.pooling == "mean":
-        return rows_TD[1:].mean(0)
-    return rows_TD[0] if output.pooling == "bos" else rows_TD[1:]
 
 
 def _store(values: Tensor, output: Output, dtype: str) -> np.ndarray:

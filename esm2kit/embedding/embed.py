@@ -318,7 +318,8 @@ def _make_files(
     kept_P = _kept_residues(config, table)
     total = int(kept_P.sum(dtype=np.int64))
     width_bytes = np.dtype(config.dtype).itemsize
-    needed = sum(output.width * width_bytes * (len(table) if output.pooled else total) for output in outputs)
+    vectors = {"residues": total}  # of each file, one a protein or one a residue
+    needed = sum(output.width * width_bytes * vectors.get(output.reads, len(table)) for output in outputs)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -327,7 +328,7 @@ def _make_files(
     if config.long_proteins == "truncate" and (cut := int((table.rows["num_residues"] > config.max_residues).sum())):
         logger.warning("%d of %d proteins are truncated to %d residues", cut, len(table), config.max_residues)
     for output in outputs:
-        level = "protein" if output.pooled else "residue"
+        level = "residue" if output.reads == "residues" else "protein"
         skeleton = Skeleton(level, config.layout, output.width, config.dtype, config.key)
         starts_P = np.lib.format.open_memmap(folder / f"{output.file}.starts.npy", "w+", np.int64, (len(table),))
         rows = (Row(*row) for row in zip(table.ids(), table.keys(config.key), map(int, kept_P), strict=True))

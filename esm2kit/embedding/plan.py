@@ -18,6 +18,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
+from esm2kit.sequences.batching import token_batches
 from esm2kit.sequences.fasta import Record, read_fasta
 
 logger = logging.getLogger(__name__)
@@ -174,15 +175,8 @@ def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: i
         number: of the first batch.
         batch_tokens: a batch holds at most this many, or one protein.
     """
-    order = np.argsort(-num_tokens, kind="stable")
-    batches, first, tokens = [], 0, 0
-    for place, count in enumerate(num_tokens[order].tolist()):
-        if place > first and tokens + count > batch_tokens:
-            batches.append(Batch(number + len(batches), start + order[first:place]))
-            first, tokens = place, 0
-        tokens += count
-    batches.append(Batch(number + len(batches), start + order[first:]))
-    return batches
+    batches = token_batches(num_tokens, batch_tokens)
+    return [Batch(number + index, start + positions) for index, positions in enumerate(batches)]
 
 
 class Journal:

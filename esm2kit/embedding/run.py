@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import locked
 from esm2kit.core.process_group import Process
 from esm2kit.core.processes import cores
+from esm2kit.core.progress import Progress
 from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.embedding.plan import Batch, Journal, Table, plan_window, records, windows
 from esm2kit.models.encoder import Encoder
@@ -30,7 +30,6 @@ from esm2kit.sequences.windows import Segments
 
 logger = logging.getLogger(__name__)
 SYNC_SECONDS = 10.0  # work that a power cut may cost
-LOG_SECONDS = 5.0
 sync = getattr(os, "fdatasync", os.fsync)  # not every system spares the file's times
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -96,7 +95,8 @@ class Run:
         self.behind = ThreadPoolExecutor(1)
         self.syncing: Future | None = None
         self.synced = time.monotonic()
-        progress = Progress(sum(self._residues(batch) for batches in self._plan() for batch in batches))
+        residues = sum(self._residues(batch) for batches in self._plan() for batch in batches)
+        progress = Progress(logger, "embedded", "residues", residues)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[tuple[Batch, Future]] = deque()
@@ -123,7 +123,7 @@ class Run:
             raise self._disk_full(progress)
         progress.log()
 
-    def _disk_full(self, progress: "Progress") -> InputError:
+    def _disk_full(self, progress: Progress) -> InputError:
         return InputError(
             f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues; free some space "
             "and run the same command again, it goes on from there"
@@ -151,13 +151,13 @@ class Run:
     def _residues(self, batch: Batch) -> int:
         return int(self.kept_P[batch.rows].sum())
 
-    def _finish(self, batch: Batch, future: Future, progress: "Progress") -> None:
+    def _finish(self, batch: Batch, future: Future, progress: Progress) -> None:
         """Pour one batch's vectors into the files."""
         for handle, starts, vectors in zip(self.handles, self.starts, future.result(), strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
                 _pour(handle, vector, int(starts[row]))
         self.pending.append(batch.number)
-        progress.add(self._residues(batch))
+        progress.update(progress.done + self._residues(batch))
         if time.monotonic() - self.synced > SYNC_SECONDS and (self.syncing is None or self.syncing.done()):
             self._await_sync()
             self.syncing = self.behind.submit(self._sync, tuple(self.pending))
@@ -218,29 +218,3 @@ def _pour(handle: int, vector: np.ndarray, start: int) -> None:
     while data:
         written = os.pwrite(handle, data, start)
         data, start = data[written:], start + written
-
-
-class Progress:
-    """A line every few seconds: residues done, residues/s, time left."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.began = self.logged = time.monotonic()
-
-    def add(self, residues: int) -> None:
-        self.done += residues
-        if time.monotonic() - self.logged > LOG_SECONDS:
-            self.log()
-
-    def log(self) -> None:
-        """The line."""
-        self.logged = time.monotonic()
-        rate = self.done / max(self.logged - self.began, 1e-9)
-        left = timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
-        logger.info(
-            "embedded %s of %s residues, %s residues/s, %s left",
-            f"{self.done:,}",
-            f"{self.total:,}",
-            f"{rate:,.0f}",
-            left,
-        )

@@ -26,7 +26,7 @@ from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Segments
 from esm2kit.tasks.labels import decide
-from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, budgeted
+from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.task import Task
 from esm2kit.training.resume import parts_of
 
@@ -99,7 +99,7 @@ class FinetunedModel:
         per_residue, width = self.task.level == "residue", self.labels.spec.num_outputs
         sums = [np.zeros((len(sequence) if per_residue else 1, width), np.float32) for sequence in sequences]
         counts = [np.zeros((len(total), 1), np.float32) for total in sums]
-        for batch in budgeted(windows, tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type]):
+        for batch in batch_windows(windows, tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type]):
             parts = [(BOS_IDX, *encode(sequences[w.protein][w.start : w.stop]), EOS_IDX) for w in batch]
             num_tokens = [len(part) for part in parts]
             tokens_N = torch.from_numpy(np.concatenate(parts).astype(np.int64))

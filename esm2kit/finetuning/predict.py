@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from esm2kit.core.files import atomic_path, sha256_file, to_json, write_json
+from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
@@ -21,7 +22,6 @@ from esm2kit.sequences.fasta import Record, fasta_files, read_fasta
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
 # Proteins in memory at once; inside them the longest go first, the file keeps the FASTA's order.
 PROTEINS_AT_ONCE = 2048
 
@@ -44,7 +44,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     manifest = provenance("predict", config, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
-    count, started, told = 0, time.monotonic(), time.monotonic()
+    started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
     if out.exists():
         logger.info("%s is there and will be replaced; another --out keeps both", out)
     writer = _table if out.suffix in SUFFIXES else _hdf5
@@ -54,14 +54,11 @@ def predict(config: PredictConfig) -> dict[str, Any]:
             outputs = model.outputs([record.sequence for record in block], config.batch_tokens)
             for record, values in zip(block, outputs, strict=True):
                 write(record, values)
-            count += len(block)
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                logger.info("%d proteins, %.0f/s", count, count / (told - started))
+            progress.update(progress.done + len(block))
     beside = out.with_name(f"{out.name}.json")
-    write_json(beside, {**about, "num_proteins": count, "provenance": manifest})
-    logger.info("wrote %s: %d proteins in %.1f s", out, count, time.monotonic() - started)
-    return {"out": out, "manifest": beside, "num_proteins": count, "task": model.task.name, "labels": labels}
+    write_json(beside, {**about, "num_proteins": progress.done, "provenance": manifest})
+    logger.info("wrote %s: %d proteins in %.1f s", out, progress.done, time.monotonic() - started)
+    return {"out": out, "manifest": beside, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
 
 
 @contextmanager

@@ -9,11 +9,24 @@ from torch import Tensor
 Reads = Literal["mean", "bos", "residues"]
 
 
-def rows_read(hidden_ND: Tensor, num_tokens: Sequence[int], reads: Reads) -> tuple[Tensor, list[int]]:
-    """What a head is given of a packed batch, and how many rows each protein has of it."""
-    stretches = hidden_ND.split(list(num_tokens))
+def pool(rows_TD: Tensor, reads: Reads) -> Tensor:
+    """Pool one protein's representations.
+
+    Args:
+        rows_TD: BOS first, then the residues; without EOS.
+        reads: the mean over the residues, the vector of BOS, or every residue's vector.
+
+    Returns:
+        (D,), or (residues, D) for residues.
+    """
     if reads == "bos":
-        return torch.stack([rows[0] for rows in stretches]), [1] * len(stretches)
-    if reads == "mean":
-        return torch.stack([rows[1:-1].mean(0) for rows in stretches]), [1] * len(stretches)
-    return torch.cat([rows[1:-1] for rows in stretches]), [tokens - 2 for tokens in num_tokens]
+        return rows_TD[0]
+    return rows_TD[1:].mean(0) if reads == "mean" else rows_TD[1:]
+
+
+def rows_read(hidden_ND: Tensor, num_tokens: Sequence[int], reads: Reads) -> tuple[Tensor, list[int]]:
+    """Pool every protein of a packed batch; returns the rows, and how many of them each protein has."""
+    pooled = [pool(rows_TD[:-1], reads) for rows_TD in hidden_ND.split(list(num_tokens))]
+    if reads == "residues":
+        return torch.cat(pooled), [tokens - 2 for tokens in num_tokens]
+    return torch.stack(pooled), [1] * len(pooled)

@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from esm2kit.core.files import write_json
+from esm2kit.core.progress import Progress
 from esm2kit.sequences.fasta import FastaReader
 from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup
 from esm2kit.sequences.text import ahead
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
 _HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM batch"
 _ROWS_PER_GROUP = 1 << 17
-SECONDS_BETWEEN_LINES = 5.0
 
 
 class Staged(NamedTuple):
@@ -78,26 +77,6 @@ def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys:
     return num_records, num_residues
 
 
-class Progress:
-    """A line every few seconds: records, share of the bytes, rates and time left."""
-
-    def __init__(self, what: str, total_bytes: int) -> None:
-        self._what, self._total = what, total_bytes
-        self._began = self._said = time.monotonic()
-
-    def update(self, num_records: int, num_bytes: int) -> None:
-        now = time.monotonic()
-        if now - self._said < SECONDS_BETWEEN_LINES:
-            return
-        self._said, elapsed = now, now - self._began
-        left = elapsed * (self._total - num_bytes) / max(num_bytes, 1)
-        logger.info(
-            "%s: %s records, %.0f of %.0f MB, %s records/s, %.0f MB/s, %.0f s left",
-            self._what, f"{num_records:,}", num_bytes / 1e6, self._total / 1e6,
-            f"{num_records / elapsed:,.0f}", num_bytes / 1e6 / elapsed, left,
-        )  # fmt: skip
-
-
 def ingest(
     name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True, stop: threading.Event | None = None
 ) -> Staged:
@@ -115,7 +94,7 @@ def ingest(
     store, keys, marker = (work / f"{name}.{kind}" for kind in ("arrow", "parquet", "json"))
     if marker.exists():
         return read_staged(marker)
-    progress = Progress(name, sum(path.stat().st_size for path in files))
+    progress = Progress(logger, f"{name}:", "MB", sum(path.stat().st_size for path in files) / 1e6)
     stamps: list[dict[str, Any]] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -128,7 +107,7 @@ def ingest(
                     raise CancelledError
                 yield pa.record_batch([block.ids, block.sequences], schema=SCHEMA)
                 num_records += len(block.ids)
-                progress.update(num_records, num_bytes + reader.bytes_read)
+                progress.update((num_bytes + reader.bytes_read) / 1e6, f"{num_records:,} records")
             num_bytes += reader.bytes_read
             stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
             stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})

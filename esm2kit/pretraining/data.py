@@ -21,7 +21,7 @@ from esm2kit.core.processes import STOP_SIGNALS, end_with_parent
 from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.batching import deal
+from esm2kit.sequences.batching import split_micro_batches, token_batches
 from esm2kit.sequences.clusters import MANIFEST, ClusterIndex, draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
@@ -128,9 +128,9 @@ class GlobalBatches(Dataset):
     def __getitem__(self, step: int) -> list[MicroBatch]:
         samples = self.samples(step)
         micro_batches = self.layout.accumulate_grad_batches * self.layout.data_parallel_size
-        hands = deal([sample.stop - sample.start for sample in samples], micro_batches)
-        mine = hands[self.rank :: self.layout.data_parallel_size]
-        return [collate([samples[position] for position in hand], self.store, self.masking) for hand in mine]
+        split = split_micro_batches([sample.stop - sample.start for sample in samples], micro_batches)
+        mine = split[self.rank :: self.layout.data_parallel_size]
+        return [collate([samples[position] for position in part], self.store, self.masking) for part in mine]
 
 
 class ValidationBatches(Dataset):
@@ -143,19 +143,16 @@ class ValidationBatches(Dataset):
         self.masking = masking
         whole = self.store.num_residues
         num_residues = np.minimum(whole, max_residues)
-        batches: list[list[Sample]] = []
-        budget = 0
-        for row in np.argsort(-num_residues, kind="stable"):
-            residues = int(num_residues[row])
-            if not batches or budget + residues + 2 > tokens_per_batch * ranks:
-                batches.append([])
-                budget = 0
-            budget += residues + 2
-            key = stream_key(seed, 0, int(row), VALIDATION_STREAM)
-            # long representatives are cut to their middle: the same residues at every validation of every run
-            start = (int(whole[row]) - residues) // 2
-            batches[-1].append(Sample(int(row), start, start + residues, key))
-        self.batches, self.rank, self.ranks = batches, rank, ranks
+        # long representatives are cut to their middle: the same residues at every validation of every run
+        starts = (whole - num_residues) // 2
+
+        def sample(row: int) -> Sample:
+            start = int(starts[row])
+            return Sample(row, start, start + int(num_residues[row]), stream_key(seed, 0, row, VALIDATION_STREAM))
+
+        batches = token_batches(num_residues + 2, tokens_per_batch * ranks)
+        self.batches = [[sample(row) for row in batch.tolist()] for batch in batches]
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -2,21 +2,51 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 
-def deal(num_tokens: Sequence[int], hands: int) -> list[list[int]]:
-    """Deal samples into equally many hands of equal size and nearly equal tokens.
 
-    Largest first, back and forth (1 2 3 3 2 1 ...): no hand can wait long for another. A pure function of the sizes.
+def split_micro_batches(num_tokens: Sequence[int], count: int) -> list[list[int]]:
+    """Split samples into micro-batches of equal size and nearly equal token count.
+
+    Largest first, back and forth (1 2 3 3 2 1 ...): none waits long for another. A pure function of the sizes.
 
     Args:
-        num_tokens: tokens of each sample; a multiple of `hands` of them.
-        hands: micro-batches to make.
-    Returns: positions of each hand's samples, longest first, so that equals stand together.
+        num_tokens: tokens of each sample; a multiple of `count` of them.
+        count: micro-batches to make.
+
+    Returns:
+        Positions of each micro-batch's samples, longest first, so that equals are neighbours.
     """
     order = sorted(range(len(num_tokens)), key=lambda position: (-num_tokens[position], position))
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    for turn, start in enumerate(range(0, len(order), hands)):
-        row = order[start : start + hands]
-        for hand, position in zip(dealt, reversed(row) if turn % 2 else row, strict=True):
-            hand.append(position)
-    return dealt
+    micro_batches: list[list[int]] = [[] for _ in range(count)]
+    for turn, start in enumerate(range(0, len(order), count)):
+        row = order[start : start + count]
+        for micro_batch, position in zip(micro_batches, reversed(row) if turn % 2 else row, strict=True):
+            micro_batch.append(position)
+    return micro_batches
+
+
+def token_batches(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
+    """Batch sequences within a token budget, the longest first; a pure function of the sizes.
+
+    Args:
+        num_tokens: tokens of each sequence.
+        budget: a batch has at most so many tokens, or is one sequence.
+
+    Returns:
+        Positions of each batch's sequences.
+    """
+    sizes = np.asarray(num_tokens)
+    order = np.argsort(-sizes, kind="stable")
+    return [order[part] for part in cut_within(sizes[order], budget)]
+
+
+def cut_within(sizes: np.ndarray, budget: int) -> list[slice]:
+    """Cut a list into consecutive parts whose sizes sum to at most the budget; a larger item is a part of its own."""
+    parts, start, total = [], 0, 0
+    for place, size in enumerate(sizes.tolist()):
+        if place > start and total + size > budget:
+            parts.append(slice(start, place))
+            start, total = place, 0
+        total += size
+    return [*parts, slice(start, len(sizes))] if len(sizes) else parts

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from esm2kit.core.files import atomic_path
 from esm2kit.core.rng import GOLDEN, below, mix, stream_key
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
+from esm2kit.sequences.batching import token_batches
 from esm2kit.sequences.windows import Segments
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import class_targets
@@ -186,18 +187,10 @@ class LabelledProteins:
         )
 
 
-def budgeted(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Window]]:
-    """Windows in batches of at most so many tokens, the longest first; a longer one stands alone."""
-    batches: list[list[Window]] = []
-    budget = 0
-    for window in sorted(windows, key=lambda window: window.start - window.stop):
-        tokens = window.stop - window.start + 2
-        if not batches or budget + tokens > tokens_per_batch:
-            batches.append([])
-            budget = 0
-        budget += tokens
-        batches[-1].append(window)
-    return batches
+def batch_windows(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Window]]:
+    """Windows in batches of at most so many tokens, the longest first; a longer one is a batch of its own."""
+    batches = token_batches([window.stop - window.start + 2 for window in windows], tokens_per_batch)
+    return [[windows[position] for position in batch] for batch in batches]
 
 
 class EvaluationBatches(Dataset):
@@ -211,7 +204,7 @@ class EvaluationBatches(Dataset):
         counts = proteins.data.num_residues[rows] if proteins.per_residue else np.ones(len(rows), np.int64)
         self.first_slot = dict(zip(rows.tolist(), (np.cumsum(counts) - counts).tolist(), strict=True))
         self.num_slots = int(counts.sum())
-        self.batches = budgeted(proteins.windows(rows), tokens_per_batch * ranks)
+        self.batches = batch_windows(proteins.windows(rows), tokens_per_batch * ranks)
 
     def __len__(self) -> int:
         return len(self.batches)

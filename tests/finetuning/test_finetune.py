@@ -38,7 +38,7 @@ from esm2kit.models.lora import add_lora
 from esm2kit.sequences.alphabet import encode
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.packing import LabelledProteins, budgeted, labels_of, tokenised
+from esm2kit.tasks.packing import LabelledProteins, batch_windows, labels_of, tokenised
 from esm2kit.training import launch
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.precision import computing
@@ -628,7 +628,7 @@ def test_token_budget_and_windows(tasks, tmp_path) -> None:
     data = load_task("residue_class", None, tasks)
     proteins = LabelledProteins(data, labels_of(data, True, False), tmp_path, 20)
     windows = proteins.windows(data.rows("test"))
-    for batch in budgeted(windows, 64):
+    for batch in batch_windows(windows, 64):
         assert len(batch) == 1 or sum(window.stop - window.start + 2 for window in batch) <= 64
     for row in data.rows("test"):
         covered = {place for w in windows if w.protein == row for place in range(w.start, w.stop)}

@@ -531,16 +531,15 @@ def test_memory_is_that_of_the_setting(trio, monkeypatch):
 
 
 def test_progress_lines_say_how_far(caplog, trio, monkeypatch):
-    from esm2kit.preprocessing import ingest
+    from esm2kit.core import progress
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(ingest, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     preprocess(trio())
     line = [message for message in caplog.messages if message.startswith("sampler_fasta: ")][-1]
     assert "44 records" in line
-    assert "records/s" in line
     assert "MB/s" in line
-    assert "s left" in line
+    assert " left" in line
 
 
 @pytest.mark.shared

@@ -28,7 +28,7 @@ from esm2kit.pretraining.data import BERT, GlobalBatches, Masking, ValidationBat
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain
 from esm2kit.pretraining.unigram import unigram_perplexity
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES
-from esm2kit.sequences.batching import deal
+from esm2kit.sequences.batching import split_micro_batches
 from esm2kit.sequences.clusters import ClusterIndex
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
@@ -96,12 +96,12 @@ def test_an_epoch_draws_every_cluster_once(dataset: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_hands_are_even_in_number_and_nearly_in_tokens() -> None:
+def test_micro_batches_are_equal_in_number_and_nearly_in_tokens() -> None:
     tokens = np.random.default_rng(0).lognormal(5.5, 0.7, 128).astype(int).tolist()
-    hands = deal(tokens, 8)
-    assert sorted(position for hand in hands for position in hand) == list(range(128))
-    assert {len(hand) for hand in hands} == {16}
-    sums = [sum(tokens[position] for position in hand) for hand in hands]
+    micro_batches = split_micro_batches(tokens, 8)
+    assert sorted(position for part in micro_batches for position in part) == list(range(128))
+    assert {len(part) for part in micro_batches} == {16}
+    sums = [sum(tokens[position] for position in part) for part in micro_batches]
     assert max(sums) < 1.1 * min(sums)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -15,12 +14,13 @@ from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, column_moments, row_blocks
 from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
 from esm2kit.core.errors import InputError
+from esm2kit.core.progress import Progress
+from esm2kit.sequences.batching import cut_within
 from esm2kit.tasks.labels import class_targets, decide
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
 # The order of batches is the same for every seed: a seed decides initial weights and dropout.
 ORDER_SEED = 0
 
@@ -61,13 +61,7 @@ class _Rows:
 
     def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
         """Proteins in stretches of at most `row_budget` rows."""
-        start, rows = 0, 0
-        for place, size in enumerate(self.sizes[proteins]):
-            if place > start and rows + size > self.budget:
-                yield proteins[start:place]
-                start, rows = place, 0
-            rows += size
-        yield proteins[start:]
+        return (proteins[part] for part in cut_within(self.sizes[proteins], self.budget))
 
     def batch(self, proteins: np.ndarray) -> Batch:
         """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
@@ -163,7 +157,7 @@ def fit_head(
     running = torch.ones(len(seeds), dtype=torch.bool, device=device)
     history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
     train = targets.proteins["train"]
-    start = logged = time.perf_counter()
+    progress = Progress(logger, f"{config.probe}:", "epochs", config.epochs)
     for epoch in range(1, config.epochs + 1):
         order = np.random.default_rng((ORDER_SEED, epoch)).permutation(train)
         history["train_loss"].append(_train_epoch(rows, model, optimizer, order, config.batch_size))
@@ -180,13 +174,8 @@ def fit_head(
             running = running & (epoch - best_epoch < config.patience)
         if not running.any():
             break
-        if time.perf_counter() - logged > SECONDS_BETWEEN_LINES:
-            logged = time.perf_counter()
-            left = (logged - start) / epoch * (config.epochs - epoch)
-            logger.info(
-                "%s: epoch %d of at most %d, validation loss %.4f, %.1f epochs/min, %.0f s left at most",
-                config.probe, epoch, config.epochs, float(loss_S.mean()), 60 * epoch / (logged - start), left,
-            )  # fmt: skip
+        may_stop = "" if config.patience is None else ", ends sooner if it stops falling"
+        progress.update(epoch, f"validation loss {float(loss_S.mean()):.4f}{may_stop}")
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)
