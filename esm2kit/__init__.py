@@ -43,6 +43,7 @@ _PUBLIC = {
     "benchmarking.config": ("BenchmarkConfig", "CompareConfig"),
     "benchmarking.benchmark": ("benchmark",),
     "benchmarking.compare": ("compare",),
+    "benchmarking.report": ("Report",),
     "benchmarking.probes.features": ("Features", "ProbeTargets"),
     "benchmarking.probes.config": ("ProbeConfig",),
     "benchmarking.probes.fit": ("fit_probe",),

@@ -1,9 +1,8 @@
 """How good are these embeddings? Probe, untrained model and baselines on one task, with intervals, in one report."""
 
 import logging
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from esm2kit.benchmarking.baselines.fit import baseline_names, fit_baseline
-from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, without_missing
-from esm2kit.benchmarking.output import file_key, finished, keep_earlier, model_folder, write_predictions
+from esm2kit.benchmarking.output import file_key, finished, keep_earlier, model_folder, write_report
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS
-from esm2kit.benchmarking.report import SCHEMA, comparisons, write_report
-from esm2kit.benchmarking.scores import note_on_draws, protein_numbers, row_of, score_fitted
+from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, comparisons
+from esm2kit.benchmarking.scores import ScoredModel, note_on_draws, protein_numbers, score_fitted, score_text
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
 from esm2kit.core.hardware import device_of
@@ -29,25 +28,28 @@ from esm2kit.core.provenance import provenance
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip, obtainable
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.metrics import Score, draw_counts
+from esm2kit.tasks.metrics import draw_counts
 from esm2kit.tasks.published import PUBLISHED
+from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
 UNTRAINED_SEED = 0
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Judge embeddings on a task, or on several.
+def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
+    """Score embeddings on a task, or on several.
 
-    Every finished row lies in `<out_dir>/rows`, so that a run which was stopped goes on where it was.
+    Every finished row lies in `<out_dir>/rows`, so a run that was stopped resumes there.
 
-    Returns: the report as esm2kit.benchmarking.report describes it, with the paths "html" and "json"; for several tasks
-        the comparison.
-    Raises: InputError with one line on what is wrong and what to do.
+    Returns:
+        The report, as it was written; for several tasks their comparison.
+
+    Raises:
+        InputError: one line on what is wrong and what to do.
     """
-    judged = config.embeddings or config.hiddens or config.model or "embeddings"
-    out_dir = Path(config.out_dir or Path("benchmark") / model_folder(judged))
+    embedded = config.embeddings or config.hiddens or config.model or "embeddings"
+    out_dir = Path(config.out_dir or Path("benchmark") / model_folder(embedded))
     if config.tasks is None:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
         return _benchmark_one(config if config.out_dir else replace(config, out_dir=out_dir / folder))
@@ -57,89 +59,162 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         names = obtainable(Path(config.data_dir))
     else:
         names = [name.strip() for name in config.tasks.split(",")]
-    folders, failed = [], {}
+    reports, failed = [], {}
     for place, name in enumerate(names, 1):
         logger.info("task %d of %d: %s", place, len(names), name)
-        one = replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)
         try:
-            _benchmark_one(one)
-            folders.append(one.out_dir)
+            reports.append(_benchmark_one(replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)))
         except InputError as error:
-            failed[name] = str(error)
+            failed[name] = error
             logger.warning("%s: %s", name, error)
-    if not folders:
-        raise InputError("; ".join(f"{name}: {told}" for name, told in failed.items()))
-    if len(folders) > 1:
-        joined = compare(folders, out_dir)
-    else:
-        joined = {"html": str(folders[0] / "report.html"), "reports": [str(folders[0])], "pairs": []}
+    errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
+    if not reports:
+        raise InputError(errors)
+    found = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
     if failed:
-        raise InputError(
-            f"{len(folders)} of {len(names)} tasks are done ({joined['html']}); "
-            + "; ".join(f"{name}: {told}" for name, told in failed.items())
-        )
-    return joined
+        raise InputError(f"{len(reports)} of {len(names)} tasks are done ({found.html}); {errors}")
+    return found
 
 
-def score_told(metric: str, score: Score) -> str:
-    """A score as the console tells it: with its interval, and in words where there is none."""
-    value, low, high = score.interval
-    if not math.isfinite(value):
-        return f"{metric} is not defined: predictions (or targets) are constant"
-    return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
-
-
-def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
+def _benchmark_one(config: BenchmarkConfig) -> Report:
     start = time.perf_counter()
-    out_dir = Path(config.out_dir)
     if config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
         data = data.limited(config.limit, config.seed)
-    probe = preset_config(config.preset, data.task, config.probe)
-    if config.epochs is not None:
-        probe = replace(probe, epochs=config.epochs)
-    check_probe(probe.probe, data.task)
+    baselines_of(config, data)  # an unknown name is reported before anything is embedded
+    data, ours, untrained = task_features(config, data)
+    inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
+    inputs["embeddings"] = sha256_file(ours.path)
+    manifest = provenance("benchmark", config, inputs)
+    report, predictions = benchmark_task(data, ours, untrained, config, manifest)
+    keep_earlier(Path(config.out_dir), report)
+    report = write_report(report, data, predictions, Path(config.out_dir))
+    logger.info("%s, split %s: scored in %.0f s", data.task.name, data.split, time.perf_counter() - start)
+    return report
+
+
+def probe_of(config: BenchmarkConfig, task: Task) -> ProbeConfig:
+    """The probe's settings: the preset's for the task, but for those the user gave.
+
+    Raises:
+        InputError: the probe does not fit the task.
+    """
+    probe = preset_config(config.preset, task, config.probe)
+    check_probe(probe.probe, task)
+    return probe if config.epochs is None else replace(probe, epochs=config.epochs)
+
+
+def baselines_of(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
+    """Names of the baselines to fit.
+
+    Raises:
+        InputError: one that the task does not have.
+    """
     known = baseline_names(data)
-    baselines = known if config.baselines is None else tuple(config.baselines)
-    unknown = [name for name in baselines if name not in known]
+    chosen = known if config.baselines is None else tuple(config.baselines)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise InputError(f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}")
-    device = device_of(config.device)
-    data, ours, untrained = _sources(config, data, probe, out_dir)
+    return chosen
 
+
+def task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
+    """Features of the model and of the untrained one, embedded where no file is given.
+
+    Args:
+        config: model, embeddings or hiddens, repr_layer, untrained, allow_missing, device, out_dir.
+        data: the task.
+
+    Returns:
+        The task without the proteins that a given file lacks, the model's features, the untrained model's.
+
+    Raises:
+        InputError: no model and no file, a file of the wrong level, or one without some of the proteins.
+    """
+    probe = probe_of(config, data.task)
+    per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
+    given = config.hiddens if per_residue else config.embeddings
+    other = config.embeddings if per_residue else config.hiddens
+    if given is None and other is not None:
+        kind = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
+        raise InputError(f"task {data.task.name} with probe {probe.probe} takes {kind}; {other} is the other kind")
+    if given is None and config.model is None:
+        raise InputError("name a model, or an existing file of embeddings (hiddens for residues)")
+    if given is not None:
+        data = without_missing(data, Path(given), config.allow_missing)
+
+    def embedded(untrained_seed: int | None) -> Path:
+        out_dir = Path(config.out_dir)
+        return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
+
+    path = Path(given) if given is not None else embedded(None)
+    ours = read_features(path, data, per_residue)
+    untrained = None
+    if config.untrained and config.model is not None:
+        untrained = read_features(embedded(UNTRAINED_SEED), data, per_residue)
+        untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
+        if untrained.features.width != ours.features.width:
+            widths = f"{untrained.features.width} numbers a vector, not {ours.features.width}"
+            note = f"{untrained.name} has {widths}: no twin of what made these; give that as model"
+            data = replace(data, notes=(*data.notes, note))
+    return data, ours, untrained
+
+
+def benchmark_task(
+    data: TaskData,
+    ours: ModelFeatures,
+    untrained: ModelFeatures | None,
+    config: BenchmarkConfig,
+    manifest: Mapping[str, Any],
+    finetuned: ScoredModel | None = None,
+) -> tuple[Report, dict[str, np.ndarray]]:
+    """Fit probe and baselines, and score every model on the test set.
+
+    Args:
+        data: the task.
+        ours: features of the model; closed afterwards.
+        untrained: features of the same architecture with random weights, or None; closed afterwards.
+        config: preset, probe, epochs, seeds, baselines, limit, resamples and device; out_dir keeps finished rows.
+        manifest: the report's provenance.
+        finetuned: a fine-tuned model's scores under `config.resamples` replicates, for the first row.
+
+    Returns:
+        The report, and test predictions of every row by its name.
+    """
+    task, probe, seeds = data.task, probe_of(config, data.task), tuple(config.seeds)
+    device, wide, rows = device_of(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
-    seeds = tuple(config.seeds)
-    rows: list[dict[str, Any]] = []
-    scores: dict[str, dict[str, Score]] = {}
-    predictions: dict[str, np.ndarray] = {}
+    targets, models = ProbeTargets.of(data), [] if finetuned is None else [finetuned]
 
     def add(
-        name: str, kind: str, note: str, settings: Any, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
+        name: str,
+        kind: str,
+        note: str,
+        settings: dict[str, Any],
+        key: Any,
+        fit: Callable[[], tuple[Fitted, str] | None],
     ) -> None:
-        found = finished(
-            out_dir / "rows", name, {"data": data.sha256, "row": name, "settings": settings, "key": key}, fit
-        )
-        if found is None:
-            return
-        fitted, told = found
-        scores[name] = score_fitted(fitted, data, counts_RP)
-        predictions[name] = fitted.test_SM
-        rows.append(row_of(name, kind, fitted, scores[name], data, told or note, settings, seeds))
-        logger.info("%s: %s", name, score_told(data.task.metric, scores[name][data.task.metric]))
+        found = finished(rows, name, {"data": data.sha256, "row": name, "settings": settings, "key": key}, fit)
+        if found is not None:
+            fitted, own_note = found
+            scores = score_fitted(fitted, data, counts_RP)
+            models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
+            logger.info("%s: %s", name, score_text(task.metric, scores[task.metric]))
 
-    targets, settings = ProbeTargets.of(data), asdict(probe) | {"seeds": list(seeds)}
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
         if source is not None:
-            name = f"{source.name}, {probe.probe}"
-            layer = source.attributes.get("layer", "?")
-            note = f"{probe.probe} on layer {layer} of {source.name}; {SOURCES[config.preset]}"
+            note = f"{probe.probe} on layer {source.attributes.get('layer', '?')} of {source.name}"
+            settings = asdict(probe) | {"seeds": list(seeds)}
             with closing(source.features):
-                add(name, kind, note, settings, file_key(source.path),
-                    lambda source=source: (fit_probe(source.features, targets, probe, seeds, device), ""))  # fmt: skip
-    wide = config.preset == "flip2021"
-    for name in baselines:
+
+                def fit_source(source: ModelFeatures = source) -> tuple[Fitted, str]:
+                    return fit_probe(source.features, targets, probe, seeds, device), ""
+
+                name = f"{source.name}, {probe.probe}"
+                add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, file_key(source.path), fit_source)
+    for name in baselines_of(config, data):
 
         def fit(name: str = name) -> tuple[Fitted, str] | None:
             made = fit_baseline(name, data, seeds, wide)
@@ -147,85 +222,37 @@ def _benchmark_one(config: BenchmarkConfig) -> dict[str, Any]:
 
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
 
-    report = _report(config, data, probe, ours, rows, scores)
-    keep_earlier(out_dir, report)
-    write_predictions(out_dir / "predictions.npz", data, predictions)
-    truth_M = data.targets[data.target_rows("test")]
-    html = write_report(report, truth_M, predictions[rows[0]["name"]][0], out_dir)
-    logger.info("%s, split %s: judged in %.0f s", data.task.name, data.split, time.perf_counter() - start)
-    return report | {"html": str(html), "json": str(out_dir / "report.json")}
-
-
-def _sources(
-    config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, out_dir: Path
-) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
-    """Features of the model and of its untrained twin, made if need be; the task without proteins that lack them."""
-    per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
-    given = config.hiddens if per_residue else config.embeddings
-    other = config.embeddings if per_residue else config.hiddens
-    if given is None and other is not None:
-        wanted = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
-        raise InputError(f"task {data.task.name} with probe {probe.probe} takes {wanted}; {other} is the other kind")
-    if given is None and config.model is None:
-        raise InputError("name a model, or an existing file of embeddings (hiddens for residues)")
-    if given is not None:
-        data = without_missing(data, Path(given), config.allow_missing)
-
-    def made(untrained_seed: int | None) -> Path:
-        return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
-
-    path = Path(given) if given is not None else made(None)
-    ours = read_features(path, data, per_residue)
-    untrained = None
-    if config.untrained and config.model is not None:
-        untrained = read_features(made(UNTRAINED_SEED), data, per_residue)
-        untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
-        if untrained.features.width != ours.features.width:
-            widths = f"{untrained.features.width} numbers a vector, not {ours.features.width}"
-            told = f"{untrained.name} has {widths}: no twin of what made these; give that as model"
-            data = replace(data, notes=(*data.notes, told))
-    return data, ours, untrained
-
-
-def _report(
-    config: BenchmarkConfig,
-    data: TaskData,
-    probe: ProbeConfig,
-    ours: ModelFeatures,
-    rows: list[dict[str, Any]],
-    scores: dict[str, dict[str, Score]],
-) -> dict[str, Any]:
-    task = data.task
+    first, scores = models[0], {model.name: model.scores for model in models}
     light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None
-    first = rows[0]["name"]
-    others = {name: found for name, found in scores.items() if name != first}
-    published = [asdict(item) for item in PUBLISHED if (item.task, item.split) == (task.name, data.split)]
-    notes = [*data.notes, *note_on_draws(scores)]
+    published = [entry for entry in PUBLISHED if (entry.task, entry.split) == (task.name, data.split)]
+    report = Report(
+        schema=SCHEMA,
+        task=TaskSummary(
+            name=task.name, level=task.level, target=task.target, split=data.split, metric=task.metric, unit=task.unit,
+            labels=task.labels, num_bits=len(task.binary_labels), traffic_light=light, licence=task.licence,
+            citation=task.citation, official=data.official, sizes=data.sizes,
+            scored_test=len(data.target_rows("test")),
+        ),
+        model=ModelSummary(ours.name, {"path": str(ours.path), **ours.attributes}),
+        settings=Settings(
+            config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples
+        ),
+        rows=[model.row(data, seeds) for model in models],
+        comparisons=comparisons(first.name, scores.pop(first.name), scores, task.metric),
+        published=published if data.official else [],
+        notes=_notes(config, data, probe, models),
+        files={"predictions": "predictions.npz"},
+        provenance=manifest,
+    )  # fmt: skip
+    return report, {model.name: model.fitted.test_SM for model in models}
+
+
+def _notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, models: list[ScoredModel]) -> list[str]:
+    notes = [*data.notes, *note_on_draws({model.name: model.scores for model in models if model.kind != "finetuned"})]
     if config.untrained and config.model is None:
         notes.append(
             "no untrained rival: name the model that made the embeddings to have it probed with random weights"
         )
     if len(config.seeds) > 1 and probe.probe in HEADS:
         notes.append("seeds differ in initial weights and dropout; the order of batches is the same for all")
-    inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
-    inputs["embeddings"] = sha256_file(ours.path)
-    return {
-        "schema": SCHEMA,
-        "task": {
-            "name": task.name, "level": task.level, "target": task.target, "split": data.split, "metric": task.metric,
-            "unit": task.unit, "labels": list(task.labels), "num_bits": len(task.binary_labels), "traffic_light": light,
-            "licence": task.licence, "citation": task.citation, "official": data.official, "sizes": data.sizes,
-            "scored_test": len(data.target_rows("test")),
-        },
-        "model": {"name": ours.name, "embeddings": {"path": str(ours.path), **ours.attributes}},
-        "settings": {
-            "preset": config.preset, "source": SOURCES[config.preset], "probe": asdict(probe), "seeds": config.seeds,
-            "limit": config.limit, "resamples": config.resamples,
-        },
-        "rows": rows,
-        "comparisons": comparisons(first, scores[first], others, task.metric),
-        "published": published if data.official else [],
-        "notes": notes,
-        "files": {"predictions": "predictions.npz"},
-        "provenance": provenance("benchmark", config, inputs),
-    }  # fmt: skip
+    return notes + note_on_draws({model.name: model.scores for model in models if model.kind == "finetuned"})

@@ -1,169 +1,177 @@
-"""Any number of reports side by side, with a paired bootstrap wherever two were scored on the same proteins."""
+"""Any number of reports on one page, with a paired bootstrap wherever two were scored on the same proteins."""
 
 import itertools
 import logging
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esm2kit import plots
 from esm2kit.benchmarking.config import CompareConfig
-from esm2kit.benchmarking.report import (
-    METRIC_NAMES,
-    compared,
-    figure,
-    heads,
-    metric_cell,
-    number,
-    read_report,
-    render,
-    told_name,
-)
+from esm2kit.benchmarking.page import figure, heads, metric_cell, render, score_figure
+from esm2kit.benchmarking.report import Comparison, Report, Row, display_name, metric_name
 from esm2kit.benchmarking.scores import scorers_of
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, write_json
+from esm2kit.core.files import atomic_path, to_json, write_json
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, draw_counts, paired_difference, score_seeds
 
 logger = logging.getLogger(__name__)
 
+SCHEMA = "esm2kit.comparison/1"
 
-def load_scores(
-    report: dict[str, Any], row: str | None = None, resamples: int | None = None
-) -> tuple[str, dict[str, Score]]:
-    """A fingerprint of the test set and the scores of one row, drawn anew from its predictions.
+
+@dataclass(frozen=True)
+class NamedReport:
+    """A report under a name that no other report on its test set has."""
+
+    name: str
+    report: Report
+
+    @property
+    def test(self) -> tuple[str, str]:
+        """Task and split."""
+        return self.report.task.name, self.report.task.split
+
+
+@dataclass(frozen=True)
+class ReportPair:
+    """Two reports on one test set, and the difference of their first rows."""
+
+    task: str
+    split: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class ReportComparison:
+    """What `compare` wrote.
 
     Args:
-        report: from `read_report`.
-        row: its name; the first by default.
-        resamples: bootstrap draws; by default the report's own.
-    Raises: InputError if the predictions are not beside the report.
+        schema: of comparison.json.
+        reports: in the order given.
+        pairs: every two reports on one test set.
+        html: the page.
     """
-    path = Path(report["folder"]) / report["files"]["predictions"]
-    if not path.is_file():
-        raise InputError(f"{path} is missing: a comparison needs the predictions beside report.json")
-    name = row or report["rows"][0]["name"]
-    with np.load(path) as stored:
-        truth_M, protein_M = stored["truth"], stored["protein"]
-        predicted_SM = stored[f"predicted/{name}"]
-        fingerprint = str(stored["fingerprint"])
-    counts_RP = draw_counts(int(protein_M.max()) + 1, resamples or report["settings"]["resamples"])
-    task = report["task"]
-    scorers = scorers_of(task["target"], len(task["labels"]), task["num_bits"], truth_M, predicted_SM, protein_M)
-    return fingerprint, score_seeds(scorers, counts_RP)
+
+    schema: str
+    reports: Sequence[NamedReport]
+    pairs: Sequence[ReportPair]
+    html: Path
 
 
-def compare(reports: Sequence[Path], out_dir: Path) -> dict[str, Any]:
-    """Write comparison.json and comparison.html.
+def compare(config: CompareConfig) -> ReportComparison:
+    """Compare reports; one log line a pair.
 
-    Args:
-        reports: report.json files or their folders, of any tasks and models; two at least.
-        out_dir: folder for both.
-    Returns: {"schema", "reports", "pairs", "html"}: pairs holds a paired difference for every
-        two reports on one test set.
-    Raises: InputError for fewer than two reports, or one that cannot be read.
+    Raises:
+        InputError: fewer than two reports, or one that cannot be read.
     """
-    if len(reports) < 2:
-        raise InputError(f"a comparison takes two reports or more, {len(reports)} given")
-    loaded = [read_report(Path(path)) for path in reports]
-    names = _distinct_names(loaded)
-    resamples = min(report["settings"]["resamples"] for report in loaded)
-    scores = [load_scores(report, resamples=resamples) for report in loaded]
-    pairs = []
-    for (a, ours), (b, theirs) in itertools.combinations(enumerate(scores), 2):
-        if ours[0] == theirs[0]:
-            task = loaded[a]["task"]
-            difference = paired_difference(task["metric"], ours[1][task["metric"]], theirs[1][task["metric"]])
-            pair = compared(names[a], names[b], task["metric"], difference)
-            pairs.append({"task": task["name"], "split": task["split"]} | pair)
-    listed = [
-        {
-            "name": name,
-            "path": report["folder"],
-            "task": report["task"]["name"],
-            "split": report["task"]["split"],
-            "metric": report["task"]["metric"],
-            "rows": [{key: row[key] for key in ("name", "kind", "metrics")} for row in report["rows"]],
-        }
-        for name, report in zip(names, loaded, strict=True)
-    ]
-    comparison = {"schema": "esm2kit.comparison/1", "reports": listed, "pairs": pairs}
-    out_dir = Path(out_dir)
-    write_json(out_dir / "comparison.json", comparison)
-    with atomic_path(out_dir / "comparison.html") as part:
-        part.write_text(_page(comparison, loaded), encoding="utf-8")
-    return comparison | {"html": str(out_dir / "comparison.html")}
-
-
-def compare_reports(config: CompareConfig) -> dict[str, Any]:
-    """`compare`, with a line for every pair."""
-    found = compare(config.reports, config.out_dir)
-    for pair in found["pairs"]:
-        logger.info("%s, %s: %s", pair["task"], pair["split"], pair["sentence"])
+    found = write_comparison([Report.read(path) for path in config.reports], config.out_dir)
+    for pair in found.pairs:
+        logger.info("%s, %s: %s", pair.task, pair.split, pair.comparison.sentence)
     return found
 
 
-def _distinct_names(loaded: Sequence[dict[str, Any]]) -> list[str]:
-    """Model and probe; numbered in the order given where that does not tell two reports of one test apart."""
-    keys = [(report["rows"][0]["name"], report["task"]["name"], report["task"]["split"]) for report in loaded]
+def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparison:
+    """Write comparison.json and comparison.html.
+
+    Args:
+        reports: of any tasks and models, as read or written; two at least.
+        out_dir: folder for both.
+
+    Raises:
+        InputError: fewer than two reports, or one without its predictions.
+    """
+    if len(reports) < 2:
+        raise InputError(f"a comparison takes two reports or more, {len(reports)} given")
+    named = _named(reports)
+    resamples = min(entry.report.settings.resamples for entry in named)
+    scores = [_scores(entry.report, resamples) for entry in named]
+    pairs = []
+    for (a, ours), (b, theirs) in itertools.combinations(zip(named, scores, strict=True), 2):
+        if ours[0] == theirs[0]:
+            metric = a.report.task.metric
+            difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
+            pairs.append(ReportPair(*a.test, Comparison.of(a.name, b.name, metric, difference)))
+    out_dir = Path(out_dir)
+    found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
+    write_json(out_dir / "comparison.json", _plain(found))
+    with atomic_path(found.html) as part:
+        part.write_text(_page(found), encoding="utf-8")
+    return found
+
+
+def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
+    """A fingerprint of the test set, and scores of the first row, computed again from its predictions."""
+    path = report.json.with_name(report.files["predictions"])
+    if not path.is_file():
+        raise InputError(f"{path} is missing: a comparison needs the predictions beside report.json")
+    with np.load(path) as stored:
+        truth_M, protein_M, fingerprint = stored["truth"], stored["protein"], str(stored["fingerprint"])
+        predicted_SM = stored[f"predicted/{report.first.name}"]
+    task, counts_RP = report.task, draw_counts(int(protein_M.max()) + 1, resamples)
+    scorers = scorers_of(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
+    return fingerprint, score_seeds(scorers, counts_RP)
+
+
+def _named(reports: Sequence[Report]) -> list[NamedReport]:
+    """Model and probe; numbered in the order given where two reports of one test share them."""
+    keys = [(report.first.name, report.task.name, report.task.split) for report in reports]
     return [
-        f"{key[0]} #{keys[: place + 1].count(key)}" if keys.count(key) > 1 else key[0] for place, key in enumerate(keys)
+        NamedReport(f"{key[0]} #{keys[: place + 1].count(key)}" if keys.count(key) > 1 else key[0], report)
+        for place, (key, report) in enumerate(zip(keys, reports, strict=True))
     ]
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _plain(found: ReportComparison) -> dict[str, Any]:
+    """The content of comparison.json."""
+    reports = [
+        {"name": entry.name, "path": str(entry.report.json.parent), "task": task.name, "split": task.split,
+         "metric": task.metric,
+         "rows": [{"name": row.name, "kind": row.kind, "metrics": row.metrics} for row in entry.report.rows]}
+        for entry in found.reports for task in [entry.report.task]
+    ]  # fmt: skip
+    pairs = [{"task": pair.task, "split": pair.split} | to_json(pair.comparison) for pair in found.pairs]
+    return {"schema": found.schema, "reports": reports, "pairs": pairs}
 
 
-def _page(comparison: dict[str, Any], loaded: Sequence[dict[str, Any]]) -> str:
+def _page(found: ReportComparison) -> str:
     sections: list[dict[str, Any]] = []
     order = {task: place for place, task in enumerate(TASKS)}
-    tests = sorted({(r["task"], r["split"]) for r in comparison["reports"]}, key=lambda t: (order.get(t[0], 99), t))
-    for task, split in tests:
-        chosen = [r for r in comparison["reports"] if (r["task"], r["split"]) == (task, split)]
-        metric = chosen[0]["metric"]
-        lines = [(report["name"], report["rows"][0], True) for report in chosen]
-        seen: dict[str, Any] = {}
-        for report in chosen:  # a baseline without a model is the same in every report, unless a limit was another
-            for row in report["rows"][1:]:
-                values = {metric: found["value"] for metric, found in row["metrics"].items()}
-                name = told_name(row["name"])
-                if row["kind"] != "baseline" or seen.get(name, values) != values:
-                    name = f"{name} ({report['name']})"
-                if name not in seen:
-                    seen[name] = values
-                    lines.append((name, row, False))
-        shown = list(chosen[0]["rows"][0]["metrics"])
+    tests = sorted({entry.test for entry in found.reports}, key=lambda test: (order.get(test[0], 99), test))
+    for test in tests:
+        chosen = [entry for entry in found.reports if entry.test == test]
+        first = chosen[0].report
+        metric, shown = first.task.metric, list(first.first.metrics)
+        lines = {entry.name: entry.report.first for entry in chosen}
+        # a baseline without a model is the same in every report, unless a limit was another
+        for entry in chosen:
+            for row in entry.report.rows[1:]:
+                name = display_name(row.name)
+                if row.kind != "baseline" or (name in lines and _values(lines[name]) != _values(row)):
+                    name = f"{name} ({entry.name})"
+                lines.setdefault(name, row)
+        ours = [entry.name for entry in chosen]
         rows = [
-            {"ours": ours, "cells": [{"text": name}, *(metric_cell(row["metrics"].get(m)) for m in shown)]}
-            for name, row, ours in lines
+            {"ours": name in ours, "cells": [{"text": name}, *(metric_cell(row.metrics.get(m)) for m in shown)]}
+            for name, row in lines.items()
         ]
-        head = heads(["model", *(METRIC_NAMES.get(m, m) for m in shown)])
-        ends = {
-            end: [_or_nan((row["metrics"].get(metric) or {}).get(end)) for _, row, _ in lines]
-            for end in ("value", "low", "high")
-        }
-        labels = [name for name, _, _ in lines]
-        told = "; ".join(
-            f"{name} {number(value if math.isfinite(value) else None)}"
-            for name, value in zip(labels, ends["value"], strict=True)
-        )
+        draw, scores = score_figure(list(lines), list(lines.values()), metric, ours, {})
+        title = ", ".join(test)
         drawn = figure(
-            lambda labels=labels, ends=ends, metric=metric, chosen=chosen: plots.scores_beside_baselines(
-                labels, ends["value"], ends["low"], ends["high"], METRIC_NAMES.get(metric, metric),
-                ours=[report["name"] for report in chosen],
-            ),
-            f"scores-{len(sections)}", f"{METRIC_NAMES.get(metric, metric)} on {task}, {split}: {told}",
+            draw, f"scores-{len(sections)}", f"{metric_name(metric)} on {title}: {scores}",
             "Each report's probe, then what it must beat.",
         )  # fmt: skip
-        pairs = [p["sentence"] for p in comparison["pairs"] if (p["task"], p["split"]) == (task, split)]
-        sections.append(
-            {"title": f"{task}, {split}", "table": {"heads": head, "rows": rows}, "figures": [drawn], "points": pairs}
-        )
-    lead = f"{len(loaded)} reports, {len(tests)} test sets, {len(comparison['pairs'])} paired comparisons."
+        pairs = [pair.comparison.sentence for pair in found.pairs if (pair.task, pair.split) == test]
+        table = {"heads": heads(["model", *map(metric_name, shown)]), "rows": rows}
+        sections.append({"title": title, "table": table, "figures": [drawn], "points": pairs})
+    lead = f"{len(found.reports)} reports, {len(tests)} test sets, {len(found.pairs)} paired comparisons."
     return render(
         "Benchmark comparison", lead, ["Paired bootstrap over test proteins: both models on the same draws."], sections
     )
+
+
+def _values(row: Row) -> dict[str, float | None]:
+    return {metric: found.value for metric, found in row.metrics.items()}

@@ -1,4 +1,4 @@
-"""What `esm2kit benchmark` and `esm2kit compare` are asked for; without torch."""
+"""Parameters of `esm2kit benchmark` and `esm2kit compare`; without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from esm2kit.tasks.task import Target
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What to judge, on which task, by which probe.
+    """Which embeddings to score, on which task, by which probe.
 
     Args:
         task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
@@ -22,7 +22,7 @@ class BenchmarkConfig:
         download: fetch a FLIP task that data_dir lacks.
         target: class or value, for a task of your own whose targets could be both.
         model: what makes the embeddings: an official name, fair-esm .pt, Hugging Face folder or our checkpoint.
-        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then names the untrained rival.
+        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then names the untrained baseline.
         hiddens: an existing _hiddens.h5 (one vector a residue), for residue tasks and light attention.
         repr_layer: the layer that is embedded; -1 is the last.
         probe: ridge, logistic, fnn, cnn or light_attention; the preset's if not given.
@@ -36,7 +36,7 @@ class BenchmarkConfig:
         seed: of the draw of `limit`.
         allow_missing: leave out proteins without embeddings instead of refusing.
         device: auto takes a GPU if there is one.
-        out_dir: folder for report.json, report.html, predictions.npz and what a second run takes up again;
+        out_dir: folder for report.json, report.html, predictions.npz and what a second run reuses;
             benchmark/<model>/<task> if not given, with -- for each / of a model's path. A report of other settings
             that is there moves to its `earlier`.
     """

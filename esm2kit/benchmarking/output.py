@@ -5,14 +5,17 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from esm2kit.benchmarking.page import report_page
 from esm2kit.benchmarking.probes.features import Fitted
+from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.scores import protein_numbers
+from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.tasks.data import TaskData
 
@@ -28,21 +31,21 @@ def model_folder(model: Path | str) -> str:
     return "--".join(parts) or here.name
 
 
-def keep_earlier(out_dir: Path, report: dict[str, Any]) -> None:
+def keep_earlier(out_dir: Path, report: Report) -> None:
     """Make way for a report: one of another model, task or setting moves to a folder of its own in `earlier`.
 
     Args:
         out_dir: the benchmark's folder.
-        report: what is about to be written there.
+        report: about to be written there.
     """
-    try:
-        before = json.loads((out_dir / "report.json").read_text())
-        if _decided(before) == _decided(json.loads(json.dumps(to_json(report)))):
-            return
-        name = f"{before['task']['name']} {before['model']['name']}"
-    except FileNotFoundError:
+    if not (out_dir / "report.json").is_file():
         return
-    except (json.JSONDecodeError, KeyError, TypeError):
+    try:
+        before = Report.read(out_dir)
+        if _identity(before) == _identity(report):
+            return
+        name = f"{before.task.name} {before.model.name}"
+    except (InputError, KeyError, TypeError):
         name = "another version's"
     number = 1
     while (folder := out_dir / "earlier" / str(number)).exists():
@@ -54,11 +57,11 @@ def keep_earlier(out_dir: Path, report: dict[str, Any]) -> None:
     logger.info("the report that was here (%s) is now %s", name, folder / "report.html")
 
 
-def _decided(report: dict[str, Any]) -> list[Any]:
-    """What decides a report's figures: of two that agree in it one is enough."""
-    inputs = {name: given["sha256"] for name, given in report["provenance"]["inputs"].items() if name != "embeddings"}
-    model, rows = report["model"], [row["name"] for row in report["rows"]]
-    return [report["task"], report["settings"], inputs, model["name"], model["embeddings"].get("fingerprint"), rows]
+def _identity(report: Report) -> Any:
+    """What decides a report's scores: of two that agree in it one is enough."""
+    hashes = {name: item["sha256"] for name, item in report.provenance["inputs"].items() if name != "embeddings"}
+    embeddings, rows = report.model.embeddings.get("fingerprint"), [row.name for row in report.rows]
+    return to_json([report.task, report.settings, hashes, report.model.name, embeddings, rows])
 
 
 def file_key(path: Path) -> list[Any]:
@@ -69,31 +72,58 @@ def file_key(path: Path) -> list[Any]:
 def finished(
     folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
 ) -> tuple[Fitted, str] | None:
-    """A finished row from disk if it was made from the very same things by this version; otherwise fit and keep it."""
+    """A finished row from disk if this version made it from the same inputs; otherwise fit and keep it.
+
+    Args:
+        folder: of rows.
+        name: the row's.
+        key: all that decides it, JSON-able.
+        fit: gives predictions and a note; None where the model does not apply.
+    """
     key = {"key": key, "version": importlib.metadata.version("esm2kit")}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():
         with np.load(path) as stored:
             if str(stored["digest"]) == digest:
-                told = json.loads(str(stored["told"]))
+                kept = json.loads(str(stored["told"]))
                 logger.info("%s: taken from an earlier run", name)
-                return Fitted(stored["test"], stored["validation"], **told["fitted"]), told["note"]
+                return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
     logger.info("%s: fitting", name)
     found = fit()
     if found is None:
         return None
     fitted, note = found
-    told = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
+    kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
-            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(told)
+            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(kept)
         )
     return found
 
 
-def write_predictions(path: Path, data: TaskData, predictions: dict[str, np.ndarray]) -> None:
-    """Test truth and every row's predictions: what a comparison of reports draws its replicates from."""
+def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.ndarray], out_dir: Path) -> Report:
+    """Write report.json, report.html and predictions.npz, each whole or not at all.
+
+    Args:
+        report: the results.
+        data: the task.
+        predictions: test predictions of every row, by its name.
+        out_dir: folder for them.
+
+    Returns:
+        The report, with the paths of its files.
+    """
+    page = report_page(report, data.targets[data.target_rows("test")], predictions[report.first.name][0])
+    write_predictions(out_dir / report.files["predictions"], data, predictions)
+    written = report.write(out_dir)
+    with atomic_path(written.html) as part:
+        part.write_text(page, encoding="utf-8")
+    return written
+
+
+def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.ndarray]) -> None:
+    """Targets of the test set and every row's predictions, from which a comparison of reports scores again."""
     rows = data.target_rows("test")
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(

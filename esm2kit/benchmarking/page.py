@@ -1,59 +1,235 @@
-"""The HTML of a report: one file, no network, light or dark as the reader's system is."""
+"""Pages of reports: one HTML file, no network, light or dark as the reader's system is."""
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c1e21; --faint: #5d6570; --paper: #ffffff; --line: #d5d9de; --mark: #eef4fb; --link: #0b5cad; --ours: #0173b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6ea; --faint: #a4acb7; --paper: #16181c; --line: #3a3f47; --mark: #1d2a3a; --link: #7ab8f5; --ours: #5cb0e8; }
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+
+from esm2kit import plots
+from esm2kit.benchmarking.report import BASELINE_NAMES, Metric, Report, Row, display_name, metric_name
+
+# What kind of row it is; a baseline's note says how it was made.
+ROLES = {
+    "finetuned": "the encoder itself, trained on the labels",
+    "probe": "the probe on the frozen encoder",
+    "untrained": "the same probe on an untrained encoder",
 }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-p, li { max-width: 60rem; } h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
-p.lead { font-size: 1.1rem; margin: .2rem 0 1rem; } .faint, caption, figcaption { color: var(--faint); font-size: .9rem; }
-a { color: var(--link); } code { font-size: .88em; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-caption { text-align: left; padding: .3rem 0; }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; } tr.ours { background: var(--mark); font-weight: 600; }
-td small { color: var(--faint); font-weight: 400; display: block; } td:first-child { min-width: 11rem; }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; color: var(--ink); }
-ul { padding-left: 1.2rem; } details { margin-top: 1rem; } pre { overflow-x: auto; font-size: .8rem; }
-</style>
-</head>
-<body>
-<main>
-<h1>{{ title }}</h1>
-<p class="lead">{{ lead }}</p>
-{% for paragraph in facts %}<p class="faint">{{ paragraph }}</p>
-{% endfor %}
-{% for section in sections %}
-<section>
-<h2>{{ section.title }}</h2>
-{% if section.text %}<p>{{ section.text }}</p>{% endif %}
-{% if section.points %}<ul>{% for point in section.points %}<li>{{ point }}</li>{% endfor %}</ul>{% endif %}
-{% if section.table %}
-<div class="wide"><table>
-{% if section.table.caption %}<caption>{{ section.table.caption }}</caption>{% endif %}
-<thead><tr>{% for head in section.table.heads %}<th scope="col"{% if head.number %} class="n"{% endif %}>{{ head.text }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in section.table.rows %}<tr{% if row.ours %} class="ours"{% endif %}>{% for cell in row.cells %}<td{% if cell.number %} class="n"{% endif %}>{{ cell.text }}{% if cell.small %} <small>{{ cell.small }}</small>{% endif %}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endif %}
-{% for figure in section.figures %}
-<figure><div role="img" aria-label="{{ figure.alt }}">{{ figure.svg | safe }}</div><figcaption>{{ figure.caption }}</figcaption></figure>
-{% endfor %}
-{% if section.code %}<details><summary>{{ section.summary }}</summary><pre>{{ section.code }}</pre></details>{% endif %}
-</section>
-{% endfor %}
-</main>
-</body>
-</html>
-"""
+# Stands for the page's text colour inside a figure, so that it follows light and dark.
+INK = "#0a0b0c"
+
+
+def render(title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]]) -> str:
+    """The page's HTML; everything is escaped but the figures of `figure`."""
+    pages = Environment(loader=PackageLoader("esm2kit.benchmarking"), autoescape=True, trim_blocks=True)
+    return pages.get_template("page.html.j2").render(title=title, lead=lead, facts=facts, sections=sections)
+
+
+def svg(draw: Callable[[], Axes], salt: str) -> str:
+    """A figure as inline SVG whose text follows the page's colour."""
+    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": salt, "savefig.dpi": 110}
+    settings |= {"text.parse_math": False}  # a label may hold dollars
+    with mpl.rc_context(settings):
+        drawn = draw().figure
+        text = io.StringIO()
+        drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(drawn)
+    body = text.getvalue()
+    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.OURS), "var(--ours)")
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Ids must be unique on a page that holds several figures.
+    body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
+    return re.sub(r'(url\(#|href="#)', rf"\1{salt}-", body)
+
+
+def figure(draw: Callable[[], Axes], salt: str, alt: str, caption: str) -> dict[str, str]:
+    """A figure of a section.
+
+    Args:
+        draw: makes the axes.
+        salt: a word that no other figure of the page has.
+        alt: text for who cannot see it.
+        caption: below it.
+    """
+    return {"svg": svg(draw, salt), "alt": alt, "caption": caption}
+
+
+def score_figure(
+    names: Sequence[str], rows: Sequence[Row], metric: str, ours: Sequence[str], published: Mapping[str, float]
+) -> tuple[Callable[[], Axes], str]:
+    """How to draw rows' scores in a metric, and the scores as text."""
+    scores = [row.metrics.get(metric) for row in rows]
+    columns = [
+        [math.nan if score is None or getattr(score, end) is None else getattr(score, end) for score in scores]
+        for end in ("value", "low", "high")
+    ]
+    text = "; ".join(f"{name} {number(score and score.value)}" for name, score in zip(names, scores, strict=True))
+    return lambda: plots.scores_beside_baselines(names, *columns, metric_name(metric), ours, published), text
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; an undefined one is a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def metric_cell(metric: Metric | None) -> dict[str, Any]:
+    """A table's cell: the value, with its interval and spread below."""
+    if metric is None or metric.value is None:
+        return {"text": "–", "number": True}
+    between = "" if metric.low is None else f"[{number(metric.low)}, {number(metric.high)}]"
+    spread = f" ±{metric.seed_spread:.3f}" if len(metric.seeds) > 1 else ""
+    return {"text": number(metric.value), "small": between + spread, "number": True}
+
+
+def heads(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:
+    """A table's heads; columns from `numbers_from` on hold numbers."""
+    return [{"text": name, "number": place >= numbers_from} for place, name in enumerate(names)]
+
+
+def score_table(report: Report) -> dict[str, Any]:
+    """Rows and metrics of one report."""
+    headline = report.task.metric
+    metrics = [headline, *(name for name in report.first.metrics if name != headline)]
+    rows = [
+        {
+            "ours": place == 0,
+            "cells": [
+                {"text": display_name(row.name), "small": ROLES.get(row.kind, row.note)},
+                *(metric_cell(row.metrics.get(metric)) for metric in metrics),
+            ],
+        }
+        for place, row in enumerate(report.rows)
+    ]
+    unit = f" RMSE in {report.task.unit}." if report.task.unit else ""
+    caption = f"Test set, scored once. [95% interval over proteins] ± spread over seeds.{unit}"
+    return {"heads": heads(["model", *map(metric_name, metrics)]), "rows": rows, "caption": caption}
+
+
+def _figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
+    task, first, metric = report.task, report.first, report.task.metric
+    printed = {entry.model: entry.value for entry in report.published if entry.metric == metric}
+    names = [display_name(row.name) for row in report.rows]
+    draw, scores = score_figure(names, report.rows, metric, names[:1], printed)
+    above = "; diamonds: published by others." if printed else "."
+    caption = f"{metric_name(metric)} of {first.name} (blue) and of what it has to beat{above}"
+    figures = [figure(draw, "scores", f"{metric_name(metric)} on test: {scores}", caption)]
+    if task.target == "class":
+        confusion = np.array(first.confusion)
+        figures.append(
+            figure(
+                lambda: plots.confusion_matrix(confusion, task.labels), "confusion",
+                f"Confusion matrix of {first.name}, {len(task.labels)} classes",
+                f"What {first.name} takes each class for (first seed).",
+            )
+        )  # fmt: skip
+    else:
+        figures.append(
+            figure(
+                lambda: plots.predicted_vs_true(truth, predicted, task.unit), "scatter",
+                f"Predicted against measured values of {len(truth)} test targets, {first.name}",
+                f"{first.name} on test (first seed); the dashed line is equality.",
+            )
+        )  # fmt: skip
+    if first.history:
+        train, validation = first.history["train_loss"], first.history["validation_loss"]
+        kept = first.selected.get("epoch", [])
+        figures.append(
+            figure(
+                lambda: plots.learning_curves(train, validation, kept), "curves",
+                f"Training and validation loss of {len(train)} epochs, one line a seed",
+                f"Learning curves of {first.name}, a line a seed; dots mark the weights that were kept.",
+            )
+        )  # fmt: skip
+    return figures
+
+
+def _sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
+    first = report.first
+    sections = [
+        {"title": "Scores", "table": score_table(report), "figures": _figures(report, truth, predicted)},
+        {
+            "title": "Is the difference real?",
+            "text": "Paired bootstrap over test proteins: both models are scored on the same draws.",
+            "points": [pair.sentence for pair in report.comparisons],
+        },
+    ]
+    if first.per_class:
+        rows = [
+            {
+                "cells": [
+                    {"text": label},
+                    *({"text": number(entry[key]), "number": True} for key in ("precision", "recall", "f1")),
+                    {"text": f"{entry['support']:,.0f}", "number": True},
+                ]
+            }
+            for label, entry in first.per_class.items()
+        ]
+        head = heads(["class", "precision", "recall", "F1", "in test"])
+        sections.append({"title": "Class by class", "table": {"heads": head, "rows": rows}})
+    if report.published:
+        rows = [
+            {"cells": [{"text": entry.model}, {"text": metric_name(entry.metric)},
+                       {"text": number(entry.value), "number": True}, metric_cell(first.metrics.get(entry.metric)),
+                       {"text": f"{entry.source}: {entry.difference}"}]}
+            for entry in report.published
+        ]  # fmt: skip
+        head = [*heads(["published model", "metric"], 9), *heads(["published", "this report"], 0)]
+        head.append({"text": "source, and why it may differ"})
+        sections.append({"title": "Beside published figures", "table": {"heads": head, "rows": rows}})
+    if report.notes:
+        sections.append({"title": "Read with care", "points": report.notes})
+    # a baseline's short name too, which is what the option `baselines` takes
+    short = {name: f"{long} ({name})" for name, long in BASELINE_NAMES.items()}
+    made = [f"{short.get(row.name, row.name)}: {row.note} ({row.seconds:.1f} s)" for row in report.rows if row.note]
+    sections.append({"title": "How each row was made", "points": made})
+    sections.append(
+        {
+            "title": "Where it comes from",
+            "text": f"Data: {report.task.citation or 'the user’s own'}. Licence: {report.task.licence}.",
+            "code": json.dumps(report.provenance, indent=2),
+            "summary": "Configuration, inputs with their SHA-256, versions and commit",
+        }
+    )
+    return sections
+
+
+def _lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
+    """The first row's score and those of its baselines in a sentence; of values also the spread of predictions."""
+    task, first, best, score = report.task, report.first, report.best_baseline, report.headline(report.first)
+    unit = f" {task.unit}" if task.unit and task.metric == "rmse" else ""
+    between = "" if score.low is None else f", 95% interval {number(score.low)} to {number(score.high)}"
+    others = {ROLES[row.kind]: row for row in report.rows[1:] if row.kind in ROLES}
+    others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
+    listed = "".join(f"; {name} has {number(report.headline(row).value)}" for name, row in others.items())
+    lead = f"{first.name}: {metric_name(task.metric)} {number(score.value)}{unit}{between}{listed}."
+    if task.target == "value" and np.std(truth) > 0:
+        spread = f"{np.std(predicted) / np.std(truth):.0%} as wide as the measured values do"
+        lead += f" Its predictions{' (first seed)' if first.seeds else ''} spread {spread}."
+    return lead
+
+
+def report_page(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
+    """The page of one report.
+
+    Args:
+        report: the results.
+        truth: of the scored test targets.
+        predicted: by the first row's first seed.
+    """
+    task = report.task
+    light = f"FLIP's traffic light: {task.traffic_light}. " if task.traffic_light else ""
+    facts = [
+        f"{task.level.capitalize()} task, target: {task.target}. {light}Proteins: {task.sizes['train']:,} train, "
+        f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test; {task.scored_test:,} targets scored.",
+    ]
+    title = f"{task.name}, split {task.split}"
+    return render(title, _lead(report, truth, predicted), facts, _sections(report, truth, predicted))

@@ -1,11 +1,14 @@
-"""From predictions to what a report says of them."""
+"""From predictions to the rows of a report."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Fitted
+from esm2kit.benchmarking.report import Metric, Row
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Score, bits_of, class_scorer, confusions, finite, per_class, score_seeds, value_scorer
 from esm2kit.tasks.task import Task
@@ -58,8 +61,16 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[
     return score_seeds(scorers, counts_RP)
 
 
-def note_on_draws(scores: dict[str, dict[str, Score]]) -> list[str]:
-    """What a reader must know of intervals that no bootstrap can give: model -> metric -> score to a note, or none."""
+def score_text(metric: str, score: Score) -> str:
+    """A score for the log: with its interval, or why it is undefined."""
+    value, low, high = score.interval
+    if not math.isfinite(value):
+        return f"{metric} is not defined: predictions (or targets) are constant"
+    return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
+
+
+def note_on_draws(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """A report's note on intervals that no bootstrap can give, or none: model -> metric -> score to notes."""
     alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_same_in_every_draw]
     if not alike:
         return []
@@ -70,57 +81,62 @@ def note_on_draws(scores: dict[str, dict[str, Score]]) -> list[str]:
     ]
 
 
-def metric_entry(score: Score) -> dict[str, Any]:
-    """A metric of a row, as a report has it."""
-    return {
-        "value": finite(score.interval.value),
-        "low": finite(score.interval.low),
-        "high": finite(score.interval.high),
-        "seeds": [finite(value) for value in score.seeds],
-        "seed_spread": finite(score.seed_spread) or 0.0,
-    }
+@dataclass(frozen=True)
+class ScoredModel:
+    """A model's predictions with their scores: a report's row before it is written.
+
+    Args:
+        name: of the model.
+        kind: as `Row.kind`.
+        note: how it was made.
+        config: its settings.
+        fitted: its predictions.
+        scores: from `score_fitted`.
+    """
+
+    name: str
+    kind: str
+    note: str
+    config: Mapping[str, Any]
+    fitted: Fitted
+    scores: dict[str, Score]
+
+    def row(self, data: TaskData, seeds: Sequence[int]) -> Row:
+        """The model as a report has it.
+
+        Args:
+            data: the task.
+            seeds: of its predictions; left out where one of them stands for all.
+        """
+        fitted = self.fitted
+        table, confusion = _class_tables(data, fitted.test_SM[0]) if data.task.target == "class" else ({}, [])
+        return Row(
+            name=self.name,
+            kind=self.kind,
+            note=self.note,
+            config=self.config,
+            seconds=round(fitted.seconds, 3),
+            seeds=list(seeds) if len(fitted.test_SM) > 1 else [],
+            selected=fitted.selected,
+            metrics={metric: Metric.of(score) for metric, score in self.scores.items()},
+            per_class=table,
+            confusion=confusion,
+            history={
+                name: [[finite(loss) for loss in epoch] for epoch in curve] for name, curve in fitted.history.items()
+            },
+        )
 
 
-def row_of(
-    name: str,
-    kind: str,
-    fitted: Fitted,
-    scores: dict[str, Score],
-    data: TaskData,
-    note: str,
-    config: Any,
-    seeds: tuple[int, ...],
-) -> dict[str, Any]:
-    """A report's row."""
-    truth_M, predicted_M = data.targets[data.target_rows("test")], fitted.test_SM[0]
-    table: dict[str, dict[str, float]] = {}
-    confusion: list[list[int]] = []
-    if data.task.target == "class":
-        labels, everyone = data.task.labels, np.zeros(len(truth_M), dtype=np.int64)
-        matrix_KK = confusions(truth_M, predicted_M, everyone, 1, len(labels))[0]
-        confusion = matrix_KK.tolist()
-        table = per_class(matrix_KK, labels)
-        if data.task.binary_labels:
-            bits = len(data.task.binary_labels)
-            truth_ML, predicted_ML = bits_of(truth_M, bits), bits_of(predicted_M, bits)
-            table = {
-                label: per_class(confusions(truth_ML[:, b], predicted_ML[:, b], everyone, 1, 2)[0], ("no", label))[
-                    label
-                ]
-                for b, label in enumerate(data.task.binary_labels)
-            }
-    return {
-        "name": name,
-        "kind": kind,
-        "note": note,
-        "config": config,
-        "seconds": round(fitted.seconds, 3),
-        "seeds": list(seeds) if len(fitted.test_SM) > 1 else [],
-        "selected": fitted.selected,
-        "metrics": {metric: metric_entry(score) for metric, score in scores.items()},
-        "per_class": table,
-        "confusion": confusion,
-        "history": {
-            name: [[finite(loss) for loss in epoch] for epoch in curve] for name, curve in fitted.history.items()
-        },
-    }
+def _class_tables(data: TaskData, predicted_M: np.ndarray) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
+    """Precision, recall, F1 and support of every label, and the confusion matrix."""
+    truth_M, labels, bits = data.targets[data.target_rows("test")], data.task.labels, data.task.binary_labels
+    everyone = np.zeros(len(truth_M), dtype=np.int64)
+    matrix_KK = confusions(truth_M, predicted_M, everyone, 1, len(labels))[0]
+    if not bits:
+        return per_class(matrix_KK, labels), matrix_KK.tolist()
+    truth_ML, predicted_ML = bits_of(truth_M, len(bits)), bits_of(predicted_M, len(bits))
+    table = {}
+    for bit, label in enumerate(bits):
+        counts_22 = confusions(truth_ML[:, bit], predicted_ML[:, bit], everyone, 1, 2)[0]
+        table[label] = per_class(counts_22, ("no", label))[label]
+    return table, matrix_KK.tolist()

@@ -52,7 +52,7 @@ STAGES = {
         "task", "esm2kit benchmark gb1 --model esm2_t12_35M_UR50D",
     ),
     "compare": Stage(
-        "benchmarking.config.CompareConfig", "benchmarking.compare.compare_reports",
+        "benchmarking.config.CompareConfig", "benchmarking.compare.compare",
         "two reports or more -> one page, with their differences",
         "reports", "esm2kit compare benchmark/esm2_t6_8M_UR50D/gb1 benchmark/esm2_t12_35M_UR50D/gb1",
     ),

@@ -1,29 +1,26 @@
-"""What a fine-tuned model is worth: its test scores beside the probe of the weights it began with, and the baselines.
-
-The report is the benchmark stage's own, with the fine-tuned row first.
-"""
+"""A fine-tuned model's report: its test scores compared with a probe of the weights it began with and the baselines."""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.benchmark import benchmark, score_told
-from esm2kit.benchmarking.compare import load_scores
+from esm2kit.benchmarking.benchmark import benchmark_task, task_features
 from esm2kit.benchmarking.config import BenchmarkConfig
+from esm2kit.benchmarking.output import write_predictions, write_report
 from esm2kit.benchmarking.probes.features import Fitted
-from esm2kit.benchmarking.report import comparisons, read_report, write_report
-from esm2kit.benchmarking.scores import metric_entry, note_on_draws, protein_numbers, row_of, score_fitted
+from esm2kit.benchmarking.report import Metric
+from esm2kit.benchmarking.scores import ScoredModel, protein_numbers, score_fitted, score_text
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.load import load_model
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import Score, draw_counts
+from esm2kit.tasks.metrics import draw_counts
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +47,14 @@ def write_finetune_report(
 
     Args:
         config: as given.
-        run: settled.
+        run: with its defaults resolved.
         data: the task.
         models: finetuned.safetensors of every seed.
         histories: rows of every seed's metrics.csv.
         manifest: the run's provenance.
-    Returns: {"name", "test", "predictions", "report", "html"}; the last two are None without `benchmark`.
+
+    Returns:
+        {"name", "test", "predictions", "report", "html"}; the last two are None without `benchmark`.
     """
     out_dir = Path(config.out_dir)
     test, validation = [], []
@@ -71,38 +70,29 @@ def write_finetune_report(
         sum(map(_seconds, histories)),
     )
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
-    scores = score_fitted(fitted, data, counts_RP)
     base = model.facts["base"]["name"]
     name = f"{base}, fine-tuned ({run.mode}, {run.head})"
-    logger.info("%s: test %s", name, score_told(data.task.metric, scores[data.task.metric]))
+    note = f"{SOURCES[run.preset]}; {run.max_steps} updates of {run.layout.global_batch_size} sequences at most"
+    scored = ScoredModel(name, "finetuned", note, _settings(run), fitted, score_fitted(fitted, data, counts_RP))
+    logger.info("%s: test %s", name, score_text(data.task.metric, scored.scores[data.task.metric]))
     result: dict[str, Any] = {
         "name": name,
-        "test": {metric: metric_entry(score) for metric, score in scores.items()},
+        "test": {metric: asdict(Metric.of(score)) for metric, score in scored.scores.items()},
         "predictions": str(out_dir / "predictions.npz"),
         "report": None,
         "html": None,
     }
-    predictions = {f"predicted/{name}": fitted.test_SM}
-    truth_M = data.targets[data.target_rows("test")]
-    stored: dict[str, Any] = {"truth": truth_M, "protein": protein_numbers(data)}
-    report = None
     if config.benchmark:
         try:
-            report = _benchmark(config, base)
+            settings = _benchmark_config(config, base)
+            data, start, untrained = task_features(settings, data)
+            report, predictions = benchmark_task(data, start, untrained, settings, manifest, scored)
         except InputError as error:
             logger.warning("no report, only the scores: %s", error)
-    if report is not None:
-        note = f"{SOURCES[run.preset]}; {run.max_steps} updates of {run.layout.global_batch_size} sequences at most"
-        row = row_of(name, "finetuned", fitted, scores, data, note, _settings(run), tuple(config.seeds))
-        report = _with_row(report, row, scores, data, manifest)
-        with np.load(out_dir / "benchmark" / "predictions.npz") as theirs:
-            stored |= {key: theirs[key] for key in theirs.files if not key.startswith("predicted/")}
-            predictions |= {key: theirs[key] for key in theirs.files if key.startswith("predicted/")}
-    with atomic_path(out_dir / "predictions.npz") as part, open(part, "wb") as file:
-        np.savez_compressed(file, **stored, **predictions)
-    if report is not None:
-        html = write_report(report, truth_M, fitted.test_SM[0], out_dir)
-        result |= {"report": str(out_dir / "report.json"), "html": str(html)}
+        else:
+            report = write_report(report, data, predictions, out_dir)
+            return result | {"report": str(report.json), "html": str(report.html)}
+    write_predictions(out_dir / "predictions.npz", data, {name: fitted.test_SM})
     return result
 
 
@@ -148,8 +138,8 @@ def _kept_validation(rows: list[dict[str, str]]) -> int:
     return int(np.argmin(losses)) + 1 if losses else 0
 
 
-def _benchmark(config: FinetuneConfig, base: str) -> dict[str, Any]:
-    """The benchmark stage on the weights the run began with."""
+def _benchmark_config(config: FinetuneConfig, base: str) -> BenchmarkConfig:
+    """Settings for the probe of the weights the run began with; random ones are written to a file first."""
     out_dir, model = Path(config.out_dir) / "benchmark", str(config.model)
     if config.untrained_seed is not None:
         path = out_dir / f"{base}.safetensors"
@@ -158,36 +148,15 @@ def _benchmark(config: FinetuneConfig, base: str) -> dict[str, Any]:
         metadata = {"model": esm2.config, "step": 0, "untrained_seed": config.untrained_seed}
         write_checkpoint(path, tensors, metadata)
         model = str(path)
-    benchmark(
-        BenchmarkConfig(
-            task=config.task,
-            split=config.split,
-            data_dir=config.data_dir,
-            download=False,
-            target=config.target,
-            model=model,
-            preset=config.preset,
-            seeds=config.seeds,
-            untrained=config.untrained_seed is None,
-            limit=config.limit,
-            resamples=config.resamples,
-            device=config.accelerator,
-            out_dir=out_dir,
-        )
+    return BenchmarkConfig(
+        task=config.task,
+        split=config.split,
+        model=model,
+        preset=config.preset,
+        seeds=config.seeds,
+        untrained=config.untrained_seed is None,
+        limit=config.limit,
+        resamples=config.resamples,
+        device=config.accelerator,
+        out_dir=out_dir,
     )
-    return read_report(out_dir)
-
-
-def _with_row(
-    report: dict[str, Any], row: dict[str, Any], scores: dict[str, Score], data: TaskData, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """A benchmark's report with one more row, the first, and every other row compared with it."""
-    others = {other["name"]: load_scores(report, other["name"])[1] for other in report["rows"]}
-    kept = {key: value for key, value in report.items() if key != "folder"}
-    return kept | {
-        "rows": [row, *report["rows"]],
-        "comparisons": comparisons(row["name"], scores, others, data.task.metric),
-        "notes": [*report["notes"], *note_on_draws({row["name"]: scores})],
-        "files": {"predictions": "predictions.npz"},
-        "provenance": manifest,
-    }

@@ -4,18 +4,17 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.benchmarking.report import METRIC_NAMES, best_baseline, told_name
+from esm2kit.benchmarking.report import Comparison, Report, Row, display_name, metric_name
 from esm2kit.tasks.metrics import LOWER_IS_BETTER
 
 SECONDS_BETWEEN_LINES = 5.0
-TWIN = "same probe on an untrained encoder"
+UNTRAINED = "same probe on an untrained encoder"
 PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
 
 
@@ -51,49 +50,45 @@ def follow_progress() -> None:
     source.handlers, source.propagate = [_Printed()], False
 
 
-def label(row: Mapping[str, Any]) -> str:
-    """A report's row as a person would name it: what was trained, and on what."""
-    if row["kind"] == "finetuned":
-        return f"fine-tuned encoder {row['name'][row['name'].rfind('(') :]}"
-    probe = row["name"].rpartition(", ")[2]
+def label(row: Row) -> str:
+    """A report's row as text: what was trained, and on what."""
+    if row.kind == "finetuned":
+        return f"fine-tuned encoder {row.name[row.name.rfind('(') :]}"
+    probe = row.name.rpartition(", ")[2]
     probe = f"{PROBES.get(probe, probe)} probe"
     on = {"probe": f"{probe} on the frozen encoder", "untrained": f"{probe} on an untrained encoder"}
-    return on.get(row["kind"]) or told_name(row["name"])
+    return on.get(row.kind) or display_name(row.name)
 
 
-def score_chart(report: Mapping[str, Any]) -> Axes:
-    """A report's rows as points with their intervals, in the headline metric; the first row stands out.
-
-    Args:
-        report: as `esm2kit.benchmarking.report` describes it.
-    """
-    metric = report["task"]["metric"]
-    rows = [row for row in report["rows"] if row["metrics"][metric]["value"] is not None]
-    values, lows, highs = ([row["metrics"][metric][key] for row in rows] for key in ("value", "low", "high"))
+def score_chart(report: Report) -> Axes:
+    """A report's rows as points with their intervals, in the headline metric; the first row stands out."""
+    rows = [row for row in report.rows if report.headline(row).value is not None]
+    scores = [report.headline(row) for row in rows]
+    values, lows, highs = ([getattr(score, end) for score in scores] for end in ("value", "low", "high"))
     names = [label(row) for row in rows]
-    return plots.scores_beside_baselines(names, values, lows, highs, METRIC_NAMES.get(metric, metric), names[:1])
+    return plots.scores_beside_baselines(names, values, lows, highs, metric_name(report.task.metric), names[:1])
 
 
-def verdict(report: Mapping[str, Any]) -> str:
-    """How the first row compares, pair by pair of test proteins, with its probe, untrained twin and best rival."""
-    first, best = report["rows"][0], best_baseline(report)
-    rows = {row["name"]: row for row in report["rows"]}
-    metric = report["task"]["metric"]
-    told = []
-    for pair in report["comparisons"]:
-        other = rows[pair["theirs"]]
+def verdict(report: Report) -> str:
+    """How the first row compares with its probe, the untrained encoder and the best baseline, on the same proteins."""
+    best, metric = report.best_baseline, report.task.metric
+    rows = {row.name: row for row in report.rows}
+    relations = []
+    for pair in report.comparisons:
+        other = rows[pair.theirs]
         if other is best:
-            value = other["metrics"][metric]["value"]
-            told.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
+            value = report.headline(other).value
+            relations.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
         # a constant has no rank to compare, and no place in the chart
-        elif other["kind"] in ("probe", "untrained") or pair["metric"] != metric:
-            told.append(relation(pair, f"the {TWIN if other['kind'] == 'untrained' else label(other)}", metric))
-    value = first["metrics"][metric]["value"]
-    figure = "no figure" if value is None else f"{value:.3f}"
-    return f"The {label(first)} has {figure}: {'; '.join(told) or 'there is nothing to compare it with'}."
+        elif other.kind in ("probe", "untrained") or pair.metric != metric:
+            name = UNTRAINED if other.kind == "untrained" else label(other)
+            relations.append(relation(pair, f"the {name}", metric))
+    value = report.headline(report.first).value
+    score = "no figure" if value is None else f"{value:.3f}"
+    return f"The {label(report.first)} has {score}: {'; '.join(relations) or 'there is nothing to compare it with'}."
 
 
-def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
+def relation(pair: Comparison, other: str, metric: str) -> str:
     """Ahead, behind, or no clear difference: what a paired comparison shows of the first row, in words.
 
     Args:
@@ -101,11 +96,11 @@ def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
         other: what the first row is compared with.
         metric: the headline's; another one is named.
     """
-    difference, low, high = pair["difference"], pair["low"], pair["high"]
-    unit = "" if pair["metric"] == metric else f" in {METRIC_NAMES.get(pair['metric'], pair['metric'])}"
-    sign = " (+ is lower, so better)" if pair["metric"] in LOWER_IS_BETTER else ""
+    difference, low, high = pair.difference, pair.low, pair.high
+    unit = "" if pair.metric == metric else f" in {metric_name(pair.metric)}"
+    sign = " (+ is lower, so better)" if pair.metric in LOWER_IS_BETTER else ""
     if difference is None:
-        return f"no figure to hold against {other.rstrip(',')}"
+        return f"no figure to compare with {other.rstrip(',')}"
     if low is None or high is None:
         return f"{difference:+.3f}{unit}{sign} from {other.rstrip(',')}, in every draw"
     if low > 0:
@@ -115,63 +110,62 @@ def relation(pair: Mapping[str, Any], other: str, metric: str) -> str:
     return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sign}"
 
 
-def beats_all(report: Mapping[str, Any]) -> bool:
+def beats_all(report: Report) -> bool:
     """Whether the first row is ahead of every other one, beyond what the draw of test proteins explains."""
-    return all(pair["low"] is not None and pair["low"] > 0 for pair in report["comparisons"])
+    return all(pair.low is not None and pair.low > 0 for pair in report.comparisons)
 
 
-def summary(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sentence on all tasks: on how many the model is ahead of all that knows less, and where it is most so.
+def summary(reports: Mapping[str, Report]) -> str:
+    """One sentence on all tasks: on how many the model is ahead of every baseline, and where it is most so.
 
     Args:
         reports: task -> its report, the first row a probe.
     """
 
     def margin(task: str) -> float:
-        best = best_baseline(reports[task])
-        found = [pair["difference"] for pair in reports[task]["comparisons"] if best and pair["theirs"] == best["name"]]
+        best = reports[task].best_baseline
+        found = [pair.difference for pair in reports[task].comparisons if best and pair.theirs == best.name]
         return found[0] if found and found[0] is not None else -math.inf
 
     ahead = [task for task in reports if beats_all(reports[task])]
     task = max(ahead or reports, key=margin)
-    report, best = reports[task], best_baseline(reports[task])
-    metric = report["task"]["metric"]
-    value = report["rows"][0]["metrics"][metric]["value"]
-    figure = f"{METRIC_NAMES.get(metric, metric)} {'undefined' if value is None else f'{value:.3f}'}"
-    rival = f", where the best baseline, {label(best)}, has {best['metrics'][metric]['value']:.3f}" if best else ""
+    report, best = reports[task], reports[task].best_baseline
+    value = report.headline(report.first).value
+    score = f"{metric_name(report.task.metric)} {'undefined' if value is None else f'{value:.3f}'}"
+    against = f", where the best baseline, {label(best)}, has {report.headline(best).value:.3f}" if best else ""
     count = f"on {len(ahead)} of {len(reports)} tasks, " if len(reports) > 1 else ""
     clear = "" if ahead else "do not clearly " if len(reports) == 1 else "clearly "
     most = "on " if len(reports) == 1 else "nearest to it on " if not ahead else "most so on " if len(ahead) > 1 else ""
-    return f"The vectors {clear}beat everything that knows less {count}{most}{task}: {figure}{rival}."
+    return f"The vectors {clear}beat every baseline {count}{most}{task}: {score}{against}."
 
 
-def worth(report: Mapping[str, Any]) -> str:
+def worth(report: Report) -> str:
     """What fine-tuning gave beyond the probe, at these figures, why, and what to change.
 
     Args:
         report: of a fine-tuning, its row first.
     """
-    first = report["rows"][0]
-    probe = next((row["name"] for row in report["rows"] if row["kind"] == "probe"), None)
-    pair = next((pair for pair in report["comparisons"] if pair["theirs"] == probe), None)
+    first = report.first
+    probe = next((row.name for row in report.rows if row.kind == "probe"), None)
+    pair = next((pair for pair in report.comparisons if pair.theirs == probe), None)
     if pair is None:
-        return "There is no probe on the frozen encoder to hold it against."
-    if pair["low"] is None:
+        return "There is no probe on the frozen encoder to compare it with."
+    if pair.low is None:
         return "The test proteins cannot tell it from the probe on the frozen encoder: they are too few, or too easy."
-    if first["config"]["mode"] == "frozen":
+    if first.config["mode"] == "frozen":
         return "Only the head was trained: a probe by another road, and what differs is how the two are trained."
-    proteins = f"{report['task']['sizes']['train']:,} labelled proteins"
-    if pair["low"] > 0:
+    proteins = f"{report.task.sizes['train']:,} labelled proteins"
+    if pair.low > 0:
         return f"Worth it: {proteins} were enough to bend the encoder further towards the labels than a probe can read."
-    kept, looks = first["selected"]["epoch"][0], len(first["history"].get("validation_loss", []))
-    fewer = "fewer weights (`mode` lora or last_n), " if first["config"]["mode"] == "full" else ""
+    kept, looks = first.selected["epoch"][0], len(first.history.get("validation_loss", []))
+    fewer = "fewer weights (`mode` lora or last_n), " if first.config["mode"] == "full" else ""
     why = (
         f"Validation was best at look {kept} of {looks}; after that it got no better, as when training labels are "
         f"learned by heart. Try {fewer}a lower `lr`, or more labels."
         if kept < looks
         else "Validation was still improving when it ended: give it more `epochs` first."
     )
-    much = "Not worth it at these settings" if pair["high"] < 0 else "These proteins cannot tell if it was worth it"
+    much = "Not worth it at these settings" if pair.high < 0 else "These proteins cannot tell if it was worth it"
     return (
         f"{much}: {proteins} are few to move an encoder with, and the probe reads the same vectors with far fewer "
         f"weights to fit. {why} An official `model` knows more to begin with, and has more to bend."

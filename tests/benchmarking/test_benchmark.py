@@ -15,12 +15,13 @@ from esm2kit.benchmarking import benchmark as stage
 from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import compare
-from esm2kit.benchmarking.config import BenchmarkConfig
-from esm2kit.benchmarking.output import keep_earlier, model_folder
-from esm2kit.benchmarking.report import SCHEMA, read_report, sentence, write_report
-from esm2kit.benchmarking.scores import note_on_draws, row_of, score_fitted
+from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
+from esm2kit.benchmarking.output import keep_earlier, model_folder, write_report
+from esm2kit.benchmarking.report import SCHEMA, Metric, Report, sentence
+from esm2kit.benchmarking.scores import ScoredModel, note_on_draws, score_fitted
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import to_json
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
 from esm2kit.models.checkpoint import write_checkpoint
@@ -87,18 +88,22 @@ def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, tas
     report = run(
         tasks, model, tmp_path, task=task, epochs=150
     )  # random weights this narrow take the CNN a while to read
-    first, rows = report["rows"][0], {row["name"]: row for row in report["rows"]}
-    assert first["name"] == f"small, {probe}"
-    assert rows["majority"]["metrics"][metric]["value"] < first["metrics"][metric]["low"]
-    beaten = {item["theirs"]: item["low"] for item in report["comparisons"]}
+    first, rows = report.first, {row.name: row for row in report.rows}
+    assert first.name == f"small, {probe}"
+    assert rows["majority"].metrics[metric].value < first.metrics[metric].low
+    beaten = {pair.theirs: pair.low for pair in report.comparisons}
     assert beaten["majority"] > 0
-    assert np.sum(first["confusion"]) == report["task"]["scored_test"]
-    assert set(first["per_class"]) == set(report["task"]["labels"])
+    assert np.sum(first.confusion) == report.task.scored_test
+    assert set(first.per_class) == set(report.task.labels)
 
 
 def test_a_report_is_whole(value_report):
-    report = json.loads(Path(value_report["json"]).read_text())
-    assert report["schema"] == SCHEMA
+    report = json.loads(value_report.json.read_text())
+    assert report["schema"] == SCHEMA == "esm2kit.report/1"
+    assert list(report) == [
+        "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance"
+    ]  # fmt: skip
+    assert to_json(Report.read(value_report.json)) == to_json(value_report), "what is read is what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
     kinds = [(row["name"], row["kind"]) for row in report["rows"]]
     assert kinds == [
@@ -137,7 +142,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_one_file_that_fetches_nothing(value_report):
-    html = Path(value_report["html"]).read_text()
+    html = value_report.html.read_text()
     page = Page()
     page.feed(html)
     assert page.fetched == []
@@ -153,14 +158,14 @@ def test_the_page_is_one_file_that_fetches_nothing(value_report):
         assert f"<td>{name} <small>" in html
 
 
-def test_the_first_sentence_names_every_rival_and_how_far_predictions_spread(value_report, tmp_path):
-    with np.load(Path(value_report["json"]).with_name("predictions.npz")) as stored:
-        truth, predicted = stored["truth"], stored["predicted/small, ridge"][0]
-    write_report(value_report, truth, predicted * 0.01, tmp_path)
+def test_the_first_sentence_names_every_rival_and_how_far_predictions_spread(tasks, value_report, tmp_path):
+    with np.load(value_report.json.with_name("predictions.npz")) as stored:
+        truth, predicted_SM = stored["truth"], stored["predicted/small, ridge"]
+    write_report(value_report, load_task("share", None, tasks), {"small, ridge": predicted_SM * 0.01}, tmp_path)
     lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
-    untrained = value_report["rows"][1]["metrics"]["spearman"]["value"]
+    untrained = value_report.rows[1].metrics["spearman"].value
     assert f"; the same probe on an untrained encoder has {untrained:.3f}; the best baseline (" in lead
-    assert lead.endswith(f"spread {predicted.std() / truth.std() / 100:.0%} as wide as the measured values do.")
+    assert lead.endswith(f"spread {predicted_SM[0].std() / truth.std() / 100:.0%} as wide as the measured values do.")
 
 
 def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
@@ -170,16 +175,16 @@ def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp
     monkeypatch.setattr(stage, "fit_baseline", lambda *a, **k: pytest.fail("fitted again"))
     second = run(tasks, model, tmp_path, task="share")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()} == before
-    assert second["rows"] == first["rows"]
+    assert second.rows == first.rows
 
 
 def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
     first = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False)
     second = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False, probe="fnn")
-    assert [row["name"] for row in second["rows"]] == ["small, fnn"]
-    assert second["rows"][0]["seeds"] == [0, 1]
-    assert second["rows"][0]["history"]["train_loss"]
-    assert first["rows"][0]["history"] == {}
+    assert [row.name for row in second.rows] == ["small, fnn"]
+    assert second.first.seeds == [0, 1]
+    assert second.first.history["train_loss"]
+    assert first.first.history == {}
 
 
 def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
@@ -210,12 +215,12 @@ def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(t
     assert f"the report that was here (share small) is now {kept / 'report.html'}" in caplog.messages
     run(tasks, model, tmp_path, task="rich", seeds=[7], **few)
     assert (tmp_path / "earlier" / "2" / "predictions.npz").is_file()
-    assert compare([kept, tmp_path], tmp_path / "joined")["reports"], "an earlier report is as good as any"
+    assert compare(CompareConfig([kept, tmp_path], tmp_path / "joined")).reports, "an earlier report is as good as any"
 
 
-def test_a_report_that_cannot_be_read_is_kept_too(tmp_path):
+def test_a_report_that_cannot_be_read_is_kept_too(value_report, tmp_path):
     (tmp_path / "report.json").write_text("{}")
-    keep_earlier(tmp_path, {})
+    keep_earlier(tmp_path, value_report)
     assert (tmp_path / "earlier" / "1" / "report.json").read_text() == "{}"
 
 
@@ -253,10 +258,10 @@ def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
 def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
     before = (tasks / "share.fasta").read_bytes()
     report = run(tasks, model, tmp_path, task="share", limit=15, baselines=[], untrained=False)
-    assert report["task"]["sizes"] == {"train": 15, "validation": 15, "test": 15}
+    assert report.task.sizes == {"train": 15, "validation": 15, "test": 15}
     assert (tasks / "share.fasta").read_bytes() == before
-    assert any("a subset" in note for note in report["notes"])
-    assert report["published"] == []
+    assert any("a subset" in note for note in report.notes)
+    assert report.published == []
 
 
 @pytest.fixture(scope="module")
@@ -273,10 +278,10 @@ def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path
     state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(ESM2Config(1, 40, 2), 0).state_dict().items()}
     write_checkpoint(wide, state, {"model": {"num_layers": 1, "embed_dim": 40, "attention_heads": 2}, "step": 0})
     other = run(tasks, wide, tmp_path / "other", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=1)
-    assert any("untrained wide has 40 numbers a vector, not 32: no twin" in note for note in other["notes"])
-    a, b = (report["rows"][0]["metrics"]["accuracy"]["value"] for report in (made, given))
+    assert any("untrained wide has 40 numbers a vector, not 32: no twin" in note for note in other.notes)
+    a, b = (report.first.metrics["accuracy"].value for report in (made, given))
     assert a == pytest.approx(b, abs=0.01)  # float16 and float32
-    assert any("no untrained rival" in note for note in given["notes"])
+    assert any("no untrained rival" in note for note in given.notes)
 
 
 def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model, tmp_path):
@@ -290,8 +295,8 @@ def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model
     ):
         run(tasks, None, tmp_path / "out", **keywords)
     report = run(tasks, None, tmp_path / "out", allow_missing=True, **keywords)
-    assert report["task"]["sizes"]["train"] == 58
-    assert any("2 of 120 proteins have no embedding" in note for note in report["notes"])
+    assert report.task.sizes["train"] == 58
+    assert any("2 of 120 proteins have no embedding" in note for note in report.notes)
 
 
 def test_a_set_that_would_be_left_without_embeddings_is_refused(tasks, model, tmp_path):
@@ -422,8 +427,8 @@ def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hidden
 
 def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path):
     joined = run(tasks, model, tmp_path, tasks="share,rich", baselines=[], untrained=False)
-    assert [report["task"] for report in joined["reports"]] == ["share", "rich"]
-    assert joined["pairs"] == []  # different test sets have no paired difference
+    assert [entry.report.task.name for entry in joined.reports] == ["share", "rich"]
+    assert joined.pairs == []  # different test sets have no paired difference
     assert (tmp_path / "comparison.html").is_file()
 
 
@@ -448,24 +453,26 @@ def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
 
 def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path, caplog):
     out = run(tasks, model, tmp_path / "fnn", task="share", probe="fnn", epochs=1, baselines=[], untrained=False)
-    found = compare([value_report["json"], out["json"]], tmp_path)
-    (pair,) = found["pairs"]
-    assert pair["metric"] == "spearman"
-    a, b = (report["rows"][0]["metrics"]["spearman"]["value"] for report in (value_report, out))
-    assert pair["difference"] == pytest.approx(a - b)
-    assert pair["low"] < pair["difference"] < pair["high"]
-    assert "beats" in pair["sentence"] or "no difference shown" in pair["sentence"]
+    found = compare(CompareConfig([value_report.json, out.json], tmp_path))
+    pair = found.pairs[0].comparison
+    assert pair.metric == "spearman"
+    a, b = (report.first.metrics["spearman"].value for report in (value_report, out))
+    assert pair.difference == pytest.approx(a - b)
+    assert pair.low < pair.difference < pair.high
+    assert "beats" in pair.sentence or "no difference shown" in pair.sentence
+    (written,) = json.loads((tmp_path / "comparison.json").read_text())["pairs"]
+    assert written == {"task": "share", "split": "share"} | to_json(pair)
     html = (tmp_path / "comparison.html").read_text()
-    assert pair["sentence"].split(" by ")[0] in html
+    assert pair.sentence.split(" by ")[0] in html
     caplog.set_level("INFO", "esm2kit")
-    assert main(["compare", str(value_report["json"]), str(out["json"]), "--out_dir", str(tmp_path / "again")]) == 0
+    assert main(["compare", str(value_report.json), str(out.json), "--out_dir", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "comparison.html").read_text() == html
-    assert f"share, share: {pair['sentence']}" in caplog.messages
+    assert f"share, share: {pair.sentence}" in caplog.messages
 
 
 def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belongs(value_report, tmp_path):
     """Both tasks have the same names of models; one report has another limit, and another number of draws."""
-    folder, reports = Path(value_report["json"]).parent, []
+    folder, reports = value_report.json.parent, []
     with np.load(folder / "predictions.npz") as stored:
         arrays = dict(stored)
     for place, task in enumerate(("one", "one", "two", "two")):
@@ -478,29 +485,32 @@ def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belong
         (copy / "report.json").write_text(json.dumps(report))
         np.savez(copy / "predictions.npz", **arrays | {"fingerprint": task})
         reports.append(copy)
-    found = compare(reports, tmp_path)
-    assert [(pair["task"], pair["ours"][-2:], pair["theirs"][-2:]) for pair in found["pairs"]] == [
+    found = compare(CompareConfig(reports, tmp_path))
+    assert [(pair.task, pair.comparison.ours[-2:], pair.comparison.theirs[-2:]) for pair in found.pairs] == [
         ("one", "#1", "#2"), ("two", "#1", "#2")
     ]  # fmt: skip
     one, two = (tmp_path / "comparison.html").read_text().split("<h2>")[1:]
-    for section, pair in zip((one, two), found["pairs"], strict=True):
-        assert section.count(f"<li>{pair['sentence']}</li>") == section.count("<li>") == 1
+    for section, pair in zip((one, two), found.pairs, strict=True):
+        assert section.count(f"<li>{pair.comparison.sentence}</li>") == section.count("<li>") == 1
     assert "<td>mean of train</td>" in one
-    assert f"<td>mean of train ({found['reports'][3]['name']})</td>" in two
+    assert f"<td>mean of train ({found.reports[3].name})</td>" in two
     assert "mean of train (" not in one
 
 
 def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
     with pytest.raises(InputError, match="two reports or more"):
-        compare([value_report["json"]], tmp_path)
+        compare(CompareConfig([value_report.json], tmp_path))
     (tmp_path / "report.json").write_text('{"schema": "other/9"}')
     with pytest.raises(InputError, match="schema 'other/9'"):
-        read_report(tmp_path)
+        Report.read(tmp_path)
     (tmp_path / "report.json").write_text("{")
-    with pytest.raises(InputError, match="no JSON"):
-        read_report(tmp_path)
+    with pytest.raises(InputError, match="not JSON"):
+        Report.read(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({"schema": SCHEMA}))
+    with pytest.raises(InputError, match="not a whole report"):
+        Report.read(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
-        read_report(tmp_path / "nowhere.json")
+        Report.read(tmp_path / "nowhere.json")
 
 
 def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
@@ -531,12 +541,11 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
     (note,) = note_on_draws(scores)
     assert note.startswith("every draw of the 10 test proteins gives the same accuracy (composition): its interval is")
     fitted = fit_baseline("composition", data).fitted
-    row = row_of("composition", "baseline", fitted, scores["composition"], data, "", {}, ())
-    assert row["metrics"]["accuracy"] | {"low": None} == {
-        "value": 1.0, "low": None, "high": 1.0, "seeds": [1.0], "seed_spread": 0.0
-    }  # fmt: skip
-    assert row["metrics"]["accuracy"]["low"] == pytest.approx(0.05 ** (1 / 10))
-    assert (row["metrics"]["mcc"]["value"], row["metrics"]["mcc"]["low"]) == (1.0, None)
+    row = ScoredModel("composition", "baseline", "", {}, fitted, scores["composition"]).row(data, ())
+    accuracy = row.metrics["accuracy"]
+    assert accuracy == Metric(1.0, accuracy.low, 1.0, [1.0], 0.0)
+    assert accuracy.low == pytest.approx(0.05 ** (1 / 10))
+    assert (row.metrics["mcc"].value, row.metrics["mcc"].low) == (1.0, None)
     assert note_on_draws({"majority": scores["majority"]}) == []
 
 

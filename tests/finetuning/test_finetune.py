@@ -20,7 +20,7 @@ from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.benchmarking.report import read_report
+from esm2kit.benchmarking.report import Report
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning import finetune as stage
 from esm2kit.finetuning.config import lr_share, settled, training_memory
@@ -431,14 +431,14 @@ def test_seeds_are_runs_of_their_own_and_the_report_holds_them(tmp_path, tasks, 
     given = {"task": "protein_class", "seeds": [1, 2], "benchmark": True, "max_steps": 6}
     result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
     assert [run["seed"] for run in result["runs"]] == [1, 2]
-    report = read_report(tmp_path)
-    kinds = [row["kind"] for row in report["rows"]]
+    report = Report.read(tmp_path)
+    kinds = [row.kind for row in report.rows]
     assert kinds[:3] == ["finetuned", "probe", "untrained"]
     assert kinds.count("baseline") >= 3
-    first = report["rows"][0]
-    assert first["name"] == "tiny, fine-tuned (full, fnn)"
-    assert first["metrics"]["accuracy"]["value"] == pytest.approx(result["test"]["accuracy"]["value"])
-    assert [item["theirs"] for item in report["comparisons"]] == [row["name"] for row in report["rows"][1:]]
+    first = report.first
+    assert first.name == "tiny, fine-tuned (full, fnn)"
+    assert first.metrics["accuracy"].value == pytest.approx(result["test"]["accuracy"]["value"])
+    assert [pair.theirs for pair in report.comparisons] == [row.name for row in report.rows[1:]]
     assert "fine-tuned (full, fnn)" in (tmp_path / "report.html").read_text()
     alone = finetune(
         FinetuneConfig(**settings(tasks, tiny, tmp_path / "alone", **given | {"seeds": [2], "benchmark": False}))
@@ -457,11 +457,11 @@ def test_from_random_weights_nothing_is_fetched(tmp_path, tasks) -> None:
     given = {"task": "protein_value", "model": "esm2_t6_8M_UR50D", "untrained_seed": 5, "max_steps": 2}
     given |= {"global_batch_size": 2, "benchmark": True, "val_check_interval": 2, "limit": 8}
     finetune(FinetuneConfig(**settings(tasks, tmp_path, tmp_path / "run") | given))
-    rows = read_report(tmp_path / "run")["rows"]
-    assert [row["kind"] for row in rows[:2]] == ["finetuned", "probe"]
-    assert rows[0]["name"].startswith("esm2_t6_8M_UR50D_untrained, fine-tuned")
-    assert rows[1]["name"].startswith("esm2_t6_8M_UR50D_untrained")
-    assert all(row["kind"] != "untrained" for row in rows)
+    rows = Report.read(tmp_path / "run").rows
+    assert [row.kind for row in rows[:2]] == ["finetuned", "probe"]
+    assert rows[0].name.startswith("esm2_t6_8M_UR50D_untrained, fine-tuned")
+    assert rows[1].name.startswith("esm2_t6_8M_UR50D_untrained")
+    assert all(row.kind != "untrained" for row in rows)
 
 
 def test_a_head_of_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -> None:

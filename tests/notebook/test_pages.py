@@ -13,10 +13,10 @@ import nbformat
 import pytest
 from matplotlib.colors import to_hex
 from support.errors import refused
+from support.reports import report, row, score
 
 from esm2kit import plots
-from esm2kit.benchmarking.page import PAGE
-from esm2kit.benchmarking.report import best_baseline, score_table, svg
+from esm2kit.benchmarking.page import render, score_table, svg
 from esm2kit.core.files import write_json
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, this_process
 from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
@@ -155,26 +155,17 @@ def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_pa
     assert [page.count(f"of {lines}: &lt;") for lines in (20, 8)] == [20, 8]
 
 
-def score(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "seeds": [value], "seed_spread": 0.0}
-
-
 ROWS = [
-    {"name": "m, fine-tuned (full, cnn)", "kind": "finetuned", "note": "", "metrics": {"rmse": score(1.5, 1.25, 1.75)}},
-    {"name": "m, cnn", "kind": "probe", "note": "", "metrics": {"rmse": score(1.75, 1.5, 2.0)}},
-    {"name": "untrained m, cnn", "kind": "untrained", "note": "", "metrics": {"rmse": score(2.0, 1.75, 2.25)}},
-    {"name": "mean", "kind": "baseline", "note": "the mean of train", "metrics": {"rmse": score(2.5)}},
-    {
-        "name": "composition",
-        "kind": "baseline",
-        "note": "linear on letters",
-        "metrics": {"rmse": score(2.25, 2.0, 2.5)},
-    },
+    row("finetuned", "m, fine-tuned (full, cnn)", {"rmse": score(1.5, 1.25, 1.75)}),
+    row("probe", "m, cnn", {"rmse": score(1.75, 1.5, 2.0)}),
+    row("untrained", "untrained m, cnn", {"rmse": score(2.0, 1.75, 2.25)}),
+    row("baseline", "mean", {"rmse": score(2.5)}, note="the mean of train"),
+    row("baseline", "composition", {"rmse": score(2.25, 2.0, 2.5)}, note="linear on letters"),
 ]
 
 
 def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
-    table = score_table({"task": {"metric": "rmse", "unit": ""}, "rows": ROWS})
+    table = score_table(report("rmse", ROWS))
     assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
         "the encoder itself, trained on the labels",
@@ -188,10 +179,10 @@ def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
 
 
 def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
-    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS})["name"] == "composition"
-    renamed = [row | {"metrics": {"spearman": row["metrics"]["rmse"]}} for row in ROWS]
-    assert best_baseline({"task": {"metric": "spearman"}, "rows": renamed})["name"] == "mean"
-    assert best_baseline({"task": {"metric": "rmse"}, "rows": ROWS[:3]}) is None
+    assert report("rmse", ROWS).best_baseline.name == "composition"
+    renamed = [replace(each, metrics={"spearman": each.metrics["rmse"]}) for each in ROWS]
+    assert report("spearman", renamed).best_baseline.name == "mean"
+    assert report("rmse", ROWS[:3]).best_baseline is None
 
 
 def test_a_label_with_dollars_is_no_formula() -> None:
@@ -207,4 +198,4 @@ def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
     assert "currentColor" in drawn
     assert to_hex(plots.OURS) not in drawn
     for theme in ("#0173b2", "#5cb0e8"):
-        assert f"--ours: {theme}" in PAGE
+        assert f"--ours: {theme}" in render("", "", [], [])

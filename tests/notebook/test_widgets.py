@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from support.errors import refused
+from support.reports import report, row, score
 
+from esm2kit.benchmarking.report import Comparison, Report, Row
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -448,21 +451,17 @@ def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
         assert asked == [True]
 
 
-def row(kind: str, name: str, value: float | None, **more: object) -> dict[str, object]:
-    return {"kind": kind, "name": name, "metrics": {"accuracy": {"value": value, "low": value, "high": value}}} | more
+def scored(kind: str, name: str, value: float | None, **more: object) -> Row:
+    return row(kind, name, {"accuracy": score(value, value, value)}, **more)
 
 
-def report(first: dict[str, object], others: dict[str, tuple[float, float, float]]) -> dict[str, object]:
-    """A report of a first row and its paired differences from what it must beat."""
+def compared(first: Row, others: dict[str, tuple[float, float, float]]) -> Report:
+    """A report of a first row and its paired differences from its baselines."""
     kinds = {"p_step3, cnn": "probe", "untrained p_step3, cnn": "untrained"}
     values = {"majority": 0.4, "composition": 0.55, "onehot_cnn": 0.5}
-    rows = [row(kinds.get(name, "baseline"), name, values.get(name, 0.6)) for name in others]
-    pairs = [
-        {"theirs": name, "metric": "accuracy", "difference": difference, "low": low, "high": high}
-        for name, (difference, low, high) in others.items()
-    ]
-    task = {"metric": "accuracy", "sizes": {"train": 280}}
-    return {"task": task, "model": {"name": "p_step3"}, "rows": [first, *rows], "comparisons": pairs}
+    rows = [scored(kinds.get(name, "baseline"), name, values.get(name, 0.6)) for name in others]
+    pairs = [Comparison(first.name, name, "accuracy", *difference, "") for name, difference in others.items()]
+    return report("accuracy", [first, *rows], pairs, train=280)
 
 
 AHEAD, LEVEL, BEHIND = (0.1, 0.05, 0.15), (0.01, -0.02, 0.04), (-0.1, -0.15, -0.05)
@@ -470,29 +469,29 @@ OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
 
 
 def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
-    probe = row("probe", "p_step3, cnn", 0.6)
-    assert verdict(report(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
+    probe = scored("probe", "p_step3, cnn", 0.6)
+    assert verdict(compared(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
         "The CNN probe on the frozen encoder has 0.600: behind the same probe on an untrained encoder by 0.100 [0.050, "
         "0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
     )
-    told = report(probe, OTHERS)
-    told["rows"][1]["metrics"]["accuracy"]["value"] = 0.9
-    assert "ahead of the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(told)
+    found = compared(probe, OTHERS)
+    found = replace(found, rows=[probe, scored("baseline", "majority", 0.9), *found.rows[2:]])
+    assert "ahead of the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(found)
 
 
 def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
-    told = report(row("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
-    assert verdict(told).endswith("has no figure: no figure to hold against the best baseline, mean of train (0.600).")
-    told = report(row("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
-    assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(told)
-    told["comparisons"][0] |= {"metric": "rmse", "low": -0.1, "high": 0.5}
-    assert verdict(told).endswith(": +0.250 [-0.100, +0.500] (+ is lower, so better).")
+    found = compared(scored("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
+    assert verdict(found).endswith("has no figure: no figure to compare with the best baseline, mean of train (0.600).")
+    found = compared(scored("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
+    assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(found)
+    found = replace(found, comparisons=[replace(found.comparisons[0], metric="rmse", low=-0.1, high=0.5)])
+    assert verdict(found).endswith(": +0.250 [-0.100, +0.500] (+ is lower, so better).")
 
 
 def test_all_tasks_in_one_sentence() -> None:
-    good, level = (report(row("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (AHEAD, LEVEL))
+    good, level = (compared(scored("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (AHEAD, LEVEL))
     rival = "accuracy 0.600, where the best baseline, composition, has 0.550."
-    beat = "beat everything that knows less"
+    beat = "beat every baseline"
     assert summary({"a": level, "b": good}) == f"The vectors {beat} on 1 of 2 tasks, b: {rival}"
     assert summary({"a": level}) == f"The vectors do not clearly {beat} on a: {rival}"
     assert summary({"b": good}) == f"The vectors {beat} on b: {rival}"
@@ -516,9 +515,9 @@ def test_all_tasks_in_one_sentence() -> None:
 def test_what_fine_tuning_was_worth_follows_the_figures(
     pair: tuple[float, float, float], kept: int, mode: str, told: str
 ) -> None:
-    first = row(
+    first = scored(
         "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [kept]},
         history={"validation_loss": [[1.0]] * 6},
     )  # fmt: skip
-    assert re.search(told, worth(report(first, {"p_step3, cnn": pair} | OTHERS)))
-    assert "no probe on the frozen encoder" in worth(report(first, OTHERS))
+    assert re.search(told, worth(compared(first, {"p_step3, cnn": pair} | OTHERS)))
+    assert "no probe on the frozen encoder" in worth(compared(first, OTHERS))
