@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.pooling import Reads, pool
+from esm2kit.models.pooling import Reads, pool, pool_packed
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Segments
 
@@ -49,6 +49,9 @@ def embed_batch(
     Returns: for each output, for each sequence, (D,) or (residues, D).
     Raises: InputError if a value is beyond float16.
     """
+    if encoder.device.type == "cuda" and max(map(len, sequences)) <= segments.max_residues:
+        with torch.cuda.stream(encoder.stream()):
+            return _embed_on_device(encoder, sequences, outputs, dtype)
     short = [index for index, sequence in enumerate(sequences) if len(sequence) <= segments.max_residues]
     rows_of = dict(zip(short, _represent(encoder, [sequences[index] for index in short], outputs), strict=True))
     arrays: list[list[np.ndarray]] = [[] for _ in outputs]
@@ -59,10 +62,32 @@ def embed_batch(
     return arrays
 
 
-def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output]) -> list[list[Tensor]]:
-    """For each sequence, for each output, the rows (1 + residues, width): BOS, then the residues; EOS is left out."""
-    if not sequences:
-        return []
+def _embed_on_device(
+    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], dtype: str
+) -> list[list[np.ndarray]]:
+    """The same for proteins that need no windows: pooled and rounded where they were computed, copied once a file."""
+    tokens_N, num_tokens = _pack(sequences)
+    hidden = encoder.encode(tokens_N, num_tokens, sorted({output.layer for output in outputs}), on_device=True)
+    copies = []
+    for output in outputs:
+        rows_ND = hidden[output.layer]
+        if output.pooling == "logits":
+            rows_ND = encoder.logits(rows_ND, on_device=True)
+        rows = pool_packed(rows_ND, num_tokens, output.reads).to(getattr(torch, dtype))
+        on_host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+        copies.append(on_host.copy_(rows, non_blocking=True))
+    if encoder.device.type == "cuda":
+        torch.cuda.current_stream().synchronize()
+    sizes = np.cumsum([tokens - 2 for tokens in num_tokens])[:-1]
+    arrays = []
+    for output, on_host in zip(outputs, copies, strict=True):
+        array = _checked(on_host.numpy(), output)
+        arrays.append(np.split(array, sizes) if output.reads == "residues" else list(array))
+    return arrays
+
+
+def _pack(sequences: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """Token ids of sequences end to end, each between BOS and EOS, and the tokens of each."""
     num_tokens = [len(sequence) + 2 for sequence in sequences]
     tokens_N = np.empty(sum(num_tokens), dtype=np.int64)
     ends = np.cumsum(num_tokens)
@@ -70,11 +95,22 @@ def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Out
     tokens_N[starts], tokens_N[ends - 1] = BOS_IDX, EOS_IDX
     for start, end, sequence in zip(starts, ends, sequences, strict=True):
         tokens_N[start + 1 : end - 1] = encode(sequence)
+    return torch.from_numpy(tokens_N), num_tokens
+
+
+def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output]) -> list[list[Tensor]]:
+    """For each sequence, for each output, the rows (1 + residues, width): BOS, then the residues; EOS is left out."""
+    if not sequences:
+        return []
+    tokens_N, num_tokens = _pack(sequences)
     layers = sorted({output.layer for output in outputs})
-    hidden = encoder.encode(torch.from_numpy(tokens_N), num_tokens, layers)
-    logits = [encoder.logits(hidden[output.layer]) if output.pooling == "logits" else None for output in outputs]
-    wanted = [hidden[output.layer] if own is None else own for output, own in zip(outputs, logits, strict=True)]
-    return [[rows_ND[start : end - 1] for rows_ND in wanted] for start, end in zip(starts, ends, strict=True)]
+    hidden = encoder.encode(tokens_N, num_tokens, layers)
+    rows = [
+        encoder.logits(hidden[output.layer]) if output.pooling == "logits" else hidden[output.layer]
+        for output in outputs
+    ]
+    split = [rows_ND.split(num_tokens) for rows_ND in rows]
+    return [[rows_TD[:-1] for rows_TD in of_one] for of_one in zip(*split, strict=True)]
 
 
 def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Segments) -> list[Tensor]:
@@ -97,7 +133,10 @@ def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], 
 
 
 def _store(values: Tensor, output: Output, dtype: str) -> np.ndarray:
-    array = values.numpy().astype(dtype, order="C")
-    if dtype == "float16" and not np.isfinite(array).all():
+    return _checked(values.numpy().astype(dtype, order="C"), output)
+
+
+def _checked(array: np.ndarray, output: Output) -> np.ndarray:
+    if array.dtype == np.float16 and not np.isfinite(array).all():
         raise InputError(f"layer {output.layer} has values beyond float16's 65504: choose dtype float32")
     return array

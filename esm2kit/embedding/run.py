@@ -78,7 +78,8 @@ class Run:
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.done()
-        self.workers = 1 if encoder.device.type == "cuda" else workers or cores()
+        # two threads on a GPU: one prepares and copies a batch while the other's is computed
+        self.workers = 2 if encoder.device.type == "cuda" else workers or cores()
 
     def work(self) -> None:
         """Embed every batch that is neither done nor another process's.

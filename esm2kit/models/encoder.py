@@ -54,6 +54,8 @@ class Encoder:
             if precision == "int8":
                 raise InputError("precision int8 is for the CPU: choose bfloat16 on a GPU")
             self.model = model.to(self.device, dtype=getattr(torch, precision))
+            torch.cuda.synchronize(self.device)  # other threads' streams read the weights
+            self._local = threading.local()
             return
         if precision == "int8" and not torch.backends.mkldnn.is_available():
             raise InputError(
@@ -67,19 +69,22 @@ class Encoder:
         self._local = threading.local()
 
     @torch.inference_mode()
-    def encode(self, tokens_N: Tensor, num_tokens: Sequence[int], repr_layers: Sequence[int]) -> dict[int, Tensor]:
+    def encode(
+        self, tokens_N: Tensor, num_tokens: Sequence[int], repr_layers: Sequence[int], on_device: bool = False
+    ) -> dict[int, Tensor]:
         """Representations of packed sequences.
 
         Args:
             tokens_N: token ids of all sequences end to end, each with its BOS and EOS.
             num_tokens: tokens of each; neighbours of equal number share an attention call.
             repr_layers: which layers, 0 to num_layers; the last has the final LayerNorm applied.
+            on_device: leave them where they were computed, in the model's precision.
         Returns: {layer: (N, D)} in float32 on the CPU, for the caller to keep.
         """
         packed = Packed(num_tokens, self.device)
         if self.device.type == "cuda":
             found = self.model.encode(tokens_N.to(self.device, torch.long), packed, tuple(repr_layers))
-            return {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
+            return found if on_device else {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
         tokens_N = tokens_N.long()
         buffers = self._buffers(packed)
         angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
@@ -95,10 +100,17 @@ class Encoder:
         return found
 
     @torch.inference_mode()
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """(N, V) masked-LM logits of the final layer's rows, float32 on the CPU."""
+    def logits(self, hidden_ND: Tensor, on_device: bool = False) -> Tensor:
+        """(N, V) masked-LM logits of the final layer's rows, float32 on the CPU; or left `on_device`, as `encode` does."""
         weight = self.model.embed_tokens.weight
-        return self.model.lm_head(hidden_ND.to(weight.device, weight.dtype)).float().cpu()
+        logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
+        return logits_NV if on_device else logits_NV.float().cpu()
+
+    def stream(self) -> torch.cuda.Stream:
+        """This thread's CUDA stream: one thread's copies to the host overlap with another's kernels."""
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self.device)
+        return self._local.stream
 
     def _embed(self, tokens_N: Tensor, packed: Packed, out_ND: Tensor) -> Tensor:
         if (tokens_N == MASK_IDX).any():

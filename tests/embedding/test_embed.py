@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from esm2kit.core.errors import InputError
 from esm2kit.embedding import plan as embed_plan
 from esm2kit.embedding import run as embed_run
+from esm2kit.embedding.batch import Output, _embed_on_device, embed_batch
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import _device, embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
+from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.load import ModelFile, load_model
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
@@ -498,6 +500,7 @@ SCRIPT = """
 import logging, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from esm2kit.embedding import run as embed_run
+from esm2kit.embedding.batch import Output, _embed_on_device, embed_batch
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -641,3 +644,22 @@ def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="device cuda was asked for and torch finds no GPU"):
             embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
     assert not list((tmp_path / "out").glob("*")), "nothing half made is left"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_pooled_on_the_device_it_is_the_same_as_protein_by_protein(dtype: str) -> None:
+    encoder = Encoder(ESM2.initialised(CONFIG, 3).eval())
+    sequences = ["MKTAYIAK", "G", "ACDEFGHIKLMNPQRSTVWY" * 3]
+    width = CONFIG.embed_dim
+    outputs = [Output("a", 2, "mean", width), Output("b", 1, "bos", width), Output("c", 2, "none", width)]
+    outputs.append(Output("d", 2, "logits", 33))
+    usual = embed_batch(encoder, sequences, outputs, Segments(100, 10, 1000), dtype)
+    packed = _embed_on_device(encoder, sequences, outputs, dtype)
+    for ours, theirs in zip(packed, usual, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.shape == other.shape
+            assert one.dtype == other.dtype == dtype
+            np.testing.assert_allclose(one, other, atol=1e-6 if dtype == "float32" else 2e-3)
+    alone = [_embed_on_device(encoder, [sequence], outputs, "float32")[0][0] for sequence in sequences]
+    together = _embed_on_device(encoder, sequences, outputs, "float32")[0]
+    np.testing.assert_allclose(alone, together, atol=1e-6)
