@@ -336,7 +336,7 @@ def section_pretrain(options: argparse.Namespace, proteins: list[str], ceiling: 
             out_dir = folder / f"run{workers}{compiled}"
             esm2kit.pretrain(
                 esm2kit.PretrainConfig(
-                    folder / "data", out_dir, max_steps=40, global_batch_size=512, micro_batch_size=256,
+                    folder / "data", out_dir=out_dir, max_steps=40, global_batch_size=512, micro_batch_size=256,
                     num_workers=workers, precision=precision, accelerator=options.device, compile=compiled,
                     val_check_interval=40, log_every_n_steps=5,
                 )

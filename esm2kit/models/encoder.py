@@ -101,7 +101,7 @@ class Encoder:
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor, on_device: bool = False) -> Tensor:
-        """(N, V) masked-LM logits of the final layer's rows, float32 on the CPU; or left `on_device`, as `encode` does."""
+        """(N, V) masked-LM logits of the final layer's rows, float32 on the CPU or, with `on_device`, as they are."""
         weight = self.model.embed_tokens.weight
         logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
         return logits_NV if on_device else logits_NV.float().cpu()
