@@ -77,7 +77,7 @@ def train(
         raise InputError(
             f"{error.values['path']} is of another run: {error.values['changed']}; "
             "set overwrite to True to start over, or work_dir to another folder",
-            code=error.code,
+            code="resume.another-run",
             **error.values,
         ) from None
 

@@ -24,13 +24,19 @@ def work_folder(work_dir: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=work_dir):
             return work_dir
     except OSError as error:
-        raise InputError(f"cannot write to {work_dir}: {error.strerror}; set work_dir to another folder") from error
+        raise InputError(
+            f"cannot write to {work_dir}: {error.strerror}; set work_dir to another folder",
+            code="work-dir.unwritable",
+            path=str(work_dir),
+        ) from error
 
 
 def need(path: str | Path, notebook: str) -> Path:
     """A file that an earlier notebook makes. Raises: InputError naming that notebook where it is absent."""
     if not Path(path).exists():
-        raise InputError(f"{path} is not there: run {notebook} first")
+        raise InputError(
+            f"{path} is not there: run {notebook} first", code="notebook.needs", path=str(path), notebook=notebook
+        )
     return Path(path)
 
 
@@ -53,7 +59,12 @@ def record(
     work_dir = Path(work_dir)
     absent = [str(path) for path in made.values() if not Path(path).exists()]
     if absent:
-        raise InputError(f"{notebook} names artefacts that are not there: {', '.join(absent)}")
+        raise InputError(
+            f"{notebook} names artefacts that are not there: {', '.join(absent)}",
+            code="record.absent",
+            notebook=notebook,
+            paths=absent,
+        )
     write_json(work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "told": told})
     for name, path in made.items():
         print(f"made {name}: {path}")

@@ -165,9 +165,11 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
     Raises: InputError for a name that is no file's name, or one of the shipped tiers.
     """
     if not name or not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"{name!r} cannot name a tier: use letters, digits, - and _")
+        raise InputError(f"{name!r} cannot name a tier: use letters, digits, - and _", code="tier.name", name=name)
     if name in SHIPPED_TIERS:
-        raise InputError(f"{name} is a shipped tier and stays as it is: take another name")
+        raise InputError(
+            f"{name} is a shipped tier and stays as it is: take another name", code="tier.shipped", name=name
+        )
     folder = Path(folder)
     path = folder / f"{name}.yaml"
     begin = path if path.exists() else folder / "sample.yaml"

@@ -10,8 +10,8 @@ from typing import Any
 import nbformat
 import pytest
 import yaml
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.notebook.runs.history import silent_cells
 from esm2kit.notebook.runs.manifest import read_manifest
 from esm2kit.notebook.runs.run import RunConfig, known_parameters, run
@@ -256,8 +256,9 @@ def test_alone_from_a_clean_kernel_a_notebook_works_or_names_the_one_it_needs(
     if told is None:
         assert "report: " in run(RunConfig(tier="own", root=root, only=name))
     else:
-        with pytest.raises(InputError, match=rf"^{name} failed in cell \d+: InputError: \S+ {told}"):
+        with refused("run.notebook-failed", notebook=name) as caught:
             run(RunConfig(tier="own", root=root, only=name))
+        assert re.match(rf"cell \d+: InputError: \S+ {told}", caught.value.values["error"])
     folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
     assert f"{name}.html" in {path.name for path in folder.iterdir()}
 

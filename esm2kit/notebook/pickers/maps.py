@@ -90,7 +90,12 @@ def _protein_value(protein: str, records: Sequence[Record], places: dict[str, in
     place = places.get(protein) if protein else 0
     if place is None:
         near = get_close_matches(protein, list(places)[:OFFERED_IDS], 3) or list(places)[:3]
-        raise InputError(f"no protein {protein!r} among the {len(records):,}: give an id, such as {', '.join(near)}")
+        raise InputError(
+            f"no protein {protein!r} among the {len(records):,}: give an id, such as {', '.join(near)}",
+            code="protein.unknown",
+            name=protein,
+            near=near,
+        )
     record = records[place]
     header = record.description if len(record.description) <= 120 else f"{record.description[:120]} …"
     return place, facts({"header": escape(header), "residues": f"{len(record.sequence):,}"})

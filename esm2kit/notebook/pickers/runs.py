@@ -34,7 +34,12 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
         start = "<code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>"
         return None, f"{'; '.join(working)}. None is done yet." if working else f"No run is done yet: {start}."
     if name not in runs:
-        raise InputError(f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}")
+        raise InputError(
+            f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}",
+            code="run.unknown",
+            name=name,
+            known=list(runs),
+        )
     manifest = runs[name]
     figures = "<br>".join(f"{escape(key)} <b>{escape(short(value))}</b>" for key, value in manifest.figures.items())
     rows = {

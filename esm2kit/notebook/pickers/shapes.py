@@ -43,7 +43,11 @@ def size_picker(model: str, num_layers: int, embed_dim: int, attention_heads: in
 def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
     name = given["model"]
     if name != "custom" and name not in SIZES:
-        raise InputError(f"model {name!r} is unknown: choose custom or one of {', '.join(SIZES)}")
+        raise InputError(
+            f"model {name!r} is unknown: choose custom or one of {', '.join(SIZES)}",
+            code="model.unknown-size",
+            name=name,
+        )
     size = SIZES[name] if name in SIZES else ESM2Config(*(given[each] for each in SHAPE))
     rows = {
         "shape": f"{shape_of(size)}, {size.attention_heads} heads of {size.head_dim} channels",
@@ -150,7 +154,12 @@ def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchL
     tensor = layout.tensor_model_parallel_size
     heads = size.value.attention_heads if size is not None and tensor > 1 else tensor
     if heads % tensor:
-        raise InputError(f"attention_heads {heads} do not divide among tensor_model_parallel_size {tensor}")
+        raise InputError(
+            f"attention_heads {heads} do not divide among tensor_model_parallel_size {tensor}",
+            code="layout.heads",
+            attention_heads=heads,
+            tensor_model_parallel_size=tensor,
+        )
     return layout, f"<b>{layout.equation}</b><br>{_sentence(layout)}{_batch_svg(layout)}"
 
 

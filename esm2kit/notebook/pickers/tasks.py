@@ -86,7 +86,12 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
         spec = TASKS[task]
         name = split or spec.default_split
         if name not in spec.splits:
-            raise InputError(f"task {task} has no split {name!r}: choose one of {', '.join(spec.splits)}")
+            raise InputError(
+                f"task {task} has no split {name!r}: choose one of {', '.join(spec.splits)}",
+                code="task.no-split",
+                task=task,
+                split=name,
+            )
         sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
         where = "here" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads it"
     else:
@@ -157,7 +162,11 @@ def _model_value(model: str, trained: Path) -> tuple[str, str]:
         best, told = _own_checkpoint(trained)
         return str(best), told + size_table("")
     if model not in SIZES and not Path(model).exists():
-        raise InputError(f"model {model!r} is neither an official name nor a file or folder that is there")
+        raise InputError(
+            f"model {model!r} is neither an official name nor a file or folder that is there",
+            code="model.absent",
+            name=model,
+        )
     own = "" if model in SIZES else facts({"path": escape(model)})
     return model, own + size_table(model)
 
@@ -168,20 +177,32 @@ def _own_checkpoint(trained: Path) -> tuple[Path, str]:
     Raises: InputError if it is not there, or is not the one that `trained` tells of.
     """
     if not trained.exists():
-        raise InputError(f"{trained} is not there: run 02_pretrain first, or choose an official model")
+        raise InputError(
+            f"{trained} is not there: run 02_pretrain first, or choose an official model",
+            code="notebook.needs",
+            path=str(trained),
+            notebook="02_pretrain",
+        )
     result = json.loads(trained.read_text())
     best = Path(result["best"])
     # a work folder that was moved or copied still holds its checkpoint
     best = best if best.exists() else trained.parent / "checkpoints" / best.name
     if not best.exists():
-        raise InputError(f"{trained} tells of {best.name}, which is not there: run 02_pretrain again")
+        raise InputError(
+            f"{trained} names {best.name}, which is not there: run 02_pretrain again",
+            code="checkpoint.gone",
+            path=str(best),
+        )
     kept = read_metadata(best)
     found = ESM2Config(**kept["model"])
     promised = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
     if found != promised:
         raise InputError(
-            f"{best.name} has {shape_of(found)}, but {trained.name} beside it tells of {shape_of(promised)}: "
-            "the checkpoint is of another run; run 02_pretrain again"
+            f"{best.name} has {shape_of(found)}, but {trained.name} beside it has {shape_of(promised)}: "
+            "the checkpoint is of another run; run 02_pretrain again",
+            code="checkpoint.another-shape",
+            found=shape_of(found),
+            recorded=shape_of(promised),
         )
     rows = {
         "file": escape(best.name),
@@ -217,9 +238,9 @@ def _file_value(text: str) -> tuple[Path, str]:
         near = path.parent if path.parent.is_dir() else None
         found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
         told = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
-        raise InputError(f"{text or 'the empty path'} is not there; {told}")
+        raise InputError(f"{text or 'the empty path'} is not there; {told}", code="fasta.absent", path=text)
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give a FASTA in it")
+        raise InputError(f"{path} is a folder; give a FASTA in it", code="fasta.folder", path=str(path))
     stat = path.stat()
     num_residues, whole = _lengths(path, stat.st_size, stat.st_mtime_ns)
     longer = int((num_residues > MAX_RESIDUES).sum())

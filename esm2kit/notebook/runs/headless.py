@@ -40,7 +40,11 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
     import papermill
 
     if not notebook.is_file():
-        raise InputError(f"{notebook} is not there any more; `git log -- {notebook.name}` tells where it went")
+        raise InputError(
+            f"{notebook} is not there any more; `git log -- {notebook.name}` tells where it went",
+            code="notebook.absent",
+            path=str(notebook),
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inspected = papermill.inspect_notebook(str(notebook))
@@ -50,7 +54,12 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
             known[name] = ast.literal_eval(facts["default"])
         except (ValueError, SyntaxError):
             told = f"parameter {name} is {facts['default']}; write a number, a text, True or False"
-            raise InputError(f"{notebook}: {told}, and work out the rest in a cell below") from None
+            raise InputError(
+                f"{notebook}: {told}, and work out the rest in a cell below",
+                code="notebook.default",
+                name=name,
+                found=facts["default"],
+            ) from None
     return known
 
 

@@ -87,12 +87,16 @@ def run(config: RunConfig) -> str:
     """
     ways = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
     if len(given := list(filter(None, ways))) > 1:
-        raise InputError(f"{' and '.join(given)} each say which notebooks to run: give one of them")
+        raise InputError(
+            f"{' and '.join(given)} each say which notebooks to run: give one of them",
+            code="run.several-choices",
+            options=given,
+        )
     root, plan = Path(config.root), plan_run(config)
     name = tier_path(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
-        told = told_plan(root, {name: plan[name] for name in _chosen(config, plan, {"notebooks": {}})})
+        told = told_plan(root, {name: plan[name] for name in _chosen(config, plan, RunManifest(name, ""))})
         return f"{told}\nevery parameter is known and of its type; nothing was run"
     folder = latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
@@ -112,7 +116,11 @@ def runs(config: RunsConfig) -> str:
     if len(names) != 2:
         other = next((name for name in read_runs(folder) if name not in names), "RUN")
         example = f", as in `esm2kit runs {names[0]} {other}`" if len(names) == 1 else ""
-        raise InputError(f"a comparison takes two runs, found {len(names)}: {', '.join(names)}{example}")
+        raise InputError(
+            f"a comparison takes two runs, found {len(names)}: {', '.join(names)}{example}",
+            code="run.not-two",
+            found=names,
+        )
     before, after = (read_manifest(folder / name) for name in names)
     parameters, figures = compare_runs(before, after)
     if config.format == "table":
@@ -127,7 +135,7 @@ def _run_name(folder: Path, given: str) -> str:
     if not (folder / name / "manifest.json").is_file():
         near = closest(name, read_runs(folder))
         told = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
-        raise InputError(f"{given} is no run in {folder}; {told}")
+        raise InputError(f"{given} is no run in {folder}; {told}", code="run.unknown", name=name, near=near)
     return name
 
 
@@ -173,7 +181,9 @@ def rerun(config: RerunConfig) -> str:
     if far:
         print(told)
         raise InputError(
-            f"{len(far)} figures differ by more than {config.tolerance:g} of their value: {', '.join(far)}"
+            f"{len(far)} figures differ by more than {config.tolerance:g} of their value: {', '.join(far)}",
+            code="rerun.figures-differ",
+            figures=far,
         )
     return f"{told}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
 
@@ -213,7 +223,11 @@ def _execute(
             for notebook in chosen:
                 manifest = run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:
-        raise InputError(f"cannot write {error.filename or folder}: {error.strerror}; fix it, then --resume") from error
+        raise InputError(
+            f"cannot write {error.filename or folder}: {error.strerror}; fix it, then --resume",
+            code="run.unwritable",
+            path=str(error.filename or folder),
+        ) from error
     finally:
         if folder is not None and (folder / "manifest.json").exists():
             runs_page(root / "papermill_runs")
@@ -230,7 +244,7 @@ def _new_folder(root: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise InputError(f"{stem} and 98 more of the name are taken; wait a second")
+    raise InputError(f"{stem} and 98 more of the name are taken; wait a second", code="run.names-taken", path=str(stem))
 
 
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
@@ -251,7 +265,9 @@ def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: RunManifest) -
     def find(wanted: str) -> str:
         matches = [notebook for notebook in plan if notebook == wanted or notebook.split("_")[0] == wanted]
         if not matches:
-            raise InputError(f"the tier has no notebook {wanted!r}; {nearest(wanted, plan)}")
+            raise InputError(
+                f"the tier has no notebook {wanted!r}; {nearest(wanted, plan)}", code="tier.notebook", name=wanted
+            )
         return matches[0]
 
     notebooks = list(plan)

@@ -21,7 +21,12 @@ def tier_path(root: Path, tier: str) -> Path:
         if path.is_file():
             return path
     known = [path.stem for path in folder.glob("*.yaml")]
-    raise InputError(f"unknown tier {tier!r}; " + (nearest(tier, known) if known else f"{folder} has none"))
+    raise InputError(
+        f"unknown tier {tier!r}; " + (nearest(tier, known) if known else f"{folder} has none"),
+        code="tier.unknown",
+        name=tier,
+        known=known,
+    )
 
 
 def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -38,15 +43,30 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     try:
         tier = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path} is no YAML: {' '.join(str(error).split())}", code="tier.not-yaml", path=str(path)
+        ) from error
     if not isinstance(tier, dict):
-        raise InputError(f"{path}: a tier is `notebook: {{parameter: value}}`, found {type(tier).__name__}")
+        raise InputError(
+            f"{path}: a tier is `notebook: {{parameter: value}}`, found {type(tier).__name__}",
+            code="tier.form",
+            path=str(path),
+        )
     plan = {}
     for notebook, parameters in tier.items():
         if notebook not in files:
-            raise InputError(f"{path}: unknown notebook {notebook!r}; {nearest(notebook, files)}")
+            raise InputError(
+                f"{path}: unknown notebook {notebook!r}; {nearest(notebook, files)}",
+                code="tier.notebook",
+                name=notebook,
+            )
         if not isinstance(parameters or {}, dict):
-            raise InputError(f"{path}: {notebook} takes `parameter: value` lines, found {parameters!r}")
+            raise InputError(
+                f"{path}: {notebook} takes `parameter: value` lines, found {parameters!r}",
+                code="tier.form",
+                path=str(path),
+                notebook=notebook,
+            )
         plan[notebook] = dict(parameters or {})
     known = {notebook: known_parameters(files[notebook]) for notebook in plan}
     for each in given:
@@ -59,18 +79,29 @@ def _laid_over(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[t
     """(notebook, parameter, value) of one `-p name=value`; text stays text where the parameter is text."""
     name, equals, value = given.partition("=")
     if not equals:
-        raise InputError(f"-p {given}: write name=value, or notebook.name=value")
+        raise InputError(
+            f"-p {given}: write name=value, or notebook.name=value", code="parameter.no-value", given=given
+        )
     notebook, dot, parameter = name.rpartition(".")
     targets = [notebook] if dot else [candidate for candidate in known if parameter in known[candidate]]
     if not targets or any(target not in known for target in targets):
         names = sorted({name for names in known.values() for name in names})
-        raise InputError(f"-p {given}: no notebook has a parameter {name!r}; {nearest(name, names)}")
+        raise InputError(
+            f"-p {given}: no notebook has a parameter {name!r}; {nearest(name, names)}",
+            code="parameter.unknown",
+            name=name,
+        )
     for target in targets:
         text = isinstance(known[target].get(parameter), str)
         try:
             yield target, parameter, value if text else yaml.safe_load(value)
         except yaml.YAMLError:
-            raise InputError(f"-p {given}: {value!r} is no value of {parameter}") from None
+            raise InputError(
+                f"-p {given}: {value!r} is no value of {parameter}",
+                code="parameter.not-yaml",
+                name=parameter,
+                found=value,
+            ) from None
 
 
 def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,11 +113,22 @@ def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Map
     values = {}
     for name, value in parameters.items():
         if name not in known:
-            raise InputError(f"{notebook} has no parameter {name!r}; {nearest(name, known)}")
+            raise InputError(
+                f"{notebook} has no parameter {name!r}; {nearest(name, known)}",
+                code="parameter.unknown",
+                notebook=notebook,
+                name=name,
+            )
         values[name] = value = _typed(notebook, name, value, known[name])
         if name in choices and value not in choices[name]:
             told = nearest(str(value), [str(each) for each in choices[name]])
-            raise InputError(f"{notebook}: {name} cannot be {value!r}; {told}")
+            raise InputError(
+                f"{notebook}: {name} cannot be {value!r}; {told}",
+                code="parameter.choice",
+                notebook=notebook,
+                name=name,
+                found=value,
+            )
         if isinstance(value, str) and name not in PLACES:
             _check_path(Path(root) / "notebooks", notebook, name, value, known[name])
     return values
@@ -99,7 +141,13 @@ def _typed(notebook: str, name: str, value: Any, default: Any) -> Any:
         with contextlib.suppress(TypeError, ValueError):
             typed = float(value)
     if type(typed) is not type(default) or typed != typed:
-        raise InputError(f"{notebook}: {name} is of type {type(default).__name__}, like {default!r}; found {value!r}")
+        raise InputError(
+            f"{notebook}: {name} is of type {type(default).__name__}, like {default!r}; found {value!r}",
+            code="parameter.type",
+            notebook=notebook,
+            name=name,
+            found=value,
+        )
     return typed
 
 
@@ -109,9 +157,21 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
         return
     path = folder / value
     if (folder / default).is_file() and not path.is_file():
-        raise InputError(f"{notebook}: {name} {value} is not a file; a path counts from notebooks/")
+        raise InputError(
+            f"{notebook}: {name} {value} is not a file; a path counts from notebooks/",
+            code="parameter.file",
+            notebook=notebook,
+            name=name,
+            path=value,
+        )
     if (folder / default).is_dir() and (path.is_file() or not path.parent.is_dir()):
-        raise InputError(f"{notebook}: {name} {value} is no folder and cannot be one; a path counts from notebooks/")
+        raise InputError(
+            f"{notebook}: {name} {value} is no folder and cannot be one; a path counts from notebooks/",
+            code="parameter.folder",
+            notebook=notebook,
+            name=name,
+            path=value,
+        )
 
 
 def _choices(notebook: str) -> dict[str, tuple[Any, ...]]:
