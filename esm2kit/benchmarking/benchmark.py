@@ -54,7 +54,11 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
         return _benchmark_one(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     if config.split is not None:
-        raise InputError(f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks")
+        raise InputError(
+            f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks",
+            code="benchmark.split",
+            split=config.split,
+        )
     if config.tasks.strip() == "all":
         names = obtainable(Path(config.data_dir))
     else:
@@ -69,10 +73,15 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
             logger.warning("%s: %s", name, error)
     errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
     if not reports:
-        raise InputError(errors)
+        raise InputError(errors, code="benchmark.some-failed", failed=failed, done=0)
     found = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
     if failed:
-        raise InputError(f"{len(reports)} of {len(names)} tasks are done ({found.html}); {errors}")
+        raise InputError(
+            f"{len(reports)} of {len(names)} tasks are done ({found.html}); {errors}",
+            code="benchmark.some-failed",
+            failed=failed,
+            done=len(reports),
+        )
     return found
 
 
@@ -116,7 +125,12 @@ def baselines_of(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
     chosen = known if config.baselines is None else tuple(config.baselines)
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise InputError(f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}")
+        raise InputError(
+            f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}",
+            code="baseline.unknown",
+            name=unknown[0],
+            allowed=known,
+        )
     return chosen
 
 
@@ -139,9 +153,17 @@ def task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, Mo
     other = config.embeddings if per_residue else config.hiddens
     if given is None and other is not None:
         kind = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
-        raise InputError(f"task {data.task.name} with probe {probe.probe} takes {kind}; {other} is the other kind")
+        raise InputError(
+            f"task {data.task.name} with probe {probe.probe} takes {kind}; {other} is the other kind",
+            code="embeddings.level",
+            path=other,
+            probe=probe.probe,
+            expected="residue" if per_residue else "protein",
+        )
     if given is None and config.model is None:
-        raise InputError("name a model, or an existing file of embeddings (hiddens for residues)")
+        raise InputError(
+            "name a model, or an existing file of embeddings (hiddens for residues)", code="benchmark.no-source"
+        )
     if given is not None:
         data = without_missing(data, Path(given), config.allow_missing)
 

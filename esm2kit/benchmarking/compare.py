@@ -85,7 +85,9 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
         InputError: fewer than two reports, or one without its predictions.
     """
     if len(reports) < 2:
-        raise InputError(f"a comparison takes two reports or more, {len(reports)} given")
+        raise InputError(
+            f"a comparison takes two reports or more, {len(reports)} given", code="compare.too-few", found=len(reports)
+        )
     named = _named(reports)
     resamples = min(entry.report.settings.resamples for entry in named)
     scores = [_scores(entry.report, resamples) for entry in named]
@@ -107,7 +109,11 @@ def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
     """A fingerprint of the test set, and scores of the first row, computed again from its predictions."""
     path = report.json.with_name(report.files["predictions"])
     if not path.is_file():
-        raise InputError(f"{path} is missing: a comparison needs the predictions beside report.json")
+        raise InputError(
+            f"{path} is missing: a comparison needs the predictions next to report.json",
+            code="report.no-predictions",
+            path=path,
+        )
     with np.load(path) as stored:
         truth_M, protein_M, fingerprint = stored["truth"], stored["protein"], str(stored["fingerprint"])
         predicted_SM = stored[f"predicted/{report.first.name}"]

@@ -67,12 +67,28 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         refuse_unknown_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
+            raise InputError(
+                f"seeds must be different numbers, at least one; found {self.seeds}",
+                code="option.seeds",
+                found=self.seeds,
+            )
         for name in ("limit", "epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}; leave it out for no limit")
+                raise InputError(
+                    f"{name} must be at least 1, found {getattr(self, name)}; leave it out for no limit",
+                    code="option.range",
+                    name=name,
+                    found=getattr(self, name),
+                    at_least=1,
+                )
         if self.resamples < 100:
-            raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
+            raise InputError(
+                f"resamples must be at least 100 for a 95% interval, found {self.resamples}",
+                code="option.range",
+                name="resamples",
+                found=self.resamples,
+                at_least=100,
+            )
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def embed_task(
     sequences = dict(zip(data.ids, data.sequences, strict=True))
     if any(sequences[name] != sequence for name, sequence in zip(data.ids, data.sequences, strict=True)):
         raise InputError(
-            f"task {data.task.name}: one id stands for two different sequences; give them ids of their own"
+            f"task {data.task.name}: one id stands for two different sequences; give them ids of their own",
+            code="task.repeated-id",
+            task=data.task.name,
         )
     fasta = Path(out_dir) / "proteins.fasta"
     text = "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
@@ -106,12 +108,21 @@ def without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData
     if not allow_missing:
         raise InputError(
             f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or leave them "
-            "out by --allow_missing"
+            "out by --allow_missing",
+            code="embeddings.missing",
+            path=path,
+            missing=[data.ids[row] for row in missing],
+            proteins=len(data.ids),
         )
     present = np.setdiff1d(np.arange(len(data.ids)), missing)
     for name in SET_NAMES:
         if not (data.sets[present] == name).any():
-            raise InputError(f"{path}: no protein of the {name} set has an embedding")
+            raise InputError(
+                f"{path}: no protein of the {name} set has an embedding",
+                code="embeddings.empty-set",
+                path=path,
+                set=name,
+            )
     kept = data.subset(present)
     note = f"{len(missing)} of {len(data.ids)} proteins have no embedding and were left out ({named})"
     logger.warning("%s", note)
@@ -134,14 +145,25 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
         kept = {k: v for k, v in reader.attributes.items() if isinstance(v, str | int | float) and k != "provenance"}
         name, wanted = str(kept.get("model_name", path.stem)), "residue" if per_residue else "protein"
         if reader.level != wanted:
-            raise InputError(f"{path} holds one vector a {reader.level}; this probe wants one a {wanted}")
+            raise InputError(
+                f"{path} holds one vector a {reader.level}; this probe needs one a {wanted}",
+                code="embeddings.level",
+                path=path,
+                expected=wanted,
+            )
         starts_P, offsets, dtype = reader.places(data.ids)
         wrong = np.flatnonzero(np.diff(offsets) != data.num_residues) if per_residue else ()
         if len(wrong):
             first = wrong[0]
             raise InputError(
                 f"{path}: protein {data.ids[first]!r} has {offsets[first + 1] - offsets[first]} rows for "
-                f"{data.num_residues[first]} residues ({len(wrong)} proteins differ); embed these very sequences, whole"
+                f"{data.num_residues[first]} residues ({len(wrong)} proteins differ); embed these very "
+                "sequences, whole",
+                code="features.rows",
+                protein=data.ids[first],
+                found=int(offsets[first + 1] - offsets[first]),
+                expected=int(data.num_residues[first]),
+                differ=len(wrong),
             )
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))

@@ -249,16 +249,24 @@ class Report:
         try:
             found = json.loads(path.read_text())
         except FileNotFoundError:
-            raise InputError(f"{path} does not exist: make it with `esm2kit benchmark`") from None
+            raise InputError(
+                f"{path} does not exist: make it with `esm2kit benchmark`", code="report.absent", path=path
+            ) from None
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON: {error}") from None
+            raise InputError(f"{path} is not JSON: {error}", code="report.not-json", path=path) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
         if schema != SCHEMA:
-            raise InputError(f"{path} has the schema {schema!r}, not {SCHEMA!r}")
+            raise InputError(
+                f"{path} has the schema {schema!r}, not {SCHEMA!r}",
+                code="report.schema",
+                path=path,
+                found=schema,
+                expected=SCHEMA,
+            )
         try:
             return cls(**found | _typed(found), html=path.with_suffix(".html"), json=path)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a whole report: {error}") from None
+            raise InputError(f"{path} is not a whole report: {error}", code="report.incomplete", path=path) from None
 
     def write(self, folder: Path) -> Self:
         """Write report.json, whole or not at all.

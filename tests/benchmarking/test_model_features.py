@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.errors import refused
 from support.planted import planted
 
 from esm2kit.benchmarking.model_features import read_features
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, row_blocks
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.core.errors import InputError
 from esm2kit.embedding.hdf5 import Row, Skeleton, create
 
 
@@ -61,7 +61,7 @@ def test_a_file_cut_short_is_one_line(tmp_path):
     read = read_features(path, data, True).features
     with open(path, "r+b") as file:
         file.truncate(int(read.values_ND.starts_P.min()) + 8)
-    with pytest.raises(InputError, match=r"a\.h5 ends before its last rows: embed again"):
+    with refused("embeddings.short", path=path):
         fit_probe(read, ProbeTargets.of(data), ProbeConfig("cnn", epochs=1), (0,))
 
 

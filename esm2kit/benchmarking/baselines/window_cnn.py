@@ -191,7 +191,11 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
             if kept is None and not math.isfinite(held):
                 raise InputError(
                     f"one-hot CNN, seed {seed}: validation loss {held} is no number; lower learning_rates, or leave "
-                    "onehot_cnn out of baselines"
+                    "onehot_cnn out of baselines",
+                    code="probe.diverged",
+                    probe="onehot_cnn",
+                    seeds=[seed],
+                    set="validation",
                 )
             if held < best:
                 best, best_epoch, kept = held, epoch, {k: v.clone() for k, v in model.state_dict().items()}

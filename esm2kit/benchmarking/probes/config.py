@@ -104,7 +104,12 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
         settings = {"hidden": 0, "dropout": 0.0, "batch_size": 256, "epochs": 500, "patience": 20}
         return ProbeConfig(probe or "fnn", **raw, **settings, keep="last")
     if preset != "esm2kit":
-        raise InputError(f"unknown preset {preset!r}; {nearest(preset, SOURCES)}")
+        raise InputError(
+            f"unknown preset {preset!r}; {nearest(preset, SOURCES)}",
+            code="probe.preset",
+            found=preset,
+            allowed=tuple(SOURCES),
+        )
     return ProbeConfig(probe or default_probe(task))
 
 

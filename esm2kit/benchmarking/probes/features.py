@@ -73,7 +73,9 @@ class FileRows:
         while wanted:
             got = os.preadv(self._file.fileno(), [wanted[:BYTES_PER_READ]], place)
             if not got:
-                raise InputError(f"{self.path} ends before its last rows: embed again")
+                raise InputError(
+                    f"{self.path} ends before its last rows: embed again", code="embeddings.short", path=self.path
+                )
             wanted, place = wanted[got:], place + got
 
 
@@ -162,8 +164,8 @@ class ProbeTargets:
         return np.flatnonzero(np.repeat(member, np.diff(self.offsets)) & self.scored)
 
     def name(self, protein: int) -> str:
-        """A protein as a message names it."""
-        return repr(self.ids[protein]) if len(self.ids) else f"number {protein + 1}"
+        """A protein's id, or its number from 1."""
+        return self.ids[protein] if len(self.ids) else str(protein + 1)
 
 
 class Fitted(NamedTuple):
@@ -194,7 +196,9 @@ def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) ->
         part = rows[start : start + size]
         block_ND = features.take(part)
         if not math.isfinite(float(block_ND.sum())):
-            raise InputError(f"{features.name or 'features'}: nan or inf in rows {part[0]} to {part[-1]}")
+            raise InputError(
+                f"{features.name or 'features'}: nan or inf in rows {part[0]} to {part[-1]}", code="features.not-finite"
+            )
         yield slice(start, start + len(part)), block_ND
 
 
@@ -212,8 +216,11 @@ def check_numbers(features: Features, targets: ProbeTargets) -> None:
             row = start + int(wrong.int().argmax())
             protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
             raise InputError(
-                f"{features.name or 'features'}: the vectors of protein {targets.name(protein)} hold nan or inf; embed "
-                "it again, in float32 if float16 cannot hold its numbers"
+                f"{features.name or 'features'}: the vectors of protein {targets.name(protein)!r} hold nan or inf; "
+                "embed it again, in float32 if float16 cannot hold its numbers",
+                code="features.not-finite",
+                source=features.name,
+                protein=targets.name(protein),
             )
 
 

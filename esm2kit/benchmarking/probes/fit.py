@@ -59,16 +59,31 @@ def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> N
     """
     source, found, expected = features.name or "features", np.diff(features.offsets), np.diff(targets.offsets)
     if len(found) != len(expected):
-        raise InputError(f"{source}: {len(found)} proteins for {len(expected)} in the task")
+        raise InputError(
+            f"{source}: {len(found)} proteins for {len(expected)} in the task",
+            code="features.proteins",
+            found=len(found),
+            expected=len(expected),
+        )
     wrong = np.flatnonzero(found != expected)
     if probe == "light_attention" or not wrong.size:
         return
     if targets.task.level == "protein":
-        raise InputError(f"probe {probe} on a protein task takes one vector a protein, not one a residue")
+        raise InputError(
+            f"probe {probe} on a protein task takes one vector a protein, not one a residue",
+            code="features.level",
+            probe=probe,
+            expected="protein",
+        )
     first = wrong[0]
     raise InputError(
-        f"{source}: protein {targets.name(first)} has {found[first]} rows for {expected[first]} residues "
-        f"({wrong.size} proteins differ)"
+        f"{source}: protein {targets.name(first)!r} has {found[first]} rows for {expected[first]} residues "
+        f"({wrong.size} proteins differ)",
+        code="features.rows",
+        protein=targets.name(first),
+        found=int(found[first]),
+        expected=int(expected[first]),
+        differ=wrong.size,
     )
 
 
@@ -79,8 +94,23 @@ def check_probe(probe: ProbeName, task: Task) -> None:
         InputError: names probes that do.
     """
     if probe == "cnn" and task.level == "protein":
-        raise InputError("probe cnn labels residues; a protein task takes ridge, logistic, fnn or light_attention")
+        raise InputError(
+            "probe cnn labels residues; a protein task takes ridge, logistic, fnn or light_attention",
+            code="probe.task",
+            probe=probe,
+            level=task.level,
+        )
     if probe == "light_attention" and task.level == "residue":
-        raise InputError("probe light_attention labels proteins; a residue task takes ridge, logistic, fnn or cnn")
+        raise InputError(
+            "probe light_attention labels proteins; a residue task takes ridge, logistic, fnn or cnn",
+            code="probe.task",
+            probe=probe,
+            level=task.level,
+        )
     if probe in ("ridge", "logistic") and (probe == "ridge") != (task.target == "value"):
-        raise InputError(f"probe {probe} does not fit a {task.target} task; take {default_probe(task)}")
+        raise InputError(
+            f"probe {probe} does not fit a {task.target} task; take {default_probe(task)}",
+            code="probe.task",
+            probe=probe,
+            target=task.target,
+        )

@@ -220,11 +220,15 @@ class Adam:
 def _refuse_no_number(
     loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
 ) -> None:
-    wrong = [str(seed) for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
+    wrong = [seed for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
     if wrong:
         raise InputError(
-            f"probe {config.probe}, seed {', '.join(wrong)}: the {set_name} loss is no number; lower learning_rate "
-            f"{config.learning_rate}, or choose another preset"
+            f"probe {config.probe}, seed {', '.join(map(str, wrong))}: the {set_name} loss is no number; lower "
+            f"learning_rate {config.learning_rate}, or choose another preset",
+            code="probe.diverged",
+            probe=config.probe,
+            seeds=wrong,
+            set=set_name,
         )
 
 
