@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.core.files import locked
 from esm2kit.core.process_group import Process
 from esm2kit.embedding.run import only_one
@@ -32,9 +32,9 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_folder_or_a_file_is_one_holders(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with locked(path, "not now"):
-        with pytest.raises(InputError, match="not now"), locked(path, "not now"):
+        with refused("file.locked", path=path), locked(path, "not now"):
             pass
-        with pytest.raises(InputError, match="not now"), locked(path, "not now"):  # the refused left it as it was
+        with refused("file.locked", path=path), locked(path, "not now"):  # the refused left it as it was
             pass
     with locked(path, "not now"):
         assert path.exists()

@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.published import PUBLISHED
@@ -36,7 +36,7 @@ def test_published_figures_belong_to_known_splits_and_say_why_they_may_differ():
 
 
 def test_an_unknown_split_lists_the_known_ones():
-    with pytest.raises(InputError, match="one_vs_rest, two_vs_rest"):
+    with refused("task.no-split", task="gb1", allowed=tuple(TASKS["gb1"].splits)):
         find_split(TASKS["gb1"], "four_vs_rest")
 
 
@@ -88,7 +88,7 @@ def test_csv_zip_and_fasta_of_one_split_hold_the_same(shared_data, tmp_path):
 @pytest.mark.shared
 def test_the_older_test_set_under_the_newer_name_is_refused(shared_data, tmp_path):
     (tmp_path / "secondary_structure").symlink_to(shared_data / "flip" / "secondary_structure_648")
-    with pytest.raises(InputError, match="648 test proteins: that is secondary_structure_648"):
+    with refused("task.other-test-set", found="secondary_structure_648"):
         load_task("secondary_structure", None, tmp_path)
 
 
