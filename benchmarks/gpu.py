@@ -341,6 +341,7 @@ def section_pretrain(options: argparse.Namespace, proteins: list[str], ceiling: 
             rates = [float(row["tokens_per_s"]) for row in read_metrics(out_dir / "metrics.csv") if row["tokens_per_s"]]
             label = f"num_workers {workers}{', compiled' if compiled else ''}"
             rows.append(f"| {label} | {statistics.median(rates[len(rates) // 4 :]):,.0f} |")
+            print(rows[-1], flush=True)  # a later run may not end
     return rows
 
 
