@@ -91,9 +91,9 @@ def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict
     view.answer_while_busy()
     try:
         with view.drawing():
-            result = launch.train(stage, config, lambda line: view.tell(line, before), view.watch)
+            result = launch.train(stage, config, lambda line: view.show_line(line, before), view.watch)
             run = result if "step" in result else result["runs"][-1]
-            view.tell(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
+            view.show_line(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
             return result
     finally:
         # the picture stays with the notebook, where a widget would be gone when it is opened again
@@ -102,11 +102,11 @@ def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict
 
 def _print(line: str, before: str) -> None:
     """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
-    if _tells(line):
+    if _is_informative(line):
         print(f"{before}{line}", flush=True)
 
 
-def _tells(line: str) -> bool:
+def _is_informative(line: str) -> bool:
     line = line.removeprefix("INFO: ")
     return bool(line.strip("*- ")) and not line.startswith(ASIDE) and not FITTING.search(line)
 
@@ -145,9 +145,9 @@ class TrainingView:
         """Take the worker that the button stops."""
         self.worker = worker
 
-    def tell(self, line: str, before: str = "") -> None:
+    def show_line(self, line: str, before: str = "") -> None:
         """A line of the worker's log; the last one is shown."""
-        self.line = f"{before}{line}" if _tells(line) else self.line
+        self.line = f"{before}{line}" if _is_informative(line) else self.line
 
     def stop(self) -> None:
         """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""
@@ -195,14 +195,14 @@ class TrainingView:
             Curve("validation", points(rows, "val_loss"), ORANGE, dots=True),
         ]
         panels = [panel(losses, end, self.guide_loss)]
-        panels += [panel([Curve(told(name), points(rows, name), ORANGE, dots=True)], end) for name in figures]
+        panels += [panel([Curve(panel_title(name), points(rows, name), ORANGE, dots=True)], end) for name in figures]
         panels.append(panel([Curve("learning rate", points(rows, "lr"), BLUE)], end))
         panels.append(panel([Curve("tokens/s", points(rows, "tokens_per_s"), BLUE)], end))
         body = f'<div style="display:flex;flex-wrap:wrap;gap:.4em 1em">{"".join(panels)}</div>'
         return card(f'<code role="status">{escape(self.line)}</code>{body}')
 
 
-def told(column: str) -> str:
+def panel_title(column: str) -> str:
     """A validation figure's column as its panel is headed."""
     return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
 
@@ -227,10 +227,10 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
     def y_of(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
 
-    told, title, marks = [], [], []
+    labels, title, marks = [], [], []
     for place, curve in enumerate(curves):
         latest = f" {_short(curve.points[-1][1])}" if curve.points else ""
-        told.append(f"{curve.name}{latest or ': none yet'}")
+        labels.append(f"{curve.name}{latest or ': none yet'}")
         title.append(f'<tspan fill="{curve.colour}" dx="{8 * (place > 0)}">{escape(curve.name)}</tspan>'
                      f'<tspan fill="{INK}" font-weight="600">{latest}</tspan>')  # fmt: skip
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in curve.points)
@@ -249,7 +249,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
         for value in ((low + margin, high - margin) if values and high - low > 2.5 * margin else values[:1])
     )
     return (
-        f'<svg role="img" aria-label="{escape(", ".join(told))}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'<svg role="img" aria-label="{escape(", ".join(labels))}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
         f'height="{HEIGHT}" font-size="11" font-family="system-ui, sans-serif"><text x="{LEFT}" y="15">{"".join(title)}'
         f'</text><path d="M{LEFT} {TOP}V{bottom}H{WIDTH - 10}" fill="none" stroke="{LINE}"/>{ticks}{"".join(marks)}'
         f'<text x="{LEFT}" y="{HEIGHT - 6}" fill="{QUIET}">0</text><text x="{WIDTH - 10}" y="{HEIGHT - 6}" '

@@ -33,8 +33,8 @@ def install() -> None:
 
 def notebook_path(shell: Any) -> Path | None:
     """The notebook that is open in this kernel: JupyterLab and VS Code say so; None where nobody looks at it."""
-    told = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME", "")
-    path = Path(told)
+    named = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME", "")
+    path = Path(named)
     return path if path.suffix == ".ipynb" and path.is_file() else None
 
 
@@ -47,8 +47,8 @@ def _answer(
         innermost = innermost.tb_next
     path, name = notebook_path(shell), getattr(error, "name", None)
     # a name missing in a library's own code is a fault of that library, a local read too early one of its function
-    ours = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
-    line = made_by(path, name) if ours and path and name else None
+    in_a_cell = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
+    line = made_by(path, name) if in_a_cell and path and name else None
     if line is not None:
         error._render_traceback_ = lambda: [f"NameError: {line}"]  # what IPython shows in place of a traceback
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)

@@ -93,8 +93,8 @@ class View:
         return {name: stands_for(control) for name, control in self.controls.items() if control.value == ""}
 
     def __repr__(self) -> str:
-        told = {name: f" ({meaning})" for name, meaning in self.meanings.items() if meaning}
-        return " · ".join(f"{name} = {value!r}{told.get(name, '')}" for name, value in self.parameters.items())
+        meanings = {name: f" ({meaning})" for name, meaning in self.meanings.items() if meaning}
+        return " · ".join(f"{name} = {value!r}{meanings.get(name, '')}" for name, value in self.parameters.items())
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
@@ -196,7 +196,7 @@ class Export:
         self.notebook, self.views, self.folder = notebook, views, Path(folder)
         self.name = ipywidgets.Text(description="Save as tier", placeholder="a name", style=LABEL)
         self.button = ipywidgets.Button(description="Save", tooltip="Write the choices above as a tier")
-        self.told = ipywidgets.HTML()
+        self.message = ipywidgets.HTML()
         self.button.on_click(lambda button: self._save())
 
     @property
@@ -213,10 +213,10 @@ class Export:
     def _save(self) -> None:
         try:
             path = self.save(self.name.value)
-            self.told.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat it by machine: "
+            self.message.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat it by machine: "
                                    f"<code>esm2kit run --tier {escape(path.stem)}</code>")  # fmt: skip
         except (InputError, OSError) as error:
-            self.told.value = error_card(str(error))
+            self.message.value = error_card(str(error))
 
     def __repr__(self) -> str:
         text = yaml.safe_dump(self.choices, sort_keys=False, width=1000).rstrip()
@@ -226,6 +226,6 @@ class Export:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return in_front(ipywidgets.HBox([self.name, self.button]), self.told)
-        told = "These choices as a tier for <code>esm2kit run</code>:"
-        return {"text/plain": repr(self), "text/html": card(f"{told}<pre style='{MONO}'>{escape(repr(self))}</pre>")}
+            return in_front(ipywidgets.HBox([self.name, self.button]), self.message)
+        heading = "These choices as a tier for <code>esm2kit run</code>:"
+        return {"text/plain": repr(self), "text/html": card(f"{heading}<pre style='{MONO}'>{escape(repr(self))}</pre>")}

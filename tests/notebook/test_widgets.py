@@ -349,7 +349,7 @@ def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, t
     with refused("task.no-split"):
         export.save("mine")
     export.button.click()
-    assert "Cannot be used" in export.told.value
+    assert "Cannot be used" in export.message.value
 
 
 def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:

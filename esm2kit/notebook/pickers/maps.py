@@ -54,14 +54,14 @@ def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tu
     refuse_absent(projection)
     found = colours(records, colour_by)
     if np.issubdtype(found.dtype, np.number):
-        told = f"a number, {found.min():,g} to {found.max():,g}"
+        values = f"a number, {found.min():,g} to {found.max():,g}"
     else:
         counts = Counter(found.tolist())
         shown = ", ".join(f"{escape(str(name))} {count:,}" for name, count in counts.most_common(SHOWN_VALUES))
         more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
-        told = f"{len(counts):,} words: {shown}{more}"
+        values = f"{len(counts):,} words: {shown}{more}"
     what = "residues of each protein" if colour_by == RESIDUES else "field of the headers"
-    return MapChoice(projection, colour_by), facts({escape(colour_by): what, "values": told})
+    return MapChoice(projection, colour_by), facts({escape(colour_by): what, "values": values})
 
 
 def protein_picker(protein: str, records: Sequence[Record]) -> View:

@@ -104,12 +104,12 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
 
 @lru_cache(maxsize=32)
 def _own_task(task: str, split: str, folder: Path, changed: tuple[int, ...]) -> tuple[Task, str, Split, list[str]]:
-    told = logging.getLogger("esm2kit.tasks.data")
-    told.disabled, before = True, told.disabled  # the card says it
+    task_log = logging.getLogger("esm2kit.tasks.data")
+    task_log.disabled, before = True, task_log.disabled  # the card says it
     try:
         data = load_task(task, split or None, folder)
     finally:
-        told.disabled = before
+        task_log.disabled = before
     counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
     return data.task, data.split, counted, list(data.notes)
 
@@ -159,8 +159,8 @@ def model_picker(model: str, work_dir: Path | str) -> View:
 
 def _model_value(model: str, trained: Path) -> tuple[str, str]:
     if not model:
-        best, told = _own_checkpoint(trained)
-        return str(best), told + size_table("")
+        best, card = _own_checkpoint(trained)
+        return str(best), card + size_table("")
     if model not in SIZES and not Path(model).exists():
         raise InputError(
             f"model {model!r} is neither an official name nor a file or folder that is there",
@@ -237,8 +237,8 @@ def _file_value(text: str) -> tuple[Path, str]:
     if not text or not path.exists():
         near = path.parent if path.parent.is_dir() else None
         found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
-        told = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
-        raise InputError(f"{text or 'the empty path'} is not there; {told}", code="fasta.absent", path=text)
+        hint = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
+        raise InputError(f"{text or 'the empty path'} is not there; {hint}", code="fasta.absent", path=text)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a FASTA in it", code="fasta.folder", path=str(path))
     stat = path.stat()

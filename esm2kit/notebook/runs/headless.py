@@ -53,9 +53,9 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
         try:
             known[name] = ast.literal_eval(facts["default"])
         except (ValueError, SyntaxError):
-            told = f"parameter {name} is {facts['default']}; write a number, a text, True or False"
+            problem = f"parameter {name} is {facts['default']}; write a number, a text, True or False"
             raise InputError(
-                f"{notebook}: {told}, and work out the rest in a cell below",
+                f"{notebook}: {problem}, and work out the rest in a cell below",
                 code="notebook.default",
                 name=name,
                 found=facts["default"],

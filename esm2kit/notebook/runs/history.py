@@ -51,8 +51,8 @@ def silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> 
 def silences(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> str:
     """One line on the cells that printed nothing for too long; empty where there are none."""
     quiet = silent_cells(manifest, seconds)
-    told = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
-    return f"at work for over {seconds:g} s without a line, as on a busy machine: {told}" if quiet else ""
+    cells = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
+    return f"at work for over {seconds:g} s without a line, as on a busy machine: {cells}" if quiet else ""
 
 
 def worded(name: str) -> str:

@@ -174,7 +174,7 @@ def _notebook(found: Mapping[str, Any]) -> NotebookRun:
 
 
 def this_process() -> dict[str, Any]:
-    """Who is at work on a run, so that a run whose process was killed can be told from one that goes on."""
+    """Who is at work on a run, so that a run whose process was killed is not taken for one at work."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 

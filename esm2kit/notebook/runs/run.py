@@ -18,7 +18,7 @@ from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_n
 from esm2kit.notebook.runs.history import Difference, compare_runs, short, silences, table
 from esm2kit.notebook.runs.manifest import PLACES, RunManifest, read_manifest, read_runs, this_process
 from esm2kit.notebook.runs.pages import runs_page
-from esm2kit.notebook.runs.tiers import checked, plan_tier, tier_path, told_plan
+from esm2kit.notebook.runs.tiers import checked, plan_table, plan_tier, tier_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,8 +96,8 @@ def run(config: RunConfig) -> str:
     name = tier_path(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
-        told = told_plan(root, {name: plan[name] for name in _chosen(config, plan, RunManifest(name, ""))})
-        return f"{told}\nevery parameter is known and of its type; nothing was run"
+        shown = plan_table(root, {name: plan[name] for name in _chosen(config, plan, RunManifest(name, ""))})
+        return f"{shown}\nevery parameter is known and of its type; nothing was run"
     folder = latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
     return "\n".join(filter(None, [silences(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
@@ -124,9 +124,12 @@ def runs(config: RunsConfig) -> str:
     before, after = (read_manifest(folder / name) for name in names)
     parameters, figures = compare_runs(before, after)
     if config.format == "table":
-        return _told(parameters, figures, names)
-    told = {"parameters": [each._asdict() for each in parameters], "figures": [each._asdict() for each in figures]}
-    return json.dumps({"runs": names} | told, indent=2)
+        return _comparison_table(parameters, figures, names)
+    differences = {
+        "parameters": [each._asdict() for each in parameters],
+        "figures": [each._asdict() for each in figures],
+    }
+    return json.dumps({"runs": names} | differences, indent=2)
 
 
 def _run_name(folder: Path, given: str) -> str:
@@ -134,8 +137,8 @@ def _run_name(folder: Path, given: str) -> str:
     name = Path(given).name
     if not (folder / name / "manifest.json").is_file():
         near = closest(name, read_runs(folder))
-        told = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
-        raise InputError(f"{given} is no run in {folder}; {told}", code="run.unknown", name=name, near=near)
+        hint = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
+        raise InputError(f"{given} is no run in {folder}; {hint}", code="run.unknown", name=name, near=near)
     return name
 
 
@@ -176,19 +179,19 @@ def rerun(config: RerunConfig) -> str:
     folder = _execute(root, before.tier, None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
-    told = _told(parameters, figures, [name, folder.name])
+    shown = _comparison_table(parameters, figures, [name, folder.name])
     far = [difference.name for difference in figures if difference.beyond]
     if far:
-        print(told)
+        print(shown)
         raise InputError(
             f"{len(far)} figures differ by more than {config.tolerance:g} of their value: {', '.join(far)}",
             code="rerun.figures-differ",
             figures=far,
         )
-    return f"{told}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
+    return f"{shown}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
 
 
-def _told(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
+def _comparison_table(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
     parts = []
     for heading, differences in (("parameters that differ", parameters), ("figures that changed", figures)):
         rows = [

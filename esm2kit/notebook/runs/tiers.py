@@ -121,9 +121,9 @@ def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Map
             )
         values[name] = value = _typed(notebook, name, value, known[name])
         if name in choices and value not in choices[name]:
-            told = nearest(str(value), [str(each) for each in choices[name]])
+            hint = nearest(str(value), [str(each) for each in choices[name]])
             raise InputError(
-                f"{notebook}: {name} cannot be {value!r}; {told}",
+                f"{notebook}: {name} cannot be {value!r}; {hint}",
                 code="parameter.choice",
                 notebook=notebook,
                 name=name,
@@ -183,13 +183,13 @@ def _choices(notebook: str) -> dict[str, tuple[Any, ...]]:
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
-def told_plan(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
+def plan_table(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
     """The plan as a table: every parameter that a notebook runs with, and where the value is from."""
     rows = []
     for notebook, parameters in plan.items():
         known = known_parameters(Path(root) / "notebooks" / f"{notebook}.ipynb")
         for name, value in (known | dict(parameters)).items():
             own = name == "work_dir" and name not in parameters
-            told = "artefacts/ of the run" if own else repr(value)
-            rows.append([notebook, name, told, "given" if name in parameters else ""])
+            shown = "artefacts/ of the run" if own else repr(value)
+            rows.append([notebook, name, shown, "given" if name in parameters else ""])
     return table(["notebook", "parameter", "value", ""], rows)
