@@ -50,11 +50,11 @@ def parse(config_class: type, program: str, words: list[str], bare: str = "", ex
 def _parser(config_class: type, program: str, bare: str, example: str) -> ArgumentParser:
     stands = f"[{bare.upper()}] " if bare else ""
     summary = [" ".join(part.split()) for part in (config_class.__doc__ or "").split("Args:")[0].split("\n\n")]
-    told = f"{bare.upper()} is --{bare} without its name." if bare else ""
+    note = f"{bare.upper()} is --{bare} without its name." if bare else ""
     parser = ArgumentParser(
         prog=program,
         usage=f"{program} {stands}[--key value ...] [--config file.yaml]",
-        description="\n".join(filter(None, [*summary, told, f"  {example}" if example else ""])),
+        description="\n".join(filter(None, [*summary, note, f"  {example}" if example else ""])),
         formatter_class=Help,
         exit_on_error=False,
     )
@@ -167,8 +167,8 @@ def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
     if field not in (*fields, "config") or not name.startswith("--"):
         # --fasta where there are train_fasta and test_fasta means the first
         near = bare if field in bare.split("_") else closest(field, fields)
-        told = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
-        raise InputError(f"unknown parameter {name}; {told}", code="argument.unknown", name=name, nearest=near)
+        hint = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
+        raise InputError(f"unknown parameter {name}; {hint}", code="argument.unknown", name=name, nearest=near)
     return key
 
 

@@ -24,9 +24,9 @@ stages, in the order of the story:
 `esm2kit <stage> --help` shows a whole call and every parameter, which are the fields of the stage's dataclass.
 New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
 """
-# Workers fail alike for the most part: the others wait until torchrun, told by the first one's end, has stopped them.
+# Workers fail alike for the most part: the others wait until torchrun, once the first has ended, has stopped them.
 SECONDS_FOR_THE_FIRST = 10
-# what a person on a terminal is told of a result: the first of these that it has; other stages' last lines name a file
+# what a person on a terminal reads of a result: the first of these that it has; other stages' last lines name a file
 CLOSING = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
 # what the system says of a place that cannot be written, where a person can choose another or make room
 FIXABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
@@ -111,7 +111,7 @@ def _run(name: str, arguments: list[str]) -> int:
                 num_nodes=config.num_nodes,
             )
         if config.devices > 1:
-            # what this machine cannot do is told once, and not by every worker
+            # what this machine cannot do is reported once, and not by every worker
             config.layout  # noqa: B018
             trainer.check_devices(config)
             launch.become(name, config)
@@ -126,7 +126,7 @@ def summarise(result: Any, on_terminal: bool = False) -> str:
     """A stage's result in one line: JSON for a program, the long parts left to the files it names; for a person a path.
 
     Args:
-        result: of the stage's function; text is told as it is.
+        result: of the stage's function; text is printed as it is.
         on_terminal: a person reads it.
     """
     from esm2kit.core.files import to_json
@@ -135,5 +135,5 @@ def summarise(result: Any, on_terminal: bool = False) -> str:
     if not isinstance(plain, dict) or not plain:
         return str(plain or "")
     if on_terminal:
-        return next((f"{told}: {plain[name]}" for name, told in CLOSING.items() if plain.get(name)), "")
+        return next((f"{label}: {plain[name]}" for name, label in CLOSING.items() if plain.get(name)), "")
     return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})

@@ -38,7 +38,7 @@ class TaskData:
         scored: False where a target does not count (unresolved residues), packed like `targets`.
         files: the files it was read from.
         notes: what a reader of a score must know.
-        official: the sizes are FLIP's, so that published figures may be set beside a score.
+        official: the sizes are FLIP's, so that published figures may be compared with a score.
     """
 
     task: Task
@@ -172,14 +172,14 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     guessed = False
     if spec is None:
         name = split if file else folder.name
-        told = described(folder, name)
-        spec, guessed = infer_task(name, split, rows, sources, target, told), not (target or told.get("target"))
+        declared = described(folder, name)
+        spec, guessed = infer_task(name, split, rows, sources, target, declared), not (target or declared.get("target"))
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
     if spec.splits.get(split, Split()).light != "green":
         notes.append(f"FLIP marks this split {spec.splits[split].light}: not for comparing models")
-    declared = len(notes)
+    known_before = len(notes)
     if guessed and spec.level == "protein" and spec.labels and all(map(is_integer, spec.labels)):
         notes.append(f"{len(spec.labels)} distinct integer targets are taken for classes; set target to value if not")
     if dropped:
@@ -192,7 +192,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
     kind = f"a {spec.target} for every {spec.level}, scored by {spec.metric}"
     logger.info("task %s, split %s: %s; %s", spec.name, split, sizes, kind)
-    for note in data.notes[declared:]:
+    for note in data.notes[known_before:]:
         logger.info("task %s: %s", spec.name, note)
     return data
 
@@ -249,11 +249,11 @@ def _check_sets(data: TaskData, source: Source) -> None:
         if not len(data.target_rows(name)):
             if name == "validation":
                 marked = "rows True in the column validation" if source.is_table else "records VALIDATION=True"
-                mend = f"mark some train {marked}: models are chosen by them"
+                fix = f"mark some train {marked}: models are chosen by them"
             else:
-                mend = f"check {'the column set' if source.is_table else 'SET= in the headers'}"
+                fix = f"check {'the column set' if source.is_table else 'SET= in the headers'}"
             raise InputError(
-                f"{source}: the {name} set is empty; {mend}", code="task.empty-set", set=name, path=source.path
+                f"{source}: the {name} set is empty; {fix}", code="task.empty-set", set=name, path=source.path
             )
     if data.task.target == "class":
         seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))
@@ -290,8 +290,8 @@ def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
     wrong = {name: size for name, size in known.items() if size is not None and sizes[name] != size}
     official = task.name in TASKS and not wrong
     if task.name in TASKS and wrong:
-        told = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
-        notes.append(f"not FLIP's own sizes ({told}): published figures are not comparable")
+        sizes_found = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
+        notes.append(f"not FLIP's own sizes ({sizes_found}): published figures are not comparable")
     fitted, tested = (np.flatnonzero(chosen) for chosen in (data.sets != "test", data.sets == "test"))
     both = {data.ids[row] for row in fitted} & {data.ids[row] for row in tested}
     if both:

@@ -67,7 +67,7 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
 
 
 def infer_task(
-    name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None, told: dict[str, Any]
+    name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None, declared: dict[str, Any]
 ) -> Task:
     """What a user's files say they hold: labels of residues if they come apart from the sequences, or one a residue."""
     source = sources["split"]
@@ -79,7 +79,7 @@ def infer_task(
                 f"{source}: record {row.id!r} has {lacks}", code="task.no-target", record=row.id, path=source.path
             )
     texts = [row.target or "" for row in rows]
-    # What most rows are: one whose labels are too few, too many or no numbers is told so, and does not decide for all.
+    # What most rows are: a row whose labels are too few, too many or no numbers is an error later, and does not decide.
     separated = 2 * sum(";" in text for text in texts) > len(rows)
     fitting = sum(len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True))
     lettered = "sequences" in sources or 2 * fitting > len(rows)
@@ -88,13 +88,13 @@ def infer_task(
         found = {letter for text in texts for letter in text}
     else:
         level, found = "protein", set(texts)
-        kind = target or told.get("target") or _kind_of_proteins(rows, texts, source)
+        kind = target or declared.get("target") or _kind_of_proteins(rows, texts, source)
     if kind not in get_args(Target):
         raise InputError(
             f"task {name}: target {kind!r} is neither class nor value", code="task.target-kind", task=name, found=kind
         )
     known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
-    metric = told.get("metric", metric)
+    metric = declared.get("metric", metric)
     if metric not in known:
         raise InputError(
             f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}",
@@ -107,8 +107,11 @@ def infer_task(
     if kind == "class":
         numbers = all(map(is_number, found))
         in_order = sorted(found, key=lambda label: (float(label) if numbers else 0.0, label))  # 2 comes before 10
-        labels = tuple(str(label) for label in told.get("classes", in_order))
-    notes = [told.get("description", ""), "the target is computed, not measured" if told.get("computed") else ""]
+        labels = tuple(str(label) for label in declared.get("classes", in_order))
+    notes = [
+        declared.get("description", ""),
+        "the target is computed, not measured" if declared.get("computed") else "",
+    ]
     return Task(
         name=name,
         level=level,
@@ -117,9 +120,9 @@ def infer_task(
         splits={split: Split()},
         default_split=split,
         labels=labels,
-        unit=told.get("unit", ""),
-        citation=told.get("source", ""),
-        licence=told.get("licence", "the user's own"),
+        unit=declared.get("unit", ""),
+        citation=declared.get("source", ""),
+        licence=declared.get("licence", "the user's own"),
         note="; ".join(note.strip().rstrip(".") for note in notes if note),
     )
 
@@ -129,7 +132,7 @@ def _kind_of_proteins(rows: list[Row], texts: list[str], source: Source) -> Targ
     for row, text in zip(rows, texts, strict=True):
         if text.lower() == "nan":  # a table's blank cell, and no class of its own
             raise InputError(
-                f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it",
+                f"{source}: record {row.id!r} has the target {text!r}; drop the record or fix it",
                 code="task.target",
                 record=row.id,
                 found=text,
@@ -142,7 +145,7 @@ def _kind_of_proteins(rows: list[Row], texts: list[str], source: Source) -> Targ
         if not fits:
             found = f"record {row.id!r} has the target {text!r}, which is no number, as {sum(numeric)} others are"
             raise InputError(
-                f"{source}: {found}; mend or drop it, or set target to class",
+                f"{source}: {found}; fix or drop it, or set target to class",
                 code="task.target",
                 record=row.id,
                 found=text,

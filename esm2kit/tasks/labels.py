@@ -83,16 +83,16 @@ def number_of(row: Row, text: str, source: Source) -> float:
     try:
         value = float(text)
     except ValueError:
-        mend = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
+        hint = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
         raise InputError(
-            f"{source}: record {row.id!r} has the target {text!r}, which is no number{mend}",
+            f"{source}: record {row.id!r} has the target {text!r}, which is no number{hint}",
             code="task.target",
             record=row.id,
             found=text,
         ) from None
     if not np.isfinite(value):
         raise InputError(
-            f"{source}: record {row.id!r} has the target {text!r}; drop the record or mend it",
+            f"{source}: record {row.id!r} has the target {text!r}; drop the record or fix it",
             code="task.target",
             record=row.id,
             found=text,
