@@ -1,9 +1,4 @@
-"""Fine-tuning: an ESM-2 and a head trained on labels, under any layout with one loss curve.
-
-As in pretraining one update is one item of the training set; its loss is the mean over the labels of the *global*
-batch, so gradients and curves do not know how many devices or micro-batches there were.
-"""
-
+"""Fine-tuning: an ESM-2 and a head trained on labels, under any layout with one loss curve."""
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +18,7 @@ from esm2kit.finetuning.data import FinetuneData
 from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
 from esm2kit.finetuning.hf_export import save_hf_classifier
 from esm2kit.finetuning.model_file import FILE, load_finetuned, load_head, save_merged, task_facts
-from esm2kit.finetuning.module import LabelTrainer, saved_tensors
+from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.finetuning.report import write_finetune_report
 from esm2kit.models.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import Encoder
@@ -35,9 +30,9 @@ from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
-from esm2kit.training.metrics_log import TrainingLog, read_metrics
-from esm2kit.training.resume import CheckpointWriter, ResumePoint, alone_in, continue_at, resume_point
-from esm2kit.training.trainer import make_trainer
+from esm2kit.training.loop import fit
+from esm2kit.training.metrics_log import read_metrics
+from esm2kit.training.resume import CheckpointWriter, ResumePoint, alone_in, resume_point
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +150,10 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         "sha256": weights_sha256(esm2),
     }
     manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
-    resumed = resume_point(out_dir, config, manifest) if config.resume_if_exists else None
+    resumed = resume_point(out_dir, config, manifest)
     labels = labels_of(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
     model = _model(config, esm2, data, proteins, resumed)
-    module = LabelTrainer(config, model, proteins, resumed)
     facts = {
         "mode": config.mode,
         "head": model.spec._asdict(),
@@ -176,20 +170,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
             "biases": config.lora_biases,
         },
     }
-    writer = CheckpointWriter(
-        out_dir,
-        config.save_top_k,
-        manifest,
-        layout.global_batch_size,
-        saved_tensors,
-        lambda module: {
-            "finetune": facts,
-            "early_stopping": {"best_loss": module.best_loss, "since_best": module.since_best},
-        },
-    )
-    first_step = module.step
-    log = TrainingLog(out_dir, config.log_every_n_steps, None, first_step, ("val_loss", f"val_{data.task.metric}"))
-    trainer = make_trainer(config, [log, writer])
+    module = LabelTrainer(config, model, proteins, resumed, facts)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(
         "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters train; %d updates, validated every %d; %s",
@@ -197,16 +178,10 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         *(config.max_steps, config.val_check_interval, layout.equation),
     )
-    if first_step < config.max_steps and not module.out_of_patience:
-        if resumed:
-            logger.info("resuming from %s at update %d of %d", resumed.path, first_step, config.max_steps)
-        continue_at(trainer, first_step)
-        budget = config.tokens_per_validation_batch
-        trainer.fit(module, FinetuneData(proteins, layout, seed, config.max_steps, first_step, budget))
-    else:
-        logger.info("nothing to train: the run ended at update %d of %d", first_step, config.max_steps)
-    finished = module.step >= config.max_steps or module.out_of_patience
-    return Run(config, finished, module.step, writer, log.path), trainer.is_global_zero
+    budget = config.tokens_per_validation_batch
+    batches = FinetuneData(proteins, layout, seed, config.max_steps, module.step, budget)
+    run = fit(module, batches, manifest, ("val_loss", f"val_{data.task.metric}"))
+    return Run(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
 
 
 def _model(

@@ -1,6 +1,6 @@
 """Everything a pretraining run depends on; the published recipe is the default."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -81,6 +81,12 @@ class PretrainConfig(TrainingConfig):
     @property
     def peak_lr(self) -> float:
         return self.lr if self.lr is not None else 1.6e-4 if self.model == "esm2_t48_15B_UR50D" else 4e-4
+
+    @property
+    def resolved(self) -> "PretrainConfig":
+        """With lr and weight_decay as the published recipe has them where they are left open."""
+        decay = 0.1 if self.model == "esm2_t48_15B_UR50D" else 0.01
+        return replace(self, lr=self.peak_lr, weight_decay=decay if self.weight_decay is None else self.weight_decay)
 
     @property
     def model_config(self) -> ESM2Config:

@@ -43,6 +43,11 @@ class MicroBatch(NamedTuple):
     targets_M: Tensor
     store_rows: list[int]
 
+    @property
+    def label_weight(self) -> float:
+        """What the loss is divided by: the number of masked tokens."""
+        return len(self.targets_M)
+
 
 class Masking(NamedTuple):
     """Share of residues to predict, and what becomes of them: <mask>, another residue, or left as they are."""

@@ -51,7 +51,7 @@ class ResumePoint(NamedTuple):
 
 
 def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]) -> ResumePoint | None:
-    """The last checkpoint in out_dir, or None where there is none.
+    """The last checkpoint in out_dir, or None where there is none or the run does not resume.
 
     Args:
         out_dir: the run's folder.
@@ -60,7 +60,7 @@ def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]
     Raises: InputError if the checkpoint belongs to another run, naming what differs.
     """
     path = out_dir / "checkpoints" / "last.safetensors"
-    if not path.exists():
+    if not (config.resume_if_exists and path.exists()):
         return None
     tensors, metadata = read_checkpoint(path)
     # a parameter that this esm2kit has and the one that wrote the checkpoint had not: as it was without it
@@ -177,8 +177,6 @@ class CheckpointWriter(Callback):
         save_top_k: how many of the best by val_loss to keep.
         manifest: the run's provenance.
         global_batch_size: sequences of an update, to turn updates into consumed samples.
-        tensors: what to save of a module, shards as they are; by default its `esm2` and optimizer.
-        details: what else the metadata hold.
     """
 
     def __init__(
@@ -187,12 +185,8 @@ class CheckpointWriter(Callback):
         save_top_k: int,
         manifest: dict[str, Any],
         global_batch_size: int,
-        tensors: Callable[[LightningModule], dict[str, Tensor]] | None = None,
-        details: Callable[[LightningModule], dict[str, Any]] = lambda module: {},
     ) -> None:
         self.folder = Path(out_dir) / "checkpoints"
-        self.tensors = tensors or _model_and_optimizer
-        self.details = details
         self.last = self.folder / "last.safetensors"
         self.save_top_k, self.manifest, self.global_batch_size = save_top_k, manifest, global_batch_size
         self.saved_step: int | None = None
@@ -232,7 +226,7 @@ class CheckpointWriter(Callback):
             self._save(trainer, module, {})
 
     def _save(self, trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
-        tensors = self.tensors(module)
+        tensors = module.checkpoint_tensors()
         if trainer.is_global_zero:
             metadata = {
                 "model": module.esm2.config,
@@ -240,7 +234,7 @@ class CheckpointWriter(Callback):
                 "consumed_samples": module.step * self.global_batch_size,
                 "global_batch_size": self.global_batch_size,
                 **figures,
-                **self.details(module),
+                **module.checkpoint_details(),
                 "provenance": self.manifest,
             }
             try:
@@ -275,10 +269,6 @@ class CheckpointWriter(Callback):
 
     def _kept(self) -> list[tuple[float, Path]]:
         return [(read_metadata(path)["val_loss"], path) for path in self.folder.glob("step=*.safetensors")]
-
-
-def _model_and_optimizer(module: LightningModule) -> dict[str, Tensor]:
-    return state_of(module.esm2, module.optimizers(use_pl_optimizer=False))
 
 
 def _link(source: Path, target: Path) -> None:
