@@ -1,4 +1,5 @@
 """Fine-tuning: an ESM-2 and a head trained on labels, under any layout with one loss curve."""
+
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
