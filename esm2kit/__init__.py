@@ -35,7 +35,7 @@ _PUBLIC = {
     "pretraining.config": ("PretrainConfig", "lr_at"),
     "pretraining.data": ("GlobalBatches", "Masking"),
     "pretraining.pretrain": ("pretrain",),
-    "pretraining.unigram": ("unigram_log_shares", "unigram_perplexity"),
+    "pretraining.training_set": ("TrainingSet",),
     "embedding.config": ("EmbedConfig",),
     "embedding.embed": ("embed",),
     "embedding.hdf5": ("EmbeddingReader",),

@@ -70,7 +70,7 @@ def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarra
     Args:
         model: in evaluation mode.
         sequences: of the proteins.
-        log_share_V: log of each token's frequency, see `esm2kit.pretraining.unigram.unigram_log_shares`.
+        log_share_V: log of each token's frequency, see `TrainingSet.unigram`.
     """
     letters, proteins, gains, first = [], [], [], []
     for protein, sequence in enumerate(sequences):

@@ -4,11 +4,8 @@ One item of the training set is one update's share of the global batch: the micr
 through. So the state of the data is one number, and neither workers nor ranks nor restarts can change a sample.
 """
 
-import hashlib
-import json
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from esm2kit.core.processes import STOP_SIGNALS, end_with_parent
 from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
+from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.batching import split_micro_batches, token_batches
-from esm2kit.sequences.clusters import MANIFEST, ClusterIndex, draw_sample
+from esm2kit.sequences.clusters import draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.parallel import data_parallel_rank
@@ -102,7 +100,7 @@ class GlobalBatches(Dataset):
 
     def __init__(
         self,
-        folder: Path,
+        dataset: TrainingSet,
         layout: BatchLayout,
         rank: int,
         seed: int,
@@ -110,9 +108,8 @@ class GlobalBatches(Dataset):
         max_residues: int,
         masking: Masking,
     ) -> None:
-        self.store = SequenceStore.open(folder / "train.arrow")
+        self.store, self.index = dataset.train, dataset.clusters
         self.residues_of = ResiduesOf(self.store)
-        self.index = ClusterIndex.open(folder)
         self.layout, self.rank, self.seed = layout, rank, seed
         self.max_steps, self.max_residues, self.masking = max_steps, max_residues, masking
 
@@ -142,11 +139,17 @@ class ValidationBatches(Dataset):
     """UniRef50 representatives under masks that never change, in batches of a token budget a rank, which share each."""
 
     def __init__(
-        self, path: Path, rank: int, ranks: int, seed: int, max_residues: int, tokens_per_batch: int, masking: Masking
+        self,
+        store: SequenceStore,
+        rank: int,
+        ranks: int,
+        seed: int,
+        max_residues: int,
+        tokens_per_batch: int,
+        masking: Masking,
     ) -> None:
-        self.store = SequenceStore.open(path)
-        self.masking = masking
-        whole = self.store.num_residues
+        self.store, self.masking = store, masking
+        whole = store.num_residues
         num_residues = np.minimum(whole, max_residues)
         # long representatives are cut to their middle: the same residues at every validation of every run
         starts = (whole - num_residues) // 2
@@ -172,25 +175,11 @@ class ValidationBatches(Dataset):
         return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
 
 
-def fingerprint(folder: Path) -> str:
-    """Hex SHA-256 over what decides a preprocessed folder's samples: its input files' hashes and its split.
-
-    Two folders made from the same input by the same settings have the same one, whenever and wherever they were made.
-    Raises: InputError if the folder is not a finished output of preprocess.
-    """
-    ClusterIndex.open(folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    config = manifest["config"]
-    split = [config[name] for name in ("seed", "val_size", "test_size")]
-    hashes = {role: [file["sha256"] for file in files] for role, files in sorted(manifest["inputs"].items())}
-    return hashlib.sha256(json.dumps([hashes, split]).encode()).hexdigest()
-
-
 class PretrainingData(LightningDataModule):
     """Lightning's view on the two sets above.
 
     Args:
-        folder: what `esm2kit preprocess` made.
+        dataset: what `esm2kit preprocess` made.
         layout: how the global batch divides.
         seed: of order, members, crops and masks.
         max_steps: updates in all.
@@ -204,7 +193,7 @@ class PretrainingData(LightningDataModule):
 
     def __init__(
         self,
-        folder: Path,
+        dataset: TrainingSet,
         layout: BatchLayout,
         seed: int,
         max_steps: int,
@@ -216,23 +205,22 @@ class PretrainingData(LightningDataModule):
         validation_masking: Masking = BERT,
     ) -> None:
         super().__init__()
-        self.folder, self.layout, self.seed = Path(folder), layout, seed
+        self.dataset, self.layout, self.seed = dataset, layout, seed
         self.max_steps, self.first_step, self.max_residues = max_steps, first_step, max_residues
         self.tokens_per_validation_batch, self.num_workers = tokens_per_validation_batch, num_workers
         self.masking, self.validation_masking = masking, validation_masking
-        self.train_store = SequenceStore.open(self.folder / "train.arrow")
 
     def train_dataloader(self) -> DataLoader:
         rank, _ = data_parallel_rank(self.trainer.strategy)
         batches = GlobalBatches(
-            self.folder, self.layout, rank, self.seed, self.max_steps, self.max_residues, self.masking
+            self.dataset, self.layout, rank, self.seed, self.max_steps, self.max_residues, self.masking
         )
         return self._loader(batches, range(self.first_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader:
         rank, ranks = data_parallel_rank(self.trainer.strategy)
         batches = ValidationBatches(
-            self.folder / "valid.arrow",
+            self.dataset.valid,
             rank,
             ranks,
             self.seed,

@@ -20,9 +20,9 @@ from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.initialise import drawn, materialise, without_weights
 from esm2kit.models.load import load_model
 from esm2kit.pretraining.config import PretrainConfig, lr_at
-from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData, fingerprint
+from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
 from esm2kit.pretraining.downstream import DownstreamProbe
-from esm2kit.pretraining.unigram import unigram_perplexity
+from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.training.layout import is_sharded
@@ -147,13 +147,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     layout, out_dir = config.layout, Path(config.out_dir)
-    floor = unigram_perplexity(Path(config.data))
+    dataset = TrainingSet.open(config.data)
+    floor = dataset.unigram.perplexity
     task = _downstream_task(config)
-    manifest = provenance("pretrain", config, {"data": fingerprint(Path(config.data))})
+    manifest = provenance("pretrain", config, {"data": dataset.fingerprint})
     resumed = resume_point(out_dir, config, manifest)
     esm2, weights = _initial_model(config, resumed)
     data = PretrainingData(
-        Path(config.data),
+        dataset,
         layout,
         config.seed,
         config.max_steps,
@@ -177,7 +178,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         layout.equation,
         floor,
     )
-    module = MaskedLM(config.resolved, esm2, data.train_store, resumed, downstream, weights)
+    module = MaskedLM(config.resolved, esm2, dataset.train, resumed, downstream, weights)
     run = fit(module, data, manifest, metrics, floor)
     if not run.is_first_rank:
         return {}

@@ -40,7 +40,7 @@ def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(kernel: Calla
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     middle = next(number for number, source in enumerate(cells) if "result = live.train" in source)
     (line,) = kernel(cells[middle])
-    assert line == "NameError: 'unigram_perplexity' is made by code cell 2 (`import numpy as np`): run it first"
+    assert line == "NameError: 'TrainingSet' is made by code cell 2 (`import numpy as np`): run it first"
     (line,) = kernel("print(max_steps)")
     assert "is made by code cell 1 (the parameters cell)" in line
     (line,) = kernel("print(config)")

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from esm2kit.pretraining.data import MicroBatch, PretrainingData
+from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.training.layout import BatchLayout
 
 
 def stream(dataset: Path, num_workers: int, first_step: int = 0) -> list[list[MicroBatch]]:
     layout = BatchLayout.of(global_batch_size=6, accumulate_grad_batches=2)
-    data = PretrainingData(dataset, layout, seed=3, max_steps=12, first_step=first_step, num_workers=num_workers)
+    data = PretrainingData(
+        TrainingSet.open(dataset), layout, seed=3, max_steps=12, first_step=first_step, num_workers=num_workers
+    )
     data.trainer = types.SimpleNamespace(strategy=None)
     return list(data.train_dataloader())
 

@@ -26,7 +26,7 @@ from esm2kit.models.load import load_model
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretraining.data import BERT, GlobalBatches, Masking, ValidationBatches
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, lr_at, pretrain
-from esm2kit.pretraining.unigram import unigram_perplexity
+from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES
 from esm2kit.sequences.batching import split_micro_batches
 from esm2kit.sequences.clusters import ClusterIndex
@@ -88,7 +88,7 @@ def test_a_folder_without_dataset_says_what_makes_one(tmp_path: Path) -> None:
 def test_an_epoch_draws_every_cluster_once(dataset: Path) -> None:
     index = ClusterIndex.open(dataset)
     clusters = index.num_clusters
-    batches = GlobalBatches(dataset, BatchLayout(clusters, 1, 1, 1), 0, 3, 2, 1022, BERT)
+    batches = GlobalBatches(TrainingSet.open(dataset), BatchLayout(clusters, 1, 1, 1), 0, 3, 2, 1022, BERT)
     of_row = {int(row): cluster for cluster in range(clusters) for row in index.members(cluster)}
     orders = [[of_row[sample.row] for sample in batches.samples(epoch)] for epoch in (0, 1)]
     for order in orders:
@@ -106,10 +106,12 @@ def test_micro_batches_are_equal_in_number_and_nearly_in_tokens() -> None:
 
 
 def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
+    valid = TrainingSet.open(dataset).valid
+
     def seen(ranks: int, budget: int) -> dict[int, list[tuple[int, int]]]:
         found: dict[int, list[tuple[int, int]]] = {}
         for rank in range(ranks):
-            for batch in ValidationBatches(dataset / "valid.arrow", rank, ranks, 0, 1022, budget, Masking(0.15, 1, 0)):
+            for batch in ValidationBatches(valid, rank, ranks, 0, 1022, budget, Masking(0.15, 1, 0)):
                 starts = np.concatenate(([0], np.cumsum(batch.num_tokens)))
                 for place, row in enumerate(batch.store_rows):
                     here = (batch.rows_M >= starts[place]) & (batch.rows_M < starts[place + 1])
@@ -128,8 +130,9 @@ def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
 
 def test_more_ranks_validate_in_fewer_batches(dataset: Path) -> None:
     """A budget shared by all would leave most of many ranks without a sequence, and every one waiting."""
+    valid = TrainingSet.open(dataset).valid
     alone, *four = (
-        ValidationBatches(dataset / "valid.arrow", rank, ranks, 0, 1022, 1024, Masking(1.0))
+        ValidationBatches(valid, rank, ranks, 0, 1022, 1024, Masking(1.0))
         for rank, ranks in ((0, 1), (0, 4), (1, 4), (2, 4), (3, 4))
     )
     assert len(four[0]) < len(alone) / 3
@@ -143,7 +146,7 @@ def test_unigram_perplexity_by_another_way(dataset: Path) -> None:
     held_out = "".join(bytes(valid.residues(row)).decode() for row in range(len(valid)))
     counts = {letter: letters.count(letter) + 1 for letter in "LAGVSERTIDPKQNFYMHWCXBUZO"}
     bits = [math.log(counts[letter] / sum(counts.values())) for letter in held_out]
-    assert unigram_perplexity(dataset) == pytest.approx(math.exp(-sum(bits) / len(bits)), rel=1e-9)
+    assert TrainingSet.open(dataset).unigram.perplexity == pytest.approx(math.exp(-sum(bits) / len(bits)), rel=1e-9)
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:
@@ -186,7 +189,7 @@ def test_the_first_loss_is_the_mean_over_masked_tokens(dataset: Path, tmp_path: 
     settings = {"global_batch_size": 12, "micro_batch_size": 4, "max_steps": 1, "log_every_n_steps": 1, **TINY}
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **settings)
     pretrain(config)
-    batches = GlobalBatches(dataset, config.layout, 0, 0, 1, 1022, BERT)[0]
+    batches = GlobalBatches(TrainingSet.open(dataset), config.layout, 0, 0, 1, 1022, BERT)[0]
     esm2 = ESM2.initialised(config.model_config, 0)
     losses = []
     for batch in batches:
