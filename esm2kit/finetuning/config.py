@@ -124,16 +124,21 @@ class FinetuneConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"seeds must be different numbers, at least one; found {self.seeds}")
+            raise InputError(
+                f"seeds must be different numbers, at least one; found {self.seeds}",
+                code="option.seeds",
+                found=self.seeds,
+            )
         check_range(self, "last_n", "limit", "patience", "validations_per_epoch", "save_top_k", at_least=1)
         check_range(self, "hidden", at_least=0)
         check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
         check_range(self, "dropout", at_least=0, below=1)
-        if self.resamples < 100:
-            raise InputError(f"resamples must be at least 100 for a 95% interval, found {self.resamples}")
+        check_range(self, "resamples", at_least=100)  # for a 95% interval
         if self.standardize and self.mode != "frozen":
             raise InputError(
-                f"standardize wants mode frozen: in mode {self.mode} what the head reads moves while it learns"
+                f"standardize requires mode frozen: in mode {self.mode} the head's inputs change while it learns",
+                code="option.standardize",
+                mode=self.mode,
             )
 
 
@@ -268,6 +273,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         refuse_unknown_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
-            raise InputError(f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise InputError(f"batch_tokens is {self.batch_tokens}: give 1 or more, or leave it out")
+            raise InputError(
+                f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5", code="predict.suffix", path=self.out
+            )
+        check_range(self, "batch_tokens", at_least=1)

@@ -142,7 +142,11 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
     check_head(config.head, data.task)
     if config.export_hf and config.head != "hf":
-        raise InputError(f"export_hf wants head hf: transformers has no class for head {config.head}")
+        raise InputError(
+            f"export_hf requires head hf: transformers has no class for head {config.head}",
+            code="head.no-hf-class",
+            head=config.head,
+        )
     esm2, source = load_model(config.model, config.untrained_seed)
     base = {
         "model": str(config.model),
@@ -218,7 +222,11 @@ def _model(
             path = path / FILE if path.is_dir() else path
             tensors, metadata = read_checkpoint(path, "head.")
             if "finetune" not in metadata:
-                raise InputError(f"{path}: head_from wants a file of `esm2kit finetune`; this one has no head")
+                raise InputError(
+                    f"{path}: head_from requires a file of `esm2kit finetune`; this one has no head",
+                    code="finetuned.no-head",
+                    path=path,
+                )
             load_head(model, {name.removeprefix("head."): tensor for name, tensor in tensors.items()}, path)
     return model.train()
 

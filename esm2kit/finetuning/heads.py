@@ -144,9 +144,13 @@ class HeadSpec(NamedTuple):
 def check_head(name: HeadName, task: Task) -> None:
     """Raises: InputError if a head does not label what the task labels."""
     if name == "cnn" and task.level == "protein":
-        raise InputError("head cnn labels residues; a protein task takes fnn, light_attention or hf")
+        raise InputError(
+            "head cnn labels residues; a protein task takes fnn, light_attention or hf", code="head.level", head=name
+        )
     if name == "light_attention" and task.level == "residue":
-        raise InputError("head light_attention labels proteins; a residue task takes fnn, cnn or hf")
+        raise InputError(
+            "head light_attention labels proteins; a residue task takes fnn, cnn or hf", code="head.level", head=name
+        )
 
 
 class LabelModel(nn.Module):

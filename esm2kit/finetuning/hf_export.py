@@ -29,7 +29,9 @@ def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
     if model.labels.spec.name != "hf":
         raise InputError(
             f"{model.source}: transformers has no class for head {model.labels.spec.name}; fine-tune with --head hf, "
-            "or use esm2kit predict"
+            "or use esm2kit predict",
+            code="head.no-hf-class",
+            head=model.labels.spec.name,
         )
     folder, per_residue = Path(folder), model.task.level == "residue"
     save_hf(model.esm2, folder)

@@ -50,8 +50,11 @@ def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -
     outputs = state["bias_out"].shape[-1] if "bias_out" in state else 0
     if outputs != model.spec.num_outputs:
         raise InputError(
-            f"{source}: its head has {outputs} outputs, the task wants {model.spec.num_outputs}; "
-            "take a head trained on the same labels, or train a fresh one"
+            f"{source}: its head has {outputs} outputs, the task requires {model.spec.num_outputs}; "
+            "take a head trained on the same labels, or train a fresh one",
+            code="head.outputs",
+            found=outputs,
+            expected=model.spec.num_outputs,
         )
     remedy = "give the head, hidden and standardize it was trained with"
     refuse_other_shapes(model.head.state_dict(), state, source, f"head {model.spec.name} wants", remedy)
@@ -147,13 +150,26 @@ def load_finetuned(
     if path.is_dir():
         seeds = sorted(folder.name for folder in path.glob("seed=*") if (folder / FILE).is_file())
         if not (path / FILE).is_file() and seeds:
-            raise InputError(f"{path} holds one model a seed ({', '.join(seeds)}); name one of these folders")
+            raise InputError(
+                f"{path} holds one model a seed ({', '.join(seeds)}); name one of these folders",
+                code="finetuned.several",
+                path=path,
+                found=list(seeds),
+            )
         path = path / FILE
     if not path.is_file():
-        raise InputError(f"{path}: no such file; `esm2kit finetune` makes it when a run has ended")
+        raise InputError(
+            f"{path}: no such file; `esm2kit finetune` makes it when a run has ended",
+            code="finetuned.missing",
+            path=path,
+        )
     tensors, metadata = read_checkpoint(path)
     if "finetune" not in metadata:
-        raise InputError(f"{path}: a pretraining checkpoint, which has no head; `esm2kit finetune` gives it one")
+        raise InputError(
+            f"{path}: a pretraining checkpoint, which has no head; `esm2kit finetune` gives it one",
+            code="finetuned.no-head",
+            path=path,
+        )
     facts, parts = metadata["finetune"], parts_of(tensors)
     spec = HeadSpec(**facts["head"])
     labels = LabelModel(None, spec)
@@ -161,7 +177,10 @@ def load_finetuned(
     task = Task(**task_fields, splits={}, default_split="")
     if task.num_outputs != spec.num_outputs:
         raise InputError(
-            f"{path}: its head has {spec.num_outputs} outputs, its task {task.name} {task.num_outputs} labels"
+            f"{path}: its head has {spec.num_outputs} outputs, its task {task.name} {task.num_outputs} labels",
+            code="head.outputs",
+            found=spec.num_outputs,
+            expected=task.num_outputs,
         )
     load_head(labels, parts["head"], path)
     esm2 = _encoder(path, parts, metadata, base)
@@ -179,7 +198,12 @@ def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str
     facts = metadata["finetune"]
     if "adapter" not in parts:
         if base is not None:
-            raise InputError(f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out")
+            raise InputError(
+                f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out",
+                code="finetuned.base-unused",
+                path=path,
+                base=base,
+            )
         return build(ESM2Config(**metadata["model"]), parts["model"], path)
     named = facts["base"]
     esm2, source = load_model(base or named["model"], named["untrained_seed"] if base is None else None)
@@ -187,7 +211,11 @@ def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str
     if found != named["sha256"]:
         raise InputError(
             f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
-            f"{source.name} has weights {found[:12]}; give the base they belong to"
+            f"{source.name} has weights {found[:12]}; give the base they belong to",
+            code="lora.other-base",
+            path=path,
+            expected=named["sha256"],
+            found=found,
         )
     lora = facts["lora"]
     add_lora(esm2, lora["rank"], lora["alpha"], lora["targets"], lora["biases"])

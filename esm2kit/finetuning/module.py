@@ -168,7 +168,13 @@ def freeze(model: LabelModel, config: FinetuneConfig) -> None:
     """
     esm2, layers = model.esm2, len(model.esm2.layers)
     if config.mode == "last_n" and config.last_n > layers:
-        raise InputError(f"last_n is {config.last_n} and the model has {layers} layers: give at most {layers}")
+        raise InputError(
+            f"last_n is {config.last_n} and the model has {layers} layers: give at most {layers}",
+            code="option.range",
+            name="last_n",
+            found=config.last_n,
+            at_most=layers,
+        )
     if config.mode != "lora":
         trained = {"full": layers, "last_n": config.last_n}.get(config.mode, 0)
         esm2.requires_grad_(False)

@@ -94,13 +94,19 @@ class PretrainConfig(TrainingConfig):
         custom = (self.num_layers, self.embed_dim, self.attention_heads)
         if self.model == "custom":
             if None in custom:
-                raise InputError("model custom wants num_layers, embed_dim and attention_heads")
+                raise InputError(
+                    "model custom requires num_layers, embed_dim and attention_heads", code="model.custom-shape"
+                )
             return ESM2Config(*custom)
         if custom != (None, None, None):
-            raise InputError("num_layers, embed_dim and attention_heads want --model custom")
+            raise InputError(
+                "num_layers, embed_dim and attention_heads require --model custom", code="model.not-custom"
+            )
         name = self.model or "esm2_t6_8M_UR50D"
         if name not in SIZES:
-            raise InputError(f"model {name!r} is unknown; {nearest(name, ['custom', *SIZES])}")
+            raise InputError(
+                f"model {name!r} is unknown; {nearest(name, ['custom', *SIZES])}", code="model.unknown-size", name=name
+            )
         return SIZES[name]
 
 

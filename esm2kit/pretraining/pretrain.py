@@ -218,7 +218,10 @@ def _initial_model(
     loaded, _ = load_model(config.init_from)
     if config.model is not None and loaded.config != config.model_config:
         raise InputError(
-            f"init_from {config.init_from} is {loaded.config}, model {config.model} is {config.model_config}"
+            f"init_from {config.init_from} is {loaded.config}, model {config.model} is {config.model_config}",
+            code="model.other-shape",
+            path=config.init_from,
+            name=config.model,
         )
     if is_sharded(config.strategy, config.layout):
         return without_weights(loaded.config), loaded.state_dict().items()

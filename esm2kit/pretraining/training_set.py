@@ -57,11 +57,15 @@ class TrainingSet:
         """
         folder = Path(folder)
         if folder.is_file():
-            message = f"{folder} is a file: give the folder that `esm2kit preprocess {folder}` makes of it"
-            raise InputError(message, code="dataset.file", path=str(folder))
+            raise InputError(
+                f"{folder} is a file: give the folder that `esm2kit preprocess {folder}` makes of it",
+                code="dataset.file",
+                path=folder,
+            )
         if not folder.is_dir():
-            message = f"{folder} is not there: `esm2kit preprocess` makes it"
-            raise InputError(message, code="dataset.missing", path=str(folder))
+            raise InputError(
+                f"{folder} is not there: `esm2kit preprocess` makes it", code="dataset.missing", path=folder
+            )
         clusters = ClusterIndex.open(folder)
         manifest = json.loads((folder / MANIFEST).read_text())
         return cls(folder, SequenceStore.open(folder / "train.arrow"), clusters, manifest)
@@ -74,8 +78,11 @@ class TrainingSet:
             InputError: the folder has none.
         """
         if not (self.folder / "valid.arrow").is_file():
-            message = f"{self.folder} has no validation set: preprocess anew, with --val_size or --valid_fasta"
-            raise InputError(message, code="dataset.no-validation", path=str(self.folder))
+            raise InputError(
+                f"{self.folder} has no validation set: preprocess again, with --val_size or --valid_fasta",
+                code="dataset.no-validation",
+                path=self.folder,
+            )
         return SequenceStore.open(self.folder / "valid.arrow")
 
     @cached_property

@@ -55,11 +55,14 @@ class BatchLayout:
         """
         given = (devices, num_nodes, tensor_model_parallel_size, micro_batch_size, accumulate_grad_batches)
         if any(value is not None and value < 1 for value in (*given, global_batch_size)):
-            raise InputError("devices, num_nodes and all batch sizes must be 1 or more")
+            raise InputError("devices, num_nodes and all batch sizes must be 1 or more", code="layout.size")
         if devices * num_nodes % tensor_model_parallel_size:
             raise InputError(
                 f"devices {devices} x num_nodes {num_nodes} = {devices * num_nodes} does not divide into groups of "
-                f"tensor_model_parallel_size {tensor_model_parallel_size}"
+                f"tensor_model_parallel_size {tensor_model_parallel_size}",
+                code="layout.groups",
+                devices=devices * num_nodes,
+                tensor_model_parallel_size=tensor_model_parallel_size,
             )
         data_parallel = devices * num_nodes // tensor_model_parallel_size
         micro, accumulate = micro_batch_size, accumulate_grad_batches
@@ -71,9 +74,12 @@ class BatchLayout:
         layout = cls(micro or 8, accumulate or 1, data_parallel, tensor_model_parallel_size)
         if global_batch_size not in (None, layout.global_batch_size):
             raise InputError(
-                f"global_batch_size {global_batch_size} was asked for, but micro_batch_size {layout.micro_batch_size} "
+                f"global_batch_size {global_batch_size} was requested, but micro_batch_size {layout.micro_batch_size} "
                 f"x accumulate_grad_batches {layout.accumulate_grad_batches} x data_parallel_size {data_parallel} = "
-                f"{layout.global_batch_size}; change one of them"
+                f"{layout.global_batch_size}; change one of them",
+                code="layout.equation",
+                requested=global_batch_size,
+                found=layout.global_batch_size,
             )
         return layout
 

@@ -53,7 +53,10 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
     if model.config.attention_heads % tensor_mesh.size():
         raise InputError(
             f"attention_heads {model.config.attention_heads} do not divide among "
-            f"tensor_model_parallel_size {tensor_mesh.size()}"
+            f"tensor_model_parallel_size {tensor_mesh.size()}",
+            code="layout.heads",
+            attention_heads=model.config.attention_heads,
+            tensor_model_parallel_size=tensor_mesh.size(),
         )
     if tensor_mesh.size() > 1:
         columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "fc1")

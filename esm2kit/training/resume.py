@@ -200,8 +200,11 @@ class CheckpointWriter(Callback):
         begun = gathered([str(module.step)])
         if len(set(begun)) > 1:
             raise InputError(
-                f"{self.folder}: rank by rank its checkpoint is of update {', '.join(begun)}; give an out_dir that "
-                "every node sees"
+                f"{self.folder}: ranks disagree on the checkpoint's update ({', '.join(begun)}); give an out_dir that "
+                "every node sees",
+                code="resume.ranks-differ",
+                path=self.folder,
+                updates=begun,
             )
         if trainer.is_global_zero:
             self._tidy(module.step)
@@ -243,7 +246,12 @@ class CheckpointWriter(Callback):
                 kept = (
                     f"{self.last} still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
                 )
-                raise InputError(f"cannot write {self.last} at update {module.step}: {error}; {kept}") from error
+                raise InputError(
+                    f"cannot write {self.last} at update {module.step}: {error}; {kept}",
+                    code="checkpoint.write",
+                    path=self.last,
+                    update=module.step,
+                ) from error
         else:
             gather(tensors)
         self.saved_step = module.step

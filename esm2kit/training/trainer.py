@@ -57,13 +57,26 @@ def check_devices(config: TrainingConfig) -> None:
         # Lightning would go on: each on its own into the same files, or with gradients scaled for another number
         raise InputError(
             f"{world_size()} workers were started, and devices {config.devices} x num_nodes {config.num_nodes} is "
-            f"{workers}: give --devices the workers of a node and --num_nodes the nodes"
+            f"{workers}: give --devices the workers of a node and --num_nodes the nodes",
+            code="devices.workers",
+            found=world_size(),
+            expected=workers,
         )
     found = torch.cuda.device_count()
     if config.accelerator == "cuda" and not found:
-        raise InputError("accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto")
+        raise InputError(
+            "accelerator cuda was requested and torch finds no GPU: use --accelerator cpu or auto",
+            code="devices.missing",
+            found=0,
+            requested=config.devices,
+        )
     if config.accelerator != "cpu" and 0 < found < config.devices:
-        raise InputError(f"{config.devices} devices were asked for and torch finds {found}: lower --devices")
+        raise InputError(
+            f"{config.devices} devices were requested and torch finds {found}: lower --devices",
+            code="devices.missing",
+            found=found,
+            requested=config.devices,
+        )
 
 
 def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:

@@ -93,7 +93,7 @@ def test_a_worker_that_crashes_or_is_killed(
 
 
 def test_bad_input_of_a_real_run_is_its_own_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^[^:]*nowhere"):
+    with refused("dataset.missing", path=str(tmp_path / "nowhere")):
         launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
 
 
@@ -120,15 +120,10 @@ def test_of_two_failed_workers_the_one_with_bad_input_is_handed_on(
 
 
 def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for found, accelerator, line in (
-        (0, "cuda", "accelerator cuda was asked for and torch finds no GPU: use --accelerator cpu or auto"),
-        (1, "cuda", "2 devices were asked for and torch finds 1: lower --devices"),
-        (1, "auto", "2 devices were asked for and torch finds 1: lower --devices"),
-    ):
+    for found, accelerator in ((0, "cuda"), (1, "cuda"), (1, "auto")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
-        with pytest.raises(InputError) as raised:
+        with refused("devices.missing", found=found, requested=2):
             check_devices(config(tmp_path, tmp_path, devices=2, accelerator=accelerator))
-        assert str(raised.value) == line
     check_devices(config(tmp_path, tmp_path, devices=2, accelerator="cpu"))
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.errors import refused
 from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_together
 
-from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
@@ -197,10 +197,11 @@ def test_any_subset_of_the_equation_gives_the_rest(nodes: int, micro: int, accum
     for name in whole:
         partial = {key: value for key, value in whole.items() if key != name}
         assert BatchLayout.of(2, nodes, tensor, **partial) == expected
-    with pytest.raises(InputError, match="x data_parallel_size"):
-        BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": whole["global_batch_size"] + 1})
+    size = whole["global_batch_size"]
+    with refused("layout.equation", requested=size + 1, found=size):
+        BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": size + 1})
 
 
 def test_devices_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(InputError, match="does not divide into groups of tensor_model_parallel_size 2"):
+    with refused("layout.groups", devices=3, tensor_model_parallel_size=2):
         BatchLayout.of(devices=3, tensor_model_parallel_size=2)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.errors import refused
 from support.layouts import train_here, train_together
 
-from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
 
 STEPS = 24
@@ -209,5 +209,5 @@ def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uni
     ("name", "before", "now"), [("seed", 0, 1), ("global_batch_size", 8, 4), ("embed_dim", 32, 64)]
 )
 def test_another_run_is_not_resumed(name: str, before: int, now: int, dataset, uninterrupted) -> None:
-    with pytest.raises(InputError, match=rf"is of another run: {name} was {before} and is now {now}; give"):
+    with refused("resume.another-run", changed=f"{name} was {before} and is now {now}"):
         train_here([arguments(uninterrupted["1x1"], dataset, **{name: now})])
