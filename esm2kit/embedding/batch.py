@@ -138,5 +138,9 @@ def _store(values: Tensor, output: Output, dtype: str) -> np.ndarray:
 
 def _checked(array: np.ndarray, output: Output) -> np.ndarray:
     if array.dtype == np.float16 and not np.isfinite(array).all():
-        raise InputError(f"layer {output.layer} has values beyond float16's 65504: choose dtype float32")
+        raise InputError(
+            f"layer {output.layer} has values beyond float16's 65504: choose dtype float32",
+            code="embed.float16",
+            layer=output.layer,
+        )
     return array

@@ -61,15 +61,27 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         refuse_unknown_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
-            raise InputError("nothing to write: set per_protein, per_residue, bos or logits")
+            raise InputError("nothing to write: set per_protein, per_residue, bos or logits", code="embed.nothing")
         if not self.repr_layers:
-            raise InputError("repr_layers is empty: name at least one layer, as [-1] for the last")
+            raise InputError(
+                "repr_layers is empty: name at least one layer, as [-1] for the last", code="embed.no-layers"
+            )
         if self.max_residues < 1 or not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
-                f"window_overlap {self.window_overlap} must be 0 or more and below max_residues {self.max_residues}"
+                f"window_overlap {self.window_overlap} must be 0 or more and below max_residues {self.max_residues}",
+                code="option.range",
+                name="window_overlap",
+                found=self.window_overlap,
             )
         for name in ("workers", "batch_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name} is {value}: give 1 or more, or leave it out")
+                raise InputError(
+                    f"{name} is {value}: give 1 or more, or leave it out", code="option.range", name=name, found=value
+                )
         if self.layout == "packed" and self.key != "index":
-            raise InputError(f"key {self.key} names datasets, the packed layout has none: leave one of them out")
+            raise InputError(
+                f"key {self.key} names datasets, the packed layout has none: leave one of them out",
+                code="embed.key",
+                key=self.key,
+                layout=self.layout,
+            )

@@ -174,7 +174,10 @@ class Job:
             if not self.replace:
                 raise InputError(
                     f"{self.folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it "
-                    "away, another --name keeps both"
+                    "away, another --name keeps both",
+                    code="embed.another-run",
+                    path=self.folder,
+                    differing=differing,
                 )
             plan = None
         if plan:
@@ -214,7 +217,12 @@ class Job:
             elif not self.replace:
                 made = f"with another {', '.join(differing)}" if differing else "from something else"
                 remedy = "--restart replaces it, another --name keeps both"
-                raise InputError(f"{target} is there already, made {made}: {remedy}")
+                raise InputError(
+                    f"{target} is there already, made {made}: {remedy}",
+                    code="embed.file-there",
+                    path=target,
+                    differing=differing,
+                )
         return there
 
     def begin(self, outputs: list[Output]) -> State:
@@ -231,7 +239,9 @@ class Job:
                 table.refuse_long(self.config.max_residues)
             slashed = (name for name in table.ids() if "/" in name or name == ".")
             if self.config.key == "id" and (name := next(slashed, None)):
-                raise InputError(f"id {name!r} cannot name an HDF5 dataset: choose key index or hash")
+                raise InputError(
+                    f"id {name!r} cannot name an HDF5 dataset: choose key index or hash", code="embed.id", id=name
+                )
             _make_files(self.config, table, outputs, self.folder, self._attributes())
             # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
             for path in self.folder.iterdir():
@@ -244,7 +254,11 @@ class Job:
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             if error.errno in DISK_FULL:
-                raise InputError(f"{self.folder.parent}: the disk is full; free some space and run it again") from None
+                raise InputError(
+                    f"{self.folder.parent}: the disk is full; free some space and run it again",
+                    code="disk.full",
+                    path=self.folder.parent,
+                ) from None
             raise
         return State(Stage.INTERRUPTED, outputs, len(table))
 
@@ -280,7 +294,11 @@ def _outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     """One file a layer and kind; a single layer's files carry no layer in their names."""
     layers, width = model.resolve_layers(config.repr_layers), model.embed_dim
     if len(set(layers)) < len(layers):
-        raise InputError(f"repr_layers {config.repr_layers} name a layer twice (of {model.num_layers}): once will do")
+        raise InputError(
+            f"repr_layers {config.repr_layers} name a layer twice (of {model.num_layers}): once will do",
+            code="embed.layer-twice",
+            found=config.repr_layers,
+        )
     outputs = []
     for layer in layers:
         prefix = f"layer{layer}_" if len(layers) > 1 else ""
@@ -323,7 +341,11 @@ def _make_files(
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{folder.parent} has {free / 1e6:,.0f} MB free, the result needs {needed / 1e6:,.0f} MB: make room first"
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, the result needs {needed / 1e6:,.0f} MB: make room first",
+            code="disk.full",
+            path=folder.parent,
+            needed=needed,
+            free=free,
         )
     if config.long_proteins == "truncate" and (cut := int((table.rows["num_residues"] > config.max_residues).sum())):
         logger.warning("%d of %d proteins are truncated to %d residues", cut, len(table), config.max_residues)

@@ -187,16 +187,25 @@ class EmbeddingReader:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"{path} does not exist: make it with `esm2kit embed`")
+            raise InputError(
+                f"{path} does not exist: make it with `esm2kit embed`", code="embeddings.absent", path=path
+            )
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise InputError(f"{path} is not a whole HDF5 file: {error}") from None
+            raise InputError(
+                f"{path} is not a whole HDF5 file: {error}", code="embeddings.damaged", path=path
+            ) from None
         attributes = dict(self._file.attrs)
         if attributes.get("esm2kit_format") != FORMAT:
             found = attributes.get("esm2kit_format", "no")
             self._file.close()
-            raise InputError(f"{path} holds {found} esm2kit_format, not {FORMAT}: make it again with `esm2kit embed`")
+            raise InputError(
+                f"{path} holds {found} esm2kit_format, not {FORMAT}: make it again with `esm2kit embed`",
+                code="embeddings.format",
+                path=path,
+                found=found,
+            )
         self._layout: str = attributes["layout"]
         self.level: str = attributes["level"]
         self.embed_dim = int(attributes["embed_dim"])
@@ -247,7 +256,11 @@ class EmbeddingReader:
         Raises: UnknownId, a KeyError, if there is none, with the ids that come near; InputError for a number.
         """
         if not isinstance(protein, str):
-            raise InputError(f"{self.path}: proteins go by id, found {protein!r}; the first one's is reader.ids[0]")
+            raise InputError(
+                f"{self.path}: proteins go by id, found {protein!r}; the first one's is reader.ids[0]",
+                code="embeddings.id",
+                found=protein,
+            )
         value = self._read(self._index[protein])
         return value[0] if self.level == "protein" else value
 
@@ -258,7 +271,10 @@ class EmbeddingReader:
         """
         if self.level != "protein":
             raise InputError(
-                f"{self.path} holds residues: use its {self.path.stem.replace('_hiddens', '')}_embeddings.h5"
+                f"{self.path} holds residues: use its {self.path.stem.replace('_hiddens', '')}_embeddings.h5",
+                code="embeddings.level",
+                path=self.path,
+                found=self.level,
             )
         indices = self._indices(ids)
         if self._layout == "packed" and ids is None:
@@ -298,7 +314,12 @@ class EmbeddingReader:
             return range(len(self.ids))
         absent = [protein for protein in ids if protein not in self._index]
         if absent:
-            raise InputError(f"{self.path} lacks {len(absent)} of {len(ids)} proteins, the first is {absent[0]!r}")
+            raise InputError(
+                f"{self.path} lacks {len(absent)} of {len(ids)} proteins, the first is {absent[0]!r}",
+                code="embeddings.lacks",
+                path=self.path,
+                proteins=absent,
+            )
         return [self._index[protein] for protein in ids]
 
     def _open(self, index: int) -> h5d.DatasetID:

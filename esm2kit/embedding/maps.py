@@ -71,7 +71,7 @@ def colours(records: Sequence[Record], field: str) -> np.ndarray:
     found = [header_fields(record.description).get(field, NOT_GIVEN) for record in records]
     if all(value == NOT_GIVEN for value in found):
         known = ", ".join(field_counts(records))
-        raise InputError(f"no header has a field {field!r}: colour by one of {known}")
+        raise InputError(f"no header has a field {field!r}: colour by one of {known}", code="map.field", name=field)
     try:
         numbers = np.array(found, dtype=float)
     except ValueError:
@@ -106,7 +106,11 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
     """
     refuse_absent(method)
     if len(vectors_PD) < 4:
-        raise InputError(f"{len(vectors_PD)} proteins make no map: give a FASTA of 4 or more")
+        raise InputError(
+            f"{len(vectors_PD)} proteins make no map: give a FASTA of 4 or more",
+            code="map.too-few",
+            found=len(vectors_PD),
+        )
     if method == "pca":
         pca = PCA(2, random_state=seed)
         xy_P2 = pca.fit_transform(vectors_PD)
@@ -126,9 +130,18 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
 def refuse_absent(method: str) -> None:
     """Raise InputError for a method that is unknown or not installed."""
     if method not in METHODS:
-        raise InputError(f"projection {method!r} is unknown: choose {' or '.join(METHODS)}")
+        raise InputError(
+            f"projection {method!r} is unknown: choose {' or '.join(METHODS)}",
+            code="map.method",
+            name=method,
+            allowed=list(METHODS),
+        )
     if method == "umap" and find_spec("umap") is None:
-        raise InputError("umap-learn is not installed: pip install umap-learn, or choose pca")
+        raise InputError(
+            "umap-learn is not installed: pip install umap-learn, or choose pca",
+            code="package.missing",
+            name="umap-learn",
+        )
 
 
 def _kept(vectors_PD: np.ndarray, xy_P2: np.ndarray, seed: int) -> float:

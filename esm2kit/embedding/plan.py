@@ -107,7 +107,10 @@ class Table:
                 protein = next(protein for index, protein in enumerate(self.ids()) if index == first)
                 raise InputError(
                     f"{named}: records {first + 1} and {second + 1} share the id {protein!r} but not the sequence: "
-                    "give each its own id"
+                    "give each its own id",
+                    code="embed.ambiguous-id",
+                    id=protein,
+                    records=(first + 1, second + 1),
                 )
 
     def refuse_long(self, max_residues: int) -> None:
@@ -125,7 +128,10 @@ class Table:
         raise InputError(
             f"{long.size} of {len(self)} proteins exceed max_residues {max_residues}: "
             f"{', '.join(map(str, shown.values()))}{more}; choose --long_proteins window "
-            "(overlapping windows, averaged) or --long_proteins truncate (their start)"
+            "(overlapping windows, averaged) or --long_proteins truncate (their start)",
+            code="embed.too-long",
+            found=int(long.size),
+            allowed=max_residues,
         )
 
 

@@ -127,7 +127,11 @@ class Run:
     def _disk_full(self, progress: Progress) -> InputError:
         return InputError(
             f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues; free some space "
-            "and run the same command again, it goes on from there"
+            "and run the same command again, it goes on from there",
+            code="disk.full",
+            path=self.folder,
+            done=progress.done,
+            total=progress.total,
         )
 
     def _plan(self) -> Iterator[list[Batch]]:
@@ -145,7 +149,11 @@ class Run:
         for (start, stop), batches in zip(windows(self.kept_P), self._plan(), strict=True):
             sequences = [record.sequence for record in islice(stream, stop - start)]
             if [len(sequence) for sequence in sequences] != self.table.rows["num_residues"][start:stop].tolist():
-                raise InputError(f"{self.files[0]} changed while it was being embedded: start again with --restart")
+                raise InputError(
+                    f"{self.files[0]} changed while it was being embedded: start again with --restart",
+                    code="embed.input-changed",
+                    path=self.files[0],
+                )
             for batch in batches:
                 yield batch, [sequences[row - start][: self.kept_P[row]] for row in batch.rows]
 

@@ -112,7 +112,11 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
     if metadata.pop("sha256", None) != _digest(tensors, metadata):
-        raise InputError(f"{path}: the checkpoint's bytes do not match its own sha256; it is damaged, take another")
+        raise InputError(
+            f"{path}: the checkpoint's bytes do not match its own sha256; it is damaged, take another",
+            code="checkpoint.digest",
+            path=path,
+        )
     tensors |= {name: tensors[source] for name, source in TIED.items() if source in tensors}
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, metadata
 
@@ -120,18 +124,34 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
 def read_metadata(path: Path) -> dict[str, Any]:
     """The JSON of a checkpoint, without reading its tensors or checking its digest; raises as `read_checkpoint`."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint; `esm2kit pretrain` makes one")
+        raise InputError(
+            f"{path}: no such checkpoint; `esm2kit pretrain` makes one", code="checkpoint.absent", path=path
+        )
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
     except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); take another checkpoint") from error
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); take another checkpoint",
+            code="checkpoint.damaged",
+            path=path,
+        ) from error
     try:
         metadata = json.loads(header["esm2kit"])
     except (KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: a safetensors file, but not an esm2kit checkpoint: its header lacks ours") from error
+        raise InputError(
+            f"{path}: a safetensors file, but not an esm2kit checkpoint: its header lacks ours",
+            code="checkpoint.not-ours",
+            path=path,
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: checkpoint format {metadata.get('format')}, this esm2kit reads {FORMAT}")
+        raise InputError(
+            f"{path}: checkpoint format {metadata.get('format')}, this esm2kit reads {FORMAT}",
+            code="checkpoint.format",
+            path=path,
+            found=metadata.get("format"),
+            allowed=FORMAT,
+        )
     return metadata
 
 
@@ -153,7 +173,11 @@ def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
     """
     config, (tensors, _) = read_config(path), read_checkpoint(path, prefix="model.")
     if not tensors:
-        raise InputError(f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does")
+        raise InputError(
+            f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does",
+            code="checkpoint.adapters-only",
+            path=path,
+        )
     return config, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
@@ -166,7 +190,10 @@ def refuse_larger(config: ESM2Config, files: Sequence[Path]) -> None:
     if config.num_parameters > 1000 * held:
         raise InputError(
             f"{files[0]}: {held:,} bytes do not hold the {config.num_parameters:,} parameters of its configuration; "
-            "fetch it again"
+            "fetch it again",
+            code="checkpoint.too-small",
+            path=files[0],
+            found=held,
         )
 
 
@@ -200,7 +227,11 @@ def refuse_other_shapes(
         name = wrong[0]
         raise InputError(
             f"{source}: tensor {name} is {given.get(name, 'absent')}, {what} {wanted.get(name, 'none of that name')}; "
-            f"{remedy}"
+            f"{remedy}",
+            code="checkpoint.tensor",
+            name=name,
+            found=given.get(name),
+            expected=wanted.get(name),
         )
 
 

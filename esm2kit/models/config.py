@@ -27,11 +27,18 @@ class ESM2Config:
 
     def __post_init__(self) -> None:
         if min(self.num_layers, self.embed_dim, self.attention_heads) < 1:
-            raise InputError(f"num_layers, embed_dim and attention_heads must be 1 or more, found {self}")
+            raise InputError(
+                f"num_layers, embed_dim and attention_heads must be 1 or more, found {self}",
+                code="model.shape",
+                found=self,
+            )
         if self.embed_dim % (2 * self.attention_heads):
             raise InputError(
                 f"embed_dim {self.embed_dim} does not divide into {self.attention_heads} heads of an even width "
-                "(rotary positions turn channels in pairs)"
+                "(rotary positions turn channels in pairs)",
+                code="model.heads",
+                embed_dim=self.embed_dim,
+                attention_heads=self.attention_heads,
             )
 
     @property
@@ -58,7 +65,10 @@ class ESM2Config:
         for layer in repr_layers:
             if not -last - 1 <= layer <= last:
                 raise InputError(
-                    f"layer {layer} does not exist: this model has layers 0 to {last} (or -{last + 1} to -1)"
+                    f"layer {layer} does not exist: this model has layers 0 to {last} (or -{last + 1} to -1)",
+                    code="model.layer",
+                    found=layer,
+                    allowed=last,
                 )
         return [layer % (last + 1) for layer in repr_layers]
 

@@ -94,7 +94,11 @@ def pair_map(model: ESM2, sequence: str) -> PairMap:
     """
     sequence = sequence[:MAX_RESIDUES]
     if len(sequence) < 8:
-        raise InputError(f"{len(sequence)} residues make no map of pairs: choose a protein of 8 or more")
+        raise InputError(
+            f"{len(sequence)} residues make no map of pairs: choose a protein of 8 or more",
+            code="contacts.too-short",
+            found=len(sequence),
+        )
     tokens_1T = tokenize([sequence])
     found = model(tokens_1T, need_head_weights=True)
     probability_TT = model.contact_head(tokens_1T, found["attentions"])[0].numpy()

@@ -52,14 +52,18 @@ class Encoder:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             if precision == "int8":
-                raise InputError("precision int8 is for the CPU: choose bfloat16 on a GPU")
+                raise InputError(
+                    "precision int8 is for the CPU: choose bfloat16 on a GPU", code="precision.device", name="int8"
+                )
             self.model = model.to(self.device, dtype=getattr(torch, precision))
             torch.cuda.synchronize(self.device)  # other threads' streams read the weights
             self._local = threading.local()
             return
         if precision == "int8" and not torch.backends.mkldnn.is_available():
             raise InputError(
-                "precision int8 wants a torch with oneDNN, which this one lacks: choose bfloat16 or float32"
+                "precision int8 wants a torch with oneDNN, which this one lacks: choose bfloat16 or float32",
+                code="precision.missing",
+                name="int8",
             )
         self.model = model
         with torch.inference_mode():

@@ -242,7 +242,12 @@ class ESM2(nn.Module):
     def _run(self, tokens: Tensor, layout: Packed | Padded, repr_layers: Sequence[int]) -> dict[Any, Tensor]:
         keep = set(repr_layers)
         if keep - set(range(self.config.num_layers + 1)):
-            raise InputError(f"repr_layers {sorted(keep)}: this model has layers 0 to {self.config.num_layers}")
+            raise InputError(
+                f"repr_layers {sorted(keep)}: this model has layers 0 to {self.config.num_layers}",
+                code="model.layer",
+                found=sorted(keep),
+                allowed=self.config.num_layers,
+            )
         x = self.embed(tokens, layout)
         if isinstance(layout, Padded) and layout.padding_BT is not None:
             x = x * (~layout.padding_BT)[..., None].to(x.dtype)

@@ -13,9 +13,9 @@ def export(config: ExportConfig) -> str:
     """Convert a model; returns where it went. Raises: InputError if the target exists or the model cannot be loaded."""
     out = Path(config.out)
     if out.exists():
-        raise InputError(f"{out} is there already: give another name")
+        raise InputError(f"{out} is there already: give another name", code="export.there", path=out)
     if config.format == "fair-esm" and out.suffix != ".pt":
-        raise InputError(f"{out}: fair-esm reads .pt files: give a name that ends so")
+        raise InputError(f"{out}: fair-esm reads .pt files: give a name that ends so", code="export.suffix", path=out)
     model, source = load_model(config.model)
     (save_hf if config.format == "huggingface" else save_fair_esm)(model, out)
     return f"{source.name} as {config.format}: {out}"

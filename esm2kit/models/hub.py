@@ -150,7 +150,10 @@ class _Hub:
         if self.unreachable:
             raise self._not_cached(f"{self.repo} at revision {self.revision}")
         raise InputError(
-            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository"
+            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository",
+            code="hub.no-weights",
+            name=self.repo,
+            revision=self.revision,
         )
 
     def _has(self, file: str) -> bool:
@@ -173,30 +176,47 @@ class _Hub:
         except LocalEntryNotFoundError:
             raise self._not_cached(place) from None
         except OfflineModeIsEnabled:
-            raise InputError(f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE") from None
+            raise InputError(
+                f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE",
+                code="hub.offline",
+                name=self.repo,
+            ) from None
         except RepositoryNotFoundError:
             known = ", ".join(OFFICIAL)
             raise InputError(
-                f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name"
+                f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name",
+                code="hub.unknown",
+                name=self.repo,
             ) from None
         except RevisionNotFoundError:
             remedy = "leave it out, or take a commit that exists"
-            raise InputError(f"{self.endpoint}/{self.repo} has no revision {self.revision}: {remedy}") from None
+            raise InputError(
+                f"{self.endpoint}/{self.repo} has no revision {self.revision}: {remedy}",
+                code="hub.revision",
+                name=self.repo,
+                revision=self.revision,
+            ) from None
         except HFValidationError as error:
-            raise InputError(f"{self.repo!r} is no model's name on a hub: {str(error).splitlines()[0]}") from None
+            raise InputError(
+                f"{self.repo!r} is no model's name on a hub: {str(error).splitlines()[0]}",
+                code="hub.name",
+                name=self.repo,
+            ) from None
         except EntryNotFoundError:
             raise
         except (HfHubHTTPError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{place}: the download broke off ({reason}); run it again, it goes on from there"
+                f"{place}: the download broke off ({reason}); run it again, it goes on from there",
+                code="hub.broken-off",
+                name=self.repo,
             ) from None
         return Path(path)
 
     def _not_cached(self, place: str) -> InputError:
         why = self.unreachable or f"{self.endpoint} stopped answering"
         remedy = "fetch it where there is a network and copy HF_HOME, or give a model that is here by its path"
-        return InputError(f"{place} is not in the cache and {why}: {remedy}")
+        return InputError(f"{place} is not in the cache and {why}: {remedy}", code="hub.not-cached", place=place)
 
 
 def declared_digest(path: Path) -> str | None:
@@ -220,5 +240,9 @@ def check_digest(path: Path, pinned: str | None = None) -> None:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise InputError(
-            f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again"
+            f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again",
+            code="hub.digest",
+            path=path,
+            found=found,
+            expected=expected,
         )

@@ -154,7 +154,12 @@ def _at(path: Path) -> ModelFile:
             return _at(found[0])
         if (best := _of_run(path)) and (not found or path.name == "checkpoints"):
             return _at(best)
-        raise InputError(f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file")
+        raise InputError(
+            f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file",
+            code="model.which",
+            path=path,
+            found=len(found),
+        )
     if path.suffix in (".pt", ".pth"):
         return ModelFile(path.stem, str(path), "fair-esm", path)
     metadata, name = checkpoint.read_metadata(path), path.stem
@@ -177,7 +182,11 @@ def _named(name: str) -> ModelFile:
     if name not in OFFICIAL and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
-        raise InputError(f"model {name!r} is no file, folder or published name; {nearest(name, OFFICIAL)}")
+        raise InputError(
+            f"model {name!r} is no file, folder or published name; {nearest(name, OFFICIAL)}",
+            code="model.unknown",
+            name=name,
+        )
     download = fetch(name)
     short, source = name.split("@")[0].split("/")[-1], f"hub:{name}@{download.revision}"
     return replace(_at(download.folder), name=short, source=source, download=download)
@@ -191,4 +200,8 @@ def _refuse_missing_path(name: str) -> None:
     held = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if held[8:] else "")
     hub = f", or write {name}@main for the hub's" if name.count("/") == 1 and name[0] != "." else ""
-    raise InputError(f"model {name!r} is not there: {folder} holds {shown or 'nothing'}; correct the path{hub}")
+    raise InputError(
+        f"model {name!r} is not there: {folder} holds {shown or 'nothing'}; correct the path{hub}",
+        code="model.absent",
+        name=name,
+    )

@@ -73,7 +73,12 @@ def add_lora(
     unknown = sorted(set(targets) - set(LORA_TARGETS))
     if rank < 1 or not targets or unknown:
         found = f"unknown {unknown[0]!r}" if unknown else f"rank {rank}, targets {list(targets)}"
-        raise InputError(f"lora: {found}; give a rank of 1 or more and targets from {', '.join(LORA_TARGETS)}")
+        raise InputError(
+            f"lora: {found}; give a rank of 1 or more and targets from {', '.join(LORA_TARGETS)}",
+            code="lora.settings",
+            rank=rank,
+            targets=list(targets),
+        )
     esm2.requires_grad_(False)
     # a stream of its own: the head draws from the seed itself, and its matrix would begin as the first A does
     generator = torch.Generator().manual_seed(stream_key(seed, 0, 0, _LORA_STREAM))

@@ -119,11 +119,16 @@ def _two_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[C
         first_tab, second_tab = np.minimum(tabs[nth], stops), np.minimum(tabs[nth + 1], stops)
         name_starts, name_stops = _strip(text_N, starts, first_tab)
         if (empty := np.flatnonzero(name_stops <= name_starts)).size:
-            raise InputError(f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line")
+            raise InputError(
+                f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line",
+                code="clusters.line",
+                path=reader.path,
+                line=lines[empty[0]],
+            )
         names = ragged_copy(text_N, name_starts, name_stops)
         yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
     if not lines_before:
-        raise InputError(f"{reader.path}: empty; it must name the clusters")
+        raise InputError(f"{reader.path}: empty; it must name the clusters", code="clusters.empty", path=reader.path)
 
 
 def _whole_lines(reader: TextReader) -> Iterator[bytes]:
@@ -159,7 +164,9 @@ def _refuse_empty(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.nda
         place = int(np.argmax(is_empty))
         name = names.strings()[place].as_py()
         found = f"line {lines[place]:,}: cluster {name} has no members"
-        raise InputError(f"{path}: {found}; write their ids after a tab, or remove the line")
+        raise InputError(
+            f"{path}: {found}; write their ids after a tab, or remove the line", code="clusters.line", path=path
+        )
 
 
 def _check_text(path: Path, text: bytes, first_line: int) -> None:
@@ -170,4 +177,9 @@ def _check_text(path: Path, text: bytes, first_line: int) -> None:
         except UnicodeDecodeError as error:
             found = line[error.start]
         if found is not None:
-            raise InputError(f"{path}: line {number:,}: byte 0x{found:02x} is not text; save the file as UTF-8")
+            raise InputError(
+                f"{path}: line {number:,}: byte 0x{found:02x} is not text; save the file as UTF-8",
+                code="clusters.encoding",
+                path=path,
+                line=number,
+            )

@@ -91,7 +91,9 @@ def unique_records(engine: Engine, view: str, staged: Staged) -> int:
         name, first, row = found[0]
         raise InputError(
             f"{staged.place(row)}: id {name} came before with another sequence ({staged.place(first)}); "
-            "rename or remove one of them"
+            "rename or remove one of them",
+            code="clusters.ambiguous-id",
+            name=name,
         )
     if not engine.value(f"SELECT count(*) FROM {view}_repeated"):
         engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys}")
@@ -138,27 +140,44 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
     train = uniref50.files[0]["path"]
     for name, line in engine.rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         raise InputError(
-            f"{mapping}: line {line:,}: cluster {name} is not in {train}; add its record or remove the line"
+            f"{mapping}: line {line:,}: cluster {name} is not in {train}; add its record or remove the line",
+            code="clusters.unknown",
+            path=mapping,
+            line=line,
+            name=name,
         )
     for name, row in engine.rows("SELECT id, cluster FROM found WHERE representative IS NULL ORDER BY line LIMIT 1"):
         remedy = "give both files as sampler_fasta, [sampler, train], if the sampler lacks the representatives"
-        raise InputError(f"{uniref50.place(row)}: {name} is not in {records.files[0]['path']}; {remedy}")
+        raise InputError(
+            f"{uniref50.place(row)}: {name} is not in {records.files[0]['path']}; {remedy}",
+            code="clusters.not-in-sampler",
+            name=name,
+        )
     for name, row, other in engine.rows(
         "SELECT id, cluster, representative FROM found WHERE NOT equal ORDER BY line LIMIT 1"
     ):
         found = f"{records.place(other)}: id {name} has another sequence than in {uniref50.place(row)}"
-        raise InputError(f"{found}; correct one of them")
+        raise InputError(f"{found}; correct one of them", code="clusters.ambiguous-id", name=name)
     for name, first, second in engine.rows(
         "SELECT any_value(id), min(line), max(line) AS last FROM found GROUP BY cluster HAVING count(*) > 1 "
         "ORDER BY last LIMIT 1"
     ):
         raise InputError(
-            f"{mapping}: line {second:,}: cluster {name} was on line {first:,} already; join the two lines"
+            f"{mapping}: line {second:,}: cluster {name} was on line {first:,} already; join the two lines",
+            code="clusters.twice",
+            path=mapping,
+            line=second,
+            name=name,
         )
     for name, row in engine.rows(
         "SELECT u.id, u.row FROM uniref50 u ANTI JOIN found f ON f.cluster = u.row ORDER BY u.row LIMIT 1"
     ):
-        raise InputError(f"{uniref50.place(row)}: {name} has no line in {mapping}; add one or remove the record")
+        raise InputError(
+            f"{uniref50.place(row)}: {name} has no line in {mapping}; add one or remove the record",
+            code="clusters.no-line",
+            path=mapping,
+            name=name,
+        )
     engine.run("CREATE VIEW clusters AS FROM found")
     engine.run(
         f"CREATE TABLE pairs AS SELECT c.cluster, m.line, r.row FROM read_parquet('{quoted(members)}') m "
@@ -193,14 +212,22 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         ):
             raise InputError(
                 f"{coarse}: line {line:,}: member {name} represents no cluster of {tables[0]}; "
-                "give the finer level first, and cluster the coarser one from its representatives"
+                "give the finer level first, and cluster the coarser one from its representatives",
+                code="clusters.levels",
+                path=coarse,
+                line=line,
+                name=name,
             )
         for name, line in engine.rows(
             "SELECT c.cluster, c.line FROM level_0 c ANTI JOIN level_1 m ON m.member = c.cluster "
             "ORDER BY c.line LIMIT 1"
         ):
             raise InputError(
-                f"{tables[0]}: line {line:,}: {name} is in no cluster of {coarse}; cluster both levels again"
+                f"{tables[0]}: line {line:,}: {name} is in no cluster of {coarse}; cluster both levels again",
+                code="clusters.levels",
+                path=tables[0],
+                line=line,
+                name=name,
             )
     # MMseqs2 writes the accession alone where a header begins with a database's sp|accession|name
     engine.run(
@@ -214,7 +241,13 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
     )
     for name, line in engine.rows("SELECT id, line FROM clusters WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         remedy = "give the FASTA that was clustered"
-        raise InputError(f"{coarse}: line {line:,}: {name} is not in {records.files[0]['path']}; {remedy}")
+        raise InputError(
+            f"{coarse}: line {line:,}: {name} is not in {records.files[0]['path']}; {remedy}",
+            code="clusters.unknown",
+            path=coarse,
+            line=line,
+            name=name,
+        )
     engine.run(
         f"CREATE TABLE pairs AS SELECT c.cluster, m.line, n.row FROM {coarse_view} m "
         "JOIN clusters c ON c.id = m.cluster LEFT JOIN names n ON n.name = m.member"
@@ -229,7 +262,13 @@ def _refuse_absent_member(engine: Engine, table: Path, records: Staged, members:
             f"SELECT min(member) FROM {members} WHERE line = {line} AND member NOT IN (SELECT {name} FROM {names})"
         )
         fasta = records.files[0]["path"]
-        raise InputError(f"{table}: line {line:,}: member {absent} is not in {fasta}; add its record or remove the id")
+        raise InputError(
+            f"{table}: line {line:,}: member {absent} is not in {fasta}; add its record or remove the id",
+            code="clusters.unknown",
+            path=table,
+            line=line,
+            name=absent,
+        )
 
 
 def _write(engine: Engine, records: Staged, work: Path, table: Path | None = None) -> dict[str, int]:
@@ -267,7 +306,12 @@ def _refuse_shared_member(engine: Engine, table: Path | None) -> None:
         "HAVING min(cluster) < max(cluster) ORDER BY row LIMIT 1) p JOIN records r USING (row) "
         "JOIN clusters a ON a.cluster = p.a JOIN clusters b ON b.cluster = p.b"
     )
-    raise InputError(f"{table}: {name} is a member of two clusters, {first} and {second}; keep it in one")
+    raise InputError(
+        f"{table}: {name} is a member of two clusters, {first} and {second}; keep it in one",
+        code="clusters.twice",
+        path=table,
+        name=name,
+    )
 
 
 class NpyWriter:

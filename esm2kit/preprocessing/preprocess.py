@@ -121,21 +121,49 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
 def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
     """The input files by role, once the settings are known to go together."""
     if (config.mapping is None) != (config.sampler_fasta is None):
-        raise InputError("mapping and sampler_fasta go together: give both (the esm2nv trio) or neither")
+        raise InputError(
+            "mapping and sampler_fasta go together: give both (the esm2nv trio) or neither", code="preprocess.trio"
+        )
     if config.mapping is not None and config.cluster_tsv is not None:
-        raise InputError("mapping and cluster_tsv are two ways to say the same: give one of them")
+        raise InputError(
+            "mapping and cluster_tsv are two ways to say the same: give one of them", code="preprocess.two-mappings"
+        )
     for size, fasta in (("val_size", "valid_fasta"), ("test_size", "test_fasta")):
         value = getattr(config, size)
         if value < 0 or (isinstance(value, float) and value >= 1):
-            raise InputError(f"{size} {value}: give a number of clusters (an integer) or a share from 0 to below 1")
+            raise InputError(
+                f"{size} {value}: give a number of clusters (an integer) or a share from 0 to below 1",
+                code="option.range",
+                name=size,
+                found=value,
+            )
         if value and getattr(config, fasta) is not None:
-            raise InputError(f"{size} and {fasta} both name held-out records: give one of them")
+            raise InputError(
+                f"{size} and {fasta} both name held-out records: give one of them",
+                code="preprocess.two-held-out",
+                name=size,
+            )
     if config.memory_limit_gb < 0.5:
-        raise InputError(f"memory_limit_gb {config.memory_limit_gb} is too little: give at least 0.5")
+        raise InputError(
+            f"memory_limit_gb {config.memory_limit_gb} is too little: give at least 0.5",
+            code="option.range",
+            name="memory_limit_gb",
+            found=config.memory_limit_gb,
+        )
     if config.threads is not None and config.threads < 1:
-        raise InputError(f"threads {config.threads}: give 1 or more, or leave it out for every core")
+        raise InputError(
+            f"threads {config.threads}: give 1 or more, or leave it out for every core",
+            code="option.range",
+            name="threads",
+            found=config.threads,
+        )
     if not 0 <= config.leakage_identity <= 1:
-        raise InputError(f"leakage_identity {config.leakage_identity} is no share: give 0 to 1")
+        raise InputError(
+            f"leakage_identity {config.leakage_identity} is no share: give 0 to 1",
+            code="option.range",
+            name="leakage_identity",
+            found=config.leakage_identity,
+        )
     roles = ("train_fasta", "sampler_fasta", "valid_fasta", "test_fasta")
     inputs = {role: fasta_files(paths) for role in roles if (paths := getattr(config, role)) is not None}
     for role in ("mapping", "cluster_tsv"):
@@ -145,10 +173,12 @@ def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
         inputs[role] = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
         for path in inputs[role]:
             if not path.is_file():
-                raise InputError(f"{path}: no such file; correct {role}")
+                raise InputError(f"{path}: no such file; correct {role}", code="fasta.absent", path=path)
     if len(inputs.get("cluster_tsv", [])) > 2:
         raise InputError(
-            f"cluster_tsv names {len(inputs['cluster_tsv'])} files: give one level, or the finer and the coarser"
+            f"cluster_tsv names {len(inputs['cluster_tsv'])} files: give one level, or the finer and the coarser",
+            code="preprocess.levels",
+            found=len(inputs["cluster_tsv"]),
         )
     return inputs
 
@@ -160,7 +190,12 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
     if not path.exists():
         strangers = [name for name in _OUTPUTS if (out_dir / name).exists()]
         if strangers and not (out_dir / _UNFINISHED).exists():
-            raise InputError(f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or give another --out_dir")
+            raise InputError(
+                f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or give another --out_dir",
+                code="output.strangers",
+                path=out_dir,
+                name=strangers[0],
+            )
         return None
     try:
         manifest = json.loads(path.read_text())
@@ -168,13 +203,19 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
     except (ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
-        raise InputError(f"{path}: not a manifest of `esm2kit preprocess`; choose another --out_dir")
+        raise InputError(
+            f"{path}: not a manifest of `esm2kit preprocess`; choose another --out_dir",
+            code="output.strangers",
+            path=path,
+        )
     difference = _difference(manifest, config, inputs)
     if difference is None:
         return manifest
     if not config.overwrite:
         found = f"holds a dataset made otherwise: {difference}"
-        raise InputError(f"{out_dir}: {found}; choose another --out_dir, or --overwrite")
+        raise InputError(
+            f"{out_dir}: {found}; choose another --out_dir, or --overwrite", code="output.another-run", path=out_dir
+        )
     _clear(out_dir, existed=True)
     return None
 
@@ -214,10 +255,17 @@ def _storage_problem(error: Exception, config: PreprocessConfig) -> InputError |
     if is_full or "No space left" in str(error) or "File too large" in str(error):
         free = shutil.disk_usage(config.out_dir).free
         return InputError(
-            f"{config.out_dir}: the disk is full ({free / 1e9:.1f} GB free now); free some space or move out_dir"
+            f"{config.out_dir}: the disk is full ({free / 1e9:.1f} GB free now); free some space or move out_dir",
+            code="disk.full",
+            path=config.out_dir,
+            free=free,
         )
     if isinstance(error, duckdb.OutOfMemoryException):
-        return InputError(f"memory_limit_gb {config.memory_limit_gb} does not hold the join; raise it or lower threads")
+        return InputError(
+            f"memory_limit_gb {config.memory_limit_gb} does not hold the join; raise it or lower threads",
+            code="preprocess.memory",
+            found=config.memory_limit_gb,
+        )
     return None
 
 

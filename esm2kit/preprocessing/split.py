@@ -66,7 +66,10 @@ class Splitter:
         if num_val + num_test >= num_clusters:
             found = f"val_size {val_size} and test_size {test_size} take {num_val + num_test:,} clusters"
             source = records.files[0]["path"]
-            raise InputError(f"{source}: {found} of its {num_clusters:,}, none is left to train on; lower them")
+            raise InputError(
+                f"{source}: {found} of its {num_clusters:,}, none is left to train on; lower them",
+                code="split.no-train",
+            )
         held_out = permutation(seed, 0, np.arange(num_val + num_test), num_clusters)
         counts: dict[str, Counts] = {}
         for split, chosen in (("valid", held_out[:num_val]), ("test", held_out[num_val:])):
@@ -147,7 +150,12 @@ class Splitter:
 def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:
     number = round(size * num_clusters) if isinstance(size, float) else size
     if size and not number:
-        raise InputError(f"{name} {size} of {num_clusters:,} clusters is not one; raise it, or give a number")
+        raise InputError(
+            f"{name} {size} of {num_clusters:,} clusters is not one; raise it, or give a number",
+            code="split.too-small",
+            name=name,
+            found=size,
+        )
     return number
 
 

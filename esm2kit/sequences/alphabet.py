@@ -42,7 +42,12 @@ def encode(residues: str | bytes | np.ndarray) -> np.ndarray:
     unknown = np.flatnonzero(tokens == UNK_IDX)
     if unknown.size:
         letter = chr(codes[unknown[0]])
-        raise InputError(f"letter {letter!r} at residue {unknown[0] + 1} is not in the alphabet {RESIDUE_LETTERS}")
+        raise InputError(
+            f"letter {letter!r} at residue {unknown[0] + 1} is not in the alphabet {RESIDUE_LETTERS}",
+            code="sequence.letter",
+            found=letter,
+            residue=int(unknown[0]) + 1,
+        )
     return tokens
 
 

@@ -54,15 +54,25 @@ class ClusterIndex:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise InputError(
-                f"{folder}: no {MANIFEST}, so no finished dataset: run `esm2kit preprocess` (again) into it"
+                f"{folder}: no {MANIFEST}, so no finished dataset: run `esm2kit preprocess` (again) into it",
+                code="dataset.unfinished",
+                path=folder,
             )
         try:
             arrays = [np.load(folder / name, mmap_mode="r") for name in (OFFSETS, MEMBERS, REPRESENTATIVES)]
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: cannot read the cluster index ({error}): preprocess again") from error
+            raise InputError(
+                f"{folder}: cannot read the cluster index ({error}): preprocess again",
+                code="dataset.damaged",
+                path=folder,
+            ) from error
         offsets, member_rows, representative_rows = arrays
         if offsets.size != representative_rows.size + 1 or offsets[-1] != member_rows.size:
-            raise InputError(f"{folder}: the cluster index does not fit together: preprocess again with --overwrite")
+            raise InputError(
+                f"{folder}: the cluster index does not fit together: preprocess again with --overwrite",
+                code="dataset.damaged",
+                path=folder,
+            )
         return cls(*arrays, folder)
 
     @property

@@ -58,14 +58,18 @@ def fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
             names = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSED)
             found = sorted(file for file in path.iterdir() if file.name.lower().endswith(names) and file.is_file())
             if not found:
-                raise InputError(f"{path}: no FASTA file in this folder; names must end in {', '.join(SUFFIXES)}")
+                raise InputError(
+                    f"{path}: no FASTA file in this folder; names must end in {', '.join(SUFFIXES)}",
+                    code="fasta.none",
+                    path=path,
+                )
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"{path}: no such file or folder; correct the path")
+            raise InputError(f"{path}: no such file or folder; correct the path", code="fasta.absent", path=path)
     if not files:
-        raise InputError("no FASTA file given; name at least one")
+        raise InputError("no FASTA file given; name at least one", code="fasta.none")
     return files
 
 
@@ -119,7 +123,11 @@ class FastaReader:
             self.num_records += len(block.ids)
             yield block
         if not self.num_records:
-            raise InputError(f"{self.path}: no record in it; a FASTA file needs a '>' line and a sequence")
+            raise InputError(
+                f"{self.path}: no record in it; a FASTA file needs a '>' line and a sequence",
+                code="fasta.no-records",
+                path=self.path,
+            )
 
     def _whole_records(self) -> Iterator[bytes | memoryview]:
         """The text cut before a '>' at the start of a line."""
@@ -141,7 +149,7 @@ class FastaReader:
             elif len(text) > _MAX_RECORD_BYTES:
                 found = f"record {self.num_records + 1:,} goes on for over {_MAX_RECORD_BYTES >> 20} MiB"
                 remedy = f"the limit is {MAX_RESIDUES:,} residues; is this a protein FASTA, with all its '>' lines?"
-                raise InputError(f"{self.path}: {found}; {remedy}")
+                raise InputError(f"{self.path}: {found}; {remedy}", code="fasta.line", path=self.path)
         if text and not started:
             text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
             if text:
@@ -151,13 +159,26 @@ class FastaReader:
 
     def _check_start(self, text: bytes) -> None:
         if text[:2] in (b"\xff\xfe", b"\xfe\xff", b">\0", b"\0>"):  # a byte order mark, or '>' in two bytes
-            raise InputError(f"{self.path}: it is UTF-16; save the file as UTF-8")
+            raise InputError(
+                f"{self.path}: it is UTF-16; save the file as UTF-8",
+                code="fasta.encoding",
+                path=self.path,
+                found="UTF-16",
+            )
         if text[0] == _HEADER:
             return
         line = text[:80].split(b"\n")[0].decode("utf-8", errors="replace").rstrip()
         if "\0" in line or "�" in line:
-            raise InputError(f"{self.path}: its first bytes are not text ({line[:20]!r}); give a FASTA file")
-        raise InputError(f"{self.path}: text before the first '>' ({line[:40]!r}); remove it or give a FASTA file")
+            raise InputError(
+                f"{self.path}: its first bytes are not text ({line[:20]!r}); give a FASTA file",
+                code="fasta.not-text",
+                path=self.path,
+            )
+        raise InputError(
+            f"{self.path}: text before the first '>' ({line[:40]!r}); remove it or give a FASTA file",
+            code="fasta.before-header",
+            path=self.path,
+        )
 
     def _parse(self, text_N: np.ndarray) -> RecordBlock:
         stops = np.flatnonzero(text_N == _NEWLINE)
@@ -204,7 +225,12 @@ class FastaReader:
         stops = np.minimum(blanks[np.searchsorted(blanks, starts)], ends)
         if (empty := np.flatnonzero(stops <= starts)).size:
             number = self.num_records + int(empty[0]) + 1
-            raise InputError(f"{self.path}: record {number} has no id; write one after its '>'")
+            raise InputError(
+                f"{self.path}: record {number} has no id; write one after its '>'",
+                code="fasta.no-id",
+                path=self.path,
+                record=number,
+            )
         return ragged_copy(text_N, starts, stops).strings()
 
     def _check_text(self, headers: "Ragged") -> None:
@@ -215,14 +241,29 @@ class FastaReader:
                 text = header.decode("utf-8")
             except UnicodeDecodeError as error:
                 found = f"byte 0x{header[error.start]:02x} at column {error.start + 2} is not text"
-                raise InputError(f"{self.path}: header of record {number}: {found}; save the file as UTF-8") from None
+                raise InputError(
+                    f"{self.path}: header of record {number}: {found}; save the file as UTF-8",
+                    code="fasta.encoding",
+                    path=self.path,
+                    record=number,
+                ) from None
             control = next((byte for byte in text if (ord(byte) < 32 and byte != "\t") or ord(byte) == 127), None)
             if control == "\r":
                 remedy = "lines end in CR alone; convert them with `tr '\\r' '\\n'`"
-                raise InputError(f"{self.path}: header of record {number}: {remedy}")
+                raise InputError(
+                    f"{self.path}: header of record {number}: {remedy}",
+                    code="fasta.header",
+                    path=self.path,
+                    record=number,
+                )
             if control is not None:
                 found = f"byte 0x{ord(control):02x} is not text; give a FASTA file or remove the byte"
-                raise InputError(f"{self.path}: header of record {number}: {found}")
+                raise InputError(
+                    f"{self.path}: header of record {number}: {found}",
+                    code="fasta.header",
+                    path=self.path,
+                    record=number,
+                )
 
     def _fold(self, residues_N: np.ndarray, offsets: np.ndarray, ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """Upper case, without blanks and a final '*' for each record; raises at a letter that is no residue."""
@@ -243,7 +284,12 @@ class FastaReader:
         return residues_N, offsets
 
     def _error(self, ids: pa.StringArray, record: int, found: str) -> InputError:
-        return InputError(f"{self.path}: record {ids[record].as_py()} ({self.num_records + record + 1:,}): {found}")
+        return InputError(
+            f"{self.path}: record {ids[record].as_py()} ({self.num_records + record + 1:,}): {found}",
+            code="fasta.sequence",
+            path=self.path,
+            record=self.num_records + record + 1,
+        )
 
 
 def _drop(values_N: np.ndarray, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

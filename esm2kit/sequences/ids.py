@@ -40,10 +40,15 @@ class Lookup:
         if len(meant) == 1:
             return self._rows[meant[0]]
         if meant:
-            raise UnknownId(f"{self.source}: {name!r} may be {', '.join(meant[:3])}: give the whole id")
+            raise UnknownId(
+                f"{self.source}: {name!r} may be {', '.join(meant[:3])}: give the whole id",
+                code="id.ambiguous",
+                name=name,
+                found=meant,
+            )
         near = list(self._near(name))
         told = f"did you mean {' or '.join(near)}?" if near else f"ids are such as {', '.join(self.ids[:3])}"
-        raise UnknownId(f"{self.source} has no protein {name!r}; {told}")
+        raise UnknownId(f"{self.source} has no protein {name!r}; {told}", code="id.unknown", name=name)
 
     def _meant(self, name: str) -> list[str]:
         """The ids that have the name between their bars."""

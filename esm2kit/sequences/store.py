@@ -81,11 +81,19 @@ class SequenceStore:
             self._map = pa.memory_map(str(path))
             self._reader = pa.ipc.open_file(self._map)
             if self._reader.schema.metadata != SCHEMA.metadata:
-                raise InputError(f"{path}: an Arrow file, but not one of sequences; give train.arrow or valid.arrow")
+                raise InputError(
+                    f"{path}: an Arrow file, but not one of sequences; give train.arrow or valid.arrow",
+                    code="store.other",
+                    path=path,
+                )
             self._num_batches = self._reader.num_record_batches
             last = self._reader.get_batch(self._num_batches - 1).num_rows if self._num_batches else 0
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: no readable Arrow file of sequences; run `esm2kit preprocess` again") from error
+            raise InputError(
+                f"{path}: no readable Arrow file of sequences; run `esm2kit preprocess` again",
+                code="store.damaged",
+                path=path,
+            ) from error
         self._num_rows = max(self._num_batches - 1, 0) * ROWS_PER_BATCH + last
         whole = self._map.read_buffer()
         self._address = whole.address

@@ -33,7 +33,11 @@ class TextReader:
             magic = self._magic()
             self._tap = _Tap(self.path)
         except OSError as error:
-            raise InputError(f"{path}: cannot be opened ({error.strerror}); correct the path or its rights") from error
+            raise InputError(
+                f"{path}: cannot be opened ({error.strerror}); correct the path or its rights",
+                code="file.unreadable",
+                path=path,
+            ) from error
         self._packed: str | None = None
         self._file: _Tap | gzip.GzipFile | _ZstdFile = self._tap
         if magic.startswith(b"\x1f\x8b"):
@@ -47,7 +51,9 @@ class TextReader:
         for name, start in (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zip", b"PK\x03\x04")):
             if magic.startswith(start):
                 found = f"compressed with {name}, which is not read"
-                raise InputError(f"{self.path}: {found}; recompress it with gzip or zstd")
+                raise InputError(
+                    f"{self.path}: {found}; recompress it with gzip or zstd", code="file.packed", path=self.path
+                )
         return magic
 
     def read(self, num_bytes: int) -> bytes:
@@ -56,9 +62,15 @@ class TextReader:
             return self._file.read(num_bytes)
         except EOFError as error:
             found = f"the {self._packed} data end too early"
-            raise InputError(f"{self.path}: {found}; copy or download it again") from error
+            raise InputError(
+                f"{self.path}: {found}; copy or download it again", code="file.cut-short", path=self.path
+            ) from error
         except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"{self.path}: damaged {self._packed} data; copy or download it again") from error
+            raise InputError(
+                f"{self.path}: damaged {self._packed} data; copy or download it again",
+                code="file.damaged",
+                path=self.path,
+            ) from error
 
     def chunks(self, num_bytes: int) -> Iterator[bytes]:
         """All the text, read ahead; the file is closed at the end."""

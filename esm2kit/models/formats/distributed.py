@@ -47,7 +47,11 @@ def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
     if len(prefixes) != 1:
         raise InputError(
             f"{folder}: {len(prefixes)} tensors are called {EMBEDDING}, an ESM-2's checkpoint has one; a folder of "
-            "Hugging Face's names needs its config.json"
+            "Hugging Face's names needs its config.json",
+            code="checkpoint.not-esm2",
+            path=folder,
+            name=EMBEDDING,
+            found=len(prefixes),
         )
     names = {
         name.removeprefix(prefixes[0]): name
@@ -61,7 +65,13 @@ def _shape_of(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config
     """An ESM-2's shape from its tensors': the heads from a layer's rotary frequencies, or from the contact head."""
     num_layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     if len(shapes[EMBEDDING]) != 2:
-        raise InputError(f"{source}: {EMBEDDING} is {shapes[EMBEDDING]}, ESM-2 has (tokens, embed_dim); not an ESM-2")
+        raise InputError(
+            f"{source}: {EMBEDDING} is {shapes[EMBEDDING]}, ESM-2 has (tokens, embed_dim); not an ESM-2",
+            code="checkpoint.not-esm2",
+            path=source,
+            name=EMBEDDING,
+            found=shapes[EMBEDDING],
+        )
     embed_dim = shapes[EMBEDDING][1]
     frequencies, head = shapes.get("layers.0.self_attn.rot_emb.inv_freq"), shapes.get(f"{CONTACT_HEAD}weight")
     heads = 0
@@ -72,6 +82,8 @@ def _shape_of(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config
     if not heads or not num_layers:
         raise InputError(
             f"{source}: neither rotary frequencies nor a contact head tell how many heads a layer has; save the whole "
-            "state_dict"
+            "state_dict",
+            code="checkpoint.heads",
+            path=source,
         )
     return ESM2Config(num_layers, embed_dim, heads)

@@ -67,7 +67,9 @@ def _open(path: Path) -> tuple[ESM2Config, Any]:
         state = data["model"]
     except (KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read"
+            f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read",
+            code="checkpoint.not-esm2",
+            path=path,
         ) from None
     refuse_larger(config, [path])
     return config, state
@@ -97,7 +99,9 @@ def save_fair_esm(model: ESM2, path: Path) -> None:
     """
     path = Path(path)
     if not path.name.startswith("esm2") or path.suffix != ".pt":
-        raise InputError(f"{path}: fair-esm knows an ESM-2 by its file's name; call it esm2_....pt")
+        raise InputError(
+            f"{path}: fair-esm knows an ESM-2 by its file's name; call it esm2_....pt", code="export.name", path=path
+        )
     config = model.config
     shape = Namespace(
         arch="esm2",

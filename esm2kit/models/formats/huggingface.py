@@ -65,7 +65,10 @@ def to_hf(state: State, config: ESM2Config) -> State:
     """A state dict under transformers' names, the tied output matrix once."""
     frequencies = [state[f"layers.{layer}.self_attn.rot_emb.inv_freq"] for layer in range(config.num_layers)]
     if any(not torch.equal(own, frequencies[0]) for own in frequencies):
-        raise InputError("the layers differ in their rotary frequencies; transformers keeps one table for all")
+        raise InputError(
+            "the layers differ in their rotary frequencies; transformers keeps one table for all",
+            code="export.frequencies",
+        )
     renamed = {theirs: state[ours] for ours, theirs in hf_names(config.num_layers).items()}
     # one a layer, as Meta's files on the hub have them: what older transformers and other engines look for
     return renamed | {HF_LAYER_INV_FREQ.format(layer): own for layer, own in enumerate(frequencies)}
@@ -88,16 +91,31 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         if theirs in state:
             found[ours] = state.pop(theirs)
         elif not ours.startswith(CONTACT_HEAD):
-            raise InputError(f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2")
+            raise InputError(
+                f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2",
+                code="checkpoint.tensor",
+                name=theirs,
+                found=None,
+            )
     shared = state.pop(HF_INV_FREQ, None)
     for layer in range(config.num_layers):
         own = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
         if own is not None:
             found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = own
     if state:
-        raise InputError(f"{source}: tensor {sorted(state)[0]} is none of ESM-2's; give an ESM-2 checkpoint")
+        raise InputError(
+            f"{source}: tensor {sorted(state)[0]} is none of ESM-2's; give an ESM-2 checkpoint",
+            code="checkpoint.tensor",
+            name=min(state),
+            expected=None,
+        )
     if decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
-        raise InputError(f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model")
+        raise InputError(
+            f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model",
+            code="checkpoint.not-esm2",
+            path=source,
+            name="lm_head.decoder.weight",
+        )
     return complete(config, found)
 
 
@@ -140,14 +158,31 @@ def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
     wanted = {"model_type": "esm", "position_embedding_type": "rotary", "vocab_size": VOCAB_SIZE}
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise InputError(f"{source}: {name} is {found.get(name)!r}, ESM-2 has {value!r}: not an ESM-2 model")
+            raise InputError(
+                f"{source}: {name} is {found.get(name)!r}, ESM-2 has {value!r}: not an ESM-2 model",
+                code="checkpoint.not-esm2",
+                path=source,
+                name=name,
+                found=found.get(name),
+            )
     if found.get("is_folding_model") or found.get("emb_layer_norm_before"):
-        raise InputError(f"{source}: a folding model or one with an early LayerNorm, not an ESM-2 language model")
+        raise InputError(
+            f"{source}: a folding model or one with an early LayerNorm, not an ESM-2 language model",
+            code="checkpoint.not-esm2",
+            path=source,
+            name="is_folding_model",
+        )
     config = ESM2Config(
         found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], bool(found.get("token_dropout"))
     )
     if found.get("intermediate_size") != config.ffn_dim:
-        raise InputError(f"{source}: intermediate_size is {found.get('intermediate_size')}, ESM-2 has {config.ffn_dim}")
+        raise InputError(
+            f"{source}: intermediate_size is {found.get('intermediate_size')}, ESM-2 has {config.ffn_dim}",
+            code="checkpoint.not-esm2",
+            path=source,
+            name="intermediate_size",
+            found=found.get("intermediate_size"),
+        )
     return config
 
 
@@ -181,7 +216,11 @@ def read_config(folder: Path) -> ESM2Config:
     try:
         config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{folder}: no readable config.json of a Hugging Face model ({error})") from None
+        raise InputError(
+            f"{folder}: no readable config.json of a Hugging Face model ({error})",
+            code="checkpoint.config",
+            path=folder,
+        ) from None
     refuse_larger(config, weight_files(folder))
     return config
 

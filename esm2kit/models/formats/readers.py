@@ -26,7 +26,9 @@ def read_safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); fetch it again", code="checkpoint.damaged", path=path
+        ) from None
 
 
 def read_pickle(path: Path) -> Any:
@@ -39,9 +41,11 @@ def read_pickle(path: Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct the path")
+        raise InputError(f"{path}: no such file; correct the path", code="checkpoint.absent", path=path)
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: not a whole file of torch.save; fetch it again")
+        raise InputError(
+            f"{path}: not a whole file of torch.save; fetch it again", code="checkpoint.damaged", path=path
+        )
     try:
         with open(path, "rb") as opened:
             refuse_packed(opened, path.stat().st_size)
@@ -51,11 +55,16 @@ def read_pickle(path: Path) -> Any:
         named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
         what = f"names {named[1]}, which is code" if named else "holds more than tensors"
         raise InputError(
-            f"{path}: refused, it {what}; esm2kit loads weights only, take the publisher's own file"
+            f"{path}: refused, it {what}; esm2kit loads weights only, take the publisher's own file",
+            code="checkpoint.code",
+            path=path,
+            found=named[1] if named else None,
         ) from None
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise InputError(f"{path}: not a whole file of torch.save ({reason}); fetch it again") from None
+        raise InputError(
+            f"{path}: not a whole file of torch.save ({reason}); fetch it again", code="checkpoint.damaged", path=path
+        ) from None
 
 
 def plain_tensors(found: Any, source: Path) -> State:
@@ -65,12 +74,27 @@ def plain_tensors(found: Any, source: Path) -> State:
         InputError: names what else it is.
     """
     if not isinstance(found, dict):
-        raise InputError(f"{source}: holds {type(found).__name__} where tensors by name should be; fetch it again")
+        raise InputError(
+            f"{source}: holds {type(found).__name__} where tensors by name should be; fetch it again",
+            code="checkpoint.not-tensors",
+            path=source,
+            found=type(found).__name__,
+        )
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            raise InputError(f"{source}: {name!r:.80} is no plain tensor; take the publisher's own file")
+            raise InputError(
+                f"{source}: {name!r:.80} is no plain tensor; take the publisher's own file",
+                code="checkpoint.not-tensors",
+                path=source,
+                name=name,
+            )
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # by a stride of 0
-            raise InputError(f"{source}: {name!r:.80} is more than its bytes hold; take the publisher's own file")
+            raise InputError(
+                f"{source}: {name!r:.80} is more than its bytes hold; take the publisher's own file",
+                code="checkpoint.not-tensors",
+                path=source,
+                name=name,
+            )
     return {str(name): tensor for name, tensor in found.items()}
 
 

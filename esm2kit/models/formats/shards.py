@@ -76,9 +76,17 @@ class Shards:
         shape = self.shapes[name]
         parts = [(piece, _read_piece(name, piece)) for piece in self.pieces.get(name, [])]
         if not parts or sum(part.numel() for _, part in parts) < prod(shape):
-            raise InputError(f"{self.source}: parts of {name} are absent; copy every file of the checkpoint")
+            raise InputError(
+                f"{self.source}: parts of {name} are absent; copy every file of the checkpoint",
+                code="shards.absent",
+                name=name,
+            )
         if sum(part.numel() for _, part in parts) > prod(shape):
-            raise InputError(f"{self.source}: parts of {name} overlap; take another copy of the checkpoint")
+            raise InputError(
+                f"{self.source}: parts of {name} overlap; take another copy of the checkpoint",
+                code="shards.overlap",
+                name=name,
+            )
         if [(part.shape, any(piece.place)) for piece, part in parts] == [(shape, False)]:
             return parts[0][1]  # as it is: mapped from its file, the ranks of a node share it
         whole, seen = parts[0][1].new_empty(shape), torch.zeros(shape, dtype=torch.bool)
@@ -88,11 +96,18 @@ class Shards:
             if not fits or any(side.stop > size for side, size in zip(area, shape, strict=True)):
                 raise InputError(
                     f"{piece.file}: a part of {name}, {tuple(part.shape)} at {piece.place}, lies outside its "
-                    f"{shape}; take another copy of the checkpoint"
+                    f"{shape}; take another copy of the checkpoint",
+                    code="shards.outside",
+                    name=name,
+                    path=piece.file,
                 )
             whole[area], seen[area] = part, True
         if not seen.all():
-            raise InputError(f"{self.source}: parts of {name} are absent; copy every file of the checkpoint")
+            raise InputError(
+                f"{self.source}: parts of {name} are absent; copy every file of the checkpoint",
+                code="shards.absent",
+                name=name,
+            )
         return whole
 
 
@@ -119,14 +134,18 @@ def weight_files(folder: Path) -> list[Path]:
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent:
                 raise InputError(
-                    f"{folder}: {len(absent)} of {len(shards)} shards are absent, as {absent[0]}; copy them too"
+                    f"{folder}: {len(absent)} of {len(shards)} shards are absent, as {absent[0]}; copy them too",
+                    code="shards.absent",
+                    name=absent[0],
                 )
             return shards
         if (folder / name).is_file():
             return [folder / name]
     if shards := shard_files(folder):
         return shards
-    raise InputError(f"{folder}: neither model.safetensors nor pytorch_model.bin is in it")
+    raise InputError(
+        f"{folder}: neither model.safetensors nor pytorch_model.bin is in it", code="checkpoint.no-weights", path=folder
+    )
 
 
 def indexed(index: Path) -> list[str]:
@@ -134,12 +153,21 @@ def indexed(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: no readable index of shards ({error!r}); fetch it again") from None
+        raise InputError(
+            f"{index}: no readable index of shards ({error!r}); fetch it again", code="shards.index", path=index
+        ) from None
     if not names:
-        raise InputError(f"{index}: no readable index of shards (it names none); fetch it again")
+        raise InputError(
+            f"{index}: no readable index of shards (it names none); fetch it again", code="shards.index", path=index
+        )
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
-            raise InputError(f"{index}: names {name!r}, which is no shard beside it; take the publisher's own file")
+            raise InputError(
+                f"{index}: names {name!r}, which is no shard beside it; take the publisher's own file",
+                code="shards.elsewhere",
+                path=index,
+                name=name,
+            )
     return names
 
 
@@ -165,10 +193,20 @@ def of_safetensors(source: Path, files: Iterable[Path]) -> Shards:
         for name, place, shape in _listed(file):
             reach = tuple(first + size for first, size in zip(place, shape, strict=False))
             if name in pieces and any(piece.place == place for piece in pieces[name]):
-                raise InputError(f"{file}: {name} is in {pieces[name][0].file.name} too; take one checkpoint's files")
+                raise InputError(
+                    f"{file}: {name} is in {pieces[name][0].file.name} too; take one checkpoint's files",
+                    code="shards.overlap",
+                    name=name,
+                    path=file,
+                )
             before = shapes.get(name, reach)
             if len(place) != len(shape) or len(before) != len(reach):
-                raise InputError(f"{file}: the place of {name} does not fit its shape; take another copy of it")
+                raise InputError(
+                    f"{file}: the place of {name} does not fit its shape; take another copy of it",
+                    code="shards.outside",
+                    name=name,
+                    path=file,
+                )
             shapes[name] = tuple(map(max, before, reach))
             pieces.setdefault(name, []).append(Piece(file, place))
     return Shards(source, shapes, pieces)
@@ -184,9 +222,15 @@ def _listed(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]
                 place = told[name][SAVED_OFFSETS] if name in told else [0] * len(shape)
                 yield name, _natural(place), shape
     except SafetensorError as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+        raise InputError(
+            f"{file}: not a whole safetensors file ({error}); fetch it again", code="checkpoint.damaged", path=file
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: its header does not say where the parts lie ({error!r}); fetch it again") from None
+        raise InputError(
+            f"{file}: its header does not say where the parts lie ({error!r}); fetch it again",
+            code="shards.place",
+            path=file,
+        ) from None
 
 
 def _natural(numbers: Iterable[Any]) -> tuple[int, ...]:
@@ -209,15 +253,27 @@ def _read_piece(name: str, piece: Piece) -> Tensor:
     except (pickle.UnpicklingError, *DAMAGE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
-            f"{piece.file}: refused, the part of {name} is no plain tensor ({reason}); take another copy"
+            f"{piece.file}: refused, the part of {name} is no plain tensor ({reason}); take another copy",
+            code="checkpoint.code",
+            path=piece.file,
+            name=name,
         ) from None
     if not isinstance(part, Tensor):
-        raise InputError(f"{piece.file}: refused, the part of {name} is {type(part).__name__} and no tensor")
+        raise InputError(
+            f"{piece.file}: refused, the part of {name} is {type(part).__name__} and no tensor",
+            code="checkpoint.code",
+            path=piece.file,
+            name=name,
+            found=type(part).__name__,
+        )
     # by a stride of 0, a sparse layout or the meta device, a few bytes can be a tensor of any size
     if part.layout != torch.strided or part.is_meta or part.numel() * part.itemsize > piece.size:
         raise InputError(
             f"{piece.file}: refused, the part of {name}, {tuple(part.shape)}, is more than its {piece.size} bytes "
-            "hold; take another copy"
+            "hold; take another copy",
+            code="checkpoint.not-tensors",
+            path=piece.file,
+            name=name,
         )
     return part
 
@@ -265,26 +321,50 @@ def _open_metadata(folder: Path) -> Shards:
             place = () if (offset := key.state.get("offset")) is None else _natural(offset.args[0])
             start, size = _natural((stored["offset"], stored["length"]))
             if packed := stored.get("transform_descriptors"):
-                raise InputError(f"{file}: {name} is stored through {packed!r:.60}; save it without extensions")
+                raise InputError(
+                    f"{file}: {name} is stored through {packed!r:.60}; save it without extensions",
+                    code="shards.extension",
+                    path=file,
+                    name=name,
+                )
             path = _beside(folder, stored["relative_path"], start + size)
             pieces.setdefault(name, []).append(Piece(path, place, start, size))
     except InputError:
         raise
     except pickle.UnpicklingError as error:
         reason = (str(error).splitlines() or ["is damaged"])[0]
-        raise InputError(f"{file}: refused, it {reason}; take the checkpoint from whoever trained it") from None
+        raise InputError(
+            f"{file}: refused, it {reason}; take the checkpoint from whoever trained it",
+            code="checkpoint.code",
+            path=file,
+        ) from None
     except DAMAGE as error:
-        raise InputError(f"{file}: not a distributed checkpoint's metadata ({error!r:.100}); copy it again") from None
+        raise InputError(
+            f"{file}: not a distributed checkpoint's metadata ({error!r:.100}); copy it again",
+            code="checkpoint.damaged",
+            path=file,
+        ) from None
     return Shards(folder, shapes, pieces)
 
 
 def _beside(folder: Path, relative: Any, end: int) -> Path:
     """A file of the checkpoint that reaches at least to byte `end`."""
     if not isinstance(relative, str) or Path(relative).name != relative or not relative.endswith(SUFFIX):
-        raise InputError(f"{folder / METADATA}: names {relative!r:.100}, which is no {SUFFIX} file beside it")
+        raise InputError(
+            f"{folder / METADATA}: names {relative!r:.100}, which is no {SUFFIX} file beside it",
+            code="shards.elsewhere",
+            path=folder / METADATA,
+            name=relative,
+        )
     path = folder / relative
     if not path.is_file():
-        raise InputError(f"{path} is absent; copy every file of the checkpoint")
+        raise InputError(f"{path} is absent; copy every file of the checkpoint", code="shards.absent", name=path.name)
     if path.stat().st_size < end:
-        raise InputError(f"{path}: has {path.stat().st_size} bytes and should reach to {end}; copy it again")
+        raise InputError(
+            f"{path}: has {path.stat().st_size} bytes and should reach to {end}; copy it again",
+            code="shards.cut-short",
+            path=path,
+            found=path.stat().st_size,
+            expected=end,
+        )
     return path
