@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.embedding.hdf5 import EmbeddingReader, Row, Skeleton, create
 
 WIDTH = 5
@@ -49,7 +49,7 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
         assert reader.ids == [f"protein é {index}" for index in range(len(num_residues))]
         assert (reader.level, reader.embed_dim, len(reader)) == (level, WIDTH, len(num_residues))
         assert list(reader) == reader.ids
-        with pytest.raises(InputError, match=r"proteins go by id, found 0; the first one's is reader\.ids\[0\]"):
+        with refused("embeddings.id", found=0):
             reader[0]
         for index, value in enumerate(expected):
             found = reader[f"protein é {index}"]
@@ -111,24 +111,24 @@ def test_any_protein_of_many_is_its_own(tmp_path: Path) -> None:
 
 
 def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.h5 does not exist: make it with `esm2kit embed`"):
+    with refused("embeddings.absent"):
         EmbeddingReader(tmp_path / "a.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(InputError, match="is not a whole HDF5 file"):
+    with refused("embeddings.damaged"):
         EmbeddingReader(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["0"] = np.zeros(3)
-    with pytest.raises(InputError, match="holds no esm2kit_format"):
+    with refused("embeddings.format", found="no"):
         EmbeddingReader(tmp_path / "other.h5")
     make(tmp_path / "cut.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 50)
     os.truncate(tmp_path / "cut.h5", 3000)
-    with pytest.raises(InputError, match="is not a whole HDF5 file"):
+    with refused("embeddings.damaged"):
         EmbeddingReader(tmp_path / "cut.h5")
     make(tmp_path / "r_hiddens.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [2, 1])
     reader = EmbeddingReader(tmp_path / "r_hiddens.h5")
-    with pytest.raises(InputError, match=r"holds residues: use its r_embeddings\.h5"):
+    with refused("embeddings.level", found="residue"):
         reader.matrix()
-    with pytest.raises(InputError, match="lacks 1 of 2 proteins, the first is 'nobody'"):
+    with refused("embeddings.lacks"):
         reader.places(["protein é 0", "nobody"])
     with pytest.raises(KeyError, match="has no protein"):
         reader["nobody"]

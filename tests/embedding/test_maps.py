@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics.pairwise import cosine_similarity
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.embedding import maps
 from esm2kit.sequences.fasta import Record
 
@@ -49,7 +49,7 @@ def test_what_a_map_can_be_coloured_by() -> None:
     assert maps.colours(found, "OX").tolist() == ["9606", "10090", "not given"], "a taxon's number is a name"
     assert maps.colours(found, "TM").tolist() == [40.5, 38.0, 10.0]
     assert maps.colours(found, "residues").tolist() == [3.0, 6.0, 9.0]
-    with pytest.raises(InputError, match="no header has a field 'GN': colour by one of OS, OX, TM, residues"):
+    with refused("map.field", name="GN"):
         maps.colours(found, "GN")
     assert maps.colours(records("a TARGET=0", "b TARGET=1"), "TARGET").tolist() == ["0", "1"], "classes, not amounts"
     many = records(*(f"p{number} n={number}" for number in range(20)))
@@ -102,7 +102,7 @@ def test_pca_is_the_principal_plane_and_keeps_all_neighbours_of_a_plane() -> Non
     assert list(drawn.axes) == shares[:2]
     noise = maps.project(GENERATOR.normal(size=(300, 60)))
     assert noise.kept < 0.35, "two of sixty equal directions keep few"
-    with pytest.raises(InputError, match="3 proteins make no map: give a FASTA of 4 or more"):
+    with refused("map.too-few", found=3):
         maps.project(plane_PD[:3])
 
 
@@ -142,9 +142,9 @@ def test_umap_is_asked_for_what_is_said_or_missed_in_one_line(monkeypatch: pytes
     assert drawn.axes == ("UMAP 1", "UMAP 2")
     np.testing.assert_array_equal(drawn.xy_P2, vectors_PD[:, :2])
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="umap-learn is not installed: pip install umap-learn, or choose pca"):
+    with refused("package.missing", name="umap-learn"):
         maps.project(vectors_PD, "umap")
-    with pytest.raises(InputError, match="projection 't-sne' is unknown: choose pca or umap"):
+    with refused("map.method", name="t-sne"):
         maps.project(vectors_PD, "t-sne")
 
 

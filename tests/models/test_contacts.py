@@ -4,8 +4,8 @@ import esm
 import numpy as np
 import pytest
 import torch
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.models import contacts
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, tokenize
@@ -104,5 +104,5 @@ def test_a_map_of_distance_alone_is_told_by_distance_alone() -> None:
 
 def test_long_and_short_proteins(model: ESM2) -> None:
     assert contacts.pair_map(model, "MKTAYIAK" * 80).values_TT.shape == (512, 512)
-    with pytest.raises(InputError, match="7 residues make no map of pairs: choose a protein of 8 or more"):
+    with refused("contacts.too-short", found=7):
         contacts.pair_map(model, "MKTAYIA")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import zstandard
 from scipy import stats
+from support.errors import refused
 
 from esm2kit.core.errors import InputError
 from esm2kit.preprocessing import leakage
@@ -316,7 +317,7 @@ def test_a_dataset_made_otherwise_is_left_alone(trio, change, found):
     preprocess(config)
     before = contents(config.out_dir)
     changed = trio(**change)
-    with pytest.raises(InputError, match=found):
+    with refused("output.another-run"):
         preprocess(changed)
     assert contents(config.out_dir) == before
     preprocess(PreprocessConfig(**vars(changed) | {"overwrite": True}))
@@ -327,11 +328,11 @@ def test_a_folder_of_something_else_is_left_alone(trio):
     config = trio()
     config.out_dir.mkdir()
     (config.out_dir / "manifest.json").write_text('{"stage": "embed"}')
-    with pytest.raises(InputError, match="not a manifest of `esm2kit preprocess`"):
+    with refused("output.strangers"):
         preprocess(config)
     (config.out_dir / "manifest.json").unlink()
     (config.out_dir / "train.arrow").write_text("mine")
-    with pytest.raises(InputError, match=r"holds train.arrow without a manifest\.json"):
+    with refused("output.strangers", name="train.arrow"):
         preprocess(config)
     assert (config.out_dir / "train.arrow").read_text() == "mine"
 
@@ -341,7 +342,7 @@ def test_one_process_at_a_time(trio):
     config.out_dir.mkdir()
     handle = os.open(config.out_dir, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another preprocess is writing here"):
+    with refused("file.locked"):
         preprocess(config)
     os.close(handle)
     preprocess(config)
@@ -507,7 +508,7 @@ def test_a_full_disk(trio, tmp_path):
     try:
         sequences = {name: protein(name, 60) for name in (f"r{number}" for number in range(20_000))}
         config = one_fasta(tmp_path, fasta(list(sequences), sequences), out_dir=disk / "out")
-        with pytest.raises(InputError, match="the disk is full"):
+        with refused("disk.full"):
             preprocess(config)
         assert not list(disk.iterdir())
     finally:
@@ -525,7 +526,7 @@ def test_memory_is_that_of_the_setting(trio, monkeypatch):
 
     config = trio(memory_limit_gb=0.5)
     monkeypatch.setattr(stage, "join_mapping", out_of_memory)
-    with pytest.raises(InputError, match=r"memory_limit_gb 0\.5 does not hold the join"):
+    with refused("preprocess.memory", found=0.5):
         preprocess(config)
     assert not config.out_dir.exists()
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.core.rng import permutation
 from esm2kit.sequences.clusters import MANIFEST, MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw_sample
 
@@ -136,12 +136,12 @@ def test_a_data_worker_maps_the_clusters_and_is_not_sent_them(tmp_path):
 
 
 def test_an_unfinished_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no manifest\.json"):
+    with refused("dataset.unfinished"):
         ClusterIndex.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="cannot read the cluster index"):
+    with refused("dataset.damaged"):
         ClusterIndex.open(tmp_path)
     for name, values in (("offsets", [0, 1]), ("members", [0, 1]), ("representatives", [0])):
         np.save(tmp_path / f"cluster_{name}.npy", np.array(values))
-    with pytest.raises(InputError, match="does not fit together"):
+    with refused("dataset.damaged"):
         ClusterIndex.open(tmp_path)
