@@ -216,14 +216,13 @@ def benchmark_task(
         note: str,
         settings: dict[str, Any],
         key: Any,
-        fit: Callable[[], tuple[Fitted, str] | None],
+        fit: Callable[[], tuple[Fitted, str]],
     ) -> None:
-        found = finished(rows, name, {"data": data.sha256, "row": name, "settings": settings, "key": key}, fit)
-        if found is not None:
-            fitted, own_note = found
-            scores = score_fitted(fitted, data, counts_RP)
-            models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
-            logger.info("%s: %s", name, score_text(task.metric, scores[task.metric]))
+        decides = {"data": data.sha256, "row": name, "settings": settings, "key": key}
+        fitted, own_note = finished(rows, name, decides, fit)
+        scores = score_fitted(fitted, data, counts_RP)
+        models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
+        logger.info("%s: %s", name, score_text(task.metric, scores[task.metric]))
 
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
         if source is not None:
@@ -238,9 +237,9 @@ def benchmark_task(
                 add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, file_key(source.path), fit_source)
     for name in baselines_of(config, data):
 
-        def fit(name: str = name) -> tuple[Fitted, str] | None:
+        def fit(name: str = name) -> tuple[Fitted, str]:
             made = fit_baseline(name, data, seeds, wide)
-            return None if made is None else (made.fitted, made.note)
+            return made.fitted, made.note
 
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
 

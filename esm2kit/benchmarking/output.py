@@ -69,16 +69,14 @@ def file_key(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def finished(
-    folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str] | None]
-) -> tuple[Fitted, str] | None:
+def finished(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str]]) -> tuple[Fitted, str]:
     """A finished row from disk if this version made it from the same inputs; otherwise fit and keep it.
 
     Args:
         folder: of rows.
         name: the row's.
         key: all that decides it, JSON-able.
-        fit: gives predictions and a note; None where the model does not apply.
+        fit: gives predictions and a note.
     """
     key = {"key": key, "version": importlib.metadata.version("esm2kit")}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
@@ -90,16 +88,13 @@ def finished(
                 logger.info("%s: taken from an earlier run", name)
                 return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
     logger.info("%s: fitting", name)
-    found = fit()
-    if found is None:
-        return None
-    fitted, note = found
+    fitted, note = fit()
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
             file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(kept)
         )
-    return found
+    return fitted, note
 
 
 def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.ndarray], out_dir: Path) -> Report:
