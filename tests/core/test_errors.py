@@ -1,11 +1,24 @@
-"""Errors: how a process hands one on."""
+"""Errors: their codes and wording in one snapshot, and how a process hands one on."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
+from support.error_snapshot import SNAPSHOT, raised, snapshot
 
 from esm2kit.core.errors import ERROR_FILE, InputError, record_error, recorded_error
+
+
+def test_every_error_has_a_code() -> None:
+    form = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
+    wrong = {error.place: error.code for error in raised() if error.code is None or not form.fullmatch(error.code)}
+    assert not wrong, 'InputError(message, code="area.what", ...) with a literal code, lower case, words with hyphens'
+
+
+def test_wording_is_as_in_the_snapshot() -> None:
+    current = snapshot()
+    assert SNAPSHOT.read_text() == current, "read the change, then `python tests/support/error_snapshot.py --write`"
 
 
 def test_an_error_arrives_whole_through_a_file_and_through_pickle(
