@@ -134,7 +134,7 @@ def test_the_stop_button_saves_and_the_run_goes_on(dataset: Path, tmp_path: Path
     seen = threading.Event()
 
     def tell(line: str) -> None:
-        view.tell(line)
+        view.show_line(line)
         if "val_loss" in line and not seen.is_set():
             seen.set()
             view.button.click()
@@ -168,7 +168,7 @@ def test_only_lines_that_tell_something_are_shown(tmp_path: Path, capsys: pytest
                "Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", "distributed_backend=gloo"]  # fmt: skip
     view = live.TrainingView("pretrain", tmp_path, 3)
     for line in ["update 3/3  loss 2.9", *banners]:
-        view.tell(line)
+        view.show_line(line)
         live._print(line, "second: ")
     assert capsys.readouterr().out == "second: update 3/3  loss 2.9\n"
     assert view.line == "update 3/3  loss 2.9"
