@@ -252,6 +252,7 @@ def _clear(out_dir: Path, existed: bool) -> None:
 def _storage_problem(error: Exception, config: PreprocessConfig) -> InputError | None:
     """A full disk or too little memory, as the person can mend it."""
     is_full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
+    # duckdb's errors carry the system's reason as text alone
     if is_full or "No space left" in str(error) or "File too large" in str(error):
         free = shutil.disk_usage(config.out_dir).free
         return InputError(
