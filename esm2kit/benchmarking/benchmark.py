@@ -63,6 +63,13 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
         names = obtainable(Path(config.data_dir))
     else:
         names = [name.strip() for name in config.tasks.split(",")]
+    folders = [Path(name).stem for name in names]
+    if len(set(folders)) < len(folders):
+        raise InputError(
+            f"tasks {config.tasks}: two of them have one name, and so one folder; run them apart",
+            code="benchmark.same-name",
+            tasks=names,
+        )
     reports, failed = [], {}
     for place, name in enumerate(names, 1):
         logger.info("task %d of %d: %s", place, len(names), name)

@@ -1,6 +1,7 @@
 """Bad input as the one exception a user can fix: what was found and what to do; how a worker hands its error on."""
 
 import json
+import logging
 import os
 import time
 import traceback
@@ -9,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+logger = logging.getLogger(__name__)
 # names the file in which a process leaves its error for the one that started it, as torch elastic has it
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -18,7 +20,7 @@ class InputError(ValueError):
 
     Args:
         message: one line: what was found and what to do.
-        code: what went wrong, in a fixed word such as `fasta.letter`; code and tests rely on it, never on the message.
+        code: what went wrong, such as `fasta.sequence`; code and tests rely on it, never on the message.
         values: the facts of the case, for whoever handles the error.
     """
 
@@ -42,7 +44,13 @@ def record_error(error: BaseException) -> None:
     message["extraInfo"] = {"py_callstack": shown, "timestamp": str(int(time.time()))}
     if expected:
         message["input_error"] = {"code": error.code, "values": error.values}
-    Path(os.environ[ERROR_FILE]).write_text(json.dumps({"message": message}, default=str))
+    path = Path(os.environ[ERROR_FILE])
+    try:  # whole or absent, and never in the way of the error itself
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps({"message": message}, default=str))
+        part.replace(path)
+    except (OSError, TypeError, ValueError) as problem:
+        logger.warning("%s: the error could not be written there (%s)", path, problem)
 
 
 def recorded_error(path: Path) -> Exception | None:
@@ -57,7 +65,12 @@ def recorded_error(path: Path) -> Exception | None:
     """
     if not path.is_file():
         return None
-    message = json.loads(path.read_text())["message"]
+    try:
+        message = json.loads(path.read_text())["message"]
+    except (ValueError, KeyError):
+        return None
+    if not isinstance(message, dict):  # torchrun's own, of a worker that left nothing
+        return None
     if "input_error" in message:
         return InputError(message["message"], message["input_error"]["code"], **message["input_error"]["values"])
     return RuntimeError(" ".join(message["message"].split()))

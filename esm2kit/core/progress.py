@@ -43,5 +43,6 @@ class Progress:
         parts = [f"{self.what} {self.done:,.0f} {self.unit}", f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s"]
         if self.total is not None:
             parts[0] = f"{self.what} {self.done:,.0f} of {self.total:,.0f} {self.unit}"
-            parts.append(f"{timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))} left")
+            if rate > 0:
+                parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
         self.logger.info("%s", ", ".join([*parts, note] if note else parts))

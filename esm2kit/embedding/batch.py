@@ -81,7 +81,9 @@ def _embed_on_device(
     sizes = np.cumsum([tokens - 2 for tokens in num_tokens])[:-1]
     arrays = []
     for output, on_host in zip(outputs, copies, strict=True):
-        array = _checked(on_host.numpy(), output)
+        array = _checked(
+            on_host.numpy().copy(), output
+        )  # a copy: batches wait to be written, and pinned memory is scarce
         arrays.append(np.split(array, sizes) if output.reads == "residues" else list(array))
     return arrays
 

@@ -19,7 +19,7 @@ from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.pooling import Reads, rows_read
 from esm2kit.tasks.task import Level, Task
 
-# masking's constants, as the signed words that int64 tensors multiply by
+# core.rng's constants, as the signed words that int64 tensors multiply by
 _WORDS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB, GOLDEN], dtype=np.uint64)
 _MIX_1, _MIX_2, _STEP = _WORDS.astype(np.int64).tolist()
 

@@ -10,7 +10,7 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,15 @@ class ModelFile:
 
         A checkpoint of ours and the hub's files declare their digest; of other formats every byte is read once.
         """
+        return self._digest()
+
+    def _digest(self) -> str:
         if self.untrained_seed is not None:
-            return f"untrained-{self.untrained_seed}"
+            # the shape too: the same seed gives other weights in another architecture
+            shape = json.dumps(asdict(self.config), sort_keys=True)
+            return f"untrained-{self.untrained_seed}-{hashlib.sha256(shape.encode()).hexdigest()[:12]}"
         if self.format == "esm2kit":
-            return checkpoint.read_metadata(self.path)["sha256"]
+            return checkpoint.read_metadata(self.path).get("sha256", "")  # reading refuses a file without one
         files = FORMATS[self.format].files(self.path)
         digests = [(self.download and declared_digest(file)) or digest_of(file) for file in files]
         return digests[0] if self.format == "fair-esm" else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -79,7 +84,11 @@ class ModelFile:
         with ThreadPoolExecutor(1) as pool:  # the digest is taken while the tensors are read
             digest = pool.submit(lambda: self.sha256)
             config, state = FORMATS[self.format].read(self.path)
-            digest.result()
+            known = digest.result()
+        if self._digest() != known:  # a training run saves under the same name; hashes of unchanged files are kept
+            raise InputError(
+                f"{self.path} changed while it was being read; run it again", code="model.changed", path=str(self.path)
+            )
         return build(config, state, self.path)
 
     def record(self) -> dict[str, Any]:

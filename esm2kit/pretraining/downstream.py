@@ -155,10 +155,10 @@ class _Held:
 @contextmanager
 def _in_silence(name: str) -> Iterator[None]:
     """The probe's own progress belongs to a benchmark, not between the lines of a training."""
-    of_room = logging.getLogger(name)
-    level = of_room.level
-    of_room.setLevel(logging.WARNING)
+    of_module = logging.getLogger(name)
+    level = of_module.level
+    of_module.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        of_room.setLevel(level)
+        of_module.setLevel(level)

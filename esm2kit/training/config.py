@@ -82,6 +82,8 @@ class TrainingConfig:
     wandb_project: str = field(default="esm2kit", metadata=FREE)
 
     def __init_subclass__(cls) -> None:
+        if not (cls.__doc__ and TrainingConfig.__doc__):  # python -OO has none
+            return
         own, entry = inspect.cleandoc(cls.__doc__), re.compile(r"^    (?=\w+: )", re.M)
         described = {line.partition(":")[0] for line in entry.split(own)[1:]}
         shared = entry.split(inspect.cleandoc(TrainingConfig.__doc__))[1:]

@@ -1,8 +1,4 @@
-"""How a global batch is laid over devices, and what each layout asks of gradients.
-
-`global_batch_size = micro_batch_size x accumulate_grad_batches x data_parallel_size`, and
-`devices x num_nodes = data_parallel_size x tensor_model_parallel_size`: nothing else decides the loss curve.
-"""
+"""DDP, FSDP2 and tensor parallelism: strategies, sharding, and what each layout requires of gradients."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,7 +24,7 @@ DATA_DIM, TENSOR_DIM = "data_parallel", "tensor_parallel"
 def make_strategy(name: StrategyName, layout: BatchLayout, accelerator: str) -> Strategy | str:
     """The Lightning strategy for a layout: one device, DDP, or a device mesh for FSDP2, tensor parallel and both."""
     if is_sharded(name, layout):
-        # never DTensor checkpoints of Lightning's own: pretrain.py gathers and writes safetensors
+        # never DTensor checkpoints of Lightning's own: CheckpointWriter gathers and writes safetensors
         return ModelParallelStrategy(
             layout.data_parallel_size, layout.tensor_model_parallel_size, save_distributed_checkpoint=False
         )

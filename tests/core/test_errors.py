@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.error_snapshot import SNAPSHOT, raised, snapshot
 
+from esm2kit.cli.main import main
 from esm2kit.core.errors import ERROR_FILE, InputError, record_error, recorded_error
 
 
@@ -37,3 +38,16 @@ def test_an_error_arrives_whole_through_a_file_and_through_pickle(
     assert found.values == {"residue": 3, "path": "a.fasta"}
     record_error(KeyError("x"))
     assert str(recorded_error(tmp_path / "error.json")) == "KeyError: 'x'"
+
+
+def test_an_error_that_cannot_be_handed_on_does_not_hide_itself(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    assert main(["nostage"]) == 2
+    assert "unknown stage 'nostage'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", '{"message": "<NONE>"}', "{"])
+def test_an_error_file_of_another_form_is_no_error_of_ours(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "error.json"
+    path.write_text(text)
+    assert recorded_error(path) is None

@@ -1,5 +1,6 @@
 """Weights by name and by path: a small hub on this machine, its faults, and the true 8M where it can be fetched."""
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -302,3 +303,25 @@ def test_the_true_8m_gives_the_published_figures(root: Path, golden: str) -> Non
     found = encoder.encode(tokens_N, [len(tokens_N)], [6])[6]  # packed: no token is padding, whatever its id
     found = encoder.logits(found) if block["output"] == "logits" else found
     torch.testing.assert_close(found[:3, :3], torch.tensor(block["values"]), atol=block["atol"], rtol=block["rtol"])
+
+
+def test_a_file_replaced_between_finding_and_reading_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    for seed in (0, 1):
+        state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed).state_dict().items()}
+        write_checkpoint(path, state, {"model": dataclasses.asdict(CONFIG), "step": seed})
+        if seed == 0:
+            found = find_model(path)
+            assert found.record()["sha256"] == found.sha256
+    with refused("model.changed", path=str(path)):
+        found.load()
+
+
+def test_an_untrained_model_is_told_from_one_of_another_shape_with_the_same_seed(tmp_path: Path) -> None:
+    digests = set()
+    for heads in (2, 4):
+        config = ESM2Config(2, 32, heads)
+        state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(config, 0).state_dict().items()}
+        write_checkpoint(tmp_path / f"{heads}.safetensors", state, {"model": dataclasses.asdict(config), "step": 0})
+        digests.add(find_model(tmp_path / f"{heads}.safetensors", untrained_seed=0).sha256)
+    assert len(digests) == 2
