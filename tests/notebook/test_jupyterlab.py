@@ -220,7 +220,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
     with opened(browser, lab, "04_benchmark") as notebook:
         notebook.menu("Run All Cells")
         notebook.wait('record("04_benchmark"')
-        expect_text(notebook.output("report = judge("), TRAINED["secondary_structure_pdb"])
+        expect_text(notebook.output("report = score("), TRAINED["secondary_structure_pdb"])
         notebook.shot("all-run", "score_chart(report)")
 
         # by mouse: the list shows its tasks, one is clicked
@@ -229,7 +229,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         expect_text(notebook.output("task_choice = "), "a value")
         notebook.shot("mouse", "task_choice = ")
         notebook.run_from("def judge(")
-        expect_text(notebook.output("report = judge("), TRAINED["helix_content_pdb"])
+        expect_text(notebook.output("report = score("), TRAINED["helix_content_pdb"])
         notebook.wait('record("04_benchmark"')
         notebook.shot("mouse-result", "score_chart(report)")
 
@@ -238,7 +238,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         notebook.page.keyboard.press("ArrowUp")
         expect_text(notebook.output("task_choice = "), "3 classes for every protein")
         notebook.run_from("def judge(")
-        expect_text(notebook.output("report = judge("), TRAINED["domain_of_life"])
+        expect_text(notebook.output("report = score("), TRAINED["domain_of_life"])
         notebook.wait('record("04_benchmark"')
         notebook.shot("keyboard-result", "score_chart(report)")
 
@@ -272,10 +272,10 @@ def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follo
         field.click(click_count=3)
         notebook.page.keyboard.type("3")
         notebook.page.keyboard.press("Tab")
-        expect_text(notebook.output("layout = "), "Cannot be used: global_batch_size 16 was asked for")
+        expect_text(notebook.output("layout = "), "Cannot be used: global_batch_size 16 was requested")
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
-        expect_text(notebook.output("chosen = layout.value"), "InputError: global_batch_size 16 was asked for")
+        expect_text(notebook.output("chosen = layout.value"), "InputError: global_batch_size 16 was requested")
         assert "Traceback" not in notebook.output("chosen = layout.value").first.inner_text()
         notebook.shot("layout-error", "layout = ")
         # with the arrow key back to what divides: no trace of the error is left
@@ -314,7 +314,7 @@ def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(browser: Any,
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
         told = notebook.output("chosen = layout.value")
-        expect_text(told, "'size' is made by code cell 3 (`size = shape_pickers.size_picker(")
+        expect_text(told, "'size' is made by code cell 3 (`size = size_picker(")
         assert "Traceback" not in told.first.inner_text()
         notebook.shot("restarted", "chosen = layout.value")
         notebook.menu("Run All Above Selected Cell")

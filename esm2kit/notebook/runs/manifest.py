@@ -21,7 +21,7 @@ class Artefact:
     """A file or folder, its size, and its SHA-256 where it is not too large for one."""
 
     path: str
-    bytes: int
+    bytes: int | None = None
     sha256: str | None = None
 
     def below(self, run: str) -> str:
