@@ -228,7 +228,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         tasks.locator("option", has_text="helix_content_pdb").click()
         expect_text(notebook.output("task_choice = "), "a value")
         notebook.shot("mouse", "task_choice = ")
-        notebook.run_from("def judge(")
+        notebook.run_from("def score(")
         expect_text(notebook.output("report = score("), TRAINED["helix_content_pdb"])
         notebook.wait('record("04_benchmark"')
         notebook.shot("mouse-result", "score_chart(report)")
@@ -237,7 +237,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         tasks.focus()
         notebook.page.keyboard.press("ArrowUp")
         expect_text(notebook.output("task_choice = "), "3 classes for every protein")
-        notebook.run_from("def judge(")
+        notebook.run_from("def score(")
         expect_text(notebook.output("report = score("), TRAINED["domain_of_life"])
         notebook.wait('record("04_benchmark"')
         notebook.shot("keyboard-result", "score_chart(report)")
@@ -286,7 +286,7 @@ def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follo
         assert notebook.output("layout = ").get_by_role("alert").count() == 0
 
         # five devices that share a model: 4 heads of the custom one do not divide, 20 of the published one do
-        layout, size = notebook.output("layout = "), notebook.output("size = shape_pickers")
+        layout, size = notebook.output("layout = "), notebook.output("size = size_picker(")
         for label in ("Devices", "Tensor parallel"):
             layout.get_by_label(label).fill("5")
             notebook.page.keyboard.press("Tab")
@@ -297,7 +297,7 @@ def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follo
         expect_text(size, "6 layers × 320, 20 heads of 16 channels")
         sync_api.expect(layout.get_by_role("alert")).to_have_count(0, timeout=SECONDS * 1000)
         assert size.get_by_label("Width").is_disabled()
-        notebook.shot("size", "size = shape_pickers")
+        notebook.shot("size", "size = size_picker(")
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
         expect_text(notebook.output("chosen = layout.value"), "7.51 million parameters")
