@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
 from esm2kit.tasks.task import Target
 
 
@@ -72,23 +72,8 @@ class BenchmarkConfig:
                 code="option.seeds",
                 found=self.seeds,
             )
-        for name in ("limit", "epochs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} must be at least 1, found {getattr(self, name)}; leave it out for no limit",
-                    code="option.range",
-                    name=name,
-                    found=getattr(self, name),
-                    at_least=1,
-                )
-        if self.resamples < 100:
-            raise InputError(
-                f"resamples must be at least 100 for a 95% interval, found {self.resamples}",
-                code="option.range",
-                name="resamples",
-                found=self.resamples,
-                at_least=100,
-            )
+        check_range(self, "limit", "epochs", at_least=1, hint="leave it out for no limit")
+        check_range(self, "resamples", at_least=100, hint="fewer give no 95% interval")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -104,4 +105,30 @@ def refuse_unknown_choices(config: Any) -> None:
                 name=name,
                 found=value,
                 allowed=tuple(choices),
+            )
+
+
+def check_range(config: Any, *names: str, hint: str = "", **bounds: float) -> None:
+    """Check fields against bounds; None, a field left open, passes.
+
+    Args:
+        config: a dataclass.
+        names: its fields to check.
+        hint: ends the message, such as what to do instead.
+        bounds: at_least, above, at_most and below, each with its number.
+
+    Raises:
+        InputError: the first field outside.
+    """
+    comparisons = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
+    for name in names:
+        found = getattr(config, name)
+        if found is not None and not all(comparisons[word](found, bound) for word, bound in bounds.items()):
+            allowed = " and ".join(f"{word.replace('_', ' ')} {bound}" for word, bound in bounds.items())
+            raise InputError(
+                f"{name} must be {allowed}, found {found}{hint and '; ' + hint}",
+                code="option.range",
+                name=name,
+                found=found,
+                **bounds,
             )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,7 @@ class EmbedConfig:
                 name="window_overlap",
                 found=self.window_overlap,
             )
-        for name in ("workers", "batch_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(
-                    f"{name} is {value}: give 1 or more, or leave it out", code="option.range", name=name, found=value
-                )
+        check_range(self, "workers", "batch_tokens", at_least=1, hint="leave it out for what fits the machine")
         if self.layout == "packed" and self.key != "index":
             raise InputError(
                 f"key {self.key} names datasets, the packed layout has none: leave one of them out",

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.tasks.task import Target, Task
-from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision, check_range
+from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
 from esm2kit.training.schedule import Decay, scheduled_lr
 
 HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
@@ -133,7 +133,7 @@ class FinetuneConfig(TrainingConfig):
         check_range(self, "hidden", at_least=0)
         check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
         check_range(self, "dropout", at_least=0, below=1)
-        check_range(self, "resamples", at_least=100)  # for a 95% interval
+        check_range(self, "resamples", at_least=100, hint="fewer give no 95% interval")
         if self.standardize and self.mode != "frozen":
             raise InputError(
                 f"standardize requires mode frozen: in mode {self.mode} the head's inputs change while it learns",

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.files import fsync, locked, sha256_file, to_json, write_json
 from esm2kit.core.processes import cores
 from esm2kit.core.provenance import provenance
@@ -143,27 +143,9 @@ def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
                 code="preprocess.two-held-out",
                 name=size,
             )
-    if config.memory_limit_gb < 0.5:
-        raise InputError(
-            f"memory_limit_gb {config.memory_limit_gb} is too little: give at least 0.5",
-            code="option.range",
-            name="memory_limit_gb",
-            found=config.memory_limit_gb,
-        )
-    if config.threads is not None and config.threads < 1:
-        raise InputError(
-            f"threads {config.threads}: give 1 or more, or leave it out for every core",
-            code="option.range",
-            name="threads",
-            found=config.threads,
-        )
-    if not 0 <= config.leakage_identity <= 1:
-        raise InputError(
-            f"leakage_identity {config.leakage_identity} is no share: give 0 to 1",
-            code="option.range",
-            name="leakage_identity",
-            found=config.leakage_identity,
-        )
+    check_range(config, "memory_limit_gb", at_least=0.5)
+    check_range(config, "threads", at_least=1, hint="leave it out for every core")
+    check_range(config, "leakage_identity", at_least=0, at_most=1)
     roles = ("train_fasta", "sampler_fasta", "valid_fasta", "test_fasta")
     inputs = {role: fasta_files(paths) for role in roles if (paths := getattr(config, role)) is not None}
     for role in ("mapping", "cluster_tsv"):

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, check_range, nearest
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.training.config import FREE, TrainingConfig, check_range
+from esm2kit.training.config import FREE, TrainingConfig
 from esm2kit.training.schedule import scheduled_lr
 
 

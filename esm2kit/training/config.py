@@ -3,11 +3,10 @@
 import inspect
 import re
 from dataclasses import dataclass, field
-from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import check_range, refuse_unknown_choices
 from esm2kit.training.layout import BatchLayout, StrategyName
 
 TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -103,23 +102,3 @@ class TrainingConfig:
     def layout(self) -> BatchLayout:
         names = (name for name in BatchLayout.of.__annotations__ if hasattr(self, name))
         return BatchLayout.of(**{name: getattr(self, name) for name in names})
-
-
-def check_range(config: Any, *names: str, **bounds: float) -> None:
-    """Check fields against bounds; None, a field left open, passes.
-
-    Args:
-        config: a dataclass.
-        names: its fields to check.
-        bounds: at_least, above, at_most and below, each with its number.
-    Raises:
-        InputError: the first field outside.
-    """
-    comparisons = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
-    for name in names:
-        found = getattr(config, name)
-        if found is not None and not all(comparisons[word](found, bound) for word, bound in bounds.items()):
-            allowed = " and ".join(f"{word.replace('_', ' ')} {bound}" for word, bound in bounds.items())
-            raise InputError(
-                f"{name} must be {allowed}, found {found}", code="option.range", name=name, found=found, **bounds
-            )
