@@ -27,6 +27,7 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 UNSEALED = "?" * 64
+CACHE_LINE = 64
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -90,7 +91,9 @@ def _laid_out(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[
         span = [places[name], end]
         entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
     told = json.dumps(entries).encode()
-    told += b" " * (-len(told) % 8)
+    # tensors are mapped where they lie, and matrix products round by their place in memory: a longer header must not
+    # move them against a cache line
+    told += b" " * (-(8 + len(told)) % CACHE_LINE)
     return len(told).to_bytes(8, "little") + told, places
 
 

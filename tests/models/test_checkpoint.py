@@ -1,7 +1,9 @@
 """A checkpoint comes back as it went, or is refused in one line."""
 
+import dataclasses
 import pickle
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.models.checkpoint import DTYPES, gather, read_checkpoint, read_metadata, save_tensors, write_checkpoint
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2
+from esm2kit.models.encoder import Encoder
+from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.load import load_model
 
 CONFIG = ESM2Config(2, 32, 4)
@@ -141,3 +144,18 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch) -> None:
         write_checkpoint(path, {"model.x": torch.zeros(3)}, {})
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_vectors_do_not_depend_on_how_long_a_checkpoint_s_metadata_are(tmp_path: Path) -> None:
+    config = ESM2Config(2, 64, 4)
+    state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(config, 0).state_dict().items()}
+    tokens_N = tokenize(["MKTAYIAKQRQISFVKSHFSRQ" * 8])[0]
+    found, places = [], set()
+    for length in range(0, 64, 4):
+        path = tmp_path / f"{length}.safetensors"
+        write_checkpoint(path, state, {"model": dataclasses.asdict(config), "note": "x" * length})
+        model, _ = load_model(path)
+        places.add(model.layers[0].fc1.weight.data_ptr() % 64)
+        found.append(Encoder(model).encode(tokens_N, [len(tokens_N)], [2])[2])
+    assert len(places) == 1, "tensors lie at one place of a cache line, whatever the header"
+    assert all(torch.equal(hidden_ND, found[0]) for hidden_ND in found)
