@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
-from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.tasks.task import Target
 
 
@@ -65,7 +65,7 @@ class BenchmarkConfig:
     out_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be different numbers, at least one; found {self.seeds}",

@@ -89,7 +89,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
 
 
-def refuse_unknown_choices(config: Any) -> None:
+def check_choices(config: Any) -> None:
     """Hold a dataclass's Literal fields to their choices, which Python itself does not; None stands for left open.
 
     Raises: InputError for the first that is none of them, with the nearest.

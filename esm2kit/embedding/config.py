@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices, check_range
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EmbedConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
             raise InputError("nothing to write: set per_protein, per_residue, bos or logits", code="embed.nothing")
         if not self.repr_layers:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, check_range, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.tasks.task import Target, Task
 from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
@@ -271,7 +271,7 @@ class PredictConfig:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
             raise InputError(
                 f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5", code="predict.suffix", path=self.out

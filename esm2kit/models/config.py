@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 
 
@@ -112,4 +112,4 @@ class ExportConfig:
     format: Literal["huggingface", "fair-esm"] = "huggingface"
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)

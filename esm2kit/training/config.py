@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import check_range, refuse_unknown_choices
+from esm2kit.core.errors import check_choices, check_range
 from esm2kit.training.layout import BatchLayout, StrategyName
 
 TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -90,7 +90,7 @@ class TrainingConfig:
         cls.__doc__ = "\n".join([own, *added, ""])
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
         check_range(self, "max_tokens", at_least=3)  # BOS, one residue and EOS
         at_least_one = ("max_steps", "val_check_interval", "log_every_n_steps", "tokens_per_validation_batch")
         check_range(self, *at_least_one, at_least=1)

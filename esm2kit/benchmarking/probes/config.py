@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from esm2kit.core.errors import InputError, nearest, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices, nearest
 from esm2kit.tasks.task import Task
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
@@ -62,7 +62,7 @@ class ProbeConfig:
     row_budget: int = 8_192
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
 
 
 def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> ProbeConfig:

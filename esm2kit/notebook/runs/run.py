@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, closest, nearest, refuse_unknown_choices
+from esm2kit.core.errors import InputError, check_choices, closest, nearest
 from esm2kit.core.files import locked
 from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_notebook
 from esm2kit.notebook.runs.history import Difference, compare_runs, short, silences, table
@@ -61,7 +61,7 @@ class RunsConfig:
     format: Literal["table", "json"] = "table"
 
     def __post_init__(self) -> None:
-        refuse_unknown_choices(self)
+        check_choices(self)
 
 
 @dataclass(frozen=True)
