@@ -50,7 +50,7 @@ def test_conda_and_project_ask_for_the_same_python(root: Path, project: dict) ->
 def test_the_lock_holds_every_dependency(root: Path, project: dict) -> None:
     locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (root / "requirements.lock").read_text(), re.M))
     wanted = project["dependencies"] + project["optional-dependencies"]["notebooks"]
-    wanted += project["optional-dependencies"]["dev"]
+    wanted += project["optional-dependencies"]["dev"] + project["optional-dependencies"]["docs"]
     absent = {name_of(requirement) for requirement in wanted} - {name.lower() for name in locked}
     assert not absent, f"run `make lock`: {absent} are not in requirements.lock"
     assert locked["torch"] == "2.13.0"

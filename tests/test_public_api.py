@@ -19,8 +19,8 @@ each_package = pytest.mark.parametrize("package", [esm2kit, esm2kit.notebook], i
 
 
 def documented(package: ModuleType) -> list[str]:
-    """The first column of the tables under the package's heading in docs/api.md."""
-    parts = re.split(r"^## `([\w.]+)`$", (ROOT / "docs" / "api.md").read_text(), flags=re.M)
+    """The first column of the tables under the package's heading in docs/reference/api.md."""
+    parts = re.split(r"^## `([\w.]+)`$", (ROOT / "docs" / "reference" / "api.md").read_text(), flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     return re.findall(r"^\| `(\w+)` \|", sections[package.__name__], flags=re.M)
 
