@@ -114,7 +114,7 @@ def _run(name: str, arguments: list[str]) -> int:
             # what this machine cannot do is reported once, and not by every worker
             config.layout  # noqa: B018
             trainer.check_devices(config)
-            launch.become(name, config)
+            launch.replace_with_torchrun(name, config)
     result = load(stage.function)(config)
     summary = summarise(result, sys.stdout.isatty())
     if summary:

@@ -9,7 +9,7 @@ from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.tasks.task import Target, Task
 from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
-from esm2kit.training.schedule import Decay, scheduled_lr
+from esm2kit.training.schedule import Decay, compute_lr
 
 HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
 Mode = Literal["full", "last_n", "lora", "frozen"]
@@ -193,7 +193,7 @@ def lr_share(step: int, config: FinetuneConfig) -> float:
         config: settled.
     """
     warmup = config.warmup_steps
-    return scheduled_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)
+    return compute_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)
 
 
 def training_memory(

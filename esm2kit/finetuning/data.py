@@ -15,7 +15,7 @@ from esm2kit.training.layout import BatchLayout
 from esm2kit.training.parallel import data_parallel_rank
 
 
-class GlobalBatches(Dataset):
+class LabelledBatches(Dataset):
     """Update number -> this rank's micro-batches of that update's global batch."""
 
     def __init__(self, proteins: LabelledProteins, layout: BatchLayout, rank: int, seed: int, max_steps: int) -> None:
@@ -71,7 +71,7 @@ class FinetuneData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, _ = data_parallel_rank(self.trainer.strategy)
-        batches = GlobalBatches(self.proteins, self.layout, rank, self.seed, self.max_steps)
+        batches = LabelledBatches(self.proteins, self.layout, rank, self.seed, self.max_steps)
         # batch_size None: an item already is a batch; a range as sampler keeps order and start in plain sight
         return DataLoader(batches, batch_size=None, sampler=range(self.first_step, self.max_steps))
 

@@ -33,7 +33,7 @@ from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
-from esm2kit.training.resume import CheckpointWriter, ResumePoint, alone_in, resume_point
+from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Raises: InputError for a task, model, head, layout or checkpoint that does not fit, for a folder in which another
         run trains, and for a loss that is no number, naming the update and the sequences.
     """
-    with alone_in(Path(config.out_dir)):
+    with lock_run_folder(Path(config.out_dir)):
         return _finetune(config)
 
 
@@ -155,7 +155,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         "sha256": weights_sha256(esm2),
     }
     manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
-    resumed = resume_point(out_dir, config, manifest)
+    resumed = find_resume_point(out_dir, config, manifest)
     labels = labels_of(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
     model = _model(config, esm2, data, proteins, resumed)

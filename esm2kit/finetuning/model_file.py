@@ -28,7 +28,7 @@ from esm2kit.sequences.windows import Segments
 from esm2kit.tasks.labels import decide
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.task import Task
-from esm2kit.training.resume import parts_of
+from esm2kit.training.resume import group_by_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def load_finetuned(
             code="finetuned.no-head",
             path=path,
         )
-    facts, parts = metadata["finetune"], parts_of(tensors)
+    facts, parts = metadata["finetune"], group_by_prefix(tensors)
     spec = HeadSpec(**facts["head"])
     labels = LabelModel(None, spec)
     task_fields = facts["task"] | {name: tuple(facts["task"][name]) for name in ("labels", "binary_labels")}

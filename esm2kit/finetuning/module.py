@@ -21,8 +21,8 @@ from esm2kit.tasks.packing import EvaluationBatch, EvaluationBatches, LabelledBa
 from esm2kit.tasks.task import Task
 from esm2kit.training.loop import TrainingLoop
 from esm2kit.training.parallel import data_parallel_group
-from esm2kit.training.precision import computing
-from esm2kit.training.resume import ResumePoint, state_of
+from esm2kit.training.precision import precision_context
+from esm2kit.training.resume import ResumePoint, collect_state
 
 
 def loss_sum(outputs_MC: Tensor, targets_M: Tensor, weights_M: Tensor, task: Task) -> Tensor:
@@ -98,7 +98,7 @@ class LabelTrainer(TrainingLoop):
         self.sums_MC = torch.zeros(self.validation_rows.num_slots, self.model.spec.num_outputs + 1, device=self.device)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        with computing(self.esm2, self.config.precision):
+        with precision_context(self.esm2, self.config.precision):
             outputs = self.model(batch.tokens_N, batch.num_tokens)
         if len(batch.slots_M):
             counted = torch.cat([outputs, outputs.new_ones(len(outputs), 1)], dim=1)
@@ -112,7 +112,7 @@ class LabelTrainer(TrainingLoop):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        val_loss = self.validation["val_loss"]
+        val_loss = self.last_validation["val_loss"]
         better = self.best_loss is None or val_loss < self.best_loss
         self.best_loss, self.since_best = (val_loss, 0) if better else (self.best_loss, self.since_best + 1)
         if self.out_of_patience:
@@ -122,7 +122,7 @@ class LabelTrainer(TrainingLoop):
         """`model.*` or, of LoRA, `adapter.*`; `head.*`; `optimizer.*`."""
         lora = self.config.mode == "lora"
         trained = {f"esm2.{name}" for name in adapters(self.esm2)}
-        held = state_of(
+        held = collect_state(
             self.model,
             self.optimizers(use_pl_optimizer=False),
             lambda name: not lora or name.startswith("head.") or name in trained,

@@ -25,12 +25,12 @@ PAIRS = pa.schema([("line", pa.int64()), ("cluster", pa.string()), ("member", pa
 _PARQUET = {"use_dictionary": False, "write_statistics": False, "compression": "lz4"}
 
 
-def mapping_tables(work: Path) -> tuple[Path, Path]:
+def mapping_table_paths(work: Path) -> tuple[Path, Path]:
     """Where mapping.tsv's clusters and members are, as `read_mapping` writes them."""
     return work / "clusters.parquet", work / "members.parquet"
 
 
-def cluster_table(work: Path, level: int) -> Path:
+def cluster_table_path(work: Path, level: int) -> Path:
     """Where a cluster TSV's pairs are, as `read_cluster_tsv` writes them; level 0 is the finer."""
     return work / f"level_{level}.parquet"
 
@@ -52,7 +52,7 @@ def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Even
         pq.ParquetWriter(clusters_part, CLUSTERS, **_PARQUET) as cluster_writer,
         pq.ParquetWriter(members_part, MEMBERS, **_PARQUET) as member_writer,
     ):
-        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
+        for lines, text_N, names, (starts, stops) in _read_columns(reader, stop):
             commas = np.flatnonzero(text_N == _COMMA)
             first, last = np.searchsorted(commas, starts), np.searchsorted(commas, stops)
             num_pieces = last - first + 1
@@ -64,7 +64,7 @@ def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Even
             piece_starts, piece_stops = _strip(text_N, piece_starts, piece_stops)
             filled = piece_stops > piece_starts
             line_of = line_of[filled]
-            _refuse_empty(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
+            _check_not_empty(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
             member_ids = ragged_copy(text_N, piece_starts[filled], piece_stops[filled])
             cluster_writer.write_batch(pa.record_batch([lines, names.strings()], schema=CLUSTERS))
             member_writer.write_batch(pa.record_batch([lines[line_of], member_ids.strings()], schema=MEMBERS))
@@ -83,9 +83,9 @@ def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = Non
     """
     reader = TextReader(path)
     with atomic_path(pairs) as part, pq.ParquetWriter(part, PAIRS, **_PARQUET) as writer:
-        for lines, text_N, names, (starts, stops) in _two_columns(reader, stop):
+        for lines, text_N, names, (starts, stops) in _read_columns(reader, stop):
             starts, stops = _strip(text_N, starts, stops)
-            _refuse_empty(path, lines, names, stops <= starts)
+            _check_not_empty(path, lines, names, stops <= starts)
             members = ragged_copy(text_N, starts, stops)
             writer.write_batch(pa.record_batch([lines, names.strings(), members.strings()], schema=PAIRS))
     return reader.sha256
@@ -94,10 +94,10 @@ def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = Non
 Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
 
 
-def _two_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
+def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
     """Blocks of lines: their numbers, the text, the first column, and where the second begins and ends in the text."""
     lines_before = 0
-    for text in _whole_lines(reader):
+    for text in _read_lines(reader):
         if stop is not None and stop.is_set():
             raise CancelledError
         text_N = np.frombuffer(text, dtype=np.uint8)
@@ -131,7 +131,7 @@ def _two_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[C
         raise InputError(f"{reader.path}: empty; it must name the clusters", code="clusters.empty", path=reader.path)
 
 
-def _whole_lines(reader: TextReader) -> Iterator[bytes]:
+def _read_lines(reader: TextReader) -> Iterator[bytes]:
     pieces: list[bytes] = []
     for chunk in reader.chunks(_BLOCK_BYTES):
         cut = chunk.rfind(b"\n") + 1
@@ -159,7 +159,7 @@ def _count_up(counts: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
 
 
-def _refuse_empty(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.ndarray) -> None:
+def _check_not_empty(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.ndarray) -> None:
     if is_empty.any():
         place = int(np.argmax(is_empty))
         name = names.strings()[place].as_py()

@@ -29,7 +29,7 @@ _HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS has
 _ROWS_PER_GROUP = 1 << 17
 
 
-class Staged(NamedTuple):
+class StagedFasta(NamedTuple):
     """FASTA files as one store and its keys."""
 
     name: str
@@ -39,7 +39,7 @@ class Staged(NamedTuple):
     num_residues: int
     files: list[dict[str, Any]]  # path, bytes, mtime_ns, sha256, first_row
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         """A row as `file: record number`, for messages."""
         file = [file for file in self.files if file["first_row"] <= row][-1]
         return f"{file['path']}: record {row - file['first_row'] + 1:,}"
@@ -79,7 +79,7 @@ def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys:
 
 def ingest(
     name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True, stop: threading.Event | None = None
-) -> Staged:
+) -> StagedFasta:
     """Read, check and hash FASTA files; a second call finds what a first one finished.
 
     Args:
@@ -114,12 +114,12 @@ def ingest(
 
     # parsed in one thread, hashed and written in another
     num_records, num_residues = write_with_keys(ahead(batches()), store if keep_sequences else None, keys)
-    staged = Staged(name, store, keys, num_records, num_residues, stamps)
+    staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
     write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
     return staged
 
 
-def read_staged(marker: Path) -> Staged:
+def read_staged(marker: Path) -> StagedFasta:
     """What `ingest` left behind."""
     fields = json.loads(marker.read_text())
-    return Staged(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)
+    return StagedFasta(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)

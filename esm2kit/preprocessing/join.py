@@ -13,15 +13,15 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
-from esm2kit.preprocessing.cluster_tables import cluster_table, mapping_tables
-from esm2kit.preprocessing.ingest import Staged
+from esm2kit.preprocessing.cluster_tables import cluster_table_path, mapping_table_paths
+from esm2kit.preprocessing.ingest import StagedFasta
 
 _FETCH_ROWS = 1 << 20
 # with less for each of its threads DuckDB's joins may not find room to spill from
 _GB_PER_THREAD = 0.25
 
 
-class Joined(NamedTuple):
+class JoinedClusters(NamedTuple):
     """Clusters over the rows of a staged store, as .npy files of int64."""
 
     offsets: Path  # (C + 1,)
@@ -29,8 +29,8 @@ class Joined(NamedTuple):
     representatives: Path  # (C,)
 
 
-def joined_files(work: Path) -> Joined:
-    return Joined(*(work / f"all_{name}.npy" for name in Joined._fields))
+def joined_paths(work: Path) -> JoinedClusters:
+    return JoinedClusters(*(work / f"all_{name}.npy" for name in JoinedClusters._fields))
 
 
 class Engine:
@@ -46,13 +46,13 @@ class Engine:
     def run(self, sql: str) -> None:
         self._connection.execute(sql)
 
-    def rows(self, sql: str) -> list[tuple]:
+    def fetch_rows(self, sql: str) -> list[tuple]:
         return self._connection.execute(sql).fetchall()
 
-    def value(self, sql: str) -> int:
-        return self.rows(sql)[0][0]
+    def fetch_value(self, sql: str) -> int:
+        return self.fetch_rows(sql)[0][0]
 
-    def arrays(self, sql: str) -> Iterator[list[np.ndarray]]:
+    def fetch_arrays(self, sql: str) -> Iterator[list[np.ndarray]]:
         """A query's integer columns, a stretch of rows at a time."""
         with self._connection.sql(sql).to_arrow_reader(_FETCH_ROWS) as reader:
             for batch in reader:
@@ -71,31 +71,31 @@ class Engine:
             path.unlink(missing_ok=True)
 
 
-def unique_records(engine: Engine, view: str, staged: Staged) -> int:
+def create_unique_view(engine: Engine, view: str, staged: StagedFasta) -> int:
     """Make `view` (row, id, residues, hash) of the records without repeats; the first of equal ones is kept.
 
     Returns: how many repeats were left out.
     Raises: InputError for an id that stands for different sequences.
     """
-    keys = f"(SELECT file_row_number AS row, * FROM read_parquet('{quoted(staged.keys)}', file_row_number = true))"
+    keys = f"(SELECT file_row_number AS row, * FROM read_parquet('{escape_sql(staged.keys)}', file_row_number = true))"
     # hashes first: numbers group faster than text, in less memory, and hardly any are left to look at
     engine.run(
         f"CREATE TABLE {view}_repeated AS SELECT id, min(row) AS first, min(hash) <> max(hash) OR "
         f"min(residues) <> max(residues) AS differ FROM {keys} k SEMI JOIN (SELECT hash(id) AS same "
         f"FROM {keys} GROUP BY same HAVING count(*) > 1) ON same = hash(k.id) GROUP BY id HAVING count(*) > 1"
     )
-    if found := engine.rows(
+    if found := engine.fetch_rows(
         f"SELECT k.id, r.first, k.row FROM {keys} k JOIN {view}_repeated r USING (id) JOIN {keys} f ON f.row = r.first "
         f"WHERE r.differ AND (k.hash, k.residues) <> (f.hash, f.residues) ORDER BY k.row LIMIT 1"
     ):
         name, first, row = found[0]
         raise InputError(
-            f"{staged.place(row)}: id {name} came before with another sequence ({staged.place(first)}); "
+            f"{staged.locate(row)}: id {name} came before with another sequence ({staged.locate(first)}); "
             "rename or remove one of them",
             code="clusters.ambiguous-id",
             name=name,
         )
-    if not engine.value(f"SELECT count(*) FROM {view}_repeated"):
+    if not engine.fetch_value(f"SELECT count(*) FROM {view}_repeated"):
         engine.run(f"CREATE VIEW {view} AS SELECT * FROM {keys}")
         return 0
     engine.run(
@@ -103,42 +103,44 @@ def unique_records(engine: Engine, view: str, staged: Staged) -> int:
         "WHERE k.row > r.first"
     )
     engine.run(f"CREATE VIEW {view} AS SELECT k.* FROM {keys} k ANTI JOIN {view}_dropped d ON d.row = k.row")
-    return engine.value(f"SELECT count(*) FROM {view}_dropped")
+    return engine.fetch_value(f"SELECT count(*) FROM {view}_dropped")
 
 
-def join_singletons(engine: Engine, records: Staged, work: Path) -> dict[str, int]:
+def join_singletons(engine: Engine, records: StagedFasta, work: Path) -> dict[str, int]:
     """Every record its own cluster."""
-    repeats = unique_records(engine, "records", records)
+    repeats = create_unique_view(engine, "records", records)
     engine.run("CREATE TABLE clusters AS SELECT row AS cluster, row AS representative FROM records")
     engine.run("CREATE VIEW pairs AS SELECT cluster, representative AS row FROM clusters")
-    return {"repeated_records": repeats, **_write(engine, records, work)}
+    return {"repeated_records": repeats, **_write_arrays(engine, records, work)}
 
 
-def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Path, work: Path) -> dict[str, int]:
+def join_mapping(
+    engine: Engine, records: StagedFasta, uniref50: StagedFasta, mapping: Path, work: Path
+) -> dict[str, int]:
     """The esm2nv trio: cluster representatives, the records to draw from, and the table between them.
 
     Args:
         engine: where the join runs.
         records: the sampler FASTA.
         uniref50: keys of the train FASTA; a cluster's number follows its order.
-        mapping: mapping.tsv, for messages; what it says is in `mapping_tables(work)`.
-        work: where `joined_files` are written.
+        mapping: mapping.tsv, for messages; what it says is in `mapping_table_paths(work)`.
+        work: where `joined_paths` are written.
     Returns: counts of what was left out.
     Raises: InputError for ids that are in one file and not in another, for members of two clusters, and for one id with
         two sequences.
     """
-    clusters, members = mapping_tables(work)
-    repeats = unique_records(engine, "records", records)
-    repeats_50 = unique_records(engine, "uniref50", uniref50)
+    clusters, members = mapping_table_paths(work)
+    repeats = create_unique_view(engine, "records", records)
+    repeats_50 = create_unique_view(engine, "uniref50", uniref50)
     engine.run(
         f"CREATE TABLE found AS SELECT c.line, c.cluster AS id, u.row AS cluster, r.row AS representative, "
-        f"u.hash = r.hash AND u.residues = r.residues AS equal FROM read_parquet('{quoted(clusters)}') c "
+        f"u.hash = r.hash AND u.residues = r.residues AS equal FROM read_parquet('{escape_sql(clusters)}') c "
         "LEFT JOIN uniref50 u ON u.id = c.cluster LEFT JOIN records r ON r.id = c.cluster"
     )
     # the first line is a header, unless its first column names a record
     engine.run("DELETE FROM found WHERE line = (SELECT min(line) FROM found) AND cluster IS NULL")
     train = uniref50.files[0]["path"]
-    for name, line in engine.rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
+    for name, line in engine.fetch_rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         raise InputError(
             f"{mapping}: line {line:,}: cluster {name} is not in {train}; add its record or remove the line",
             code="clusters.unknown",
@@ -146,19 +148,21 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
             line=line,
             name=name,
         )
-    for name, row in engine.rows("SELECT id, cluster FROM found WHERE representative IS NULL ORDER BY line LIMIT 1"):
+    for name, row in engine.fetch_rows(
+        "SELECT id, cluster FROM found WHERE representative IS NULL ORDER BY line LIMIT 1"
+    ):
         remedy = "give both files as sampler_fasta, [sampler, train], if the sampler lacks the representatives"
         raise InputError(
-            f"{uniref50.place(row)}: {name} is not in {records.files[0]['path']}; {remedy}",
+            f"{uniref50.locate(row)}: {name} is not in {records.files[0]['path']}; {remedy}",
             code="clusters.not-in-sampler",
             name=name,
         )
-    for name, row, other in engine.rows(
+    for name, row, other in engine.fetch_rows(
         "SELECT id, cluster, representative FROM found WHERE NOT equal ORDER BY line LIMIT 1"
     ):
-        found = f"{records.place(other)}: id {name} has another sequence than in {uniref50.place(row)}"
+        found = f"{records.locate(other)}: id {name} has another sequence than in {uniref50.locate(row)}"
         raise InputError(f"{found}; correct one of them", code="clusters.ambiguous-id", name=name)
-    for name, first, second in engine.rows(
+    for name, first, second in engine.fetch_rows(
         "SELECT any_value(id), min(line), max(line) AS last FROM found GROUP BY cluster HAVING count(*) > 1 "
         "ORDER BY last LIMIT 1"
     ):
@@ -169,26 +173,26 @@ def join_mapping(engine: Engine, records: Staged, uniref50: Staged, mapping: Pat
             line=second,
             name=name,
         )
-    for name, row in engine.rows(
+    for name, row in engine.fetch_rows(
         "SELECT u.id, u.row FROM uniref50 u ANTI JOIN found f ON f.cluster = u.row ORDER BY u.row LIMIT 1"
     ):
         raise InputError(
-            f"{uniref50.place(row)}: {name} has no line in {mapping}; add one or remove the record",
+            f"{uniref50.locate(row)}: {name} has no line in {mapping}; add one or remove the record",
             code="clusters.no-line",
             path=mapping,
             name=name,
         )
     engine.run("CREATE VIEW clusters AS FROM found")
     engine.run(
-        f"CREATE TABLE pairs AS SELECT c.cluster, m.line, r.row FROM read_parquet('{quoted(members)}') m "
+        f"CREATE TABLE pairs AS SELECT c.cluster, m.line, r.row FROM read_parquet('{escape_sql(members)}') m "
         "JOIN found c USING (line) LEFT JOIN records r ON r.id = m.member"
     )
-    engine.run(f"CREATE VIEW members AS FROM read_parquet('{quoted(members)}')")
-    _refuse_absent_member(engine, mapping, records, "members", "records", "id")
-    return {"repeated_records": repeats + repeats_50, **_write(engine, records, work, mapping)}
+    engine.run(f"CREATE VIEW members AS FROM read_parquet('{escape_sql(members)}')")
+    _check_members_exist(engine, mapping, records, "members", "records", "id")
+    return {"repeated_records": repeats + repeats_50, **_write_arrays(engine, records, work, mapping)}
 
 
-def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: Path) -> dict[str, int]:
+def join_cluster_tsv(engine: Engine, records: StagedFasta, tables: list[Path], work: Path) -> dict[str, int]:
     """MMseqs2's clusters of one FASTA.
 
     Args:
@@ -196,18 +200,18 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         records: the FASTA.
         tables: one cluster TSV, whose members are drawn; or two, the finer (90%) and the coarser (50%, clustered from
             the representatives of the finer): then those representatives are drawn. For messages, too: what they say
-            is in `cluster_table(work, level)`.
-        work: where `joined_files` are written.
+            is in `cluster_table_path(work, level)`.
+        work: where `joined_paths` are written.
     Returns: counts of what was left out.
     Raises: InputError for ids that are not in the FASTA, levels that do not fit, and members of two clusters.
     """
-    repeats = unique_records(engine, "records", records)
+    repeats = create_unique_view(engine, "records", records)
     coarse = tables[-1]
     for level in range(len(tables)):
-        engine.run(f"CREATE VIEW level_{level} AS FROM read_parquet('{quoted(cluster_table(work, level))}')")
+        engine.run(f"CREATE VIEW level_{level} AS FROM read_parquet('{escape_sql(cluster_table_path(work, level))}')")
     coarse_view = f"level_{len(tables) - 1}"
     if len(tables) == 2:
-        for name, line in engine.rows(
+        for name, line in engine.fetch_rows(
             "SELECT m.member, m.line FROM level_1 m ANTI JOIN level_0 c ON c.cluster = m.member ORDER BY m.line LIMIT 1"
         ):
             raise InputError(
@@ -218,7 +222,7 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
                 line=line,
                 name=name,
             )
-        for name, line in engine.rows(
+        for name, line in engine.fetch_rows(
             "SELECT c.cluster, c.line FROM level_0 c ANTI JOIN level_1 m ON m.member = c.cluster "
             "ORDER BY c.line LIMIT 1"
         ):
@@ -239,7 +243,7 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         f"(SELECT cluster, min(line) AS line FROM {coarse_view} GROUP BY cluster) c "
         "LEFT JOIN names n ON n.name = c.cluster"
     )
-    for name, line in engine.rows("SELECT id, line FROM clusters WHERE cluster IS NULL ORDER BY line LIMIT 1"):
+    for name, line in engine.fetch_rows("SELECT id, line FROM clusters WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         remedy = "give the FASTA that was clustered"
         raise InputError(
             f"{coarse}: line {line:,}: {name} is not in {records.files[0]['path']}; {remedy}",
@@ -252,13 +256,15 @@ def join_cluster_tsv(engine: Engine, records: Staged, tables: list[Path], work: 
         f"CREATE TABLE pairs AS SELECT c.cluster, m.line, n.row FROM {coarse_view} m "
         "JOIN clusters c ON c.id = m.cluster LEFT JOIN names n ON n.name = m.member"
     )
-    _refuse_absent_member(engine, coarse, records, coarse_view, "names", "name")
-    return {"repeated_records": repeats, **_write(engine, records, work, coarse)}
+    _check_members_exist(engine, coarse, records, coarse_view, "names", "name")
+    return {"repeated_records": repeats, **_write_arrays(engine, records, work, coarse)}
 
 
-def _refuse_absent_member(engine: Engine, table: Path, records: Staged, members: str, names: str, name: str) -> None:
-    for (line,) in engine.rows("SELECT min(line) FROM pairs WHERE row IS NULL HAVING count(*) > 0"):
-        [(absent,)] = engine.rows(
+def _check_members_exist(
+    engine: Engine, table: Path, records: StagedFasta, members: str, names: str, name: str
+) -> None:
+    for (line,) in engine.fetch_rows("SELECT min(line) FROM pairs WHERE row IS NULL HAVING count(*) > 0"):
+        [(absent,)] = engine.fetch_rows(
             f"SELECT min(member) FROM {members} WHERE line = {line} AND member NOT IN (SELECT {name} FROM {names})"
         )
         fasta = records.files[0]["path"]
@@ -271,19 +277,19 @@ def _refuse_absent_member(engine: Engine, table: Path, records: Staged, members:
         )
 
 
-def _write(engine: Engine, records: Staged, work: Path, table: Path | None = None) -> dict[str, int]:
+def _write_arrays(engine: Engine, records: StagedFasta, work: Path, table: Path | None = None) -> dict[str, int]:
     """`clusters` (cluster, representative) and `pairs` (cluster, row) as arrays, clusters numbered from 0 in order."""
-    files = joined_files(work)
-    num_clusters = engine.value("SELECT count(*) FROM clusters")
+    files = joined_paths(work)
+    num_clusters = engine.fetch_value("SELECT count(*) FROM clusters")
     with NpyWriter(files.representatives) as writer:
-        for (rows,) in engine.arrays("SELECT representative FROM clusters ORDER BY cluster"):
+        for (rows,) in engine.fetch_arrays("SELECT representative FROM clusters ORDER BY cluster"):
             writer.append(rows)
     # a byte a record: whether a cluster has it
     taken = np.zeros(records.num_records, dtype=bool)
     previous, last_row = -1, -1
     with NpyWriter(files.members) as member_writer, NpyWriter(files.offsets) as offset_writer:
         offset_writer.append(np.zeros(1, np.int64))
-        for ordered, rows in engine.arrays("SELECT cluster, row FROM pairs ORDER BY cluster, row"):
+        for ordered, rows in engine.fetch_arrays("SELECT cluster, row FROM pairs ORDER BY cluster, row"):
             is_new = np.diff(ordered, prepend=previous) != 0
             once = is_new | (np.diff(rows, prepend=last_row) != 0)  # an id may stand twice on a line
             previous, last_row = ordered[-1], rows[-1]
@@ -295,13 +301,13 @@ def _write(engine: Engine, records: Staged, work: Path, table: Path | None = Non
         offset_writer.append(np.array([member_writer.size]))
     assert offset_writer.size == num_clusters + 1, "every cluster has members"
     if np.count_nonzero(taken) < member_writer.size:
-        _refuse_shared_member(engine, table)
+        _raise_shared_member(engine, table)
     taken[np.load(files.representatives, mmap_mode="r")] = True
     return {"unclustered_records": int(records.num_records - np.count_nonzero(taken))}
 
 
-def _refuse_shared_member(engine: Engine, table: Path | None) -> None:
-    [(name, first, second)] = engine.rows(
+def _raise_shared_member(engine: Engine, table: Path | None) -> None:
+    [(name, first, second)] = engine.fetch_rows(
         "SELECT r.id, a.id, b.id FROM (SELECT row, min(cluster) AS a, max(cluster) AS b FROM pairs GROUP BY row "
         "HAVING min(cluster) < max(cluster) ORDER BY row LIMIT 1) p JOIN records r USING (row) "
         "JOIN clusters a ON a.cluster = p.a JOIN clusters b ON b.cluster = p.b"
@@ -346,6 +352,6 @@ class NpyWriter:
             self._atomic.__exit__(*error)
 
 
-def quoted(path: Path) -> str:
+def escape_sql(path: Path) -> str:
     """A path inside an SQL string."""
     return str(path).replace("'", "''")

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from esm2kit.preprocessing.join import Engine, quoted
+from esm2kit.preprocessing.join import Engine, escape_sql
 from esm2kit.sequences.store import read_batches
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _EXAMPLES = 5
 
 
-def leakage_report(
+def build_leakage_report(
     engine: Engine,
     stores: dict[str, Path],
     keys: dict[str, Path],
@@ -38,24 +38,26 @@ def leakage_report(
         examples; `identity`: for each held-out split how many records come close to the train set, or why not known.
     """
     for split, path in keys.items():
-        engine.run(f"CREATE VIEW split_{split} AS FROM read_parquet('{quoted(path)}')")
+        engine.run(f"CREATE VIEW split_{split} AS FROM read_parquet('{escape_sql(path)}')")
     pairs = []
     for first, second in combinations(keys, 2):
         found = {"first": first, "second": second}
         for name, columns in (("equal_sequences", "hash, residues"), ("shared_ids", "id")):
             shared = f"split_{second} b SEMI JOIN (SELECT DISTINCT {columns} FROM split_{first}) a USING ({columns})"
-            found[name] = engine.value(f"SELECT count(*) FROM {shared}")
-            examples = engine.rows(f"SELECT b.id FROM {shared} ORDER BY b.id LIMIT {_EXAMPLES}")
+            found[name] = engine.fetch_value(f"SELECT count(*) FROM {shared}")
+            examples = engine.fetch_rows(f"SELECT b.id FROM {shared} ORDER BY b.id LIMIT {_EXAMPLES}")
             found[f"{name}_examples"] = [name for (name,) in examples]
         pairs.append(found)
         logger.info(
             "leakage: of %s's records, %s have a sequence and %s an id that is in %s too",
             second, f"{found['equal_sequences']:,}", f"{found['shared_ids']:,}", first,
         )  # fmt: skip
-    return {"pairs": pairs, "identity": _identity(stores, work, identity, memory_gb, threads)}
+    return {"pairs": pairs, "identity": _find_close_records(stores, work, identity, memory_gb, threads)}
 
 
-def _identity(stores: dict[str, Path], work: Path, identity: float, memory_gb: float, threads: int) -> dict[str, Any]:
+def _find_close_records(
+    stores: dict[str, Path], work: Path, identity: float, memory_gb: float, threads: int
+) -> dict[str, Any]:
     train, *held_out = stores
     if not held_out or not identity:
         reason = "nothing held out" if not held_out else "turned off by leakage_identity 0"
@@ -72,7 +74,7 @@ def _identity(stores: dict[str, Path], work: Path, identity: float, memory_gb: f
     for split in held_out:
         num_records = _write_fasta(stores[split], folder / f"{split}.fasta")
         try:
-            close = _close_records(folder, split, train, identity, memory_gb, threads)
+            close = _count_close_records(folder, split, train, identity, memory_gb, threads)
         except subprocess.CalledProcessError as error:
             said = (error.stderr + error.stdout).strip().splitlines()
             reason = f"MMseqs2 failed ({said[0] if said else 'without a word'}); more memory_limit_gb may help"
@@ -87,7 +89,7 @@ def _identity(stores: dict[str, Path], work: Path, identity: float, memory_gb: f
     return found
 
 
-def _close_records(folder: Path, split: str, train: str, identity: float, memory_gb: float, threads: int) -> int:
+def _count_close_records(folder: Path, split: str, train: str, identity: float, memory_gb: float, threads: int) -> int:
     hits = folder / f"{split}.tsv"
     command = ["mmseqs", "easy-search", folder / f"{split}.fasta", folder / f"{train}.fasta", hits, folder / "tmp"]
     command += ["--min-seq-id", identity, "--alignment-mode", 3, "--max-seqs", 300, "--threads", threads, "-v", 1]

@@ -20,11 +20,11 @@ from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.files import fsync, locked, sha256_file, to_json, write_json
 from esm2kit.core.processes import cores
 from esm2kit.core.provenance import provenance
-from esm2kit.preprocessing.ingest import Staged
-from esm2kit.preprocessing.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_files
-from esm2kit.preprocessing.leakage import leakage_report
+from esm2kit.preprocessing.ingest import StagedFasta
+from esm2kit.preprocessing.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_paths
+from esm2kit.preprocessing.leakage import build_leakage_report
 from esm2kit.preprocessing.split import INDEX_FILES, Splitter
-from esm2kit.preprocessing.staging import input_stamps, read_inputs
+from esm2kit.preprocessing.staging import build_input_stamps, read_inputs
 from esm2kit.sequences.clusters import MANIFEST
 from esm2kit.sequences.fasta import fasta_files
 
@@ -34,7 +34,7 @@ SPLITS = ("train", "valid", "test")
 _LEAKAGE, _UNFINISHED = "leakage.json", "preprocess.unfinished"
 _OUTPUTS = (MANIFEST, *(f"{split}.arrow" for split in SPLITS), *INDEX_FILES, _LEAKAGE)
 # what decides the files' bytes, beside the inputs themselves
-_DECIDING = ("val_size", "test_size", "seed", "leakage_identity")
+_DATA_SETTINGS = ("val_size", "test_size", "seed", "leakage_identity")
 
 
 @dataclass(frozen=True)
@@ -87,26 +87,26 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         made otherwise (which is left alone).
     """
     began = time.monotonic()
-    inputs = _inputs(config)
+    inputs = _find_inputs(config)
     out_dir = Path(config.out_dir)
     existed = out_dir.exists()
     out_dir.mkdir(parents=True, exist_ok=True)
     with locked(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
-        manifest = _finished(config, inputs)
+        manifest = _read_finished(config, inputs)
         if manifest:
             shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # of a call killed while it tidied up
             logger.info("%s: already done; nothing to do", out_dir)
             return manifest
         try:
-            manifest = _make(config, inputs)
+            manifest = _build_dataset(config, inputs)
         except InputError:
-            _clear(out_dir, existed)
+            _remove_outputs(out_dir, existed)
             raise
         except (OSError, duckdb.Error) as error:
-            problem = _storage_problem(error, config)
+            problem = _storage_error(error, config)
             if problem is None:
                 raise
-            _clear(out_dir, existed)
+            _remove_outputs(out_dir, existed)
             raise problem from error
     made = manifest["dataset"]
     logger.info(
@@ -118,7 +118,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     return manifest
 
 
-def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
+def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
     """The input files by role, once the settings are known to go together."""
     if (config.mapping is None) != (config.sampler_fasta is None):
         raise InputError(
@@ -165,7 +165,7 @@ def _inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
     return inputs
 
 
-def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any] | None:
+def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any] | None:
     """The manifest of a dataset made from the same; None if there is none yet."""
     out_dir = Path(config.out_dir)
     path = out_dir / MANIFEST
@@ -190,7 +190,7 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
             code="output.strangers",
             path=path,
         )
-    difference = _difference(manifest, config, inputs)
+    difference = _find_difference(manifest, config, inputs)
     if difference is None:
         return manifest
     if not config.overwrite:
@@ -198,12 +198,12 @@ def _finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[s
         raise InputError(
             f"{out_dir}: {found}; choose another --out_dir, or --overwrite", code="output.another-run", path=out_dir
         )
-    _clear(out_dir, existed=True)
+    _remove_outputs(out_dir, existed=True)
     return None
 
 
-def _difference(manifest: dict[str, Any], config: PreprocessConfig, inputs: dict[str, list[Path]]) -> str | None:
-    for name in _DECIDING:
+def _find_difference(manifest: dict[str, Any], config: PreprocessConfig, inputs: dict[str, list[Path]]) -> str | None:
+    for name in _DATA_SETTINGS:
         then, now = manifest["config"][name], getattr(config, name)
         if then != now:
             return f"{name} was {then} and is {now}"
@@ -220,7 +220,7 @@ def _difference(manifest: dict[str, Any], config: PreprocessConfig, inputs: dict
     return None
 
 
-def _clear(out_dir: Path, existed: bool) -> None:
+def _remove_outputs(out_dir: Path, existed: bool) -> None:
     """Remove what preprocess writes, the manifest first, and the folder if this call made it."""
     # the unfinished folder goes last: it says that what lies around it is ours to remove
     (out_dir / _UNFINISHED).mkdir(exist_ok=True)
@@ -231,7 +231,7 @@ def _clear(out_dir: Path, existed: bool) -> None:
         out_dir.rmdir()
 
 
-def _storage_problem(error: Exception, config: PreprocessConfig) -> InputError | None:
+def _storage_error(error: Exception, config: PreprocessConfig) -> InputError | None:
     """A full disk or too little memory, as the person can mend it."""
     is_full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
     # duckdb's errors carry the system's reason as text alone
@@ -252,12 +252,12 @@ def _storage_problem(error: Exception, config: PreprocessConfig) -> InputError |
     return None
 
 
-def _make(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any]:
+def _build_dataset(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
     work = out_dir / _UNFINISHED
-    _begin(config, inputs, work)
+    _prepare_work_folder(config, inputs, work)
     if not (work / MANIFEST).exists():
-        _stages(config, inputs, work)
+        _run_stages(config, inputs, work)
     # from here on the dataset is whole; moving it again after a kill finds fewer files to move
     for name in _OUTPUTS[1:]:
         if (work / "final" / name).exists():
@@ -269,24 +269,24 @@ def _make(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, 
     return json.loads((out_dir / MANIFEST).read_text())
 
 
-def _begin(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
+def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
     """Keep the work folder if it was begun for the same, and start it afresh if not."""
     files = {
         role: [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         for role, paths in inputs.items()
     }
-    plan = {name: getattr(config, name) for name in _DECIDING} | {"inputs": files, "boot": _boot_id()}
+    plan = {name: getattr(config, name) for name in _DATA_SETTINGS} | {"inputs": files, "boot": _read_boot_id()}
     if (work / "plan.json").exists() and json.loads((work / "plan.json").read_text()) == to_json(plan):
         logger.info("%s: going on with what an earlier call left", config.out_dir)
     else:
-        _clear(Path(config.out_dir), existed=True)
+        _remove_outputs(Path(config.out_dir), existed=True)
         write_json(work / "plan.json", plan)
     for stale in work.rglob("*.part"):
         stale.unlink()
     (work / "final").mkdir(exist_ok=True)
 
 
-def _boot_id() -> str | None:
+def _read_boot_id() -> str | None:
     """Work files are not synced to the disk one by one, so after a power cut they cannot be trusted."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -294,7 +294,7 @@ def _boot_id() -> str | None:
         return None
 
 
-def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
+def _run_stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
     threads = config.threads or cores()
     staged, sha256 = read_inputs(inputs, work, threads)
     train = staged["train_fasta"]
@@ -303,26 +303,30 @@ def _stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path)
     memory_gb = config.memory_limit_gb * 0.75 - 0.25
     splitter = Splitter(work)
     with Engine(work, memory_gb, threads) as engine:
-        left_out = _join(engine, inputs, records, train, work)
-        made = splitter.cut(records, joined_files(work), config.val_size, config.test_size, config.seed)
+        left_out = _join_clusters(engine, inputs, records, train, work)
+        made = splitter.split_clusters(records, joined_paths(work), config.val_size, config.test_size, config.seed)
         for split in SPLITS[1:]:
             if own := staged.get(f"{split}_fasta"):
-                made[split], left_out[f"repeated_{split}_records"] = splitter.own(engine, own, split)
+                made[split], left_out[f"repeated_{split}_records"] = splitter.add_held_out(engine, own, split)
         stores = {split: splitter.store(split) for split in SPLITS if split in made}
         keys = {split: splitter.keys(split) for split in stores}
-        report = leakage_report(engine, stores, keys, work, config.leakage_identity, config.memory_limit_gb, threads)
+        report = build_leakage_report(
+            engine, stores, keys, work, config.leakage_identity, config.memory_limit_gb, threads
+        )
     write_json(splitter.final / _LEAKAGE, report)
     if "valid" not in made:
         logger.warning("no validation set: give valid_fasta or val_size to have one")
     manifest = provenance("preprocess", config)
-    manifest["inputs"] = input_stamps(inputs, staged, sha256)
+    manifest["inputs"] = build_input_stamps(inputs, staged, sha256)
     manifest["dataset"] = made | {"left_out": left_out}
     for path in splitter.final.iterdir():
         fsync(path)
     write_json(work / MANIFEST, manifest)
 
 
-def _join(engine: Engine, inputs: dict[str, list[Path]], records: Staged, train: Staged, work: Path) -> dict[str, Any]:
+def _join_clusters(
+    engine: Engine, inputs: dict[str, list[Path]], records: StagedFasta, train: StagedFasta, work: Path
+) -> dict[str, Any]:
     marker = work / "joined.json"
     if not marker.exists():
         if "mapping" in inputs:

@@ -12,8 +12,8 @@ import pyarrow as pa
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
 from esm2kit.core.rng import permutation
-from esm2kit.preprocessing.ingest import Staged, write_with_keys
-from esm2kit.preprocessing.join import Engine, Joined, NpyWriter, unique_records
+from esm2kit.preprocessing.ingest import StagedFasta, write_with_keys
+from esm2kit.preprocessing.join import Engine, JoinedClusters, NpyWriter, create_unique_view
 from esm2kit.sequences import clusters
 from esm2kit.sequences.store import read_batches
 
@@ -35,18 +35,18 @@ class Splitter:
     def store(self, split: str) -> Path:
         return self.final / f"{split}.arrow"
 
-    def own(self, engine: Engine, staged: Staged, split: str) -> tuple[Counts, int]:
+    def add_held_out(self, engine: Engine, staged: StagedFasta, split: str) -> tuple[Counts, int]:
         """A held-out set given as FASTA; returns its counts, and the repeated records left out."""
-        if made := self._made(split):
+        if made := self._read_marker(split):
             return made["counts"], made["repeats"]
-        repeats = unique_records(engine, split, staged)
+        repeats = create_unique_view(engine, split, staged)
         kept = np.zeros(staged.num_records, dtype=bool)
-        for (rows,) in engine.arrays(f"SELECT row FROM {split}"):
+        for (rows,) in engine.fetch_arrays(f"SELECT row FROM {split}"):
             kept[rows] = True
-        return self._keep(staged, kept, split, {}, repeats, may_move=True), repeats
+        return self._write_split(staged, kept, split, {}, repeats, may_move=True), repeats
 
-    def cut(
-        self, records: Staged, joined: Joined, val_size: int | float, test_size: int | float, seed: int
+    def split_clusters(
+        self, records: StagedFasta, joined: JoinedClusters, val_size: int | float, test_size: int | float, seed: int
     ) -> dict[str, Counts]:
         """Hold whole clusters out, write every split, and renumber what stays.
 
@@ -76,11 +76,11 @@ class Splitter:
             if chosen.size:
                 kept = np.zeros(records.num_records, dtype=bool)
                 kept[representatives[np.sort(chosen)]] = True
-                counts[split] = self._keep(records, kept, split, {"clusters": chosen.size}, may_move=False)
+                counts[split] = self._write_split(records, kept, split, {"clusters": chosen.size}, may_move=False)
         held_out.sort()
         kept = self._write_index(held_out, offsets, members, representatives, records.num_records)
         stay = {"clusters": num_clusters - held_out.size}
-        return {"train": self._keep(records, kept, "train", stay, may_move=not held_out.size)} | counts
+        return {"train": self._write_split(records, kept, "train", stay, may_move=not held_out.size)} | counts
 
     def _write_index(
         self,
@@ -92,7 +92,7 @@ class Splitter:
     ) -> np.ndarray:
         """The train clusters' index, over the rows that stay; returns which do, (P,) bool."""
 
-        def stretches() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             for first in range(0, representatives.size, _CLUSTERS_AT_ONCE):
                 stop = min(first + _CLUSTERS_AT_ONCE, representatives.size)
                 stays = np.ones(stop - first, dtype=bool)
@@ -102,29 +102,31 @@ class Splitter:
                 yield num_members[stays], rows, representatives[first:stop][stays]
 
         kept = np.zeros(num_records, dtype=bool)
-        for _, rows, heads in stretches():
+        for _, rows, heads in blocks():
             kept[rows] = kept[heads] = True
-        rank = _Rank(kept)
+        rank = _RowRanks(kept)
         paths = [self.final / name for name in INDEX_FILES]
         with NpyWriter(paths[0]) as of_offsets, NpyWriter(paths[1]) as of_members, NpyWriter(paths[2]) as of_heads:
             of_offsets.append(np.zeros(1, np.int64))
-            for num_members, rows, heads in stretches():
+            for num_members, rows, heads in blocks():
                 of_offsets.append(of_members.size + np.cumsum(num_members))
                 of_members.append(rank(rows))
                 of_heads.append(rank(heads))
         return kept
 
-    def _keep(
-        self, staged: Staged, kept: np.ndarray, split: str, counts: Counts, repeats: int = 0, *, may_move: bool
+    def _write_split(
+        self, staged: StagedFasta, kept: np.ndarray, split: str, counts: Counts, repeats: int = 0, *, may_move: bool
     ) -> Counts:
         """The rows that stay, in order; if all do, the staged files themselves become the split's."""
-        if made := self._made(split):
+        if made := self._read_marker(split):
             return made["counts"]
         if may_move and kept.all():
             for source, target in ((staged.store, self.store(split)), (staged.keys, self.keys(split))):
                 if source.exists():  # a killed call may have moved it
                     os.replace(source, target)
-            return self._mark(split, counts | {"records": staged.num_records, "residues": staged.num_residues}, repeats)
+            return self._write_marker(
+                split, counts | {"records": staged.num_records, "residues": staged.num_residues}, repeats
+            )
 
         def batches() -> Iterator[pa.RecordBatch]:
             first = 0
@@ -135,13 +137,13 @@ class Splitter:
                     yield batch.filter(pa.array(stays))
 
         num_records, num_residues = write_with_keys(batches(), self.store(split), self.keys(split))
-        return self._mark(split, counts | {"records": num_records, "residues": num_residues}, repeats)
+        return self._write_marker(split, counts | {"records": num_records, "residues": num_residues}, repeats)
 
-    def _mark(self, split: str, counts: Counts, repeats: int) -> Counts:
+    def _write_marker(self, split: str, counts: Counts, repeats: int) -> Counts:
         write_json(self.work / f"{split}.made.json", {"counts": counts, "repeats": repeats})
         return counts
 
-    def _made(self, split: str) -> dict[str, Any] | None:
+    def _read_marker(self, split: str) -> dict[str, Any] | None:
         """What an earlier call wrote, if it ended."""
         marker = self.work / f"{split}.made.json"
         return json.loads(marker.read_text()) if marker.exists() else None
@@ -159,7 +161,7 @@ def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:
     return number
 
 
-class _Rank:
+class _RowRanks:
     """How many rows are kept before a row, from two bits a row."""
 
     def __init__(self, kept: np.ndarray) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from esm2kit.core.files import write_json
-from esm2kit.preprocessing.cluster_tables import cluster_table, mapping_tables, read_cluster_tsv, read_mapping
-from esm2kit.preprocessing.ingest import Staged, ingest
+from esm2kit.preprocessing.cluster_tables import cluster_table_path, mapping_table_paths, read_cluster_tsv, read_mapping
+from esm2kit.preprocessing.ingest import StagedFasta, ingest
 
 Job = Callable[[threading.Event], Any]
 
 
-def read_inputs(inputs: dict[str, list[Path]], work: Path, workers: int) -> tuple[dict[str, Staged], dict[Path, str]]:
+def read_inputs(
+    inputs: dict[str, list[Path]], work: Path, workers: int
+) -> tuple[dict[str, StagedFasta], dict[Path, str]]:
     """Read what `preprocess` was given; a second call finds what a first one finished.
 
     Args:
@@ -34,17 +36,17 @@ def read_inputs(inputs: dict[str, list[Path]], work: Path, workers: int) -> tupl
     tables: dict[str, Path] = {}
     for path in inputs.get("mapping", []):
         tables["mapping"] = path
-        jobs["mapping"] = lambda stop, path=path: _table(path, stop, read_mapping, *mapping_tables(work))
+        jobs["mapping"] = lambda stop, path=path: _read_table_once(path, stop, read_mapping, *mapping_table_paths(work))
     for level, path in enumerate(inputs.get("cluster_tsv", [])):
-        name, table = f"cluster_tsv {level}", cluster_table(work, level)
+        name, table = f"cluster_tsv {level}", cluster_table_path(work, level)
         tables[name] = path
-        jobs[name] = lambda stop, path=path, table=table: _table(path, stop, read_cluster_tsv, table)
-    made = side_by_side(jobs, workers)
+        jobs[name] = lambda stop, path=path, table=table: _read_table_once(path, stop, read_cluster_tsv, table)
+    made = run_concurrently(jobs, workers)
     sha256 = {path: made.pop(name) for name, path in tables.items()}
     return made, sha256
 
 
-def _table(path: Path, stop: threading.Event, read: Callable[..., str], *written: Path) -> str:
+def _read_table_once(path: Path, stop: threading.Event, read: Callable[..., str], *written: Path) -> str:
     """A table's SHA-256, once it is read into its Parquet files; the marker beside them says that they are whole."""
     marker = written[-1].with_suffix(".json")
     if not marker.exists():
@@ -52,7 +54,7 @@ def _table(path: Path, stop: threading.Event, read: Callable[..., str], *written
     return json.loads(marker.read_text())
 
 
-def side_by_side(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
+def run_concurrently(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
     """Run jobs in threads of their own; the first to fail has its error raised, and the others stop.
 
     Args:
@@ -73,8 +75,8 @@ def side_by_side(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
     return {name: job.result() for name, job in running.items()}
 
 
-def input_stamps(
-    inputs: dict[str, list[Path]], staged: dict[str, Staged], sha256: dict[Path, str]
+def build_input_stamps(
+    inputs: dict[str, list[Path]], staged: dict[str, StagedFasta], sha256: dict[Path, str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Path, size, time and SHA-256 of every input file, by role, for the manifest."""
     stamps = {

@@ -7,7 +7,7 @@ from typing import Literal
 from esm2kit.core.errors import InputError, check_range, nearest
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.training.config import FREE, TrainingConfig
-from esm2kit.training.schedule import scheduled_lr
+from esm2kit.training.schedule import compute_lr
 
 
 @dataclass(frozen=True)
@@ -116,4 +116,4 @@ def lr_at(step: int, config: PretrainConfig) -> float:
     Source: Lin et al. 2023, supplement A.2.4.
     """
     warmup, end = config.warmup_steps, config.decay_share * config.max_steps
-    return scheduled_lr(config.peak_lr, step + 1, warmup, warmup, end, floor=config.min_lr_share)
+    return compute_lr(config.peak_lr, step + 1, warmup, warmup, end, floor=config.min_lr_share)

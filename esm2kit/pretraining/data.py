@@ -85,7 +85,7 @@ def collate(samples: Sequence[Sample], store: SequenceStore, masking: Masking) -
     return MicroBatch(pack[0], counts, pack[1], pack[2], [sample.row for sample in samples])
 
 
-class ResiduesOf:
+class ResidueCounts:
     """A store's residues by row, looked up one at a time: nothing grows with the training set."""
 
     def __init__(self, store: SequenceStore) -> None:
@@ -109,7 +109,7 @@ class GlobalBatches(Dataset):
         masking: Masking,
     ) -> None:
         self.store, self.index = dataset.train, dataset.clusters
-        self.residues_of = ResiduesOf(self.store)
+        self.num_residues = ResidueCounts(self.store)
         self.layout, self.rank, self.seed = layout, rank, seed
         self.max_steps, self.max_residues, self.masking = max_steps, max_residues, masking
 
@@ -123,7 +123,7 @@ class GlobalBatches(Dataset):
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, clusters)
             cluster = permutation(self.seed, epoch, position, clusters)
-            picked = draw_sample(self.seed, epoch, cluster, self.index, self.residues_of, self.max_residues)
+            picked = draw_sample(self.seed, epoch, cluster, self.index, self.num_residues, self.max_residues)
             drawn.append(Sample(picked.row, picked.start, picked.stop, picked.mask_key))
         return drawn
 
@@ -239,11 +239,11 @@ class PretrainingData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context="spawn" if self.num_workers else None,
-            worker_init_fn=as_data_worker,
+            worker_init_fn=init_data_worker,
         )
 
 
-def as_data_worker(worker: int) -> None:
+def init_data_worker(worker: int) -> None:
     """Stop with the trainer, not before it: a signal to the whole group leaves it an update to finish and to save."""
     end_with_parent()
     for number in STOP_SIGNALS:

@@ -76,7 +76,7 @@ class DownstreamProbe:
             *("residues" if self.proteins.per_residue else "proteins", *(f"{len(rows):,}" for rows in chosen.values())),
         )
 
-    def figures(
+    def evaluate(
         self,
         encode: Callable[[Tensor, list[int]], Tensor],
         device: torch.device,
@@ -97,22 +97,22 @@ class DownstreamProbe:
         Returns: {"downstream_<metric>", "downstream_peak_gib"}: the score on validation, 0 where it is undefined, and
             the most memory held meanwhile (of the GPU, or resident in this process); {} on the other ranks.
         """
-        held = _Held(device)
-        values = [self._rows(name, encode, device, group, rank, ranks, held) for name in SETS]
+        peak = _MemoryPeak(device)
+        values = [self._embed_set(name, encode, device, group, rank, ranks, peak) for name in SETS]
         if not first:
             return {}
         features = Features(torch.cat(values).numpy(), self.targets.offsets)
-        with _in_silence("esm2kit.benchmarking.probes.linear"):
+        with _quiet_logger("esm2kit.benchmarking.probes.linear"):
             fitted = self.fit(features, self.targets)
-        held.look()
+        peak.update()
         truth = self.targets.packed[self.targets.rows("validation")]
         value = headline(self.targets.task, truth, fitted.validation_SM[0])
         return {
             f"downstream_{self.metric}": value if np.isfinite(value) else 0.0,
-            "downstream_peak_gib": round(held.most / 2**30, 3),
+            "downstream_peak_gib": round(peak.bytes / 2**30, 3),
         }
 
-    def _rows(
+    def _embed_set(
         self,
         set_name: str,
         encode: Callable[[Tensor, list[int]], Tensor],
@@ -120,7 +120,7 @@ class DownstreamProbe:
         group: dist.ProcessGroup | None,
         rank: int,
         ranks: int,
-        held: "_Held",
+        peak: "_MemoryPeak",
     ) -> Tensor:
         """(K, D) float32 on the CPU: the rows that the probe reads, where windows overlap their mean."""
         row_of_slot = self.row_of_slot[set_name]
@@ -134,26 +134,26 @@ class DownstreamProbe:
                 read_MD = rows_read(hidden_ND, batch.num_tokens, reads)[0][wanted.to(device)]
                 counted = torch.cat([read_MD, read_MD.new_ones(len(read_MD), 1)], dim=1)
                 sums_KX.index_add_(0, rows_M[wanted].to(device), counted)
-            held.look()
+            peak.update()
         sums_KX = sum_over(group, sums_KX).cpu()
         return sums_KX[:, :-1] / sums_KX[:, -1:]
 
 
-class _Held:
+class _MemoryPeak:
     """The most memory held since this began: bytes of the GPU, or resident in this process, looked at now and then."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.most = device, 0
+        self.device, self.bytes = device, 0
         if device.type == "cuda":
             # what training held at most is held again by its next update
             torch.cuda.reset_peak_memory_stats(device)
 
-    def look(self) -> None:
-        self.most = max(self.most, memory_held(self.device))
+    def update(self) -> None:
+        self.bytes = max(self.bytes, memory_held(self.device))
 
 
 @contextmanager
-def _in_silence(name: str) -> Iterator[None]:
+def _quiet_logger(name: str) -> Iterator[None]:
     """The probe's own progress belongs to a benchmark, not between the lines of a training."""
     of_module = logging.getLogger(name)
     level = of_module.level

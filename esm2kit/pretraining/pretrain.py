@@ -31,11 +31,11 @@ from esm2kit.training.parallel import (
     data_parallel_group,
     data_parallel_rank,
 )
-from esm2kit.training.precision import computing
+from esm2kit.training.precision import precision_context
 from esm2kit.training.resume import (
     ResumePoint,
-    alone_in,
-    resume_point,
+    find_resume_point,
+    lock_run_folder,
 )
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class MaskedLM(TrainingLoop):
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         sums = torch.tensor([0.0, len(batch.targets_M)], dtype=torch.float64)
-        with computing(self.esm2, self.config.precision):
+        with precision_context(self.esm2, self.config.precision):
             sums[0] = self.loss_sum(batch).double()
         self.validation_sums += sums
 
@@ -117,17 +117,17 @@ class MaskedLM(TrainingLoop):
         validations = self.step // int(self.trainer.val_check_interval)
         if self.downstream is not None and validations % self.config.downstream_every == 0:
             strategy = self.trainer.strategy
-            self.validation |= self.downstream.figures(
-                self.final_rows,
+            self.last_validation |= self.downstream.evaluate(
+                self.encode_batch,
                 self.device,
                 data_parallel_group(strategy),
                 *data_parallel_rank(strategy),
                 self.trainer.is_global_zero,
             )
 
-    def final_rows(self, tokens_N: Tensor, num_tokens: list[int]) -> Tensor:
+    def encode_batch(self, tokens_N: Tensor, num_tokens: list[int]) -> Tensor:
         """(N, D) of packed sequences, by the model as it is, computed as validation computes."""
-        with self.trainer.precision_plugin.forward_context(), computing(self.esm2, self.config.precision):
+        with self.trainer.precision_plugin.forward_context(), precision_context(self.esm2, self.config.precision):
             return self.esm2.encode(tokens_N, Packed(num_tokens, self.device, recurring=True))
 
 
@@ -141,7 +141,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Raises: InputError for a folder, size, layout or checkpoint that does not fit, and for a loss that is no number,
         naming the update and the sequences.
     """
-    with alone_in(Path(config.out_dir)):
+    with lock_run_folder(Path(config.out_dir)):
         return _pretrain(config)
 
 
@@ -151,7 +151,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     floor = dataset.unigram.perplexity
     task = _downstream_task(config)
     manifest = provenance("pretrain", config, {"data": dataset.fingerprint})
-    resumed = resume_point(out_dir, config, manifest)
+    resumed = find_resume_point(out_dir, config, manifest)
     esm2, weights = _initial_model(config, resumed)
     data = PretrainingData(
         dataset,

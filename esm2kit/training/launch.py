@@ -19,35 +19,35 @@ import yaml
 from esm2kit.core.errors import ERROR_FILE, InputError, recorded_error
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.core.processes import SLURM, TORCHRUN
-from esm2kit.training.resume import alone_in
+from esm2kit.training.resume import lock_run_folder
 
 
-def command(stage: str, config_path: Path, devices: int) -> list[str]:
+def worker_command(stage: str, config_path: Path, devices: int) -> list[str]:
     """The worker's command line: plain Python for one device, torchrun for several."""
     arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
     torchrun = ["-m", "esm2kit.training.torchrun", "--standalone", f"--nproc-per-node={devices}"]
     return [sys.executable, *(torchrun if devices > 1 else []), *arguments]
 
 
-def become(stage: str, config: Any) -> NoReturn:
+def replace_with_torchrun(stage: str, config: Any) -> NoReturn:
     """Turn this process into torchrun over the stage, so that signals and the exit code are the workers' own."""
-    arguments = command(stage, write_config(stage, config), config.devices)
+    arguments = worker_command(stage, write_config(stage, config), config.devices)
     os.execve(arguments[0], arguments, _clean_environment())
 
 
 def train(
     stage: str,
     config: Any,
-    show: Callable[[str], None] = print,
-    started: Callable[[subprocess.Popen], None] = lambda worker: None,
+    on_line: Callable[[str], None] = print,
+    on_start: Callable[[subprocess.Popen], None] = lambda worker: None,
 ) -> dict[str, Any]:
     """Run a training stage to its end in a process of its own.
 
     Args:
         stage: pretrain or finetune.
         config: the stage's dataclass; written to `<out_dir>/<stage>.yaml`, which repeats the run by itself.
-        show: called with every line of the log, without its line break.
-        started: called once with the worker, for whoever may want to stop it.
+        on_line: called with every line of the log, without its line break.
+        on_start: called once with the worker, for whoever may want to stop it.
 
     Returns:
         What the stage wrote to `<out_dir>/<stage>.json`.
@@ -56,7 +56,7 @@ def train(
         InputError: the worker's own, or one with what is known of how it ended.
         KeyboardInterrupt: once the worker has saved.
     """
-    arguments = command(stage, write_config(stage, config), config.devices)
+    arguments = worker_command(stage, write_config(stage, config), config.devices)
     with tempfile.TemporaryDirectory() as folder:
         error_file = Path(folder) / "error.json"
         worker = subprocess.Popen(
@@ -68,13 +68,13 @@ def train(
             start_new_session=True,
             env=_clean_environment() | {ERROR_FILE: str(error_file)},
         )
-        started(worker)
+        on_start(worker)
         try:
             for line in worker.stdout:
-                show(line.rstrip())
+                on_line(line.rstrip())
             code = worker.wait()
         except KeyboardInterrupt:
-            stop(worker, show)
+            stop_worker(worker, on_line)
             raise
         finally:
             if worker.poll() is None:
@@ -92,12 +92,12 @@ def train(
     return json.loads((Path(config.out_dir) / f"{stage}.json").read_text())
 
 
-def stop(worker: subprocess.Popen, show: Callable[[str], None] = print) -> None:
+def stop_worker(worker: subprocess.Popen, on_line: Callable[[str], None] = print) -> None:
     """Ask a worker to finish its update, save and end, and wait until it has."""
     if worker.poll() is None:
         os.killpg(worker.pid, signal.SIGTERM)
         for line in worker.stdout:
-            show(line.rstrip())
+            on_line(line.rstrip())
         worker.wait()
 
 
@@ -107,7 +107,7 @@ def write_config(stage: str, config: Any) -> Path:
     Raises: InputError while a run is at work in that folder: its configuration stays what it runs with.
     """
     path = Path(config.out_dir) / f"{stage}.yaml"
-    with alone_in(path.parent), atomic_path(path) as part:
+    with lock_run_folder(path.parent), atomic_path(path) as part:
         part.write_text(yaml.safe_dump(to_json(config), sort_keys=False))
     return path
 

@@ -23,8 +23,15 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.metrics_log import TrainingLog
 from esm2kit.training.parallel import clip_grad_norm, data_parallel_group, gradient_sync, parameter_groups, shard_model
-from esm2kit.training.precision import computing, gathered_dtype
-from esm2kit.training.resume import CheckpointWriter, ResumePoint, continue_at, end_after_this_update, restore, state_of
+from esm2kit.training.precision import gather_dtype, precision_context
+from esm2kit.training.resume import (
+    CheckpointWriter,
+    ResumePoint,
+    collect_state,
+    restore_optimizer,
+    set_start_step,
+    stop_after_update,
+)
 from esm2kit.training.trainer import make_trainer
 
 logger = logging.getLogger(__name__)
@@ -50,8 +57,8 @@ class TrainingLoop(LightningModule, ABC):
         self.optimizer_state = resumed.optimizer if resumed else None
         self.stop_requested = False
         # for the callbacks: metrics of the update just made, and of the last validation
-        self.update: dict[str, float] = {}
-        self.validation: dict[str, float] = {}
+        self.last_update: dict[str, float] = {}
+        self.last_validation: dict[str, float] = {}
         self.esm2.activation_checkpointing = config.activation_checkpointing
 
     @property
@@ -100,7 +107,7 @@ class TrainingLoop(LightningModule, ABC):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds, shards as they are."""
-        return state_of(self.model, self.optimizers(use_pl_optimizer=False))
+        return collect_state(self.model, self.optimizers(use_pl_optimizer=False))
 
     def checkpoint_details(self) -> dict[str, Any]:
         """What a checkpoint's metadata holds besides model, step and provenance."""
@@ -110,7 +117,7 @@ class TrainingLoop(LightningModule, ABC):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_model(self.esm2, self.device_mesh, gathered_dtype(self.config.precision))
+            shard_model(self.esm2, self.device_mesh, gather_dtype(self.config.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         config, groups = self.config, []
@@ -119,7 +126,7 @@ class TrainingLoop(LightningModule, ABC):
         betas = (config.beta1, config.beta2)
         optimizer = torch.optim.AdamW(groups, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
         if self.optimizer_state:
-            restore(self.model, optimizer, self.optimizer_state)
+            restore_optimizer(self.model, optimizer, self.optimizer_state)
             self.optimizer_state = None
         return optimizer
 
@@ -137,7 +144,7 @@ class TrainingLoop(LightningModule, ABC):
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
-            with gradient_sync(strategy, self.esm2, last), computing(self.esm2, self.config.precision):
+            with gradient_sync(strategy, self.esm2, last), precision_context(self.esm2, self.config.precision):
                 loss = self.loss_sum(batch)
                 # ranks' gradients are averaged: times their number, the average is the sum over the global batch
                 self.manual_backward(loss * (ranks / weight))
@@ -148,18 +155,18 @@ class TrainingLoop(LightningModule, ABC):
         norm = float(clip_grad_norm(self.model.parameters(), self.config.gradient_clip_val))
         mean_loss = sum_over(group, loss_sum).item() / weight
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise self._diverged(batches, mean_loss, norm)
+            raise self._divergence_error(batches, mean_loss, norm)
         for parameters in optimizer.param_groups:
             parameters["lr"] = self.learning_rate(parameters["peak"])
         lr = self.learning_rate(self.logged_peak)
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
-        self.update = {"train_loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "flops": flops}
+        self.last_update = {"train_loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "flops": flops}
         if stop:
-            end_after_this_update(self.trainer, self.step)
+            stop_after_update(self.trainer, self.step)
 
-    def _diverged(self, batches: list[Any], loss: float, norm: float) -> InputError:
+    def _divergence_error(self, batches: list[Any], loss: float, norm: float) -> InputError:
         """Names the update and the global batch's sequences."""
         ids = list(dict.fromkeys(gathered([name for batch in batches for name in self.sequence_ids(batch)])))
         return InputError(
@@ -171,8 +178,8 @@ class TrainingLoop(LightningModule, ABC):
         )
 
     def on_validation_epoch_end(self) -> None:
-        self.validation = self.validation_metrics()
-        loss = self.validation["val_loss"]
+        self.last_validation = self.validation_metrics()
+        loss = self.last_validation["val_loss"]
         if not math.isfinite(loss):  # before the weights that gave it take the place of the last good ones
             raise InputError(
                 f"update {self.step}: validation loss {loss}; a lower lr is the usual remedy",
@@ -181,7 +188,7 @@ class TrainingLoop(LightningModule, ABC):
             )
 
 
-class Trained(NamedTuple):
+class TrainingRun(NamedTuple):
     """What a run leaves: its checkpoints, its metrics.csv, and whether this is the rank that reports."""
 
     writer: CheckpointWriter
@@ -195,7 +202,7 @@ def fit(
     manifest: dict[str, Any],
     metrics: tuple[str, ...],
     unigram_perplexity: float | None = None,
-) -> Trained:
+) -> TrainingRun:
     """Train from the module's update to its end, with checkpoints, metrics.csv and a log.
 
     Args:
@@ -217,6 +224,6 @@ def fit(
     else:
         if first_step:
             logger.info("resuming from %s at update %d of %d", writer.last, first_step, config.max_steps)
-        continue_at(trainer, first_step)
+        set_start_step(trainer, first_step)
         trainer.fit(module, data)
-    return Trained(writer, log.path, trainer.is_global_zero)
+    return TrainingRun(writer, log.path, trainer.is_global_zero)

@@ -10,17 +10,17 @@ from torch.distributed.fsdp import FSDPModule
 from esm2kit.training.config import TrainingPrecision
 
 
-def product_dtype(precision: TrainingPrecision) -> torch.dtype:
+def matmul_dtype(precision: TrainingPrecision) -> torch.dtype:
     """The type of a forward pass's matrix products."""
     return torch.float32 if precision == "32-true" else torch.bfloat16
 
 
-def trainers_precision(precision: TrainingPrecision) -> str:
+def lightning_precision(precision: TrainingPrecision) -> str:
     """What Lightning is told: its own bf16-true would make the weights bfloat16, and no master would be left."""
     return "32-true" if precision == "bf16-true" else precision
 
 
-def gathered_dtype(precision: TrainingPrecision) -> torch.dtype | None:
+def gather_dtype(precision: TrainingPrecision) -> torch.dtype | None:
     """The type FSDP2 gathers parameters in; None as they are.
 
     bfloat16 under bf16-mixed too, where the rows between the layers then are bfloat16 as well: autocast over gathered
@@ -30,7 +30,7 @@ def gathered_dtype(precision: TrainingPrecision) -> torch.dtype | None:
 
 
 @contextmanager
-def computing(model: nn.Module, precision: TrainingPrecision) -> Iterator[None]:
+def precision_context(model: nn.Module, precision: TrainingPrecision) -> Iterator[None]:
     """Forward and backward passes inside compute in this precision; for bf16-true on bfloat16 copies of all parameters.
 
     The parameters themselves are the float32 masters: the optimizer, clipping, checkpoints and data-parallel exchange

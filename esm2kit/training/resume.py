@@ -50,7 +50,7 @@ class ResumePoint(NamedTuple):
         return self.parts["optimizer"]
 
 
-def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]) -> ResumePoint | None:
+def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]) -> ResumePoint | None:
     """The last checkpoint in out_dir, or None where there is none or the run does not resume.
 
     Args:
@@ -81,7 +81,7 @@ def resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]
             path=str(path),
             changed=listed,
         )
-    return ResumePoint(path, metadata, parts_of(tensors))
+    return ResumePoint(path, metadata, group_by_prefix(tensors))
 
 
 def _defaults(config: TrainingConfig) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _defaults(config: TrainingConfig) -> dict[str, Any]:
     return to_json(given | made)
 
 
-def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def group_by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """A checkpoint's tensors by the part before the first dot (model, optimizer, head ...), and then by the rest."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -100,14 +100,14 @@ def parts_of(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     """Give an optimizer back what it held, cut to the shards its parameters have now.
 
     Args:
         model: whose parameters the optimizer steps.
         state: `<parameter name>.<exp_avg | exp_avg_sq | step>` -> whole tensor.
     """
-    for name, parameter in _stepped(model, optimizer):
+    for name, parameter in _trained_parameters(model, optimizer):
         held = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name}
         for key, value in held.items():
             if isinstance(parameter, DTensor) and value.shape == parameter.shape:
@@ -118,7 +118,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
                 optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
-def state_of(
+def collect_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
     """Model and optimizer tensors by name, as and where they lie.
@@ -129,17 +129,17 @@ def state_of(
         keep: which of the model's tensors, by name.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if keep(name)}
-    for name, parameter in _stepped(model, optimizer):
+    for name, parameter in _trained_parameters(model, optimizer):
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
     return tensors
 
 
-def _stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
     stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter in stepped)
 
 
-def continue_at(trainer: Trainer, step: int) -> None:
+def set_start_step(trainer: Trainer, step: int) -> None:
     """Have Lightning count from `step`, so that validations and logged steps fall where they would have fallen."""
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = step
@@ -148,7 +148,7 @@ def continue_at(trainer: Trainer, step: int) -> None:
 
 
 @contextmanager
-def alone_in(out_dir: Path) -> Iterator[None]:
+def lock_run_folder(out_dir: Path) -> Iterator[None]:
     """Hold a run's folder while training: two runs that write the same checkpoints would end as neither.
 
     Only the first rank holds it. Raises: InputError if another run does.
@@ -162,7 +162,7 @@ def alone_in(out_dir: Path) -> Iterator[None]:
         yield
 
 
-def end_after_this_update(trainer: Trainer, step: int) -> None:
+def stop_after_update(trainer: Trainer, step: int) -> None:
     """End the run once update `step` is made. Lightning would validate first: only where a validation is due anyway."""
     trainer.should_stop = True
     if step % int(trainer.val_check_interval):
@@ -194,7 +194,7 @@ class CheckpointWriter(Callback):
 
     def best(self) -> Path:
         """The kept checkpoint of lowest val_loss; the last one where none was validated."""
-        return min(self._kept(), default=(0.0, self.last))[1]
+        return min(self._list_retained(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         begun = gathered([str(module.step)])
@@ -207,7 +207,7 @@ class CheckpointWriter(Callback):
                 updates=begun,
             )
         if trainer.is_global_zero:
-            self._tidy(module.step)
+            self._clean_up(module.step)
 
         def stop(number: int, frame: FrameType | None) -> None:
             logger.info(
@@ -220,9 +220,9 @@ class CheckpointWriter(Callback):
             self.handlers[number] = signal.signal(number, stop)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._save(trainer, module, module.validation)
+        self._save(trainer, module, module.last_validation)
         if trainer.is_global_zero:
-            self._keep(module.step, module.validation["val_loss"])
+            self._retain(module.step, module.last_validation["val_loss"])
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.saved_step != module.step:
@@ -257,13 +257,13 @@ class CheckpointWriter(Callback):
         self.saved_step = module.step
         trainer.strategy.barrier()
 
-    def _keep(self, step: int, val_loss: float) -> None:
+    def _retain(self, step: int, val_loss: float) -> None:
         if self.save_top_k:
             _link(self.last, self.folder / f"step={step:07d}-val_loss={val_loss:.4f}.safetensors")
-            for _, path in sorted(self._kept())[self.save_top_k :]:
+            for _, path in sorted(self._list_retained())[self.save_top_k :]:
                 path.unlink()
 
-    def _tidy(self, step: int) -> None:
+    def _clean_up(self, step: int) -> None:
         """A fresh run drops what an earlier one kept; a resumed one keeps what a kill came in the way of."""
         for half in self.folder.glob("*.part"):
             half.unlink()
@@ -273,9 +273,9 @@ class CheckpointWriter(Callback):
         elif self.last.exists():
             metadata = read_metadata(self.last)
             if "val_loss" in metadata:
-                self._keep(metadata["step"], metadata["val_loss"])
+                self._retain(metadata["step"], metadata["val_loss"])
 
-    def _kept(self) -> list[tuple[float, Path]]:
+    def _list_retained(self) -> list[tuple[float, Path]]:
         return [(read_metadata(path)["val_loss"], path) for path in self.folder.glob("step=*.safetensors")]
 
 

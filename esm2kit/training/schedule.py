@@ -6,7 +6,7 @@ from typing import Literal
 Decay = Literal["linear", "cosine", "constant"]
 
 
-def scheduled_lr(
+def compute_lr(
     peak: float, update: int, warmup: int, start: float, end: float, decay: Decay = "linear", floor: float = 0.0
 ) -> float:
     """Learning rate of an update: linear warm-up, the peak, decay, flat.

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from esm2kit.core.errors import ERROR_FILE
 
 # how a worker ends that has reported bad input
-REPORTED = 2
+INPUT_ERROR_EXIT_CODE = 2
 
 
 def main() -> int:
@@ -30,12 +30,12 @@ def main() -> int:
     try:
         run.main()
     except ChildFailedError as error:
-        reported = [failure for failure in error.failures.values() if failure.exitcode == REPORTED]
+        reported = [failure for failure in error.failures.values() if failure.exitcode == INPUT_ERROR_EXIT_CODE]
         if not reported:
             raise
         if os.environ.get(ERROR_FILE):
             Path(os.environ[ERROR_FILE]).write_text(json.dumps(reported[0].error_file_data))
-        return REPORTED
+        return INPUT_ERROR_EXIT_CODE
     return 0
 
 

@@ -11,7 +11,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, leave_group_at_exit, world_size
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.parallel import make_strategy
-from esm2kit.training.precision import trainers_precision
+from esm2kit.training.precision import lightning_precision
 
 
 def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
@@ -35,7 +35,7 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=make_strategy(config.strategy, config.layout, accelerator),
-        precision=trainers_precision(config.precision),
+        precision=lightning_precision(config.precision),
         max_epochs=1,
         val_check_interval=min(config.val_check_interval, config.max_steps),
         check_val_every_n_epoch=None,

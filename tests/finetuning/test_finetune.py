@@ -25,7 +25,7 @@ from esm2kit.benchmarking.report import Report
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning import finetune as stage
 from esm2kit.finetuning.config import lr_share, settled, training_memory
-from esm2kit.finetuning.data import GlobalBatches
+from esm2kit.finetuning.data import LabelledBatches
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
 from esm2kit.finetuning.model_file import load_finetuned
@@ -42,7 +42,7 @@ from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import LabelledProteins, batch_windows, labels_of, tokenised
 from esm2kit.training import launch
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.precision import computing
+from esm2kit.training.precision import precision_context
 
 STEPS = 10
 PRECISIONS = ("bf16-mixed", "bf16-true")
@@ -212,7 +212,7 @@ def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
     data = load_task("residue_class", None, tasks)
     labels = labels_of(data, True, False)
     proteins = LabelledProteins(data, labels, tmp_path / "other", 1022)
-    batch = GlobalBatches(proteins, BatchLayout(8, 1, 1, 1), 0, 4, 1)[0][0]
+    batch = LabelledBatches(proteins, BatchLayout(8, 1, 1, 1), 0, 4, 1)[0][0]
     model = LabelModel(ESM2.initialised(SHAPE, 0), HeadSpec("cnn", "residue", 32, 3, 32, 0.0, False), 4)
     total, count = 0.0, 0
     for protein in batch.proteins:
@@ -630,7 +630,7 @@ def test_memory_arithmetic_counts_what_autograd_keeps(width, monkeypatch) -> Non
             return tensor
 
         with (
-            computing(esm2, precision),
+            precision_context(esm2, precision),
             torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
         ):

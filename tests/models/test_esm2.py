@@ -12,7 +12,7 @@ from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed, rotary_tables, rotate, tokenize
 from esm2kit.models.packing import attention
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, RESIDUE_LETTERS, TOKENS, VOCAB_SIZE
-from esm2kit.training.precision import computing
+from esm2kit.training.precision import precision_context
 
 SHAPES = {"tiny": ESM2Config(2, 32, 4), "8M": SIZES["esm2_t6_8M_UR50D"], "35M": SIZES["esm2_t12_35M_UR50D"]}
 # heads of odd shares, deep and narrow: what the published sizes never ask for
@@ -272,7 +272,7 @@ def test_a_gpus_update_leaves_no_tensor_behind(channels: int, calls: int, monkey
         model = ESM2(ESM2Config(2, 2 * channels, 2))
     packed = Packed([20, 12, 30], "meta", recurring=True)
     tokens_N, rows_M = torch.zeros(62, dtype=torch.long, device="meta"), torch.arange(5, device="meta")
-    with computing(model, "bf16-true"):
+    with precision_context(model, "bf16-true"):
         logits_MV = model.masked_logits(tokens_N, packed, rows_M)
         torch.nn.functional.cross_entropy(logits_MV.float(), rows_M, reduction="sum").backward()
     assert taken == [[torch.bfloat16] * 3 + [torch.int32] * 2] * calls

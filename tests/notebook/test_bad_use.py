@@ -23,7 +23,7 @@ from esm2kit.notebook.records import work_folder
 from esm2kit.notebook.runs.headless import known_parameters
 from esm2kit.notebook.runs.run import RunConfig, run
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
-from esm2kit.training.resume import alone_in, resume_point
+from esm2kit.training.resume import find_resume_point, lock_run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"num_layers": 1, "embed_dim": 16, "attention_heads": 2, "max_steps": 2, "warmup_steps": 1, "seed": 0,
@@ -105,17 +105,17 @@ def test_a_run_is_not_gone_on_with_on_another_input_of_the_same_name(changed: st
     manifest = {"config": to_json(config), "inputs": inputs}
     metadata = {"provenance": manifest, "global_batch_size": 2, "step": 1}
     write_checkpoint(tmp_path / "checkpoints" / "last.safetensors", {"model.x": torch.zeros(1)}, metadata)
-    assert resume_point(tmp_path, config, manifest).step == 1
+    assert find_resume_point(tmp_path, config, manifest).step == 1
     other = manifest | {"inputs": inputs | {changed: {"sha256": "c" * 64}}}
     with refused("resume.another-run") as caught:
-        resume_point(tmp_path, config, other)
+        find_resume_point(tmp_path, config, other)
     assert f"the {changed}'s sha256 was" in str(caught.value)
     assert str(caught.value).count("is now") == 1
 
 
 def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> None:
     before = hashes(work / "pretrain" / "checkpoints")
-    with alone_in(work / "pretrain"):
+    with lock_run_folder(work / "pretrain"):
         line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"max_steps": 4})
     assert "another run is training there; stop it, or give another --out_dir" in line
     assert hashes(work / "pretrain" / "checkpoints") == before

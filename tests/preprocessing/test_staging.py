@@ -9,7 +9,7 @@ import pytest
 from esm2kit.core.errors import InputError
 from esm2kit.preprocessing.cluster_tables import read_cluster_tsv, read_mapping
 from esm2kit.preprocessing.ingest import ingest
-from esm2kit.preprocessing.staging import read_inputs, side_by_side
+from esm2kit.preprocessing.staging import read_inputs, run_concurrently
 
 
 def test_the_first_failure_stops_the_others() -> None:
@@ -24,14 +24,14 @@ def test_the_first_failure_stops_the_others() -> None:
 
     began = time.monotonic()
     with pytest.raises(InputError, match="broken"):
-        side_by_side({"patient": patient, "failing": failing, "never": patient}, workers=2)
+        run_concurrently({"patient": patient, "failing": failing, "never": patient}, workers=2)
     assert time.monotonic() - began < 30
     assert all(seen)
 
 
 def test_results_come_by_name_with_any_number_of_workers() -> None:
     jobs = {str(number): lambda _, number=number: number**2 for number in range(7)}
-    assert side_by_side(jobs, 1) == side_by_side(jobs, 3) == {str(number): number**2 for number in range(7)}
+    assert run_concurrently(jobs, 1) == run_concurrently(jobs, 3) == {str(number): number**2 for number in range(7)}
 
 
 def test_ingest_leaves_off_when_told(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def probe_and_model(data: TaskData, cache: Path) -> tuple[DownstreamProbe, ESM2]
 def figures(probe: DownstreamProbe, esm2: ESM2) -> dict[str, float]:
     with torch.no_grad():
         encode_rows = lambda tokens_N, num_tokens: esm2.encode(tokens_N, Packed(num_tokens))  # noqa: E731
-        return probe.figures(encode_rows, torch.device("cpu"), None, 0, 1, True)
+        return probe.evaluate(encode_rows, torch.device("cpu"), None, 0, 1, True)
 
 
 def test_memory_is_bounded_and_freed(tasks, tmp_path, monkeypatch) -> None:

@@ -22,7 +22,7 @@ from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.training import metrics_log as training_log
 from esm2kit.training import resume as training_state
 from esm2kit.training.metrics_log import TrainingLog, read_metrics
-from esm2kit.training.resume import CheckpointWriter, alone_in
+from esm2kit.training.resume import CheckpointWriter, lock_run_folder
 
 TINY = {"model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 2, "accelerator": "cpu"}
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -48,14 +48,18 @@ def test_a_run_of_before_a_parameter_was_goes_on_at_its_default(dataset: Path, t
 
 
 def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
-    with alone_in(tmp_path), pytest.raises(InputError, match="another run is training there"), alone_in(tmp_path):
+    with (
+        lock_run_folder(tmp_path),
+        pytest.raises(InputError, match="another run is training there"),
+        lock_run_folder(tmp_path),
+    ):
         pass
 
     def unsupported(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with caplog.at_level(logging.WARNING), alone_in(tmp_path):
+    with caplog.at_level(logging.WARNING), lock_run_folder(tmp_path):
         assert "no locks there" in caplog.text
         assert str(tmp_path) in caplog.text
 
@@ -67,7 +71,7 @@ def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) 
     trainer = SimpleNamespace(is_global_zero=True, world_size=1)
     module = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="32-true"))
     log = TrainingLog(tmp_path, 1, None, 2)
-    monkeypatch.setattr(training_log, "_rate", lambda *arguments: 0.0)
+    monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
 
     class FullDisk(training_log.csv.DictWriter):
         def writerows(self, rows: list) -> None:
@@ -86,11 +90,13 @@ def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeyp
     """60 updates of a second, 56 of five, and a validation of 120 s between: the line is of the last minute."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, strftime=time.strftime, gmtime=time.gmtime)
     monkeypatch.setattr(training_log, "time", clock)
-    monkeypatch.setattr(training_log, "_rate", lambda *arguments: 0.0)
+    monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
     trainer = SimpleNamespace(is_global_zero=True, world_size=1, loggers=[])
     config = SimpleNamespace(precision="32-true", max_steps=200)
     update = {"train_loss": 2.9, "lr": 1e-3, "grad_norm": 1.0, "tokens": 50.0}
-    module = SimpleNamespace(device=torch.device("cpu"), config=config, update=update, validation={"val_loss": 2.9})
+    module = SimpleNamespace(
+        device=torch.device("cpu"), config=config, last_update=update, last_validation={"val_loss": 2.9}
+    )
     log = TrainingLog(tmp_path, 10, None, 0)
     log.on_train_start(trainer, module)
     with caplog.at_level(logging.INFO, "esm2kit.training.metrics_log"):
@@ -112,7 +118,7 @@ def test_what_an_optimizer_held_goes_where_its_parameters_are() -> None:
     model = torch.nn.Linear(3, 2, device="meta")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     held = {"weight.exp_avg": torch.ones(2, 3), "weight.step": torch.tensor(7.0), "bias.step": torch.tensor(7.0)}
-    training_state.restore(model, optimizer, held)
+    training_state.restore_optimizer(model, optimizer, held)
     found = {name: tensor.device.type for name, tensor in optimizer.state[model.weight].items()}
     assert found == {"exp_avg": "meta", "step": "meta"}
     assert list(optimizer.state[model.bias]) == ["step"]

@@ -41,8 +41,8 @@ def test_lines_result_and_configuration(dataset: Path, tmp_path: Path, monkeypat
 @pytest.fixture
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Have every worker of rank 0 run a statement; the others wait as if for a message of it."""
-    script, command = tmp_path / "worker.py", launch.command
-    monkeypatch.setattr(launch, "command", lambda *asked: [*command(*asked)[:-5], str(script)])
+    script, command = tmp_path / "worker.py", launch.worker_command
+    monkeypatch.setattr(launch, "worker_command", lambda *asked: [*command(*asked)[:-5], str(script)])
 
     def fail(statement: str) -> None:
         script.write_text(

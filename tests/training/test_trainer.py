@@ -19,7 +19,7 @@ from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain
-from esm2kit.training.precision import computing
+from esm2kit.training.precision import precision_context
 from esm2kit.training.trainer import check_devices
 
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
@@ -215,7 +215,7 @@ def test_everything_inside_is_bf16_and_gradients_are_the_masters() -> None:
         layer.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
     tokens_N, packed = torch.randint(4, 24, (40,)), Packed([25, 15])
     for _ in range(2):
-        with computing(esm2, "bf16-true"):
+        with precision_context(esm2, "bf16-true"):
             logits_MV = esm2.masked_logits(tokens_N, packed, torch.arange(40))
             logits_MV.float().square().sum().backward()
     assert seen == {(torch.bfloat16, torch.bfloat16)}
