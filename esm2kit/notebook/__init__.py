@@ -5,7 +5,7 @@ from esm2kit.core.lazy import attach
 # module -> the public names that live there; a module without names is public itself
 _PUBLIC = {
     "records": ("need", "record", "work_folder"),
-    "display": ("captioned", "follow_progress", "label", "score_chart", "summary", "verdict", "worth"),
+    "display": ("captioned", "explain_finetuning", "follow_progress", "label", "score_chart", "summary", "verdict"),
     "diagrams": (),
     "live": (),
     "widgets": ("Export",),

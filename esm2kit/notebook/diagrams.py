@@ -73,7 +73,7 @@ def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None 
     return ax
 
 
-def draw_strip(member_rows: np.ndarray, drawn_rows: Sequence[int], ax: Axes | None = None) -> Axes:
+def sampled_members(member_rows: np.ndarray, drawn_rows: Sequence[int], ax: Axes | None = None) -> Axes:
     """Which of a cluster's members each epoch drew: one column an epoch, one row a member."""
     ax = _axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
     places = [int(np.flatnonzero(member_rows == row)[0]) + 1 for row in drawn_rows]
@@ -169,7 +169,7 @@ def parallel_pictures() -> Axes:
     return axes[0]
 
 
-def draw_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
+def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     """What share of an epoch the largest clusters take, drawn record by record or cluster by cluster.
 
     Args:
@@ -184,7 +184,7 @@ def draw_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     return _finish(ax, "clusters, the largest first (%)", "share of what training sees (%)")
 
 
-def member_draws(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:
+def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:
     """How often each member of a cluster was drawn, with the interval that fair draws keep to.
 
     Args:

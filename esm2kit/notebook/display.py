@@ -31,7 +31,7 @@ def captioned(ax: Axes, caption: str) -> None:
     plt.close(figure)
 
 
-class _Printed(logging.Handler):
+class _PrintHandler(logging.Handler):
     """Progress lines as ordinary output: one every few seconds, and every warning."""
 
     shown = float("-inf")
@@ -47,7 +47,7 @@ def follow_progress() -> None:
     """Show how the stages come along in the cell that runs them."""
     source = logging.getLogger("esm2kit")
     source.setLevel(logging.INFO)
-    source.handlers, source.propagate = [_Printed()], False
+    source.handlers, source.propagate = [_PrintHandler()], False
 
 
 def label(row: Row) -> str:
@@ -78,17 +78,17 @@ def verdict(report: Report) -> str:
         other = rows[pair.theirs]
         if other is best:
             value = report.headline(other).value
-            relations.append(relation(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
+            relations.append(describe_difference(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
         # a constant has no rank to compare, and no place in the chart
         elif other.kind in ("probe", "untrained") or pair.metric != metric:
             name = UNTRAINED if other.kind == "untrained" else label(other)
-            relations.append(relation(pair, f"the {name}", metric))
+            relations.append(describe_difference(pair, f"the {name}", metric))
     value = report.headline(report.first).value
     score = "no figure" if value is None else f"{value:.3f}"
     return f"The {label(report.first)} has {score}: {'; '.join(relations) or 'there is nothing to compare it with'}."
 
 
-def relation(pair: Comparison, other: str, metric: str) -> str:
+def describe_difference(pair: Comparison, other: str, metric: str) -> str:
     """Ahead, behind, or no clear difference: what a paired comparison shows of the first row, in words.
 
     Args:
@@ -139,7 +139,7 @@ def summary(reports: Mapping[str, Report]) -> str:
     return f"The vectors {clear}beat every baseline {count}{most}{task}: {score}{against}."
 
 
-def worth(report: Report) -> str:
+def explain_finetuning(report: Report) -> str:
     """What fine-tuning gave beyond the probe, at these figures, why, and what to change.
 
     Args:

@@ -24,13 +24,13 @@ from esm2kit.notebook.widgets import INK, LINE, QUIET, card, has_front_end
 from esm2kit.training import launch
 from esm2kit.training.metrics_log import read_metrics
 
-SECONDS_BETWEEN_DRAWINGS = 1.0
+SECONDS_BETWEEN_REDRAWS = 1.0
 MAX_POINTS = 400
 # readable on white paper and on JupyterLab's dark one
 BLUE, ORANGE = "#1b80c4", "#c77700"
-ASIDE = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
+NOISE_PREFIXES = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
 # what a probe's baselines say of themselves is for their own log
-FITTING = re.compile(r": fitting$|: penalty |^wrote ")
+PROBE_NOISE = re.compile(r": fitting$|: penalty |^wrote ")
 # words on top of a curve stay readable: a rim in the colour of the page
 HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
@@ -88,16 +88,16 @@ def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict
         return launch.train(stage, config, lambda line: _print(line, before))
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
     shown = display(view.box, display_id=True)
-    view.answer_while_busy()
+    view.keep_button_responsive()
     try:
-        with view.drawing():
-            result = launch.train(stage, config, lambda line: view.show_line(line, before), view.watch)
+        with view.redraw_while_running():
+            result = launch.train(stage, config, lambda line: view.show_line(line, before), view.set_worker)
             run = result if "step" in result else result["runs"][-1]
             view.show_line(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
             return result
     finally:
         # the picture stays with the notebook, where a widget would be gone when it is opened again
-        shown.update(HTML(view.page()))
+        shown.update(HTML(view.render()))
 
 
 def _print(line: str, before: str) -> None:
@@ -108,7 +108,7 @@ def _print(line: str, before: str) -> None:
 
 def _is_informative(line: str) -> bool:
     line = line.removeprefix("INFO: ")
-    return bool(line.strip("*- ")) and not line.startswith(ASIDE) and not FITTING.search(line)
+    return bool(line.strip("*- ")) and not line.startswith(NOISE_PREFIXES) and not PROBE_NOISE.search(line)
 
 
 class TrainingView:
@@ -132,7 +132,7 @@ class TrainingView:
         self.button.on_click(lambda button: self.stop())
         self.box = ipywidgets.VBox([self.button, self.curves])
 
-    def answer_while_busy(self) -> None:
+    def keep_button_responsive(self) -> None:
         """Let the button be heard while the cell runs.
 
         JupyterLab sends what widgets say to a subshell, a thread beside the cells. ipykernel 7.4 diverts it to the loop
@@ -141,7 +141,7 @@ class TrainingView:
         """
         vars(self.button.comm).pop("_reply_subshell_id", None)
 
-    def watch(self, worker: subprocess.Popen) -> None:
+    def set_worker(self, worker: subprocess.Popen) -> None:
         """Take the worker that the button stops."""
         self.worker = worker
 
@@ -157,13 +157,13 @@ class TrainingView:
                 os.killpg(self.worker.pid, signal.SIGTERM)
 
     @contextlib.contextmanager
-    def drawing(self) -> Any:
+    def redraw_while_running(self) -> Any:
         """Redraw about once a second until the block ends."""
         ended = threading.Event()
 
         def redraw() -> None:
-            while not ended.wait(SECONDS_BETWEEN_DRAWINGS):
-                self.curves.value = self.page()
+            while not ended.wait(SECONDS_BETWEEN_REDRAWS):
+                self.curves.value = self.render()
 
         thread = threading.Thread(target=redraw, daemon=True)
         thread.start()
@@ -172,18 +172,18 @@ class TrainingView:
         finally:
             ended.set()
             thread.join()
-            self.curves.value = self.page()
+            self.curves.value = self.render()
 
-    def rows(self) -> list[dict[str, str]]:
+    def read_rows(self) -> list[dict[str, str]]:
         """The rows of the run, or of the seed that is at work."""
         files = [
             path for path in (self.out_dir / "metrics.csv", *self.out_dir.glob("seed=*/metrics.csv")) if path.exists()
         ]
         return read_metrics(max(files, key=lambda path: path.stat().st_mtime)) if files else []
 
-    def page(self) -> str:
+    def render(self) -> str:
         """The curves as HTML that needs nothing else."""
-        rows = self.rows()
+        rows = self.read_rows()
         # the curves fill the frame while the end is far, and near their place in the whole run once it is in sight
         latest = max((float(row["step"]) for row in rows), default=1.0)
         end = self.max_steps if self.max_steps and latest > 0.2 * self.max_steps else 1.25 * latest
@@ -191,13 +191,15 @@ class TrainingView:
         figures = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
         figures += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
         losses = [
-            Curve("training loss", points(rows, "train_loss"), BLUE),
-            Curve("validation", points(rows, "val_loss"), ORANGE, dots=True),
+            Curve("training loss", column_points(rows, "train_loss"), BLUE),
+            Curve("validation", column_points(rows, "val_loss"), ORANGE, dots=True),
         ]
-        panels = [panel(losses, end, self.guide_loss)]
-        panels += [panel([Curve(panel_title(name), points(rows, name), ORANGE, dots=True)], end) for name in figures]
-        panels.append(panel([Curve("learning rate", points(rows, "lr"), BLUE)], end))
-        panels.append(panel([Curve("tokens/s", points(rows, "tokens_per_s"), BLUE)], end))
+        panels = [panel_svg(losses, end, self.guide_loss)]
+        panels += [
+            panel_svg([Curve(panel_title(name), column_points(rows, name), ORANGE, dots=True)], end) for name in figures
+        ]
+        panels.append(panel_svg([Curve("learning rate", column_points(rows, "lr"), BLUE)], end))
+        panels.append(panel_svg([Curve("tokens/s", column_points(rows, "tokens_per_s"), BLUE)], end))
         body = f'<div style="display:flex;flex-wrap:wrap;gap:.4em 1em">{"".join(panels)}</div>'
         return card(f'<code role="status">{escape(self.line)}</code>{body}')
 
@@ -207,14 +209,14 @@ def panel_title(column: str) -> str:
     return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
 
 
-def points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
+def column_points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
     """(update, value) of a column where it has one, thinned to what a screen can show; the last point stays."""
     found = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
     every = max(1, len(found) // MAX_POINTS)
     return found[::every] + (found[-1:] if found and (len(found) - 1) % every else [])
 
 
-def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
+def panel_svg(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
     """A small line chart as SVG: the axis of updates ends at `end`, the title tells the latest values."""
     values = [y for curve in curves for _, y in curve.points] + ([guide] if guide is not None else [])
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -229,7 +231,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
 
     labels, title, marks = [], [], []
     for place, curve in enumerate(curves):
-        latest = f" {_short(curve.points[-1][1])}" if curve.points else ""
+        latest = f" {_format_value(curve.points[-1][1])}" if curve.points else ""
         labels.append(f"{curve.name}{latest or ': none yet'}")
         title.append(f'<tspan fill="{curve.colour}" dx="{8 * (place > 0)}">{escape(curve.name)}</tspan>'
                      f'<tspan fill="{INK}" font-weight="600">{latest}</tspan>')  # fmt: skip
@@ -245,7 +247,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
                      f"unigram guess {guide:.2f}</text>")  # fmt: skip
     bottom = HEIGHT - BOTTOM
     ticks = "".join(
-        f'<text x="{LEFT - 6}" y="{y_of(value) + 4:.1f}" text-anchor="end" fill="{QUIET}">{_short(value)}</text>'
+        f'<text x="{LEFT - 6}" y="{y_of(value) + 4:.1f}" text-anchor="end" fill="{QUIET}">{_format_value(value)}</text>'
         for value in ((low + margin, high - margin) if values and high - low > 2.5 * margin else values[:1])
     )
     return (
@@ -257,7 +259,7 @@ def panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> st
     )
 
 
-def _short(value: float) -> str:
+def _format_value(value: float) -> str:
     return (
         f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 or not value else f"{value:.1e}"
     )

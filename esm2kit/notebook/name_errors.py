@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 # Of a cell's first line, so that the answer stays a line or two.
-MAX_SHOWN = 80
+MAX_LINE_LENGTH = 80
 # What keeps its names to itself, or needs them to be there: `x += 1` makes no x.
-UNBOUND = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.AugAssign)
+OWN_SCOPE = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.AugAssign)
 
 
 def install() -> None:
@@ -28,7 +28,7 @@ def install() -> None:
     shell = get_ipython()
     # one who has an answer of their own to errors keeps it
     if shell is not None and notebook_path(shell) is not None and not shell.custom_exceptions:
-        shell.set_custom_exc((NameError,), _answer)
+        shell.set_custom_exc((NameError,), _show_name_error)
 
 
 def notebook_path(shell: Any) -> Path | None:
@@ -38,7 +38,7 @@ def notebook_path(shell: Any) -> Path | None:
     return path if path.suffix == ".ipynb" and path.is_file() else None
 
 
-def _answer(
+def _show_name_error(
     shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
     """Called by IPython for a NameError: one line where a cell of the notebook makes the name, else the traceback."""
@@ -48,13 +48,13 @@ def _answer(
     path, name = notebook_path(shell), getattr(error, "name", None)
     # a name missing in a library's own code is a fault of that library, a local read too early one of its function
     in_a_cell = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
-    line = made_by(path, name) if in_a_cell and path and name else None
+    line = find_defining_cell(path, name) if in_a_cell and path and name else None
     if line is not None:
         error._render_traceback_ = lambda: [f"NameError: {line}"]  # what IPython shows in place of a traceback
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
-def made_by(path: Path, name: str) -> str | None:
+def find_defining_cell(path: Path, name: str) -> str | None:
     """Which cell of a notebook makes a name; None where none does.
 
     Args:
@@ -65,15 +65,15 @@ def made_by(path: Path, name: str) -> str | None:
     for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
         with suppress(SyntaxError):
-            if name in _bound(ast.parse(source)):
+            if name in _bound_names(ast.parse(source)):
                 first = source.strip().splitlines()[0]
-                begins = first if len(first) <= MAX_SHOWN else f"{first[:MAX_SHOWN]}…"
+                begins = first if len(first) <= MAX_LINE_LENGTH else f"{first[:MAX_LINE_LENGTH]}…"
                 what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{begins}`"
                 return f"{name!r} is made by code cell {number} ({what}): run it first"
     return None
 
 
-def _bound(node: ast.AST) -> Iterator[str]:
+def _bound_names(node: ast.AST) -> Iterator[str]:
     """Names that a cell gives to the cells after it: assigned, imported or defined, at the top or in its blocks."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
@@ -81,6 +81,6 @@ def _bound(node: ast.AST) -> Iterator[str]:
         yield from ((each.asname or each.name).split(".")[0] for each in node.names)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
-    elif not isinstance(node, UNBOUND) and not (isinstance(node, ast.AnnAssign) and node.value is None):
+    elif not isinstance(node, OWN_SCOPE) and not (isinstance(node, ast.AnnAssign) and node.value is None):
         for child in ast.iter_child_nodes(node):
-            yield from _bound(child)
+            yield from _bound_names(child)

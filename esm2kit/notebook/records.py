@@ -45,7 +45,7 @@ def record(
     work_dir: str | Path,
     made: Mapping[str, Path | str],
     figures: Mapping[str, float],
-    told: str = "",
+    result: str = "",
 ) -> None:
     """What a notebook made and measured, for its reader and for the run's manifest.
 
@@ -54,7 +54,7 @@ def record(
         work_dir: the notebook's folder of artefacts; the record goes to `<work_dir>/records/<notebook>.json`.
         made: name -> file or folder.
         figures: name -> number.
-        told: the result in a sentence, for the head of the run's page.
+        result: the result in a sentence, for the head of the run's page.
     """
     work_dir = Path(work_dir)
     absent = [str(path) for path in made.values() if not Path(path).exists()]
@@ -65,6 +65,8 @@ def record(
             notebook=notebook,
             paths=absent,
         )
-    write_json(work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "told": told})
+    write_json(
+        work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "result": result}
+    )
     for name, path in made.items():
         print(f"made {name}: {path}")

@@ -88,21 +88,21 @@ class View:
             return error_card(str(error))
 
     @property
-    def meanings(self) -> dict[str, str]:
+    def empty_values(self) -> dict[str, str]:
         """What the empty ones among the parameters stand for: name -> the words that the control shows for them."""
-        return {name: stands_for(control) for name, control in self.controls.items() if control.value == ""}
+        return {name: describe_empty_value(control) for name, control in self.controls.items() if control.value == ""}
 
     def __repr__(self) -> str:
-        meanings = {name: f" ({meaning})" for name, meaning in self.meanings.items() if meaning}
-        return " · ".join(f"{name} = {value!r}{meanings.get(name, '')}" for name, value in self.parameters.items())
+        empty_values = {name: f" ({meaning})" for name, meaning in self.empty_values.items() if meaning}
+        return " · ".join(f"{name} = {value!r}{empty_values.get(name, '')}" for name, value in self.parameters.items())
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return in_front(*self.controls.values(), self.card)
+            return front_end_bundle(*self.controls.values(), self.card)
         return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
 
 
-def stands_for(control: ipywidgets.ValueWidget) -> str:
+def describe_empty_value(control: ipywidgets.ValueWidget) -> str:
     """The words a control shows for its value where that is empty: an option's label, or what its field suggests."""
     options = getattr(control, "options", ())
     named = {option[1]: option[0] for option in options if isinstance(option, tuple)}
@@ -120,7 +120,7 @@ area.addEventListener("keydown", event => {
 """
 
 
-def in_front(*rows: ipywidgets.Widget) -> dict[str, Any]:
+def front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
     """Widgets one below the other as what a front end shows, with their keys kept to themselves."""
     display(Javascript(KEYS))
     return ipywidgets.VBox(rows)._repr_mimebundle_()
@@ -138,7 +138,7 @@ def error_card(message: str) -> str:
     return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
 
 
-def facts(rows: Mapping[str, Any]) -> str:
+def definition_list(rows: Mapping[str, Any]) -> str:
     """Names and what is said of each, as a list of two columns; a value that is None is left out."""
     # a notebook as a page floats both in columns of a fifth and the rest: not here
     own = "margin:0;float:none;width:auto"
@@ -220,12 +220,12 @@ class Export:
 
     def __repr__(self) -> str:
         text = yaml.safe_dump(self.choices, sort_keys=False, width=1000).rstrip()
-        for name, meaning in (item for view in self.views for item in view.meanings.items()):
+        for name, meaning in (item for view in self.views for item in view.empty_values.items()):
             text = text.replace(f"  {name}: ''", f"  {name}: ''  # {meaning}") if meaning else text
         return text
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return in_front(ipywidgets.HBox([self.name, self.button]), self.message)
+            return front_end_bundle(ipywidgets.HBox([self.name, self.button]), self.message)
         heading = "These choices as a tier for <code>esm2kit run</code>:"
         return {"text/plain": repr(self), "text/html": card(f"{heading}<pre style='{MONO}'>{escape(repr(self))}</pre>")}

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from esm2kit.notebook.name_errors import made_by
+from esm2kit.notebook.name_errors import find_defining_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "02_pretrain.ipynb"
@@ -118,6 +118,6 @@ def test_the_first_cell_that_makes_a_name_is_told(tmp_path: Path) -> None:
     makers = {"np": 1, "c": 1, "work": 2, "row": 2, "file": 2, "x": 2, "seen": 4, "call": 4}
     makers |= {"y": 5, "z": 5, "hit": 5, "part": 5, "Kept": 5, "found": 7}
     for name, cell in makers.items():
-        assert f"code cell {cell} " in made_by(tmp_path / "made.ipynb", name)
+        assert f"code cell {cell} " in find_defining_cell(tmp_path / "made.ipynb", name)
     for name in ("numpy", "range", "kept", "local", "inner", "error"):
-        assert made_by(tmp_path / "made.ipynb", name) is None, name
+        assert find_defining_cell(tmp_path / "made.ipynb", name) is None, name

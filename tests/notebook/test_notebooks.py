@@ -15,7 +15,7 @@ from support.errors import refused
 from esm2kit.notebook.runs.history import silent_cells
 from esm2kit.notebook.runs.manifest import read_manifest
 from esm2kit.notebook.runs.run import RunConfig, known_parameters, run
-from esm2kit.notebook.runs.tiers import checked
+from esm2kit.notebook.runs.tiers import check_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -205,7 +205,7 @@ def test_what_is_exported_is_what_the_notebook_ran_with(executed: Path, name: st
     choices = yaml.safe_load(text)[name]
     ran = read_manifest(executed).notebooks[name].parameters
     assert choices == {parameter: ran[parameter] for parameter in choices}
-    assert checked(ROOT, name, choices, known_parameters(ROOT / "notebooks" / f"{name}.ipynb")) == choices
+    assert check_parameters(ROOT, name, choices, known_parameters(ROOT / "notebooks" / f"{name}.ipynb")) == choices
 
 
 class Images(HTMLParser):

@@ -18,7 +18,7 @@ from esm2kit.cli.main import main
 from esm2kit.core.files import sha256_file
 from esm2kit.notebook.records import need, record
 from esm2kit.notebook.runs import headless
-from esm2kit.notebook.runs.history import compare_runs, short, silences, silent_cells
+from esm2kit.notebook.runs.history import compare_runs, describe_silent_cells, format_number, silent_cells
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, read_runs
 from esm2kit.notebook.runs.run import RerunConfig, RunConfig, RunsConfig, latest_run, rerun, run, runs
 
@@ -327,8 +327,10 @@ def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root:
     assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's own"
     assert 2.5 < seconds < 20
     line = f"at work for over 2.5 s without a line, as on a busy machine: 01_second cell 4 ({seconds:.0f} s)"
-    assert silences(manifest, 2.5) == line
-    assert ("at work for over" in told) == (silences(manifest) != ""), "a line only where there is something to say"
+    assert describe_silent_cells(manifest, 2.5) == line
+    assert ("at work for over" in told) == (describe_silent_cells(manifest) != ""), (
+        "a line only where there is something to say"
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root:
      (-1234.6, "-1,235"), (float("nan"), "nan"), (0.0, "0")],
 )  # fmt: skip
 def test_a_figure_as_a_person_reads_it(value: Any, told: str) -> None:
-    assert short(value) == told
+    assert format_number(value) == told
 
 
 def test_comparison_by_tolerance() -> None:

@@ -11,7 +11,7 @@ from esm2kit.cli.commands import STAGES
 from esm2kit.cli.main import main
 from esm2kit.models.config import SIZES
 from esm2kit.notebook.runs.headless import known_parameters
-from esm2kit.notebook.runs.tiers import checked, plan_tier, tier_path
+from esm2kit.notebook.runs.tiers import check_parameters, plan_tier, tier_path
 from esm2kit.tasks.files import split_names
 from esm2kit.tasks.flip import TASKS
 
@@ -80,17 +80,19 @@ def test_a_value_that_cannot_be_is_refused(
     notebook: str, given: dict[str, Any], code: str, hint: str, known: dict[str, dict[str, Any]]
 ) -> None:
     with refused(code, notebook=notebook, name=next(iter(given))) as caught:
-        checked(ROOT, notebook, given, known[notebook])
+        check_parameters(ROOT, notebook, given, known[notebook])
     assert hint in str(caught.value)
 
 
 def test_values_that_can_be(known: dict[str, dict[str, Any]]) -> None:
-    pretrain = checked(ROOT, "02_pretrain", {"lr": 1, "must_reach": "9e-1"}, known["02_pretrain"])
+    pretrain = check_parameters(ROOT, "02_pretrain", {"lr": 1, "must_reach": "9e-1"}, known["02_pretrain"])
     assert pretrain == {"lr": 1.0, "must_reach": 0.9}
     assert type(pretrain["lr"]) is float
     # FLIP's folder is made by the download; an optional file may be left out
-    assert checked(ROOT, "04_benchmark", {"data_dir": "../flip"}, known["04_benchmark"]) == {"data_dir": "../flip"}
-    assert checked(ROOT, "01_preprocess", {"mapping": ""}, known["01_preprocess"]) == {"mapping": ""}
+    assert check_parameters(ROOT, "04_benchmark", {"data_dir": "../flip"}, known["04_benchmark"]) == {
+        "data_dir": "../flip"
+    }
+    assert check_parameters(ROOT, "01_preprocess", {"mapping": ""}, known["01_preprocess"]) == {"mapping": ""}
 
 
 def test_text_on_the_command_line_stays_text(tmp_path: Path) -> None:

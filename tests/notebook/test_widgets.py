@@ -24,7 +24,7 @@ from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.notebook import live, widgets
-from esm2kit.notebook.display import summary, verdict, worth
+from esm2kit.notebook.display import explain_finetuning, summary, verdict
 from esm2kit.notebook.pickers import maps as map_pickers
 from esm2kit.notebook.pickers import shapes as shape_pickers
 from esm2kit.notebook.pickers import tasks as pickers
@@ -191,8 +191,8 @@ def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkey
         return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
 
     monkeypatch.setattr(shape_pickers, "try_to_load_from_cache", cached)
-    assert shape_pickers.on_disk("esm2_t6_8M_UR50D")
-    assert not shape_pickers.on_disk("esm2_t36_3B_UR50D")
+    assert shape_pickers.is_cached("esm2_t6_8M_UR50D")
+    assert not shape_pickers.is_cached("esm2_t36_3B_UR50D")
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in asked)
 
 
@@ -354,21 +354,21 @@ def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, t
 
 def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:
     rows = [{"step": str(step), "train_loss": str(3 - step / 1e4), "val_loss": ""} for step in range(1, 5001)]
-    found = live.points(rows, "train_loss")
+    found = live.column_points(rows, "train_loss")
     assert len(found) <= live.MAX_POINTS + 60
     assert found[0] == (1.0, 2.9999)
     assert found[-1] == (5000.0, 2.5)
-    assert live.points(rows, "val_loss") == []
+    assert live.column_points(rows, "val_loss") == []
 
 
 def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
     view = live.TrainingView("pretrain", tmp_path, 100, guide_loss=2.9)
-    assert "validation: none yet" in view.page()
+    assert "validation: none yet" in view.render()
     (tmp_path / "metrics.csv").write_text(
         "step,train_loss,val_loss,val_perplexity,lr,grad_norm,tokens,tokens_per_s,seconds\n"
         "50,3.0,,,0.001,1,10,1500,1\n100,2.5,,,0.0005,1,10,1600,2\n100,,2.75,15.64,,,,,3\n"
     )
-    page = view.page()
+    page = view.render()
     labels = re.findall(r'aria-label="([^"]+)"', page)
     assert labels == [
         "training loss 2.5, validation 2.75",
@@ -423,7 +423,7 @@ def test_the_live_view_draws_the_downstream_task_where_it_is_probed(tmp_path: Pa
         "step,train_loss,val_loss,val_perplexity,downstream_accuracy,downstream_peak_gib,lr,grad_norm,tokens,"
         "tokens_per_s,seconds\n50,3.0,,,,,0.001,1,10,1500,1\n50,,2.75,15.64,0.41,0.5,,,,,3\n"
     )
-    labels = re.findall(r'aria-label="([^"]+)"', view.page())
+    labels = re.findall(r'aria-label="([^"]+)"', view.render())
     assert labels[1:3] == ["validation perplexity 15.6", "downstream task, accuracy 0.41"]
     assert len(labels) == 5
 
@@ -521,5 +521,5 @@ def test_what_fine_tuning_was_worth_follows_the_figures(
         "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [kept]},
         history={"validation_loss": [[1.0]] * 6},
     )  # fmt: skip
-    assert re.search(told, worth(compared(first, {"p_step3, cnn": pair} | OTHERS)))
-    assert "no probe on the frozen encoder" in worth(compared(first, OTHERS))
+    assert re.search(told, explain_finetuning(compared(first, {"p_step3, cnn": pair} | OTHERS)))
+    assert "no probe on the frozen encoder" in explain_finetuning(compared(first, OTHERS))

@@ -139,7 +139,7 @@ def test_the_stop_button_saves_and_the_run_goes_on(dataset: Path, tmp_path: Path
             seen.set()
             view.button.click()
 
-    result = launch.train("pretrain", endless, tell, view.watch)
+    result = launch.train("pretrain", endless, tell, view.set_worker)
     assert seen.is_set()
     assert 3 <= result["step"] < 1000
     last = tmp_path / "checkpoints" / "last.safetensors"

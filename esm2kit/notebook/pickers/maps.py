@@ -11,11 +11,11 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.maps import METHODS, RESIDUES, colours, field_counts, refuse_absent
-from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
+from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 from esm2kit.sequences.fasta import Record
 
 # Ids a browser is given to complete from; any other can be typed.
-OFFERED_IDS = 2_000
+MAX_SUGGESTED_IDS = 2_000
 SHOWN_VALUES = 5
 
 
@@ -61,7 +61,7 @@ def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tu
         more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
         values = f"{len(counts):,} words: {shown}{more}"
     what = "residues of each protein" if colour_by == RESIDUES else "field of the headers"
-    return MapChoice(projection, colour_by), facts({escape(colour_by): what, "values": values})
+    return MapChoice(projection, colour_by), definition_list({escape(colour_by): what, "values": values})
 
 
 def protein_picker(protein: str, records: Sequence[Record]) -> View:
@@ -76,7 +76,7 @@ def protein_picker(protein: str, records: Sequence[Record]) -> View:
         places.setdefault(record.id, place)
     field = ipywidgets.Combobox(
         value=protein,
-        options=list(places)[:OFFERED_IDS],
+        options=list(places)[:MAX_SUGGESTED_IDS],
         placeholder=f"{records[0].id} (the first)",
         description="Protein",
         style=LABEL,
@@ -89,7 +89,7 @@ def protein_picker(protein: str, records: Sequence[Record]) -> View:
 def _protein_value(protein: str, records: Sequence[Record], places: dict[str, int]) -> tuple[int, str]:
     place = places.get(protein) if protein else 0
     if place is None:
-        near = get_close_matches(protein, list(places)[:OFFERED_IDS], 3) or list(places)[:3]
+        near = get_close_matches(protein, list(places)[:MAX_SUGGESTED_IDS], 3) or list(places)[:3]
         raise InputError(
             f"no protein {protein!r} among the {len(records):,}: give an id, such as {', '.join(near)}",
             code="protein.unknown",
@@ -98,4 +98,4 @@ def _protein_value(protein: str, records: Sequence[Record], places: dict[str, in
         )
     record = records[place]
     header = record.description if len(record.description) <= 120 else f"{record.description[:120]} …"
-    return place, facts({"header": escape(header), "residues": f"{len(record.sequence):,}"})
+    return place, definition_list({"header": escape(header), "residues": f"{len(record.sequence):,}"})

@@ -6,9 +6,9 @@ from pathlib import Path
 import ipywidgets
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.runs.history import short
+from esm2kit.notebook.runs.history import format_number
 from esm2kit.notebook.runs.manifest import RunManifest, read_runs
-from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
+from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 
 
 def run_browser(run: str, folder: Path | str) -> View:
@@ -41,7 +41,9 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
             known=list(runs),
         )
     manifest = runs[name]
-    figures = "<br>".join(f"{escape(key)} <b>{escape(short(value))}</b>" for key, value in manifest.figures.items())
+    figures = "<br>".join(
+        f"{escape(key)} <b>{escape(format_number(value))}</b>" for key, value in manifest.figures.items()
+    )
     rows = {
         "run": escape(name),
         "tier": escape(manifest.tier),
@@ -51,4 +53,4 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
         "figures": figures or None,
         "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
     }
-    return folder / name, facts(rows)
+    return folder / name, definition_list(rows)

@@ -6,7 +6,7 @@ from huggingface_hub import try_to_load_from_cache
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.hub import INDEXES, OFFICIAL, SINGLE_FILES
-from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, facts
+from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, definition_list
 from esm2kit.training.layout import BatchLayout
 
 SHAPE = {"num_layers": "Layers", "embed_dim": "Width", "attention_heads": "Heads"}
@@ -50,15 +50,15 @@ def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
         )
     size = SIZES[name] if name in SIZES else ESM2Config(*(given[each] for each in SHAPE))
     rows = {
-        "shape": f"{shape_of(size)}, {size.attention_heads} heads of {size.head_dim} channels",
-        "parameters": count(size.num_parameters),
-        "to train": f"{gigabytes(16 * size.num_parameters)} for weights, gradients and AdamW's averages in float32; "
+        "shape": f"{format_shape(size)}, {size.attention_heads} heads of {size.head_dim} channels",
+        "parameters": format_count(size.num_parameters),
+        "to train": f"{format_bytes(16 * size.num_parameters)} for weights, gradients and AdamW's averages in float32; "
         "activations come on top",
     }
-    return size, facts(rows)
+    return size, definition_list(rows)
 
 
-def shape_of(size: ESM2Config) -> str:
+def format_shape(size: ESM2Config) -> str:
     """Layers and width, the words that name a size."""
     return f"{size.num_layers} layer{'s' * (size.num_layers > 1)} × {size.embed_dim}"
 
@@ -72,10 +72,10 @@ def size_table(chosen: str) -> str:
         weight = "bold" if name == chosen else "normal"
         entries = (
             f"{size.num_layers} × {size.embed_dim}",
-            count(size.num_parameters),
-            gigabytes(4 * size.num_parameters),
-            gigabytes(16 * size.num_parameters),
-            "yes" if on_disk(name) else "no",
+            format_count(size.num_parameters),
+            format_bytes(4 * size.num_parameters),
+            format_bytes(16 * size.num_parameters),
+            "yes" if is_cached(name) else "no",
         )
         cells = "".join(f"<td {cell}>{entry}</td>" for entry in entries)
         rows += f'<tr style="font-weight:{weight};background:none"><td {first}>{name}</td>{cells}</tr>'
@@ -90,21 +90,21 @@ def size_table(chosen: str) -> str:
     )
 
 
-def gigabytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as a person reads them."""
     if size < 1e8:
         return f"{size / 1e6:,.2g} MB"
     return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
-def count(number: int) -> str:
+def format_count(number: int) -> str:
     """Parameters as a person counts them."""
     if number < 1e5:
         return f"{number / 1e3:.0f}K"
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
-def on_disk(name: str) -> bool:
+def is_cached(name: str) -> bool:
     """Whether an official model's tensors lie in the Hugging Face cache, so that no network is needed."""
     official = OFFICIAL[name]
     return any(
@@ -160,10 +160,10 @@ def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchL
             attention_heads=heads,
             tensor_model_parallel_size=tensor,
         )
-    return layout, f"<b>{layout.equation}</b><br>{_sentence(layout)}{_batch_svg(layout)}"
+    return layout, f"<b>{layout.equation}</b><br>{_layout_sentence(layout)}{_batch_svg(layout)}"
 
 
-def _sentence(layout: BatchLayout) -> str:
+def _layout_sentence(layout: BatchLayout) -> str:
     groups, turns = layout.data_parallel_size, layout.accumulate_grad_batches
     who = "one device" if groups == 1 else f"{groups} data-parallel groups"
     who += f" of {layout.tensor_model_parallel_size} devices" if layout.tensor_model_parallel_size > 1 else ""

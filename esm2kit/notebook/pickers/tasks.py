@@ -13,8 +13,8 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.notebook.pickers.shapes import count, shape_of, size_table
-from esm2kit.notebook.widgets import LABEL, WIDE, View, facts
+from esm2kit.notebook.pickers.shapes import format_count, format_shape, size_table
+from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.files import split_names
@@ -52,15 +52,15 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     tasks = ipywidgets.Select(options=names, value=task, rows=6, description="Task", style=LABEL, layout=WIDE)
     splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
 
-    def offer(name: str, chosen: str) -> None:
+    def update_splits(name: str, chosen: str) -> None:
         options = [("the default", ""), *((_split_label(name, each), each) for each in _splits(name, folder))]
         if chosen not in [value for _, value in options]:
             options.append((f"{chosen} (unknown)", chosen))
         splits.options = options
         splits.value = chosen
 
-    offer(task, split)
-    tasks.observe(lambda change: offer(change["new"], ""), "value")
+    update_splits(task, split)
+    tasks.observe(lambda change: update_splits(change["new"], ""), "value")
     return View({"task": tasks, "split": splits}, lambda given: _task_value(given["task"], given["split"], folder))
 
 
@@ -97,13 +97,15 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
     else:
         at = folder / task
         changed = tuple(file.stat().st_mtime_ns for file in (at, *at.glob("*")) if file.exists())
-        spec, name, sizes, notes = _own_task(task, split, folder, changed)
+        spec, name, sizes, notes = _load_local_task(task, split, folder, changed)
         where = "here"
     return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
 
 
 @lru_cache(maxsize=32)
-def _own_task(task: str, split: str, folder: Path, changed: tuple[int, ...]) -> tuple[Task, str, Split, list[str]]:
+def _load_local_task(
+    task: str, split: str, folder: Path, changed: tuple[int, ...]
+) -> tuple[Task, str, Split, list[str]]:
     task_log = logging.getLogger("esm2kit.tasks.data")
     task_log.disabled, before = True, task_log.disabled  # the card says it
     try:
@@ -122,9 +124,9 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
     target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
     published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
     figures = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
-    return facts(
+    return definition_list(
         {
-            "split": f"{escape(split)} {light(sizes.light) if spec.name in TASKS else ''}",
+            "split": f"{escape(split)} {traffic_light(sizes.light) if spec.name in TASKS else ''}",
             "predicts": f"{target} for every {spec.level}, scored by {spec.metric}",
             "proteins": counts,
             "files": escape(where),
@@ -135,7 +137,7 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
     )
 
 
-def light(name: str) -> str:
+def traffic_light(name: str) -> str:
     """FLIP's traffic light as a coloured dot, its name and what it means."""
     colour, meaning = LIGHTS[name]
     dot = f'<span aria-hidden="true" style="display:inline-block;width:.8em;height:.8em;border-radius:50%;background:{colour}"></span>'  # noqa: E501
@@ -159,7 +161,7 @@ def model_picker(model: str, work_dir: Path | str) -> View:
 
 def _model_value(model: str, trained: Path) -> tuple[str, str]:
     if not model:
-        best, card = _own_checkpoint(trained)
+        best, card = _find_checkpoint(trained)
         return str(best), card + size_table("")
     if model not in SIZES and not Path(model).exists():
         raise InputError(
@@ -167,11 +169,11 @@ def _model_value(model: str, trained: Path) -> tuple[str, str]:
             code="model.absent",
             name=model,
         )
-    own = "" if model in SIZES else facts({"path": escape(model)})
+    own = "" if model in SIZES else definition_list({"path": escape(model)})
     return model, own + size_table(model)
 
 
-def _own_checkpoint(trained: Path) -> tuple[Path, str]:
+def _find_checkpoint(trained: Path) -> tuple[Path, str]:
     """The best checkpoint of notebook 02, and what to tell of it.
 
     Raises: InputError if it is not there, or is not the one that `trained` tells of.
@@ -195,22 +197,22 @@ def _own_checkpoint(trained: Path) -> tuple[Path, str]:
         )
     kept = read_metadata(best)
     found = ESM2Config(**kept["model"])
-    promised = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
-    if found != promised:
+    recorded = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
+    if found != recorded:
         raise InputError(
-            f"{best.name} has {shape_of(found)}, but {trained.name} beside it has {shape_of(promised)}: "
+            f"{best.name} has {format_shape(found)}, but {trained.name} beside it has {format_shape(recorded)}: "
             "the checkpoint is of another run; run 02_pretrain again",
             code="checkpoint.another-shape",
-            found=shape_of(found),
-            recorded=shape_of(promised),
+            found=format_shape(found),
+            recorded=format_shape(recorded),
         )
     rows = {
         "file": escape(best.name),
-        "shape": f"{shape_of(found)}, {count(found.num_parameters)} parameters",
+        "shape": f"{format_shape(found)}, {format_count(found.num_parameters)} parameters",
         "state": f"update {kept['step']:,} of the {result['step']:,} trained, where validation was best: "
         f"perplexity {result['val_perplexity']:.2f}",
     }
-    return best, facts(rows)
+    return best, definition_list(rows)
 
 
 def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
@@ -242,7 +244,7 @@ def _file_value(text: str) -> tuple[Path, str]:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a FASTA in it", code="fasta.folder", path=str(path))
     stat = path.stat()
-    num_residues, whole = _lengths(path, stat.st_size, stat.st_mtime_ns)
+    num_residues, whole = _read_lengths(path, stat.st_size, stat.st_mtime_ns)
     longer = int((num_residues > MAX_RESIDUES).sum())
     counted = f"{len(num_residues):,}" + ("" if whole else f" read of more ({stat.st_size / 1e6:,.0f} MB)")
     spread = f"{num_residues.min():,} to {num_residues.max():,}, half of them up to {np.median(num_residues):,.0f}"
@@ -251,11 +253,11 @@ def _file_value(text: str) -> tuple[Path, str]:
         "residues": spread,
         "longer than a window": f"{longer:,} over {MAX_RESIDUES:,} residues",
     }
-    return path, facts(rows)
+    return path, definition_list(rows)
 
 
 @lru_cache(maxsize=16)
-def _lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
+def _read_lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
     """Residues of the first records, and whether those are all; a bad record raises what a stage would raise."""
     lengths, whole = [], True
     for record in read_fasta(path):

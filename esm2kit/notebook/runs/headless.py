@@ -20,14 +20,14 @@ from typing import Any
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, sha256_file
 from esm2kit.core.provenance import git_commit, versions
-from esm2kit.notebook.runs.history import HEADLESS, short, worded
-from esm2kit.notebook.runs.manifest import PLACES, Artefact, NotebookRun, RunManifest
+from esm2kit.notebook.runs.history import HEADLESS, format_number, metric_label
+from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, Artefact, NotebookRun, RunManifest
 from esm2kit.notebook.runs.pages import notebook_page, run_page
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_SIGNS = 20.0
-MAX_SIGN = 100  # letters of a line
+SECONDS_BETWEEN_LINES = 20.0
+MAX_LINE_LENGTH = 100  # letters of a line
 # Inputs larger than this are named in the manifest by size alone; the artefacts made from them carry their hashes.
 MAX_HASHED_BYTES = 256 * 2**20
 
@@ -83,12 +83,12 @@ def run_notebook(
     known = known_parameters(source)
     if "work_dir" in known:
         parameters = {"work_dir": str(artefacts)} | parameters
-    inputs = _inputs(source.parent, known | parameters)
+    inputs = _hash_inputs(source.parent, known | parameters)
     entry = NotebookRun(known | parameters, "running", source_sha256=sha256_file(source), inputs=inputs)
-    _save(folder, manifest.with_notebook(notebook, entry))
+    _write_run_files(folder, manifest.with_notebook(notebook, entry))
     began = time.monotonic()
     error = None
-    with _signs_of_life(notebook, began, folder) as signs, _unwatched(), warnings.catch_warnings():
+    with _log_progress(notebook, began, folder) as progress, _headless_environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
@@ -106,20 +106,20 @@ def run_notebook(
             # counted in the notebook as it is in git: papermill puts a cell of parameters before
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
         except DeadKernelError:
-            begun = json.loads(executed.read_text())["cells"][: signs.cell]
+            begun = json.loads(executed.read_text())["cells"][: progress.cell]
             number = sum(cell["cell_type"] == "code" for cell in begun) - bool(parameters)
             error = f"cell {number}: the kernel died, possibly out of memory"
     entry = replace(
         entry,
         status="failed" if error else "done",
         seconds=round(time.monotonic() - began, 1),
-        silent_seconds=signs.silences(executed, bool(parameters)),
+        silent_seconds=progress.longest_silences(executed, bool(parameters)),
         error=error,
-        **({} if error else _recorded(source, parameters.get("work_dir", str(artefacts)))),
+        **({} if error else _read_record(source, parameters.get("work_dir", str(artefacts)))),
     )
-    _write(folder / f"{notebook}.html", notebook_page(executed))
+    _write_text(folder / f"{notebook}.html", notebook_page(executed))
     manifest = manifest.with_notebook(notebook, entry)
-    _save(folder, manifest)
+    _write_run_files(folder, manifest)
     if error:
         again = f"esm2kit run --tier {manifest.tier} --resume"
         raise InputError(
@@ -128,23 +128,23 @@ def run_notebook(
             notebook=notebook,
             error=error,
         )
-    figures = "  ".join(f"{worded(name)} {short(value)}" for name, value in entry.figures.items())
+    figures = "  ".join(f"{metric_label(name)} {format_number(value)}" for name, value in entry.figures.items())
     print(f"{notebook:<16}{entry.seconds:>6.0f} s  {figures}", flush=True)
     return manifest
 
 
-def _save(folder: Path, manifest: RunManifest) -> None:
+def _write_run_files(folder: Path, manifest: RunManifest) -> None:
     manifest.write(folder)
-    _write(folder / "index.html", run_page(folder.name, manifest))
+    _write_text(folder / "index.html", run_page(folder.name, manifest))
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
-    """The fields `made`, `figures` and `told` from a notebook's record; relative paths count from its own folder."""
+def _read_record(source: Path, work_dir: str) -> dict[str, Any]:
+    """The fields `made`, `figures` and `result` from a notebook's record; relative paths count from its own folder."""
     path = source.parent / work_dir / "records" / f"{source.stem}.json"
     if not path.exists():
         return {}
@@ -152,11 +152,11 @@ def _recorded(source: Path, work_dir: str) -> dict[str, Any]:
     made = {}
     for name, where in recorded["made"].items():
         there = os.path.normpath(source.parent / where)
-        made[name] = artefact(there, Path(there))
-    return {"made": made, "figures": recorded["figures"], "told": recorded.get("told", "")}
+        made[name] = hash_artefact(there, Path(there))
+    return {"made": made, "figures": recorded["figures"], "result": recorded.get("result", "")}
 
 
-class _Signs(logging.Handler):
+class _ProgressHandler(logging.Handler):
     """Papermill's log of a notebook at work: what its cells print, when, and for how long they print nothing.
 
     Args:
@@ -184,13 +184,13 @@ class _Signs(logging.Handler):
             return
         # a row of a table says nothing by itself
         lines = [line for line in text.splitlines() if line.strip(" -") and line[0] != "<" and " " * 3 not in line]
-        if lines and now - self.shown > SECONDS_BETWEEN_SIGNS:
+        if lines and now - self.shown > SECONDS_BETWEEN_LINES:
             self.shown = now
             line = lines[-1].replace(f"{self.folder}/", "")
-            line = line if len(line) <= MAX_SIGN else f"{line[: MAX_SIGN - 2]} …"
+            line = line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH - 2]} …"
             logger.info("%-16s%6.0f s  %s", self.notebook, now - self.began, line)
 
-    def silences(self, executed: Path, injected: bool) -> dict[str, float]:
+    def longest_silences(self, executed: Path, injected: bool) -> dict[str, float]:
         """Code cell as counted in git -> seconds of its longest silence, where it is a second or more."""
         cells = json.loads(executed.read_text())["cells"]
         counts = {place: cell.get("execution_count") for place, cell in enumerate(cells, 1)}
@@ -202,10 +202,10 @@ class _Signs(logging.Handler):
 
 
 @contextmanager
-def _signs_of_life(notebook: str, began: float, folder: Path) -> Iterator[_Signs]:
+def _log_progress(notebook: str, began: float, folder: Path) -> Iterator[_ProgressHandler]:
     """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
     source = logging.getLogger("papermill")
-    handler = _Signs(notebook, began, folder)
+    handler = _ProgressHandler(notebook, began, folder)
     source.handlers, source.propagate = [handler], False
     source.setLevel(logging.INFO)
     # what the kernel and the renderer say about themselves is nothing the reader can act on
@@ -218,7 +218,7 @@ def _signs_of_life(notebook: str, began: float, folder: Path) -> Iterator[_Signs
 
 
 @contextmanager
-def _unwatched() -> Iterator[None]:
+def _headless_environment() -> Iterator[None]:
     """Kernels started in here know that nobody looks at them, and that no notebook of JupyterLab's is theirs."""
     before = {name: os.environ.pop(name, None) for name in (HEADLESS, "JPY_SESSION_NAME")}
     os.environ[HEADLESS] = "1"
@@ -229,7 +229,7 @@ def _unwatched() -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def artefact(name: str, path: Path) -> Artefact:
+def hash_artefact(name: str, path: Path) -> Artefact:
     """Bytes and SHA-256 of a file, or of a folder's files and their names; a large one by its bytes alone.
 
     Args:
@@ -246,21 +246,21 @@ def artefact(name: str, path: Path) -> Artefact:
     return Artefact(name, size, hashlib.sha256(lines.encode()).hexdigest())
 
 
-def _inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artefact]:
+def _hash_inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artefact]:
     """Parameter -> the file or folder it names."""
     found = {}
     for name, value in parameters.items():
-        path = folder / value if isinstance(value, str) and value and name not in PLACES else None
+        path = folder / value if isinstance(value, str) and value and name not in LOCATION_PARAMETERS else None
         if path is None or not path.exists():
             continue
-        found[name] = artefact(value, path)
+        found[name] = hash_artefact(value, path)
     return found
 
 
 def new_manifest(tier: str, folder: Path) -> RunManifest:
     """A run's manifest before its first notebook; every installed package goes to environment.txt beside it."""
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
-    _write(folder / "environment.txt", "\n".join(sorted(installed, key=str.lower)) + "\n")
+    _write_text(folder / "environment.txt", "\n".join(sorted(installed, key=str.lower)) + "\n")
     return RunManifest(
         tier,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -10,7 +10,7 @@ SPEEDS = ("_per_s", "_gflops", "_seconds")
 # Set for kernels that nobody watches, so that widgets show their value instead.
 HEADLESS = "ESM2KIT_HEADLESS"
 # Names of figures as a page and a terminal say them; a name that is not here is said as it is.
-WORDS = {
+METRIC_LABELS = {
     "matmul_gflops": "GFLOP/s of a matrix product",
     "validation_records": "validation records",
     "val_perplexity": "validation perplexity",
@@ -48,20 +48,20 @@ def silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> 
     return sorted(found, key=lambda item: -item[2])
 
 
-def silences(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> str:
+def describe_silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> str:
     """One line on the cells that printed nothing for too long; empty where there are none."""
     quiet = silent_cells(manifest, seconds)
     cells = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
     return f"at work for over {seconds:g} s without a line, as on a busy machine: {cells}" if quiet else ""
 
 
-def worded(name: str) -> str:
+def metric_label(name: str) -> str:
     """A figure's name in words, with the notebook's number before it where it had one."""
     number, _, rest = name.partition(" ")
-    return f"{number} {WORDS[rest]}" if rest in WORDS else WORDS.get(name, name)
+    return f"{number} {METRIC_LABELS[rest]}" if rest in METRIC_LABELS else METRIC_LABELS.get(name, name)
 
 
-def short(value: Any) -> str:
+def format_number(value: Any) -> str:
     """A number as a person reads it: four significant digits, whole numbers whole, thousands never as powers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -12,7 +12,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
 
 # Parameters that say where, not what.
-PLACES = ("work_dir", "runs_dir")
+LOCATION_PARAMETERS = ("work_dir", "runs_dir")
 STATES = {"failed": "failed in", "running": "at work on", "interrupted": "interrupted in"}
 
 
@@ -24,7 +24,7 @@ class Artefact:
     bytes: int | None = None
     sha256: str | None = None
 
-    def below(self, run: str) -> str:
+    def path_within(self, run: str) -> str:
         """Its path from a run's folder on, so that a link moves along with the run; an outside path stays whole."""
         return self.path.split(f"/{run}/", 1)[-1]
 
@@ -43,7 +43,7 @@ class NotebookRun:
         error: of a failed notebook, beginning with its cell.
         made: name -> what it recorded as made.
         figures: name -> number it recorded.
-        told: the result in a sentence.
+        result: the result in a sentence.
     """
 
     parameters: dict[str, Any]
@@ -55,7 +55,7 @@ class NotebookRun:
     error: str | None = None
     made: dict[str, Artefact] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    told: str = ""
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class RunManifest:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "RunManifest":
         """A manifest from what `manifest.json` holds; keys of other versions of esm2kit are left out."""
-        notebooks = {name: _notebook(entry) for name, entry in found["notebooks"].items()}
-        return cls(**_known(cls, found) | {"notebooks": notebooks, "planned": tuple(found.get("planned", ()))})
+        notebooks = {name: _read_notebook_run(entry) for name, entry in found["notebooks"].items()}
+        return cls(**_known_fields(cls, found) | {"notebooks": notebooks, "planned": tuple(found.get("planned", ()))})
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/manifest.json`; what is not known yet is left out."""
@@ -119,10 +119,10 @@ class RunManifest:
             return "failed"
         if self.notebooks and not self._unfinished:
             return "done"
-        return "running" if _alive(self.process) else "interrupted"
+        return "running" if _is_alive(self.process) else "interrupted"
 
     @property
-    def at(self) -> str:
+    def current_notebook(self) -> str:
         """The notebook that failed, runs or comes next; empty for a run that is done."""
         return next(iter([*self._failed, *self._unfinished]), "")
 
@@ -130,7 +130,7 @@ class RunManifest:
     def state(self) -> str:
         """The status in words, with the notebook it is about."""
         words = STATES.get(self.status)
-        return f"{words} {self.at or 'its first notebook'}" if words else self.status
+        return f"{words} {self.current_notebook or 'its first notebook'}" if words else self.status
 
     @property
     def seconds(self) -> float:
@@ -140,7 +140,7 @@ class RunManifest:
     @property
     def result(self) -> str:
         """What the run came to, in the sentences its notebooks gave."""
-        return " ".join(entry.told for _, entry in sorted(self.notebooks.items()) if entry.told)
+        return " ".join(entry.result for _, entry in sorted(self.notebooks.items()) if entry.result)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -158,18 +158,18 @@ class RunManifest:
             f"{notebook}.{name}": value
             for notebook, entry in self.notebooks.items()
             for name, value in entry.parameters.items()
-            if name not in PLACES
+            if name not in LOCATION_PARAMETERS
         }
 
 
-def _known(cls: type, found: Mapping[str, Any]) -> dict[str, Any]:
+def _known_fields(cls: type, found: Mapping[str, Any]) -> dict[str, Any]:
     return {each.name: found[each.name] for each in fields(cls) if each.name in found}
 
 
-def _notebook(found: Mapping[str, Any]) -> NotebookRun:
-    kept = _known(NotebookRun, found)
+def _read_notebook_run(found: Mapping[str, Any]) -> NotebookRun:
+    kept = _known_fields(NotebookRun, found)
     for group in kept.keys() & {"inputs", "made"}:
-        kept[group] = {name: Artefact(**_known(Artefact, item)) for name, item in kept[group].items()}
+        kept[group] = {name: Artefact(**_known_fields(Artefact, item)) for name, item in kept[group].items()}
     return NotebookRun(**kept)
 
 
@@ -178,7 +178,7 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _alive(process: Mapping[str, Any] | None) -> bool:
+def _is_alive(process: Mapping[str, Any] | None) -> bool:
     if process is None:
         return False
     if process["host"] != socket.gethostname():

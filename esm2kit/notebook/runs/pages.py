@@ -8,37 +8,37 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from esm2kit.core.files import atomic_path
-from esm2kit.notebook.runs.history import short, silences, worded
+from esm2kit.notebook.runs.history import describe_silent_cells, format_number, metric_label
 from esm2kit.notebook.runs.manifest import NotebookRun, RunManifest, read_runs
 
 TEMPLATES = PackageLoader(__package__)
 # A page of a run at work is fetched anew every so many seconds: its reader sees it come along.
-SECONDS_BETWEEN_LOOKS = 15
+REFRESH_SECONDS = 15
 COLUMNS = 6
 
 
 def run_page(name: str, manifest: RunManifest) -> str:
     """The HTML page of one run, linking its executed notebooks and what they made."""
-    quiet, entries = silences(manifest), manifest.notebooks
+    silent_cells, entries = describe_silent_cells(manifest), manifest.notebooks
     all_entries = {name: NotebookRun({}, "to come") for name in manifest.planned} | entries
     done = sum(entry.status == "done" for entry in entries.values())
     if manifest.status == "done":
-        how_far = f"{'1 notebook' if done == 1 else f'{done} notebooks'} in {_minutes(manifest.seconds)}"
+        how_far = f"{'1 notebook' if done == 1 else f'{done} notebooks'} in {_format_duration(manifest.seconds)}"
     else:
         how_far = f"{manifest.state}, {done} of {len(all_entries)} notebooks done"
-    return _page(
+    return _render(
         "run.html.j2",
         title=name,
         head=f"Tier {manifest.tier}: {how_far}",
         manifest=manifest,
         notebooks=dict(sorted(all_entries.items())),
-        error=entries[manifest.at].error if manifest.at in entries else None,
-        refresh=SECONDS_BETWEEN_LOOKS if manifest.status == "running" else None,
-        silences=quiet[:1].upper() + quiet[1:],
+        error=entries[manifest.current_notebook].error if manifest.current_notebook in entries else None,
+        refresh=REFRESH_SECONDS if manifest.status == "running" else None,
+        silent_cells=silent_cells[:1].upper() + silent_cells[1:],
     )
 
 
-def _minutes(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
@@ -56,10 +56,10 @@ def notebook_page(executed: Path) -> str:
         )
         exporter.extra_loaders = [TEMPLATES]
         exporter.template_file = "notebook.html.j2"
-        return _links(exporter.from_filename(str(executed))[0])
+        return _rewrite_links(exporter.from_filename(str(executed))[0])
 
 
-def _links(page: str) -> str:
+def _rewrite_links(page: str) -> str:
     """A notebook's links, written for the folder `notebooks`, as they lead from the page of a run."""
     page = re.sub(r'<a href="(\w+)\.ipynb', r'<a href="\1.html', page)
     return page.replace('<a href="../', '<a href="../../')
@@ -74,7 +74,7 @@ def runs_page(folder: Path) -> Path:
     index = folder / "index.html"
     with atomic_path(index) as part:
         part.write_text(
-            _page(
+            _render(
                 "runs.html.j2",
                 title="esm2kit runs",
                 head=f"{len(runs)} run{'s' * (len(runs) != 1)} of the notebooks",
@@ -82,19 +82,21 @@ def runs_page(folder: Path) -> Path:
                 newest=dict(list(runs.items())[:1]),
                 columns=columns,
                 figures=figures,
-                reports={name: _reports(folder / name, manifest) for name, manifest in runs.items()},
+                reports={name: _report_links(folder / name, manifest) for name, manifest in runs.items()},
             )
         )
     return index
 
 
-def _reports(run: Path, manifest: RunManifest) -> dict[str, str]:
+def _report_links(run: Path, manifest: RunManifest) -> dict[str, str]:
     """The HTML pages a run's notebooks made: name -> link from the page over all runs."""
-    made = {key: item.below(run.name) for entry in manifest.notebooks.values() for key, item in entry.made.items()}
+    made = {
+        key: item.path_within(run.name) for entry in manifest.notebooks.values() for key, item in entry.made.items()
+    }
     return {key: f"{run.name}/{path}" for key, path in made.items() if path.endswith(".html") and (run / path).exists()}
 
 
-def _page(template: str, **values: Any) -> str:
+def _render(template: str, **values: Any) -> str:
     environment = Environment(loader=TEMPLATES, autoescape=True, trim_blocks=True)
-    environment.filters |= {"figure": short, "worded": worded}
+    environment.filters |= {"number": format_number, "metric_label": metric_label}
     return environment.get_template(template).render(values)

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from esm2kit.core.errors import InputError, check_choices, closest, nearest
 from esm2kit.core.files import locked
 from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_notebook
-from esm2kit.notebook.runs.history import Difference, compare_runs, short, silences, table
-from esm2kit.notebook.runs.manifest import PLACES, RunManifest, read_manifest, read_runs, this_process
+from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, table
+from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, read_manifest, read_runs, this_process
 from esm2kit.notebook.runs.pages import runs_page
-from esm2kit.notebook.runs.tiers import checked, plan_table, plan_tier, tier_path
+from esm2kit.notebook.runs.tiers import check_parameters, plan_table, plan_tier, tier_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -96,11 +96,11 @@ def run(config: RunConfig) -> str:
     name = tier_path(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
-        shown = plan_table(root, {name: plan[name] for name in _chosen(config, plan, RunManifest(name, ""))})
+        shown = plan_table(root, {name: plan[name] for name in _select_notebooks(config, plan, RunManifest(name, ""))})
         return f"{shown}\nevery parameter is known and of its type; nothing was run"
     folder = latest_run(root, name) if continuing else None
-    folder = _execute(root, name, folder, plan, lambda manifest: _chosen(config, plan, manifest))
-    return "\n".join(filter(None, [silences(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
+    folder = _execute(root, name, folder, plan, lambda manifest: _select_notebooks(config, plan, manifest))
+    return "\n".join(filter(None, [describe_silent_cells(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
 
 
 def runs(config: RunsConfig) -> str:
@@ -111,7 +111,7 @@ def runs(config: RunsConfig) -> str:
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
         found = read_runs(folder)
-        return json.dumps(_listed(found), indent=2) if config.format == "json" else _list_table(found, folder)
+        return json.dumps(_run_summaries(found), indent=2) if config.format == "json" else _list_table(found, folder)
     names = [_run_name(folder, given) for given in config.compare]
     if len(names) != 2:
         other = next((name for name in read_runs(folder) if name not in names), "RUN")
@@ -142,7 +142,7 @@ def _run_name(folder: Path, given: str) -> str:
     return name
 
 
-def _listed(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
+def _run_summaries(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
     """What `--format json` gives of each run: the head of its manifest, and its figures by name."""
     heads = ("tier", "status", "created", "seconds", "git_commit")
     return [
@@ -171,11 +171,11 @@ def rerun(config: RerunConfig) -> str:
     name = _run_name(root / "papermill_runs", config.run)
     before = read_manifest(root / "papermill_runs" / name)
     plan = {
-        notebook: {name: value for name, value in entry.parameters.items() if name not in PLACES}
+        notebook: {name: value for name, value in entry.parameters.items() if name not in LOCATION_PARAMETERS}
         for notebook, entry in before.notebooks.items()
     }
     for notebook, parameters in plan.items():
-        checked(root, notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
+        check_parameters(root, notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
     folder = _execute(root, before.tier, None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
@@ -197,7 +197,7 @@ def _comparison_table(parameters: list[Difference], figures: list[Difference], n
         rows = [
             [
                 name,
-                *("absent" if value is None else short(value) for value in (one, other)),
+                *("absent" if value is None else format_number(value) for value in (one, other)),
                 {None: "speed", True: "", False: "within tolerance"}[beyond],
             ]
             for name, one, other, beyond in differences
@@ -262,14 +262,14 @@ def latest_run(root: Path, tier: str) -> Path | None:
     return max(folders, default=None)
 
 
-def _chosen(config: RunConfig, plan: Mapping[str, Any], manifest: RunManifest) -> list[str]:
+def _select_notebooks(config: RunConfig, plan: Mapping[str, Any], manifest: RunManifest) -> list[str]:
     """The notebooks to run now."""
 
-    def find(wanted: str) -> str:
-        matches = [notebook for notebook in plan if notebook == wanted or notebook.split("_")[0] == wanted]
+    def find(name: str) -> str:
+        matches = [notebook for notebook in plan if notebook == name or notebook.split("_")[0] == name]
         if not matches:
             raise InputError(
-                f"the tier has no notebook {wanted!r}; {nearest(wanted, plan)}", code="tier.notebook", name=wanted
+                f"the tier has no notebook {name!r}; {nearest(name, plan)}", code="tier.notebook", name=name
             )
         return matches[0]
 

@@ -11,7 +11,7 @@ import esm2kit
 from esm2kit.core.errors import InputError, nearest
 from esm2kit.notebook.runs.headless import known_parameters
 from esm2kit.notebook.runs.history import table
-from esm2kit.notebook.runs.manifest import PLACES
+from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
 
 
 def tier_path(root: Path, tier: str) -> Path:
@@ -70,12 +70,14 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
         plan[notebook] = dict(parameters or {})
     known = {notebook: known_parameters(files[notebook]) for notebook in plan}
     for each in given:
-        for notebook, parameter, value in _laid_over(each, known):
+        for notebook, parameter, value in _parse_override(each, known):
             plan[notebook][parameter] = value
-    return {notebook: checked(root, notebook, parameters, known[notebook]) for notebook, parameters in plan.items()}
+    return {
+        notebook: check_parameters(root, notebook, parameters, known[notebook]) for notebook, parameters in plan.items()
+    }
 
 
-def _laid_over(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, Any]]:
+def _parse_override(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, Any]]:
     """(notebook, parameter, value) of one `-p name=value`; text stays text where the parameter is text."""
     name, equals, value = given.partition("=")
     if not equals:
@@ -104,12 +106,14 @@ def _laid_over(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[t
             ) from None
 
 
-def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def check_parameters(
+    root: Path, notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
     """A notebook's parameters, each known, of its default's type, among its stage's choices, its file there.
 
     Raises: InputError for the first that is not.
     """
-    choices = _choices(notebook) if parameters else {}
+    choices = _allowed_values(notebook) if parameters else {}
     values = {}
     for name, value in parameters.items():
         if name not in known:
@@ -119,7 +123,7 @@ def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Map
                 notebook=notebook,
                 name=name,
             )
-        values[name] = value = _typed(notebook, name, value, known[name])
+        values[name] = value = _convert(notebook, name, value, known[name])
         if name in choices and value not in choices[name]:
             hint = nearest(str(value), [str(each) for each in choices[name]])
             raise InputError(
@@ -129,12 +133,12 @@ def checked(root: Path, notebook: str, parameters: Mapping[str, Any], known: Map
                 name=name,
                 found=value,
             )
-        if isinstance(value, str) and name not in PLACES:
+        if isinstance(value, str) and name not in LOCATION_PARAMETERS:
             _check_path(Path(root) / "notebooks", notebook, name, value, known[name])
     return values
 
 
-def _typed(notebook: str, name: str, value: Any, default: Any) -> Any:
+def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
     """The value in its default's type; YAML reads 1e-3, without a point, as text."""
     typed = value
     if isinstance(default, float) and not isinstance(value, bool | float):
@@ -174,7 +178,7 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
         )
 
 
-def _choices(notebook: str) -> dict[str, tuple[Any, ...]]:
+def _allowed_values(notebook: str) -> dict[str, tuple[Any, ...]]:
     """Parameter -> what the stage that the notebook is named after allows, for those where the stage has a list."""
     config = getattr(esm2kit, f"{notebook.partition('_')[2].capitalize()}Config", None)
     if config is None:
