@@ -237,13 +237,13 @@ def make_ours(options: argparse.Namespace, sequences: list[str]) -> Callable[[],
     from esm2kit.embedding.plan import plan_window
     from esm2kit.models.encoder import Encoder
     from esm2kit.models.load import load_model
-    from esm2kit.sequences.windows import Segments
+    from esm2kit.sequences.windows import Windowing
 
     model, _ = load_model(options.folder / "hf")
     precision = options.child.partition("ours_")[2] or "float32"
     encoder = Encoder(model, precision)
     outputs = [Output("embeddings", model.config.num_layers, "mean", model.config.embed_dim)]
-    segments = Segments(MAX_RESIDUES, 0, 1024)
+    segments = Windowing(MAX_RESIDUES, 0, 1024)
     batches = plan_window(np.array([len(sequence) + 2 for sequence in sequences]), 0, 0, 1024)
     pool = ThreadPoolExecutor(options.threads, initializer=torch.set_num_threads, initargs=(1,))
 

@@ -40,7 +40,7 @@ import torch
 
 from benchmarks.synthetic import pool, residues_of
 from esm2kit.core.hardware import cpu_name
-from esm2kit.core.processes import cores
+from esm2kit.core.processes import count_cores
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -87,7 +87,7 @@ def main() -> None:
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": cpu_name(),
-        "cores": cores(),
+        "cores": count_cores(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "command": " ".join(["python -m benchmarks.embed_stream", *sys.argv[1:]]),
         "model": dataclasses.asdict(config),

@@ -166,7 +166,7 @@ def section_parity(options: argparse.Namespace, proteins: list[str], ceiling: fl
 
 def section_embed(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
     """From sequences in memory to per-protein means in memory."""
-    from esm2kit.embedding.batch import Output, Segments, embed_batch
+    from esm2kit.embedding.batch import Output, Windowing, embed_batch
 
     lines = []
     for size in options.sizes:
@@ -177,7 +177,7 @@ def section_embed(options: argparse.Namespace, proteins: list[str], ceiling: flo
         peer = hf_model(model, "encoder", options.device, half).eval()
         encoder = esm2kit.Encoder(model, "bfloat16" if options.device == "cuda" else "float32", options.device)
         outputs = [Output("embeddings", config.num_layers, "mean", config.embed_dim)]
-        segments = Segments(MAX_RESIDUES, 256, EMBED_TOKENS)
+        segments = Windowing(MAX_RESIDUES, 256, EMBED_TOKENS)
         packs = batches_of(some, EMBED_TOKENS, padded=False)
         blocks = batches_of(some, EMBED_TOKENS, padded=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from esm2kit.core.rng import mix, permutation
-from esm2kit.sequences.text import ragged_copy
+from esm2kit.sequences.text import copy_pieces
 
 WRAP = 60
 POOL_RESIDUES = 1 << 24
@@ -76,7 +76,7 @@ def fasta(pool_N: np.ndarray, prefix: bytes, records: np.ndarray) -> np.ndarray:
     place = first[of] + 1 + 2 * nth
     begin[place] = starts[of] + WRAP * nth
     end[place] = np.minimum(starts[of] + WRAP * (nth + 1), starts[of] + sizes[of])
-    return ragged_copy(source, begin, end).values
+    return copy_pieces(source, begin, end).values
 
 
 def blocks(num_clusters: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
@@ -118,7 +118,7 @@ def write_trio(out_dir: Path, num_records: int) -> dict[str, Path]:
             stops[::2] = starts[::2] + keys.shape[1]
             starts[1::2] = keys.size + (heads - first_member) * lines.shape[1]
             stops[1::2] = starts[1::2] + counts * lines.shape[1]
-            mapping.write(ragged_copy(source, starts, stops).values)
+            mapping.write(copy_pieces(source, starts, stops).values)
         for _, counts, first_member in blocks(num_clusters):
             sampler.write(fasta(pool_N, b"UniRef50_", first_member + np.cumsum(counts) - counts))
     return paths

@@ -1,7 +1,7 @@
 """`python -m esm2kit`: the command line."""
 
 from esm2kit.cli.main import main
-from esm2kit.core.processes import finish
+from esm2kit.core.processes import exit_process
 
 if __name__ == "__main__":
-    finish(main())
+    exit_process(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esm2kit.cli.commands import STAGES, load
+from esm2kit.cli.commands import STAGES, import_object
 from esm2kit.cli.main import main, summarise
 from esm2kit.embedding.embed import EmbedResult
 
@@ -183,7 +183,7 @@ def test_make_alone_lists_every_target(root: Path) -> None:
 def test_every_parameter_is_explained(stage: str) -> None:
     import dataclasses
 
-    config = load(STAGES[stage].config)
+    config = import_object(STAGES[stage].config)
     for field in dataclasses.fields(config):
         assert re.search(rf"^\s+{field.name}: \S", config.__doc__, re.M), f"{config.__name__}.{field.name} has no line"
     assert config.__dataclass_params__.frozen

@@ -23,8 +23,8 @@ from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, 
 from esm2kit.benchmarking.scores import ScoredModel, note_on_draws, protein_numbers, score_fitted, score_text
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
-from esm2kit.core.hardware import device_of
-from esm2kit.core.provenance import provenance
+from esm2kit.core.hardware import resolve_device
+from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip, obtainable
 from esm2kit.tasks.flip import TASKS
@@ -103,7 +103,7 @@ def _benchmark_one(config: BenchmarkConfig) -> Report:
     data, ours, untrained = task_features(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
     inputs["embeddings"] = sha256_file(ours.path)
-    manifest = provenance("benchmark", config, inputs)
+    manifest = build_provenance("benchmark", config, inputs)
     report, predictions = benchmark_task(data, ours, untrained, config, manifest)
     keep_earlier(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
@@ -213,7 +213,7 @@ def benchmark_task(
         The report, and test predictions of every row by its name.
     """
     task, probe, seeds = data.task, probe_of(config, data.task), tuple(config.seeds)
-    device, wide, rows = device_of(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
+    device, wide, rows = resolve_device(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
     counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
     targets, models = ProbeTargets.of(data), [] if finetuned is None else [finetuned]
 

@@ -13,10 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from esm2kit.core.errors import InputError, closest, nearest
+from esm2kit.core.errors import InputError, find_closest, suggest_name
 
 # what people type, and the field it stands for; `from` is no name a Python field can have
 SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
+SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off", "null")
 NUMBER = re.compile(r"-\.?\d")
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 NAMES |= {type(None): "null"}
@@ -73,7 +74,7 @@ class Help(DefaultHelpFormatter):
     def _get_type_str(self, action: Any) -> str | None:
         hint = getattr(action, "_typehint", None)
         # choices stand beside the name already
-        return None if hint is None or hint is bool or get_origin(hint) is Literal else wanted(hint)
+        return None if hint is None or hint is bool or get_origin(hint) is Literal else describe_type(hint)
 
     def _get_help_string(self, action: Any) -> str:
         return super()._get_help_string(action).replace("type: %(type)s", "%(type)s")
@@ -94,7 +95,7 @@ class Help(DefaultHelpFormatter):
         )
 
 
-def wanted(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A field's type in a person's words: `a whole number or null`, `float32, bfloat16 or int8`."""
     words: list[str] = []
     for part in _parts(hint):
@@ -147,7 +148,7 @@ def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> 
         )
     if len(alone) > 1 and not _list_of(hints[bare]):
         raise InputError(
-            f"{bare} is {wanted(hints[bare])}, found {len(alone)}: {', '.join(alone)}",
+            f"{bare} is {describe_type(hints[bare])}, found {len(alone)}: {', '.join(alone)}",
             code="argument.too-many",
             name=bare,
             found=tuple(alone),
@@ -166,7 +167,7 @@ def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
     field = key.removesuffix("+")
     if field not in (*fields, "config") or not name.startswith("--"):
         # --fasta where there are train_fasta and test_fasta means the first
-        near = bare if field in bare.split("_") else closest(field, fields)
+        near = bare if field in bare.split("_") else find_closest(field, fields)
         hint = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
         raise InputError(f"unknown parameter {name}; {hint}", code="argument.unknown", name=name, nearest=near)
     return key
@@ -180,7 +181,7 @@ def _taken(rest: deque[str], hint: Any, appending: bool) -> list[str]:
     """The words that a parameter takes off those that follow its name."""
     taken: list[str] = []
     while rest and not _is_name(rest[0]) and (not taken or (_list_of(hint) and not appending)):
-        if bool in _parts(hint) and not closest(rest[0].lower(), ("true", "false", "yes", "no", "on", "off", "null")):
+        if bool in _parts(hint) and not find_closest(rest[0].lower(), SWITCH_VALUES):
             break  # `--per_residue my.fasta`: the switch is on, the word is somebody else's
         taken.append(rest.popleft())
     return taken
@@ -191,7 +192,7 @@ def _value(name: str, hint: Any, words: list[str]) -> str:
     if not words and bool in _parts(hint):
         return "true"
     if not words:
-        raise InputError(f"{name} needs a value: {wanted(hint)}", code="argument.no-value", name=name)
+        raise InputError(f"{name} needs a value: {describe_type(hint)}", code="argument.no-value", name=name)
     item = _list_of(hint)
     single = item is None or (len(words) == 1 and item in _parts(hint))
     if single or words[0].startswith("[") or words == ["null"]:
@@ -223,10 +224,10 @@ def _check_config(path: Path, hints: dict[str, Any]) -> None:
     for name in found:
         if name not in hints:
             raise InputError(
-                f"{path}: unknown parameter {name!r}; {nearest(str(name), hints)}",
+                f"{path}: unknown parameter {name!r}; {suggest_name(str(name), hints)}",
                 code="argument.unknown",
                 name=name,
-                nearest=closest(str(name), hints),
+                nearest=find_closest(str(name), hints),
                 path=path,
             )
 
@@ -247,10 +248,10 @@ def _refusal(message: str, given: list[tuple[str, str]], hints: dict[str, Any], 
     found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", message)[-1]
     choices = [choice for part in _parts(hints[field]) if get_origin(part) is Literal for choice in get_args(part)]
     # gpu is nearer to cpu than to cuda: a typing error is rarely in the first letter
-    near = closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
+    near = find_closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
     hint = f"; did you mean {near!r}?" if near else ""
     return InputError(
-        f"--{field} takes {wanted(hints[field])}, found {found!r}{hint}",
+        f"--{field} takes {describe_type(hints[field])}, found {found!r}{hint}",
         code="argument.value",
         name=field,
         found=found,

@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     trains: bool = False
 
 
-def load(name: str) -> Any:
+def import_object(name: str) -> Any:
     """What a stage names, such as `embedding.config.EmbedConfig`."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(f"esm2kit.{module}"), attribute)

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from esm2kit.core.errors import InputError, closest, nearest
+from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.models.config import SIZES
 from esm2kit.tasks.download import DownloadConfig, download
 from esm2kit.tasks.flip import TASKS
@@ -48,10 +48,10 @@ def catalogue(config: CatalogueConfig) -> str:
         raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`", code="download.task", name=what)
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
         raise InputError(
-            f"{what} is no model and not flip; {nearest(what, ['flip', *SIZES])}, or give owner/name",
+            f"{what} is no model and not flip; {suggest_name(what, ['flip', *SIZES])}, or give owner/name",
             code="download.unknown",
             name=what,
-            nearest=closest(what, ["flip", *SIZES]),
+            nearest=find_closest(what, ["flip", *SIZES]),
         )
     # they import torch, which the list and FLIP do without
     from esm2kit.models.hub import fetch

@@ -10,9 +10,9 @@ import time
 import warnings
 from typing import Any
 
-from esm2kit.cli.commands import STAGES, load
-from esm2kit.core.errors import InputError, closest, nearest, record_error
-from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, rank
+from esm2kit.cli.commands import STAGES, import_object
+from esm2kit.core.errors import InputError, find_closest, record_error, suggest_name
+from esm2kit.core.processes import TORCHRUN, exit_with_parent, is_worker, rank
 
 TOUR = """esm2kit: train, use and judge ESM-2 protein language models
 
@@ -25,7 +25,7 @@ stages, in the order of the story:
 New here: `make walkthrough`, or open notebooks/00_start_here.ipynb in JupyterLab.
 """
 # Workers fail alike for the most part: the others wait until torchrun, once the first has ended, has stopped them.
-SECONDS_FOR_THE_FIRST = 10
+SECONDS_FOR_FIRST_ERROR = 10
 # what a person on a terminal reads of a result: the first of these that it has; other stages' last lines name a file
 CLOSING = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
 # what the system says of a place that cannot be written, where a person can choose another or make room
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if TORCHRUN in os.environ:
         # it starts its workers in sessions of their own, which a killed group leaves behind; a parent that died while
         # this one was loading could not be told from the one that stands in for it, so the watch begins here
-        end_with_parent()
+        exit_with_parent()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(TOUR.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as raised:
         error = _as_input_error(raised)
         if error and is_worker() and rank():
-            time.sleep(SECONDS_FOR_THE_FIRST)
+            time.sleep(SECONDS_FOR_FIRST_ERROR)
         record_error(error or raised)
         if error is None:
             raise
@@ -92,15 +92,15 @@ def _as_input_error(error: Exception) -> InputError | None:
 def _run(name: str, arguments: list[str]) -> int:
     if name not in STAGES:
         raise InputError(
-            f"unknown stage {name!r}; {nearest(name, STAGES)}",
+            f"unknown stage {name!r}; {suggest_name(name, STAGES)}",
             code="stage.unknown",
             name=name,
-            nearest=closest(name, STAGES),
+            nearest=find_closest(name, STAGES),
         )
     from esm2kit.cli.arguments import parse
 
     stage = STAGES[name]
-    config = parse(load(stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
+    config = parse(import_object(stage.config), f"esm2kit {name}", arguments, stage.bare, stage.example)
     if stage.trains and not is_worker():
         from esm2kit.training import launch, trainer
 
@@ -115,7 +115,7 @@ def _run(name: str, arguments: list[str]) -> int:
             config.layout  # noqa: B018
             trainer.check_devices(config)
             launch.replace_with_torchrun(name, config)
-    result = load(stage.function)(config)
+    result = import_object(stage.function)(config)
     summary = summarise(result, sys.stdout.isatty())
     if summary:
         print(summary)

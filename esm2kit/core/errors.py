@@ -54,7 +54,7 @@ def record_error(error: BaseException) -> None:
         logger.warning("%s: the error could not be written there (%s)", path, problem)
 
 
-def recorded_error(path: Path) -> Exception | None:
+def read_recorded_error(path: Path) -> Exception | None:
     """The error that a process wrote by `record_error`.
 
     Args:
@@ -77,15 +77,15 @@ def recorded_error(path: Path) -> Exception | None:
     return RuntimeError(" ".join(message["message"].split()))
 
 
-def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def find_closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that an unknown one resembles, by at least so much of its letters; None where none does."""
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """What to tell after an unknown name: the known one it resembles, or all there are."""
     known = list(known)
-    close = closest(name, known)
+    close = find_closest(name, known)
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
 
 
@@ -100,7 +100,7 @@ def check_choices(config: Any) -> None:
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
             raise InputError(
-                f"{name} cannot be {value!r}; {nearest(str(value), map(str, choices))}",
+                f"{name} cannot be {value!r}; {suggest_name(str(value), map(str, choices))}",
                 code="config.choice",
                 name=name,
                 found=value,

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import requests
 import urllib3
 
-from esm2kit.core.files import fsync, locked, sha256_file
+from esm2kit.core.files import fsync, hold_lock, sha256_file
 from esm2kit.core.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ STALL_BYTES = 1024  # less than this in stall_seconds is a stalled server, even 
 CHUNK = 1 << 16
 
 
-class Refused(Exception):
+class FetchError(Exception):
     """This address cannot serve the file; the next may. What it says goes on from the address."""
 
 
@@ -48,19 +48,21 @@ def fetch(
         max_bytes: a larger file, announced or not, is refused and nothing of it kept.
         size: bytes it must have, if known.
         sha256: digest it must have, if known.
-        check: raises Refused for a file that is not what it should be.
-    Raises: Refused with the reason, the part kept if it is worth continuing; InputError if another process fetches it.
+        check: raises FetchError for a file that is not what it should be.
+    Raises:
+        FetchError: with the reason; the part is retained if a later call can continue it.
+        InputError: another process is fetching the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with locked(part, f"{part} is being written by another process; wait for it"):
+    with hold_lock(part, f"{part} is being written by another process; wait for it"):
         with open(part, "ab") as file:
             try:
                 _receive(address, file, said, stall_seconds, max_bytes)
             except requests.Timeout:
-                raise Refused(f"said nothing for {stall_seconds:.0f} s") from None
+                raise FetchError(f"said nothing for {stall_seconds:.0f} s") from None
             except requests.RequestException as error:
-                raise Refused(f"failed ({type(error).__name__})") from None
+                raise FetchError(f"failed ({type(error).__name__})") from None
             finally:
                 if not file.seek(0, os.SEEK_END):  # nothing to go on from
                     part.unlink(missing_ok=True)
@@ -68,14 +70,14 @@ def fetch(
         try:
             found = part.stat().st_size if part.is_file() else 0
             if found == 0:
-                raise Refused("sent an empty file")
+                raise FetchError("sent an empty file")
             if size is not None and found != size:
-                raise Refused(f"sent {found} bytes instead of {size}")
+                raise FetchError(f"sent {found} bytes instead of {size}")
             if sha256 is not None and sha256_file(part) != sha256:
-                raise Refused(f"sent another {path.name} (SHA-256 differs)")
+                raise FetchError(f"sent another {path.name} (SHA-256 differs)")
             if check is not None:
                 check(part)
-        except Refused:
+        except FetchError:
             part.unlink(missing_ok=True)
             said.unlink(missing_ok=True)
             raise
@@ -99,15 +101,15 @@ def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float, max
     ) as answer:
         plain = [hop.url for hop in (*answer.history, answer) if not hop.url.startswith("https:")]
         if plain and address.startswith("https:"):  # whoever stands in between could send another file
-            raise Refused(f"sends on to {plain[0]}, which is not encrypted")
+            raise FetchError(f"sends on to {plain[0]}, which is not encrypted")
         if answer.status_code == 416 and have and have == known.get("total"):
             return  # the part is the whole file
         if answer.status_code not in (200, 206):
-            raise Refused(f"answered {answer.status_code} {answer.reason}")
+            raise FetchError(f"answered {answer.status_code} {answer.reason}")
         if "text/html" in answer.headers.get("Content-Type", ""):
-            raise Refused("answered with a web page instead of the file")
+            raise FetchError("answered with a web page instead of the file")
         if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise Refused("continued at the wrong byte")
+            raise FetchError("continued at the wrong byte")
         if answer.status_code == 200:
             have = 0
             file.truncate(0)
@@ -119,9 +121,9 @@ def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float, max
         most, whose = min((max_bytes, "the file can have"), (room, f"{said.parent} has room for"))
         if max(have, total or 0) > most or not _pour(answer, file, have, total, most, stall_seconds, address):
             file.truncate(0)
-            raise Refused(f"sends more than {most:,} bytes, more than {whose}")
+            raise FetchError(f"sends more than {most:,} bytes, more than {whose}")
         if total is not None and file.seek(0, os.SEEK_END) != total:
-            raise Refused(f"broke off at {file.tell()} of {total} bytes")
+            raise FetchError(f"broke off at {file.tell()} of {total} bytes")
 
 
 def _pour(
@@ -145,7 +147,7 @@ def _pour(
             raise requests.Timeout from None
         except urllib3.exceptions.HTTPError as error:
             file.flush()
-            raise Refused(f"broke off ({type(error).__name__})") from None
+            raise FetchError(f"broke off ({type(error).__name__})") from None
         received += len(block)
         if have + received > most:
             return False
@@ -156,7 +158,7 @@ def _pour(
         if now - checked > stall_seconds:
             if received - at_check < STALL_BYTES:
                 file.flush()
-                raise Refused(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
+                raise FetchError(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
             checked, at_check = now, received
         progress.update((have + received) / 1e6)
     file.flush()

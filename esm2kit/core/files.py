@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, refusal: str | None) -> Iterator[None]:
+def hold_lock(path: Path, refusal: str | None) -> Iterator[None]:
     """Hold the lock of a folder, or of a file, which is made; it goes with the process, however that ends.
 
     Where the file system has no locks a warning says so, and the block runs all the same: a cluster's disk may be

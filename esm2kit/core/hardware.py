@@ -12,7 +12,7 @@ import torch
 from esm2kit.core.errors import InputError
 
 
-def device_of(asked: str) -> str:
+def resolve_device(asked: str) -> str:
     """cpu or cuda; auto is cuda where there is a GPU.
 
     Raises: InputError if cuda was asked for and there is none.
@@ -35,7 +35,7 @@ def cpu_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def memory_held(device: torch.device, peak: bool = False) -> int:
+def read_memory_use(device: torch.device, peak: bool = False) -> int:
     """Bytes held: of a GPU, or resident in this process.
 
     Args:

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import TORCHRUN, leave_group_at_exit, local_rank, rank, world_size
+from esm2kit.core.processes import TORCHRUN, destroy_group_at_exit, local_rank, rank, world_size
 
-MEET_SECONDS = 600.0  # that srun's tasks wait for the last of them to start
+RENDEZVOUS_SECONDS = 600.0  # that srun's tasks wait for the last of them to start
 
 
 class Process(NamedTuple):
@@ -23,7 +23,7 @@ class Process(NamedTuple):
     local_rank: int
 
 
-def join() -> Process:
+def join_process_group() -> Process:
     """The group of all the job's processes, over gloo: it carries a few words, never vectors.
 
     Raises: InputError if srun's other tasks do not come.
@@ -36,7 +36,7 @@ def join() -> Process:
         else:
             met = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
         dist.init_process_group("gloo", timeout=timedelta(days=30), **met)
-        leave_group_at_exit()
+        destroy_group_at_exit()
     return process
 
 
@@ -50,7 +50,7 @@ def _srun_store(process: Process) -> dist.Store:
     port = int(os.environ.get("MASTER_PORT", 15_000 + step % 10_000))
     try:
         return dist.TCPStore(
-            host, port, process.world_size, is_master=process.rank == 0, timeout=timedelta(seconds=MEET_SECONDS)
+            host, port, process.world_size, is_master=process.rank == 0, timeout=timedelta(seconds=RENDEZVOUS_SECONDS)
         )
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -63,7 +63,7 @@ def _srun_store(process: Process) -> dist.Store:
         ) from None
 
 
-def on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
+def run_on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
     """Rank 0's result, or its InputError, in every process; all wait for it."""
     if process.world_size == 1:
         return function()
@@ -82,14 +82,14 @@ def on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
     return said[0]
 
 
-def sum_over(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
+def sum_over_group(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
     """The sum over a group's ranks, the same on each."""
     if group is not None:
         dist.all_reduce(values, group=group)
     return values
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def is_set_on_any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is up on any rank of the job, tensor-parallel peers included: all ranks get one answer."""
     if not (dist.is_available() and dist.is_initialized()):
         return flag
@@ -98,7 +98,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(raised.item())
 
 
-def gathered(items: list[str]) -> list[str]:
+def gather_strings(items: list[str]) -> list[str]:
     """Every rank's items, rank by rank; the same list on each."""
     if not (dist.is_available() and dist.is_initialized()):
         return items

@@ -42,7 +42,7 @@ def is_worker() -> bool:
     return TORCHRUN in os.environ or (SLURM in os.environ and _srun_tasks() > 1)
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores that are this process's share of its node, at least 1."""
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if TORCHRUN in os.environ:
@@ -53,7 +53,7 @@ def cores() -> int:
     return max(1, seen)
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """Die when the process that started this one does, even by SIGKILL; to be called first, and again is as once.
 
     A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose
@@ -68,11 +68,11 @@ def end_with_parent() -> None:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if not any(thread.name == "end_with_parent" for thread in threading.enumerate()):
-        threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
+    if not any(thread.name == "exit_with_parent" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
 
 
-def leave_group_at_exit() -> None:
+def destroy_group_at_exit() -> None:
     """Have this process leave torch's group of processes before Python ends; again is as once.
 
     A gloo thread that lets go of its last message while Python ends aborts the process, its work done: a third of
@@ -88,7 +88,7 @@ def _leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def finish(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with an exit code; a worker does without Python's own ending.
 
     There Python unwinds every thread that asks for its lock, and a gloo thread that does, to let go of its last

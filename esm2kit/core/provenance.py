@@ -47,7 +47,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def provenance(stage: str, config: Any, inputs: Mapping[str, Path | str] | None = None) -> dict[str, Any]:
+def build_provenance(stage: str, config: Any, inputs: Mapping[str, Path | str] | None = None) -> dict[str, Any]:
     """The manifest an artefact carries.
 
     Args:

@@ -41,12 +41,12 @@ def stream_key(seed: int, epoch: int, index: int, stream: int) -> int:
     return key
 
 
-def below(key: int, bound: int) -> int:
+def random_below(key: int, bound: int) -> int:
     """A key's integer in [0, bound), each equally likely to within bound / 2^64 (Lemire's multiplication)."""
     return (key * bound) >> 64
 
 
-def uniforms(key: int, n: int) -> np.ndarray:
+def random_uniforms(key: int, n: int) -> np.ndarray:
     """The first n uniform numbers of a key's stream.
 
     Args:

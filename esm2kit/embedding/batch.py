@@ -11,7 +11,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.pooling import Reads, pool, pool_packed
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.windows import Windowing
 
 
 class Output(NamedTuple):
@@ -36,7 +36,7 @@ class Output(NamedTuple):
 
 @torch.inference_mode()
 def embed_batch(
-    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], segments: Segments, dtype: str
+    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], segments: Windowing, dtype: str
 ) -> list[list[np.ndarray]]:
     """Every output's array for every sequence.
 
@@ -115,9 +115,9 @@ def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Out
     return [[rows_TD[:-1] for rows_TD in of_one] for of_one in zip(*split, strict=True)]
 
 
-def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Segments) -> list[Tensor]:
+def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Windowing) -> list[Tensor]:
     """The same for one protein by windows, each row the mean over the windows it is in."""
-    spans = segments.of(len(sequence))
+    spans = segments.split(len(sequence))
     together = max(1, segments.batch_tokens // (segments.max_residues + 2))
     sums = [torch.zeros(1 + len(sequence), output.width) for output in outputs]
     count_T1 = torch.zeros(1 + len(sequence), 1)

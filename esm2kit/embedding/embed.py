@@ -22,9 +22,9 @@ import torch
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import fsync
-from esm2kit.core.hardware import device_of
-from esm2kit.core.process_group import Process, join, on_rank_0
-from esm2kit.core.provenance import provenance
+from esm2kit.core.hardware import resolve_device
+from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
+from esm2kit.core.provenance import build_provenance
 from esm2kit.embedding.batch import Output
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import Row, Skeleton, create
@@ -34,8 +34,8 @@ from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
-from esm2kit.sequences.fasta import bare_name, fasta_files
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
+from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
 # Rows that go through the linear layers together: on a CPU what its caches hold, on a GPU what fills it.
@@ -99,26 +99,26 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     Raises:
         InputError: bad input, files or an unfinished run of other settings, or a full disk; one line.
     """
-    process = join()
+    process = join_process_group()
     job = Job(config, _device(config, process), replace)
     with only_one(job.folder, process):
-        state = on_rank_0(process, job.state)
+        state = run_on_rank_0(process, job.state)
         if state.stage in (Stage.NEW, Stage.INTERRUPTED):
             encoder = Encoder(job.model.load(), config.precision, job.device)
             if state.stage is Stage.NEW:
-                state = on_rank_0(process, lambda: job.begin(state.outputs))
-            segments = Segments(config.max_residues, config.window_overlap, job.batch_tokens)
+                state = run_on_rank_0(process, lambda: job.begin(state.outputs))
+            segments = Windowing(config.max_residues, config.window_overlap, job.batch_tokens)
             kept_P = _kept_residues(config, Table(job.folder))
             run = (job.folder, job.files, kept_P, encoder, state.outputs, segments, config.dtype)
             Run(*run, process, config.workers).work()
         if state.stage is not Stage.FINISHED:
-            on_rank_0(process, job.publish)
+            run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
     return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
 
 
 def _device(config: EmbedConfig, process: Process) -> torch.device:
-    if device_of(config.device) == "cpu":
+    if resolve_device(config.device) == "cpu":
         return torch.device("cpu")
     # srun may show each task a GPU of its own, which then is the first it sees
     return torch.device("cuda", process.local_rank % torch.cuda.device_count())
@@ -138,10 +138,10 @@ class Job:
 
     def __init__(self, config: EmbedConfig, device: torch.device, replace: bool) -> None:
         self.config, self.device, self.replace = config, device, replace
-        self.files = fasta_files(config.fasta)
+        self.files = find_fasta_files(config.fasta)
         self.model = find_model(config.model, config.untrained_seed)
         self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
-        out_dir, name = Path(config.out_dir), config.name or bare_name(self.files[0])
+        out_dir, name = Path(config.out_dir), config.name or strip_fasta_suffix(self.files[0])
         self.folder = out_dir / f"{name}_embed.part"
         outputs = _outputs(config, self.model.config)
         self.targets = {output: out_dir / f"{name}_{output.file}.h5" for output in outputs}
@@ -151,7 +151,7 @@ class Job:
         """Where the files come from; the input is hashed, and the model where its format does not declare a digest."""
         names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
         inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
-        return provenance("embed", self.config, inputs) | {"model": self.model.record()}
+        return build_provenance("embed", self.config, inputs) | {"model": self.model.record()}
 
     @cached_property
     def settings(self) -> str:

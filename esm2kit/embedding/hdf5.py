@@ -20,7 +20,7 @@ import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
 from esm2kit.core.errors import InputError
-from esm2kit.sequences.ids import Lookup
+from esm2kit.sequences.ids import IdLookup
 
 FORMAT = 1
 Level = Literal["protein", "residue"]
@@ -214,7 +214,7 @@ class EmbeddingReader:
         self.attributes = {
             name: _plain(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
         }
-        self._index = Lookup(self.ids, str(path))
+        self._index = IdLookup(self.ids, str(path))
         if self._layout == "packed":
             self._offsets = self._file["offsets"][()]
 
@@ -253,7 +253,7 @@ class EmbeddingReader:
 
         Args:
             protein: its id; or the accession or entry name inside it, where one protein alone has that.
-        Raises: UnknownId, a KeyError, if there is none, with the ids that come near; InputError for a number.
+        Raises: UnknownIdError, a KeyError, if there is none, with the ids that come near; InputError for a number.
         """
         if not isinstance(protein, str):
             raise InputError(

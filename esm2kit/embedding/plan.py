@@ -18,7 +18,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
-from esm2kit.sequences.batching import token_batches
+from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: i
         number: of the first batch.
         batch_tokens: a batch holds at most this many, or one protein.
     """
-    batches = token_batches(num_tokens, batch_tokens)
+    batches = split_by_tokens(num_tokens, batch_tokens)
     return [Batch(number + index, start + positions) for index, positions in enumerate(batches)]
 
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import locked
+from esm2kit.core.files import hold_lock
 from esm2kit.core.process_group import Process
-from esm2kit.core.processes import cores
+from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
 from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.embedding.plan import Batch, Journal, Table, plan_window, records, windows
 from esm2kit.models.encoder import Encoder
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
 SYNC_SECONDS = 10.0  # work that a power cut may cost
@@ -42,7 +42,7 @@ def only_one(folder: Path, process: Process) -> Iterator[None]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
-    with locked(lock, f"{folder}: another process is embedding into it; wait for it or give another --name"):
+    with hold_lock(lock, f"{folder}: another process is embedding into it; wait for it or give another --name"):
         try:
             yield
         finally:
@@ -68,7 +68,7 @@ class Run:
         kept_P: np.ndarray,
         encoder: Encoder,
         outputs: list[Output],
-        segments: Segments,
+        segments: Windowing,
         dtype: str,
         process: Process,
         workers: int | None,
@@ -79,7 +79,7 @@ class Run:
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.done()
         # two threads on a GPU: one prepares and copies a batch while the other's is computed
-        self.workers = 2 if encoder.device.type == "cuda" else workers or cores()
+        self.workers = 2 if encoder.device.type == "cuda" else workers or count_cores()
 
     def work(self) -> None:
         """Embed every batch that is neither done nor another process's.

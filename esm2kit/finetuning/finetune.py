@@ -11,9 +11,9 @@ from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import column_moments
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import locked, write_json
+from esm2kit.core.files import hold_lock, write_json
 from esm2kit.core.processes import local_rank
-from esm2kit.core.provenance import provenance
+from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import FinetuneConfig, settled
 from esm2kit.finetuning.data import FinetuneData
 from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
@@ -80,7 +80,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     config.layout  # a contradiction is told before anything is read  # noqa: B018
     if config.download and config.task in TASKS:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with locked(out_dir / ".download.lock", None):  # one rank fetches; the others wait, and find the files there
+        with hold_lock(out_dir / ".download.lock", None):  # one rank fetches; the others wait, and find the files there
             download_flip(config.task, Path(config.data_dir), config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
@@ -97,7 +97,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
     result["runs"] = [_described(run) for run in runs]
-    manifest = provenance("finetune", config, {"data": data.sha256})
+    manifest = build_provenance("finetune", config, {"data": data.sha256})
     if result["finished"]:
         models = [_publish(run) for run in runs]
         histories = [read_metrics(run.log) for run in runs]
@@ -154,7 +154,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
         "name": source.name,
         "sha256": weights_sha256(esm2),
     }
-    manifest = provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
+    manifest = build_provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = find_resume_point(out_dir, config, manifest)
     labels = labels_of(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.hardware import device_of
+from esm2kit.core.hardware import resolve_device
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.models.checkpoint import read_checkpoint, refuse_other_shapes, write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -24,7 +24,7 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.models.load import build, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.labels import decide
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.task import Task
@@ -97,8 +97,10 @@ class FinetunedModel:
         Returns: for each sequence (C,) for a protein task, (residues, C) for a residue task; float32.
         """
         longest = self.facts["max_tokens"] - 2
-        segments = Segments(longest, min(WINDOW_OVERLAP, longest // 2), 0)
-        windows = [Window(row, *span) for row, sequence in enumerate(sequences) for span in segments.of(len(sequence))]
+        segments = Windowing(longest, min(WINDOW_OVERLAP, longest // 2), 0)
+        windows = [
+            Window(row, *span) for row, sequence in enumerate(sequences) for span in segments.split(len(sequence))
+        ]
         per_residue, width = self.task.level == "residue", self.labels.spec.num_outputs
         sums = [np.zeros((len(sequence) if per_residue else 1, width), np.float32) for sequence in sequences]
         counts = [np.zeros((len(total), 1), np.float32) for total in sums]
@@ -184,7 +186,7 @@ def load_finetuned(
         )
     load_head(labels, parts["head"], path)
     esm2 = _encoder(path, parts, metadata, base)
-    return FinetunedModel(Encoder(esm2, precision, device_of(device)), labels.eval(), task, metadata, esm2, path)
+    return FinetunedModel(Encoder(esm2, precision, resolve_device(device)), labels.eval(), task, metadata, esm2, path)
 
 
 def save_merged(model: FinetunedModel, path: Path) -> None:

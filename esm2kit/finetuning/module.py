@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esm2kit.benchmarking.scores import headline
 from esm2kit.core.errors import InputError
-from esm2kit.core.process_group import sum_over
+from esm2kit.core.process_group import sum_over_group
 from esm2kit.finetuning.config import FinetuneConfig, lr_share
 from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
@@ -105,7 +105,7 @@ class LabelTrainer(TrainingLoop):
             self.sums_MC.index_add_(0, batch.slots_M, counted)
 
     def validation_metrics(self) -> dict[str, float]:
-        summed = sum_over(data_parallel_group(self.trainer.strategy), self.sums_MC).cpu()
+        summed = sum_over_group(data_parallel_group(self.trainer.strategy), self.sums_MC).cpu()
         outputs_MC = (summed[:, :-1] / summed[:, -1:])[self.slots]
         val_loss, metrics = evaluate(outputs_MC, self.proteins.labels, self.proteins.data, "validation")
         return {"val_loss": val_loss, **metrics}

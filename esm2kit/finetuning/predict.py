@@ -15,10 +15,10 @@ import numpy as np
 
 from esm2kit.core.files import atomic_path, sha256_file, to_json, write_json
 from esm2kit.core.progress import Progress
-from esm2kit.core.provenance import provenance
+from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
-from esm2kit.sequences.fasta import Record, fasta_files, read_fasta
+from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,12 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     Returns: {"out", "manifest", "num_proteins", "task", "labels"}.
     Raises: InputError for a file that cannot be read, or a base that is not the adapters' own, or is of no use.
     """
-    out, files = Path(config.out), fasta_files(config.fasta)
+    out, files = Path(config.out), find_fasta_files(config.fasta)
     model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
-    manifest = provenance("predict", config, inputs)
+    manifest = build_provenance("predict", config, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, suggest_name
 from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
@@ -192,7 +192,7 @@ def _named(name: str) -> ModelFile:
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
         raise InputError(
-            f"model {name!r} is no file, folder or published name; {nearest(name, OFFICIAL)}",
+            f"model {name!r} is no file, folder or published name; {suggest_name(name, OFFICIAL)}",
             code="model.unknown",
             name=name,
         )

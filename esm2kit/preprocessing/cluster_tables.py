@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
-from esm2kit.sequences.text import Ragged, TextReader, ragged_copy
+from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
 
 _BLOCK_BYTES = 1 << 22
 _NEWLINE, _TAB, _COMMA = b"\n\t,"
@@ -65,7 +65,7 @@ def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Even
             filled = piece_stops > piece_starts
             line_of = line_of[filled]
             _check_not_empty(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
-            member_ids = ragged_copy(text_N, piece_starts[filled], piece_stops[filled])
+            member_ids = copy_pieces(text_N, piece_starts[filled], piece_stops[filled])
             cluster_writer.write_batch(pa.record_batch([lines, names.strings()], schema=CLUSTERS))
             member_writer.write_batch(pa.record_batch([lines[line_of], member_ids.strings()], schema=MEMBERS))
     return reader.sha256
@@ -86,7 +86,7 @@ def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = Non
         for lines, text_N, names, (starts, stops) in _read_columns(reader, stop):
             starts, stops = _strip(text_N, starts, stops)
             _check_not_empty(path, lines, names, stops <= starts)
-            members = ragged_copy(text_N, starts, stops)
+            members = copy_pieces(text_N, starts, stops)
             writer.write_batch(pa.record_batch([lines, names.strings(), members.strings()], schema=PAIRS))
     return reader.sha256
 
@@ -125,7 +125,7 @@ def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[
                 path=reader.path,
                 line=lines[empty[0]],
             )
-        names = ragged_copy(text_N, name_starts, name_stops)
+        names = copy_pieces(text_N, name_starts, name_stops)
         yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
     if not lines_before:
         raise InputError(f"{reader.path}: empty; it must name the clusters", code="clusters.empty", path=reader.path)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from esm2kit.core.files import write_json
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.fasta import FastaReader
-from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup
-from esm2kit.sequences.text import ahead
+from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup_batches
+from esm2kit.sequences.text import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys:
         pq.ParquetWriter(keys, KEYS, use_dictionary=False, write_statistics=False, compression="lz4") as keys_writer,
         StoreWriter(store) if store else nullcontext() as writer,
     ):
-        for batch in regroup(batches):
+        for batch in regroup_batches(batches):
             hasher.register("batch", batch)
             hashed = hasher.sql(_HASH).to_arrow_table().cast(KEYS)
             waiting.append(hashed)
@@ -113,7 +113,7 @@ def ingest(
             stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
 
     # parsed in one thread, hashed and written in another
-    num_records, num_residues = write_with_keys(ahead(batches()), store if keep_sequences else None, keys)
+    num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
     staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
     write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
     return staged

@@ -17,16 +17,16 @@ from typing import Any
 import duckdb
 
 from esm2kit.core.errors import InputError, check_range
-from esm2kit.core.files import fsync, locked, sha256_file, to_json, write_json
-from esm2kit.core.processes import cores
-from esm2kit.core.provenance import provenance
+from esm2kit.core.files import fsync, hold_lock, sha256_file, to_json, write_json
+from esm2kit.core.processes import count_cores
+from esm2kit.core.provenance import build_provenance
 from esm2kit.preprocessing.ingest import StagedFasta
 from esm2kit.preprocessing.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_paths
 from esm2kit.preprocessing.leakage import build_leakage_report
 from esm2kit.preprocessing.split import INDEX_FILES, Splitter
 from esm2kit.preprocessing.staging import build_input_stamps, read_inputs
 from esm2kit.sequences.clusters import MANIFEST
-from esm2kit.sequences.fasta import fasta_files
+from esm2kit.sequences.fasta import find_fasta_files
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     out_dir = Path(config.out_dir)
     existed = out_dir.exists()
     out_dir.mkdir(parents=True, exist_ok=True)
-    with locked(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
+    with hold_lock(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
         manifest = _read_finished(config, inputs)
         if manifest:
             shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # of a call killed while it tidied up
@@ -147,7 +147,7 @@ def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
     check_range(config, "threads", at_least=1, hint="leave it out for every core")
     check_range(config, "leakage_identity", at_least=0, at_most=1)
     roles = ("train_fasta", "sampler_fasta", "valid_fasta", "test_fasta")
-    inputs = {role: fasta_files(paths) for role in roles if (paths := getattr(config, role)) is not None}
+    inputs = {role: find_fasta_files(paths) for role in roles if (paths := getattr(config, role)) is not None}
     for role in ("mapping", "cluster_tsv"):
         paths = getattr(config, role)
         if paths is None:
@@ -295,7 +295,7 @@ def _read_boot_id() -> str | None:
 
 
 def _run_stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
-    threads = config.threads or cores()
+    threads = config.threads or count_cores()
     staged, sha256 = read_inputs(inputs, work, threads)
     train = staged["train_fasta"]
     records = staged.get("sampler_fasta", train)
@@ -316,7 +316,7 @@ def _run_stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: P
     write_json(splitter.final / _LEAKAGE, report)
     if "valid" not in made:
         logger.warning("no validation set: give valid_fasta or val_size to have one")
-    manifest = provenance("preprocess", config)
+    manifest = build_provenance("preprocess", config)
     manifest["inputs"] = build_input_stamps(inputs, staged, sha256)
     manifest["dataset"] = made | {"left_out": left_out}
     for path in splitter.final.iterdir():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, check_range, nearest
+from esm2kit.core.errors import InputError, check_range, suggest_name
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.training.config import FREE, TrainingConfig
 from esm2kit.training.schedule import compute_lr
@@ -105,7 +105,9 @@ class PretrainConfig(TrainingConfig):
         name = self.model or "esm2_t6_8M_UR50D"
         if name not in SIZES:
             raise InputError(
-                f"model {name!r} is unknown; {nearest(name, ['custom', *SIZES])}", code="model.unknown-size", name=name
+                f"model {name!r} is unknown; {suggest_name(name, ['custom', *SIZES])}",
+                code="model.unknown-size",
+                name=name,
             )
         return SIZES[name]
 

@@ -14,12 +14,12 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from esm2kit.core.processes import STOP_SIGNALS, end_with_parent
+from esm2kit.core.processes import STOP_SIGNALS, exit_with_parent
 from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.batching import split_micro_batches, token_batches
+from esm2kit.sequences.batching import split_by_tokens, split_micro_batches
 from esm2kit.sequences.clusters import draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
@@ -158,7 +158,7 @@ class ValidationBatches(Dataset):
             start = int(starts[row])
             return Sample(row, start, start + int(num_residues[row]), stream_key(seed, 0, row, VALIDATION_STREAM))
 
-        batches = token_batches(num_residues + 2, tokens_per_batch * ranks)
+        batches = split_by_tokens(num_residues + 2, tokens_per_batch * ranks)
         self.batches = [[sample(row) for row in batch.tolist()] for batch in batches]
         self.rank, self.ranks = rank, ranks
 
@@ -245,6 +245,6 @@ class PretrainingData(LightningDataModule):
 
 def init_data_worker(worker: int) -> None:
     """Stop with the trainer, not before it: a signal to the whole group leaves it an update to finish and to save."""
-    end_with_parent()
+    exit_with_parent()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -18,8 +18,8 @@ from torch import Tensor
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import headline
-from esm2kit.core.hardware import memory_held
-from esm2kit.core.process_group import sum_over
+from esm2kit.core.hardware import read_memory_use
+from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.pooling import rows_read
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
@@ -135,7 +135,7 @@ class DownstreamProbe:
                 counted = torch.cat([read_MD, read_MD.new_ones(len(read_MD), 1)], dim=1)
                 sums_KX.index_add_(0, rows_M[wanted].to(device), counted)
             peak.update()
-        sums_KX = sum_over(group, sums_KX).cpu()
+        sums_KX = sum_over_group(group, sums_KX).cpu()
         return sums_KX[:, :-1] / sums_KX[:, -1:]
 
 
@@ -149,7 +149,7 @@ class _MemoryPeak:
             torch.cuda.reset_peak_memory_stats(device)
 
     def update(self) -> None:
-        self.bytes = max(self.bytes, memory_held(self.device))
+        self.bytes = max(self.bytes, read_memory_use(self.device))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), which passes BigCru
 
 import numpy as np
 
-from esm2kit.core.rng import uniforms
+from esm2kit.core.rng import random_uniforms
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, FIRST_STANDARD_IDX, MASK_IDX, NUM_STANDARD, PAD_IDX
 
 
@@ -31,7 +31,7 @@ def mask_tokens(
     Returns: the corrupted (T,) uint8 tokens, and (T,) bool: which ones the loss is taken on.
     Source: Lin et al. 2023 (ESM-2), supplement A.2.2: 15%, of these 80 / 10 / 10.
     """
-    uniform_T = uniforms(key, tokens_T.size)
+    uniform_T = random_uniforms(key, tokens_T.size)
     special_T = (tokens_T == BOS_IDX) | (tokens_T == EOS_IDX) | (tokens_T == PAD_IDX)
     selected_T = (uniform_T < mask_prob) & ~special_T
     positions = np.flatnonzero(selected_T)

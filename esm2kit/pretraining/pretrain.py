@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
-from esm2kit.core.process_group import sum_over
-from esm2kit.core.provenance import provenance
+from esm2kit.core.process_group import sum_over_group
+from esm2kit.core.provenance import build_provenance
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
@@ -106,7 +106,7 @@ class MaskedLM(TrainingLoop):
         self.validation_sums += sums
 
     def validation_metrics(self) -> dict[str, float]:
-        sums = sum_over(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
+        sums = sum_over_group(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
         self.validation_sums = torch.zeros(2, dtype=torch.float64)
         val_loss = (sums[0] / sums[1].clamp(min=1)).item()
         perplexity = math.exp(min(val_loss, 700.0))  # e^709 is the largest number there is
@@ -150,7 +150,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     dataset = TrainingSet.open(config.data)
     floor = dataset.unigram.perplexity
     task = _downstream_task(config)
-    manifest = provenance("pretrain", config, {"data": dataset.fingerprint})
+    manifest = build_provenance("pretrain", config, {"data": dataset.fingerprint})
     resumed = find_resume_point(out_dir, config, manifest)
     esm2, weights = _initial_model(config, resumed)
     data = PretrainingData(

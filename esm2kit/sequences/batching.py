@@ -26,7 +26,7 @@ def split_micro_batches(num_tokens: Sequence[int], count: int) -> list[list[int]
     return micro_batches
 
 
-def token_batches(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
+def split_by_tokens(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
     """Batch sequences within a token budget, the longest first; a pure function of the sizes.
 
     Args:
@@ -38,10 +38,10 @@ def token_batches(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list[n
     """
     sizes = np.asarray(num_tokens)
     order = np.argsort(-sizes, kind="stable")
-    return [order[part] for part in cut_within(sizes[order], budget)]
+    return [order[part] for part in split_within_budget(sizes[order], budget)]
 
 
-def cut_within(sizes: np.ndarray, budget: int) -> list[slice]:
+def split_within_budget(sizes: np.ndarray, budget: int) -> list[slice]:
     """Cut a list into consecutive parts whose sizes sum to at most the budget; a larger item is a part of its own."""
     parts, start, total = [], 0, 0
     for place, size in enumerate(sizes.tolist()):

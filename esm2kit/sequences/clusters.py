@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.rng import GOLDEN, below, mix, stream_key
+from esm2kit.core.rng import GOLDEN, mix, random_below, stream_key
 
 OFFSETS, MEMBERS, REPRESENTATIVES = "cluster_offsets.npy", "cluster_members.npy", "cluster_representatives.npy"
 MANIFEST = "manifest.json"
@@ -88,7 +88,7 @@ class ClusterIndex:
         return np.diff(self.offsets)
 
 
-class Draw(NamedTuple):
+class TrainingSample(NamedTuple):
     """One training sample before its residues are read."""
 
     cluster: int
@@ -105,7 +105,7 @@ def draw_sample(
     index: ClusterIndex,
     num_residues: np.ndarray,
     max_residues: int = MAX_RESIDUES,
-) -> Draw:
+) -> TrainingSample:
     """The sample that cluster `cluster` gives in epoch `epoch`.
 
     Args:
@@ -119,9 +119,9 @@ def draw_sample(
     cluster = int(cluster)
     key = stream_key(seed, epoch, cluster, _DRAW_STREAM)
     first, stop = int(index.offsets[cluster]), int(index.offsets[cluster + 1])
-    row = int(index.member_rows[first + below(mix(key + GOLDEN), stop - first)])
+    row = int(index.member_rows[first + random_below(mix(key + GOLDEN), stop - first)])
     residues = int(num_residues[row])
     if residues <= max_residues:
-        return Draw(cluster, row, 0, residues, mix(key + 3 * GOLDEN))
-    start = below(mix(key + 2 * GOLDEN), residues - max_residues + 1)
-    return Draw(cluster, row, start, start + max_residues, mix(key + 3 * GOLDEN))
+        return TrainingSample(cluster, row, 0, residues, mix(key + 3 * GOLDEN))
+    start = random_below(mix(key + 2 * GOLDEN), residues - max_residues + 1)
+    return TrainingSample(cluster, row, start, start + max_residues, mix(key + 3 * GOLDEN))

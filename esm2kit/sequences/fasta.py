@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
-from esm2kit.sequences.text import Ragged, TextReader, ragged_copy
+from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
 
 MAX_RESIDUES = 100_000
 BLOCK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ class RecordBlock(NamedTuple):
     sequences: pa.StringArray
 
 
-def fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     """The FASTA files a setting names: one file, several, or a folder of them (sorted by name).
 
     Raises: InputError for a path that is not there, or a folder without FASTA files.
@@ -73,7 +73,7 @@ def fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     return files
 
 
-def bare_name(path: Path) -> str:
+def strip_fasta_suffix(path: Path) -> str:
     """A FASTA file's name without what says that it is one: `my.liver.fasta.gz` is `my.liver`."""
     name = Path(path).name
     for suffixes in (COMPRESSED[1:], SUFFIXES):
@@ -192,11 +192,11 @@ class FastaReader:
         header_lines = np.flatnonzero(is_header)
         is_sequence = ~is_header & (stops > starts)
 
-        lines = ragged_copy(text_N, starts[is_sequence], stops[is_sequence])
+        lines = copy_pieces(text_N, starts[is_sequence], stops[is_sequence])
         lines_before = np.cumsum(is_sequence)
         first_line = np.append(lines_before[header_lines], lines_before[-1])
         residues_N, offsets = lines.values, lines.offsets[first_line]
-        headers = ragged_copy(text_N, starts[header_lines] + 1, stops[header_lines])
+        headers = copy_pieces(text_N, starts[header_lines] + 1, stops[header_lines])
         ids = self._ids(headers)
         # the 25 letters are A to Z without J
         if residues_N.size and not (residues_N.min() >= ord("A") and residues_N.max() <= ord("Z")):
@@ -231,7 +231,7 @@ class FastaReader:
                 path=self.path,
                 record=number,
             )
-        return ragged_copy(text_N, starts, stops).strings()
+        return copy_pieces(text_N, starts, stops).strings()
 
     def _check_text(self, headers: "Ragged") -> None:
         """Raise for the first header that holds control characters or is not UTF-8."""

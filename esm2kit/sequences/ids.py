@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
-from esm2kit.core.errors import InputError, closest
+from esm2kit.core.errors import InputError, find_closest
 
 # Ids that are looked through for one that resembles a mistyped one: a tenth of a second.
 COMPARED = 20_000
 
 
-class UnknownId(InputError, KeyError):
+class UnknownIdError(InputError, KeyError):
     """A name that is no protein's, or more than one's; a KeyError too, as Python's own mappings raise."""
 
     __str__ = Exception.__str__  # a KeyError's is the message in quotes
 
 
-class Lookup:
+class IdLookup:
     """Row of a protein by name. Ids come first; a part between bars stands for the one id that has it.
 
     Args:
@@ -33,14 +33,14 @@ class Lookup:
         return name in self._rows or len(self._meant(name)) == 1
 
     def __getitem__(self, name: str) -> int:
-        """Raises: UnknownId with the ids that come near, in one line."""
+        """Raises: UnknownIdError with the ids that come near, in one line."""
         if name in self._rows:
             return self._rows[name]
         meant = self._meant(name)
         if len(meant) == 1:
             return self._rows[meant[0]]
         if meant:
-            raise UnknownId(
+            raise UnknownIdError(
                 f"{self.source}: {name!r} may be {', '.join(meant[:3])}: give the whole id",
                 code="id.ambiguous",
                 name=name,
@@ -48,7 +48,7 @@ class Lookup:
             )
         near = list(self._near(name))
         told = f"did you mean {' or '.join(near)}?" if near else f"ids are such as {', '.join(self.ids[:3])}"
-        raise UnknownId(f"{self.source} has no protein {name!r}; {told}", code="id.unknown", name=name)
+        raise UnknownIdError(f"{self.source} has no protein {name!r}; {told}", code="id.unknown", name=name)
 
     def _meant(self, name: str) -> list[str]:
         """The ids that have the name between their bars."""
@@ -64,4 +64,4 @@ class Lookup:
         holding = [protein for protein in self._rows if name and name.lower() in protein.lower()][:3]
         compared = self.ids[:COMPARED]
         parts = {part: protein for protein in compared for part in (*protein.split("|"), protein)}
-        yield from holding or filter(None, [parts.get(closest(name, parts) or "")])
+        yield from holding or filter(None, [parts.get(find_closest(name, parts) or "")])

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.fasta import MAX_RESIDUES
-from esm2kit.sequences.text import Ragged, ragged_copy
+from esm2kit.sequences.text import Ragged, copy_pieces
 
 _SHIFT = 14
 ROWS_PER_BATCH = 1 << _SHIFT
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
 )
 
 
-def regroup(batches: Iterable[pa.RecordBatch], num_rows: int = ROWS_PER_BATCH) -> Iterator[pa.RecordBatch]:
+def regroup_batches(batches: Iterable[pa.RecordBatch], num_rows: int = ROWS_PER_BATCH) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of `num_rows`; the last may be shorter."""
     waiting: list[pa.RecordBatch] = []
     have = 0
@@ -49,7 +49,7 @@ class StoreWriter:
         self._is_last = False
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Add a batch of ROWS_PER_BATCH rows, such as `regroup` makes; only the last may have fewer."""
+        """Add a batch of ROWS_PER_BATCH rows, such as `regroup_batches` makes; only the last may have fewer."""
         assert not self._is_last, "only the last batch may be short, as row -> batch is a shift"
         assert 0 < batch.num_rows <= ROWS_PER_BATCH
         self._is_last = batch.num_rows < ROWS_PER_BATCH
@@ -147,7 +147,7 @@ class SequenceStore:
         Returns: values (N,) uint8 and offsets (R + 1,) int64.
         """
         starts, stops = self._bounds(rows)
-        return ragged_copy(self._bytes, starts, stops)
+        return copy_pieces(self._bytes, starts, stops)
 
     def _bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(rows, dtype=np.int64)

@@ -75,7 +75,7 @@ class TextReader:
     def chunks(self, num_bytes: int) -> Iterator[bytes]:
         """All the text, read ahead; the file is closed at the end."""
         try:
-            yield from ahead(iter(lambda: self.read(num_bytes), b""))
+            yield from prefetch(iter(lambda: self.read(num_bytes), b""))
         finally:
             self._tap.close()
 
@@ -140,7 +140,7 @@ class Ragged(NamedTuple):
         return pa.Array.from_buffers(kind or pa.string(), self.offsets.size - 1, buffers)
 
 
-def ragged_copy(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
+def copy_pieces(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
     """The pieces values_N[starts[i] : stops[i]], copied together in this order.
 
     Args:
@@ -164,7 +164,7 @@ def ragged_copy(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> 
     return Ragged(np.frombuffer(values, np.uint8), np.frombuffer(offsets, np.int64)[: num_pieces + 1])
 
 
-def ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
     """The same items, made by a thread of their own up to `depth` before they are asked for.
 
     An exception of `items` is raised here, in its place. Leaving off early ends the thread.

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Segments(NamedTuple):
+class Windowing(NamedTuple):
     """How a protein over `max_residues` is cut: windows of that size, each `overlap` residues into its neighbour.
 
     The windows before the last are evenly spaced; the last one ends with the protein, so its overlap may be larger. A
@@ -14,7 +14,7 @@ class Segments(NamedTuple):
     overlap: int
     batch_tokens: int
 
-    def of(self, num_residues: int) -> list[tuple[int, int]]:
+    def split(self, num_residues: int) -> list[tuple[int, int]]:
         """(start, stop) in residues."""
         if num_residues <= self.max_residues:
             return [(0, num_residues)]

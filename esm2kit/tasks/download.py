@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esm2kit.core.errors import InputError, closest, nearest
-from esm2kit.core.fetch import Refused, fetch
+from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.fetch import FetchError, fetch
 from esm2kit.tasks.files import check_zip, find_source
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.task import Task
@@ -171,10 +171,10 @@ def download_flip(
     """
     if task not in TASKS:
         raise InputError(
-            f"unknown FLIP task {task!r}; {nearest(task, TASKS)}",
+            f"unknown FLIP task {task!r}; {suggest_name(task, TASKS)}",
             code="task.unknown",
             name=task,
-            nearest=closest(task, TASKS),
+            nearest=find_closest(task, TASKS),
         )
     spec = TASKS[task]
     splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
@@ -221,7 +221,7 @@ def _sound_zip(path: Path) -> None:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
     except (zipfile.BadZipFile, InputError) as error:
-        raise Refused(f"is no sound archive ({error})") from None
+        raise FetchError(f"is no sound archive ({error})") from None
 
 
 def _fetch_any(
@@ -239,7 +239,7 @@ def _fetch_any(
         try:
             fetch(address, folder / name, stall_seconds, size or MAX_BYTES, size, sha256, check)
             return True
-        except Refused as refusal:
+        except FetchError as refusal:
             reasons.append(f"{address} {refusal}")
             logger.info("%s %s", address, refusal)
     return False

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from esm2kit.core.errors import InputError, closest, nearest
+from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.tasks.files import ENDINGS, Row, Source, split_names, split_of
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.labels import has_decimal_comma, is_integer, is_number
@@ -59,10 +59,10 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
     known = [*own, *(name for name in TASKS if name not in own)]
     place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
     raise InputError(
-        f"unknown task {task!r}, and nothing of that name lies here or in {place}: {nearest(task, known)}",
+        f"unknown task {task!r}, and nothing of that name lies here or in {place}: {suggest_name(task, known)}",
         code="task.unknown",
         name=task,
-        nearest=closest(task, known),
+        nearest=find_closest(task, known),
     )
 
 
@@ -97,7 +97,7 @@ def infer_task(
     metric = declared.get("metric", metric)
     if metric not in known:
         raise InputError(
-            f"task {name}: metric {metric!r} does not score a {kind}; {nearest(str(metric), known)}",
+            f"task {name}: metric {metric!r} does not score a {kind}; {suggest_name(str(metric), known)}",
             code="task.metric",
             task=name,
             found=metric,

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from esm2kit.core.files import atomic_path
-from esm2kit.core.rng import GOLDEN, below, mix, stream_key
+from esm2kit.core.rng import GOLDEN, mix, random_below, stream_key
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.batching import token_batches
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.batching import split_by_tokens
+from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import class_targets
 
@@ -147,14 +147,14 @@ class LabelledProteins:
         residues = int(self.data.num_residues[protein])
         if residues <= self.max_residues:
             return Window(protein, 0, residues, key)
-        start = below(mix(key + GOLDEN), residues - self.max_residues + 1)
+        start = random_below(mix(key + GOLDEN), residues - self.max_residues + 1)
         return Window(protein, start, start + self.max_residues, key)
 
     def windows(self, proteins: np.ndarray) -> list[Window]:
         """Windows that cover proteins whole."""
-        segments = Segments(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
+        segments = Windowing(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
         sizes = self.data.num_residues
-        return [Window(int(row), *span) for row in proteins for span in segments.of(int(sizes[row]))]
+        return [Window(int(row), *span) for row in proteins for span in segments.split(int(sizes[row]))]
 
     def pack(self, windows: Sequence[Window]) -> tuple[Tensor, list[int]]:
         """Token ids of windows end to end, each between BOS and EOS, and the tokens of each."""
@@ -189,7 +189,7 @@ class LabelledProteins:
 
 def batch_windows(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Window]]:
     """Windows in batches of at most so many tokens, the longest first; a longer one is a batch of its own."""
-    batches = token_batches([window.stop - window.start + 2 for window in windows], tokens_per_batch)
+    batches = split_by_tokens([window.stop - window.start + 2 for window in windows], tokens_per_batch)
     return [[windows[position] for position in batch] for batch in batches]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from esm2kit.core.errors import ERROR_FILE, InputError, recorded_error
+from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.core.processes import SLURM, TORCHRUN
 from esm2kit.training.resume import lock_run_folder
@@ -79,7 +79,7 @@ def train(
         finally:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
-        error = recorded_error(error_file)
+        error = read_recorded_error(error_file)
     if code and isinstance(error, InputError):
         raise error
     if code:

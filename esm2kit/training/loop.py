@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
-from esm2kit.core.process_group import any_rank, gathered, sum_over
+from esm2kit.core.process_group import gather_strings, is_set_on_any_rank, sum_over_group
 from esm2kit.models.esm2 import ESM2
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.metrics_log import TrainingLog
@@ -138,9 +138,9 @@ class TrainingLoop(LightningModule, ABC):
         tokens = sum(len(batch.tokens_N) for batch in batches)
         flops = sum(map(self.training_flops, batches))
         counts = torch.tensor([weight, tokens, flops], dtype=torch.float64, device=self.device)
-        weight, tokens, flops = sum_over(group, counts).tolist()
+        weight, tokens, flops = sum_over_group(group, counts).tolist()
         weight = max(weight, 1e-12)  # a batch without any label has the loss 0
-        stop = any_rank(self.stop_requested, self.device)
+        stop = is_set_on_any_rank(self.stop_requested, self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
@@ -151,9 +151,9 @@ class TrainingLoop(LightningModule, ABC):
             loss_sum += loss.detach()
         if isinstance(strategy, ModelParallelStrategy):
             for parameter in self.unsharded_parameters():
-                parameter.grad = sum_over(group, parameter.grad) / ranks
+                parameter.grad = sum_over_group(group, parameter.grad) / ranks
         norm = float(clip_grad_norm(self.model.parameters(), self.config.gradient_clip_val))
-        mean_loss = sum_over(group, loss_sum).item() / weight
+        mean_loss = sum_over_group(group, loss_sum).item() / weight
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
             raise self._divergence_error(batches, mean_loss, norm)
         for parameters in optimizer.param_groups:
@@ -168,7 +168,7 @@ class TrainingLoop(LightningModule, ABC):
 
     def _divergence_error(self, batches: list[Any], loss: float, norm: float) -> InputError:
         """Names the update and the global batch's sequences."""
-        ids = list(dict.fromkeys(gathered([name for batch in batches for name in self.sequence_ids(batch)])))
+        ids = list(dict.fromkeys(gather_strings([name for batch in batches for name in self.sequence_ids(batch)])))
         return InputError(
             f"update {self.step + 1}: loss {loss}, gradient norm {norm}; weights are as after update {self.step}. "
             f"Its sequences: {', '.join(ids)}. A lower lr or longer warm-up is the usual remedy",

@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from esm2kit.core.files import atomic_path
-from esm2kit.core.hardware import matmul_rate, memory_held, return_freed_memory
+from esm2kit.core.hardware import matmul_rate, read_memory_use, return_freed_memory
 from esm2kit.training.precision import matmul_dtype
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class TrainingLog(Callback):
                 "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s%s  %s left",
                 *(module.step, end, update["train_loss"], update["lr"], f"{tokens / seconds:,.0f}"),
                 f"  MFU {flops / seconds / self.peak_flops:.0%}" if self.flops and self.peak_flops else "",
-                f"  {memory_held(module.device, peak=True) / 2**30:.1f} GiB",
+                f"  {read_memory_use(module.device, peak=True) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
             )
 

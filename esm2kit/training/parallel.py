@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.process_group import sum_over
+from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.esm2 import ESM2
 from esm2kit.training.layout import BatchLayout, StrategyName, is_sharded
 
@@ -128,7 +128,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         if isinstance(gradients[0], DTensor):
             for dimension, placement in enumerate(gradients[0].placements):
                 if not isinstance(placement, Replicate):  # Shard, or FSDP2's strided shard of a tensor-parallel one
-                    square = sum_over(gradients[0].device_mesh.get_group(dimension), square)
+                    square = sum_over_group(gradients[0].device_mesh.get_group(dimension), square)
         total = total.to(square.device) + square
     norm = total.sqrt()
     if max_norm:

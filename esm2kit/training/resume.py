@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, locked, to_json
-from esm2kit.core.process_group import gathered
+from esm2kit.core.files import atomic_path, hold_lock, to_json
+from esm2kit.core.process_group import gather_strings
 from esm2kit.core.processes import STOP_SIGNALS, rank
 from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.training.config import TrainingConfig
@@ -158,7 +158,7 @@ def lock_run_folder(out_dir: Path) -> Iterator[None]:
         return
     out_dir.mkdir(parents=True, exist_ok=True)
     refusal = f"{out_dir}: another run is training there; stop it, or give another --out_dir"
-    with locked(out_dir / ".lock", refusal):
+    with hold_lock(out_dir / ".lock", refusal):
         yield
 
 
@@ -197,7 +197,7 @@ class CheckpointWriter(Callback):
         return min(self._list_retained(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        begun = gathered([str(module.step)])
+        begun = gather_strings([str(module.step)])
         if len(set(begun)) > 1:
             raise InputError(
                 f"{self.folder}: ranks disagree on the checkpoint's update ({', '.join(begun)}); give an out_dir that "

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import TORCHRUN, end_with_parent, is_worker, leave_group_at_exit, world_size
+from esm2kit.core.processes import TORCHRUN, destroy_group_at_exit, exit_with_parent, is_worker, world_size
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.parallel import make_strategy
 from esm2kit.training.precision import lightning_precision
@@ -27,8 +27,8 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if TORCHRUN in os.environ:
-        end_with_parent()  # the command line has called it already; a script's own worker has not
-    leave_group_at_exit()
+        exit_with_parent()  # the command line has called it already; a script's own worker has not
+    destroy_group_at_exit()
     out_dir = Path(config.out_dir)
     return Trainer(
         accelerator=accelerator,

@@ -12,8 +12,8 @@ from support.errors import refused
 
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.cli import main as command
-from esm2kit.cli.arguments import parse, wanted
-from esm2kit.cli.commands import STAGES, load
+from esm2kit.cli.arguments import describe_type, parse
+from esm2kit.cli.commands import STAGES, import_object
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.config import EmbedConfig
@@ -29,7 +29,7 @@ def test_the_example_of_every_stage_is_a_call_of_it(name: str) -> None:
     stage = STAGES[name]
     program, called, *words = shlex.split(stage.example)
     assert (program, called) == ("esm2kit", name)
-    config_class = load(stage.config)
+    config_class = import_object(stage.config)
     config = parse(config_class, f"esm2kit {name}", words, stage.bare)
     given = getattr(config, stage.bare)
     assert str(given[0] if isinstance(given, list) else given) == words[0]
@@ -49,7 +49,7 @@ def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
-    config_class = load(STAGES[name].config)
+    config_class = import_object(STAGES[name].config)
     needed = {
         field.name: Path("given.tsv")
         for field in dataclasses.fields(config_class)
@@ -237,9 +237,9 @@ def test_help_has_the_short_forms_and_what_is_usually_enough(capsys: pytest.Capt
 
 
 def test_types_in_words() -> None:
-    assert wanted(int | float) == "a number"
-    assert wanted(Path | list[Path] | None) == "a path, paths or null"
-    assert wanted(list[str]) == "texts"
+    assert describe_type(int | float) == "a number"
+    assert describe_type(Path | list[Path] | None) == "a path, paths or null"
+    assert describe_type(list[str]) == "texts"
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

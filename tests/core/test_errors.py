@@ -8,7 +8,7 @@ import pytest
 from support.error_snapshot import SNAPSHOT, raised, snapshot
 
 from esm2kit.cli.main import main
-from esm2kit.core.errors import ERROR_FILE, InputError, record_error, recorded_error
+from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, record_error
 
 
 def test_every_error_has_a_code() -> None:
@@ -30,14 +30,14 @@ def test_an_error_arrives_whole_through_a_file_and_through_pickle(
     assert (str(again), again.code, again.values) == (str(error), error.code, error.values)
     monkeypatch.delenv(ERROR_FILE, raising=False)
     record_error(error)  # nobody asks for it
-    assert recorded_error(tmp_path / "error.json") is None
+    assert read_recorded_error(tmp_path / "error.json") is None
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
     record_error(error)
-    found = recorded_error(tmp_path / "error.json")
+    found = read_recorded_error(tmp_path / "error.json")
     assert (str(found), found.code) == (str(error), error.code)
     assert found.values == {"residue": 3, "path": "a.fasta"}
     record_error(KeyError("x"))
-    assert str(recorded_error(tmp_path / "error.json")) == "KeyError: 'x'"
+    assert str(read_recorded_error(tmp_path / "error.json")) == "KeyError: 'x'"
 
 
 def test_an_error_that_cannot_be_handed_on_does_not_hide_itself(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -50,4 +50,4 @@ def test_an_error_that_cannot_be_handed_on_does_not_hide_itself(tmp_path: Path, 
 def test_an_error_file_of_another_form_is_no_error_of_ours(text: str, tmp_path: Path) -> None:
     path = tmp_path / "error.json"
     path.write_text(text)
-    assert recorded_error(path) is None
+    assert read_recorded_error(path) is None

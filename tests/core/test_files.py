@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.errors import refused
 
-from esm2kit.core.files import locked
+from esm2kit.core.files import hold_lock
 from esm2kit.core.process_group import Process
 from esm2kit.embedding.run import only_one
 
@@ -31,12 +31,12 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", ["", ".lock"])
 def test_a_folder_or_a_file_is_one_holders(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    with locked(path, "not now"):
-        with refused("file.locked", path=path), locked(path, "not now"):
+    with hold_lock(path, "not now"):
+        with refused("file.locked", path=path), hold_lock(path, "not now"):
             pass
-        with refused("file.locked", path=path), locked(path, "not now"):  # the refused left it as it was
+        with refused("file.locked", path=path), hold_lock(path, "not now"):  # the refused left it as it was
             pass
-    with locked(path, "not now"):
+    with hold_lock(path, "not now"):
         assert path.exists()
 
 
@@ -44,10 +44,10 @@ def test_without_a_refusal_it_is_waited_for(tmp_path: Path) -> None:
     released, seen = threading.Event(), []
 
     def wait() -> None:
-        with locked(tmp_path / ".lock", None):
+        with hold_lock(tmp_path / ".lock", None):
             seen.append(released.is_set())
 
-    with locked(tmp_path / ".lock", None):
+    with hold_lock(tmp_path / ".lock", None):
         other = threading.Thread(target=wait)
         other.start()
         other.join(0.05)

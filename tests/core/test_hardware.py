@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from esm2kit.core.hardware import cpu_name, memory_held, return_freed_memory
+from esm2kit.core.hardware import cpu_name, read_memory_use, return_freed_memory
 
 HEAP_IN_PIECES = """
 from pathlib import Path
@@ -33,18 +33,18 @@ def test_an_allocator_without_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_memory_held_follows_what_is_taken_and_its_peak_stays() -> None:
-    before = memory_held(torch.device("cpu"))
+    before = read_memory_use(torch.device("cpu"))
     with mmap.mmap(-1, 50_000_000) as taken:  # new pages: an allocator might give back what this process holds already
         taken.write(bytes(50_000_000))
-        during = memory_held(torch.device("cpu"))
+        during = read_memory_use(torch.device("cpu"))
     assert during - before > 40_000_000
-    assert memory_held(torch.device("cpu"), peak=True) > 0.98 * during  # the kernel counts in steps
+    assert read_memory_use(torch.device("cpu"), peak=True) > 0.98 * during  # the kernel counts in steps
 
 
 def test_without_proc_the_systems_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = memory_held(torch.device("cpu"), peak=True)
+    there = read_memory_use(torch.device("cpu"), peak=True)
     monkeypatch.setattr(Path, "is_file", lambda self: False)
-    assert there / 4 < memory_held(torch.device("cpu")) < there * 4
+    assert there / 4 < read_memory_use(torch.device("cpu")) < there * 4
 
 
 def test_the_processor_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

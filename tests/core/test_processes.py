@@ -25,7 +25,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said() -> tuple[bool, int, int, int, int]:
-    return ranks.is_worker(), ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.cores()
+    return ranks.is_worker(), ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.count_cores()
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_cores_that_srun_bound_are_not_divided_again(monkeypatch: pytest.MonkeyP
     for name, value in SRUN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
-    assert ranks.cores() == 4
+    assert ranks.count_cores() == 4
 
 
 def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert ranks.cores() == os.cpu_count()
+    assert ranks.count_cores() == os.cpu_count()
 
 
 RANK = """
@@ -92,10 +92,10 @@ def test_a_rank_that_is_still_loading_ends_with_its_launcher() -> None:
 GROUP = """
 import atexit, sys
 import torch.distributed as dist
-from esm2kit.core.processes import leave_group_at_exit
+from esm2kit.core.processes import destroy_group_at_exit
 atexit.register(lambda: print("in a group:", dist.is_initialized()))  # the first registered is the last run
-leave_group_at_exit()
-leave_group_at_exit()
+destroy_group_at_exit()
+destroy_group_at_exit()
 if sys.argv[1:]:
     dist.init_process_group("gloo", store=dist.FileStore(sys.argv[1], 1), rank=0, world_size=1)
 """
@@ -110,13 +110,13 @@ def test_the_group_is_left_before_python_ends_and_none_is_no_fault(tmp_path: Pat
 
 FINISH = """
 import atexit
-from esm2kit.core.processes import finish
+from esm2kit.core.processes import exit_process
 class AtPythonsEnd:
     def __del__(self):
         print("Python ended")
 kept = AtPythonsEnd()
 atexit.register(lambda: print("left"))
-finish(3)
+exit_process(3)
 """
 
 

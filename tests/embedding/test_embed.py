@@ -33,7 +33,7 @@ from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.load import ModelFile, load_model
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
-from esm2kit.sequences.windows import Segments
+from esm2kit.sequences.windows import Windowing
 
 CONFIG = ESM2Config(2, 32, 4)
 
@@ -220,7 +220,7 @@ def test_windows_cover_a_protein_with_at_least_the_overlap(num_residues: int, ma
     overlap = min(overlap, max_residues - 1)
     if (num_residues - max_residues) / (max_residues - overlap) > 500:
         return
-    spans = Segments(max_residues, overlap, 1024).of(num_residues)
+    spans = Windowing(max_residues, overlap, 1024).split(num_residues)
     assert spans[0][0] == 0
     assert spans[-1][1] == num_residues
     assert all(stop - start == min(max_residues, num_residues) for start, stop in spans)
@@ -586,7 +586,7 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128))
     assert_same_files(tuple(tmp_path / "two" / path.name for path in one.files), one.files)
 
-    script.write_text("from esm2kit.core import process_group\nprocess_group.MEET_SECONDS = 0.5\n" + SCRIPT)
+    script.write_text("from esm2kit.core import process_group\nprocess_group.RENDEZVOUS_SECONDS = 0.5\n" + SCRIPT)
     alone = start(command, [fasta, tmp_path / "alone", model, 0], srun_task(0, port))
     output = alone.communicate(timeout=120)[0]
     assert "InputError: the 2 tasks of srun do not meet at localhost" in output
@@ -646,7 +646,7 @@ def test_pooled_on_the_device_it_is_the_same_as_protein_by_protein(dtype: str) -
     width = CONFIG.embed_dim
     outputs = [Output("a", 2, "mean", width), Output("b", 1, "bos", width), Output("c", 2, "none", width)]
     outputs.append(Output("d", 2, "logits", 33))
-    usual = embed_batch(encoder, sequences, outputs, Segments(100, 10, 1000), dtype)
+    usual = embed_batch(encoder, sequences, outputs, Windowing(100, 10, 1000), dtype)
     packed = _embed_on_device(encoder, sequences, outputs, dtype)
     for ours, theirs in zip(packed, usual, strict=True):
         for one, other in zip(ours, theirs, strict=True):

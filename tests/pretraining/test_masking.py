@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from esm2kit.core.rng import GOLDEN, below, mix, stream_key, uniforms
+from esm2kit.core.rng import GOLDEN, mix, random_below, random_uniforms, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, FIRST_STANDARD_IDX, MASK_IDX, NUM_STANDARD, PAD_IDX, encode
 
@@ -45,16 +45,16 @@ def test_a_key_depends_on_each_of_its_parts_and_their_order():
 
 
 def test_uniforms_are_uniform_and_a_stream_goes_on():
-    numbers = uniforms(stream_key(0, 0, 0, 0), 100_000)
+    numbers = random_uniforms(stream_key(0, 0, 0, 0), 100_000)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4 / np.sqrt(numbers.size)
-    assert np.array_equal(uniforms(7, 10), uniforms(7, 1000)[:10])
+    assert np.array_equal(random_uniforms(7, 10), random_uniforms(7, 1000)[:10])
 
 
 def test_below_gives_each_integer_alike():
-    counts = np.bincount([below(mix(key * GOLDEN), 7) for key in range(1, 70_001)], minlength=7)
+    counts = np.bincount([random_below(mix(key * GOLDEN), 7) for key in range(1, 70_001)], minlength=7)
     assert counts.size == 7
     assert stats.chisquare(counts).pvalue > 1e-3
 

@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm2kit.sequences.batching import cut_within, token_batches
+from esm2kit.sequences.batching import split_by_tokens, split_within_budget
 
 
 @given(num_tokens=st.lists(st.integers(1, 300), max_size=60), budget=st.integers(1, 700))
 def test_every_sequence_once_within_the_budget_and_no_batch_could_take_the_next(num_tokens, budget) -> None:
-    batches = token_batches(num_tokens, budget)
+    batches = split_by_tokens(num_tokens, budget)
     order = [position for batch in batches for position in batch.tolist()]
     assert order == sorted(range(len(num_tokens)), key=lambda position: (-num_tokens[position], position))
     sizes = np.array(num_tokens, dtype=int)
@@ -19,5 +19,5 @@ def test_every_sequence_once_within_the_budget_and_no_batch_could_take_the_next(
 
 
 def test_parts_keep_the_order() -> None:
-    assert cut_within(np.array([3, 3, 9, 1, 2]), 6) == [slice(0, 2), slice(2, 3), slice(3, 5)]
-    assert cut_within(np.array([], dtype=int), 6) == []
+    assert split_within_budget(np.array([3, 3, 9, 1, 2]), 6) == [slice(0, 2), slice(2, 3), slice(3, 5)]
+    assert split_within_budget(np.array([], dtype=int), 6) == []

@@ -15,7 +15,7 @@ from support.errors import refused
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
-from esm2kit.sequences.fasta import MAX_RESIDUES, FastaReader, Record, bare_name, fasta_files, read_fasta
+from esm2kit.sequences.fasta import MAX_RESIDUES, FastaReader, Record, find_fasta_files, read_fasta, strip_fasta_suffix
 
 PACK = {"plain": bytes, "gzip": gzip.compress, "zstd": zstandard.ZstdCompressor(write_checksum=True).compress}
 
@@ -188,8 +188,11 @@ def test_leaving_off_early_leaves_no_thread(tmp_path):
 def test_fasta_files(tmp_path):
     for name in ("b.fa", "a.fasta.gz", "c.FASTA", "notes.txt"):
         (tmp_path / name).write_text(">a\nM\n")
-    assert [path.name for path in fasta_files(tmp_path)] == ["a.fasta.gz", "b.fa", "c.FASTA"]
-    assert fasta_files([tmp_path / "b.fa", str(tmp_path / "notes.txt")]) == [tmp_path / "b.fa", tmp_path / "notes.txt"]
+    assert [path.name for path in find_fasta_files(tmp_path)] == ["a.fasta.gz", "b.fa", "c.FASTA"]
+    assert find_fasta_files([tmp_path / "b.fa", str(tmp_path / "notes.txt")]) == [
+        tmp_path / "b.fa",
+        tmp_path / "notes.txt",
+    ]
     (tmp_path / "empty").mkdir()
     for wrong, found in (
         (tmp_path / "none.fa", "no such file"),
@@ -197,7 +200,7 @@ def test_fasta_files(tmp_path):
         ([], "name at least"),
     ):
         with pytest.raises(InputError, match=found):
-            fasta_files(wrong)
+            find_fasta_files(wrong)
 
 
 @pytest.mark.shared
@@ -220,4 +223,4 @@ def test_real_sequences_as_biopython_reads_them(shared_data):
     ],
 )
 def test_bare_names_lose_only_what_says_fasta(name: str, bare: str) -> None:
-    assert bare_name(Path(name)) == bare
+    assert strip_fasta_suffix(Path(name)) == bare

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm2kit.core.errors import InputError
-from esm2kit.sequences.ids import Lookup, UnknownId
+from esm2kit.sequences.ids import IdLookup, UnknownIdError
 
 IDS = ["sp|P69905|HBA_HUMAN", "sp|P68871|HBB_HUMAN", "tr|P68871|OTHER_HUMAN", "P12345", "tr|P12345|X_Y", "1abc_A"]
 
@@ -22,7 +22,7 @@ IDS = ["sp|P69905|HBA_HUMAN", "sp|P68871|HBB_HUMAN", "tr|P68871|OTHER_HUMAN", "P
     ],
 )
 def test_a_name_that_is_one_protein_s(name: str, row: int) -> None:
-    lookup = Lookup(IDS, "a.h5")
+    lookup = IdLookup(IDS, "a.h5")
     assert lookup[name] == row
     assert name in lookup
 
@@ -39,9 +39,9 @@ def test_a_name_that_is_one_protein_s(name: str, row: int) -> None:
     ],
 )
 def test_a_name_that_is_not_is_told_in_one_line(name: str, told: str) -> None:
-    lookup = Lookup(IDS, "a.h5")
+    lookup = IdLookup(IDS, "a.h5")
     assert name not in lookup
-    with pytest.raises(UnknownId) as raised:
+    with pytest.raises(UnknownIdError) as raised:
         lookup[name]
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -55,7 +55,7 @@ def test_against_a_walk_over_all_ids(ids: list[str], name: str) -> None:
     """Found where an id is the name (the first of equal ones), else where one id alone has it between its bars."""
     holding = sorted({protein for protein in ids if name and name in protein.split("|")})
     expected = name if name in ids else holding[0] if len(holding) == 1 else None
-    lookup = Lookup(ids, "a.h5")
+    lookup = IdLookup(ids, "a.h5")
     assert (name in lookup) == (expected is not None)
     if expected is not None:
         assert lookup[name] == ids.index(expected)

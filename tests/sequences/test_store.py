@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.core.errors import InputError
-from esm2kit.sequences.store import ROWS_PER_BATCH, SCHEMA, SequenceStore, StoreWriter, read_batches, regroup
-from esm2kit.sequences.text import ragged_copy
+from esm2kit.sequences.store import ROWS_PER_BATCH, SCHEMA, SequenceStore, StoreWriter, read_batches, regroup_batches
+from esm2kit.sequences.text import copy_pieces
 
 NUM_RECORDS = 2 * ROWS_PER_BATCH + 77
 
@@ -23,7 +23,7 @@ NUM_RECORDS = 2 * ROWS_PER_BATCH + 77
 def write_store(path: Path, records: list[tuple[str, str]]) -> None:
     whole = pa.record_batch([pa.array(column) for column in zip(*records, strict=True)], schema=SCHEMA)
     with StoreWriter(path) as writer:
-        for batch in regroup([whole]):
+        for batch in regroup_batches([whole]):
             writer.write(batch)
 
 
@@ -88,7 +88,7 @@ def test_regroup_keeps_the_rows_and_sets_the_size(sizes, num_rows):
     starts = np.cumsum([0, *sizes])
     whole = pa.record_batch([rows, rows], schema=SCHEMA)
     batches = [whole.slice(start, size) for start, size in zip(starts, sizes, strict=False)]
-    grouped = list(regroup(batches, num_rows))
+    grouped = list(regroup_batches(batches, num_rows))
     assert [name for batch in grouped for name in batch.column("id").to_pylist()] == rows
     assert all(batch.num_rows == num_rows for batch in grouped[:-1])
     assert not grouped or 0 < grouped[-1].num_rows <= num_rows
@@ -100,7 +100,7 @@ def test_the_file_does_not_depend_on_the_pieces(records, tmp_path):
     for piece in (777, 20_000, NUM_RECORDS):
         path = tmp_path / f"{piece}.arrow"
         with StoreWriter(path) as writer:
-            for batch in regroup(whole.slice(start, piece) for start in range(0, NUM_RECORDS, piece)):
+            for batch in regroup_batches(whole.slice(start, piece) for start in range(0, NUM_RECORDS, piece)):
                 writer.write(batch)
         files.append(path.read_bytes())
     assert files[0] == files[1] == files[2]
@@ -161,6 +161,6 @@ def test_ragged_copy_takes_any_pieces_in_any_order(data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, values.size), st.integers(0, values.size)), max_size=20))
     starts = np.array([min(pair) for pair in pairs], dtype=np.int64)
     stops = np.array([max(pair) for pair in pairs], dtype=np.int64)
-    copied, offsets = ragged_copy(values, starts, stops)
+    copied, offsets = copy_pieces(values, starts, stops)
     expected = [values[start:stop].tolist() for start, stop in zip(starts, stops, strict=True)]
     assert [copied[a:b].tolist() for a, b in pairwise(offsets)] == expected

@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from esm2kit.core.processes import finish
+from esm2kit.core.processes import exit_process
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, tokenize
 
@@ -37,4 +37,4 @@ if dist.get_rank() == 0:
     torch.save(whole, folder / "whole.pt")
 dist.barrier()  # a process that leaves while another still works brings both down
 dist.destroy_process_group()
-finish(0)
+exit_process(0)

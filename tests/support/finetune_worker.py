@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from esm2kit.cli.arguments import parse
-from esm2kit.core.processes import finish, rank
+from esm2kit.core.processes import exit_process, rank
 from esm2kit.finetuning import finetune
 from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.finetuning.module import LabelTrainer
@@ -82,4 +82,4 @@ if __name__ == "__main__":
             cut_off(config)
         else:
             finetune.finetune(config)
-    finish(0)
+    exit_process(0)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from sharded_models import assert_filled_is_usual
 
 from esm2kit.cli.arguments import parse
-from esm2kit.core.processes import finish
+from esm2kit.core.processes import exit_process
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 
 if __name__ == "__main__":
@@ -26,4 +26,4 @@ if __name__ == "__main__":
         assert_filled_is_usual()
         if dist.get_rank() == 0:
             Path(sys.argv[2]).write_text("equal")
-    finish(0)
+    exit_process(0)

@@ -30,7 +30,7 @@ NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 def test_ranks_that_go_on_from_different_updates_are_refused(dataset: Path, tmp_path: Path, monkeypatch) -> None:
     """Two nodes whose out_dir is not one folder: one finds a checkpoint there, the other begins anew."""
-    monkeypatch.setattr(training_state, "gathered", lambda items: [*items, "400"])
+    monkeypatch.setattr(training_state, "gather_strings", lambda items: [*items, "400"])
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **TINY, max_steps=1, global_batch_size=2)
     with refused("resume.ranks-differ", path=tmp_path / "checkpoints", updates=["0", "400"]):
         pretrain(config)

@@ -11,7 +11,7 @@ import torch
 from support.errors import refused
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from esm2kit.core.errors import ERROR_FILE, InputError, record_error, recorded_error
+from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, record_error
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.notebook import live
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
@@ -113,7 +113,7 @@ def test_of_two_failed_workers_the_one_with_bad_input_is_handed_on(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # main sets it where it is not set; here it is taken back
     monkeypatch.setattr(torchrun.run, "main", fail)
     assert torchrun.main() == 2
-    assert recorded_error(tmp_path / "error.json").code == "fasta.letter"
+    assert read_recorded_error(tmp_path / "error.json").code == "fasta.letter"
     del failures[1]
     with pytest.raises(ChildFailedError, match="esm2kit FAILED"):
         torchrun.main()

@@ -7,7 +7,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from esm2kit.core.processes import cores
+from esm2kit.core.processes import count_cores
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 
@@ -61,7 +61,7 @@ def levenshtein_nearest(data: TaskData) -> tuple[np.ndarray, str]:
     for start in range(0, len(train), ROWS):
         rows = train[start : start + ROWS]
         patterns = [trimmed[row] for row in rows]
-        distances = cdist(patterns, texts, scorer=Levenshtein.distance, dtype=np.int32, workers=cores())
+        distances = cdist(patterns, texts, scorer=Levenshtein.distance, dtype=np.int32, workers=count_cores())
         for row, distance in zip(rows, distances, strict=True):
             closer, as_close = distance < nearest, distance == nearest
             nearest = np.minimum(nearest, distance)

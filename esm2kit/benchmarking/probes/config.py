@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from esm2kit.core.errors import InputError, check_choices, nearest
+from esm2kit.core.errors import InputError, check_choices, suggest_name
 from esm2kit.tasks.task import Task
 
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
@@ -105,7 +105,7 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
         return ProbeConfig(probe or "fnn", **raw, **settings, keep="last")
     if preset != "esm2kit":
         raise InputError(
-            f"unknown preset {preset!r}; {nearest(preset, SOURCES)}",
+            f"unknown preset {preset!r}; {suggest_name(preset, SOURCES)}",
             code="probe.preset",
             found=preset,
             allowed=tuple(SOURCES),

@@ -15,7 +15,7 @@ from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets,
 from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.core.progress import Progress
-from esm2kit.sequences.batching import cut_within
+from esm2kit.sequences.batching import split_within_budget
 from esm2kit.tasks.labels import class_targets, decide
 from esm2kit.tasks.task import Task
 
@@ -61,7 +61,7 @@ class _Rows:
 
     def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
         """Proteins in stretches of at most `row_budget` rows."""
-        return (proteins[part] for part in cut_within(self.sizes[proteins], self.budget))
+        return (proteins[part] for part in split_within_budget(self.sizes[proteins], self.budget))
 
     def batch(self, proteins: np.ndarray) -> Batch:
         """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, check_choices, closest, nearest
-from esm2kit.core.files import locked
+from esm2kit.core.errors import InputError, check_choices, find_closest, suggest_name
+from esm2kit.core.files import hold_lock
 from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_notebook
 from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, read_manifest, read_runs, this_process
@@ -136,7 +136,7 @@ def _run_name(folder: Path, given: str) -> str:
     """A run's name, given so or as its folder's path, as a shell completes it."""
     name = Path(given).name
     if not (folder / name / "manifest.json").is_file():
-        near = closest(name, read_runs(folder))
+        near = find_closest(name, read_runs(folder))
         hint = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
         raise InputError(f"{given} is no run in {folder}; {hint}", code="run.unknown", name=name, near=near)
     return name
@@ -216,7 +216,7 @@ def _execute(
     """Run notebooks into a run's folder, a new one where none is given; returns the folder."""
     try:
         folder = folder or _new_folder(root, name)
-        with locked(folder / ".lock", f"{folder}: another run is at work there; wait for it, or start a new one"):
+        with hold_lock(folder / ".lock", f"{folder}: another run is at work there; wait for it, or start a new one"):
             known = (folder / "manifest.json").exists()
             manifest = read_manifest(folder) if known else new_manifest(name, folder)
             chosen = choose(manifest)
@@ -269,7 +269,7 @@ def _select_notebooks(config: RunConfig, plan: Mapping[str, Any], manifest: RunM
         matches = [notebook for notebook in plan if notebook == name or notebook.split("_")[0] == name]
         if not matches:
             raise InputError(
-                f"the tier has no notebook {name!r}; {nearest(name, plan)}", code="tier.notebook", name=name
+                f"the tier has no notebook {name!r}; {suggest_name(name, plan)}", code="tier.notebook", name=name
             )
         return matches[0]
 

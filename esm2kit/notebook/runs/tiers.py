@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 import esm2kit
-from esm2kit.core.errors import InputError, nearest
+from esm2kit.core.errors import InputError, suggest_name
 from esm2kit.notebook.runs.headless import known_parameters
 from esm2kit.notebook.runs.history import table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
@@ -22,7 +22,7 @@ def tier_path(root: Path, tier: str) -> Path:
             return path
     known = [path.stem for path in folder.glob("*.yaml")]
     raise InputError(
-        f"unknown tier {tier!r}; " + (nearest(tier, known) if known else f"{folder} has none"),
+        f"unknown tier {tier!r}; " + (suggest_name(tier, known) if known else f"{folder} has none"),
         code="tier.unknown",
         name=tier,
         known=known,
@@ -56,7 +56,7 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     for notebook, parameters in tier.items():
         if notebook not in files:
             raise InputError(
-                f"{path}: unknown notebook {notebook!r}; {nearest(notebook, files)}",
+                f"{path}: unknown notebook {notebook!r}; {suggest_name(notebook, files)}",
                 code="tier.notebook",
                 name=notebook,
             )
@@ -89,7 +89,7 @@ def _parse_override(given: str, known: Mapping[str, Mapping[str, Any]]) -> Itera
     if not targets or any(target not in known for target in targets):
         names = sorted({name for names in known.values() for name in names})
         raise InputError(
-            f"-p {given}: no notebook has a parameter {name!r}; {nearest(name, names)}",
+            f"-p {given}: no notebook has a parameter {name!r}; {suggest_name(name, names)}",
             code="parameter.unknown",
             name=name,
         )
@@ -118,14 +118,14 @@ def check_parameters(
     for name, value in parameters.items():
         if name not in known:
             raise InputError(
-                f"{notebook} has no parameter {name!r}; {nearest(name, known)}",
+                f"{notebook} has no parameter {name!r}; {suggest_name(name, known)}",
                 code="parameter.unknown",
                 notebook=notebook,
                 name=name,
             )
         values[name] = value = _convert(notebook, name, value, known[name])
         if name in choices and value not in choices[name]:
-            hint = nearest(str(value), [str(each) for each in choices[name]])
+            hint = suggest_name(str(value), [str(each) for each in choices[name]])
             raise InputError(
                 f"{notebook}: {name} cannot be {value!r}; {hint}",
                 code="parameter.choice",
