@@ -189,7 +189,7 @@ def ours(settings: dict) -> None:
     from esm2kit.benchmarking.probes.config import preset_config
     from esm2kit.benchmarking.probes.features import ProbeTargets
     from esm2kit.benchmarking.probes.fit import fit_probe
-    from esm2kit.benchmarking.scores import protein_numbers, score_fitted
+    from esm2kit.benchmarking.scores import number_proteins, score_fitted
     from esm2kit.tasks.data import load_task
     from esm2kit.tasks.flip import TASKS
     from esm2kit.tasks.metrics import draw_counts
@@ -199,8 +199,8 @@ def ours(settings: dict) -> None:
     source = read_features(Path(settings["embeddings"]), data, settings["per_residue"])
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
     config = replace(config, epochs=settings["epochs"], batch_size=settings["batch_size"], patience=None)
-    fitted = fit_probe(source.features, ProbeTargets.of(data), config, tuple(settings["seeds"]))
-    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, RESAMPLES)
+    fitted = fit_probe(source.features, ProbeTargets.from_task(data), config, tuple(settings["seeds"]))
+    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, RESAMPLES)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
     low, high = scores.interval.low, scores.interval.high
     print(json.dumps({"scores": scores.seeds, "interval": [low, high]} | used()))

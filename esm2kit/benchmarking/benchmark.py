@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.baselines.fit import baseline_names, fit_baseline
+from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines
 from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import BenchmarkConfig
-from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, without_missing
-from esm2kit.benchmarking.output import file_key, finished, keep_earlier, model_folder, write_report
+from esm2kit.benchmarking.model_features import ModelFeatures, drop_missing, embed_task, read_features
+from esm2kit.benchmarking.output import finished, format_folder_name, move_earlier_report, read_file_key, write_report
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS
-from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, comparisons
-from esm2kit.benchmarking.scores import ScoredModel, note_on_draws, protein_numbers, score_fitted, score_text
+from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, compare_rows
+from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
 from esm2kit.core.hardware import resolve_device
@@ -49,10 +49,10 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
         InputError: one line on what is wrong and what to do.
     """
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
-    out_dir = Path(config.out_dir or Path("benchmark") / model_folder(embedded))
+    out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     if config.tasks is None:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
-        return _benchmark_one(config if config.out_dir else replace(config, out_dir=out_dir / folder))
+        return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     if config.split is not None:
         raise InputError(
             f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks",
@@ -74,7 +74,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     for place, name in enumerate(names, 1):
         logger.info("task %d of %d: %s", place, len(names), name)
         try:
-            reports.append(_benchmark_one(replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)))
+            reports.append(_run_task(replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)))
         except InputError as error:
             failed[name] = error
             logger.warning("%s: %s", name, error)
@@ -92,26 +92,26 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     return found
 
 
-def _benchmark_one(config: BenchmarkConfig) -> Report:
+def _run_task(config: BenchmarkConfig) -> Report:
     start = time.perf_counter()
     if config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
         data = data.limited(config.limit, config.seed)
-    baselines_of(config, data)  # an unknown name is reported before anything is embedded
-    data, ours, untrained = task_features(config, data)
+    choose_baselines(config, data)  # an unknown name is reported before anything is embedded
+    data, ours, untrained = load_task_features(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
     inputs["embeddings"] = sha256_file(ours.path)
     manifest = build_provenance("benchmark", config, inputs)
     report, predictions = benchmark_task(data, ours, untrained, config, manifest)
-    keep_earlier(Path(config.out_dir), report)
+    move_earlier_report(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
     logger.info("%s, split %s: scored in %.0f s", data.task.name, data.split, time.perf_counter() - start)
     return report
 
 
-def probe_of(config: BenchmarkConfig, task: Task) -> ProbeConfig:
+def resolve_probe(config: BenchmarkConfig, task: Task) -> ProbeConfig:
     """The probe's settings: the preset's for the task, but for those the user gave.
 
     Raises:
@@ -122,13 +122,13 @@ def probe_of(config: BenchmarkConfig, task: Task) -> ProbeConfig:
     return probe if config.epochs is None else replace(probe, epochs=config.epochs)
 
 
-def baselines_of(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
+def choose_baselines(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
     """Names of the baselines to fit.
 
     Raises:
         InputError: one that the task does not have.
     """
-    known = baseline_names(data)
+    known = list_baselines(data)
     chosen = known if config.baselines is None else tuple(config.baselines)
     unknown = [name for name in chosen if name not in known]
     if unknown:
@@ -141,7 +141,7 @@ def baselines_of(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
     return chosen
 
 
-def task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
+def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
     """Features of the model and of the untrained one, embedded where no file is given.
 
     Args:
@@ -154,7 +154,7 @@ def task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, Mo
     Raises:
         InputError: no model and no file, a file of the wrong level, or one without some of the proteins.
     """
-    probe = probe_of(config, data.task)
+    probe = resolve_probe(config, data.task)
     per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
     given = config.hiddens if per_residue else config.embeddings
     other = config.embeddings if per_residue else config.hiddens
@@ -172,7 +172,7 @@ def task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, Mo
             "name a model, or an existing file of embeddings (hiddens for residues)", code="benchmark.no-source"
         )
     if given is not None:
-        data = without_missing(data, Path(given), config.allow_missing)
+        data = drop_missing(data, Path(given), config.allow_missing)
 
     def embedded(untrained_seed: int | None) -> Path:
         out_dir = Path(config.out_dir)
@@ -212,10 +212,10 @@ def benchmark_task(
     Returns:
         The report, and test predictions of every row by its name.
     """
-    task, probe, seeds = data.task, probe_of(config, data.task), tuple(config.seeds)
+    task, probe, seeds = data.task, resolve_probe(config, data.task), tuple(config.seeds)
     device, wide, rows = resolve_device(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
-    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
-    targets, models = ProbeTargets.of(data), [] if finetuned is None else [finetuned]
+    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, config.resamples)
+    targets, models = ProbeTargets.from_task(data), [] if finetuned is None else [finetuned]
 
     def add(
         name: str,
@@ -229,7 +229,7 @@ def benchmark_task(
         fitted, own_note = finished(rows, name, decides, fit)
         scores = score_fitted(fitted, data, counts_RP)
         models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
-        logger.info("%s: %s", name, score_text(task.metric, scores[task.metric]))
+        logger.info("%s: %s", name, format_score(task.metric, scores[task.metric]))
 
     for source, kind in ((ours, "probe"), (untrained, "untrained")):
         if source is not None:
@@ -241,8 +241,8 @@ def benchmark_task(
                     return fit_probe(source.features, targets, probe, seeds, device), ""
 
                 name = f"{source.name}, {probe.probe}"
-                add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, file_key(source.path), fit_source)
-    for name in baselines_of(config, data):
+                add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, read_file_key(source.path), fit_source)
+    for name in choose_baselines(config, data):
 
         def fit(name: str = name) -> tuple[Fitted, str]:
             made = fit_baseline(name, data, seeds, wide)
@@ -266,7 +266,7 @@ def benchmark_task(
             config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples
         ),
         rows=[model.row(data, seeds) for model in models],
-        comparisons=comparisons(first.name, scores.pop(first.name), scores, task.metric),
+        comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
         notes=_notes(config, data, probe, models),
         files={"predictions": "predictions.npz"},
@@ -276,11 +276,15 @@ def benchmark_task(
 
 
 def _notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, models: list[ScoredModel]) -> list[str]:
-    notes = [*data.notes, *note_on_draws({model.name: model.scores for model in models if model.kind != "finetuned"})]
+    frozen, finetuned = (
+        {model.name: model.scores for model in models if (model.kind == "finetuned") == chosen}
+        for chosen in (False, True)
+    )
+    notes = [*data.notes, *build_interval_notes(frozen)]
     if config.untrained and config.model is None:
         notes.append(
             "no untrained rival: name the model that made the embeddings to have it probed with random weights"
         )
     if len(config.seeds) > 1 and probe.probe in HEADS:
         notes.append("seeds differ in initial weights and dropout; the order of batches is the same for all")
-    return notes + note_on_draws({model.name: model.scores for model in models if model.kind == "finetuned"})
+    return notes + build_interval_notes(finetuned)

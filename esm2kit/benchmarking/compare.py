@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
-from esm2kit.benchmarking.page import figure, heads, metric_cell, render, score_figure
-from esm2kit.benchmarking.report import Comparison, Report, Row, display_name, metric_name
-from esm2kit.benchmarking.scores import scorers_of
+from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
+from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
+from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json, write_json
 from esm2kit.tasks.flip import TASKS
@@ -96,7 +96,7 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
         if ours[0] == theirs[0]:
             metric = a.report.task.metric
             difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
-            pairs.append(ReportPair(*a.test, Comparison.of(a.name, b.name, metric, difference)))
+            pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
     found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
     write_json(out_dir / "comparison.json", _plain(found))
@@ -118,7 +118,7 @@ def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
         truth_M, protein_M, fingerprint = stored["truth"], stored["protein"], str(stored["fingerprint"])
         predicted_SM = stored[f"predicted/{report.first.name}"]
     task, counts_RP = report.task, draw_counts(int(protein_M.max()) + 1, resamples)
-    scorers = scorers_of(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
+    scorers = build_scorers(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
     return fingerprint, score_seeds(scorers, counts_RP)
 
 
@@ -161,23 +161,23 @@ def _page(found: ReportComparison) -> str:
                 lines.setdefault(name, row)
         ours = [entry.name for entry in chosen]
         rows = [
-            {"ours": name in ours, "cells": [{"text": name}, *(metric_cell(row.metrics.get(m)) for m in shown)]}
+            {"ours": name in ours, "cells": [{"text": name}, *(format_metric_cell(row.metrics.get(m)) for m in shown)]}
             for name, row in lines.items()
         ]
-        draw, scores = score_figure(list(lines), list(lines.values()), metric, ours, {})
+        draw, scores = build_score_plot(list(lines), list(lines.values()), metric, ours, {})
         title = ", ".join(test)
-        drawn = figure(
+        drawn = build_figure(
             draw, f"scores-{len(sections)}", f"{metric_name(metric)} on {title}: {scores}",
             "Each report's probe, then what it must beat.",
         )  # fmt: skip
         pairs = [pair.comparison.sentence for pair in found.pairs if (pair.task, pair.split) == test]
-        table = {"heads": heads(["model", *map(metric_name, shown)]), "rows": rows}
+        table = {"heads": build_headers(["model", *map(metric_name, shown)]), "rows": rows}
         sections.append({"title": title, "table": table, "figures": [drawn], "points": pairs})
     lead = f"{len(found.reports)} reports, {len(tests)} test sets, {len(found.pairs)} paired comparisons."
-    return render(
+    return render_page(
         "Benchmark comparison", lead, ["Paired bootstrap over test proteins: both models on the same draws."], sections
     )
 
 
-def _values(row: Row) -> dict[str, float | None]:
+def _values(row: ReportRow) -> dict[str, float | None]:
     return {metric: found.value for metric, found in row.metrics.items()}

@@ -95,7 +95,7 @@ def embed_task(
     return result.hiddens if per_residue else result.embeddings
 
 
-def without_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
+def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
     """The task without the proteins that a file of embeddings lacks.
 
     Raises: InputError listing them unless that is allowed, or if a set would be left empty.

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.page import report_page
+from esm2kit.benchmarking.page import render_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Report
-from esm2kit.benchmarking.scores import protein_numbers
+from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.tasks.data import TaskData
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 FILES = ("predictions.npz", "report.html", "report.json")
 
 
-def model_folder(model: Path | str) -> str:
+def format_folder_name(model: Path | str) -> str:
     """What a model's folder is called: its name, or its path with -- for each /, so that no two models share one."""
     path, here = Path(os.path.abspath(model)), Path.cwd()
     parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts[1:]
     return "--".join(parts) or here.name
 
 
-def keep_earlier(out_dir: Path, report: Report) -> None:
+def move_earlier_report(out_dir: Path, report: Report) -> None:
     """Make way for a report: one of another model, task or setting moves to a folder of its own in `earlier`.
 
     Args:
@@ -64,7 +64,7 @@ def _identity(report: Report) -> Any:
     return to_json([report.task, report.settings, hashes, report.model.name, embeddings, rows])
 
 
-def file_key(path: Path) -> list[Any]:
+def read_file_key(path: Path) -> list[Any]:
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -109,7 +109,7 @@ def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.nd
     Returns:
         The report, with the paths of its files.
     """
-    page = report_page(report, data.targets[data.target_rows("test")], predictions[report.first.name][0])
+    page = render_report(report, data.targets[data.target_rows("test")], predictions[report.first.name][0])
     write_predictions(out_dir / report.files["predictions"], data, predictions)
     written = report.write(out_dir)
     with atomic_path(written.html) as part:
@@ -126,7 +126,7 @@ def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.n
             fingerprint=_test_fingerprint(data),
             task=data.sha256,
             truth=data.targets[rows],
-            protein=protein_numbers(data),
+            protein=number_proteins(data),
             **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
         )
 

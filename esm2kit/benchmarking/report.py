@@ -123,14 +123,14 @@ class Metric:
     seed_spread: float
 
     @classmethod
-    def of(cls, score: Score) -> Self:
+    def from_score(cls, score: Score) -> Self:
         """A score as a report holds it."""
         value, low, high = map(finite, score.interval)
         return cls(value, low, high, [finite(seed) for seed in score.seeds], finite(score.seed_spread) or 0.0)
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One model on the test set.
 
     Args:
@@ -183,9 +183,9 @@ class Comparison:
     sentence: str
 
     @classmethod
-    def of(cls, ours: str, theirs: str, metric: str, difference: Interval) -> Self:
+    def from_interval(cls, ours: str, theirs: str, metric: str, difference: Interval) -> Self:
         """A difference between two rows, with its sentence."""
-        text = sentence(display_name(ours), display_name(theirs), metric, difference)
+        text = format_comparison(display_name(ours), display_name(theirs), metric, difference)
         return cls(ours, theirs, metric, *map(finite, difference), text)
 
 
@@ -212,7 +212,7 @@ class Report:
     task: TaskSummary
     model: ModelSummary
     settings: Settings
-    rows: Sequence[Row]
+    rows: Sequence[ReportRow]
     comparisons: Sequence[Comparison]
     published: Sequence[Published]
     notes: Sequence[str]
@@ -222,18 +222,18 @@ class Report:
     json: Path | None = None
 
     @property
-    def first(self) -> Row:
+    def first(self) -> ReportRow:
         """The row that the report is about."""
         return self.rows[0]
 
     @property
-    def best_baseline(self) -> Row | None:
+    def best_baseline(self) -> ReportRow | None:
         """The baseline that is best in the headline metric; None where no baseline has a value in it."""
         rows = [row for row in self.rows if row.kind == "baseline" and self.headline(row).value is not None]
         sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
         return max(rows, key=lambda row: sign * self.headline(row).value, default=None)
 
-    def headline(self, row: Row) -> Metric:
+    def headline(self, row: ReportRow) -> Metric:
         """A row's headline metric."""
         return row.metrics[self.task.metric]
 
@@ -286,13 +286,13 @@ def _typed(found: Mapping[str, Any]) -> dict[str, Any]:
         "task": TaskSummary(**found["task"]),
         "model": ModelSummary(**found["model"]),
         "settings": Settings(**found["settings"]),
-        "rows": [Row(**row | {"metrics": entry}) for row, entry in zip(found["rows"], metrics, strict=True)],
+        "rows": [ReportRow(**row | {"metrics": entry}) for row, entry in zip(found["rows"], metrics, strict=True)],
         "comparisons": [Comparison(**pair) for pair in found["comparisons"]],
         "published": [Published(**entry) for entry in found["published"]],
     }
 
 
-def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
+def format_comparison(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     """ "B beats A by 1.2 [0.4, 2.0]", or that no difference was shown."""
     name = metric_name(metric)
     size, low, high = abs(difference.value), difference.low, difference.high
@@ -311,7 +311,7 @@ def sentence(ours: str, theirs: str, metric: str, difference: Interval) -> str:
     return f"no difference shown between {ours} and {theirs}: {between}"
 
 
-def comparisons(
+def compare_rows(
     name: str, ours: Mapping[str, Score], others: Mapping[str, Mapping[str, Score]], headline: str
 ) -> list[Comparison]:
     """Compare a row with every other one, under the same bootstrap draws.
@@ -325,5 +325,7 @@ def comparisons(
     pairs = []
     for other, theirs in others.items():
         metric = headline if math.isfinite(theirs[headline].interval.value) else "rmse"
-        pairs.append(Comparison.of(name, other, metric, paired_difference(metric, ours[metric], theirs[metric])))
+        pairs.append(
+            Comparison.from_interval(name, other, metric, paired_difference(metric, ours[metric], theirs[metric]))
+        )
     return pairs

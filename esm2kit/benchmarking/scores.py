@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Fitted
-from esm2kit.benchmarking.report import Metric, Row
+from esm2kit.benchmarking.report import Metric, ReportRow
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Score, bits_of, class_scorer, confusions, finite, per_class, score_seeds, value_scorer
 from esm2kit.tasks.task import Task
@@ -16,7 +16,7 @@ from esm2kit.tasks.task import Task
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def scorers_of(
+def build_scorers(
     target: str, num_classes: int, num_bits: int, truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray
 ) -> list[Scorer]:
     """One scorer a seed.
@@ -38,16 +38,16 @@ def scorers_of(
     ]
 
 
-def headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -> float:
+def compute_headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -> float:
     """The task's headline metric of some predictions; nan where it is undefined."""
     one_protein = np.zeros(len(truth_M), dtype=np.int64)
-    scorer = scorers_of(
+    scorer = build_scorers(
         task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
     )[0]
     return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
 
 
-def protein_numbers(data: TaskData) -> np.ndarray:
+def number_proteins(data: TaskData) -> np.ndarray:
     """For every scored test target, its protein's number from 0; records of one id are one protein."""
     ids = np.array(data.ids)[data.protein_of_target[data.target_rows("test")]]
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
@@ -57,11 +57,13 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[
     """All metrics of a model on the test set."""
     truth_M = data.targets[data.target_rows("test")]
     bits = len(data.task.binary_labels)
-    scorers = scorers_of(data.task.target, len(data.task.labels), bits, truth_M, fitted.test_SM, protein_numbers(data))
+    scorers = build_scorers(
+        data.task.target, len(data.task.labels), bits, truth_M, fitted.test_SM, number_proteins(data)
+    )
     return score_seeds(scorers, counts_RP)
 
 
-def score_text(metric: str, score: Score) -> str:
+def format_score(metric: str, score: Score) -> str:
     """A score for the log: with its interval, or why it is undefined."""
     value, low, high = score.interval
     if not math.isfinite(value):
@@ -69,7 +71,7 @@ def score_text(metric: str, score: Score) -> str:
     return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
 
 
-def note_on_draws(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
     """A report's note on intervals that no bootstrap can give, or none: model -> metric -> score to notes."""
     alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_same_in_every_draw]
     if not alike:
@@ -87,7 +89,7 @@ class ScoredModel:
 
     Args:
         name: of the model.
-        kind: as `Row.kind`.
+        kind: as `ReportRow.kind`.
         note: how it was made.
         config: its settings.
         fitted: its predictions.
@@ -101,7 +103,7 @@ class ScoredModel:
     fitted: Fitted
     scores: dict[str, Score]
 
-    def row(self, data: TaskData, seeds: Sequence[int]) -> Row:
+    def row(self, data: TaskData, seeds: Sequence[int]) -> ReportRow:
         """The model as a report has it.
 
         Args:
@@ -110,7 +112,7 @@ class ScoredModel:
         """
         fitted = self.fitted
         table, confusion = _class_tables(data, fitted.test_SM[0]) if data.task.target == "class" else ({}, [])
-        return Row(
+        return ReportRow(
             name=self.name,
             kind=self.kind,
             note=self.note,
@@ -118,7 +120,7 @@ class ScoredModel:
             seconds=round(fitted.seconds, 3),
             seeds=list(seeds) if len(fitted.test_SM) > 1 else [],
             selected=fitted.selected,
-            metrics={metric: Metric.of(score) for metric, score in self.scores.items()},
+            metrics={metric: Metric.from_score(score) for metric, score in self.scores.items()},
             per_class=table,
             confusion=confusion,
             history={

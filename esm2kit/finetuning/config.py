@@ -142,7 +142,7 @@ class FinetuneConfig(TrainingConfig):
             )
 
 
-def settled(config: FinetuneConfig, task: Task, num_train: int) -> FinetuneConfig:
+def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> FinetuneConfig:
     """The configuration with everything decided: what the run leaves open comes from its preset.
 
     Args:
@@ -185,12 +185,12 @@ def _preset(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lr_share(step: int, config: FinetuneConfig) -> float:
+def lr_factor(step: int, config: FinetuneConfig) -> float:
     """Share of the peak learning rate at update `step` (from 0): linear warm-up, then the schedule.
 
     Args:
         step: updates made before.
-        config: settled.
+        config: with its defaults resolved.
     """
     warmup = config.warmup_steps
     return compute_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esm2kit.benchmarking.probes.features import column_moments
+from esm2kit.benchmarking.probes.features import compute_column_moments
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import hold_lock, write_json
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
-from esm2kit.finetuning.config import FinetuneConfig, settled
+from esm2kit.finetuning.config import FinetuneConfig, resolve_defaults
 from esm2kit.finetuning.data import FinetuneData
 from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
 from esm2kit.finetuning.hf_export import save_hf_classifier
-from esm2kit.finetuning.model_file import FILE, load_finetuned, load_head, save_merged, task_facts
+from esm2kit.finetuning.model_file import FILE, describe_task, load_finetuned, load_head, save_merged
 from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.finetuning.report import write_finetune_report
 from esm2kit.models.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 __all__ = ["FinetuneConfig", "finetune"]
 
 
-class Run(NamedTuple):
+class SeedRun(NamedTuple):
     """One seed's training, done or not.
 
     Args:
-        config: settled, with one seed and a folder of its own.
+        config: with defaults resolved, with one seed and a folder of its own.
         finished: False if it was told to stop before its end.
         step: updates made.
         writer: its checkpoints.
@@ -85,10 +85,10 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
         data = data.limited(config.limit)
-    runs: list[Run] = []
+    runs: list[SeedRun] = []
     for seed in config.seeds:
         folder = out_dir if len(config.seeds) == 1 else out_dir / f"seed={seed}"
-        own = settled(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
+        own = resolve_defaults(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
         run, is_first_rank = _train(own, data)
         runs.append(run)
         if not run.finished:
@@ -115,7 +115,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     return result
 
 
-def _described(run: Run) -> dict[str, Any]:
+def _described(run: SeedRun) -> dict[str, Any]:
     best = read_metadata(run.writer.best())
     return {
         "seed": run.config.seeds[0],
@@ -128,7 +128,7 @@ def _described(run: Run) -> dict[str, Any]:
     }
 
 
-def _publish(run: Run) -> Path:
+def _publish(run: SeedRun) -> Path:
     """The best checkpoint without what only resuming needs."""
     path = Path(run.config.out_dir) / FILE
     tensors, metadata = read_checkpoint(run.writer.best())
@@ -137,7 +137,7 @@ def _publish(run: Run) -> Path:
     return path
 
 
-def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
+def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     """One seed, resuming where its folder holds a checkpoint of the same run; whether this is the first rank."""
     out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
     check_head(config.head, data.task)
@@ -162,7 +162,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     facts = {
         "mode": config.mode,
         "head": model.spec._asdict(),
-        "task": task_facts(data.task),
+        "task": describe_task(data.task),
         "split": data.split,
         "max_tokens": config.max_tokens,
         "target_centre": labels.centre,
@@ -186,7 +186,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[Run, bool]:
     budget = config.tokens_per_validation_batch
     batches = FinetuneData(proteins, layout, seed, config.max_steps, module.step, budget)
     run = fit(module, batches, manifest, ("val_loss", f"val_{data.task.metric}"))
-    return Run(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
+    return SeedRun(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
 
 
 def _model(
@@ -214,7 +214,7 @@ def _model(
             fill(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
-            mean_D, scale_D = column_moments(_rows_of_train(esm2, proteins, config, spec))
+            mean_D, scale_D = compute_column_moments(_rows_of_train(esm2, proteins, config, spec))
             model.head.mean_D.copy_(mean_D)
             model.head.scale_D.copy_(scale_D)
         if config.head_from is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esm2kit.benchmarking.probes.heads import Batch, Cnn, Fnn, LightAttention, SeededHead
+from esm2kit.benchmarking.probes.heads import Cnn, FeatureBatch, Fnn, LightAttention, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import GOLDEN
 from esm2kit.finetuning.config import HeadName
@@ -31,7 +31,7 @@ def _mix(value: Tensor) -> Tensor:
     return value ^ ((value >> 31) & ((1 << 33) - 1))
 
 
-def uniforms_of(keys_N: Tensor, width: int) -> Tensor:
+def hash_to_uniforms(keys_N: Tensor, width: int) -> Tensor:
     """(N, width) float32 in [0, 1): row i is the stream of key i, the same on every device."""
     columns = torch.arange(1, width + 1, device=keys_N.device) * _STEP
     bits = _mix(_mix(keys_N)[:, None] + columns)
@@ -45,7 +45,7 @@ class KeyedDropout(SeededHead):
         """Args: keys_B: int64, one a protein; stretches_B: first row and number of rows of each in the batch."""
         self.keys_B, self.stretches_B, self.uses = keys_B, stretches_B, 0
 
-    def drop(self, hidden_SNH: Tensor) -> Tensor:
+    def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
         if not (self.training and self.dropout):
             return hidden_SNH
         rows, width = hidden_SNH.shape[-2:]
@@ -57,7 +57,7 @@ class KeyedDropout(SeededHead):
             keys_N = torch.zeros(rows, dtype=torch.int64, device=keys_B.device)
             for key, (start, count) in zip(keys_B, self.stretches_B, strict=True):
                 keys_N[start : start + count] = key + torch.arange(count, device=keys_B.device) * _MIX_2
-        kept = uniforms_of(keys_N, width) >= self.dropout
+        kept = hash_to_uniforms(keys_N, width) >= self.dropout
         return hidden_SNH * kept / (1 - self.dropout)
 
 
@@ -90,9 +90,9 @@ class BosHead(KeyedDropout):
         drawn = [torch.randn(shape, generator=generator, device=self.device) for generator in self.generators]
         return nn.Parameter(torch.stack(drawn) * 0.02)
 
-    def forward(self, batch: Batch) -> Tensor:
-        x_SND = self.drop(batch.x_ND[None])
-        hidden_SND = self.drop(torch.tanh(x_SND @ self.weight_in + self.bias_in))
+    def forward(self, batch: FeatureBatch) -> Tensor:
+        x_SND = self.apply_dropout(batch.x_ND[None])
+        hidden_SND = self.apply_dropout(torch.tanh(x_SND @ self.weight_in + self.bias_in))
         return hidden_SND @ self.weight_out + self.bias_out
 
 
@@ -105,8 +105,8 @@ class TokenHead(BosHead):
         super(BosHead, self).__init__(seeds, dropout, device)
         self.weight_out, self.bias_out = self._normal(width, outputs), _zeros(len(seeds), outputs, device)
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.drop(batch.x_ND[None]) @ self.weight_out + self.bias_out
+    def forward(self, batch: FeatureBatch) -> Tensor:
+        return self.apply_dropout(batch.x_ND[None]) @ self.weight_out + self.bias_out
 
 
 def _zeros(num_seeds: int, width: int, device: torch.device) -> nn.Parameter:
@@ -202,11 +202,11 @@ class LabelModel(nn.Module):
             return outputs_NC[batch.is_real_N] if real else outputs_NC
 
 
-def _spread(rows_ND: Tensor, sizes: list[int], gap: int) -> tuple[Batch, list[tuple[int, int]]]:
+def _spread(rows_ND: Tensor, sizes: list[int], gap: int) -> tuple[FeatureBatch, list[tuple[int, int]]]:
     """Rows with gaps of zeros between proteins, as convolutions want them, and where each protein's rows went."""
     starts = np.cumsum([0, *sizes[:-1]])
     if not gap:
-        return Batch(rows_ND, None, []), list(zip(starts.tolist(), sizes, strict=True))
+        return FeatureBatch(rows_ND, None, []), list(zip(starts.tolist(), sizes, strict=True))
     zeros = rows_ND.new_zeros(gap, rows_ND.shape[1])
     parts, stretches = [zeros], [gap] * (2 * len(sizes) + 1)
     stretches[1::2] = sizes
@@ -214,5 +214,5 @@ def _spread(rows_ND: Tensor, sizes: list[int], gap: int) -> tuple[Batch, list[tu
         parts += [rows, zeros]
     is_real_N = torch.cat([torch.full((size,), place % 2 == 1) for place, size in enumerate(stretches)])
     first = starts + gap * np.arange(1, len(sizes) + 1)
-    batch = Batch(torch.cat(parts), is_real_N.to(rows_ND.device), stretches)
+    batch = FeatureBatch(torch.cat(parts), is_real_N.to(rows_ND.device), stretches)
     return batch, list(zip(first.tolist(), sizes, strict=True))

@@ -36,7 +36,7 @@ FILE = "finetuned.safetensors"
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
 
 
-def task_facts(task: Task) -> dict[str, Any]:
+def describe_task(task: Task) -> dict[str, Any]:
     """What a fine-tuned model has to know of its task."""
     names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
     return {name: getattr(task, name) for name in names}

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esm2kit.benchmarking.scores import headline
+from esm2kit.benchmarking.scores import compute_headline
 from esm2kit.core.errors import InputError
 from esm2kit.core.process_group import sum_over_group
-from esm2kit.finetuning.config import FinetuneConfig, lr_share
+from esm2kit.finetuning.config import FinetuneConfig, lr_factor
 from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.lora import adapters
@@ -39,7 +39,7 @@ class LabelTrainer(TrainingLoop):
     """An encoder and a head trained on labels.
 
     Args:
-        config: the run, settled.
+        config: the run, with its defaults resolved.
         model: whole, the same on every rank.
         proteins: the task.
         resumed: the checkpoint to continue from.
@@ -61,7 +61,7 @@ class LabelTrainer(TrainingLoop):
         self.validation_rows = EvaluationBatches(proteins, "validation", config.tokens_per_validation_batch)
         self.slots = torch.from_numpy(proteins.data.scored[_targets_of(proteins.data, "validation")])
         self.sums_MC: Tensor | None = None
-        freeze(model, config)
+        freeze_parameters(model, config)
 
     @property
     def out_of_patience(self) -> bool:
@@ -82,10 +82,10 @@ class LabelTrainer(TrainingLoop):
         return [self.proteins.data.ids[protein] for protein in batch.proteins]
 
     def peak_rates(self) -> dict[float, list[nn.Parameter]]:
-        return learning_rates(self.model, self.config)
+        return group_by_learning_rate(self.model, self.config)
 
     def learning_rate(self, peak: float) -> float:
-        return peak * lr_share(self.step, self.config)
+        return peak * lr_factor(self.step, self.config)
 
     @property
     def logged_peak(self) -> float:
@@ -157,11 +157,11 @@ def evaluate(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) 
     predicted = decide(outputs_MC, data.task).numpy()
     if data.task.target == "value":
         predicted = predicted.astype(np.float64) * labels.spread + labels.centre
-    value = headline(data.task, data.targets[rows.numpy()], predicted)
+    value = compute_headline(data.task, data.targets[rows.numpy()], predicted)
     return loss.item() / divisor, {f"val_{data.task.metric}": value if math.isfinite(value) else 0.0}
 
 
-def freeze(model: LabelModel, config: FinetuneConfig) -> None:
+def freeze_parameters(model: LabelModel, config: FinetuneConfig) -> None:
     """Leave gradients to what the mode trains: parts that no label depends on never have any.
 
     Raises: InputError if the model has fewer layers than last_n.
@@ -195,7 +195,7 @@ def training_flops(shape: ESM2Config, num_tokens: list[int], config: FinetuneCon
     return forward * {"full": 3.0, "last_n": 1.0 + 2.0 * trained, "lora": 2.0, "frozen": 1.0}[config.mode]
 
 
-def learning_rates(model: LabelModel, config: FinetuneConfig) -> dict[float, list[nn.Parameter]]:
+def group_by_learning_rate(model: LabelModel, config: FinetuneConfig) -> dict[float, list[nn.Parameter]]:
     """Peak learning rate -> parameters: the head's own, the top layer's lr, and below it ever less."""
     rates: dict[float, list[nn.Parameter]] = {}
     layers = len(model.esm2.layers)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.benchmark import benchmark_task, task_features
+from esm2kit.benchmarking.benchmark import benchmark_task, load_task_features
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.output import write_predictions, write_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Metric
-from esm2kit.benchmarking.scores import ScoredModel, protein_numbers, score_fitted, score_text
+from esm2kit.benchmarking.scores import ScoredModel, format_score, number_proteins, score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
@@ -69,15 +69,15 @@ def write_finetune_report(
         {"epoch": [_kept_validation(rows) for rows in histories]},
         sum(map(_seconds, histories)),
     )
-    counts_RP = draw_counts(int(protein_numbers(data).max()) + 1, config.resamples)
+    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, config.resamples)
     base = model.facts["base"]["name"]
     name = f"{base}, fine-tuned ({run.mode}, {run.head})"
     note = f"{SOURCES[run.preset]}; {run.max_steps} updates of {run.layout.global_batch_size} sequences at most"
     scored = ScoredModel(name, "finetuned", note, _settings(run), fitted, score_fitted(fitted, data, counts_RP))
-    logger.info("%s: test %s", name, score_text(data.task.metric, scored.scores[data.task.metric]))
+    logger.info("%s: test %s", name, format_score(data.task.metric, scored.scores[data.task.metric]))
     result: dict[str, Any] = {
         "name": name,
-        "test": {metric: asdict(Metric.of(score)) for metric, score in scored.scores.items()},
+        "test": {metric: asdict(Metric.from_score(score)) for metric, score in scored.scores.items()},
         "predictions": str(out_dir / "predictions.npz"),
         "report": None,
         "html": None,
@@ -85,7 +85,7 @@ def write_finetune_report(
     if config.benchmark:
         try:
             settings = _benchmark_config(config, base)
-            data, start, untrained = task_features(settings, data)
+            data, start, untrained = load_task_features(settings, data)
             report, predictions = benchmark_task(data, start, untrained, settings, manifest, scored)
         except InputError as error:
             logger.warning("no report, only the scores: %s", error)

@@ -10,7 +10,7 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.benchmarking.report import Comparison, Report, Row, display_name, metric_name
+from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
 from esm2kit.tasks.metrics import LOWER_IS_BETTER
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -50,7 +50,7 @@ def follow_progress() -> None:
     source.handlers, source.propagate = [_PrintHandler()], False
 
 
-def label(row: Row) -> str:
+def label(row: ReportRow) -> str:
     """A report's row as text: what was trained, and on what."""
     if row.kind == "finetuned":
         return f"fine-tuned encoder {row.name[row.name.rfind('(') :]}"

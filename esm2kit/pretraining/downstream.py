@@ -17,7 +17,7 @@ from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
-from esm2kit.benchmarking.scores import headline
+from esm2kit.benchmarking.scores import compute_headline
 from esm2kit.core.hardware import read_memory_use
 from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.pooling import rows_read
@@ -106,7 +106,7 @@ class DownstreamProbe:
             fitted = self.fit(features, self.targets)
         peak.update()
         truth = self.targets.packed[self.targets.rows("validation")]
-        value = headline(self.targets.task, truth, fitted.validation_SM[0])
+        value = compute_headline(self.targets.task, truth, fitted.validation_SM[0])
         return {
             f"downstream_{self.metric}": value if np.isfinite(value) else 0.0,
             "downstream_peak_gib": round(peak.bytes / 2**30, 3),

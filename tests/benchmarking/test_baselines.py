@@ -13,11 +13,17 @@ from sklearn.linear_model import Ridge
 from support.errors import refused
 from support.planted import KINDS, planted
 
-from esm2kit.benchmarking.baselines.fit import baseline_names, composition, fit_baseline, one_hot_padded, one_hot_rows
+from esm2kit.benchmarking.baselines.fit import (
+    compute_composition,
+    encode_one_hot,
+    encode_one_hot_padded,
+    fit_baseline,
+    list_baselines,
+)
 from esm2kit.benchmarking.baselines.neighbours import (
-    blosum62,
-    blosum_nearest,
-    levenshtein_nearest,
+    predict_by_blosum62,
+    predict_by_edit_distance,
+    read_blosum62,
     trim_shared,
 )
 from esm2kit.benchmarking.baselines.window_cnn import LETTERS, TAPS, WindowCnn, WindowCnnConfig, Windows, fit_window_cnn
@@ -68,7 +74,7 @@ def variants(num=150, seed=0):
 
 def test_nearest_variants_are_those_of_a_plain_search():
     data = variants()
-    predicted, note = levenshtein_nearest(data)
+    predicted, note = predict_by_edit_distance(data)
     assert not note
     for place, row in enumerate(data.rows("test")[:10]):
         distances = np.array([plain_levenshtein(data.sequences[row], data.sequences[t]) for t in data.rows("train")])
@@ -83,14 +89,14 @@ def test_blosum_prefers_a_kindred_residue():
     data = TaskData(
         task, "s", list("abcde"), sequences, sets, np.array([1.0, 2.0, 0.0, 0.0, 0.0]), np.ones(5, bool), {}
     )
-    assert blosum_nearest(data)[0].tolist() == [[2.0, 1.0]]  # E goes with D, L with I
+    assert predict_by_blosum62(data)[0].tolist() == [[2.0, 1.0]]  # E goes with D, L with I
 
 
 def test_long_variable_parts_are_compared_too():
     data = variants()
     generator = np.random.default_rng(0)
     longer = dataclasses.replace(data, sequences=["".join(generator.choice(list("ACDE"), 90)) for _ in data.ids])
-    predicted, _ = levenshtein_nearest(longer)
+    predicted, _ = predict_by_edit_distance(longer)
     row, train = longer.rows("test")[0], longer.rows("train")
     distances = np.array([plain_levenshtein(longer.sequences[row], longer.sequences[other]) for other in train])
     assert predicted[0, 0] == pytest.approx(longer.targets[train][distances == distances.min()].mean())
@@ -98,7 +104,7 @@ def test_long_variable_parts_are_compared_too():
 
 def test_blosum62_is_biopythons():
     theirs = substitution_matrices.load("BLOSUM62")
-    ours = blosum62()
+    ours = read_blosum62()
     assert "".join(ours) == theirs.alphabet
     assert all(ours[a][b] == ours[b][a] == theirs[a][b] for a in ours for b in ours)
 
@@ -106,7 +112,7 @@ def test_blosum62_is_biopythons():
 @pytest.mark.parametrize(("level", "target"), KINDS)
 def test_every_baseline_of_every_kind_predicts_the_whole_test_set(level, target):
     _, data = planted(level, target, num_proteins=60)
-    names = baseline_names(data)
+    names = list_baselines(data)
     assert names[0] == ("mean" if target == "value" else "majority")
     for name in names:
         found = fit_baseline(name, data, seeds=(0, 1))
@@ -126,7 +132,7 @@ def test_one_hot_ridge_is_flips_recipe():
     data = variants()
     alphabet = "ARNDCQEGHILKMFPSTWYVXU"
     dense = np.stack([np.eye(22)[[alphabet.index(c) for c in s]].ravel() for s in data.sequences])
-    assert (one_hot_padded(data).toarray() == dense).all()
+    assert (encode_one_hot_padded(data).toarray() == dense).all()
     fit = data.sets != "test"
     theirs = Ridge(alpha=1, solver="lsqr", tol=1e-4).fit(dense[fit], data.targets[fit]).predict(dense[~fit])
     ours = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
@@ -136,14 +142,14 @@ def test_one_hot_ridge_is_flips_recipe():
 
 def test_composition_and_one_hot_count_letters():
     _, data = planted("protein", "class", num_proteins=20)
-    row = composition(data).values_ND[3]
+    row = compute_composition(data).values_ND[3]
     assert row[0] == pytest.approx(data.sequences[3].count("L") / len(data.sequences[3]))
     assert row[-1] == pytest.approx(np.log(len(data.sequences[3])))
     _, data = planted("residue", "class", num_proteins=20)
-    windows = composition(data)
+    windows = compute_composition(data)
     sequence, start = data.sequences[4], data.offsets[4]
     assert windows.values_ND[start + 2, 1] == pytest.approx(sequence[:13].count("A") / 13, abs=1e-3)
-    one_hot = one_hot_rows(data).values_ND
+    one_hot = encode_one_hot(data).values_ND
     assert (one_hot.sum(1) == 1).all()
     assert one_hot[start, "LAGVSERTIDPKQNFYMHWC".index(sequence[0])] == 1
 

@@ -17,9 +17,9 @@ from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import compare
 from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
-from esm2kit.benchmarking.output import keep_earlier, model_folder, write_report
-from esm2kit.benchmarking.report import SCHEMA, Metric, Report, sentence
-from esm2kit.benchmarking.scores import ScoredModel, note_on_draws, score_fitted
+from esm2kit.benchmarking.output import format_folder_name, move_earlier_report, write_report
+from esm2kit.benchmarking.report import SCHEMA, Metric, Report, format_comparison
+from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, score_fitted
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
@@ -221,7 +221,7 @@ def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(t
 
 def test_a_report_that_cannot_be_read_is_kept_too(value_report, tmp_path):
     (tmp_path / "report.json").write_text("{}")
-    keep_earlier(tmp_path, value_report)
+    move_earlier_report(tmp_path, value_report)
     assert (tmp_path / "earlier" / "1" / "report.json").read_text() == "{}"
 
 
@@ -241,17 +241,17 @@ def test_a_report_that_cannot_be_read_is_kept_too(value_report, tmp_path):
 )
 def test_every_model_and_task_has_a_folder_of_its_own(given, folder, monkeypatch):
     folders = []
-    monkeypatch.setattr(stage, "_benchmark_one", lambda config: folders.append(config.out_dir))
+    monkeypatch.setattr(stage, "_run_task", lambda config: folders.append(config.out_dir))
     benchmark(BenchmarkConfig(**given))
     assert folders == [Path(folder)]
 
 
 def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outside = model_folder("../pretrain")
+    outside = format_folder_name("../pretrain")
     assert outside == "--".join(tmp_path.parent.parts[1:]) + "--pretrain"
     given = ("a/pretrain", tmp_path / "b" / "pretrain", "lab/model@main", "esm2_t6_8M_UR50D", ".")
-    assert [*map(model_folder, given)] == [
+    assert [*map(format_folder_name, given)] == [
         "a--pretrain", "b--pretrain", "lab--model@main", "esm2_t6_8M_UR50D", tmp_path.name
     ]  # fmt: skip
 
@@ -440,7 +440,7 @@ def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch):
         asked.append(config.task)
         raise InputError("no network")
 
-    monkeypatch.setattr(stage, "_benchmark_one", refuse)
+    monkeypatch.setattr(stage, "_run_task", refuse)
     with refused("benchmark.some-failed", done=0):
         benchmark(BenchmarkConfig(tasks="all", data_dir=tmp_path, out_dir=tmp_path / "out"))
     assert asked == [task for task in stage.TASKS if task != "secondary_structure_648"]
@@ -517,15 +517,16 @@ def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
 
 def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
     assert (
-        sentence("B", "A", "accuracy", Interval(0.012, 0.004, 0.020)) == "B beats A by 0.012 [0.004, 0.020] in accuracy"
+        format_comparison("B", "A", "accuracy", Interval(0.012, 0.004, 0.020))
+        == "B beats A by 0.012 [0.004, 0.020] in accuracy"
     )
-    assert sentence("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
+    assert format_comparison("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
         "A beats B by 0.300 [0.100, 0.500] in RMSE"
     )
-    assert sentence("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
-    level = sentence("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
+    assert format_comparison("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+    level = format_comparison("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
     assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (+ is lower RMSE, so better)")
-    same = sentence("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
+    same = format_comparison("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
     assert same == "B and A: MCC differs by +1.000 in every draw, so there is no interval"
 
 
@@ -540,7 +541,7 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
     scores = {
         name: score_fitted(fit_baseline(name, data).fitted, data, counts_RP) for name in ("composition", "majority")
     }
-    (note,) = note_on_draws(scores)
+    (note,) = build_interval_notes(scores)
     assert note.startswith("every draw of the 10 test proteins gives the same accuracy (composition): its interval is")
     fitted = fit_baseline("composition", data).fitted
     row = ScoredModel("composition", "baseline", "", {}, fitted, scores["composition"]).row(data, ())
@@ -548,7 +549,7 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
     assert accuracy == Metric(1.0, accuracy.low, 1.0, [1.0], 0.0)
     assert accuracy.low == pytest.approx(0.05 ** (1 / 10))
     assert (row.metrics["mcc"].value, row.metrics["mcc"].low) == (1.0, None)
-    assert note_on_draws({"majority": scores["majority"]}) == []
+    assert build_interval_notes({"majority": scores["majority"]}) == []
 
 
 def test_packed_residues_are_read_where_they_lie(tasks, model, tmp_path):

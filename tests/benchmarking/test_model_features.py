@@ -15,7 +15,7 @@ from support.planted import planted
 
 from esm2kit.benchmarking.model_features import read_features
 from esm2kit.benchmarking.probes.config import ProbeConfig
-from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, row_blocks
+from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, read_blocks
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.embedding.hdf5 import Row, Skeleton, create
 
@@ -48,9 +48,9 @@ def test_rows_come_in_the_tasks_order_from_any_file(tmp_path, level, layout, dty
     assert [found.name for found in tmp_path.iterdir()] == ["a.h5"], "nothing is copied"
     expected = torch.from_numpy(features.values_ND.astype(np.float32))
     for rows in (np.arange(len(expected)), np.arange(1, len(expected), 3), data.target_rows("test")):
-        found = torch.cat([block for _, block in row_blocks(read, rows, size=37)])
+        found = torch.cat([block for _, block in read_blocks(read, rows, size=37)])
         assert (found == expected[rows]).all()
-    targets = ProbeTargets.of(data)
+    targets = ProbeTargets.from_task(data)
     config = ProbeConfig("cnn" if level == "residue" else "fnn", epochs=2)
     assert (fit_probe(read, targets, config, (0,)).test_SM == fit_probe(features, targets, config, (0,)).test_SM).all()
 
@@ -62,7 +62,7 @@ def test_a_file_cut_short_is_one_line(tmp_path):
     with open(path, "r+b") as file:
         file.truncate(int(read.values_ND.starts_P.min()) + 8)
     with refused("embeddings.short", path=path):
-        fit_probe(read, ProbeTargets.of(data), ProbeConfig("cnn", epochs=1), (0,))
+        fit_probe(read, ProbeTargets.from_task(data), ProbeConfig("cnn", epochs=1), (0,))
 
 
 MEMORY = """
@@ -81,7 +81,7 @@ def peak():
 
 data = planted("residue", "class", num_proteins=4000)[1]
 config = ProbeConfig("cnn", hidden=2, epochs=1, row_budget=2048)
-fit_probe(read_features(Path(sys.argv[1]), data, True).features, ProbeTargets.of(data), config, (0,))
+fit_probe(read_features(Path(sys.argv[1]), data, True).features, ProbeTargets.from_task(data), config, (0,))
 print(peak())
 """
 

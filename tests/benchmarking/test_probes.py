@@ -18,10 +18,10 @@ from torch import nn
 from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.probes import heads
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, ProbeName, default_probe, preset_config
-from esm2kit.benchmarking.probes.features import Features, ProbeTargets, column_moments, row_blocks
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, fit_head
-from esm2kit.benchmarking.probes.heads import Batch, Cnn, Fnn, LightAttention, PackedConvolution
+from esm2kit.benchmarking.probes.heads import Cnn, FeatureBatch, Fnn, LightAttention, PackedConvolution
 from esm2kit.benchmarking.probes.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import score_fitted
 from esm2kit.core.errors import InputError
@@ -47,7 +47,7 @@ def score(fitted, data):
 def probed(level, target, probe, **keywords):
     """A probe's scores, and how much it beats the guess that never reads a feature, as a report has it."""
     features, data = planted(level, target, by_residue=probe == "light_attention", **keywords)
-    scores = score(fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
+    scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
     guess, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
     guessed = score(fit_baseline(guess, data).fitted, data)
     return scores, paired_difference(metric, scores[metric], guessed[metric])
@@ -90,14 +90,14 @@ def test_nothing_is_found_in_shuffled_labels(level, target, probe):
 def test_binary_labels_are_learned_as_three_questions():
     features, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
     for probe in ("logistic", "cnn"):
-        scores = score(fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, **QUICK), (0,)), data)
+        scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0,)), data)
         assert scores["macro_f1"].interval.low > 0.6
         assert scores["mcc"].interval.low > 0.5
 
 
 def test_ridge_is_scikit_learns_on_z_scores():
     features, data = planted("protein", "value", noise=3.0)
-    fitted = fit_ridge(features, ProbeTargets.of(data))
+    fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
@@ -107,7 +107,7 @@ def test_ridge_is_scikit_learns_on_z_scores():
 
 def test_ridge_selects_the_penalty_that_validation_likes_best():
     features, data = planted("protein", "value", num_proteins=120, width=60, noise=3.0)
-    fitted = fit_ridge(features, ProbeTargets.of(data))
+    fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, held = data.rows("train"), data.rows("validation")
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
@@ -125,7 +125,7 @@ def test_ridge_selects_the_penalty_that_validation_likes_best():
 
 def test_logistic_is_scikit_learns_on_z_scores():
     features, data = planted("protein", "class", noise=2.0)
-    fitted = fit_logistic(features, ProbeTargets.of(data))
+    fitted = fit_logistic(features, ProbeTargets.from_task(data))
     assert fitted.selected["penalty"] in LOGISTIC_GRID
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
@@ -139,8 +139,8 @@ def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
     monkeypatch.setattr("esm2kit.benchmarking.probes.features.NUMBERS_PER_BLOCK", 3 * 2048)
     x = np.random.default_rng(0).normal(3, 2, (40_000, 3)).astype(np.float32)
     x[:, 2] = 7.0
-    blocks = row_blocks(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
-    mean, scale = column_moments(block for _, block in blocks)
+    blocks = read_blocks(Features(x, np.arange(40_001)), np.arange(0, 40_000, 2))
+    mean, scale = compute_column_moments(block for _, block in blocks)
     np.testing.assert_allclose(mean, x[::2].mean(0, dtype=float), rtol=1e-5)
     np.testing.assert_allclose(scale[:2], x[::2, :2].std(0, dtype=float), rtol=1e-4)
     assert scale[2] == 1.0
@@ -150,8 +150,8 @@ def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
 def test_a_seed_does_not_depend_on_its_company(probe, level):
     features, data = planted(level, "class")
     config = ProbeConfig(probe, epochs=4, batch_size=50, dropout=0.3, patience=2)
-    together = fit_head(features, ProbeTargets.of(data), config, (0, 1, 2, 3), CPU)
-    alone = fit_head(features, ProbeTargets.of(data), config, (2,), CPU)
+    together = fit_head(features, ProbeTargets.from_task(data), config, (0, 1, 2, 3), CPU)
+    alone = fit_head(features, ProbeTargets.from_task(data), config, (2,), CPU)
     curves = np.array(together.history["validation_loss"])[: len(alone.history["validation_loss"]), 2]
     np.testing.assert_allclose(curves, np.array(alone.history["validation_loss"])[:, 0], rtol=1e-4)
     assert (together.test_SM[2] == alone.test_SM[0]).mean() > 0.995
@@ -161,8 +161,8 @@ def test_a_seed_does_not_depend_on_its_company(probe, level):
 def test_a_batch_cut_into_parts_has_the_gradient_of_the_whole():
     features, data = planted("residue", "class")
     config = ProbeConfig("cnn", epochs=2, batch_size=64, dropout=0.0)
-    whole = fit_head(features, ProbeTargets.of(data), config, (0,), CPU)
-    parts = fit_head(features, ProbeTargets.of(data), dataclasses.replace(config, row_budget=100), (0,), CPU)
+    whole = fit_head(features, ProbeTargets.from_task(data), config, (0,), CPU)
+    parts = fit_head(features, ProbeTargets.from_task(data), dataclasses.replace(config, row_budget=100), (0,), CPU)
     np.testing.assert_allclose(whole.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
 
 
@@ -179,7 +179,9 @@ def test_features_are_not_touched_however_the_sets_lie():
     for rows in (np.arange(len(mixed)), mixed):
         x_ND = values_ND[rows]
         found.append(
-            fit_probe(Features(x_ND, np.arange(len(rows) + 1)), ProbeTargets.of(data.subset(rows)), config, (0, 1))
+            fit_probe(
+                Features(x_ND, np.arange(len(rows) + 1)), ProbeTargets.from_task(data.subset(rows)), config, (0, 1)
+            )
         )
         assert (x_ND == values_ND[rows]).all()
     assert len(set(np.diff(mixed))) > 1
@@ -228,7 +230,7 @@ def test_a_head_is_trained_as_plain_torch_would():
     features, data = planted("protein", "value", num_proteins=100, noise=1.0)
     config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, learning_rate=2e-2)
     config = dataclasses.replace(config, standardize=False, scale_targets=False)
-    fitted = fit_head(features, ProbeTargets.of(data), config, (3,), CPU)
+    fitted = fit_head(features, ProbeTargets.from_task(data), config, (3,), CPU)
     head = Fnn((3,), features.width, 1, config.hidden, 0.0, CPU)
     theirs = torch.optim.Adam(head.parameters(), lr=2e-2)
     x_ND, y_N = torch.from_numpy(features.values_ND).float(), torch.from_numpy(data.targets).float()
@@ -236,11 +238,11 @@ def test_a_head_is_trained_as_plain_torch_would():
         order = np.random.default_rng((ORDER_SEED, epoch + 1)).permutation(data.rows("train"))
         for rows in np.split(order, range(16, len(order), 16)):
             theirs.zero_grad()
-            (head(Batch(x_ND[rows], None, []))[0, :, 0] - y_N[rows]).square().mean().backward()
+            (head(FeatureBatch(x_ND[rows], None, []))[0, :, 0] - y_N[rows]).square().mean().backward()
             theirs.step()
         with torch.no_grad():
             held = data.rows("validation")
-            loss = (head(Batch(x_ND[held], None, []))[0, :, 0] - y_N[held]).square().mean()
+            loss = (head(FeatureBatch(x_ND[held], None, []))[0, :, 0] - y_N[held]).square().mean()
         np.testing.assert_allclose(fitted.history["validation_loss"][epoch][0], float(loss), rtol=1e-4)
 
 
@@ -252,7 +254,7 @@ from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 
 features, data = planted("residue", "class", num_proteins=20)
-fit_probe(features, ProbeTargets.of(data), ProbeConfig("cnn", epochs=1), (0,))
+fit_probe(features, ProbeTargets.from_task(data), ProbeConfig("cnn", epochs=1), (0,))
 print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
 """
 
@@ -268,7 +270,7 @@ def packed_batch(lengths, width, gap):
     sizes[1::2] = lengths
     real = torch.cat([torch.full((size,), place % 2 == 1) for place, size in enumerate(sizes)])
     x = torch.randn(len(real), width, generator=torch.Generator().manual_seed(1)) * real[:, None]
-    return Batch(x, real, sizes)
+    return FeatureBatch(x, real, sizes)
 
 
 def test_the_cnn_is_the_padded_one_protein_by_protein():
@@ -321,9 +323,9 @@ def test_unscored_residues_decide_nothing():
     spoiled = data.targets.copy()
     spoiled[::3] = (spoiled[::3] + 1) % 3
     config = ProbeConfig("cnn", epochs=2, dropout=0.0)
-    first = fit_probe(features, ProbeTargets.of(dataclasses.replace(data, scored=hidden)), config, (0,))
+    first = fit_probe(features, ProbeTargets.from_task(dataclasses.replace(data, scored=hidden)), config, (0,))
     second = fit_probe(
-        features, ProbeTargets.of(dataclasses.replace(data, scored=hidden, targets=spoiled)), config, (0,)
+        features, ProbeTargets.from_task(dataclasses.replace(data, scored=hidden, targets=spoiled)), config, (0,)
     )
     assert (first.test_SM == second.test_SM).all()
     assert first.test_SM.shape[1] == len(dataclasses.replace(data, scored=hidden).target_rows("test"))
@@ -335,15 +337,15 @@ def test_the_test_set_has_no_say(probe):
     spoiled = data.targets.copy()
     spoiled[data.rows("test")] = 1e3
     config = ProbeConfig(probe, **QUICK)
-    clean = fit_probe(features, ProbeTargets.of(data), config, (0,))
-    dirty = fit_probe(features, ProbeTargets.of(dataclasses.replace(data, targets=spoiled)), config, (0,))
+    clean = fit_probe(features, ProbeTargets.from_task(data), config, (0,))
+    dirty = fit_probe(features, ProbeTargets.from_task(dataclasses.replace(data, targets=spoiled)), config, (0,))
     assert (clean.test_SM == dirty.test_SM).all()
 
 
 def test_early_stopping_keeps_the_best_epoch_of_each_seed():
     features, data = planted("protein", "class", num_proteins=100, noise=3.0)
     config = ProbeConfig("fnn", epochs=60, learning_rate=2e-2, batch_size=16, patience=4)
-    fitted = fit_probe(features, ProbeTargets.of(data), config, (0, 1, 2))
+    fitted = fit_probe(features, ProbeTargets.from_task(data), config, (0, 1, 2))
     curves = np.array(fitted.history["validation_loss"])
     for seed, epoch in enumerate(fitted.selected["epoch"]):
         assert curves[: epoch + 4, seed].argmin() == epoch - 1
@@ -355,7 +357,7 @@ def test_a_head_that_never_learned_is_not_scored(keep):
     features, data = planted("protein", "value", num_proteins=60)
     config = ProbeConfig("fnn", epochs=3, learning_rate=1e30, keep=keep)
     with refused("probe.diverged", probe="fnn", seeds=[4, 7], set="validation"):
-        fit_probe(features, ProbeTargets.of(data), config, (4, 7))
+        fit_probe(features, ProbeTargets.from_task(data), config, (4, 7))
 
 
 @pytest.mark.parametrize(("level", "target", "probe"), CASES)
@@ -366,7 +368,7 @@ def test_vectors_that_are_no_numbers_are_named_with_their_protein(level, target,
     protein = int(data.rows(set_name)[1])
     features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
     with refused("features.not-finite", source="planted", protein=f"p{protein}"):
-        fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe, epochs=1, standardize=False), (0,))
+        fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, epochs=1, standardize=False), (0,))
 
 
 def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
@@ -375,8 +377,8 @@ def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
     mapped = Features(np.load(tmp_path / "x.npy", mmap_mode="r"), features.offsets)
     config = ProbeConfig("cnn", epochs=1)
     assert (
-        fit_probe(mapped, ProbeTargets.of(data), config, (0,)).test_SM
-        == fit_probe(features, ProbeTargets.of(data), config, (0,)).test_SM
+        fit_probe(mapped, ProbeTargets.from_task(data), config, (0,)).test_SM
+        == fit_probe(features, ProbeTargets.from_task(data), config, (0,)).test_SM
     ).all()
 
 
@@ -413,7 +415,7 @@ def test_presets_say_what_the_papers_say():
 def test_a_probe_that_does_not_fit_is_refused(level, target, probe, values):
     features, data = planted(level, target)
     with refused("probe.task", probe=probe, **values):
-        fit_probe(features, ProbeTargets.of(data), ProbeConfig(probe))
+        fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe))
 
 
 def test_rows_that_are_not_the_residues_are_refused_with_the_protein():
@@ -422,4 +424,4 @@ def test_rows_that_are_not_the_residues_are_refused_with_the_protein():
     offsets[5:] -= 1
     residues = int(data.num_residues[4])
     with refused("features.rows", protein="p4", found=residues - 1, expected=residues):
-        fit_probe(Features(features.values_ND[:-1], offsets, "x.h5"), ProbeTargets.of(data), ProbeConfig("cnn"))
+        fit_probe(Features(features.values_ND[:-1], offsets, "x.h5"), ProbeTargets.from_task(data), ProbeConfig("cnn"))

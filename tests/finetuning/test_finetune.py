@@ -24,12 +24,12 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.report import Report
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning import finetune as stage
-from esm2kit.finetuning.config import lr_share, settled, training_memory
+from esm2kit.finetuning.config import lr_factor, resolve_defaults, training_memory
 from esm2kit.finetuning.data import LabelledBatches
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
-from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, uniforms_of
+from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, hash_to_uniforms
 from esm2kit.finetuning.model_file import load_finetuned
-from esm2kit.finetuning.module import LabelTrainer, freeze, learning_rates, loss_sum, training_flops
+from esm2kit.finetuning.module import LabelTrainer, freeze_parameters, group_by_learning_rate, loss_sum, training_flops
 from esm2kit.finetuning.report import _seconds
 from esm2kit.models import packing as layout
 from esm2kit.models.checkpoint import read_checkpoint
@@ -236,7 +236,7 @@ def test_dropout_is_the_samples_own() -> None:
     alone = model.label(rows[20:32], [12], keys[1:2])
     torch.testing.assert_close(together[1], alone, rtol=0, atol=1e-6)
     assert (model.label(rows[20:32], [12], keys[1:2] + 1) - alone).abs().max() > 1e-3
-    keep = uniforms_of(torch.arange(2000), 50)
+    keep = hash_to_uniforms(torch.arange(2000), 50)
     assert keep.min() >= 0
     assert keep.max() < 1
     assert abs(keep.mean().item() - 0.5) < 0.005
@@ -346,8 +346,8 @@ def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
         rows.append(hidden_TD if head != "fnn" else hidden_TD.mean(0, keepdim=True))
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
     features = Features(torch.cat(rows).numpy(), offsets)
-    settled_probe = ProbeConfig(probe, dropout=0.0, epochs=epochs, batch_size=size, patience=None)
-    fitted = fit_probe(features, ProbeTargets.of(data), settled_probe, (3,))
+    probe_config = ProbeConfig(probe, dropout=0.0, epochs=epochs, batch_size=size, patience=None)
+    fitted = fit_probe(features, ProbeTargets.from_task(data), probe_config, (3,))
     validation = [row[0] for row in fitted.history["validation_loss"]]
     np.testing.assert_allclose(column(tmp_path, "val_loss"), validation, rtol=2e-5)
     with np.load(tmp_path / "predictions.npz") as stored:
@@ -363,7 +363,7 @@ def test_modes_train_what_they_say() -> None:
 
     def trained(**given: object) -> set[str]:
         model = LabelModel(ESM2.initialised(ESM2Config(4, 32, 4), 0), data_spec)
-        freeze(model, FinetuneConfig(**given))
+        freeze_parameters(model, FinetuneConfig(**given))
         return {
             ".".join(name.split(".")[:3]) for name, parameter in model.named_parameters() if parameter.requires_grad
         }
@@ -388,7 +388,7 @@ def test_training_flops_are_what_torch_counts(mode) -> None:
     model = LabelModel(ESM2.initialised(shape, 0), HeadSpec("fnn", "residue", 64, 1, 1, 0.0, False))
     if mode == "lora":
         add_lora(model.esm2, 1, 1.0, ["q_proj"])
-    freeze(model, config)
+    freeze_parameters(model, config)
     with FlopCounterMode(display=False) as counter:
         loss = model(torch.randint(4, 24, (100,)), [2] * 50, torch.zeros(50, dtype=torch.int64)).sum()
         loss.backward()
@@ -398,8 +398,10 @@ def test_training_flops_are_what_torch_counts(mode) -> None:
 def test_layer_rates_fall_from_the_head_down() -> None:
     model = LabelModel(ESM2.initialised(ESM2Config(3, 32, 4), 0), HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False))
     config = FinetuneConfig(mode="full", lr=1e-3, head_lr=1e-2, layer_lr_decay=0.5)
-    freeze(model, config)
-    rates = {id(parameter): rate for rate, group in learning_rates(model, config).items() for parameter in group}
+    freeze_parameters(model, config)
+    rates = {
+        id(parameter): rate for rate, group in group_by_learning_rate(model, config).items() for parameter in group
+    }
     found = {name: rates[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in rates}
     assert found["head.weight_in"] == 1e-2
     assert found["esm2.emb_layer_norm_after.weight"] == 1e-3
@@ -409,9 +411,9 @@ def test_layer_rates_fall_from_the_head_down() -> None:
 
 def test_schedules() -> None:
     config = dataclasses.replace(FinetuneConfig(), warmup_steps=4, max_steps=104, schedule="linear")
-    assert [lr_share(step, config) for step in (0, 3, 4, 54)] == [0.25, 1.0, 1.0, 0.5]
-    assert lr_share(54, dataclasses.replace(config, schedule="cosine")) == pytest.approx(0.5)
-    assert lr_share(103, dataclasses.replace(config, schedule="constant")) == 1.0
+    assert [lr_factor(step, config) for step in (0, 3, 4, 54)] == [0.25, 1.0, 1.0, 0.5]
+    assert lr_factor(54, dataclasses.replace(config, schedule="cosine")) == pytest.approx(0.5)
+    assert lr_factor(103, dataclasses.replace(config, schedule="constant")) == 1.0
 
 
 def test_early_stopping_keeps_the_best(tmp_path, tasks, tiny) -> None:
@@ -571,7 +573,7 @@ def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
     told = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", inspect.getdoc(FinetuneConfig), re.M | re.S))
     config, derived = FinetuneConfig(preset=preset, mode=mode), ("max_steps", "head_lr", "val_check_interval")
     for task in ("gb1", "secondary_structure"):
-        filled = settled(config, TASKS[task], 1000)
+        filled = resolve_defaults(config, TASKS[task], 1000)
         names = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) is None]
         for name in names:
             value = getattr(filled, name)
@@ -588,12 +590,12 @@ def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
 
 def test_published_recipe() -> None:
     """Schmirler et al. 2024, table S12: 2,691 train proteins of gb1 in batches of 8, five validations an epoch."""
-    config = settled(FinetuneConfig(preset="schmirler"), TASKS["gb1"], 2691)
+    config = resolve_defaults(FinetuneConfig(preset="schmirler"), TASKS["gb1"], 2691)
     assert (config.head, config.lr, config.layout.global_batch_size, config.epochs) == ("hf", 2e-5, 8, 20)
     assert (config.max_steps, config.val_check_interval, config.schedule) == (6728, 67, "constant")
-    lora = settled(FinetuneConfig(preset="schmirler", mode="lora"), TASKS["gb1"], 2691)
+    lora = resolve_defaults(FinetuneConfig(preset="schmirler", mode="lora"), TASKS["gb1"], 2691)
     assert (lora.lr, lora.lora_rank, lora.epochs, lora.lora_biases) == (3e-4, 4, 50, True)
-    residue = settled(FinetuneConfig(preset="schmirler", lr=1e-4), TASKS["secondary_structure"], 9712)
+    residue = resolve_defaults(FinetuneConfig(preset="schmirler", lr=1e-4), TASKS["secondary_structure"], 9712)
     assert (residue.layout.global_batch_size, residue.epochs, residue.lr) == (1, 5, 1e-4)
 
 

@@ -17,7 +17,7 @@ from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.hf_export import save_hf_classifier
-from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned, task_facts
+from esm2kit.finetuning.model_file import FinetunedModel, describe_task, load_finetuned
 from esm2kit.finetuning.predict import predict
 from esm2kit.finetuning.report import predict_set
 from esm2kit.models.checkpoint import write_checkpoint
@@ -169,7 +169,7 @@ def save_with_head(path, level: str, task: str, standardize: bool, head: str = "
     generator = torch.Generator().manual_seed(5)
     state = {name: torch.rand(t.shape, generator=generator) + 0.1 for name, t in model.head.state_dict().items()}
     tensors = {f"model.{name}": tensor for name, tensor in esm2.state_dict().items()}
-    facts = {"mode": "full", "head": spec._asdict(), "task": task_facts(chosen), "max_tokens": 1024}
+    facts = {"mode": "full", "head": spec._asdict(), "task": describe_task(chosen), "max_tokens": 1024}
     facts |= {"target_centre": 40.0, "target_spread": 12.0, "base": {"name": "tiny"}}
     write_checkpoint(
         path, tensors | {f"head.{name}": t for name, t in state.items()}, {"model": SHAPE, "step": 0, "finetune": facts}
@@ -221,7 +221,7 @@ def test_binary_labels_come_as_their_own_probabilities(tmp_path) -> None:
 
 def test_a_file_whose_head_and_labels_differ_is_refused(tmp_path) -> None:
     model = save_with_head(tmp_path / "good.safetensors", "protein", "scl", False)
-    facts = model.facts | {"task": task_facts(TASKS["sav"])}
+    facts = model.facts | {"task": describe_task(TASKS["sav"])}
     tensors = {f"model.{name}": tensor for name, tensor in model.esm2.state_dict().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in model.labels.head.state_dict().items()}
     write_checkpoint(tmp_path / "bad.safetensors", tensors, {"model": SHAPE, "step": 0, "finetune": facts})

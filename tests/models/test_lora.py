@@ -14,7 +14,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.model_file import load_finetuned
-from esm2kit.finetuning.module import freeze
+from esm2kit.finetuning.module import freeze_parameters
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
 from esm2kit.models.config import LORA_TARGETS, SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
@@ -77,7 +77,7 @@ def test_a_head_and_adapters_of_one_seed_are_drawn_apart() -> None:
 
 def test_only_adapters_and_head_have_gradients() -> None:
     model = LabelModel(add_lora(ESM2.initialised(SHAPE, 0), 2, 4.0), HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False))
-    freeze(model, FinetuneConfig(mode="lora"))
+    freeze_parameters(model, FinetuneConfig(mode="lora"))
     tokens = torch.randint(4, 24, (24,))
     model(tokens, [10, 14], torch.tensor([1, 2])).sum().backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}

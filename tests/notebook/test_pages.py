@@ -16,7 +16,7 @@ from support.errors import refused
 from support.reports import report, row, score
 
 from esm2kit import plots
-from esm2kit.benchmarking.page import render, score_table, svg
+from esm2kit.benchmarking.page import build_score_table, render_page, render_svg
 from esm2kit.core.files import write_json
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, this_process
 from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
@@ -165,7 +165,7 @@ ROWS = [
 
 
 def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
-    table = score_table(report("rmse", ROWS))
+    table = build_score_table(report("rmse", ROWS))
     assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
         "the encoder itself, trained on the labels",
@@ -186,16 +186,16 @@ def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
 
 
 def test_a_label_with_dollars_is_no_formula() -> None:
-    drawn = svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
+    drawn = render_svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
     assert r"$5 \bad{" in drawn
 
 
 def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
-    drawn = svg(
+    drawn = render_svg(
         lambda: plots.scores_beside_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", ours=["a"]), "scores"
     )
     assert "var(--ours)" in drawn
     assert "currentColor" in drawn
     assert to_hex(plots.OURS) not in drawn
     for theme in ("#0173b2", "#5cb0e8"):
-        assert f"--ours: {theme}" in render("", "", [], [])
+        assert f"--ours: {theme}" in render_page("", "", [], [])

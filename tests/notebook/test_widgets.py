@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.errors import refused
 from support.reports import report, row, score
 
-from esm2kit.benchmarking.report import Comparison, Report, Row
+from esm2kit.benchmarking.report import Comparison, Report, ReportRow
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -453,11 +453,11 @@ def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
         assert asked == [True]
 
 
-def scored(kind: str, name: str, value: float | None, **more: object) -> Row:
+def scored(kind: str, name: str, value: float | None, **more: object) -> ReportRow:
     return row(kind, name, {"accuracy": score(value, value, value)}, **more)
 
 
-def compared(first: Row, others: dict[str, tuple[float, float, float]]) -> Report:
+def compared(first: ReportRow, others: dict[str, tuple[float, float, float]]) -> Report:
     """A report of a first row and its paired differences from its baselines."""
     kinds = {"p_step3, cnn": "probe", "untrained p_step3, cnn": "untrained"}
     values = {"majority": 0.4, "composition": 0.55, "onehot_cnn": 0.5}

@@ -16,7 +16,7 @@ from support.layouts import LAYOUTS, arguments, train_here, train_together
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.benchmarking.scores import headline
+from esm2kit.benchmarking.scores import compute_headline
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -64,8 +64,8 @@ def by_another_way(esm2: ESM2, data: TaskData) -> float:
         parts.append(hidden_TD if data.task.level == "residue" else hidden_TD.mean(0, keepdim=True))
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     probe = "ridge" if data.task.target == "value" else "logistic"
-    fitted = fit_probe(Features(torch.cat(parts).numpy(), offsets), ProbeTargets.of(data), ProbeConfig(probe))
-    return headline(data.task, data.targets[data.target_rows("validation")], fitted.validation_SM[0])
+    fitted = fit_probe(Features(torch.cat(parts).numpy(), offsets), ProbeTargets.from_task(data), ProbeConfig(probe))
+    return compute_headline(data.task, data.targets[data.target_rows("validation")], fitted.validation_SM[0])
 
 
 @pytest.mark.parametrize("task", TASKS)

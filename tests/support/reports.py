@@ -8,7 +8,7 @@ from esm2kit.benchmarking.report import (
     Metric,
     ModelSummary,
     Report,
-    Row,
+    ReportRow,
     Settings,
     TaskSummary,
 )
@@ -20,11 +20,11 @@ def score(value: float | None, low: float | None = None, high: float | None = No
     return Metric(value, low, high, [value], 0.0)
 
 
-def row(kind: str, name: str, metrics: dict[str, Metric], **more: object) -> Row:
-    return Row(kind=kind, name=name, metrics=metrics, **BLANK | {"history": {}} | more)
+def row(kind: str, name: str, metrics: dict[str, Metric], **more: object) -> ReportRow:
+    return ReportRow(kind=kind, name=name, metrics=metrics, **BLANK | {"history": {}} | more)
 
 
-def report(metric: str, rows: Sequence[Row], comparisons: Sequence[Comparison] = (), train: int = 0) -> Report:
+def report(metric: str, rows: Sequence[ReportRow], comparisons: Sequence[Comparison] = (), train: int = 0) -> Report:
     level, target = "protein", "value" if metric in ("rmse", "spearman") else "class"
     sizes = {"train": train, "validation": 0, "test": 0}
     task = TaskSummary("t", level, target, "s", metric, "", (), 0, None, "", "", False, sizes, 0)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge, RidgeClassifier
 
-from esm2kit.benchmarking.baselines.neighbours import blosum_nearest, levenshtein_nearest
+from esm2kit.benchmarking.baselines.neighbours import predict_by_blosum62, predict_by_edit_distance
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
@@ -40,7 +40,7 @@ class Baseline(NamedTuple):
     note: str
 
 
-def baseline_names(data: TaskData) -> tuple[str, ...]:
+def list_baselines(data: TaskData) -> tuple[str, ...]:
     """The baselines that stand beside every probe of a task."""
     names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
     return (*names, "levenshtein_nearest", "blosum62_nearest") if data.task.variants else names
@@ -52,7 +52,7 @@ def fit_baseline(
     """Fit one baseline.
 
     Args:
-        name: from `baseline_names`.
+        name: from `list_baselines`.
         data: the task.
         seeds: of the networks.
         wide_cnn: the protein CNN at FLIP's full width (1,024 and 2,048) instead of 64 and 128.
@@ -64,8 +64,8 @@ def fit_baseline(
         "composition": lambda: _composition(data),
         "onehot_ridge": lambda: _one_hot_ridge(data),
         "onehot_cnn": lambda: _one_hot_cnn(data, seeds, wide_cnn),
-        "levenshtein_nearest": lambda: _nearest(name, levenshtein_nearest(data), "edit distance"),
-        "blosum62_nearest": lambda: _nearest(name, blosum_nearest(data), "BLOSUM62 similarity"),
+        "levenshtein_nearest": lambda: _nearest(name, predict_by_edit_distance(data), "edit distance"),
+        "blosum62_nearest": lambda: _nearest(name, predict_by_blosum62(data), "BLOSUM62 similarity"),
     }
     found = fits[name]()
     seconds = time.perf_counter() - start
@@ -86,7 +86,7 @@ def _constant(name: str, data: TaskData) -> Baseline:
     return Baseline(name, Fitted(*constants), note)
 
 
-def residue_codes(data: TaskData, letters: str) -> np.ndarray:
+def encode_residues(data: TaskData, letters: str) -> np.ndarray:
     """(residues of all proteins,) place of each letter; len(letters) for any other."""
     table = np.full(256, len(letters), dtype=np.uint8)
     table[np.frombuffer(letters.encode(), np.uint8)] = np.arange(len(letters), dtype=np.uint8)
@@ -97,15 +97,15 @@ def _residue_offsets(data: TaskData) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(data.num_residues)])
 
 
-def one_hot_rows(data: TaskData) -> Features:
+def encode_one_hot(data: TaskData) -> Features:
     """One-hot of every residue, (residues, 25) uint8: a residue task's features without a language model."""
     table = np.eye(len(RESIDUE_LETTERS) + 1, len(RESIDUE_LETTERS), dtype=np.uint8)
-    return Features(table[residue_codes(data, RESIDUE_LETTERS)], _residue_offsets(data), "one-hot")
+    return Features(table[encode_residues(data, RESIDUE_LETTERS)], _residue_offsets(data), "one-hot")
 
 
-def composition(data: TaskData) -> Features:
+def compute_composition(data: TaskData) -> Features:
     """Letter shares: of the whole protein with the log of its residues, or within 10 residues on either side."""
-    codes = residue_codes(data, RESIDUE_LETTERS)
+    codes = encode_residues(data, RESIDUE_LETTERS)
     offsets = _residue_offsets(data)
     width = len(RESIDUE_LETTERS)
     sums = np.zeros((len(codes) + 1, width), dtype=np.int32)
@@ -132,14 +132,14 @@ def _composition(data: TaskData) -> Baseline:
     what = (
         "of the protein, with its residues" if data.task.level == "protein" else f"within {COMPOSITION_WINDOW} residues"
     )
-    fitted = fit_probe(composition(data), ProbeTargets.of(data), _linear(data))
+    fitted = fit_probe(compute_composition(data), ProbeTargets.from_task(data), _linear(data))
     return Baseline("composition", fitted, f"linear on letter shares {what}")
 
 
-def one_hot_padded(data: TaskData) -> csr_matrix:
+def encode_one_hot_padded(data: TaskData) -> csr_matrix:
     """FLIP's features: one-hot of every position, padded to the longest sequence, sparse (P, 22 * longest)."""
     width = len(FLIP_LETTERS)
-    codes = residue_codes(data, FLIP_LETTERS)
+    codes = encode_residues(data, FLIP_LETTERS)
     offsets = _residue_offsets(data)
     owner = np.repeat(np.arange(len(data.ids)), data.num_residues)
     column = (np.arange(len(codes)) - offsets[owner]) * width + codes
@@ -152,9 +152,9 @@ def one_hot_padded(data: TaskData) -> csr_matrix:
 def _one_hot_ridge(data: TaskData) -> Baseline:
     """FLIP 2021: Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation together; nothing is selected."""
     if data.task.level == "residue":
-        fitted = fit_probe(one_hot_rows(data), ProbeTargets.of(data), _linear(data))
+        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), _linear(data))
         return Baseline("onehot_ridge", fitted, "linear on the residue's own letter")
-    features = one_hot_padded(data)
+    features = encode_one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
     test, validation = data.rows("test"), data.rows("validation")
     kind = Ridge if data.task.target == "value" else RidgeClassifier
@@ -165,7 +165,7 @@ def _one_hot_ridge(data: TaskData) -> Baseline:
 
 def _one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
     if data.task.level == "residue":
-        fitted = fit_probe(one_hot_rows(data), ProbeTargets.of(data), ONE_HOT_CNN, seeds)
+        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), ONE_HOT_CNN, seeds)
         return Baseline("onehot_cnn", fitted, "conv7-32-conv7 on one-hot residues, 6 epochs")
     config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
     note = f"conv5-{config.channels}, linear {config.hidden}, maximum over positions, on one-hot residues"

@@ -36,7 +36,7 @@ def _shared_prefix(texts: list[str]) -> int:
     return next(differ, min(len(first), len(last)))
 
 
-def as_codes(sequences: list[str]) -> np.ndarray:
+def encode_ascii(sequences: list[str]) -> np.ndarray:
     """(P, longest) ASCII codes, 0 beyond a sequence's end."""
     width = max(1, max(map(len, sequences)))
     return np.array([sequence.encode() for sequence in sequences], dtype=f"S{width}").view(np.uint8).reshape(-1, width)
@@ -51,7 +51,7 @@ def _sampled_train(data: TaskData, num_texts: int, words: int = 1) -> np.ndarray
     return np.sort(np.random.default_rng(0).choice(train, most, replace=False))
 
 
-def levenshtein_nearest(data: TaskData) -> tuple[np.ndarray, str]:
+def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
     """Mean target of the train variants at the smallest edit distance, for every test variant (1, M), and a note."""
     trimmed = trim_shared(data.sequences)
     texts = [trimmed[row] for row in data.rows("test")]
@@ -70,23 +70,23 @@ def levenshtein_nearest(data: TaskData) -> tuple[np.ndarray, str]:
     return (total / count)[None], _note(data, train)
 
 
-def blosum62() -> dict[str, dict[str, int]]:
+def read_blosum62() -> dict[str, dict[str, int]]:
     """BLOSUM62 by letters, in half bits."""
     text = files("esm2kit.benchmarking.baselines").joinpath("blosum62.txt").read_text()
     letters, *rows = (line.split() for line in text.splitlines() if not line.startswith("#"))
     return {letter: dict(zip(letters, map(int, scores), strict=True)) for letter, *scores in rows}
 
 
-def blosum_nearest(data: TaskData) -> tuple[np.ndarray, str]:
+def predict_by_blosum62(data: TaskData) -> tuple[np.ndarray, str]:
     """Mean target of the train variants most similar position by position under BLOSUM62, for every test variant."""
-    matrix = blosum62()
+    matrix = read_blosum62()
     replaced = {"U": "C", "O": "K"}  # which BLOSUM62 lacks, by the residues that they are made from
     score = np.full((len(RESIDUE_LETTERS) + 1,) * 2, GAP_SCORE, dtype=np.float32)
     for i, a in enumerate(RESIDUE_LETTERS):
         for j, b in enumerate(RESIDUE_LETTERS):
             score[i, j] = matrix[replaced.get(a, a)][replaced.get(b, b)]
     score[-1, -1] = 0.0
-    codes = as_codes(trim_shared(data.sequences))
+    codes = encode_ascii(trim_shared(data.sequences))
     index = np.full(256, len(RESIDUE_LETTERS), dtype=np.int64)
     index[np.frombuffer(RESIDUE_LETTERS.encode(), np.uint8)] = np.arange(len(RESIDUE_LETTERS))
     codes = index[codes]

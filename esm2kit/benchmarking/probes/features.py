@@ -152,7 +152,7 @@ class ProbeTargets:
     ids: Sequence[str] = ()
 
     @classmethod
-    def of(cls, data: TaskData) -> Self:
+    def from_task(cls, data: TaskData) -> Self:
         """The targets of a task."""
         proteins = {name: data.rows(name) for name in SET_NAMES}
         return cls(data.targets, data.scored, data.offsets, proteins, data.task, data.ids)
@@ -186,10 +186,10 @@ class Fitted(NamedTuple):
     seconds: float = 0.0
 
 
-def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of ascending rows as float32: (where in `rows`, block).
 
-    Raises: InputError for nan or inf among them; `check_numbers` says where.
+    Raises: InputError for nan or inf among them; `check_finite` says where.
     """
     size = size or max(1, NUMBERS_PER_BLOCK // features.width)
     for start in range(0, len(rows), size):
@@ -202,7 +202,7 @@ def row_blocks(features: Features, rows: np.ndarray, size: int | None = None) ->
         yield slice(start, start + len(part)), block_ND
 
 
-def check_numbers(features: Features, targets: ProbeTargets) -> None:
+def check_finite(features: Features, targets: ProbeTargets) -> None:
     """Refuse features that hold nan or inf; reads all of them.
 
     Raises:
@@ -224,7 +224,7 @@ def check_numbers(features: Features, targets: ProbeTargets) -> None:
             )
 
 
-def column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def compute_column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every column over blocks (N, D) of rows.
 
     Returns: two (D,) float32, worked out in float64; a deviation of 1 where a column does not vary.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_probe
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_numbers
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_finite
 from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.core.errors import InputError
@@ -46,7 +46,7 @@ def fit_probe(
         else:
             fitted = fit_head(features, targets, config, seeds, torch.device(device))
     except InputError:
-        check_numbers(features, targets)  # no probe learns from nan, and no setting helps
+        check_finite(features, targets)  # no probe learns from nan, and no setting helps
         raise
     return fitted._replace(seconds=time.perf_counter() - start)
 

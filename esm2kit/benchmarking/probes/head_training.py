@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, column_moments, row_blocks
-from esm2kit.benchmarking.probes.heads import HEADS, Batch, SeededHead
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
+from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
@@ -47,7 +47,11 @@ class _Rows:
         self.head, self.device, self.budget = head, device, config.row_budget
         self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
         train_rows = _stretches(self.offsets, self.proteins["train"])
-        moments = column_moments(block for _, block in row_blocks(features, train_rows)) if config.standardize else None
+        moments = (
+            compute_column_moments(block for _, block in read_blocks(features, train_rows))
+            if config.standardize
+            else None
+        )
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
         if self.task.target == "class":
             self.targets = class_targets(targets.packed, self.task).to(device)
@@ -63,13 +67,13 @@ class _Rows:
         """Proteins in stretches of at most `row_budget` rows."""
         return (proteins[part] for part in split_within_budget(self.sizes[proteins], self.budget))
 
-    def batch(self, proteins: np.ndarray) -> Batch:
+    def batch(self, proteins: np.ndarray) -> FeatureBatch:
         """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
         if self.one_row_each:
             x_ND = self.features.take(self.offsets[proteins]).to(self.device)
             if self.moments is not None:
                 x_ND = (x_ND - self.moments[0]).div_(self.moments[1])  # a new tensor: x may be the features themselves
-            return Batch(x_ND, None, [])
+            return FeatureBatch(x_ND, None, [])
         gap, counts = self.head.radius, self.sizes[proteins]
         sizes = [gap] * (2 * len(counts) + 1)
         sizes[1::2] = counts.tolist()
@@ -89,7 +93,7 @@ class _Rows:
         x_ND = x_ND.to(self.device)
         if self.moments is not None:
             x_ND.sub_(self.moments[0]).div_(self.moments[1]).mul_(is_real_N[:, None])
-        return Batch(x_ND, is_real_N, sizes)
+        return FeatureBatch(x_ND, is_real_N, sizes)
 
     def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
         """(S, M, C) outputs for the scored targets of some proteins, and these targets (M)."""
@@ -165,7 +169,7 @@ def fit_head(
         history["validation_loss"].append(loss_S.tolist())
         improved = running & (loss_S < best_loss)
         best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
-        _refuse_no_number(best_loss, config, seeds)
+        _check_finite_loss(best_loss, config, seeds)
         taken = improved if config.keep == "best" else running
         kept_epoch[taken] = epoch
         for kept, parameter in zip(best, model.parameters(), strict=True):
@@ -182,7 +186,7 @@ def fit_head(
     predicted = {}
     for set_name in ("test", "validation"):
         predicted[set_name], loss_S = _predict(rows, model, set_name)
-        _refuse_no_number(loss_S, config, seeds, set_name)
+        _check_finite_loss(loss_S, config, seeds, set_name)
     return Fitted(predicted["test"], predicted["validation"], history, {"epoch": kept_epoch.tolist()})
 
 
@@ -217,7 +221,7 @@ class Adam:
             parameter.grad = None
 
 
-def _refuse_no_number(
+def _check_finite_loss(
     loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
 ) -> None:
     wrong = [seed for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]

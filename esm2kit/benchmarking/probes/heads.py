@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Batch(NamedTuple):
+class FeatureBatch(NamedTuple):
     """Rows of some proteins.
 
     Args:
@@ -116,13 +116,13 @@ class SeededHead(nn.Module):
         self.seeds, self.dropout, self.device = tuple(seeds), dropout, device
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
-    def draw(self, *shape: int, fan_in: int) -> nn.Parameter:
+    def init_uniform(self, *shape: int, fan_in: int) -> nn.Parameter:
         """(S, *shape) uniform in +-1/sqrt(fan_in), torch's default for linear layers and convolutions."""
         bound = 1 / math.sqrt(fan_in)
         drawn = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
         return nn.Parameter(torch.stack(drawn).mul_(2 * bound).sub_(bound))
 
-    def drop(self, hidden_SNH: Tensor) -> Tensor:
+    def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
         """Inverted dropout with each seed's own stream."""
         if not (self.training and self.dropout):
             return hidden_SNH
@@ -139,15 +139,17 @@ class Fnn(SeededHead):
         self, seeds: Sequence[int], width: int, outputs: int, hidden: int, dropout: float, device: torch.device
     ) -> None:
         super().__init__(seeds, dropout, device)
-        self.weight_in, self.bias_in = self.draw(width, hidden, fan_in=width), self.draw(1, hidden, fan_in=width)
-        self.weight_out, self.bias_out = self.draw(hidden, outputs, fan_in=hidden), self.draw(1, outputs, fan_in=hidden)
+        self.weight_in = self.init_uniform(width, hidden, fan_in=width)
+        self.bias_in = self.init_uniform(1, hidden, fan_in=width)
+        self.weight_out = self.init_uniform(hidden, outputs, fan_in=hidden)
+        self.bias_out = self.init_uniform(1, outputs, fan_in=hidden)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: FeatureBatch) -> Tensor:
         num_seeds, width, hidden = self.weight_in.shape
         # One product for all seeds: (N, D) x (D, S * H).
         fused = self.weight_in.transpose(0, 1).reshape(width, num_seeds * hidden)
         hidden_SNH = (batch.x_ND @ fused).view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
-        return torch.baddbmm(self.bias_out, self.drop(F.relu(hidden_SNH)), self.weight_out)
+        return torch.baddbmm(self.bias_out, self.apply_dropout(F.relu(hidden_SNH)), self.weight_out)
 
 
 class Cnn(SeededHead):
@@ -160,18 +162,18 @@ class Cnn(SeededHead):
         self, seeds: Sequence[int], width: int, outputs: int, hidden: int, dropout: float, device: torch.device
     ) -> None:
         super().__init__(seeds, dropout, device)
-        self.weight_in = self.draw(self.taps, width, hidden, fan_in=self.taps * width)
-        self.bias_in = self.draw(1, hidden, fan_in=self.taps * width)
-        self.weight_out = self.draw(self.taps, hidden, outputs, fan_in=self.taps * hidden)
-        self.bias_out = self.draw(1, outputs, fan_in=self.taps * hidden)
+        self.weight_in = self.init_uniform(self.taps, width, hidden, fan_in=self.taps * width)
+        self.bias_in = self.init_uniform(1, hidden, fan_in=self.taps * width)
+        self.weight_out = self.init_uniform(self.taps, hidden, outputs, fan_in=self.taps * hidden)
+        self.bias_out = self.init_uniform(1, outputs, fan_in=self.taps * hidden)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: FeatureBatch) -> Tensor:
         num_seeds, taps, width, hidden = self.weight_in.shape
         fused = self.weight_in.permute(1, 2, 0, 3).reshape(1, taps, width, num_seeds * hidden)
         hidden_1NX = PackedConvolution.apply(batch.x_ND[None], fused)
         hidden_SNH = hidden_1NX[0].view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
         # Gap rows back to zero, as the second convolution's padding.
-        hidden_SNH = self.drop(F.relu(hidden_SNH)) * batch.is_real_N[:, None]
+        hidden_SNH = self.apply_dropout(F.relu(hidden_SNH)) * batch.is_real_N[:, None]
         return PackedConvolution.apply(hidden_SNH, self.weight_out) + self.bias_out
 
 
@@ -191,31 +193,31 @@ class LightAttention(SeededHead):
     ) -> None:
         super().__init__(seeds, dropout, device)
         fan_in = self.taps * width
-        self.weight_value = self.draw(self.taps, width, width, fan_in=fan_in)
-        self.bias_value = self.draw(1, width, fan_in=fan_in)
-        self.weight_attend = self.draw(self.taps, width, width, fan_in=fan_in)
-        self.bias_attend = self.draw(1, width, fan_in=fan_in)
-        self.weight_in = self.draw(2 * width, hidden, fan_in=2 * width)
-        self.bias_in = self.draw(1, hidden, fan_in=2 * width)
+        self.weight_value = self.init_uniform(self.taps, width, width, fan_in=fan_in)
+        self.bias_value = self.init_uniform(1, width, fan_in=fan_in)
+        self.weight_attend = self.init_uniform(self.taps, width, width, fan_in=fan_in)
+        self.bias_attend = self.init_uniform(1, width, fan_in=fan_in)
+        self.weight_in = self.init_uniform(2 * width, hidden, fan_in=2 * width)
+        self.bias_in = self.init_uniform(1, hidden, fan_in=2 * width)
         self.norm_scale = nn.Parameter(torch.ones(len(self.seeds), 1, hidden, device=device))
         self.norm_shift = nn.Parameter(torch.zeros(len(self.seeds), 1, hidden, device=device))
-        self.weight_out = self.draw(hidden, outputs, fan_in=hidden)
-        self.bias_out = self.draw(1, outputs, fan_in=hidden)
+        self.weight_out = self.init_uniform(hidden, outputs, fan_in=hidden)
+        self.bias_out = self.init_uniform(1, outputs, fan_in=hidden)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: FeatureBatch) -> Tensor:
         num_seeds, taps, width, _ = self.weight_value.shape
         both = torch.cat([self.weight_value, self.weight_attend])  # (2S, K, D, D): one product a tap for all
         fused = both.permute(1, 2, 0, 3).reshape(1, taps, width, 2 * num_seeds * width)
         out_NX = PackedConvolution.apply(batch.x_ND[None], fused)[0].view(-1, 2 * num_seeds, width)
         out_XND = out_NX.transpose(0, 1) + torch.cat([self.bias_value, self.bias_attend])
-        values_SND, attend_SND = self.drop(out_XND[:num_seeds]), out_XND[num_seeds:]
+        values_SND, attend_SND = self.apply_dropout(out_XND[:num_seeds]), out_XND[num_seeds:]
         pooled = []
         # split, not slices: its backward is one concatenation instead of a full-size tensor a protein
         stretches = zip(values_SND.split(batch.sizes, dim=1), attend_SND.split(batch.sizes, dim=1), strict=True)
         for value_STD, weight_STD in list(stretches)[1::2]:
             pooled.append(torch.cat([(value_STD * weight_STD.softmax(1)).sum(1), value_STD.amax(1)], dim=-1))
         hidden_SBH = torch.baddbmm(self.bias_in, torch.stack(pooled, dim=1), self.weight_in)
-        hidden_SBH = F.layer_norm(F.relu(self.drop(hidden_SBH)), hidden_SBH.shape[-1:])
+        hidden_SBH = F.layer_norm(F.relu(self.apply_dropout(hidden_SBH)), hidden_SBH.shape[-1:])
         return torch.baddbmm(self.bias_out, hidden_SBH * self.norm_scale + self.norm_shift, self.weight_out)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, column_moments, row_blocks
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.tasks.labels import class_targets, decide
 from esm2kit.tasks.task import Task
 
@@ -47,7 +47,7 @@ class _Moments:
 
 def _moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor) -> _Moments:
     moments = _Moments(shift_D)
-    for where, block in row_blocks(features, rows):
+    for where, block in read_blocks(features, rows):
         moments.add(block, y_N[where])
     return moments
 
@@ -56,7 +56,7 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     """Ridge on z-scored features; every penalty from one eigendecomposition, validation error from moments alone."""
     train, validation = targets.rows("train"), targets.rows("validation")
     y_train, y_validation = (torch.from_numpy(targets.packed[rows]).double() for rows in (train, validation))
-    shift_D = next(row_blocks(features, train))[1].double().mean(0)
+    shift_D = next(read_blocks(features, train))[1].double().mean(0)
     fit = _moments(features, train, y_train, shift_D)
     mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
     covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
@@ -84,7 +84,7 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     def predict(set_name: str) -> np.ndarray:
         rows = targets.rows(set_name)
         out = np.empty(len(rows))
-        for where, block in row_blocks(features, rows):
+        for where, block in read_blocks(features, rows):
             out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
         return out[None]
 
@@ -97,13 +97,13 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
     The sweep starts each fit from the last one's weights and ends when the validation loss rises.
     """
     train, validation = targets.rows("train"), targets.rows("validation")
-    mean_D, scale_D = column_moments(block for _, block in row_blocks(features, train))
+    mean_D, scale_D = compute_column_moments(block for _, block in read_blocks(features, train))
     outputs = targets.task.num_outputs
     width = features.width
 
     def prepared(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
         def blocks() -> Iterator[tuple[slice, Tensor]]:
-            return ((where, (block - mean_D) / scale_D) for where, block in row_blocks(features, rows))
+            return ((where, (block - mean_D) / scale_D) for where, block in read_blocks(features, rows))
 
         kept = list(blocks()) if len(rows) * width * 4 <= 1 << 30 else None
         return (lambda: iter(kept)) if kept is not None else blocks
@@ -153,7 +153,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
     def predict(set_name: str) -> np.ndarray:
         rows = targets.rows(set_name)
         out = np.empty(len(rows), dtype=np.int64)
-        for where, block in row_blocks(features, rows):
+        for where, block in read_blocks(features, rows):
             logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
             out[where] = decide(logits, targets.task).numpy()
         return out[None]
