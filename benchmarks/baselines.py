@@ -19,7 +19,7 @@ from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.scores import number_proteins, score_fitted
 from esm2kit.core.hardware import cpu_name
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.metrics import draw_counts
+from esm2kit.tasks.metrics import sample_counts
 
 # (task, split, metric, baseline) -> what to expect, and within what.
 FIGURES = {
@@ -55,7 +55,7 @@ def main() -> None:
         start = time.perf_counter()
         data = load_task(task, split, arguments.flip)
         found = fit_baseline(name, data, tuple(seeds))
-        counts_RP = draw_counts(int(number_proteins(data).max()) + 1)
+        counts_RP = sample_counts(int(number_proteins(data).max()) + 1)
         score = score_fitted(found.fitted, data, counts_RP)[metric]
         value, low, high = score.interval
         holds = abs(value - expected) <= within

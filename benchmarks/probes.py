@@ -136,7 +136,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
     data = load_task(arguments.task, None, arguments.data_dir)
     if arguments.limit:
-        data = data.limited(arguments.limit)
+        data = data.limit_proteins(arguments.limit)
     per_residue = data.task.level == "residue"
     work_dir.mkdir(parents=True, exist_ok=True)
     fasta, labelled = work_dir / "proteins.fasta", work_dir / "task.fasta"
@@ -192,7 +192,7 @@ def ours(settings: dict) -> None:
     from esm2kit.benchmarking.scores import number_proteins, score_fitted
     from esm2kit.tasks.data import load_task
     from esm2kit.tasks.flip import TASKS
-    from esm2kit.tasks.metrics import draw_counts
+    from esm2kit.tasks.metrics import sample_counts
 
     torch.set_num_threads(settings["threads"])
     data = load_task(settings["fasta"], None, Path("."))
@@ -200,7 +200,7 @@ def ours(settings: dict) -> None:
     config = preset_config("biotrainer-flip", TASKS[settings["task"]])
     config = replace(config, epochs=settings["epochs"], batch_size=settings["batch_size"], patience=None)
     fitted = fit_probe(source.features, ProbeTargets.from_task(data), config, tuple(settings["seeds"]))
-    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, RESAMPLES)
+    counts_RP = sample_counts(int(number_proteins(data).max()) + 1, RESAMPLES)
     scores = score_fitted(fitted, data, counts_RP)[settings["metric"]]
     low, high = scores.interval.low, scores.interval.high
     print(json.dumps({"scores": scores.seeds, "interval": [low, high]} | used()))

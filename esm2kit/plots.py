@@ -11,19 +11,19 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 PALETTE = sns.color_palette("colorblind")
-OURS, OTHERS, TRUTH = PALETTE[0], PALETTE[7], PALETTE[1]
+PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
 VALIDATION = PALETTE[1]  # in every figure of a training, alone or beside its training curve
-QUIET = "#c8c8c8"
+MUTED = "#c8c8c8"
 MAX_POINTS = 20_000
 MAX_BINS = 40
 MAX_NAME = 36  # letters of a name in a legend
 
 
-def _axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
+def _get_axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def _finish(ax: Axes, x_label: str, y_label: str, title: str = "") -> Axes:
+def _label_axes(ax: Axes, x_label: str, y_label: str, title: str = "") -> Axes:
     ax.set(xlabel=x_label, ylabel=y_label, title=title)
     sns.despine(ax=ax)
     return ax
@@ -36,42 +36,42 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
         num_residues_P: residues of every protein.
         max_residues: where training crops; drawn as a line where proteins come near it.
     """
-    ax = _axes(ax)
+    ax = _get_axes(ax)
     counts = np.asarray(num_residues_P)
     # bins of whole residues, all equally wide: a fraction of one would draw gaps and double bars where there are none
     width = max(1, -(-int(counts.max() - counts.min() + 1) // MAX_BINS))
     edges = np.arange(counts.min(), counts.max() + width + 1, width)
-    ax.hist(counts, bins=edges, color=OURS, edgecolor="white", linewidth=0.4)
+    ax.hist(counts, bins=edges, color=PRIMARY, edgecolor="white", linewidth=0.4)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
     if max_residues is not None and max_residues < 1.2 * counts.max():  # a line far off would empty half the axis
-        ax.axvline(max_residues, color=TRUTH, linestyle="--", label=f"crop at {max_residues:,} residues")
+        ax.axvline(max_residues, color=ACCENT, linestyle="--", label=f"crop at {max_residues:,} residues")
         ax.legend(frameon=False)
-    return _finish(ax, "residues per protein", "proteins")
+    return _label_axes(ax, "residues per protein", "proteins")
 
 
 def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     """How many members clusters have: a bar for one, two, up to four, up to eight and so on; counts logarithmic."""
-    ax = _axes(ax)
+    ax = _get_axes(ax)
     edges = [0, 1]
     while edges[-1] < np.max(num_members_C):
         edges.append(2 * edges[-1])
     names = [f"{low + 1:,}" if high - low == 1 else f"{low + 1:,} to {high:,}" for low, high in pairwise(edges)]
     # at places, not names: their order is the axis's
-    ax.bar(range(len(names)), np.histogram(num_members_C, np.array(edges) + 0.5)[0], width=0.9, color=OURS)
+    ax.bar(range(len(names)), np.histogram(num_members_C, np.array(edges) + 0.5)[0], width=0.9, color=PRIMARY)
     ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 7 else 0)
     ax.set_yscale("log")
     ax.set_ylim(bottom=0.7)  # a bar of one cluster is to be seen
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else ""))
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
-    return _finish(ax, "members per cluster", "clusters")
+    return _label_axes(ax, "members per cluster", "clusters")
 
 
 def loss_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    unigram_floor: float | None = None,
+    unigram_baseline: float | None = None,
     uniform: float | None = float(np.log(20)),
     ax: Axes | None = None,
 ) -> Axes:
@@ -79,38 +79,38 @@ def loss_curves(
 
     Args:
         curves: name -> (steps, losses in nats a masked residue).
-        unigram_floor: loss of guessing by residue frequencies, on the same split.
+        unigram_baseline: loss of guessing by residue frequencies, on the same split.
         uniform: loss of guessing evenly among 20 residues; None leaves it out.
     """
-    ax = _axes(ax)
+    ax = _get_axes(ax)
     for colour, (name, (steps, losses)) in zip(PALETTE, curves.items(), strict=False):
         ax.plot(steps, losses, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
-    _guide_lines(ax, {"uniform guess": uniform, "unigram guess": unigram_floor})
-    return _finish(ax, "update", "loss (nats per masked residue)")
+    _guide_lines(ax, {"uniform guess": uniform, "unigram guess": unigram_baseline})
+    return _label_axes(ax, "update", "loss (nats per masked residue)")
 
 
 def perplexity_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    unigram_floor: float | None = None,
+    unigram_baseline: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Validation perplexity over training steps; 20 is a uniform guess.
 
     Args:
         curves: name -> (steps, perplexities).
-        unigram_floor: perplexity of guessing by residue frequencies, on the same split.
+        unigram_baseline: perplexity of guessing by residue frequencies, on the same split.
     """
-    ax = _axes(ax)
+    ax = _get_axes(ax)
     for colour, (name, (steps, values)) in zip([VALIDATION, *PALETTE[2:]], curves.items(), strict=False):
         ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
-    _guide_lines(ax, {"uniform guess": None, "unigram guess": unigram_floor})
-    return _finish(ax, "update", "perplexity")
+    _guide_lines(ax, {"uniform guess": None, "unigram guess": unigram_baseline})
+    return _label_axes(ax, "update", "perplexity")
 
 
 def _guide_lines(ax: Axes, lines: Mapping[str, float | None]) -> None:
     for style, (name, height) in zip((":", "--"), lines.items(), strict=False):
         if height is not None:
-            ax.axhline(height, color=OTHERS, linestyle=style, label=f"{name} {height:.2f}")
+            ax.axhline(height, color=SECONDARY, linestyle=style, label=f"{name} {height:.2f}")
     ax.legend(frameon=False)
 
 
@@ -136,7 +136,7 @@ def embedding_scatter(
     labels = np.asarray(labels_P)
     numbers = np.issubdtype(labels.dtype, np.number)
     longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
-    ax = _axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure, it does not narrow the map
+    ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure, it does not narrow the map
     if numbers:
         drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
         ax.figure.colorbar(drawn, ax=ax, label=label_name)
@@ -144,17 +144,17 @@ def embedding_scatter(
         names = sorted(set(labels.tolist()) - {rest})
         colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
         if rest in labels:
-            names, colours = [*names, rest], [*colours, QUIET]
+            names, colours = [*names, rest], [*colours, MUTED]
         for index, (name, colour) in enumerate(zip(names, colours, strict=True)):
             chosen = xy_P2[labels == name]
             marker = "osD^vP*X"[index // len(PALETTE) % 8]
             ax.scatter(*chosen.T, s=14, color=colour, marker=marker, linewidths=0, zorder=1 if name == rest else 2,
-                       label=f"{_short(name)} ({len(chosen):,})", rasterized=True)  # fmt: skip
+                       label=f"{_shorten(name)} ({len(chosen):,})", rasterized=True)  # fmt: skip
         ax.legend(title=label_name or None, frameon=False, markerscale=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _finish(ax, *axes, title)
+    return _label_axes(ax, *axes, title)
 
 
-def _short(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 2]} …"
 
 
@@ -175,24 +175,24 @@ def neighbours_on_map(
         names: of the neighbours, for the legend.
         axes: what the two coordinates are.
     """
-    ax = _axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
-    ax.scatter(*xy_P2.T, s=10, color=QUIET, linewidths=0, rasterized=True)
+    ax = _get_axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
+    ax.scatter(*xy_P2.T, s=10, color=MUTED, linewidths=0, rasterized=True)
     for rank, (place, name) in enumerate(zip(nearest, names, strict=True), 1):
-        ax.plot(*xy_P2[[chosen, place]].T, color=OTHERS, linewidth=0.8, alpha=0.7, zorder=2)
-        ax.scatter(*xy_P2[place], s=110, color=OURS, linewidths=0, zorder=3, label=f"{rank}  {_short(name)}")
+        ax.plot(*xy_P2[[chosen, place]].T, color=SECONDARY, linewidth=0.8, alpha=0.7, zorder=2)
+        ax.scatter(*xy_P2[place], s=110, color=PRIMARY, linewidths=0, zorder=3, label=f"{rank}  {_shorten(name)}")
         ax.annotate(str(rank), xy_P2[place], color="white", ha="center", va="center", fontsize=8, zorder=4)
-    ax.scatter(*xy_P2[chosen], s=190, color=TRUTH, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
+    ax.scatter(*xy_P2[chosen], s=190, color=ACCENT, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
-    return _finish(ax, *axes)
+    return _label_axes(ax, *axes)
 
 
-def scores_beside_baselines(
+def scores_with_baselines(
     names: Sequence[str],
     values: Sequence[float],
     lows: Sequence[float],
     highs: Sequence[float],
     metric: str,
-    ours: Sequence[str] = (),
+    highlighted: Sequence[str] = (),
     published: Mapping[str, float] | None = None,
     ax: Axes | None = None,
     on: str = " on test",
@@ -205,26 +205,26 @@ def scores_beside_baselines(
         lows: lower ends of the intervals.
         highs: upper ends.
         metric: for the axis, with its unit.
-        ours: names drawn in the first colour.
+        highlighted: names drawn in the first colour.
         published: name -> figure printed by others, drawn as a hollow mark in a line of its own.
         on: what was scored, behind the metric.
     """
     printed = dict(published or {})
-    ax = _axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
+    ax = _get_axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
     for place, (name, value, low, high) in enumerate(zip(names, values, lows, highs, strict=True)):
         if value is None or not np.isfinite(value):
             ax.text(0.01, place, "undefined", transform=ax.get_yaxis_transform(), va="center", style="italic")
             continue
-        colour = OURS if name in ours else OTHERS
+        colour = PRIMARY if name in highlighted else SECONDARY
         if low is not None and np.isfinite(low):
             ax.plot([low, high], [place, place], color=colour, linewidth=2)
         ax.plot(value, place, marker="o", color=colour)
     for place, value in enumerate(printed.values(), len(names)):
-        ax.plot(value, place, marker="D", color=TRUTH, markerfacecolor="none")
+        ax.plot(value, place, marker="D", color=ACCENT, markerfacecolor="none")
     ax.set_yticks(range(len(names) + len(printed)), [*names, *printed])
     ax.set_ylim(len(names) + len(printed) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
-    return _finish(ax, f"{metric}{on} (bar: 95% interval)", "")
+    return _label_axes(ax, f"{metric}{on} (bar: 95% interval)", "")
 
 
 def heat_map(
@@ -248,7 +248,7 @@ def heat_map(
         columns: a name each; without them the columns are numbered from 1.
         centre: of a diverging scale.
     """
-    ax = _axes(ax, 8.0, 4.2)
+    ax = _get_axes(ax, 8.0, 4.2)
     scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
     sns.heatmap(
         matrix_RC, ax=ax, cbar_kws={"label": value_label}, rasterized=True,
@@ -275,7 +275,7 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
     """Shares of every true class, by predicted class; the counts stand in the cells while there is room."""
     longest = max(map(len, labels), default=0)  # its letters need room to the left and below
     size = max(3.4, 1.6 + 0.5 * len(labels)) + 0.085 * max(0, longest - 10)
-    ax = _axes(ax, size + 1, size)
+    ax = _get_axes(ax, size + 1, size)
     counts = np.asarray(confusion_KK, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     written = np.array([[f"{value:,.0f}" for value in row] for row in counts]) if len(labels) <= 10 else False
@@ -290,28 +290,28 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
 
 def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = "", ax: Axes | None = None) -> Axes:
     """Predictions against measurements with the line of equality; a seeded sample beyond 20,000 points."""
-    ax = _axes(ax, 4.4, 4.2)
+    ax = _get_axes(ax, 4.4, 4.2)
     truth, predicted = np.asarray(truth_P), np.asarray(predicted_P)
     if len(truth) > MAX_POINTS:
         chosen = np.random.default_rng(0).choice(len(truth), MAX_POINTS, replace=False)
         truth, predicted = truth[chosen], predicted[chosen]
     size, alpha = (14, 0.8) if len(truth) < 500 else (7, 0.35)
-    ax.scatter(truth, predicted, s=size, alpha=alpha, color=OURS, linewidths=0, rasterized=True)
+    ax.scatter(truth, predicted, s=size, alpha=alpha, color=PRIMARY, linewidths=0, rasterized=True)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
-    ax.plot(ends, ends, color=OTHERS, linestyle="--", label="equality")
+    ax.plot(ends, ends, color=SECONDARY, linestyle="--", label="equality")
     ax.legend(frameon=False)
     named = f" ({unit})" if unit else ""
-    return _finish(ax, f"measured{named}", f"predicted{named}")
+    return _label_axes(ax, f"measured{named}", f"predicted{named}")
 
 
 def learning_curves(
     train_loss_ES: np.ndarray, validation_loss_ES: np.ndarray, kept_epochs: Sequence[int] = (), ax: Axes | None = None
 ) -> Axes:
     """A probe's losses over epochs: a thin line a seed, a mark where its weights were kept."""
-    ax = _axes(ax)
+    ax = _get_axes(ax)
     train, validation = (np.asarray(losses, dtype=float) for losses in (train_loss_ES, validation_loss_ES))
     epochs = np.arange(1, len(train) + 1)
-    for values, colour, name in ((train, OTHERS, "train"), (validation, VALIDATION, "validation")):
+    for values, colour, name in ((train, SECONDARY, "train"), (validation, VALIDATION, "validation")):
         for seed in range(values.shape[1]):
             ax.plot(epochs, values[:, seed], color=colour, linewidth=1, alpha=0.8, label=name if seed == 0 else None)
     for seed, epoch in enumerate(kept_epochs):
@@ -321,7 +321,7 @@ def learning_curves(
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator())
     ax.legend(frameon=False)
-    return _finish(ax, "epoch", "loss")
+    return _label_axes(ax, "epoch", "loss")
 
 
 def pair_map(
@@ -351,7 +351,7 @@ def pair_map(
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
         scale = {"cmap": "PuOr", "vmin": -end, "vmax": end}
     title = f"above the diagonal: {upper}\nbelow: {lower}"
-    ax = _axes(ax, 5.2, 4.6)
+    ax = _get_axes(ax, 5.2, 4.6)
     ends = (0.5, len(shown) + 0.5)
     drawn = ax.imshow(shown, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
     ax.figure.colorbar(drawn, ax=ax, label=value_label)
@@ -370,8 +370,10 @@ def by_separation(
         value_label: what is averaged, with its unit.
         guide: a level to draw as a line.
     """
-    ax = _axes(ax, 6.0, 3.6)
-    for colour, style, (name, means_T) in zip((OURS, OTHERS, TRUTH), ("-", "--", ":"), curves.items(), strict=False):
+    ax = _get_axes(ax, 6.0, 3.6)
+    for colour, style, (name, means_T) in zip(
+        (PRIMARY, SECONDARY, ACCENT), ("-", "--", ":"), curves.items(), strict=False
+    ):
         edges = np.unique(np.rint(np.geomspace(1, len(means_T), 18)).astype(int))
         pairs_T = len(means_T) - np.arange(len(means_T))  # fewer pairs are far apart
         middles, values = [], []
@@ -380,7 +382,7 @@ def by_separation(
             values.append(np.average(means_T[start:stop], weights=pairs_T[start:stop]))
         ax.plot(middles, values, color=colour, linestyle=style, marker="o", markersize=3, label=name)
     if guide is not None:
-        ax.axhline(guide, color=QUIET, linewidth=1, zorder=0)
+        ax.axhline(guide, color=MUTED, linewidth=1, zorder=0)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(frameon=False)

@@ -22,8 +22,8 @@ def closed():
 FIGURES = {
     "length_histogram": lambda: plots.length_histogram(GENERATOR.integers(30, 900, 500), max_residues=1022),
     "cluster_size_histogram": lambda: plots.cluster_size_histogram(GENERATOR.integers(1, 300, 500)),
-    "loss_curves": lambda: plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_floor=2.89),
-    "perplexity_curves": lambda: plots.perplexity_curves({"valid": ([1, 2], [19.0, 17.5])}, unigram_floor=18.16),
+    "loss_curves": lambda: plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_baseline=2.89),
+    "perplexity_curves": lambda: plots.perplexity_curves({"valid": ([1, 2], [19.0, 17.5])}, unigram_baseline=18.16),
     "embedding_scatter": lambda: plots.embedding_scatter(GENERATOR.normal(size=(60, 2)), ["a", "b", "c"] * 20),
     "scatter_by_number": lambda: plots.embedding_scatter(
         GENERATOR.normal(size=(60, 2)), GENERATOR.normal(size=60), label_name="melting point (deg C)"
@@ -38,9 +38,9 @@ FIGURES = {
     "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
     "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
-    "scores": lambda: plots.scores_beside_baselines(
+    "scores": lambda: plots.scores_with_baselines(
         ["ours", "mean", "ridge"], [0.6, np.nan, 0.4], [0.5, np.nan, 0.3], [0.7, np.nan, 0.5], "Spearman",
-        ours=["ours"], published={"someone": 0.55},
+        highlighted=["ours"], published={"someone": 0.55},
     ),
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_a_given_axes_is_drawn_into():
 
 
 def test_guesses_without_context_are_drawn_at_their_height():
-    ax = plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_floor=2.89)
+    ax = plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_baseline=2.89)
     heights = {line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1}
     assert heights == {2.89, np.log(20)}
     told = [text.get_text() for text in ax.get_legend().get_texts()]

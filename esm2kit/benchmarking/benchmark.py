@@ -26,9 +26,9 @@ from esm2kit.core.files import sha256_file
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, load_task
-from esm2kit.tasks.download import download_flip, obtainable
+from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.metrics import draw_counts
+from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.task import Task
 
@@ -60,7 +60,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
             split=config.split,
         )
     if config.tasks.strip() == "all":
-        names = obtainable(Path(config.data_dir))
+        names = list_downloadable_tasks(Path(config.data_dir))
     else:
         names = [name.strip() for name in config.tasks.split(",")]
     folders = [Path(name).stem for name in names]
@@ -98,7 +98,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
-        data = data.limited(config.limit, config.seed)
+        data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # an unknown name is reported before anything is embedded
     data, ours, untrained = load_task_features(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
@@ -214,7 +214,7 @@ def benchmark_task(
     """
     task, probe, seeds = data.task, resolve_probe(config, data.task), tuple(config.seeds)
     device, wide, rows = resolve_device(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
-    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, config.resamples)
+    counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)
     targets, models = ProbeTargets.from_task(data), [] if finetuned is None else [finetuned]
 
     def add(

@@ -16,7 +16,7 @@ from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json, write_json
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.metrics import Score, draw_counts, paired_difference, score_seeds
+from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
     for (a, ours), (b, theirs) in itertools.combinations(zip(named, scores, strict=True), 2):
         if ours[0] == theirs[0]:
             metric = a.report.task.metric
-            difference = paired_difference(metric, ours[1][metric], theirs[1][metric])
+            difference = compute_paired_difference(metric, ours[1][metric], theirs[1][metric])
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
     found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
@@ -117,7 +117,7 @@ def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
     with np.load(path) as stored:
         truth_M, protein_M, fingerprint = stored["truth"], stored["protein"], str(stored["fingerprint"])
         predicted_SM = stored[f"predicted/{report.first.name}"]
-    task, counts_RP = report.task, draw_counts(int(protein_M.max()) + 1, resamples)
+    task, counts_RP = report.task, sample_counts(int(protein_M.max()) + 1, resamples)
     scorers = build_scorers(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
     return fingerprint, score_seeds(scorers, counts_RP)
 

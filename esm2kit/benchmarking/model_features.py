@@ -151,7 +151,7 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
                 path=path,
                 expected=wanted,
             )
-        starts_P, offsets, dtype = reader.places(data.ids)
+        starts_P, offsets, dtype = reader.locate_rows(data.ids)
         wrong = np.flatnonzero(np.diff(offsets) != data.num_residues) if per_residue else ()
         if len(wrong):
             first = wrong[0]

@@ -44,7 +44,7 @@ def render_svg(draw: Callable[[], Axes], salt: str) -> str:
         drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(drawn)
     body = text.getvalue()
-    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.OURS), "var(--ours)")
+    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.PRIMARY), "var(--ours)")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Ids must be unique on a page that holds several figures.
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
@@ -75,7 +75,7 @@ def build_score_plot(
     text = "; ".join(
         f"{name} {format_number(score and score.value)}" for name, score in zip(names, scores, strict=True)
     )
-    return lambda: plots.scores_beside_baselines(names, *columns, metric_name(metric), ours, published), text
+    return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), ours, published), text
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

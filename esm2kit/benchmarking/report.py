@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json, write_json
-from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, finite, paired_difference
-from esm2kit.tasks.published import Published
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
+from esm2kit.tasks.published import PublishedScore
 
 SCHEMA = "esm2kit.report/1"
 METRIC_NAMES = {
@@ -110,7 +110,7 @@ class Metric:
     Args:
         value: mean over seeds.
         low: lower end of the 95% protein-level bootstrap interval; both ends are None where every replicate is equal,
-            except for accuracy, which then has the rule of three's (esm2kit.tasks.metrics.without_width).
+            except for accuracy, which then has `esm2kit.tasks.metrics.compute_rule_of_three_interval`.
         high: upper end.
         seeds: the metric of every seed.
         seed_spread: standard deviation over seeds.
@@ -125,8 +125,8 @@ class Metric:
     @classmethod
     def from_score(cls, score: Score) -> Self:
         """A score as a report holds it."""
-        value, low, high = map(finite, score.interval)
-        return cls(value, low, high, [finite(seed) for seed in score.seeds], finite(score.seed_spread) or 0.0)
+        value, low, high = map(nan_to_none, score.interval)
+        return cls(value, low, high, [nan_to_none(seed) for seed in score.seeds], nan_to_none(score.seed_spread) or 0.0)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Comparison:
     def from_interval(cls, ours: str, theirs: str, metric: str, difference: Interval) -> Self:
         """A difference between two rows, with its sentence."""
         text = format_comparison(display_name(ours), display_name(theirs), metric, difference)
-        return cls(ours, theirs, metric, *map(finite, difference), text)
+        return cls(ours, theirs, metric, *map(nan_to_none, difference), text)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Report:
     settings: Settings
     rows: Sequence[ReportRow]
     comparisons: Sequence[Comparison]
-    published: Sequence[Published]
+    published: Sequence[PublishedScore]
     notes: Sequence[str]
     files: Mapping[str, str]
     provenance: Mapping[str, Any]
@@ -288,7 +288,7 @@ def _typed(found: Mapping[str, Any]) -> dict[str, Any]:
         "settings": Settings(**found["settings"]),
         "rows": [ReportRow(**row | {"metrics": entry}) for row, entry in zip(found["rows"], metrics, strict=True)],
         "comparisons": [Comparison(**pair) for pair in found["comparisons"]],
-        "published": [Published(**entry) for entry in found["published"]],
+        "published": [PublishedScore(**entry) for entry in found["published"]],
     }
 
 
@@ -326,6 +326,8 @@ def compare_rows(
     for other, theirs in others.items():
         metric = headline if math.isfinite(theirs[headline].interval.value) else "rmse"
         pairs.append(
-            Comparison.from_interval(name, other, metric, paired_difference(metric, ours[metric], theirs[metric]))
+            Comparison.from_interval(
+                name, other, metric, compute_paired_difference(metric, ours[metric], theirs[metric])
+            )
         )
     return pairs

@@ -10,7 +10,16 @@ import numpy as np
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Metric, ReportRow
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import Score, bits_of, class_scorer, confusions, finite, per_class, score_seeds, value_scorer
+from esm2kit.tasks.metrics import (
+    Score,
+    build_class_scorer,
+    build_value_scorer,
+    compute_per_class,
+    count_confusions,
+    nan_to_none,
+    score_seeds,
+    unpack_bits,
+)
 from esm2kit.tasks.task import Task
 
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -30,10 +39,10 @@ def build_scorers(
         protein_M: which protein each target belongs to, from 0.
     """
     if target == "value":
-        return [value_scorer(truth_M, predicted_M, protein_M) for predicted_M in predicted_SM]
+        return [build_value_scorer(truth_M, predicted_M, protein_M) for predicted_M in predicted_SM]
     num_proteins = int(protein_M.max()) + 1
     return [
-        class_scorer(truth_M, predicted_M, protein_M, num_proteins, num_classes, num_bits)
+        build_class_scorer(truth_M, predicted_M, protein_M, num_proteins, num_classes, num_bits)
         for predicted_M in predicted_SM
     ]
 
@@ -73,7 +82,7 @@ def format_score(metric: str, score: Score) -> str:
 
 def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
     """A report's note on intervals that no bootstrap can give, or none: model -> metric -> score to notes."""
-    alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_same_in_every_draw]
+    alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_constant]
     if not alike:
         return []
     num_proteins = scores[alike[0]]["accuracy"].num_proteins
@@ -124,7 +133,8 @@ class ScoredModel:
             per_class=table,
             confusion=confusion,
             history={
-                name: [[finite(loss) for loss in epoch] for epoch in curve] for name, curve in fitted.history.items()
+                name: [[nan_to_none(loss) for loss in epoch] for epoch in curve]
+                for name, curve in fitted.history.items()
             },
         )
 
@@ -133,12 +143,12 @@ def _class_tables(data: TaskData, predicted_M: np.ndarray) -> tuple[dict[str, di
     """Precision, recall, F1 and support of every label, and the confusion matrix."""
     truth_M, labels, bits = data.targets[data.target_rows("test")], data.task.labels, data.task.binary_labels
     everyone = np.zeros(len(truth_M), dtype=np.int64)
-    matrix_KK = confusions(truth_M, predicted_M, everyone, 1, len(labels))[0]
+    matrix_KK = count_confusions(truth_M, predicted_M, everyone, 1, len(labels))[0]
     if not bits:
-        return per_class(matrix_KK, labels), matrix_KK.tolist()
-    truth_ML, predicted_ML = bits_of(truth_M, len(bits)), bits_of(predicted_M, len(bits))
+        return compute_per_class(matrix_KK, labels), matrix_KK.tolist()
+    truth_ML, predicted_ML = unpack_bits(truth_M, len(bits)), unpack_bits(predicted_M, len(bits))
     table = {}
     for bit, label in enumerate(bits):
-        counts_22 = confusions(truth_ML[:, bit], predicted_ML[:, bit], everyone, 1, 2)[0]
-        table[label] = per_class(counts_22, ("no", label))[label]
+        counts_22 = count_confusions(truth_ML[:, bit], predicted_ML[:, bit], everyone, 1, 2)[0]
+        table[label] = compute_per_class(counts_22, ("no", label))[label]
     return table, matrix_KK.tolist()

@@ -58,7 +58,7 @@ def embed_batch(
     for index, sequence in enumerate(sequences):
         rows = rows_of.pop(index) if index in rows_of else _represent_long(encoder, sequence, outputs, segments)
         for array, output, rows_TD in zip(arrays, outputs, rows, strict=True):
-            array.append(_store(pool(rows_TD, output.reads), output, dtype))
+            array.append(_to_array(pool(rows_TD, output.reads), output, dtype))
     return arrays
 
 
@@ -81,7 +81,7 @@ def _embed_on_device(
     sizes = np.cumsum([tokens - 2 for tokens in num_tokens])[:-1]
     arrays = []
     for output, on_host in zip(outputs, copies, strict=True):
-        array = _checked(
+        array = _check_float16(
             on_host.numpy().copy(), output
         )  # a copy: batches wait to be written, and pinned memory is scarce
         arrays.append(np.split(array, sizes) if output.reads == "residues" else list(array))
@@ -112,7 +112,7 @@ def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Out
         for output in outputs
     ]
     split = [rows_ND.split(num_tokens) for rows_ND in rows]
-    return [[rows_TD[:-1] for rows_TD in of_one] for of_one in zip(*split, strict=True)]
+    return [[rows_TD[:-1] for rows_TD in per_output] for per_output in zip(*split, strict=True)]
 
 
 def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Windowing) -> list[Tensor]:
@@ -134,11 +134,11 @@ def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], 
     return [total_TD.div_(count_T1) for total_TD in sums]
 
 
-def _store(values: Tensor, output: Output, dtype: str) -> np.ndarray:
-    return _checked(values.numpy().astype(dtype, order="C"), output)
+def _to_array(values: Tensor, output: Output, dtype: str) -> np.ndarray:
+    return _check_float16(values.numpy().astype(dtype, order="C"), output)
 
 
-def _checked(array: np.ndarray, output: Output) -> np.ndarray:
+def _check_float16(array: np.ndarray, output: Output) -> np.ndarray:
     if array.dtype == np.float16 and not np.isfinite(array).all():
         raise InputError(
             f"layer {output.layer} has values beyond float16's 65504: choose dtype float32",

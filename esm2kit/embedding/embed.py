@@ -27,9 +27,9 @@ from esm2kit.core.process_group import Process, join_process_group, run_on_rank_
 from esm2kit.core.provenance import build_provenance
 from esm2kit.embedding.batch import Output
 from esm2kit.embedding.config import EmbedConfig
-from esm2kit.embedding.hdf5 import Row, Skeleton, create
+from esm2kit.embedding.hdf5 import ProteinEntry, Skeleton, create_file
 from esm2kit.embedding.plan import Table, read_plan, write_plan
-from esm2kit.embedding.run import DISK_FULL, Run, only_one
+from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
@@ -59,7 +59,7 @@ class EmbedResult(NamedTuple):
     files: tuple[Path, ...]
 
 
-class Stage(Enum):
+class RunStage(Enum):
     """How far a job has come."""
 
     FINISHED = "every file is in its place"
@@ -68,7 +68,7 @@ class Stage(Enum):
     NEW = "files are missing"
 
 
-class State(NamedTuple):
+class RunState(NamedTuple):
     """What a job finds when it is asked for.
 
     Args:
@@ -77,7 +77,7 @@ class State(NamedTuple):
         num_proteins: known of what has begun.
     """
 
-    stage: Stage
+    stage: RunStage
     outputs: list[Output]
     num_proteins: int | None = None
 
@@ -100,24 +100,24 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         InputError: bad input, files or an unfinished run of other settings, or a full disk; one line.
     """
     process = join_process_group()
-    job = Job(config, _device(config, process), replace)
-    with only_one(job.folder, process):
-        state = run_on_rank_0(process, job.state)
-        if state.stage in (Stage.NEW, Stage.INTERRUPTED):
+    job = Job(config, _choose_device(config, process), replace)
+    with lock_run(job.folder, process):
+        state = run_on_rank_0(process, job.find_state)
+        if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             encoder = Encoder(job.model.load(), config.precision, job.device)
-            if state.stage is Stage.NEW:
-                state = run_on_rank_0(process, lambda: job.begin(state.outputs))
+            if state.stage is RunStage.NEW:
+                state = run_on_rank_0(process, lambda: job.start(state.outputs))
             segments = Windowing(config.max_residues, config.window_overlap, job.batch_tokens)
-            kept_P = _kept_residues(config, Table(job.folder))
-            run = (job.folder, job.files, kept_P, encoder, state.outputs, segments, config.dtype)
-            Run(*run, process, config.workers).work()
-        if state.stage is not Stage.FINISHED:
+            num_embedded_P = _count_embedded_residues(config, Table(job.folder))
+            run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, segments, config.dtype)
+            EmbeddingRun(*run, process, config.workers).work()
+        if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
     return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
 
 
-def _device(config: EmbedConfig, process: Process) -> torch.device:
+def _choose_device(config: EmbedConfig, process: Process) -> torch.device:
     if resolve_device(config.device) == "cpu":
         return torch.device("cpu")
     # srun may show each task a GPU of its own, which then is the first it sees
@@ -143,7 +143,7 @@ class Job:
         self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
         out_dir, name = Path(config.out_dir), config.name or strip_fasta_suffix(self.files[0])
         self.folder = out_dir / f"{name}_embed.part"
-        outputs = _outputs(config, self.model.config)
+        outputs = _list_outputs(config, self.model.config)
         self.targets = {output: out_dir / f"{name}_{output.file}.h5" for output in outputs}
 
     @cached_property
@@ -156,21 +156,21 @@ class Job:
     @cached_property
     def settings(self) -> str:
         """JSON of what the content depends on, and how the work is cut: two runs that agree in it may be one."""
-        aside = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
+        ignored = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
         settings = {item.name: getattr(self.config, item.name) for item in fields(self.config)}
-        settings = {name: value for name, value in settings.items() if name not in aside}
+        settings = {name: value for name, value in settings.items() if name not in ignored}
         settings |= {name: entry["sha256"] for name, entry in self.manifest["inputs"].items()}
         settings |= {"outputs": [list(output) for output in self.targets], "batch_tokens": self.batch_tokens}
         return json.dumps(settings, sort_keys=True, default=str)
 
-    def state(self) -> State:
+    def find_state(self) -> RunState:
         """Look for finished files and an unfinished run.
 
         Raises:
             InputError: one of them has other settings, and may not be replaced.
         """
         plan = None if self.config.restart else read_plan(self.folder)
-        if plan and (differing := _differing(json.loads(self.settings), plan["settings"])):
+        if plan and (differing := _find_differences(json.loads(self.settings), plan["settings"])):
             if not self.replace:
                 raise InputError(
                     f"{self.folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it "
@@ -181,21 +181,21 @@ class Job:
                 )
             plan = None
         if plan:
-            planned = _planned(plan)
+            planned = _planned_outputs(plan)
             rest = {output: target for output, target in self.targets.items() if output not in planned}
-            if len(self._there(rest)) == len(rest):  # else a file that was there then is there no more
+            if len(self._find_existing(rest)) == len(rest):  # else a file that was there then is there no more
                 if not plan["published"]:
                     logger.info("going on with the unfinished run in %s", self.folder)
-                stage = Stage.COMPUTED if plan["published"] else Stage.INTERRUPTED
-                return State(stage, planned, plan["num_proteins"])
-        there = {} if self.config.restart else self._there(self.targets)
+                stage = RunStage.COMPUTED if plan["published"] else RunStage.INTERRUPTED
+                return RunState(stage, planned, plan["num_proteins"])
+        there = {} if self.config.restart else self._find_existing(self.targets)
         for output in there:
             logger.info("%s is there already, from the same input, model and settings", self.targets[output])
         if missing := [output for output in self.targets if output not in there]:
-            return State(Stage.NEW, missing)
-        return State(Stage.FINISHED, [], next(iter(there.values())))
+            return RunState(RunStage.NEW, missing)
+        return RunState(RunStage.FINISHED, [], next(iter(there.values())))
 
-    def _there(self, targets: dict[Output, Path]) -> dict[Output, int]:
+    def _find_existing(self, targets: dict[Output, Path]) -> dict[Output, int]:
         """The number of proteins of each target that is there and came from these very settings.
 
         Raises:
@@ -211,7 +211,11 @@ class Job:
                     names = ("num_proteins", "settings")  # and not the ids, which are attributes too
                     attributes = {name: file.attrs[name] for name in names if name in file.attrs}
             made_with = attributes.get("settings")
-            differing = _differing(_of_one(self.settings, output), _of_one(made_with, output)) if made_with else []
+            differing = (
+                _find_differences(_settings_of_file(self.settings, output), _settings_of_file(made_with, output))
+                if made_with
+                else []
+            )
             if made_with and not differing:
                 there[output] = int(attributes["num_proteins"])
             elif not self.replace:
@@ -225,7 +229,7 @@ class Job:
                 )
         return there
 
-    def begin(self, outputs: list[Output]) -> State:
+    def start(self, outputs: list[Output]) -> RunState:
         """Begin a run: read the FASTA, make the table, the skeletons of its files, and last the plan.
 
         Raises:
@@ -234,15 +238,15 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         try:
-            table = Table.make(self.files, self.folder)
+            table = Table.build(self.files, self.folder)
             if self.config.long_proteins == "error":
-                table.refuse_long(self.config.max_residues)
+                table.check_lengths(self.config.max_residues)
             slashed = (name for name in table.ids() if "/" in name or name == ".")
             if self.config.key == "id" and (name := next(slashed, None)):
                 raise InputError(
                     f"id {name!r} cannot name an HDF5 dataset: choose key index or hash", code="embed.id", id=name
                 )
-            _make_files(self.config, table, outputs, self.folder, self._attributes())
+            _create_files(self.config, table, outputs, self.folder, self._file_attributes())
             # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
             for path in self.folder.iterdir():
                 fsync(path)
@@ -260,9 +264,9 @@ class Job:
                     path=self.folder.parent,
                 ) from None
             raise
-        return State(Stage.INTERRUPTED, outputs, len(table))
+        return RunState(RunStage.INTERRUPTED, outputs, len(table))
 
-    def _attributes(self) -> dict[str, Any]:
+    def _file_attributes(self) -> dict[str, Any]:
         inputs = [entry["sha256"] for name, entry in self.manifest["inputs"].items() if name != "model"]
         return {
             "model_name": self.model.name,
@@ -280,7 +284,7 @@ class Job:
         """Move the whole files to their places, and remove the rest."""
         plan = read_plan(self.folder)
         write_plan(self.folder, plan | {"published": True})
-        made = _planned(plan)
+        made = _planned_outputs(plan)
         for output in made:
             part = self.folder / f"{output.file}.h5"
             if part.is_file():
@@ -290,7 +294,7 @@ class Job:
         logger.info("wrote %s", ", ".join(str(self.targets[output]) for output in made))
 
 
-def _outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
+def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     """One file a layer and kind; a single layer's files carry no layer in their names."""
     layers, width = model.resolve_layers(config.repr_layers), model.embed_dim
     if len(set(layers)) < len(layers):
@@ -313,28 +317,28 @@ def _outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     return outputs
 
 
-def _planned(plan: dict[str, Any]) -> list[Output]:
+def _planned_outputs(plan: dict[str, Any]) -> list[Output]:
     """What an unfinished run makes: what it was asked for, less what was there."""
     return [Output(*each) for each in plan.get("outputs", plan["settings"]["outputs"])]
 
 
-def _differing(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _find_differences(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Names of the settings in which two runs differ; the outputs follow from others, or else from repr_layers."""
     names = sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
     return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
 
 
-def _of_one(settings: str, output: Output) -> dict[str, Any]:
+def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:
     """What one file's content depends on: not on what else its run made."""
     own = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
     return own | {"outputs": [each for each in own["outputs"] if each == list(output)]}
 
 
-def _make_files(
+def _create_files(
     config: EmbedConfig, table: Table, outputs: list[Output], folder: Path, attributes: dict[str, Any]
 ) -> None:
-    kept_P = _kept_residues(config, table)
-    total = int(kept_P.sum(dtype=np.int64))
+    num_embedded_P = _count_embedded_residues(config, table)
+    total = int(num_embedded_P.sum(dtype=np.int64))
     width_bytes = np.dtype(config.dtype).itemsize
     vectors = {"residues": total}  # of each file, one a protein or one a residue
     needed = sum(output.width * width_bytes * vectors.get(output.reads, len(table)) for output in outputs)
@@ -353,12 +357,15 @@ def _make_files(
         level = "residue" if output.reads == "residues" else "protein"
         skeleton = Skeleton(level, config.layout, output.width, config.dtype, config.key)
         starts_P = np.lib.format.open_memmap(folder / f"{output.file}.starts.npy", "w+", np.int64, (len(table),))
-        rows = (Row(*row) for row in zip(table.ids(), table.keys(config.key), map(int, kept_P), strict=True))
+        rows = (
+            ProteinEntry(*row)
+            for row in zip(table.ids(), table.keys(config.key), map(int, num_embedded_P), strict=True)
+        )
         own = {"layer": output.layer, "pooling": output.pooling}
-        create(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | own, starts_P)
+        create_file(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | own, starts_P)
         starts_P.flush()
 
 
-def _kept_residues(config: EmbedConfig, table: Table) -> np.ndarray:
+def _count_embedded_residues(config: EmbedConfig, table: Table) -> np.ndarray:
     num_residues_P = table.rows["num_residues"]
     return np.minimum(num_residues_P, config.max_residues) if config.long_proteins == "truncate" else num_residues_P

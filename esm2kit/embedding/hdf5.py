@@ -31,7 +31,7 @@ STRING = h5py.string_dtype()
 STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
-class Row(NamedTuple):
+class ProteinEntry(NamedTuple):
     """One protein's place in a file."""
 
     id: str
@@ -60,10 +60,10 @@ class Skeleton(NamedTuple):
         return 1 if self.level == "protein" else num_residues
 
 
-def create(
+def create_file(
     path: Path,
     skeleton: Skeleton,
-    rows: Iterable[Row],
+    rows: Iterable[ProteinEntry],
     num_proteins: int,
     num_residues: int,
     attributes: Mapping[str, Any],
@@ -98,7 +98,7 @@ def create(
         make(file, skeleton, rows, num_proteins, num_residues, starts_P)
 
 
-def _space_now() -> h5p.PropDCID:
+def _contiguous_properties() -> h5p.PropDCID:
     """Space given at once, contiguous and unfilled: this is what makes a byte offset known and lasting."""
     properties = h5p.create(h5p.DATASET_CREATE)
     properties.set_layout(h5d.CONTIGUOUS)
@@ -109,9 +109,14 @@ def _space_now() -> h5p.PropDCID:
 
 
 def _create_datasets(
-    file: h5py.File, skeleton: Skeleton, rows: Iterable[Row], num_proteins: int, num_residues: int, starts_P: np.ndarray
+    file: h5py.File,
+    skeleton: Skeleton,
+    rows: Iterable[ProteinEntry],
+    num_proteins: int,
+    num_residues: int,
+    starts_P: np.ndarray,
 ) -> None:
-    properties, scalar = _space_now(), h5s.create(h5s.SCALAR)
+    properties, scalar = _contiguous_properties(), h5s.create(h5s.SCALAR)
     dtype, string = h5t.py_create(np.dtype(skeleton.dtype)), h5t.py_create(STRING, logical=True)
     spaces: dict[int, h5s.SpaceID] = {}
     ids: list[bytes] = []
@@ -152,11 +157,16 @@ def _write_block(file: h5py.File, name: str, lines: list[bytes]) -> None:
 
 
 def _create_packed(
-    file: h5py.File, skeleton: Skeleton, rows: Iterable[Row], num_proteins: int, num_residues: int, starts_P: np.ndarray
+    file: h5py.File,
+    skeleton: Skeleton,
+    rows: Iterable[ProteinEntry],
+    num_proteins: int,
+    num_residues: int,
+    starts_P: np.ndarray,
 ) -> None:
     total = num_proteins if skeleton.level == "protein" else num_residues
     shape = h5s.create_simple((total, skeleton.width))
-    values = h5d.create(file.id, b"values", h5t.py_create(np.dtype(skeleton.dtype)), shape, _space_now())
+    values = h5d.create(file.id, b"values", h5t.py_create(np.dtype(skeleton.dtype)), shape, _contiguous_properties())
     offsets = file.create_dataset("offsets", (num_proteins + 1,), dtype=np.int64)
     names = file.create_dataset("ids", (num_proteins,), dtype=h5py.string_dtype())
     first_byte, row_bytes = values.get_offset(), skeleton.width * np.dtype(skeleton.dtype).itemsize
@@ -212,7 +222,7 @@ class EmbeddingReader:
         self.ids = self._read_ids(attributes)
         self._keys = self._read_keys(attributes)
         self.attributes = {
-            name: _plain(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
+            name: _to_python(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
         }
         self._index = IdLookup(self.ids, str(path))
         if self._layout == "packed":
@@ -284,7 +294,7 @@ class EmbeddingReader:
             self._read(index, out=matrix_PD[place : place + 1])
         return matrix_PD
 
-    def places(self, ids: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    def locate_rows(self, ids: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Where vectors lie in the file, for a reader that wants them without HDF5 and without a copy.
 
         Args:
@@ -344,7 +354,7 @@ def _read_blocks(attributes: Mapping[str, Any], prefix: str) -> list[str]:
     return [line for name in names for line in attributes[name].tobytes().decode().split("\n")]
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     """numpy scalars as Python's; JSON texts parsed."""
     if isinstance(value, np.generic):
         return value.item()

@@ -104,7 +104,7 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
         seed: of what is random in it.
     Raises: InputError for fewer than four proteins, an unknown method, or one whose package is absent.
     """
-    refuse_absent(method)
+    check_method(method)
     if len(vectors_PD) < 4:
         raise InputError(
             f"{len(vectors_PD)} proteins make no map: give a FASTA of 4 or more",
@@ -124,10 +124,10 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
         # one thread: more of them cannot be seeded
         xy_P2 = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(vectors_PD)
         axes = ("UMAP 1", "UMAP 2")
-    return Projection(np.asarray(xy_P2), axes, _kept(vectors_PD, xy_P2, seed))
+    return Projection(np.asarray(xy_P2), axes, _neighbours_kept(vectors_PD, xy_P2, seed))
 
 
-def refuse_absent(method: str) -> None:
+def check_method(method: str) -> None:
     """Raise InputError for a method that is unknown or not installed."""
     if method not in METHODS:
         raise InputError(
@@ -144,7 +144,7 @@ def refuse_absent(method: str) -> None:
         )
 
 
-def _kept(vectors_PD: np.ndarray, xy_P2: np.ndarray, seed: int) -> float:
+def _neighbours_kept(vectors_PD: np.ndarray, xy_P2: np.ndarray, seed: int) -> float:
     rows = queries(len(vectors_PD), seed)
     count = min(10, len(vectors_PD) - 1)
     true, _ = nearest(vectors_PD, rows, count)
@@ -210,7 +210,7 @@ def letter_shares(records: Sequence[Record]) -> np.ndarray:
     return np.array([count / count.sum() for count in counts])
 
 
-def told_by(labels_N: Sequence[str] | np.ndarray, values_ND: np.ndarray) -> tuple[float, float]:
+def explained_variance(labels_N: Sequence[str] | np.ndarray, values_ND: np.ndarray) -> tuple[float, float]:
     """How much of the rows' variance their labels tell: the between-group share of it.
 
     Args:

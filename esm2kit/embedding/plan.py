@@ -31,7 +31,7 @@ ROWS_PER_BLOCK = 1 << 16
 # Ids compared with one another at once.
 PROTEINS_PER_BUCKET = 1_000_000
 # What nucleic acids are written in; that many residues of a protein are hardly ever these alone.
-NUCLEIC, LEAST_TO_TELL = "ACGTUN", 10
+NUCLEIC, MIN_NUCLEIC_LETTERS = "ACGTUN", 10
 TABLE_ROW = np.dtype([("num_residues", "<i4"), ("id", "V16"), ("sequence", "V32")])
 
 
@@ -60,7 +60,7 @@ class Table:
             yield from map(str, range(len(self)))
 
     @classmethod
-    def make(cls, files: Iterable[Path], folder: Path) -> "Table":
+    def build(cls, files: Iterable[Path], folder: Path) -> "Table":
         """Read the FASTA files once and write the table.
 
         Raises: InputError for whatever `read_fasta` refuses, and for equal ids with different sequences.
@@ -71,22 +71,22 @@ class Table:
             open(folder / "proteins.bin", "wb") as rows,
         ):
             block: list[tuple[int, bytes, bytes]] = []
-            for record in records(files):
+            for record in read_records(files):
                 ids.write(f"{record.id}\n")
-                nucleic += len(record.sequence) >= LEAST_TO_TELL and not record.sequence.strip(NUCLEIC)
-                block.append((len(record.sequence), _digest(record.id), bytes.fromhex(sequence_key(record.sequence))))
+                nucleic += len(record.sequence) >= MIN_NUCLEIC_LETTERS and not record.sequence.strip(NUCLEIC)
+                block.append((len(record.sequence), _hash_id(record.id), bytes.fromhex(hash_sequence(record.sequence))))
                 if len(block) == ROWS_PER_BLOCK:
                     rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
                     block.clear()
             rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
         table, named = cls(folder), " and ".join(map(str, files))
-        table._refuse_ambiguous_ids(named)
+        table._check_ids(named)
         if nucleic:
             told = "%s: every letter of %d of %d sequences is A, C, G, T, U or N: is this DNA? ESM-2 reads proteins"
             logger.warning(told, named, nucleic, len(table))
         return table
 
-    def _refuse_ambiguous_ids(self, named: str) -> None:
+    def _check_ids(self, named: str) -> None:
         """Some rows at a time: those whose id digest falls into one bucket, sorted by id."""
         buckets = len(self) // PROTEINS_PER_BUCKET + 1
         for bucket in range(buckets):
@@ -113,7 +113,7 @@ class Table:
                     records=(first + 1, second + 1),
                 )
 
-    def refuse_long(self, max_residues: int) -> None:
+    def check_lengths(self, max_residues: int) -> None:
         """Raise InputError naming the proteins over the limit."""
         long = np.flatnonzero(self.rows["num_residues"] > max_residues)
         if not long.size:
@@ -135,22 +135,22 @@ class Table:
         )
 
 
-def records(files: Iterable[Path]) -> Iterator[Record]:
+def read_records(files: Iterable[Path]) -> Iterator[Record]:
     """The records of all files in order."""
     for file in files:
         yield from read_fasta(file)
 
 
-def sequence_key(sequence: str) -> str:
+def hash_sequence(sequence: str) -> str:
     """sha256 of `sequence_residues`, which biotrainer looks embeddings up by."""
     return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
 
 
-def _digest(text: str) -> bytes:
+def _hash_id(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class Batch(NamedTuple):
+class ProteinBatch(NamedTuple):
     """One unit of work: some proteins of one window, longest first.
 
     Args:
@@ -162,17 +162,17 @@ class Batch(NamedTuple):
     rows: np.ndarray
 
 
-def windows(num_residues_P: np.ndarray) -> Iterator[tuple[int, int]]:
+def split_into_windows(num_residues_P: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the runs of proteins that are sorted together."""
     start = 0
     while start < len(num_residues_P):
-        ahead = np.asarray(num_residues_P[start : start + PROTEINS_PER_WINDOW], dtype=np.int64)
-        stop = start + max(1, int(np.searchsorted(ahead.cumsum(), RESIDUES_PER_WINDOW, side="right")))
+        upcoming = np.asarray(num_residues_P[start : start + PROTEINS_PER_WINDOW], dtype=np.int64)
+        stop = start + max(1, int(np.searchsorted(upcoming.cumsum(), RESIDUES_PER_WINDOW, side="right")))
         yield start, stop
         start = stop
 
 
-def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: int) -> list[Batch]:
+def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: int) -> list[ProteinBatch]:
     """The batches of one window.
 
     Args:
@@ -182,7 +182,7 @@ def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: i
         batch_tokens: a batch holds at most this many, or one protein.
     """
     batches = split_by_tokens(num_tokens, batch_tokens)
-    return [Batch(number + index, start + positions) for index, positions in enumerate(batches)]
+    return [ProteinBatch(number + index, start + positions) for index, positions in enumerate(batches)]
 
 
 class Journal:
@@ -192,7 +192,7 @@ class Journal:
         self.folder = Path(folder)
         self.path = self.folder / f"done.{rank}.bin"
 
-    def done(self) -> set[int]:
+    def read_done(self) -> set[int]:
         """Numbers of the batches any process has finished; a torn last entry does not count."""
         numbers: set[int] = set()
         for path in self.folder.glob("done.*.bin"):

@@ -24,7 +24,7 @@ from esm2kit.core.process_group import Process
 from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
 from esm2kit.embedding.batch import Output, embed_batch
-from esm2kit.embedding.plan import Batch, Journal, Table, plan_window, records, windows
+from esm2kit.embedding.plan import Journal, ProteinBatch, Table, plan_window, read_records, split_into_windows
 from esm2kit.models.encoder import Encoder
 from esm2kit.sequences.windows import Windowing
 
@@ -35,7 +35,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def only_one(folder: Path, process: Process) -> Iterator[None]:
+def lock_run(folder: Path, process: Process) -> Iterator[None]:
     """Hold the run's lock: two runs into one folder would undo each other."""
     if process.rank:
         yield
@@ -49,13 +49,13 @@ def only_one(folder: Path, process: Process) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-class Run:
+class EmbeddingRun:
     """The batches of this process.
 
     Args:
         folder: the run's folder, its table and files made.
         files: the FASTA files the table was made from.
-        kept_P: residues of each protein that are embedded.
+        num_embedded_P: residues of each protein that are embedded.
         encoder, outputs, segments, dtype: as for `embed_batch`.
         process: this one among how many.
         workers: threads that embed; one a core if None.
@@ -65,7 +65,7 @@ class Run:
         self,
         folder: Path,
         files: list[Path],
-        kept_P: np.ndarray,
+        num_embedded_P: np.ndarray,
         encoder: Encoder,
         outputs: list[Output],
         segments: Windowing,
@@ -73,11 +73,11 @@ class Run:
         process: Process,
         workers: int | None,
     ) -> None:
-        self.table, self.kept_P = Table(folder), kept_P
+        self.table, self.num_embedded_P = Table(folder), num_embedded_P
         self.files, self.encoder, self.outputs, self.segments, self.dtype = files, encoder, outputs, segments, dtype
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
-        self.done = self.journal.done()
+        self.done = self.journal.read_done()
         # two threads on a GPU: one prepares and copies a batch while the other's is computed
         self.workers = 2 if encoder.device.type == "cuda" else workers or count_cores()
 
@@ -88,27 +88,27 @@ class Run:
         """
         self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_WRONLY) for output in self.outputs]
         self.starts = [np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r") for output in self.outputs]
-        self.log = self.journal.open()
-        self.noted = os.lseek(self.log, 0, os.SEEK_END)
+        self.journal_handle = self.journal.open()
+        self.journal_end = os.lseek(self.journal_handle, 0, os.SEEK_END)
         self.pending: list[int] = []
-        self.lost = 0  # batches that may not have reached the disk, and what it said
-        self.refusal = ""
-        self.behind = ThreadPoolExecutor(1)
+        self.num_lost = 0  # batches that may not have reached the disk, and what it said
+        self.sync_error = ""
+        self.sync_thread = ThreadPoolExecutor(1)
         self.syncing: Future | None = None
         self.synced = time.monotonic()
         residues = sum(self._residues(batch) for batches in self._plan() for batch in batches)
         progress = Progress(logger, "embedded", "residues", residues)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
-        waiting: deque[tuple[Batch, Future]] = deque()
+        waiting: deque[tuple[ProteinBatch, Future]] = deque()
         try:
             for batch, sequences in self._read():
                 task = pool.submit(embed_batch, self.encoder, sequences, self.outputs, self.segments, self.dtype)
                 waiting.append((batch, task))
                 if len(waiting) > 3 * self.workers:
-                    self._finish(*waiting.popleft(), progress)
+                    self._write_batch(*waiting.popleft(), progress)
             while waiting:
-                self._finish(*waiting.popleft(), progress)
+                self._write_batch(*waiting.popleft(), progress)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -120,7 +120,7 @@ class Run:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
             self._close()
-        if self.lost:
+        if self.num_lost:
             raise self._disk_full(progress)
         progress.log()
 
@@ -134,19 +134,21 @@ class Run:
             total=progress.total,
         )
 
-    def _plan(self) -> Iterator[list[Batch]]:
+    def _plan(self) -> Iterator[list[ProteinBatch]]:
         """For each window of the table, the batches to do here."""
         number = 0
-        for start, stop in windows(self.kept_P):
-            batches = plan_window(np.asarray(self.kept_P[start:stop]) + 2, start, number, self.segments.batch_tokens)
+        for start, stop in split_into_windows(self.num_embedded_P):
+            batches = plan_window(
+                np.asarray(self.num_embedded_P[start:stop]) + 2, start, number, self.segments.batch_tokens
+            )
             number += len(batches)
             mine = (batch for batch in batches if batch.number % self.process.world_size == self.process.rank)
             yield [batch for batch in mine if batch.number not in self.done]
 
-    def _read(self) -> Iterator[tuple[Batch, list[str]]]:
+    def _read(self) -> Iterator[tuple[ProteinBatch, list[str]]]:
         """The batches with their sequences, the FASTA read along."""
-        stream = records(self.files)
-        for (start, stop), batches in zip(windows(self.kept_P), self._plan(), strict=True):
+        stream = read_records(self.files)
+        for (start, stop), batches in zip(split_into_windows(self.num_embedded_P), self._plan(), strict=True):
             sequences = [record.sequence for record in islice(stream, stop - start)]
             if [len(sequence) for sequence in sequences] != self.table.rows["num_residues"][start:stop].tolist():
                 raise InputError(
@@ -155,21 +157,21 @@ class Run:
                     path=self.files[0],
                 )
             for batch in batches:
-                yield batch, [sequences[row - start][: self.kept_P[row]] for row in batch.rows]
+                yield batch, [sequences[row - start][: self.num_embedded_P[row]] for row in batch.rows]
 
-    def _residues(self, batch: Batch) -> int:
-        return int(self.kept_P[batch.rows].sum())
+    def _residues(self, batch: ProteinBatch) -> int:
+        return int(self.num_embedded_P[batch.rows].sum())
 
-    def _finish(self, batch: Batch, future: Future, progress: Progress) -> None:
+    def _write_batch(self, batch: ProteinBatch, future: Future, progress: Progress) -> None:
         """Pour one batch's vectors into the files."""
         for handle, starts, vectors in zip(self.handles, self.starts, future.result(), strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
-                _pour(handle, vector, int(starts[row]))
+                _write_all(handle, vector, int(starts[row]))
         self.pending.append(batch.number)
         progress.update(progress.done + self._residues(batch))
         if time.monotonic() - self.synced > SYNC_SECONDS and (self.syncing is None or self.syncing.done()):
             self._await_sync()
-            self.syncing = self.behind.submit(self._sync, tuple(self.pending))
+            self.syncing = self.sync_thread.submit(self._sync, tuple(self.pending))
             self.pending.clear()
             self.synced = time.monotonic()
 
@@ -178,22 +180,22 @@ class Run:
 
         A failure is final: a disk that once refused what it had taken may call the next attempt a success.
         """
-        if self.lost:
-            self.lost += len(numbers)
+        if self.num_lost:
+            self.num_lost += len(numbers)
             return
         try:
             for handle in self.handles:
                 sync(handle)
             data = np.array(numbers, dtype="<i8").tobytes()
-            os.lseek(self.log, self.noted, os.SEEK_SET)
+            os.lseek(self.journal_handle, self.journal_end, os.SEEK_SET)
             while data:  # an almost full disk takes a part first
-                data = data[os.write(self.log, data) :]
-            sync(self.log)
+                data = data[os.write(self.journal_handle, data) :]
+            sync(self.journal_handle)
         except OSError as error:
-            self.lost += len(numbers)
-            self.refusal = error.strerror or str(error)
+            self.num_lost += len(numbers)
+            self.sync_error = error.strerror or str(error)
             raise
-        self.noted += 8 * len(numbers)
+        self.journal_end += 8 * len(numbers)
 
     def _await_sync(self) -> None:
         running, self.syncing = self.syncing, None
@@ -212,16 +214,16 @@ class Run:
             if error.errno not in DISK_FULL:
                 raise
         finally:
-            if self.lost:
+            if self.num_lost:
                 logger.warning(
-                    "the last %d batches could not be noted (%s) and will be done again", self.lost, self.refusal
+                    "the last %d batches could not be noted (%s) and will be done again", self.num_lost, self.sync_error
                 )
-            self.behind.shutdown()
-            for handle in (*self.handles, self.log):
+            self.sync_thread.shutdown()
+            for handle in (*self.handles, self.journal_handle):
                 os.close(handle)
 
 
-def _pour(handle: int, vector: np.ndarray, start: int) -> None:
+def _write_all(handle: int, vector: np.ndarray, start: int) -> None:
     """Write all of it; a disk that is almost full takes a part first."""
     data = memoryview(np.ascontiguousarray(vector)).cast("B")
     while data:

@@ -30,7 +30,7 @@ from esm2kit.models.pooling import rows_read
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
+from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
@@ -84,7 +84,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
             download_flip(config.task, Path(config.data_dir), config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
-        data = data.limited(config.limit)
+        data = data.limit_proteins(config.limit)
     runs: list[SeedRun] = []
     for seed in config.seeds:
         folder = out_dir if len(config.seeds) == 1 else out_dir / f"seed={seed}"
@@ -156,7 +156,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     }
     manifest = build_provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = find_resume_point(out_dir, config, manifest)
-    labels = labels_of(data, config.scale_targets, config.class_weights)
+    labels = build_labels(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
     model = _model(config, esm2, data, proteins, resumed)
     facts = {

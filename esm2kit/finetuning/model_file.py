@@ -25,7 +25,7 @@ from esm2kit.models.load import build, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
-from esm2kit.tasks.labels import decide
+from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.task import Task
 from esm2kit.training.resume import group_by_prefix
@@ -124,7 +124,7 @@ class FinetunedModel:
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
         """Classes (int64) or values (float64) that outputs (..., C) stand for."""
-        decided = decide(torch.from_numpy(outputs), self.task).numpy()
+        decided = decode_outputs(torch.from_numpy(outputs), self.task).numpy()
         return decided.astype(np.float64) if self.task.target == "value" else decided
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.lora import adapters
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.labels import decide
+from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import EvaluationBatch, EvaluationBatches, LabelledBatch, LabelledProteins, Labels
 from esm2kit.tasks.task import Task
 from esm2kit.training.loop import TrainingLoop
@@ -154,7 +154,7 @@ def evaluate(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) 
     loss = loss_sum(
         outputs_MC.double(), targets.double() if targets.is_floating_point() else targets, weights, data.task
     )
-    predicted = decide(outputs_MC, data.task).numpy()
+    predicted = decode_outputs(outputs_MC, data.task).numpy()
     if data.task.target == "value":
         predicted = predicted.astype(np.float64) * labels.spread + labels.centre
     value = compute_headline(data.task, data.targets[rows.numpy()], predicted)

@@ -20,7 +20,7 @@ from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.load import load_model
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import draw_counts
+from esm2kit.tasks.metrics import sample_counts
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_finetune_report(
         {"epoch": [_kept_validation(rows) for rows in histories]},
         sum(map(_seconds, histories)),
     )
-    counts_RP = draw_counts(int(number_proteins(data).max()) + 1, config.resamples)
+    counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)
     base = model.facts["base"]["name"]
     name = f"{base}, fine-tuned ({run.mode}, {run.head})"
     note = f"{SOURCES[run.preset]}; {run.max_steps} updates of {run.layout.global_batch_size} sequences at most"

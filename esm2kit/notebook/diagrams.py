@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from esm2kit.plots import OTHERS, OURS, PALETTE, QUIET, TRUTH, _axes, _finish, heat_map
+from esm2kit.plots import ACCENT, MUTED, PALETTE, PRIMARY, SECONDARY, _get_axes, _label_axes, heat_map
 
 STORY = ("FASTA and\nclusters", "dataset\n.arrow", "checkpoint\n.safetensors", "embeddings\n.h5", "report\n.html")
 ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
@@ -18,15 +18,15 @@ def story_diagram() -> Axes:
     """The walkthrough as boxes (files) and arrows (notebooks); fine-tuning leaves the checkpoint for the report."""
     _, ax = plt.subplots(figsize=(10.5, 2.4), layout="constrained")
     for place, name in enumerate(STORY):
-        box = FancyBboxPatch((2.4 * place, 0), 1.35, 0.8, boxstyle="round,pad=0.08", fc="#eef3fb", ec=OURS)
+        box = FancyBboxPatch((2.4 * place, 0), 1.35, 0.8, boxstyle="round,pad=0.08", fc="#eef3fb", ec=PRIMARY)
         ax.add_patch(box)
         ax.text(2.4 * place + 0.675, 0.4, name, ha="center", va="center", color="black", fontsize=10)
     for place, name in enumerate(ARROWS):
         start, end = (2.4 * place + 1.45, 0.4), (2.4 * (place + 1) - 0.1, 0.4)
-        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=OTHERS))
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=SECONDARY))
         ax.text((start[0] + end[0]) / 2, 0.54, name.replace(" ", "\n", 1), ha="center", fontsize=8)
     bend = FancyArrowPatch(
-        (5.5, -0.1), (10.2, -0.1), connectionstyle="arc3,rad=0.22", arrowstyle="-|>", mutation_scale=14, color=TRUTH
+        (5.5, -0.1), (10.2, -0.1), connectionstyle="arc3,rad=0.22", arrowstyle="-|>", mutation_scale=14, color=ACCENT
     )
     ax.add_patch(bend)
     ax.text(7.85, -0.68, "05 finetune", ha="center", va="top", fontsize=8)
@@ -37,11 +37,11 @@ def story_diagram() -> Axes:
 
 def residue_shares(share: Mapping[str, float], ax: Axes | None = None) -> Axes:
     """Bars of residue frequencies, most frequent first, with one in twenty as a line."""
-    ax = _axes(ax, 7.0, 3.0)
+    ax = _get_axes(ax, 7.0, 3.0)
     ordered = sorted(share.items(), key=lambda item: -item[1])
-    ax.bar([name for name, _ in ordered], [100 * value for _, value in ordered], color=OURS)
-    ax.axhline(5, color=TRUTH, linestyle="--")
-    return _finish(ax, "residue", "share (%)")
+    ax.bar([name for name, _ in ordered], [100 * value for _, value in ordered], color=PRIMARY)
+    ax.axhline(5, color=ACCENT, linestyle="--")
+    return _label_axes(ax, "residue", "share (%)")
 
 
 def times_likelier(times: Mapping[str, float], ax: Axes | None = None) -> Axes:
@@ -50,11 +50,11 @@ def times_likelier(times: Mapping[str, float], ax: Axes | None = None) -> Axes:
     Args:
         times: letter -> geometric mean, in the order to draw.
     """
-    ax = _axes(ax, 7.0, 3.0)
+    ax = _get_axes(ax, 7.0, 3.0)
     values = np.array(list(times.values()))
-    ax.bar(list(times), values - 1, bottom=1, color=[OURS if value >= 1 else QUIET for value in values])
+    ax.bar(list(times), values - 1, bottom=1, color=[PRIMARY if value >= 1 else MUTED for value in values])
     ax.axhline(1, color="black", linewidth=0.8)
-    return _finish(ax, "hidden residue", "times likelier\nthan by frequency")
+    return _label_axes(ax, "hidden residue", "times likelier\nthan by frequency")
 
 
 def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None = None) -> Axes:
@@ -75,20 +75,20 @@ def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None 
 
 def sampled_members(member_rows: np.ndarray, drawn_rows: Sequence[int], ax: Axes | None = None) -> Axes:
     """Which of a cluster's members each epoch drew: one column an epoch, one row a member."""
-    ax = _axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
+    ax = _get_axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
     places = [int(np.flatnonzero(member_rows == row)[0]) + 1 for row in drawn_rows]
-    ax.scatter(range(len(places)), places, marker="s", s=70, color=OURS)
+    ax.scatter(range(len(places)), places, marker="s", s=70, color=PRIMARY)
     ax.set(ylim=(len(member_rows) + 0.7, 0.3), xticks=range(len(places)))
     ax.grid(axis="y", alpha=0.3)
-    return _finish(ax, "epoch", f"member, of {len(member_rows)}")
+    return _label_axes(ax, "epoch", f"member, of {len(member_rows)}")
 
 
 def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
     """A learning rate over the updates."""
-    ax = _axes(ax, 6.0, 2.4)
-    ax.plot(np.arange(1, len(rates) + 1), rates, color=OURS)
+    ax = _get_axes(ax, 6.0, 2.4)
+    ax.plot(np.arange(1, len(rates) + 1), rates, color=PRIMARY)
     ax.set_ylim(bottom=0)
-    return _finish(ax, "update", "learning rate")
+    return _label_axes(ax, "update", "learning rate")
 
 
 def layouts_compared(
@@ -107,18 +107,18 @@ def layouts_compared(
     # the first is broad and pale, so that a second one on top of it leaves it in sight
     styles = ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5, "linestyle": "--"}, {"linewidth": 1.5})
     for place, (name, (steps, losses)) in enumerate(curves.items()):
-        ax.plot(steps, losses, color=(OURS, "black", TRUTH)[place % 3], label=name, **styles[place % 3])
+        ax.plot(steps, losses, color=(PRIMARY, "black", ACCENT)[place % 3], label=name, **styles[place % 3])
     ax.legend(frameon=False, fontsize=8)
     if lower is not None:
         (steps, one), (_, other) = (curves[name] for name in same)
         apart = np.abs(np.asarray(one) - np.asarray(other)) / np.abs(np.asarray(one))
         # equal losses have no logarithm; half a float32 step stands for them
         lower.plot(steps, np.maximum(apart, 3e-8), color="black", marker="o", markersize=3, linewidth=1)
-        lower.axhline(1e-5, color=OTHERS, linestyle=":", label="1e-5, what the tests allow")
+        lower.axhline(1e-5, color=SECONDARY, linestyle=":", label="1e-5, what the tests allow")
         lower.set(yscale="log", ylim=(1e-8, 1e-4))
         lower.legend(frameon=False, fontsize=8)
-        _finish(lower, "update", "relative\ndifference")
-    return _finish(ax, "update" if lower is None else "", "loss (nats per masked residue)")
+        _label_axes(lower, "update", "relative\ndifference")
+    return _label_axes(ax, "update" if lower is None else "", "loss (nats per masked residue)")
 
 
 def divisor_bias(relative_error: Mapping[str, Sequence[float]], turns: Sequence[int], ax: Axes | None = None) -> Axes:
@@ -128,14 +128,14 @@ def divisor_bias(relative_error: Mapping[str, Sequence[float]], turns: Sequence[
         relative_error: way of averaging -> errors, one for each of turns.
         turns: micro-batches an update.
     """
-    ax = _axes(ax, 6.0, 3.0)
-    for (name, errors), colour, marker in zip(relative_error.items(), (TRUTH, OURS), "sD", strict=True):
+    ax = _get_axes(ax, 6.0, 3.0)
+    for (name, errors), colour, marker in zip(relative_error.items(), (ACCENT, PRIMARY), "sD", strict=True):
         ax.plot(turns, errors, color=colour, marker=marker, label=name)
     ax.set(yscale="log", xscale="log")
     ax.set_xticks(list(turns), [str(turn) for turn in turns])
     ax.minorticks_off()
     ax.legend(frameon=False)
-    return _finish(ax, "micro-batches of one update", "relative error\nof the gradient")
+    return _label_axes(ax, "micro-batches of one update", "relative error\nof the gradient")
 
 
 def parallel_pictures() -> Axes:
@@ -149,14 +149,14 @@ def parallel_pictures() -> Axes:
     for ax, (name, held, shares, exchanged, batches) in zip(axes, panels, strict=True):
         for device, (share, batch) in enumerate(zip(shares, batches, strict=True)):
             left = 2.6 * device
-            ax.add_patch(FancyBboxPatch((left, 0), 1.8, 3.1, boxstyle="round,pad=0.1", fc="none", ec=OTHERS))
+            ax.add_patch(FancyBboxPatch((left, 0), 1.8, 3.1, boxstyle="round,pad=0.1", fc="none", ec=SECONDARY))
             ax.text(left + 0.9, 3.35, f"device {device}", ha="center", fontsize=9)
             ax.text(left + 0.9, 2.78, "weights", ha="center", va="center", fontsize=8)
             for layer in range(3):
                 height = 1.5 + 0.4 * layer
-                ax.add_patch(plt.Rectangle((left + 0.2, height), 1.4, 0.3, fc="none", ec=OURS, linewidth=0.8))
+                ax.add_patch(plt.Rectangle((left + 0.2, height), 1.4, 0.3, fc="none", ec=PRIMARY, linewidth=0.8))
                 shift = 0 if share == 1 or device == 0 else 0.7
-                ax.add_patch(plt.Rectangle((left + 0.2 + shift, height), 1.4 * share, 0.3, fc=OURS, ec="none"))
+                ax.add_patch(plt.Rectangle((left + 0.2 + shift, height), 1.4 * share, 0.3, fc=PRIMARY, ec="none"))
             ax.text(left + 0.9, 1.05, "sequences", ha="center", va="center", fontsize=8)
             for place in range(4):
                 spot = (left + 0.22 + 0.36 * place, 0.3)
@@ -175,13 +175,13 @@ def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     Args:
         num_members_C: members of every cluster.
     """
-    ax = _axes(ax, 6.4, 3.2)
+    ax = _get_axes(ax, 6.4, 3.2)
     sizes = np.sort(np.asarray(num_members_C))[::-1]
     share = np.arange(1, len(sizes) + 1) / len(sizes)
-    ax.plot(100 * share, 100 * np.cumsum(sizes) / sizes.sum(), color=TRUTH, linestyle="--", label="record by record")
-    ax.plot(100 * share, 100 * share, color=OURS, label="cluster by cluster")
+    ax.plot(100 * share, 100 * np.cumsum(sizes) / sizes.sum(), color=ACCENT, linestyle="--", label="record by record")
+    ax.plot(100 * share, 100 * share, color=PRIMARY, label="cluster by cluster")
     ax.legend(frameon=False)
-    return _finish(ax, "clusters, the largest first (%)", "share of what training sees (%)")
+    return _label_axes(ax, "clusters, the largest first (%)", "share of what training sees (%)")
 
 
 def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:
@@ -192,11 +192,11 @@ def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | N
         low: lower end of the interval that fair draws keep to.
         high: upper end.
     """
-    ax = _axes(ax, 6.4, 2.8)
-    ax.bar(range(1, len(counts_K) + 1), counts_K, color=OURS)
-    ax.axhspan(low, high, color=OTHERS, alpha=0.25, linewidth=0, label="where fair draws lie")
+    ax = _get_axes(ax, 6.4, 2.8)
+    ax.bar(range(1, len(counts_K) + 1), counts_K, color=PRIMARY)
+    ax.axhspan(low, high, color=SECONDARY, alpha=0.25, linewidth=0, label="where fair draws lie")
     ax.set_ylim(0, 1.35 * max(high, *counts_K))
     ax.set_xlim(0.3, len(counts_K) + 0.7)
     ax.xaxis.set_major_locator(MaxNLocator(16, integer=True, prune="lower"))
     ax.legend(frameon=False, loc="upper right")
-    return _finish(ax, "member of the cluster", "times drawn")
+    return _label_axes(ax, "member of the cluster", "times drawn")

@@ -66,7 +66,7 @@ def score_chart(report: Report) -> Axes:
     scores = [report.headline(row) for row in rows]
     values, lows, highs = ([getattr(score, end) for score in scores] for end in ("value", "low", "high"))
     names = [label(row) for row in rows]
-    return plots.scores_beside_baselines(names, values, lows, highs, metric_name(report.task.metric), names[:1])
+    return plots.scores_with_baselines(names, values, lows, highs, metric_name(report.task.metric), names[:1])
 
 
 def verdict(report: Report) -> str:

@@ -22,7 +22,7 @@ from esm2kit.core.hardware import read_memory_use
 from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.pooling import rows_read
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, labels_of
+from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class DownstreamProbe:
 
     def __init__(self, data: TaskData, cache: Path, width: int, max_residues: int, tokens_per_batch: int) -> None:
         data = data.subset(np.flatnonzero(data.sets != "test"))
-        self.proteins = LabelledProteins(data, labels_of(data, False, False), cache, max_residues)
+        self.proteins = LabelledProteins(data, build_labels(data, False, False), cache, max_residues)
         self.width, self.tokens_per_batch, self.metric = width, tokens_per_batch, data.task.metric
         self.fit = fit_ridge if data.task.target == "value" else fit_logistic
         max_rows = MAX_FEATURE_BYTES // (4 * width)

@@ -201,7 +201,7 @@ def _downstream_task(config: PretrainConfig) -> TaskData | None:
     if config.downstream_task is None:
         return None
     data = load_task(config.downstream_task, config.downstream_split, Path(config.downstream_data))
-    return data.limited(config.downstream_limit)
+    return data.limit_proteins(config.downstream_limit)
 
 
 def _initial_model(

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.files import Row, Source, described, read_split
+from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
-from esm2kit.tasks.infer import find_own_task, infer_task
-from esm2kit.tasks.labels import is_integer, mask_of, number_of, residue_targets
-from esm2kit.tasks.metrics import bits_of
+from esm2kit.tasks.infer import find_custom_task, infer_task
+from esm2kit.tasks.labels import is_integer, parse_mask, parse_number, parse_residue_targets
+from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.task import Split, Target, Task
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TaskData:
 
     @cached_property
     def protein_of_target(self) -> np.ndarray:
-        """Row in `ids` that each target belongs to."""
+        """TaskRecord in `ids` that each target belongs to."""
         return np.repeat(np.arange(len(self.ids)), np.diff(self.offsets))
 
     @cached_property
@@ -102,18 +102,18 @@ class TaskData:
             scored=self.scored[keep],
         )
 
-    def limited(self, limit: int, seed: int = 0) -> "TaskData":
+    def limit_proteins(self, limit: int, seed: int = 0) -> "TaskData":
         """At most `limit` proteins of each set, drawn by class or by quantile so that each set keeps its make-up.
 
         The files stay as they are. Protein classes keep at least one protein each, even beyond the limit; values are
         drawn from ten quantiles; residue tasks from ten quantiles of residues.
         """
         generator = np.random.default_rng(seed)
-        strata = self._strata(limit)
+        strata = self._assign_strata(limit)
         kept = []
         for name in SET_NAMES:
             rows = self.rows(name)
-            kept.append(rows if len(rows) <= limit else _stratified(rows, strata[rows], limit, generator))
+            kept.append(rows if len(rows) <= limit else _sample_strata(rows, strata[rows], limit, generator))
         chosen = self.subset(np.sort(np.concatenate(kept)))
         more = " and one of each class" if max(chosen.sizes.values()) > limit else ""
         note = f"a subset: at most {limit} proteins of each set{more} (seed {seed})"
@@ -121,7 +121,7 @@ class TaskData:
             chosen, official=False, notes=(*self.notes, f"{note}; not comparable with published figures")
         )
 
-    def _strata(self, limit: int) -> np.ndarray:
+    def _assign_strata(self, limit: int) -> np.ndarray:
         if self.task.level == "protein" and self.task.target == "class":
             return self.targets
         values = self.targets if self.task.level == "protein" else self.num_residues
@@ -129,7 +129,7 @@ class TaskData:
         return np.searchsorted(edges, values) * min(limit, 10) // 10  # no more strata than there is room for
 
 
-def _stratified(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
     """Every stratum in proportion, the largest remainders first, none left empty while there is room."""
     names, counts = np.unique(strata, return_counts=True)
     share = counts * limit / counts.sum()
@@ -167,12 +167,12 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
                 path=folder,
             )
     else:
-        folder, split, file = find_own_task(task, split, Path(data_dir))
+        folder, split, file = find_custom_task(task, split, Path(data_dir))
     rows, sources, dropped = read_split(folder, split, file)
     guessed = False
     if spec is None:
         name = split if file else folder.name
-        declared = described(folder, name)
+        declared = read_description(folder, name)
         spec, guessed = infer_task(name, split, rows, sources, target, declared), not (target or declared.get("target"))
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
@@ -186,9 +186,9 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         notes.append(
             f"{dropped} records of {sources['split'].path.name} are outside the split (no set) and were dropped"
         )
-    data = _pack(spec, split, rows, sources)
+    data = _pack_targets(spec, split, rows, sources)
     _check_sets(data, sources["split"])
-    data = _against_flip(data, notes)
+    data = _compare_with_flip(data, notes)
     sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
     kind = f"a {spec.target} for every {spec.level}, scored by {spec.metric}"
     logger.info("task %s, split %s: %s; %s", spec.name, split, sizes, kind)
@@ -197,7 +197,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     return data
 
 
-def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -> TaskData:
+def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[str, Source]) -> TaskData:
     source = sources["split"]
     index = task.label_index()
     letters = {ord(label): place for label, place in index.items() if len(label) == 1}
@@ -210,11 +210,11 @@ def _pack(task: Task, split: str, rows: list[Row], sources: dict[str, Source]) -
                 f"{source}: record {row.id!r} has no target", code="task.no-target", record=row.id, path=source.path
             )
         if task.level == "residue":
-            values = residue_targets(task, row, table, source)
+            values = parse_residue_targets(task, row, table, source)
             targets.append(values)
-            scored.append(mask_of(row, source) & (np.isfinite(values) if task.target == "value" else True))
+            scored.append(parse_mask(row, source) & (np.isfinite(values) if task.target == "value" else True))
         elif task.target == "value":
-            targets.append([number_of(row, row.target, source)])
+            targets.append([parse_number(row, row.target, source)])
             scored.append([True])
         else:
             spelling = row.target if row.target in index else row.target.replace(" ", "_").replace(".", "_")
@@ -260,7 +260,7 @@ def _check_sets(data: TaskData, source: Source) -> None:
         names = data.task.labels
         if data.task.binary_labels:
             names = data.task.binary_labels
-            seen, tested = (np.flatnonzero(bits_of(classes, len(names)).any(0)) for classes in (seen, tested))
+            seen, tested = (np.flatnonzero(unpack_bits(classes, len(names)).any(0)) for classes in (seen, tested))
         absent = np.setdiff1d(tested, seen)
         if absent.size:
             raise InputError(
@@ -271,7 +271,7 @@ def _check_sets(data: TaskData, source: Source) -> None:
             )
 
 
-def _against_flip(data: TaskData, notes: list[str]) -> TaskData:
+def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
     """Compare sizes with FLIP's, refuse one secondary_structure test set under the other's name, name flaws."""
     task, sizes = data.task, data.sizes
     expected = task.splits.get(data.split, Split())

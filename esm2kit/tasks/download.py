@@ -113,7 +113,7 @@ def download(config: DownloadConfig) -> list[Path]:
     if config.task != "all":
         return download_flip(config.task, config.data_dir, config.split, mirrors)
     files, failed = [], []
-    tasks = obtainable(config.data_dir)
+    tasks = list_downloadable_tasks(config.data_dir)
     for task in tasks:
         try:
             files += download_flip(task, config.data_dir, config.split, mirrors)
@@ -129,24 +129,24 @@ def download(config: DownloadConfig) -> list[Path]:
     return files
 
 
-def obtainable(data_dir: Path) -> list[str]:
+def list_downloadable_tasks(data_dir: Path) -> list[str]:
     """FLIP's tasks, less those that its server no longer has and data_dir lacks; the log names them."""
     tasks = []
     for name, spec in TASKS.items():
-        if spec.folder and _absent(_wanted(spec, list(spec.splits)), Path(data_dir) / name):
+        if spec.folder and _find_missing(_expected_files(spec, list(spec.splits)), Path(data_dir) / name):
             logger.info("%s is left out: its files are no longer on FLIP's server and not in %s", name, data_dir)
         else:
             tasks.append(name)
     return tasks
 
 
-def _wanted(spec: Task, splits: list[str]) -> dict[str, tuple[str, ...]]:
+def _expected_files(spec: Task, splits: list[str]) -> dict[str, tuple[str, ...]]:
     """Files of a task, and the names each may go by."""
     return {name: (name,) for name in spec.files} | {f"{s}.fasta": (f"{s}.fasta", f"{s}.csv") for s in splits}
 
 
-def _absent(wanted: dict[str, tuple[str, ...]], folder: Path) -> list[str]:
-    return [name for name, forms in wanted.items() if not (folder.is_dir() and find_source(folder, forms))]
+def _find_missing(expected: dict[str, tuple[str, ...]], folder: Path) -> list[str]:
+    return [name for name, forms in expected.items() if not (folder.is_dir() and find_source(folder, forms))]
 
 
 def download_flip(
@@ -179,30 +179,30 @@ def download_flip(
     spec = TASKS[task]
     splits = list(spec.splits) if split == "all" else [find_split(spec, split)]
     folder = Path(data_dir) / task
-    wanted = _wanted(spec, splits)
-    absent = _absent(wanted, folder)
+    expected = _expected_files(spec, splits)
+    absent = _find_missing(expected, folder)
     if absent and spec.folder:  # the files the server ships under this name are another test set
         raise InputError(
             f"{task} is no longer on FLIP's server, which ships {spec.folder} with another test set; place "
-            f"{', '.join(wanted)} from before 2022-12 in {folder} by hand",
+            f"{', '.join(expected)} from before 2022-12 in {folder} by hand",
             code="download.withdrawn",
             task=task,
             path=folder,
         )
     reasons: list[str] = []
     for name in absent:
-        if not _fetch_any(
+        if not _fetch_from_mirrors(
             task, name, folder, [m.format(folder=task, file=name) for m in file_mirrors], stall_seconds, reasons
         ):
             break
     else:
-        return [find_source(folder, forms).path for forms in wanted.values()]
+        return [find_source(folder, forms).path for forms in expected.values()]
     for address in (mirror.format(folder=task) for mirror in zip_mirrors):
-        if _fetch_any(task, "splits.zip", folder, [address], stall_seconds, reasons, _sound_zip):
-            found = [find_source(folder, forms) for forms in wanted.values()]
+        if _fetch_from_mirrors(task, "splits.zip", folder, [address], stall_seconds, reasons, _check_archive):
+            found = [find_source(folder, forms) for forms in expected.values()]
             if all(found):
                 return [source.path for source in found]
-            reasons.append(f"{address}: holds no {next(n for n, f in zip(wanted, found, strict=True) if not f)}")
+            reasons.append(f"{address}: holds no {next(n for n, f in zip(expected, found, strict=True) if not f)}")
     raise InputError(
         f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place "
         f"{', '.join(absent)} in {folder} by hand "
@@ -214,7 +214,7 @@ def download_flip(
     )
 
 
-def _sound_zip(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path)
@@ -224,7 +224,7 @@ def _sound_zip(path: Path) -> None:
         raise FetchError(f"is no sound archive ({error})") from None
 
 
-def _fetch_any(
+def _fetch_from_mirrors(
     task: str,
     name: str,
     folder: Path,

@@ -50,7 +50,7 @@ class Source(NamedTuple):
         return (self.member or self.path.name).endswith((".csv", ".csv.gz"))
 
 
-class Row(NamedTuple):
+class TaskRecord(NamedTuple):
     """One protein as its file tells it; `target` and `mask` are None where the file is silent."""
 
     id: str
@@ -123,14 +123,14 @@ def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
         if (folder / name).is_file():
             return Source(folder / name)
     for path in sorted(folder.glob("*.zip")):
-        members = _members(path)
+        members = _list_members(path)
         for name in names:
             if name in members:
                 return Source(path, members[name])
     return None
 
 
-def _members(path: Path) -> dict[str, str]:
+def _list_members(path: Path) -> dict[str, str]:
     """File name -> member of a zip, those of macOS left out."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -140,24 +140,24 @@ def _members(path: Path) -> dict[str, str]:
         raise InputError(f"{path} is damaged ({error}); get the file again", code="task.damaged", path=path) from None
 
 
-def split_of(file_name: str) -> str | None:
+def parse_split_name(file_name: str) -> str | None:
     """The split that a file of this name holds; None where it ends in none of ENDINGS."""
     return next((file_name.removesuffix(ending) for ending in ENDINGS if file_name.endswith(ending)), None)
 
 
-def split_names(folder: Path) -> list[str]:
+def find_split_names(folder: Path) -> list[str]:
     """Names of the split files in a folder of the user's own, zips included.
 
     Raises: InputError for a damaged zip.
     """
     names = {path.name for path in folder.iterdir() if path.is_file()}
     for path in folder.glob("*.zip"):
-        names |= _members(path).keys()
-    splits = {split for name in names if name[0] != "." and (split := split_of(name))}
+        names |= _list_members(path).keys()
+    splits = {split for name in names if name[0] != "." and (split := parse_split_name(name))}
     return sorted(splits - set(AUXILIARY))
 
 
-def records(source: Source) -> Iterator[tuple[str, str]]:
+def read_records(source: Source) -> Iterator[tuple[str, str]]:
     """(header without '>', body with its lines joined) of every FASTA record.
 
     Raises: InputError for text before the first header, a header without id, or a file without records.
@@ -200,7 +200,7 @@ def parse_header(header: str) -> tuple[str, dict[str, str]]:
     return name, {key: value.strip() for key, value in ATTRIBUTE.findall(rest)}
 
 
-def set_of(row_id: str, set_name: str, validation: str, source: Source) -> str | None:
+def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> str | None:
     """train, validation, test, or None for a record outside the split.
 
     Raises: InputError for any other word.
@@ -248,7 +248,7 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     return sequence
 
 
-def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> tuple[list[Row], int]:
+def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> tuple[list[TaskRecord], int]:
     """Rows of a FASTA split and the number of records outside it.
 
     Args:
@@ -257,10 +257,10 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         mask: FASTA by id, 1 for a residue that is scored.
     Raises: InputError naming file and record.
     """
-    by_id = dict(_by_id(sequences)) if sequences else {}
-    masks = dict(_by_id(mask)) if mask else {}
+    by_id = dict(_read_by_id(sequences)) if sequences else {}
+    masks = dict(_read_by_id(mask)) if mask else {}
     rows, dropped = [], 0
-    for header, body in records(split):
+    for header, body in read_records(split):
         row_id, attributes = parse_header(header)
         if "SET" not in attributes:
             raise InputError(
@@ -269,7 +269,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
                 record=row_id,
                 path=split.path,
             )
-        chosen = set_of(row_id, attributes["SET"], attributes.get("VALIDATION", ""), split)
+        chosen = parse_set(row_id, attributes["SET"], attributes.get("VALIDATION", ""), split)
         if chosen is None:
             dropped += 1
             continue
@@ -288,15 +288,15 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
                 f"{split}: record {row_id!r} is not in {mask}", code="task.not-in-mask", record=row_id, path=split.path
             )
         row_mask = attributes.get("MASK", masks.get(row_id))
-        rows.append(Row(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
+        rows.append(TaskRecord(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
     return rows, dropped
 
 
-def _by_id(source: Source) -> Iterator[tuple[str, str]]:
-    return ((header.partition(" ")[0], body) for header, body in records(source))
+def _read_by_id(source: Source) -> Iterator[tuple[str, str]]:
+    return ((header.partition(" ")[0], body) for header, body in read_records(source))
 
 
-def read_csv_split(split: Source) -> tuple[list[Row], int]:
+def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
     """Rows of `sequence,target,set,validation` (ids `Sequence<row>` unless a column `id` is there) and those outside.
 
     Commas, semicolons or tabs part the columns, as the header line has them; names of columns are read without case.
@@ -304,7 +304,7 @@ def read_csv_split(split: Source) -> tuple[list[Row], int]:
     """
     rows, dropped = [], 0
     with open_text(split) as text:
-        columns, delimiter = _columns(next((line for line in text if line.strip()), ""), split)
+        columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = cells.get("id") or f"Sequence{number}"
@@ -317,27 +317,27 @@ def read_csv_split(split: Source) -> tuple[list[Row], int]:
                     row=number + 1,
                     path=split.path,
                 )
-            chosen = set_of(row_id, cells["set"], cells.get("validation", ""), split)
+            chosen = parse_set(row_id, cells["set"], cells.get("validation", ""), split)
             if chosen is None:
                 dropped += 1
                 continue
             sequence = check_sequence(row_id, cells["sequence"], split)
-            rows.append(Row(row_id, sequence, cells["target"] or None, chosen, cells.get("mask") or None))
+            rows.append(TaskRecord(row_id, sequence, cells["target"] or None, chosen, cells.get("mask") or None))
     return rows, dropped
 
 
-def _columns(header: str, split: Source) -> tuple[list[str], str]:
+def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
     """Names of a table's columns, in lower case, and what parts them.
 
     Raises: InputError, with the header, for one that lacks a column or has it twice.
     """
     needed = ("sequence", "target", "set")
 
-    def parted(delimiter: str) -> list[str]:
+    def split_header(delimiter: str) -> list[str]:
         return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
 
-    delimiter = max(",;\t", key=lambda found: (len(set(needed) & set(parted(found))), header.count(found)))
-    columns = parted(delimiter)
+    delimiter = max(",;\t", key=lambda found: (len(set(needed) & set(split_header(found))), header.count(found)))
+    columns = split_header(delimiter)
     missing = [name for name in needed if name not in columns]
     twice = [name for name in (*needed, "id", "validation", "mask") if columns.count(name) > 1]
     if missing or twice:
@@ -353,7 +353,7 @@ def _columns(header: str, split: Source) -> tuple[list[str], str]:
     return columns, delimiter
 
 
-def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[Row], dict[str, Source], int]:
+def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[TaskRecord], dict[str, Source], int]:
     """Rows of one split, the files they came from, and how many records the files keep outside it.
 
     Args:
@@ -381,7 +381,7 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
     return rows, files, dropped
 
 
-def described(folder: Path, name: str) -> dict[str, Any]:
+def read_description(folder: Path, name: str) -> dict[str, Any]:
     """What `tasks.yaml`, in a task's folder or the one above, says of a task of the user's own; empty if nothing.
 
     Keys it may hold: target, classes, metric, unit, description, computed (true for a property that was computed, not

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
-from esm2kit.tasks.files import ENDINGS, Row, Source, split_names, split_of
+from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_split_names, parse_split_name
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.labels import has_decimal_comma, is_integer, is_number
 from esm2kit.tasks.metrics import CLASS_METRICS, VALUE_METRICS
@@ -14,12 +14,12 @@ from esm2kit.tasks.task import Split, Target, Task
 MAX_INTEGER_CLASSES = 20
 
 
-def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
+def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
     """Folder and split of a user's task, and the split's file if that was named."""
     named = (f"{task}{ending}" for ending in ("", *ENDINGS))
     for path in (*(data_dir / name for name in named), Path(task)):
         if path.is_file():
-            only = split_of(path.name)
+            only = parse_split_name(path.name)
             if only is None:
                 found = f"it ends in none of {', '.join(ENDINGS)}; save a table as CSV"
                 raise InputError(f"{path} is no split's file: {found}", code="task.not-a-split", path=path)
@@ -33,7 +33,7 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
                 )
             return path.parent, only, path
         if path.is_dir():
-            names = split_names(path)
+            names = find_split_names(path)
             if not names:
                 there = sorted(file.name for file in path.iterdir())
                 shown = (
@@ -54,7 +54,7 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
                 )
             return path, split or names[0], None
     there = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
-    own = [path.name if path.is_dir() else split_of(path.name) for path in there]
+    own = [path.name if path.is_dir() else parse_split_name(path.name) for path in there]
     own = [name for name in dict.fromkeys(own) if name]
     known = [*own, *(name for name in TASKS if name not in own)]
     place = f"data_dir {data_dir}" + ("" if data_dir.is_dir() else ", which is no folder")
@@ -67,7 +67,12 @@ def find_own_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, s
 
 
 def infer_task(
-    name: str, split: str, rows: list[Row], sources: dict[str, Source], target: Target | None, declared: dict[str, Any]
+    name: str,
+    split: str,
+    rows: list[TaskRecord],
+    sources: dict[str, Source],
+    target: Target | None,
+    declared: dict[str, Any],
 ) -> Task:
     """What a user's files say they hold: labels of residues if they come apart from the sequences, or one a residue."""
     source = sources["split"]
@@ -88,7 +93,7 @@ def infer_task(
         found = {letter for text in texts for letter in text}
     else:
         level, found = "protein", set(texts)
-        kind = target or declared.get("target") or _kind_of_proteins(rows, texts, source)
+        kind = target or declared.get("target") or _infer_protein_target(rows, texts, source)
     if kind not in get_args(Target):
         raise InputError(
             f"task {name}: target {kind!r} is neither class nor value", code="task.target-kind", task=name, found=kind
@@ -127,7 +132,7 @@ def infer_task(
     )
 
 
-def _kind_of_proteins(rows: list[Row], texts: list[str], source: Source) -> Target:
+def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Source) -> Target:
     """Class or value, by what most targets are: a text among numbers does not make classes of them."""
     for row, text in zip(rows, texts, strict=True):
         if text.lower() == "nan":  # a table's blank cell, and no class of its own

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.files import Row, Source
-from esm2kit.tasks.metrics import bits_of
+from esm2kit.tasks.files import Source, TaskRecord
+from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.task import Task
 
 
@@ -29,14 +29,14 @@ def has_decimal_comma(text: str) -> bool:
     return text.count(",") == 1 and is_number(text.replace(",", "."))
 
 
-def residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> np.ndarray:
+def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source: Source) -> np.ndarray:
     """(residues,) classes through the table of letters, or values separated by semicolons.
 
     Raises: InputError for a label outside the alphabet, or another number of labels than residues.
     """
     text = row.target or ""
     if task.target == "value":
-        values = np.array([number_of(row, part, source) for part in text.split(";")])
+        values = np.array([parse_number(row, part, source) for part in text.split(";")])
     else:
         values = table[np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8)]
         if (values < 0).any():
@@ -59,7 +59,7 @@ def residue_targets(task: Task, row: Row, table: np.ndarray, source: Source) -> 
     return values
 
 
-def mask_of(row: Row, source: Source) -> np.ndarray:
+def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
     """(residues,) True where the target counts; everywhere if the row has no mask."""
     if row.mask is None:
         return np.ones(len(row.sequence), dtype=bool)
@@ -75,7 +75,7 @@ def mask_of(row: Row, source: Source) -> np.ndarray:
     return np.frombuffer(row.mask.encode(), dtype=np.uint8) == ord("1")
 
 
-def number_of(row: Row, text: str, source: Source) -> float:
+def parse_number(row: TaskRecord, text: str, source: Source) -> float:
     """A finite number.
 
     Raises: InputError naming the record.
@@ -100,14 +100,14 @@ def number_of(row: Row, text: str, source: Source) -> float:
     return value
 
 
-def class_targets(classes_N: np.ndarray, task: Task) -> Tensor:
+def build_class_targets(classes_N: np.ndarray, task: Task) -> Tensor:
     """(N,) int64 classes, or (N, L) float32 zeros and ones of the binary labels they stand for."""
     if not task.binary_labels:
         return torch.from_numpy(classes_N)
-    return torch.from_numpy(bits_of(classes_N, len(task.binary_labels))).float()
+    return torch.from_numpy(unpack_bits(classes_N, len(task.binary_labels))).float()
 
 
-def decide(outputs: Tensor, task: Task) -> Tensor:
+def decode_outputs(outputs: Tensor, task: Task) -> Tensor:
     """Class of the largest output, or the integer that the positive bits spell, or the value; over the last axis."""
     if task.target == "value":
         return outputs[..., 0]

@@ -53,12 +53,12 @@ class Score:
         return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else 0.0
 
     @property
-    def is_same_in_every_draw(self) -> bool:
+    def is_constant(self) -> bool:
         """Whether the bootstrap has nothing to say: all proteins are alike."""
         return bool(np.ptp(self.replicates) < ROUNDING)
 
 
-def draw_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def sample_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """How often each protein is drawn in each bootstrap replicate: (R, P) int32, every row sums to P."""
     generator = np.random.default_rng(seed)
     counts_RP = np.empty((num_resamples, num_proteins), dtype=np.int32)
@@ -67,7 +67,7 @@ def draw_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> 
     return counts_RP
 
 
-def confusions(
+def count_confusions(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray, num_proteins: int, num_classes: int
 ) -> np.ndarray:
     """Confusion matrix of every protein, (P, K, K): [protein, truth, predicted]."""
@@ -76,7 +76,7 @@ def confusions(
     return counts.reshape(num_proteins, num_classes, num_classes)
 
 
-def class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
+def compute_class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
     """Accuracy, balanced accuracy, macro-F1 and MCC of confusion matrices, (R,) each.
 
     Classes without a true or predicted member leave the macro-F1, classes without a true member the balanced accuracy;
@@ -92,19 +92,19 @@ def class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
         mcc = np.where(spread > 0, covariance / spread, 0.0)
         return {
             "accuracy": hit.sum(1) / total,
-            "balanced_accuracy": _mean_where(recall, true > 0),
-            "macro_f1": _mean_where(f1, true + predicted > 0),
+            "balanced_accuracy": _masked_mean(recall, true > 0),
+            "macro_f1": _masked_mean(f1, true + predicted > 0),
             "mcc": mcc,
         }
 
 
-def _mean_where(values_RK: np.ndarray, where_RK: np.ndarray) -> np.ndarray:
+def _masked_mean(values_RK: np.ndarray, where_RK: np.ndarray) -> np.ndarray:
     return np.where(where_RK, values_RK, 0.0).sum(1) / where_RK.sum(1)
 
 
-def binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
+def compute_binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of L binary labels, the mean over labels: F1 of the positive class, MCC, balanced accuracy."""
-    per_label = [class_metrics(confusion_RL22[:, label]) for label in range(confusion_RL22.shape[1])]
+    per_label = [compute_class_metrics(confusion_RL22[:, label]) for label in range(confusion_RL22.shape[1])]
     hits, truly, called = confusion_RL22[:, :, 1, 1], confusion_RL22[:, :, 1].sum(2), confusion_RL22[:, :, :, 1].sum(2)
     with np.errstate(invalid="ignore", divide="ignore"):
         f1 = np.where(truly + called > 0, 2 * hits / (truly + called), 0.0)
@@ -115,12 +115,12 @@ def binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def bits_of(classes_N: np.ndarray, num_bits: int) -> np.ndarray:
+def unpack_bits(classes_N: np.ndarray, num_bits: int) -> np.ndarray:
     """(N, L) 0 or 1: the binary labels an integer class stands for, lowest bit first."""
     return (classes_N[:, None] >> np.arange(num_bits)) & 1
 
 
-def per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def compute_per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and support of every class; 0 where there is nothing to divide by."""
     table = {}
     for index, label in enumerate(labels):
@@ -149,20 +149,20 @@ class _Ranking(NamedTuple):
     group: np.ndarray
 
     @classmethod
-    def of(cls, values_N: np.ndarray) -> "_Ranking":
+    def from_values(cls, values_N: np.ndarray) -> "_Ranking":
         order = np.argsort(values_N, kind="stable")
         is_first = np.r_[True, np.diff(values_N[order]) != 0]
         group = np.empty(len(order), dtype=np.int64)
         group[order] = np.cumsum(is_first) - 1
         return cls(order, np.flatnonzero(is_first), group)
 
-    def grouped(self, rows_NR: np.ndarray) -> np.ndarray:
+    def sum_groups(self, rows_NR: np.ndarray) -> np.ndarray:
         """(G, R): sums over each group."""
         rows_NR = rows_NR[self.order]
         return rows_NR if len(self.starts) == len(self.order) else np.add.reduceat(rows_NR, self.starts, axis=0)
 
 
-def _value_block(
+def _score_value_block(
     rankings: tuple[_Ranking, _Ranking],
     columns_XN: np.ndarray,
     gain_N: np.ndarray,
@@ -171,22 +171,22 @@ def _value_block(
     total, st, sp, stt, spp, stp, squared = columns_XN @ counts_NR.astype(np.float64)
     drawn = counts_NR.sum(0, dtype=np.int64)
     discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, drawn.max() + 2)))])
-    spread_t, spread_p = (_above_rounding(xx - x * x / total, xx) for x, xx in ((st, stt), (sp, spp)))
+    spread_t, spread_p = (_mask_rounding_noise(xx - x * x / total, xx) for x, xx in ((st, stt), (sp, spp)))
     ranks, rank_squares, gains = [], [], []
     for place, ranking in enumerate(rankings):
-        size_GR = ranking.grouped(counts_NR)
+        size_GR = ranking.sum_groups(counts_NR)
         stop_GR = np.cumsum(size_GR, axis=0)
         rank_GR = stop_GR - (size_GR + drawn) / 2  # from the middle: all copies of a group share (first + last) / 2
         rank_squares.append(np.einsum("gr,gr,gr->r", size_GR, rank_GR, rank_GR))
         ranks.append(rank_GR[ranking.group])
         # From the largest down, a group takes the places `drawn - stop` to `drawn - stop + size`.
         upto_GR = discount[drawn - stop_GR]
-        worth_GR = np.concatenate([discount[drawn][None], upto_GR[:-1]]) - upto_GR
+        discount_GR = np.concatenate([discount[drawn][None], upto_GR[:-1]]) - upto_GR
         if place == 0 or len(ranking.starts) == len(ranking.order):  # one gain a group, whatever is drawn
-            gains.append(gain_N[ranking.order][ranking.starts] @ worth_GR)
+            gains.append(gain_N[ranking.order][ranking.starts] @ discount_GR)
         else:
-            sums_GR = ranking.grouped(counts_NR * gain_N[:, None])
-            gains.append((sums_GR / np.maximum(size_GR, 1) * worth_GR).sum(0))
+            sums_GR = ranking.sum_groups(counts_NR * gain_N[:, None])
+            gains.append((sums_GR / np.maximum(size_GR, 1) * discount_GR).sum(0))
     rank_product = np.einsum("nr,nr,nr->r", counts_NR, *ranks)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -198,12 +198,12 @@ def _value_block(
         }
 
 
-def _above_rounding(spread_R: np.ndarray, scale_R: np.ndarray) -> np.ndarray:
+def _mask_rounding_noise(spread_R: np.ndarray, scale_R: np.ndarray) -> np.ndarray:
     """nan where a sum of squares around the mean is no more than what rounding leaves of a constant's."""
     return np.where(spread_R > 1e-13 * scale_R, spread_R, np.nan)
 
 
-def class_scorer(
+def build_class_scorer(
     truth_N: np.ndarray,
     predicted_N: np.ndarray,
     protein_N: np.ndarray,
@@ -212,27 +212,27 @@ def class_scorer(
     num_bits: int = 0,
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """counts (R, P) -> metrics, of class predictions; with `num_bits`, of the binary labels the classes stand for."""
-    confusion_PKK = confusions(truth_N, predicted_N, protein_N, num_proteins, num_classes)
+    confusion_PKK = count_confusions(truth_N, predicted_N, protein_N, num_proteins, num_classes)
     flat_PX = confusion_PKK.reshape(num_proteins, -1).astype(np.float64)
     if num_bits:
-        truth_NL, predicted_NL = bits_of(truth_N, num_bits), bits_of(predicted_N, num_bits)
+        truth_NL, predicted_NL = unpack_bits(truth_N, num_bits), unpack_bits(predicted_N, num_bits)
         bits_PL22 = np.stack(
-            [confusions(truth_NL[:, b], predicted_NL[:, b], protein_N, num_proteins, 2) for b in range(num_bits)],
+            [count_confusions(truth_NL[:, b], predicted_NL[:, b], protein_N, num_proteins, 2) for b in range(num_bits)],
             axis=1,
         )
         flat_bits_PX = bits_PL22.reshape(num_proteins, -1).astype(np.float64)
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
         counts = counts_RP.astype(np.float64)
-        metrics = class_metrics((counts @ flat_PX).reshape(-1, num_classes, num_classes))
+        metrics = compute_class_metrics((counts @ flat_PX).reshape(-1, num_classes, num_classes))
         if num_bits:
-            metrics |= binary_metrics((counts @ flat_bits_PX).reshape(-1, num_bits, 2, 2))
+            metrics |= compute_binary_metrics((counts @ flat_bits_PX).reshape(-1, num_bits, 2, 2))
         return metrics
 
     return score
 
 
-def value_scorer(
+def build_value_scorer(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """counts (R, P) -> Spearman, Pearson, RMSE, R2 and NDCG of value predictions, (R,) each.
@@ -241,7 +241,7 @@ def value_scorer(
     NDCG's gains are truth minus its minimum. Ties share their average rank, and their average gain.
     """
     truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
-    rankings = _Ranking.of(truth), _Ranking.of(predicted)
+    rankings = _Ranking.from_values(truth), _Ranking.from_values(predicted)
     t, p = truth - truth.mean(), predicted - predicted.mean()
     columns_XN = np.stack([np.ones_like(t), t, p, t * t, p * p, t * p, (truth - predicted) ** 2])
     gain_N = truth - truth.min()
@@ -250,7 +250,7 @@ def value_scorer(
         # Replicates run along the last axis, so that sorting and summing move and add whole stretches of memory.
         step = max(8, BLOCK // max(1, len(truth)))
         blocks = [
-            _value_block(
+            _score_value_block(
                 rankings, columns_XN, gain_N, np.ascontiguousarray(counts_RP[start : start + step].T)[protein_N]
             )
             for start in range(0, len(counts_RP), step)
@@ -260,7 +260,7 @@ def value_scorer(
     return score
 
 
-def interval(value: float, replicates: np.ndarray) -> Interval:
+def compute_interval(value: float, replicates: np.ndarray) -> Interval:
     """Percentile interval; nan replicates (a draw on which the metric is undefined) stay out.
 
     Replicates that are all the same, of a perfect score say, tell nothing of what other proteins would give: no ends.
@@ -278,8 +278,8 @@ def score_seeds(
     """Metrics of a model trained with several seeds.
 
     Args:
-        scorers: one a seed, from `class_scorer` or `value_scorer`.
-        counts_RP: from `draw_counts`; equal counts make scores comparable pair by pair.
+        scorers: one a seed, from `build_class_scorer` or `build_value_scorer`.
+        counts_RP: from `sample_counts`; equal counts make scores comparable pair by pair.
     Returns: metric -> Score.
     """
     ones = np.ones((1, counts_RP.shape[1]), dtype=np.int32)
@@ -290,14 +290,14 @@ def score_seeds(
         seeds = tuple(float(point[name][0]) for point in points)
         replicates = np.mean([sample[name] for sample in drawn], axis=0)
         value, num_proteins = float(np.mean(seeds)), counts_RP.shape[1]
-        found = interval(value, replicates)
+        found = compute_interval(value, replicates)
         if name == "accuracy" and not math.isfinite(found.low):
-            found = without_width(value, 0.0, 1.0, num_proteins)
+            found = compute_rule_of_three_interval(value, 0.0, 1.0, num_proteins)
         scores[name] = Score(found, seeds, replicates, num_proteins)
     return scores
 
 
-def without_width(value: float, lowest: float, highest: float, num_proteins: int) -> Interval:
+def compute_rule_of_three_interval(value: float, lowest: float, highest: float, num_proteins: int) -> Interval:
     """The interval of a mean over proteins that are all alike: all right, all wrong, or two models never apart.
 
     Every draw of such proteins gives the same figure, which is not certainty: if a share of 1 - 0.05^(1/n) of all
@@ -312,16 +312,16 @@ def without_width(value: float, lowest: float, highest: float, num_proteins: int
     return Interval(value, value - share * (value - lowest), value + share * (highest - value))
 
 
-def paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
+def compute_paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
     """How much better `ours` is than `theirs` under the same draws; positive is better, also for errors."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * (ours.interval.value - theirs.interval.value)
-    found = interval(value, sign * (ours.replicates - theirs.replicates))
+    found = compute_interval(value, sign * (ours.replicates - theirs.replicates))
     if metric == "accuracy" and not math.isfinite(found.low):
-        found = without_width(value, -1.0, 1.0, ours.num_proteins)
+        found = compute_rule_of_three_interval(value, -1.0, 1.0, ours.num_proteins)
     return found
 
 
-def finite(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """JSON knows no nan: an undefined metric is null."""
     return float(value) if math.isfinite(value) else None

@@ -19,7 +19,7 @@ from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.labels import class_targets
+from esm2kit.tasks.labels import build_class_targets
 
 _SAMPLE_STREAM = 201
 # Residues that neighbouring windows of a long protein share.
@@ -82,7 +82,7 @@ class Labels(NamedTuple):
     spread: float = 1.0
 
 
-def labels_of(data: TaskData, scale_targets: bool, class_weights: bool) -> Labels:
+def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> Labels:
     """Targets for training.
 
     Args:
@@ -96,7 +96,7 @@ def labels_of(data: TaskData, scale_targets: bool, class_weights: bool) -> Label
         centre, spread = (float(values.mean()), float(values.std()) or 1.0) if scale_targets else (0.0, 1.0)
         scaled = torch.from_numpy((data.targets - centre) / spread).float()
         return Labels(scaled, torch.ones(len(scaled)), centre, spread)
-    targets = class_targets(data.targets, data.task)
+    targets = build_class_targets(data.targets, data.task)
     if not class_weights:
         return Labels(targets, torch.ones(targets.shape))
     if data.task.binary_labels:
@@ -108,7 +108,7 @@ def labels_of(data: TaskData, scale_targets: bool, class_weights: bool) -> Label
     return Labels(targets, weights_K.float()[targets])
 
 
-def tokenised(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
+def load_tokens(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
     """Token ids of all sequences end to end, uint8, memory-mapped from a file that all ranks share.
 
     Nothing orders the ranks: those that come before the file is there make it, each the same, and any may be the last.
@@ -131,13 +131,13 @@ class LabelledProteins:
     Args:
         data: the task.
         labels: its targets.
-        cache: folder of the tokenised copy.
+        cache: folder of the load_tokens copy.
         max_residues: longest window a model is given.
     """
 
     def __init__(self, data: TaskData, labels: Labels, cache: Path, max_residues: int) -> None:
         self.data, self.labels, self.max_residues = data, labels, max_residues
-        self.tokens = tokenised(data.sequences, cache, data.sha256)
+        self.tokens = load_tokens(data.sequences, cache, data.sha256)
         self.starts = np.concatenate([[0], np.cumsum(data.num_residues)])
         self.per_residue = data.task.level == "residue"
 

@@ -6,7 +6,7 @@ from esm2kit.tasks.flip import FLIP_CITATION
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScore:
     """A figure somebody else printed, and why ours may differ from it.
 
     Args:
@@ -42,14 +42,14 @@ FLIP2021 = (FLIP_CITATION, "one-hot recipe, no language model (preset `flip2021`
 SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probed")
 
 
-def _published() -> tuple[Published, ...]:
-    figures: list[Published] = []
+def _list_published() -> tuple[PublishedScore, ...]:
+    figures: list[PublishedScore] = []
     for size, ss3, conservation, meltome, gb1 in (("650M", 0.852, 0.332, 7.19, 1.29), ("3B", 0.857, 0.345, 6.68, 1.28)):
         figures += [
-            Published("secondary_structure_648", "sampled", "accuracy", ss3, MODELS[size], *NVIDIA),
-            Published("conservation", "sampled", "accuracy", conservation, MODELS[size], *NVIDIA),
-            Published("meltome", "mixed_split", "rmse", meltome, MODELS[size], *NVIDIA),
-            Published(
+            PublishedScore("secondary_structure_648", "sampled", "accuracy", ss3, MODELS[size], *NVIDIA),
+            PublishedScore("conservation", "sampled", "accuracy", conservation, MODELS[size], *NVIDIA),
+            PublishedScore("meltome", "mixed_split", "rmse", meltome, MODELS[size], *NVIDIA),
+            PublishedScore(
                 "gb1", "two_vs_rest", "rmse", gb1, MODELS[size], NVIDIA[0],
                 f"{NVIDIA[1]}; predicting the training mean gives 1.252, so this figure shows no information",
             ),
@@ -71,10 +71,12 @@ def _published() -> tuple[Published, ...]:
         ("8M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.857, 0.708, 0.527, 0.470, 0.708)),
     )
     for model, source, values in table:
-        figures += [Published(*column, value, model, *source) for column, value in zip(columns, values, strict=True)]
+        figures += [
+            PublishedScore(*column, value, model, *source) for column, value in zip(columns, values, strict=True)
+        ]
     for split, spearman in (("one_vs_rest", 0.279), ("two_vs_rest", 0.594), ("three_vs_rest", 0.755)):
-        figures.append(Published("gb1", split, "spearman", spearman, "one-hot ridge", *FLIP2021))
+        figures.append(PublishedScore("gb1", split, "spearman", spearman, "one-hot ridge", *FLIP2021))
     return tuple(figures)
 
 
-PUBLISHED = _published()
+PUBLISHED = _list_published()

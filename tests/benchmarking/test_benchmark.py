@@ -29,7 +29,7 @@ from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.metrics import Interval, draw_counts
+from esm2kit.tasks.metrics import Interval, sample_counts
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -537,7 +537,7 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
     text = "".join(f">{name} TARGET=rich_{letter} SET={chosen}\nM{letter * 9}V\n" for name, letter, chosen in rows)
     (tmp_path / "easy.fasta").write_text(text)
     data = load_task("easy", None, tmp_path)
-    counts_RP = draw_counts(10)
+    counts_RP = sample_counts(10)
     scores = {
         name: score_fitted(fit_baseline(name, data).fitted, data, counts_RP) for name in ("composition", "majority")
     }

@@ -26,7 +26,7 @@ from esm2kit.benchmarking.probes.linear import LOGISTIC_GRID, fit_logistic, fit_
 from esm2kit.benchmarking.scores import score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.metrics import draw_counts, paired_difference
+from esm2kit.tasks.metrics import compute_paired_difference, sample_counts
 
 CPU = torch.device("cpu")
 QUICK = {"epochs": 30, "batch_size": 32, "learning_rate": 5e-3, "dropout": 0.0}
@@ -40,7 +40,7 @@ CASES = [(level, target, probe) for level, target in KINDS for probe in PROBES[l
 
 
 def score(fitted, data):
-    counts = draw_counts(int((data.sets == "test").sum()), 1000)
+    counts = sample_counts(int((data.sets == "test").sum()), 1000)
     return score_fitted(fitted, data, counts)
 
 
@@ -50,7 +50,7 @@ def probed(level, target, probe, **keywords):
     scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
     guess, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
     guessed = score(fit_baseline(guess, data).fitted, data)
-    return scores, paired_difference(metric, scores[metric], guessed[metric])
+    return scores, compute_paired_difference(metric, scores[metric], guessed[metric])
 
 
 def test_every_probe_meets_every_kind_that_it_can_label():

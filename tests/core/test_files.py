@@ -11,7 +11,7 @@ from support.errors import refused
 
 from esm2kit.core.files import hold_lock
 from esm2kit.core.process_group import Process
-from esm2kit.embedding.run import only_one
+from esm2kit.embedding.run import lock_run
 
 FIRST = Process(rank=0, world_size=1, local_rank=0)
 
@@ -59,7 +59,7 @@ def test_without_a_refusal_it_is_waited_for(tmp_path: Path) -> None:
 def test_where_there_are_no_locks_one_warning_says_so(
     tmp_path: Path, no_locks: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with only_one(tmp_path / "my_embed.part", FIRST):
+    with lock_run(tmp_path / "my_embed.part", FIRST):
         pass
     (record,) = caplog.records
     message = record.getMessage()

@@ -25,7 +25,7 @@ from esm2kit.embedding import plan as embed_plan
 from esm2kit.embedding import run as embed_run
 from esm2kit.embedding.batch import Output, _embed_on_device, embed_batch
 from esm2kit.embedding.config import EmbedConfig
-from esm2kit.embedding.embed import _device, embed
+from esm2kit.embedding.embed import _choose_device, embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -145,7 +145,7 @@ def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: 
     result = embed(EmbedConfig(write_fasta(tmp_path / "x.fasta", pairs), tmp_path, model=str(model)))
     assert EmbeddingReader(result.embeddings).ids == ["a", "b", "a", "c"]
     assert sorted(values_of(result.embeddings)) == ["0", "1", "2", "3"]
-    for key, names in (("hash", [embed_plan.sequence_key(s) for s in ("MKT", "MKTAYL")]), ("id", ["a", "b", "c"])):
+    for key, names in (("hash", [embed_plan.hash_sequence(s) for s in ("MKT", "MKTAYL")]), ("id", ["a", "b", "c"])):
         keyed = embed(EmbedConfig(tmp_path / "x.fasta", tmp_path, name=key, model=str(model), key=key))
         assert sorted(values_of(keyed.embeddings)) == sorted(names)
         np.testing.assert_allclose(
@@ -159,11 +159,11 @@ def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: 
 
 def test_nucleic_acids_are_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = [("dna", "ACGTACGTAC"), ("rna", "AUGGCUNNNN"), ("protein", "MKTAYIAKQR"), ("short", "GAGAGA")]
-    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs)], tmp_path)
+    embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", pairs)], tmp_path)
     (told,) = caplog.messages
     assert f"{tmp_path / 'a.fasta'}: every letter of 2 of 4 sequences is A, C, G, T, U or N: is this DNA" in told
     caplog.clear()
-    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs[2:])], tmp_path)
+    embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", pairs[2:])], tmp_path)
     assert not caplog.messages
 
 
@@ -171,9 +171,9 @@ def test_ambiguous_ids_are_found_in_any_bucket(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(embed_plan, "ROWS_PER_BLOCK", 7)
     monkeypatch.setattr(embed_plan, "PROTEINS_PER_BUCKET", 5)
     pairs = list(random_proteins([3] * 40).items())
-    embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", pairs + pairs)], tmp_path)
+    embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", pairs + pairs)], tmp_path)
     with refused("embed.ambiguous-id", id="p17"):
-        embed_plan.Table.make([write_fasta(tmp_path / "a.fasta", [*pairs, ("p17", "MMMM")])], tmp_path)
+        embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", [*pairs, ("p17", "MMMM")])], tmp_path)
 
 
 def test_long_proteins_by_each_policy(model: Path, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_windows_of_proteins_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(embed_plan, "PROTEINS_PER_WINDOW", 5)
     monkeypatch.setattr(embed_plan, "RESIDUES_PER_WINDOW", 100)
     num_residues_P = np.array([10] * 12 + [300] + [60, 60, 30] + [1] * 9)
-    spans = list(embed_plan.windows(num_residues_P))
+    spans = list(embed_plan.split_into_windows(num_residues_P))
     assert spans == [(0, 5), (5, 10), (10, 12), (12, 13), (13, 14), (14, 19), (19, 24), (24, 25)]
 
 
@@ -309,7 +309,7 @@ def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_run, "_pour", interrupt)
+        patch.setattr(embed_run, "_write_all", interrupt)
         with pytest.raises(KeyboardInterrupt):
             embed(config)
 
@@ -344,7 +344,7 @@ def test_a_finished_file_that_goes_missing_is_made_with_the_rest(model: Path, tm
     means = embed(config).embeddings
     more = dataclasses.replace(config, per_residue=True)
     with monkeypatch.context() as patch:
-        patch.setattr(embed_run, "_pour", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(embed_run, "_write_all", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             embed(more)
     means.unlink()
@@ -417,7 +417,7 @@ def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
 ) -> None:
     """The first write to the disk is under way, and fails, when the last batch is done: every batch is lost."""
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
-    closing, close = threading.Event(), embed_run.Run._close
+    closing, close = threading.Event(), embed_run.EmbeddingRun._close
 
     def fail(handle: int) -> None:
         closing.wait(60)
@@ -425,7 +425,7 @@ def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
 
     monkeypatch.setattr(embed_run, "SYNC_SECONDS", 0.0)
     monkeypatch.setattr(embed_run, "sync", fail)
-    monkeypatch.setattr(embed_run.Run, "_close", lambda run: (closing.set(), close(run)))
+    monkeypatch.setattr(embed_run.EmbeddingRun, "_close", lambda run: (closing.set(), close(run)))
     with pytest.raises(OSError, match="Input/output error"):
         embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1))
     assert "the last 15 batches could not be noted (Input/output error) and will be done again" in caplog.text
@@ -447,10 +447,10 @@ def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(embed_run, "SYNC_SECONDS", 0.0)
         patch.setattr(embed_run.os, "write", some_of_it)
-        patch.setattr(embed_run, "_pour", break_off)
+        patch.setattr(embed_run, "_write_all", break_off)
         with pytest.raises(KeyboardInterrupt):
             embed(config)
-    assert embed_plan.Journal(tmp_path / "out" / "a_embed.part").done() == set(range(10)), "two proteins a batch"
+    assert embed_plan.Journal(tmp_path / "out" / "a_embed.part").read_done() == set(range(10)), "two proteins a batch"
 
 
 def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp_path: Path, monkeypatch) -> None:
@@ -500,11 +500,11 @@ from esm2kit.embedding.embed import embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 embed_run.SYNC_SECONDS = 0.0
 fasta, out, model, wait = sys.argv[1:]
-pour = embed_run._pour
+pour = embed_run._write_all
 def slowly(*arguments):
     time.sleep(float(wait))
     pour(*arguments)
-embed_run._pour = slowly
+embed_run._write_all = slowly
 result = embed(EmbedConfig(fasta, out, model=model, per_residue=True, batch_tokens=128, workers=1, device="cpu"))
 """
 
@@ -614,7 +614,7 @@ def test_a_task_that_is_shown_one_gpu_takes_it(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all of the node's, or by srun's --gpus-per-task its own
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
-        assert _device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
+        assert _choose_device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
 
 
 def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
 
-from esm2kit.embedding.hdf5 import EmbeddingReader, Row, Skeleton, create
+from esm2kit.embedding.hdf5 import EmbeddingReader, ProteinEntry, Skeleton, create_file
 
 WIDTH = 5
 
@@ -21,10 +21,11 @@ def make(path: Path, skeleton: Skeleton, num_residues: list[int], keys: list[str
     starts = np.zeros(len(num_residues), dtype=np.int64)
     keys = keys or [str(index) for index in range(len(num_residues))]
     rows = [
-        Row(f"protein é {index}", key, count) for index, (key, count) in enumerate(zip(keys, num_residues, strict=True))
+        ProteinEntry(f"protein é {index}", key, count)
+        for index, (key, count) in enumerate(zip(keys, num_residues, strict=True))
     ]
     attributes = {"model_name": "esm2_small", "layer": 6, "provenance": '{"stage": "embed"}'}
-    create(path, skeleton, iter(rows), len(rows), sum(num_residues), attributes, starts)
+    create_file(path, skeleton, iter(rows), len(rows), sum(num_residues), attributes, starts)
     values = {}
     handle = os.open(path, os.O_WRONLY)
     for index in reversed(range(len(rows))):
@@ -56,7 +57,7 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, value[0] if level == "protein" else value)
         backwards = reader.ids[::-1]
-        starts, offsets, kind = reader.places(backwards)
+        starts, offsets, kind = reader.locate_rows(backwards)
         assert kind == dtype  # half precision stays half precision on disk
         assert offsets.tolist() == np.cumsum([0] + [len(value) for value in expected[::-1]]).tolist()
         raw = (folder / "a.h5").read_bytes()
@@ -129,6 +130,6 @@ def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
     with refused("embeddings.level", found="residue"):
         reader.matrix()
     with refused("embeddings.lacks"):
-        reader.places(["protein é 0", "nobody"])
+        reader.locate_rows(["protein é 0", "nobody"])
     with pytest.raises(KeyError, match="has no protein"):
         reader["nobody"]

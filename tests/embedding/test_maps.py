@@ -184,8 +184,8 @@ def test_what_labels_tell_of_rows_is_one_less_the_variance_within() -> None:
     labels_N = GENERATOR.choice(list("ACDE"), 200)
     values_ND = GENERATOR.normal(size=(200, 5)) + (labels_N == "A")[:, None] * 2
     within = sum(((rows := values_ND[labels_N == name]) - rows.mean(0)).__pow__(2).sum() for name in "ACDE")
-    share, chance = maps.told_by(labels_N, values_ND)
+    share, chance = maps.explained_variance(labels_N, values_ND)
     np.testing.assert_allclose(share, 1 - within / ((values_ND - values_ND.mean(0)) ** 2).sum())
     np.testing.assert_allclose(chance, 3 / 199)
-    told = [maps.told_by(GENERATOR.permutation(labels_N), values_ND)[0] for _ in range(200)]
+    told = [maps.explained_variance(GENERATOR.permutation(labels_N), values_ND)[0] for _ in range(200)]
     np.testing.assert_allclose(np.mean(told), chance, rtol=0.2), "random groups tell that much"

@@ -39,7 +39,7 @@ from esm2kit.models.lora import add_lora
 from esm2kit.sequences.alphabet import encode
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.packing import LabelledProteins, batch_windows, labels_of, tokenised
+from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels, load_tokens
 from esm2kit.training import launch
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.precision import precision_context
@@ -210,7 +210,7 @@ def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
     )
     finetune(config)
     data = load_task("residue_class", None, tasks)
-    labels = labels_of(data, True, False)
+    labels = build_labels(data, True, False)
     proteins = LabelledProteins(data, labels, tmp_path / "other", 1022)
     batch = LabelledBatches(proteins, BatchLayout(8, 1, 1, 1), 0, 4, 1)[0][0]
     model = LabelModel(ESM2.initialised(SHAPE, 0), HeadSpec("cnn", "residue", 32, 3, 32, 0.0, False), 4)
@@ -337,7 +337,7 @@ def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
     given |= {"global_batch_size": size, "val_check_interval": 1, "gradient_clip_val": 0.0, "schedule": "constant"}
     result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given, warmup_steps=0)))
     esm2 = ESM2.initialised(SHAPE, 0).eval()
-    proteins = LabelledProteins(data, labels_of(data, True, False), tmp_path / "cache", 1022)
+    proteins = LabelledProteins(data, build_labels(data, True, False), tmp_path / "cache", 1022)
     rows = []
     for number in range(len(data.ids)):
         tokens, num_tokens = proteins.pack(proteins.windows(np.array([number])))
@@ -652,7 +652,7 @@ def test_650m_on_24_gb_by_arithmetic() -> None:
 
 def test_token_budget_and_windows(tasks, tmp_path) -> None:
     data = load_task("residue_class", None, tasks)
-    proteins = LabelledProteins(data, labels_of(data, True, False), tmp_path, 20)
+    proteins = LabelledProteins(data, build_labels(data, True, False), tmp_path, 20)
     windows = proteins.windows(data.rows("test"))
     for batch in batch_windows(windows, 64):
         assert len(batch) == 1 or sum(window.stop - window.start + 2 for window in batch) <= 64
@@ -668,31 +668,31 @@ def test_ranks_that_tokenise_at_once_read_the_same_file(tmp_path, monkeypatch) -
     """One writes while another comes and goes, and a task that was there before does not stand for this one."""
     sequences, save, unlink = ["MKV", "AC"], np.save, Path.unlink
     others, taken = [], []
-    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
+    assert load_tokens(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
 
     def save_late(file, array) -> None:
         if not others:
             others.append(None)
             with monkeypatch.context() as other:
                 other.setattr(os, "getpid", lambda: 1)
-                others.append(tokenised(sequences, tmp_path, "1" * 64))
+                others.append(load_tokens(sequences, tmp_path, "1" * 64))
         save(file, array)
 
     monkeypatch.setattr(np, "save", save_late)
     monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (taken.append(path), unlink(path, missing_ok)))
-    mine = tokenised(sequences, tmp_path, "1" * 64)
+    mine = load_tokens(sequences, tmp_path, "1" * 64)
     assert mine.tolist() == others[1].tolist() == encode("MKVAC").tolist()
     assert {path.suffix for path in taken} == {".part"}, "what a rank has made, another may be about to read"
-    assert tokenised(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
+    assert load_tokens(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
 
 
 def test_class_weights_make_classes_weigh_the_same(tasks) -> None:
     data = load_task("residue_class", None, tasks)
-    labels = labels_of(data, False, True)
+    labels = build_labels(data, False, True)
     train = torch.from_numpy(data.target_rows("train"))
     sums = [labels.weights[train][labels.targets[train] == place].sum().item() for place in range(3)]
     assert sums == pytest.approx([len(train) / 3] * 3, rel=1e-4)
-    assert labels_of(data, False, False).weights.unique().tolist() == [1.0]
+    assert build_labels(data, False, False).weights.unique().tolist() == [1.0]
 
 
 def test_loss_of_binary_labels_is_their_mean() -> None:

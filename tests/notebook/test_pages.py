@@ -192,10 +192,10 @@ def test_a_label_with_dollars_is_no_formula() -> None:
 
 def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
     drawn = render_svg(
-        lambda: plots.scores_beside_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", ours=["a"]), "scores"
+        lambda: plots.scores_with_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", highlighted=["a"]), "scores"
     )
     assert "var(--ours)" in drawn
     assert "currentColor" in drawn
-    assert to_hex(plots.OURS) not in drawn
+    assert to_hex(plots.PRIMARY) not in drawn
     for theme in ("#0173b2", "#5cb0e8"):
         assert f"--ours: {theme}" in render_page("", "", [], [])

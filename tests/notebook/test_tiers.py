@@ -12,7 +12,7 @@ from esm2kit.cli.main import main
 from esm2kit.models.config import SIZES
 from esm2kit.notebook.runs.headless import known_parameters
 from esm2kit.notebook.runs.tiers import check_parameters, plan_tier, tier_path
-from esm2kit.tasks.files import split_names
+from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def test_what_a_tier_asks_for_exists(name: str, known: dict[str, dict[str, Any]]
         for task in [*tasks, *([values["task"]] if notebook == "05_finetune" else [])]:
             folder = ROOT / "notebooks" / values["data_dir"] / task
             assert task in TASKS or folder.is_dir(), f"{notebook}: nothing makes task {task}"
-            splits = TASKS[task].splits if task in TASKS else split_names(folder)
+            splits = TASKS[task].splits if task in TASKS else find_split_names(folder)
             assert task != values["task"] or values["split"] in ("", *splits), f"{notebook}: split {values['split']}"
 
 

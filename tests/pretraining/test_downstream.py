@@ -73,7 +73,7 @@ def test_the_figure_is_the_benchmarks_probe_on_validation(task: str, dataset, ta
     run = config(dataset, tmp_path, tasks, downstream_task=task, max_steps=2, downstream_limit=60)
     result = pretrain(run)
     esm2 = load_model(result["last"])[0]
-    expected = by_another_way(esm2, load_task(task, None, tasks).limited(60))
+    expected = by_another_way(esm2, load_task(task, None, tasks).limit_proteins(60))
     found = float(column(tmp_path, f"downstream_{TASKS[task]}")[2])
     assert found == pytest.approx(expected, abs=0.02)
     assert 0.05 < found < 1
@@ -172,7 +172,7 @@ def test_memory_is_bounded_and_freed(tasks, tmp_path, monkeypatch) -> None:
 
 def test_long_proteins_are_read_by_windows(tasks, tmp_path) -> None:
     """Every residue that counts is read, however short the windows are."""
-    data = load_task("helix_content_pdb", None, tasks).limited(30)
+    data = load_task("helix_content_pdb", None, tasks).limit_proteins(30)
     esm2 = ESM2.initialised(SHAPE, 0).eval()
     probe = DownstreamProbe(data, tmp_path, SHAPE.embed_dim, 50, 256)
     assert max(map(len, data.sequences)) > 100

@@ -304,9 +304,9 @@ def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch, caplog):
     assert "secondary_structure_648 is left out: its files are no longer on FLIP's server" in caplog.text
     (tmp_path / "secondary_structure_648").mkdir()
     for name in ("sampled.fasta", "sequences.fasta", "resolved.fasta"):
-        assert "secondary_structure_648" not in download.obtainable(tmp_path)
+        assert "secondary_structure_648" not in download.list_downloadable_tasks(tmp_path)
         (tmp_path / "secondary_structure_648" / name).write_text(">a\nMKT\n")
-    assert download.obtainable(tmp_path) == list(download.TASKS), "files placed by hand are as good as any"
+    assert download.list_downloadable_tasks(tmp_path) == list(download.TASKS), "files placed by hand are as good as any"
 
 
 def test_an_unknown_task_is_named_before_anything_is_fetched(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.files import parse_header, read_split, set_of
+from esm2kit.tasks.files import parse_header, parse_set, read_split
 
 GOOD = {
     "s.fasta": (
@@ -203,7 +203,7 @@ def test_a_value_with_spaces_runs_to_the_next_key():
 
 @pytest.mark.parametrize("word", ["nan", "", "None", "pred"])
 def test_a_record_without_a_set_is_dropped(word, tmp_path):
-    assert set_of("a", word, "False", tmp_path) is None
+    assert parse_set("a", word, "False", tmp_path) is None
 
 
 def changed(name, old, new):
@@ -385,26 +385,26 @@ def many(tmp_path, num_classes=4, each=30):
 def test_limit_is_a_stratified_seeded_subset_that_touches_no_file(tmp_path):
     data = many(tmp_path)
     before = (tmp_path / "t.fasta").read_bytes()
-    small = data.limited(12, seed=1)
+    small = data.limit_proteins(12, seed=1)
     assert small.sizes == {"train": 12, "validation": 12, "test": 12}
     assert set(small.ids) <= set(data.ids)
     whole, part = (np.bincount(d.targets[d.rows("train")], minlength=4) for d in (data, small))
     assert np.abs(part / 12 - whole / 60).max() <= 1 / 12 + 1e-9
     assert (part > 0).all()
-    assert small.ids == data.limited(12, seed=1).ids != data.limited(12, seed=2).ids
-    assert data.limited(1000).ids == data.ids
+    assert small.ids == data.limit_proteins(12, seed=1).ids != data.limit_proteins(12, seed=2).ids
+    assert data.limit_proteins(1000).ids == data.ids
     assert (tmp_path / "t.fasta").read_bytes() == before
     assert "not comparable with published" in small.notes[-1]
 
 
 def test_a_limit_below_the_number_of_classes_or_quantiles(tmp_path):
-    small = many(tmp_path).limited(3)
+    small = many(tmp_path).limit_proteins(3)
     assert small.sizes == {"train": 4, "validation": 4, "test": 4}
     assert "at most 3 proteins of each set and one of each class" in small.notes[-1]
     rows = [
         (f"p{i}", f"{i / 8}", *(("train", "False"), ("train", "True"), ("test", "False"))[i % 3]) for i in range(90)
     ]
-    values = load_task("v", None, write(tmp_path, {"v.fasta": protein(*rows)})).limited(3)
+    values = load_task("v", None, write(tmp_path, {"v.fasta": protein(*rows)})).limit_proteins(3)
     assert values.sizes == {"train": 3, "validation": 3, "test": 3}
     assert "each class" not in values.notes[-1]
 

@@ -15,14 +15,14 @@ from torchmetrics.functional.classification import multiclass_matthews_corrcoef
 from esm2kit.tasks.metrics import (
     CLASS_METRICS,
     VALUE_METRICS,
-    bits_of,
-    class_scorer,
-    draw_counts,
-    interval,
-    paired_difference,
-    per_class,
+    build_class_scorer,
+    build_value_scorer,
+    compute_interval,
+    compute_paired_difference,
+    compute_per_class,
+    sample_counts,
     score_seeds,
-    value_scorer,
+    unpack_bits,
 )
 
 
@@ -52,8 +52,8 @@ def test_class_metrics_agree_with_scikit_learn_on_every_replicate(seed, classes,
     generator = np.random.default_rng(seed)
     truth, predicted = generator.integers(0, classes, (2, size))
     protein = generator.integers(0, 5, size)
-    counts = np.vstack([np.ones((1, 5), int), draw_counts(5, 3, seed)])
-    found = class_scorer(truth, predicted, protein, 5, classes)(counts)
+    counts = np.vstack([np.ones((1, 5), int), sample_counts(5, 3, seed)])
+    found = build_class_scorer(truth, predicted, protein, 5, classes)(counts)
     for replicate, drawn in enumerate(counts):
         repeated = np.repeat(np.arange(size), drawn[protein])
         if not repeated.size:
@@ -71,8 +71,8 @@ def test_value_metrics_agree_with_scipy_and_scikit_learn_on_every_replicate(seed
     if ties:
         truth, predicted = truth.round(0), predicted.round(0)
     protein = np.arange(size)
-    counts = np.vstack([np.ones((1, size), int), draw_counts(size, 3, seed)])
-    found = value_scorer(truth, predicted, protein)(counts)
+    counts = np.vstack([np.ones((1, size), int), sample_counts(size, 3, seed)])
+    found = build_value_scorer(truth, predicted, protein)(counts)
     for replicate, drawn in enumerate(counts):
         repeated = np.repeat(np.arange(size), drawn)
         if np.ptp(truth[repeated]) == 0 or np.ptp(predicted[repeated]) == 0:
@@ -87,10 +87,10 @@ def test_a_third_opinion_from_torchmetrics():
     generator = np.random.default_rng(0)
     truth, predicted = generator.normal(size=(2, 200))
     ones = np.ones((1, 200), int)
-    ours = value_scorer(truth, predicted, np.arange(200))(ones)["spearman"][0]
+    ours = build_value_scorer(truth, predicted, np.arange(200))(ones)["spearman"][0]
     assert ours == pytest.approx(float(spearman_corrcoef(torch.tensor(predicted), torch.tensor(truth))), abs=1e-6)
     classes = generator.integers(0, 4, (2, 200))
-    ours = class_scorer(*classes, np.arange(200), 200, 4)(ones)["mcc"][0]
+    ours = build_class_scorer(*classes, np.arange(200), 200, 4)(ones)["mcc"][0]
     theirs = multiclass_matthews_corrcoef(torch.tensor(classes[1]), torch.tensor(classes[0]), num_classes=4)
     assert ours == pytest.approx(float(theirs), abs=1e-6)
 
@@ -98,8 +98,8 @@ def test_a_third_opinion_from_torchmetrics():
 def test_binary_labels_are_scored_one_by_one():
     generator = np.random.default_rng(1)
     truth, predicted = generator.integers(0, 8, (2, 300))
-    found = class_scorer(truth, predicted, np.arange(300), 300, 8, num_bits=3)(np.ones((1, 300), int))
-    bits = [(bits_of(truth, 3)[:, b], bits_of(predicted, 3)[:, b]) for b in range(3)]
+    found = build_class_scorer(truth, predicted, np.arange(300), 300, 8, num_bits=3)(np.ones((1, 300), int))
+    bits = [(unpack_bits(truth, 3)[:, b], unpack_bits(predicted, 3)[:, b]) for b in range(3)]
     assert found["macro_f1"][0] == pytest.approx(np.mean([sk.f1_score(*pair) for pair in bits]))
     assert found["mcc"][0] == pytest.approx(np.mean([sk.matthews_corrcoef(*pair) for pair in bits]))
     assert found["accuracy"][0] == pytest.approx(sk.accuracy_score(truth, predicted))
@@ -108,7 +108,7 @@ def test_binary_labels_are_scored_one_by_one():
 def test_per_class_agrees_with_scikit_learn():
     generator = np.random.default_rng(2)
     truth, predicted = generator.integers(0, 3, (2, 90))
-    table = per_class(sk.confusion_matrix(truth, predicted), ("a", "b", "c"))
+    table = compute_per_class(sk.confusion_matrix(truth, predicted), ("a", "b", "c"))
     expected = sk.precision_recall_fscore_support(truth, predicted)
     for place, label in enumerate("abc"):
         for key, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
@@ -117,7 +117,7 @@ def test_per_class_agrees_with_scikit_learn():
 
 def test_predicting_the_mean_has_no_rank_correlation_and_no_r2():
     truth = np.random.default_rng(3).normal(size=50)
-    scores = score_seeds([value_scorer(truth, np.full(50, truth.mean()), np.arange(50))], draw_counts(50, 200))
+    scores = score_seeds([build_value_scorer(truth, np.full(50, truth.mean()), np.arange(50))], sample_counts(50, 200))
     assert np.isnan(scores["spearman"].interval.value)
     assert scores["r2"].interval.value == pytest.approx(0, abs=1e-12)
 
@@ -126,18 +126,18 @@ def test_the_95_percent_interval_covers_the_truth_95_times_in_100():
     """Accuracy of 0.7 with residues of a protein alike, and Pearson's r of 0.6: 300 simulated test sets each."""
     generator = np.random.default_rng(4)
     runs, num_proteins = 300, 120
-    counts = draw_counts(num_proteins, 300)
+    counts = sample_counts(num_proteins, 300)
     protein = np.repeat(np.arange(num_proteins), 10)
     covered = {"accuracy": 0, "pearson": 0}
     for _ in range(runs):
         share = generator.beta(7, 3, num_proteins)[protein]  # a protein is easy or hard as a whole
         right = generator.random(len(protein)) < share
-        scorer = class_scorer(np.zeros(len(protein), int), (~right).astype(int), protein, num_proteins, 2)
+        scorer = build_class_scorer(np.zeros(len(protein), int), (~right).astype(int), protein, num_proteins, 2)
         found = score_seeds([scorer], counts)["accuracy"].interval
         covered["accuracy"] += found.low <= 0.7 <= found.high
         x = generator.normal(size=num_proteins)
         y = 0.6 * x + 0.8 * generator.normal(size=num_proteins)
-        found = score_seeds([value_scorer(y, x, np.arange(num_proteins))], counts)["pearson"].interval
+        found = score_seeds([build_value_scorer(y, x, np.arange(num_proteins))], counts)["pearson"].interval
         covered["pearson"] += found.low <= 0.6 <= found.high
     # three standard errors of a share of 0.95 in 300 runs are 0.038; percentile intervals run a little short
     for name, hits in covered.items():
@@ -155,14 +155,14 @@ def test_the_paired_interval_of_class_predictions_covers_the_true_difference_95_
     """Two models that fail on the same proteins. Where they are equals, a miss is a false "beats"."""
     generator = np.random.default_rng(7)
     runs, num_proteins = 400, 120
-    counts, protein = draw_counts(num_proteins, 300), np.repeat(np.arange(num_proteins), 10)
+    counts, protein = sample_counts(num_proteins, 300), np.repeat(np.arange(num_proteins), 10)
     truth, hits = np.zeros(len(protein), int), 0
     for _ in range(runs):
         share = generator.beta(7, 3, num_proteins)[protein]
         ours, theirs = (
             score_seeds(
                 [
-                    class_scorer(
+                    build_class_scorer(
                         truth, (generator.random(len(truth)) > share * ease).astype(int), protein, num_proteins, 2
                     )
                 ],
@@ -170,7 +170,7 @@ def test_the_paired_interval_of_class_predictions_covers_the_true_difference_95_
             )["accuracy"]
             for ease in (1.0, 1 - gap)
         )
-        found = paired_difference("accuracy", ours, theirs)
+        found = compute_paired_difference("accuracy", ours, theirs)
         hits += found.low <= 0.7 * gap <= found.high
     assert nominal(hits, runs), hits / runs
 
@@ -179,7 +179,7 @@ def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_
     """Two models that share noise, with an r of 0.8 and 0.7 to the truth; all of them vary by 1."""
     generator = np.random.default_rng(8)
     runs, num_proteins = 240, 120
-    counts, proteins = draw_counts(num_proteins, 200), np.arange(num_proteins)
+    counts, proteins = sample_counts(num_proteins, 200), np.arange(num_proteins)
     true = {
         "spearman": 6 / np.pi * (np.arcsin(0.8 / 2) - np.arcsin(0.7 / 2)),  # of two normal variables: Pearson 1907
         "rmse": np.sqrt(2 - 2 * 0.7) - np.sqrt(2 - 2 * 0.8),
@@ -188,9 +188,9 @@ def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_
     for _ in range(runs):
         truth, shared, own = generator.normal(size=(3, num_proteins))
         made = 0.8 * truth + 0.6 * shared, 0.7 * truth + np.sqrt(1 - 0.7**2) * (0.8 * shared + 0.6 * own)
-        ours, theirs = (score_seeds([value_scorer(truth, predicted, proteins)], counts) for predicted in made)
+        ours, theirs = (score_seeds([build_value_scorer(truth, predicted, proteins)], counts) for predicted in made)
         for metric, difference in true.items():
-            found = paired_difference(metric, ours[metric], theirs[metric])
+            found = compute_paired_difference(metric, ours[metric], theirs[metric])
             hits[metric] += found.low <= difference <= found.high
     for metric, covered in hits.items():
         assert nominal(covered, runs), (metric, covered / runs)
@@ -199,24 +199,24 @@ def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_
 def perfect_but_for(wrong, num_proteins, counts):
     predicted = (np.arange(num_proteins) < wrong).astype(int)
     truth = np.zeros(num_proteins, int)
-    return score_seeds([class_scorer(truth, predicted, np.arange(num_proteins), num_proteins, 2)], counts)
+    return score_seeds([build_class_scorer(truth, predicted, np.arange(num_proteins), num_proteins, 2)], counts)
 
 
 def test_proteins_that_are_all_right_are_no_certainty():
     """The rule of three: where a bootstrap of right proteins says nothing, it is scipy's exact binomial bound."""
     for num_proteins in (1, 20, 300):
-        counts = draw_counts(num_proteins, 400)
+        counts = sample_counts(num_proteins, 400)
         for wrong in (0, num_proteins):
             found = perfect_but_for(wrong, num_proteins, counts)["accuracy"].interval
             side = "less" if wrong else "greater"
             exact = stats.binomtest(num_proteins - wrong, num_proteins, alternative=side).proportion_ci(0.95)
             assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
-    assert perfect_but_for(0, 20, draw_counts(20))["accuracy"].interval.low == pytest.approx(0.861, abs=1e-3)
+    assert perfect_but_for(0, 20, sample_counts(20))["accuracy"].interval.low == pytest.approx(0.861, abs=1e-3)
 
 
 def test_near_a_perfect_score_the_interval_keeps_its_promise():
     """Every outcome of 20 proteins with its chance, no simulation: the bootstrap alone misses 0.97 half the time."""
-    counts = draw_counts(20, 4000)
+    counts = sample_counts(20, 4000)
     found = [perfect_but_for(wrong, 20, counts)["accuracy"].interval for wrong in range(21)]
     assert all(a.low > b.low for a, b in pairwise(found[:15])), "one more wrong, a lower end"
     for right in (0.87, 0.9, 0.95, 0.97, 0.99):
@@ -227,21 +227,21 @@ def test_near_a_perfect_score_the_interval_keeps_its_promise():
 
 
 def test_other_figures_that_no_draw_changes_have_no_interval():
-    found = perfect_but_for(0, 20, draw_counts(20, 200))
+    found = perfect_but_for(0, 20, sample_counts(20, 200))
     assert found["mcc"].interval.value == 0  # one class: no spread
     assert all(np.isnan(found[name].interval.low) for name in ("mcc", "macro_f1", "balanced_accuracy"))
     truth = np.arange(30.0)
-    ranked = score_seeds([value_scorer(truth, truth * 2, np.arange(30))], draw_counts(30, 200))
+    ranked = score_seeds([build_value_scorer(truth, truth * 2, np.arange(30))], sample_counts(30, 200))
     assert ranked["spearman"].interval.value == pytest.approx(1)
     assert np.isnan(ranked["spearman"].interval.high)
     assert ranked["rmse"].interval.low < ranked["rmse"].interval.high
 
 
 def test_two_models_that_never_differ_are_not_shown_to_be_equal():
-    counts = draw_counts(20, 200)
+    counts = sample_counts(20, 200)
     ours, theirs = (perfect_but_for(wrong, 20, counts)["accuracy"] for wrong in (0, 20))
-    assert paired_difference("accuracy", ours, ours) == pytest.approx((0, -0.139, 0.139), abs=1e-3)
-    assert paired_difference("accuracy", ours, theirs) == pytest.approx((1, 1 - 2 * 0.139, 1), abs=1e-3)
+    assert compute_paired_difference("accuracy", ours, ours) == pytest.approx((0, -0.139, 0.139), abs=1e-3)
+    assert compute_paired_difference("accuracy", ours, theirs) == pytest.approx((1, 1 - 2 * 0.139, 1), abs=1e-3)
 
 
 def test_residues_drawn_alone_would_be_overconfident():
@@ -250,11 +250,11 @@ def test_residues_drawn_alone_would_be_overconfident():
     num_proteins, hits = 60, 0
     protein = np.repeat(np.arange(num_proteins), 50)
     residues = np.arange(len(protein))
-    counts = draw_counts(len(protein), 200)
+    counts = sample_counts(len(protein), 200)
     for _ in range(60):
         share = generator.beta(1.4, 0.6, num_proteins)[protein]
         right = generator.random(len(protein)) < share
-        scorer = class_scorer(np.zeros(len(protein), int), (~right).astype(int), residues, len(protein), 2)
+        scorer = build_class_scorer(np.zeros(len(protein), int), (~right).astype(int), residues, len(protein), 2)
         found = score_seeds([scorer], counts)["accuracy"].interval
         hits += found.low <= 0.7 <= found.high
     assert hits / 60 < 0.6
@@ -264,34 +264,36 @@ def test_a_paired_interval_is_narrower_than_two_single_ones_and_counts_errors_as
     generator = np.random.default_rng(6)
     truth = generator.normal(size=300)
     shared = truth + generator.normal(size=300)
-    counts = draw_counts(300, 500)
-    good, bad = (score_seeds([value_scorer(truth, p, np.arange(300))], counts) for p in (shared, shared * 1.1 + 0.05))
-    difference = paired_difference("rmse", good["rmse"], bad["rmse"])
+    counts = sample_counts(300, 500)
+    good, bad = (
+        score_seeds([build_value_scorer(truth, p, np.arange(300))], counts) for p in (shared, shared * 1.1 + 0.05)
+    )
+    difference = compute_paired_difference("rmse", good["rmse"], bad["rmse"])
     assert difference.low > 0  # ours has the smaller error, so it is better
     width = good["rmse"].interval.high - good["rmse"].interval.low
     assert difference.high - difference.low < width / 3
-    mirrored = paired_difference("rmse", bad["rmse"], good["rmse"])
+    mirrored = compute_paired_difference("rmse", bad["rmse"], good["rmse"])
     assert mirrored.value == -difference.value
 
 
 def test_seeds_are_averaged_and_their_spread_is_told():
     truth = np.arange(20) % 2
     predictions = [truth, 1 - truth, truth]
-    scorers = [class_scorer(truth, p, np.arange(20), 20, 2) for p in predictions]
-    score = score_seeds(scorers, draw_counts(20, 100))["accuracy"]
+    scorers = [build_class_scorer(truth, p, np.arange(20), 20, 2) for p in predictions]
+    score = score_seeds(scorers, sample_counts(20, 100))["accuracy"]
     assert score.seeds == (1.0, 0.0, 1.0)
     assert score.interval.value == pytest.approx(2 / 3)
     assert score.seed_spread == pytest.approx(np.std([1, 0, 1], ddof=1))
 
 
 def test_draws_have_the_right_size_and_follow_the_seed():
-    counts = draw_counts(40, 150, seed=3)
+    counts = sample_counts(40, 150, seed=3)
     assert counts.shape == (150, 40)
     assert (counts.sum(1) == 40).all()
-    assert (counts == draw_counts(40, 150, seed=3)).all()
-    assert (counts != draw_counts(40, 150, seed=4)).any()
+    assert (counts == sample_counts(40, 150, seed=3)).all()
+    assert (counts != sample_counts(40, 150, seed=4)).any()
 
 
 def test_an_interval_leaves_undefined_replicates_out():
-    found = interval(0.5, np.array([np.nan, 0.4, 0.5, 0.6]))
+    found = compute_interval(0.5, np.array([np.nan, 0.4, 0.5, 0.6]))
     assert 0.4 <= found.low < found.high <= 0.6

@@ -15,7 +15,7 @@ from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import bits_of
+from esm2kit.tasks.metrics import unpack_bits
 
 # FLIP's one-hot alphabet; other letters (B, Z, O) are columns of zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
@@ -77,7 +77,7 @@ def _constant(name: str, data: TaskData) -> Baseline:
     if data.task.target == "value":
         guess, note = float(y.mean()), "the train mean"
     elif data.task.binary_labels:
-        bits = bits_of(y, len(data.task.binary_labels))
+        bits = unpack_bits(y, len(data.task.binary_labels))
         guess = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
         note = "the majority of every label in train"
     else:

@@ -19,7 +19,7 @@ from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.labels import class_targets, decide
+from esm2kit.tasks.labels import build_class_targets, decode_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,9 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
     value = data.task.target == "value"
     centre, spread = (float(y_train.mean()), float(y_train.std()) or 1.0) if value else (0.0, 1.0)
     targets = (
-        torch.from_numpy((data.targets - centre) / spread).float() if value else class_targets(data.targets, data.task)
+        torch.from_numpy((data.targets - centre) / spread).float()
+        if value
+        else build_class_targets(data.targets, data.task)
     )
 
     def outputs(model: WindowCnn, proteins: np.ndarray) -> Tensor:
@@ -212,7 +214,7 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
                 )
         model.load_state_dict(kept)
         for sink, set_name in ((tests, "test"), (validations, "validation")):
-            decided = decide(predict(model, set_name), data.task).numpy()
+            decided = decode_outputs(predict(model, set_name), data.task).numpy()
             sink.append(decided.astype(np.float64) * spread + centre if value else decided)
         epochs.append(best_epoch)
         history["train_loss"].append([train for train, _ in curves])

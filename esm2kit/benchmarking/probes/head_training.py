@@ -16,7 +16,7 @@ from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
 from esm2kit.core.errors import InputError
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
-from esm2kit.tasks.labels import class_targets, decide
+from esm2kit.tasks.labels import build_class_targets, decode_outputs
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class _Rows:
         )
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
         if self.task.target == "class":
-            self.targets = class_targets(targets.packed, self.task).to(device)
+            self.targets = build_class_targets(targets.packed, self.task).to(device)
         else:
             y = targets.packed[targets.rows("train")]
             self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
@@ -132,7 +132,7 @@ def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray,
             outputs, targets = rows.outputs(model, part)
             total += _losses(outputs, targets, rows.task)
             count += len(targets)
-            decided.append(decide(outputs, rows.task))
+            decided.append(decode_outputs(outputs, rows.task))
     predicted = torch.cat(decided, dim=1).cpu().numpy()
     if rows.task.target == "value":
         predicted = predicted.astype(np.float64) * rows.spread + rows.centre

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
-from esm2kit.tasks.labels import class_targets, decide
+from esm2kit.tasks.labels import build_class_targets, decode_outputs
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
         return total / len(y_N), None if slope is None else slope / len(y_N)
 
     fit_blocks, held_blocks = prepared(train), prepared(validation)
-    y_train, y_held = (class_targets(targets.packed[rows], targets.task) for rows in (train, validation))
+    y_train, y_held = (build_class_targets(targets.packed[rows], targets.task) for rows in (train, validation))
     from scipy.optimize import minimize  # a quarter of a second that other probes do not need
 
     flat = np.zeros((width + 1) * outputs)
@@ -155,7 +155,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
         out = np.empty(len(rows), dtype=np.int64)
         for where, block in read_blocks(features, rows):
             logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
-            out[where] = decide(logits, targets.task).numpy()
+            out[where] = decode_outputs(logits, targets.task).numpy()
         return out[None]
 
     return Fitted(predict("test"), predict("validation"), selected={"penalty": penalty})

@@ -10,7 +10,7 @@ import ipywidgets
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.embedding.maps import METHODS, RESIDUES, colours, field_counts, refuse_absent
+from esm2kit.embedding.maps import METHODS, RESIDUES, check_method, colours, field_counts
 from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 from esm2kit.sequences.fasta import Record
 
@@ -51,7 +51,7 @@ def map_picker(projection: str, colour_by: str, records: Sequence[Record]) -> Vi
 
 
 def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tuple[MapChoice, str]:
-    refuse_absent(projection)
+    check_method(projection)
     found = colours(records, colour_by)
     if np.issubdtype(found.dtype, np.number):
         values = f"a number, {found.min():,g} to {found.max():,g}"

@@ -17,7 +17,7 @@ from esm2kit.notebook.pickers.shapes import format_count, format_shape, size_tab
 from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.files import split_names
+from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.task import Split, Task
@@ -68,7 +68,7 @@ def _splits(task: str, folder: Path) -> list[str]:
     if task in TASKS:
         return list(TASKS[task].splits)
     try:
-        return split_names(folder / task) if (folder / task).is_dir() else []
+        return find_split_names(folder / task) if (folder / task).is_dir() else []
     except InputError:
         return []  # a damaged zip: the card says it
 
