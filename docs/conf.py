@@ -15,8 +15,11 @@ extensions = [
     "myst_nb",
     "sphinx_design",
     "sphinx_copybutton",
+    "api_reference",
+    "cli_reference",
+    "tutorials",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_ext"]
 
 # Markdown and notebooks; notebooks are shown as they were executed and never run by the build
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -32,9 +35,13 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
+
+# types in signatures that have no entry here: other packages' classes, and esm2kit's internal ones
+nitpick_ignore_regex = [("py:class", r"(?!esm2kit\.).*"), ("py:class", r"esm2kit\.\w+\..*")]
 
 html_theme = "furo"
 html_title = "esm2kit"
