@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # the packages whose tests take seconds
 QUICK := tests/core tests/sequences tests/tasks tests/cli tests/test_project.py
 
-.PHONY: help walkthrough test check setup lab lint lock clean
+.PHONY: help walkthrough test check docs setup lab lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,14 @@ check: setup  ## the quick part: lint, format, imports, unit tests (under a minu
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --config pyproject.toml
 	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile $(QUICK)
 
+# The tutorials are the notebooks as the newest finished sample run executed them; NOTEBOOKS=plain leaves outputs out.
+docs: setup  ## the documentation site in docs/_build/html (after a walkthrough if there is none; NOTEBOOKS=plain needs none)
+	@[ "$(NOTEBOOKS)" = plain ] || $(BIN)/python docs/_ext/tutorials.py >/dev/null || \
+	  { echo "no finished sample run for the tutorials: running the walkthrough first, about 7 minutes"; $(BIN)/esm2kit run --tier sample; }
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --doctree-dir docs/_build/doctrees \
+	  -D tutorial_notebooks=$(or $(NOTEBOOKS),executed) docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # PYTHONSTARTUP: a cell run before the one it needs says which that is, from the kernel's first moment on;
 # a start-up file of one's own runs after it. LAB=... is handed on, such as LAB="--no-browser --allow-root".
 lab: setup  ## JupyterLab, at notebook 00
@@ -71,4 +79,4 @@ lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
 	sed -i -e 's/+cpu$$//' requirements.lock
 
 clean:  ## remove .venv and what was built
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

@@ -11,8 +11,8 @@ from sphinx.application import Sphinx
 from write import write_pages
 
 import esm2kit
-from esm2kit.cli.arguments import SHORT_FORMS, wanted
-from esm2kit.cli.commands import STAGES, Stage, load
+from esm2kit.cli.arguments import SHORT_FORMS, describe_type
+from esm2kit.cli.commands import STAGES, Stage, import_object
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def option(field: dataclasses.Field, hint: Any, text: str) -> str:
     """The entry of one option: its names, type, default and description."""
     names = [*(short for short, name in SHORT_FORMS.items() if name.strip("-+") == field.name), f"--{field.name}"]
     default = field.default_factory() if callable(field.default_factory) else field.default
-    facts = [f"*{escape(wanted(hint))}*"]
+    facts = [f"*{escape(describe_type(hint))}*"]
     if default is dataclasses.MISSING:
         facts.append("required")
     elif typed := shown_default(default):
@@ -65,7 +65,7 @@ def public(name: str, role: str) -> str:
 
 def page(name: str, stage: Stage) -> str:
     """The page of one stage."""
-    config = load(stage.config)
+    config = import_object(stage.config)
     parsed = docstring_parser.parse(config.__doc__, style=docstring_parser.DocstringStyle.GOOGLE)
     texts = {each.arg_name: " ".join(each.description.split()) for each in parsed.params}
     hints = get_type_hints(config)
@@ -86,7 +86,9 @@ def overview() -> str:
     """The table of the stages and the list of their pages, which `reference/cli.md` includes."""
     rows = [f"| [`{name}`](cli/{name}.md) | {escape(stage.help)} |" for name, stage in STAGES.items()]
     pages = "\n".join(f"cli/{name}" for name in STAGES)
-    return "\n".join(["| stage | what it does |", "| --- | --- |", *rows, "", f"```{{toctree}}\n:hidden:\n{pages}\n```\n"])
+    return "\n".join(
+        ["| stage | what it does |", "| --- | --- |", *rows, "", f"```{{toctree}}\n:hidden:\n{pages}\n```\n"]
+    )
 
 
 def generate(app: Sphinx) -> None:

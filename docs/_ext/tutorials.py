@@ -1,4 +1,4 @@
-"""Copy the notebooks into `tutorials/`: as the newest finished run of the sample tier executed them, or without outputs.
+"""Copy the notebooks into `tutorials/`: as the newest finished sample run executed them, or without outputs.
 
 `python docs/_ext/tutorials.py` prints that run's folder, and exits with 1 if there is none.
 """
