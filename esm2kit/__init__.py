@@ -1,18 +1,18 @@
-"""Train, use and judge ESM-2 protein language models.
+"""Train, use and evaluate ESM-2 protein language models.
 
-The names in `__all__` are the public API; everything else is internal and may change. A name is imported when it is
-first used, so `import esm2kit` does not wait for torch.
+The names in `__all__` are the public API. Everything else is internal and may change. Each public name is imported when
+it is first used, so `import esm2kit` does not load torch.
 """
 
 import os
 
 from esm2kit.core.lazy import attach
 
-# OpenMP's threads spin while they wait for each other. On a machine that is busy otherwise that cost training eight
-# tenths of its speed and more; waiting asleep cost nothing that could be measured. Read when torch is loaded.
+# By default OpenMP threads spin while they wait for each other. On a busy machine this slowed training down by 80% or
+# more; with PASSIVE they sleep, which had no measurable cost. torch reads this variable when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# module -> the public names that live there; a module without names is public itself
+# module -> its public names; a module without names is itself public
 _PUBLIC = {
     "core.errors": ("InputError",),
     "core.hardware": ("matmul_rate",),

@@ -1,4 +1,4 @@
-"""Bad input as the one exception a user can fix: what was found and what to do; how a worker hands its error on."""
+"""InputError, the exception for problems that a user can fix, and the file through which a worker reports its error."""
 
 import json
 import logging
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger(__name__)
-# names the file in which a process leaves its error for the one that started it, as torch elastic has it
+# environment variable with the path of a worker's error file; the name and the format are those of torch elastic
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class InputError(ValueError):
-    """Raised for anything the user can fix; the command line prints its message alone and exits with 2.
+    """A problem that the user can fix. The command line prints only its message and exits with code 2.
 
     Args:
-        message: one line: what was found and what to do.
-        code: what went wrong, such as `fasta.sequence`; code and tests rely on it, never on the message.
-        values: the facts of the case, for whoever handles the error.
+        message: One line: what was found and what to do.
+        code: The kind of error, such as `fasta.sequence`. Code and tests rely on the code, never on the message.
+        values: The details of this error, by name.
     """
 
     def __init__(self, message: str, code: str = "", **values: Any) -> None:
@@ -30,39 +30,44 @@ class InputError(ValueError):
         self.code, self.values = code, values
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the message alone, as the command line does; IPython asks for it by this name."""
+        """Show only the message in a notebook, as the command line does; IPython calls this method by its name."""
         return [f"InputError: {self}"]
 
 
 def record_error(error: BaseException) -> None:
-    """Write an error into the file that the starting process named, if it named one, in torch elastic's format."""
+    """Write an error to the file that ERROR_FILE names, in torch elastic's format; do nothing if it names none.
+
+    Args:
+        error: An InputError keeps its code and values; of any other exception the type, message and traceback are
+            written.
+    """
     if not os.environ.get(ERROR_FILE):
         return
     expected = isinstance(error, InputError)
     message: dict[str, Any] = {"message": str(error) if expected else f"{type(error).__name__}: {error}"}
-    # torchrun's own report, where a worker was started by hand, shows what stands at py_callstack
+    # torchrun prints py_callstack in its report when a user starts the workers with torchrun
     shown = message["message"] if expected else "".join(traceback.format_exception(error))
     message["extraInfo"] = {"py_callstack": shown, "timestamp": str(int(time.time()))}
     if expected:
         message["input_error"] = {"code": error.code, "values": error.values}
     path = Path(os.environ[ERROR_FILE])
-    try:  # whole or absent, and never in the way of the error itself
+    try:  # atomic, and a failure here must not hide the error itself
         part = path.with_name(f"{path.name}.part")
         part.write_text(json.dumps({"message": message}, default=str))
         part.replace(path)
     except (OSError, TypeError, ValueError) as problem:
-        logger.warning("%s: the error could not be written there (%s)", path, problem)
+        logger.warning("%s: cannot write the error file (%s)", path, problem)
 
 
 def read_recorded_error(path: Path) -> Exception | None:
-    """The error that a process wrote by `record_error`.
+    """Read the error that a worker wrote with `record_error`.
 
     Args:
-        path: its error file.
+        path: The worker's error file.
 
     Returns:
-        An InputError with its code and its values (those that JSON has no form for as text), a RuntimeError for any
-        other exception, None if there is no file.
+        An InputError with its code and values (a value that JSON cannot represent is read as text), a RuntimeError for
+        any other exception, or None if the file does not exist or has another format.
     """
     if not path.is_file():
         return None
@@ -70,7 +75,7 @@ def read_recorded_error(path: Path) -> Exception | None:
         message = json.loads(path.read_text())["message"]
     except (ValueError, KeyError):
         return None
-    if not isinstance(message, dict):  # torchrun's own, of a worker that left nothing
+    if not isinstance(message, dict):  # written by torchrun itself for a worker that wrote no error
         return None
     if "input_error" in message:
         return InputError(message["message"], message["input_error"]["code"], **message["input_error"]["values"])
@@ -78,21 +83,25 @@ def read_recorded_error(path: Path) -> Exception | None:
 
 
 def find_closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that an unknown one resembles, by at least so much of its letters; None where none does."""
+    """Find the known name that is most similar to `name`, or None if no similarity ratio reaches `cutoff`."""
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """What to tell after an unknown name: the known one it resembles, or all there are."""
+    """Format the hint for an unknown name: the most similar known name, or else all known names."""
     known = list(known)
     close = find_closest(name, known)
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
 
 
 def check_choices(config: Any) -> None:
-    """Hold a dataclass's Literal fields to their choices, which Python itself does not; None stands for left open.
+    """Check that the Literal fields of a dataclass hold one of their choices; None passes.
 
-    Raises: InputError for the first that is none of them, with the nearest.
+    Args:
+        config: A dataclass instance.
+
+    Raises:
+        InputError: A field has another value; the message suggests the nearest choice.
     """
     for name, hint in get_type_hints(type(config)).items():
         literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
@@ -100,7 +109,7 @@ def check_choices(config: Any) -> None:
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
             raise InputError(
-                f"{name} cannot be {value!r}; {suggest_name(str(value), map(str, choices))}",
+                f"{name} cannot be {value!r}: {suggest_name(str(value), map(str, choices))}",
                 code="config.choice",
                 name=name,
                 found=value,
@@ -109,22 +118,22 @@ def check_choices(config: Any) -> None:
 
 
 def check_range(config: Any, *names: str, hint: str = "", **bounds: float) -> None:
-    """Check fields against bounds; None, a field left open, passes.
+    """Check numeric fields of a dataclass against bounds; None passes.
 
     Args:
-        config: a dataclass.
-        names: its fields to check.
-        hint: ends the message, such as what to do instead.
-        bounds: at_least, above, at_most and below, each with its number.
+        config: A dataclass instance.
+        names: The fields to check.
+        hint: Text to append to the message, such as what to do instead.
+        bounds: `at_least`, `above`, `at_most` or `below`, each with its limit.
 
     Raises:
-        InputError: the first field outside.
+        InputError: A field is outside the bounds.
     """
     comparisons = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
     for name in names:
         found = getattr(config, name)
-        if found is not None and not all(comparisons[word](found, bound) for word, bound in bounds.items()):
-            allowed = " and ".join(f"{word.replace('_', ' ')} {bound}" for word, bound in bounds.items())
+        if found is not None and not all(comparisons[kind](found, bound) for kind, bound in bounds.items()):
+            allowed = " and ".join(f"{kind.replace('_', ' ')} {bound}" for kind, bound in bounds.items())
             raise InputError(
                 f"{name} must be {allowed}, found {found}{hint and '; ' + hint}",
                 code="option.range",

@@ -1,7 +1,7 @@
-"""One file from one address: continued where it broke off, checked, whole or absent.
+"""Download one file from one address: resumable, checked and atomic.
 
-It goes into `<file>.part`, with what the server said of it beside; a later call continues it only if the server still
-offers the very same file.
+The data go into `<file>.part`, and the server's ETag and size into `<file>.part.json`. A later call resumes only if the
+server still offers the same version of the file.
 """
 
 import json
@@ -22,12 +22,12 @@ from esm2kit.core.progress import Progress
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-STALL_BYTES = 1024  # less than this in stall_seconds is a stalled server, even if it still trickles
+STALL_BYTES = 1024  # a server that sends fewer bytes than this in stall_seconds has stalled
 CHUNK = 1 << 16
 
 
 class FetchError(Exception):
-    """This address cannot serve the file; the next may. What it says goes on from the address."""
+    """An address cannot serve the file; another address may. The message completes `<address> ...`."""
 
 
 def fetch(
@@ -39,34 +39,35 @@ def fetch(
     sha256: str | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Have the file of an address in `path`; a part of this very file that is there is continued.
+    """Download a file, resuming an earlier partial download of the same file.
 
     Args:
-        address: http or https; from https nobody is sent on to plain http.
-        path: where it goes once it is whole.
-        stall_seconds: give a silent or trickling server up after this.
-        max_bytes: a larger file, announced or not, is refused and nothing of it kept.
-        size: bytes it must have, if known.
-        sha256: digest it must have, if known.
-        check: raises FetchError for a file that is not what it should be.
+        address: http or https; a redirect from https to http is an error.
+        path: Path of the complete file.
+        stall_seconds: Time after which a server that sends nothing, or almost nothing, counts as stalled.
+        max_bytes: Maximum size; a larger file is an error, whether or not the server announces its size.
+        size: Expected size in bytes, if known.
+        sha256: Expected digest, if known.
+        check: Checks the complete file and raises FetchError if it is not the expected one.
+
     Raises:
-        FetchError: with the reason; the part is retained if a later call can continue it.
-        InputError: another process is fetching the file.
+        FetchError: The download failed. The partial file is retained if a later call can resume it.
+        InputError: Another process is downloading the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with hold_lock(part, f"{part} is being written by another process; wait for it"):
+    part, state = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+    with hold_lock(part, f"{part}: another process is downloading this file. Wait until it has finished."):
         with open(part, "ab") as file:
             try:
-                _receive(address, file, said, stall_seconds, max_bytes)
+                _receive(address, file, state, stall_seconds, max_bytes)
             except requests.Timeout:
-                raise FetchError(f"said nothing for {stall_seconds:.0f} s") from None
+                raise FetchError(f"sent nothing for {stall_seconds:.0f} s") from None
             except requests.RequestException as error:
                 raise FetchError(f"failed ({type(error).__name__})") from None
             finally:
-                if not file.seek(0, os.SEEK_END):  # nothing to go on from
+                if not file.seek(0, os.SEEK_END):  # empty: nothing to resume
                     part.unlink(missing_ok=True)
-                    said.unlink(missing_ok=True)
+                    state.unlink(missing_ok=True)
         try:
             found = part.stat().st_size if part.is_file() else 0
             if found == 0:
@@ -74,92 +75,92 @@ def fetch(
             if size is not None and found != size:
                 raise FetchError(f"sent {found} bytes instead of {size}")
             if sha256 is not None and sha256_file(part) != sha256:
-                raise FetchError(f"sent another {path.name} (SHA-256 differs)")
+                raise FetchError(f"sent a different version of {path.name} (its SHA-256 differs)")
             if check is not None:
                 check(part)
         except FetchError:
             part.unlink(missing_ok=True)
-            said.unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
             raise
         fsync(part)
         os.replace(part, path)
-        said.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
         fsync(path.parent)
 
 
-def _receive(address: str, file: BinaryIO, said: Path, stall_seconds: float, max_bytes: int) -> None:
-    """Append what is missing; a part of another version of the file is thrown away first."""
+def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, max_bytes: int) -> None:
+    """Append the missing bytes; a partial download of another version of the file is discarded first."""
     have = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"}
-    known = json.loads(said.read_text()) if said.is_file() else {}
+    known = json.loads(state.read_text()) if state.is_file() else {}
     if have and known.get("address") == address and known.get("tag"):
         headers |= {"Range": f"bytes={have}-", "If-Range": known["tag"]}
     else:
         have = 0
     with requests.get(
         address, headers=headers, stream=True, timeout=(min(CONNECT_SECONDS, stall_seconds), stall_seconds)
-    ) as answer:
-        plain = [hop.url for hop in (*answer.history, answer) if not hop.url.startswith("https:")]
-        if plain and address.startswith("https:"):  # whoever stands in between could send another file
-            raise FetchError(f"sends on to {plain[0]}, which is not encrypted")
-        if answer.status_code == 416 and have and have == known.get("total"):
-            return  # the part is the whole file
-        if answer.status_code not in (200, 206):
-            raise FetchError(f"answered {answer.status_code} {answer.reason}")
-        if "text/html" in answer.headers.get("Content-Type", ""):
-            raise FetchError("answered with a web page instead of the file")
-        if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise FetchError("continued at the wrong byte")
-        if answer.status_code == 200:
+    ) as response:
+        plain = [hop.url for hop in (*response.history, response) if not hop.url.startswith("https:")]
+        if plain and address.startswith("https:"):  # anybody on the network path could replace the file
+            raise FetchError(f"redirects to {plain[0]}, which is not encrypted")
+        if response.status_code == 416 and have and have == known.get("total"):
+            return  # the partial file is complete
+        if response.status_code not in (200, 206):
+            raise FetchError(f"returned {response.status_code} {response.reason}")
+        if "text/html" in response.headers.get("Content-Type", ""):
+            raise FetchError("returned a web page instead of the file")
+        if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise FetchError("resumed at the wrong byte")
+        if response.status_code == 200:
             have = 0
             file.truncate(0)
-        length = answer.headers.get("Content-Length")
+        length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdecimal() else None
-        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        said.write_text(json.dumps({"address": address, "tag": tag, "total": total}))
-        room = have + shutil.disk_usage(said.parent).free
-        most, whose = min((max_bytes, "the file can have"), (room, f"{said.parent} has room for"))
-        if max(have, total or 0) > most or not _pour(answer, file, have, total, most, stall_seconds, address):
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        state.write_text(json.dumps({"address": address, "tag": tag, "total": total}))
+        free = have + shutil.disk_usage(state.parent).free
+        limit, reason = min((max_bytes, "the maximum for this file"), (free, f"the free space in {state.parent}"))
+        if max(have, total or 0) > limit or not _write_body(response, file, have, total, limit, stall_seconds, address):
             file.truncate(0)
-            raise FetchError(f"sends more than {most:,} bytes, more than {whose}")
+            raise FetchError(f"sends more than {limit:,} bytes, {reason}")
         if total is not None and file.seek(0, os.SEEK_END) != total:
-            raise FetchError(f"broke off at {file.tell()} of {total} bytes")
+            raise FetchError(f"closed the connection after {file.tell()} of {total} bytes")
 
 
-def _pour(
-    answer: requests.Response,
+def _write_body(
+    response: requests.Response,
     file: BinaryIO,
     have: int,
     total: int | None,
-    most: int,
+    limit: int,
     stall_seconds: float,
     address: str,
 ) -> bool:
-    """The body into the file, with a progress line every few seconds; False once it would hold more than `most`."""
+    """Append the body to the file and log the progress; return False if the file would exceed `limit` bytes."""
     checked = time.monotonic()
     progress = Progress(logger, f"{address}:", "MB", total and total / 1e6, have / 1e6)
-    received = at_check = 0
+    received = received_before = 0  # in all, and at the last check for a stall
     while True:
         try:
-            block = answer.raw.read1(CHUNK)  # whatever has arrived, so that a trickle is seen as one
+            block = response.raw.read1(CHUNK)  # returns the bytes that have arrived, so that a slow server is noticed
         except urllib3.exceptions.ReadTimeoutError:
             file.flush()
             raise requests.Timeout from None
         except urllib3.exceptions.HTTPError as error:
             file.flush()
-            raise FetchError(f"broke off ({type(error).__name__})") from None
+            raise FetchError(f"closed the connection ({type(error).__name__})") from None
         received += len(block)
-        if have + received > most:
+        if have + received > limit:
             return False
         if not block:
             break
         file.write(block)
         now = time.monotonic()
         if now - checked > stall_seconds:
-            if received - at_check < STALL_BYTES:
+            if received - received_before < STALL_BYTES:
                 file.flush()
-                raise FetchError(f"sent only {received - at_check} bytes in {stall_seconds:.0f} s")
-            checked, at_check = now, received
+                raise FetchError(f"sent only {received - received_before} bytes in {stall_seconds:.0f} s")
+            checked, received_before = now, received
         progress.update((have + received) / 1e6)
     file.flush()
     return True

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, one writer at a time: atomic writes, locks, digests and JSON."""
+"""Atomic writes, file locks, SHA-256 digests and JSON."""
 
 import dataclasses
 import fcntl
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in a stream."""
+    """Compute the hex SHA-256 digest of a file without loading the complete file into memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses, paths and tuples as what JSON can say."""
+    """Convert dataclasses, paths, tuples and numpy or torch scalars to JSON types, recursively."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -40,10 +40,18 @@ def to_json(value: Any) -> Any:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write to the yielded path; it becomes `path` when the block ends well, and is removed when it does not."""
+    """Write a file atomically: it appears under its name only if the block completes without an error.
+
+    Args:
+        path: Final path; its folder is created.
+
+    Yields:
+        A temporary path in the same folder to write to. It is renamed to `path` after the block, or removed if
+        the block raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # by lot: two nodes' containers give their processes the same numbers
+    # a random name, as processes in containers on two nodes may have the same id
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
@@ -55,33 +63,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def hold_lock(path: Path, refusal: str | None) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file, which is made; it goes with the process, however that ends.
+def hold_lock(path: Path, busy_message: str | None) -> Iterator[None]:
+    """Hold an exclusive lock during the block; the system releases it when the process ends, however it ends.
 
-    Where the file system has no locks a warning says so, and the block runs all the same: a cluster's disk may be
-    mounted without them.
+    Some cluster file systems are mounted without lock support. There the block runs without a lock, after a warning.
 
     Args:
-        path: what is locked.
-        refusal: what to tell the user while another process holds it; None waits until it is free.
-    Raises: InputError with the refusal.
+        path: A folder, or a file, which is created if it does not exist.
+        busy_message: Message of the error if another process holds the lock; None waits for the lock instead.
+
+    Raises:
+        InputError: Another process holds the lock.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # locks over NFS want a file open for writing
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS requires write access
     handle = os.open(path, flags, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if busy_message is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(refusal, code="file.locked", path=path) from None
+            raise InputError(busy_message, code="file.locked", path=path) from None
         except OSError as error:
-            logger.warning("%s: no locks there (%s), so see to it that no other process works there", path, error)
+            logger.warning(
+                "%s: the file system has no locks (%s). Make sure that no other process uses it.", path, error
+            )
         yield
     finally:
         os.close(handle)
 
 
 def fsync(path: Path) -> None:
-    """Have the disk, not only its cache, hold a file's bytes or a folder's names."""
+    """Flush a file's contents, or a folder's entries, from the system's cache to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -90,6 +101,6 @@ def fsync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; floats keep every digit."""
+    """Write JSON atomically, floats with all their digits."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")

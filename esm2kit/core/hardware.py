@@ -1,4 +1,4 @@
-"""What a machine is, and what it can do at best: the measured rate that speeds are held against."""
+"""The device to use, the memory in use, and the measured matrix-product rate that speeds are compared with."""
 
 import ctypes
 import platform
@@ -12,23 +12,30 @@ import torch
 from esm2kit.core.errors import InputError
 
 
-def resolve_device(asked: str) -> str:
-    """cpu or cuda; auto is cuda where there is a GPU.
+def resolve_device(requested: str) -> str:
+    """Resolve the name of a device.
 
-    Raises: InputError if cuda was asked for and there is none.
+    Args:
+        requested: `cpu`, `cuda`, or `auto` for cuda if a GPU is available.
+
+    Returns:
+        `cpu` or `cuda`.
+
+    Raises:
+        InputError: cuda was requested, but torch finds no GPU.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "device cuda was asked for and torch finds no GPU: use device cpu or auto",
+            "device 'cuda' was requested, but torch finds no GPU. Use --device cpu or --device auto.",
             code="device.absent",
             found="cpu",
-            asked=asked,
+            requested=requested,
         )
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the processor's model name, or its architecture if the system does not report a name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -36,26 +43,29 @@ def cpu_name() -> str:
 
 
 def read_memory_use(device: torch.device, peak: bool = False) -> int:
-    """Bytes held: of a GPU, or resident in this process.
+    """Read the memory use of a GPU, or the resident memory of this process.
 
     Args:
-        device: a GPU tells the most since its statistics were last reset, whatever `peak` says.
-        peak: the most so far instead of what is held now. Without Linux's /proc it always is the most so far.
+        device: For a GPU the peak since its statistics were last reset is read, whatever `peak` is.
+        peak: Read the peak instead of the current use. Systems without /proc (macOS) report only the peak.
+
+    Returns:
+        Bytes.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # not ru_maxrss, which begins with the peak of the process that started this one
+    # not ru_maxrss, which on Linux starts from the peak of the parent process
     return int(status.read_text().split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
 
 def return_freed_memory() -> None:
-    """Have the allocator hand back what was freed, some milliseconds; where it is glibc's, and nothing elsewhere.
+    """Return freed memory to the system; takes milliseconds with glibc and does nothing with other allocators.
 
-    Batches of ever other sizes leave its heap in pieces that fit no later one, and a training process grows by
-    gigabytes that nothing uses.
+    Batches of varying size fragment glibc's heap. Without this call a training process grows by gigabytes that it does
+    not use.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -65,21 +75,24 @@ def return_freed_memory() -> None:
 def matmul_rate(
     device: str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None, seconds: float = 0.5
 ) -> float:
-    """FLOP/s of a square matrix product, the best of repeated ones: the ceiling of a transformer's speed.
+    """Measure the speed of a square matrix product, an upper bound on the speed of a transformer.
 
     Args:
-        device: cpu or cuda.
-        dtype: of both factors.
-        size: rows and columns; by default what fills the device, 1,024 on a CPU and 8,192 on a GPU.
-        seconds: how long to repeat.
+        device: `cpu` or `cuda`.
+        dtype: Data type of both matrices.
+        size: Rows and columns. Default: large enough to use the complete device, 1,024 on a CPU and 8,192 on a GPU.
+        seconds: How long to repeat the product.
+
+    Returns:
+        FLOP/s of the fastest repetition.
     """
     size = size or (8192 if device == "cuda" else 1024)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     fastest, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        began = time.perf_counter()
+        started = time.perf_counter()
         _ = left @ right
         if device == "cuda":
             torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
+        fastest = min(fastest, time.perf_counter() - started)
     return 2 * size**3 / fastest

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used (PEP 562)."""
+"""Lazy imports: the public names of a package are imported when they are first used (PEP 562)."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ def attach(
     """Build a package's `__getattr__`, `__dir__` and `__all__`.
 
     Args:
-        package: its `__name__`.
-        public: module, relative to the package -> the public names that live there; an empty list makes the module
-            itself public, by the last part of its name.
+        package: The package's `__name__`.
+        public: Module, relative to the package -> its public names. An empty list makes the module itself public, under
+            the last part of its name.
 
     Returns:
-        The three functions and lists, to be assigned in the package's `__init__.py`.
+        `(__getattr__, __dir__, __all__)`, to be assigned in the package's `__init__.py`.
     """
     home = {name: (module, name) for module, names in public.items() for name in names}
     home |= {module.rpartition(".")[2]: (module, "") for module, names in public.items() if not names}

@@ -1,4 +1,4 @@
-"""Collective operations between the processes of a job."""
+"""Collective operations among the processes of a job."""
 
 import os
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import Tensor
 from esm2kit.core.errors import InputError
 from esm2kit.core.processes import TORCHRUN, destroy_group_at_exit, local_rank, rank, world_size
 
-RENDEZVOUS_SECONDS = 600.0  # that srun's tasks wait for the last of them to start
+RENDEZVOUS_SECONDS = 600.0  # how long srun's tasks wait for all of them to start
 
 
 class Process(NamedTuple):
-    """This process among those of torchrun or srun."""
+    """The position of this process among the processes that torchrun or srun started."""
 
     rank: int
     world_size: int
@@ -24,28 +24,32 @@ class Process(NamedTuple):
 
 
 def join_process_group() -> Process:
-    """The group of all the job's processes, over gloo: it carries a few words, never vectors.
+    """Join the gloo process group of the job; it is used for small messages, never for vectors.
 
-    Raises: InputError if srun's other tasks do not come.
+    Returns:
+        The position of this process; without torchrun or srun it is rank 0 of 1, and no group is created.
+
+    Raises:
+        InputError: Not all of srun's tasks connected within RENDEZVOUS_SECONDS.
     """
     process = Process(rank(), world_size(), local_rank())
     if process.world_size > 1 and not dist.is_initialized():
-        # torchrun has made a store for its workers, which the environment names; srun's tasks make theirs
+        # torchrun creates the store and passes its address in the environment; srun's tasks create their own
         if TORCHRUN in os.environ:
-            met = {}
+            options = {}
         else:
-            met = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
-        dist.init_process_group("gloo", timeout=timedelta(days=30), **met)
+            options = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
+        dist.init_process_group("gloo", timeout=timedelta(days=30), **options)
         destroy_group_at_exit()
     return process
 
 
 def _srun_store(process: Process) -> dist.Store:
-    from lightning.fabric.plugins.environments import SLURMEnvironment  # slow, and only srun's tasks need it
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # slow to import, and only srun's tasks need it
 
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
     host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
-    # the port is the job's and the step's own, so that two on one node do not meet
+    # derived from the job and the step, so that two jobs on one node use different ports
     step = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
     port = int(os.environ.get("MASTER_PORT", 15_000 + step % 10_000))
     try:
@@ -55,8 +59,8 @@ def _srun_store(process: Process) -> dist.Store:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the {process.world_size} tasks of srun do not meet at {host}:{port} ({reason}); see whether all of them "
-            "started, or set MASTER_ADDR and MASTER_PORT",
+            f"not all of the {process.world_size} srun tasks connected to {host}:{port} ({reason}). Check that all "
+            "tasks started, or set MASTER_ADDR and MASTER_PORT.",
             code="srun.incomplete",
             world_size=process.world_size,
             address=f"{host}:{port}",
@@ -64,33 +68,45 @@ def _srun_store(process: Process) -> dist.Store:
 
 
 def run_on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
-    """Rank 0's result, or its InputError, in every process; all wait for it."""
+    """Run a function on rank 0 only; all processes wait for it and get its result.
+
+    Args:
+        process: The position of this process.
+        function: Called without arguments; its result must be picklable.
+
+    Returns:
+        The result of the function on rank 0.
+
+    Raises:
+        Exception: The function failed on rank 0. Other ranks raise the same InputError, or a RuntimeError with the
+            message of any other exception.
+    """
     if process.world_size == 1:
         return function()
     dist.barrier()
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if process.rank == 0:
         try:
-            said[0] = function()
+            outcome[0] = function()
         except Exception as error:
-            said[1] = error if isinstance(error, InputError) else RuntimeError(str(error))
-            dist.broadcast_object_list(said, src=0)
+            outcome[1] = error if isinstance(error, InputError) else RuntimeError(str(error))
+            dist.broadcast_object_list(outcome, src=0)
             raise
-    dist.broadcast_object_list(said, src=0)
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def sum_over_group(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
-    """The sum over a group's ranks, the same on each."""
+    """Sum a tensor over the ranks of a group, in place; None leaves it as it is."""
     if group is not None:
         dist.all_reduce(values, group=group)
     return values
 
 
 def is_set_on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank of the job, tensor-parallel peers included: all ranks get one answer."""
+    """Return whether the flag is set on any rank of the job, tensor-parallel ranks included; all ranks agree."""
     if not (dist.is_available() and dist.is_initialized()):
         return flag
     raised = torch.tensor(float(flag), device=device)
@@ -99,7 +115,7 @@ def is_set_on_any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def gather_strings(items: list[str]) -> list[str]:
-    """Every rank's items, rank by rank; the same list on each."""
+    """Gather the lists of all ranks into one list, in the order of the ranks; every rank gets the same list."""
     if not (dist.is_available() and dist.is_initialized()):
         return items
     lists: list[list[str]] = [[] for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Who this process is among the workers of a job, by torchrun's word or SLURM's."""
+"""The rank of this process among the workers that torchrun or SLURM started, and how workers start and exit."""
 
 import atexit
 import multiprocessing
@@ -9,57 +9,59 @@ import threading
 import time
 from typing import NoReturn
 
-# Set for each worker by torchrun, and by srun; a lone srun task, or a shell inside an allocation, is no worker.
+# Environment variables that torchrun and srun set for each worker. A single srun task and a shell inside an allocation
+# have SLURM_PROCID too, but are not workers.
 TORCHRUN, SLURM = "LOCAL_RANK", "SLURM_PROCID"
-# After each of these a training process finishes its update, saves and ends. SIGUSR1 is what Lightning's manual has
-# SLURM send ahead of the time limit; Lightning's own answer would save in the middle of an update, beside our files.
+# On each of these signals a training process finishes its update, saves and exits. Lightning's manual recommends that
+# SLURM sends SIGUSR1 before the time limit; Lightning's own handler would save in the middle of an update.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def rank() -> int:
-    """This process's rank among all workers; 0 where there are no others."""
+    """Return the rank of this process among all workers, 0 for a single process."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
     return int(os.environ[SLURM]) if is_worker() else 0
 
 
 def world_size() -> int:
-    """How many workers there are; 1 where there are no others."""
+    """Return the number of workers, 1 for a single process."""
     if TORCHRUN in os.environ:
         return int(os.environ.get("WORLD_SIZE", "1"))
     return _srun_tasks() if is_worker() else 1
 
 
 def local_rank() -> int:
-    """This process's rank among the workers of its node, which is also the number of its GPU."""
+    """Return the rank of this process among the workers of its node, which is also the index of its GPU."""
     if TORCHRUN in os.environ:
         return int(os.environ[TORCHRUN])
     return int(os.environ.get("SLURM_LOCALID", "0")) if is_worker() else 0
 
 
 def is_worker() -> bool:
-    """Whether torchrun or srun started this process as one of several."""
+    """Return whether this process is a worker: started by torchrun, or by srun with more than one task."""
     return TORCHRUN in os.environ or (SLURM in os.environ and _srun_tasks() > 1)
 
 
 def count_cores() -> int:
-    """Cores that are this process's share of its node, at least 1."""
+    """Return how many CPU cores this process may use: its share of the node's cores, at least 1."""
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if TORCHRUN in os.environ:
         return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if is_worker():  # srun may have bound each task to its own cores, or shown all of them to every task
+    if is_worker():  # srun may bind each task to its own cores, or let every task use all of them
         on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", seen))
         seen = min(seen, on_node // -(-world_size() // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))))
     return max(1, seen)
 
 
 def exit_with_parent() -> None:
-    """Die when the process that started this one does, even by SIGKILL; to be called first, and again is as once.
+    """Kill this process as soon as its parent process has died, even by SIGKILL; repeated calls have no effect.
 
-    A rank whose launcher was killed would otherwise train on unseen, and hold the run's folder. A data worker whose
-    rank was killed before it was ready would wait for ever: torch's own watch takes for its parent whoever is by then.
+    Call it first in a worker. Without it, a rank whose launcher was killed continues to train and holds the lock of the
+    run's folder. A data worker whose rank was killed early waits forever, as torch's own check compares with the parent
+    at the time of the check.
     """
-    # what a spawned process was told: by the time it asks, its parent may be dead and the system stand in for it
+    # a spawned process knows the id of its parent; os.getppid() is wrong if the parent has died already
     started_by = multiprocessing.parent_process()
     parent = started_by.pid if started_by else os.getppid()
 
@@ -73,29 +75,33 @@ def exit_with_parent() -> None:
 
 
 def destroy_group_at_exit() -> None:
-    """Have this process leave torch's group of processes before Python ends; again is as once.
+    """Destroy torch's process group before Python exits; repeated calls have no effect.
 
-    A gloo thread that lets go of its last message while Python ends aborts the process, its work done: a third of
-    otherwise idle ones did. Lightning leaves the group at exit only where it is NCCL's.
+    A gloo thread that releases its last message while Python exits aborts the process after its work is done. This
+    happened to a third of otherwise idle processes. Lightning destroys only NCCL groups at exit.
     """
-    atexit.unregister(_leave_group)
-    atexit.register(_leave_group)
+    atexit.unregister(_destroy_group)
+    atexit.register(_destroy_group)
 
 
-def _leave_group() -> None:
-    distributed = sys.modules.get("torch.distributed")  # torch takes seconds, and who has not loaded it is in no group
+def _destroy_group() -> None:
+    """Destroy torch's process group if there is one."""
+    distributed = sys.modules.get("torch.distributed")  # a process that has not imported torch has no group
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process with an exit code; a worker does without Python's own ending.
+    """Exit with a code; a worker skips Python's finalization.
 
-    There Python unwinds every thread that asks for its lock, and a gloo thread that does, to let go of its last
-    tensors, aborts the process ("terminate called without an active exception"), its work done.
+    During finalization Python stops every thread that requests its lock. A gloo thread that does so to release its last
+    tensors aborts the process with "terminate called without an active exception", after its work is done.
+
+    Args:
+        code: Exit code.
     """
     if is_worker():
-        atexit._run_exitfuncs()  # where loggers end their runs, and this process leaves its group
+        atexit._run_exitfuncs()  # loggers finish their runs, and the process group is destroyed
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -103,5 +109,6 @@ def exit_process(code: int) -> NoReturn:
 
 
 def _srun_tasks() -> int:
-    # of the step, which srun alone sets: an sbatch script has SLURM_PROCID 0 and the job's SLURM_NTASKS without it
+    """Return the number of tasks of this srun step, 1 outside one."""
+    # not SLURM_NTASKS: an sbatch script has that and SLURM_PROCID too, but only srun sets the variables of a step
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

@@ -1,4 +1,4 @@
-"""One form for the lines of long work: what is done, how fast, and how long the rest takes."""
+"""Progress as log lines: the amount done, the rate, and the time left."""
 
 import logging
 import time
@@ -8,14 +8,14 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """A log line every few seconds.
+    """Logs the progress of a long computation every few seconds.
 
     Args:
-        logger: of the module that works.
-        what: the line's beginning, such as "embedded".
-        unit: what is counted, such as "residues".
-        total: how many there are, if known.
-        start: how many were done before, which do not count in the rate.
+        logger: Logger of the calling module.
+        what: Start of the line, such as "embedded".
+        unit: The unit that is counted, such as "residues".
+        total: The total amount, if known.
+        start: The amount done earlier, which does not count in the rate.
     """
 
     def __init__(
@@ -23,23 +23,23 @@ class Progress:
     ) -> None:
         self.logger, self.what, self.unit, self.total = logger, what, unit, total
         self.done = self.start = start
-        self.began = self.logged = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     def update(self, done: float, note: str = "") -> None:
-        """Note how many are done by now, and log a line if the last one is old enough.
+        """Set the amount done, and log a line if the last one is older than SECONDS_BETWEEN_LINES.
 
         Args:
-            done: in all, of `total`.
-            note: ends the line.
+            done: The amount done so far, including `start`.
+            note: Text to append to the line.
         """
         self.done = done
         if time.monotonic() - self.logged > SECONDS_BETWEEN_LINES:
             self.log(note)
 
     def log(self, note: str = "") -> None:
-        """Log the line now."""
+        """Log a line now, with an optional note at its end."""
         self.logged = time.monotonic()
-        rate = (self.done - self.start) / max(self.logged - self.began, 1e-9)
+        rate = (self.done - self.start) / max(self.logged - self.started, 1e-9)
         parts = [f"{self.what} {self.done:,.0f} {self.unit}", f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s"]
         if self.total is not None:
             parts[0] = f"{self.what} {self.done:,.0f} of {self.total:,.0f} {self.unit}"

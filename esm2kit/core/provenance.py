@@ -1,4 +1,4 @@
-"""Where an artefact came from: stage, configuration, inputs, versions and commit."""
+"""The provenance of an output file: stage, configuration, inputs, versions and commit."""
 
 import importlib.metadata
 import logging
@@ -19,7 +19,7 @@ VERSIONED = ("esm2kit", "torch", "lightning", "numpy", "h5py", "pyarrow", "sciki
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout this library runs from, `-dirty` if tracked files differ; None outside a checkout."""
+    """Return the git commit of the source tree, with `-dirty` if tracked files differ; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -31,30 +31,34 @@ def git_commit() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
+    """Run a git command and return its output."""
     return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide an artefact's numbers."""
+    """Return the versions of Python and of the packages that affect numerical results."""
     return {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED}
 
 
 def _version(package: str) -> str:
+    """Return the installed version of a package."""
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # esm2kit itself, where it runs from a source tree
+    except importlib.metadata.PackageNotFoundError:  # such as esm2kit when it runs from a source tree
         return "not installed"
 
 
 def build_provenance(stage: str, config: Any, inputs: Mapping[str, Path | str] | None = None) -> dict[str, Any]:
-    """The manifest an artefact carries.
+    """Build the provenance record that is stored with an output.
 
     Args:
-        stage: the command that makes it, as in `esm2kit <stage>`.
-        config: the stage's dataclass; its `seed`, where it has one, is repeated at the top.
-        inputs: name -> file; a str is taken as a hash computed before.
-    Returns: a JSON-able dict: stage, config, seed, inputs {name: {path, sha256}}, versions, git_commit, created (UTC).
+        stage: The command that writes the output, as in `esm2kit <stage>`.
+        config: The stage's dataclass; its `seed`, if it has one, is also recorded on its own.
+        inputs: Name -> file. A str is a SHA-256 digest that was computed before.
+
+    Returns:
+        A dict for JSON: stage, config, seed, inputs {name: {path, sha256}}, versions, git_commit, created (UTC).
     """
     hashed = {
         name: {"sha256": source} if isinstance(source, str) else {"path": str(source), "sha256": sha256_file(source)}

@@ -7,14 +7,21 @@ import numpy as np
 Integers = TypeVar("Integers", int, np.ndarray)
 
 WORD = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples are spread evenly over 64 bits
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, rounded to odd: its multiples are spread evenly over 64 bits
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _PERMUTATION_STREAM = 2
 _ROUNDS = 8
 
 
 def mix(value: Integers) -> Integers:
-    """splitmix64's finaliser, a bijection of 64-bit words; an int, or a uint64 array element by element."""
+    """Apply splitmix64's finalizer, a bijection of 64-bit words.
+
+    Args:
+        value: An int in [0, 2^64), or a uint64 array.
+
+    Returns:
+        The mixed word, or an array of the same shape.
+    """
     if isinstance(value, np.ndarray):
         value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
@@ -26,14 +33,16 @@ def mix(value: Integers) -> Integers:
 
 
 def stream_key(seed: int, epoch: int, index: int, stream: int) -> int:
-    """A 64-bit key of four integers; changing any one of them gives an unrelated key.
+    """Compute a 64-bit key from four integers; changing any of them gives an unrelated key.
 
     Args:
-        seed: the run's seed.
-        epoch: pass over the clusters, from 0.
-        index: which sample of the epoch (a cluster).
-        stream: which use of it, so that two uses of one sample share no random number.
-    Returns: a word in [0, 2^64).
+        seed: The seed of the run.
+        epoch: Pass over the clusters, from 0.
+        index: The sample within the epoch (a cluster).
+        stream: The purpose of the random numbers, so that two uses of one sample share none.
+
+    Returns:
+        A word in [0, 2^64).
     """
     key = GOLDEN
     for part in (seed, epoch, index, stream):
@@ -42,33 +51,51 @@ def stream_key(seed: int, epoch: int, index: int, stream: int) -> int:
 
 
 def random_below(key: int, bound: int) -> int:
-    """A key's integer in [0, bound), each equally likely to within bound / 2^64 (Lemire's multiplication)."""
+    """Compute a random integer in [0, bound) from a key, by Lemire's multiplication.
+
+    Args:
+        key: A `stream_key`.
+        bound: Upper end, not included.
+
+    Returns:
+        An integer; all are equally likely to within bound / 2^64.
+    """
     return (key * bound) >> 64
 
 
 def random_uniforms(key: int, n: int) -> np.ndarray:
-    """The first n uniform numbers of a key's stream.
+    """Compute the first n uniform random numbers of a key's stream.
 
     Args:
-        key: a `stream_key`.
-        n: how many.
-    Returns: (n,) float64 in [0, 1), multiples of 2^-53.
+        key: A `stream_key`.
+        n: How many numbers.
+
+    Returns:
+        (n,) float64 in [0, 1), multiples of 2^-53.
     """
     counter = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(key)
     return (mix(counter) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, positions: int | np.ndarray, n: int) -> int | np.ndarray:
-    """Where an epoch's order puts each position: a seeded bijection of range(n), computed in O(1) memory.
+    """Look up positions of a seeded random permutation of range(n), in O(1) memory.
 
     Args:
-        seed, epoch: which order.
-        positions: an int or an integer array of values in [0, n).
-        n: how many there are.
-    Returns: the clusters at these positions; an int for an int, an int64 array of the same shape for an array.
-    Raises: IndexError for a position outside range(n).
-    Source: a Feistel network (Luby and Rackoff, 1988) over the least power of two that holds n, and cycle walking
-        (Black and Rogaway, 2002): a value that falls outside goes through again, under two passes each on average.
+        seed: The seed of the run.
+        epoch: Each epoch has its own permutation.
+        positions: An int or an integer array of values in [0, n).
+        n: Size of the permutation.
+
+    Returns:
+        The elements at these positions: an int for an int, an int64 array of the same shape for an array.
+
+    Raises:
+        IndexError: A position is outside range(n).
+
+    Source:
+        A Feistel network (Luby and Rackoff, 1988) over the smallest power of two that is at least n, with cycle walking
+        (Black and Rogaway, 2002): a value outside range(n) passes through the network again, on average fewer than two
+        passes per value.
     """
     scalar = not isinstance(positions, np.ndarray)
     lowest, highest = (positions, positions) if scalar else (positions.min(initial=0), positions.max(initial=0))
@@ -91,12 +118,12 @@ def permutation(seed: int, epoch: int, positions: int | np.ndarray, n: int) -> i
 
 
 def _feistel(value: Integers, keys: list[int], bits: int) -> Integers:
-    """One pass, a bijection of [0, 2^bits); the halves' widths swap with them, so bits may be odd."""
+    """Pass a value through the Feistel network, a bijection of [0, 2^bits); `bits` may be odd."""
     word = np.uint64 if isinstance(value, np.ndarray) else int
     low_bits, high_bits = bits // 2, bits - bits // 2
     high, low = value >> word(low_bits), value & word((1 << low_bits) - 1)
     for key in keys:
-        # low goes up unchanged, high is mixed with it and goes down: widths swap with the halves
+        # the halves swap places, and with them their widths
         high, low = low, high ^ (mix(low ^ word(key)) & word((1 << high_bits) - 1))
         low_bits, high_bits = high_bits, low_bits
     return (high << word(low_bits)) | low

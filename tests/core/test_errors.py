@@ -1,4 +1,4 @@
-"""Errors: their codes and wording in one snapshot, and how a process hands one on."""
+"""Errors: their codes, the snapshot of their messages, and how a worker reports an error to its parent."""
 
 import pickle
 import re
@@ -14,22 +14,22 @@ from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, rec
 def test_every_error_has_a_code() -> None:
     form = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
     wrong = {error.place: error.code for error in raised() if error.code is None or not form.fullmatch(error.code)}
-    assert not wrong, 'InputError(message, code="area.what", ...) with a literal code, lower case, words with hyphens'
+    assert not wrong, 'write InputError(message, code="area.what", ...) with a literal, lower-case, hyphenated code'
 
 
-def test_wording_is_as_in_the_snapshot() -> None:
+def test_messages_match_the_snapshot() -> None:
     current = snapshot()
-    assert SNAPSHOT.read_text() == current, "read the change, then `python tests/support/error_snapshot.py --write`"
+    assert SNAPSHOT.read_text() == current, (
+        "check the new messages, then run `python tests/support/error_snapshot.py --write`"
+    )
 
 
-def test_an_error_arrives_whole_through_a_file_and_through_pickle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_file_and_pickle_preserve_code_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = InputError("letter J at residue 3", code="fasta.letter", residue=3, path=Path("a.fasta"))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.code, again.values) == (str(error), error.code, error.values)
     monkeypatch.delenv(ERROR_FILE, raising=False)
-    record_error(error)  # nobody asks for it
+    record_error(error)  # no error file is requested
     assert read_recorded_error(tmp_path / "error.json") is None
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
     record_error(error)
@@ -40,14 +40,14 @@ def test_an_error_arrives_whole_through_a_file_and_through_pickle(
     assert str(read_recorded_error(tmp_path / "error.json")) == "KeyError: 'x'"
 
 
-def test_an_error_that_cannot_be_handed_on_does_not_hide_itself(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_error_file_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
     assert main(["nostage"]) == 2
     assert "unknown stage 'nostage'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", '{"message": "<NONE>"}', "{"])
-def test_an_error_file_of_another_form_is_no_error_of_ours(text: str, tmp_path: Path) -> None:
+def test_an_error_file_in_another_format_is_ignored(text: str, tmp_path: Path) -> None:
     path = tmp_path / "error.json"
     path.write_text(text)
     assert read_recorded_error(path) is None

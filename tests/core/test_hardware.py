@@ -22,29 +22,29 @@ print(before - resident())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from Linux's /proc")
-def test_freed_memory_goes_back_to_the_system() -> None:
+def test_freed_memory_returns_to_the_system() -> None:
     ran = subprocess.run([sys.executable, "-c", HEAP_IN_PIECES], capture_output=True, text=True, check=True)
-    assert int(ran.stdout) > 150, "of some 290 MB freed in pieces"
+    assert int(ran.stdout) > 150, "about 290 MB were freed in pieces"
 
 
-def test_an_allocator_without_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allocator_without_malloc_trim_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     return_freed_memory()
 
 
-def test_memory_held_follows_what_is_taken_and_its_peak_stays() -> None:
+def test_memory_use_follows_allocations_and_its_peak_stays() -> None:
     before = read_memory_use(torch.device("cpu"))
-    with mmap.mmap(-1, 50_000_000) as taken:  # new pages: an allocator might give back what this process holds already
-        taken.write(bytes(50_000_000))
+    with mmap.mmap(-1, 50_000_000) as mapped:  # new pages, which no allocator can serve from freed memory
+        mapped.write(bytes(50_000_000))
         during = read_memory_use(torch.device("cpu"))
     assert during - before > 40_000_000
     assert read_memory_use(torch.device("cpu"), peak=True) > 0.98 * during  # the kernel counts in steps
 
 
-def test_without_proc_the_systems_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = read_memory_use(torch.device("cpu"), peak=True)
+def test_without_proc_the_peak_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = read_memory_use(torch.device("cpu"), peak=True)
     monkeypatch.setattr(Path, "is_file", lambda self: False)
-    assert there / 4 < read_memory_use(torch.device("cpu")) < there * 4
+    assert peak / 4 < read_memory_use(torch.device("cpu")) < peak * 4
 
 
 def test_the_processor_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

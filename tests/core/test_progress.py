@@ -1,4 +1,4 @@
-"""Lines of progress: what is done, how fast, and how long the rest takes."""
+"""Progress lines: the amount done, the rate and the time left."""
 
 import logging
 

@@ -634,7 +634,7 @@ def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
         with refused(code, **values):
             embed(EmbedConfig(**({"fasta": fasta, "out_dir": tmp_path / "out", "model": str(model)} | changes)))
     if not torch.cuda.is_available():
-        with refused("device.absent", found="cpu", asked="cuda"):
+        with refused("device.absent", found="cpu", requested="cuda"):
             embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
     assert not list((tmp_path / "out").glob("*")), "nothing half made is left"
 

@@ -105,7 +105,7 @@ def test_from_https_nobody_is_sent_on_to_plain_http(server, tmp_path, monkeypatc
         return answer
 
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", sent_on)
-    with undelivered(r"https://lab\.org/gb1/\S+ sends on to http://127\S+, which is not encrypted"):
+    with undelivered(r"https://lab\.org/gb1/\S+ redirects to http://127\S+, which is not encrypted"):
         get(tmp_path, "https://lab.org")
     assert not list((tmp_path / "gb1").iterdir())
     assert get(tmp_path, "https://lab.org", server)[0].read_bytes() == BODY, "the next server in turn"
@@ -150,7 +150,7 @@ def test_a_disk_without_locks_is_no_obstacle(server, tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert get(tmp_path, server)[0].read_bytes() == BODY
-    assert "two_vs_rest.fasta.part: no locks there" in caplog.text
+    assert "two_vs_rest.fasta.part: the file system has no locks" in caplog.text
 
 
 def test_a_file_of_the_users_own_is_left_alone(tmp_path):
@@ -161,7 +161,7 @@ def test_a_file_of_the_users_own_is_left_alone(tmp_path):
 
 def test_a_broken_download_goes_on_where_it_broke(server, tmp_path):
     Server.fault = "breaks off"
-    with undelivered("broke off"):
+    with undelivered("closed the connection"):
         get(tmp_path, server)
     assert names(tmp_path) == ["two_vs_rest.fasta.part", "two_vs_rest.fasta.part.json"]
     half = (tmp_path / "gb1" / "two_vs_rest.fasta.part").stat().st_size
@@ -174,7 +174,7 @@ def test_a_broken_download_goes_on_where_it_broke(server, tmp_path):
 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
     Server.fault = "breaks off"
-    with undelivered("broke off"):
+    with undelivered("closed the connection"):
         get(tmp_path, server)
     Server.fault, Server.etag = "", '"v2"'
     Server.files["/gb1/two_vs_rest.fasta"] = BODY.swapcase()
@@ -183,7 +183,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
 
 def test_a_server_without_ranges_starts_over(server, tmp_path):
     Server.fault = "breaks off"
-    with undelivered("broke off"):
+    with undelivered("closed the connection"):
         get(tmp_path, server)
     Server.fault = "no ranges"
     assert get(tmp_path, server)[0].read_bytes() == BODY
@@ -193,7 +193,7 @@ def test_a_server_without_ranges_starts_over(server, tmp_path):
 def test_a_server_that_stalls_is_given_up(server, tmp_path, fault):
     Server.fault = fault
     start = time.monotonic()
-    with undelivered("said nothing for|bytes in 0 s|broke off"):
+    with undelivered("sent nothing for|bytes in 0 s|closed the connection"):
         get(tmp_path, server)
     assert time.monotonic() - start < 5
     assert not (tmp_path / "gb1" / "two_vs_rest.fasta").exists()
@@ -202,7 +202,7 @@ def test_a_server_that_stalls_is_given_up(server, tmp_path, fault):
 
 def test_a_403_says_how_to_place_the_files(server, tmp_path):
     Server.fault = "forbidden"
-    with undelivered("answered 403 Forbidden"):
+    with undelivered("returned 403 Forbidden"):
         get(tmp_path, server)
     assert names(tmp_path) == []
 
@@ -232,7 +232,7 @@ def test_a_mirror_that_names_no_file_is_refused(rest):
     ("size", "sha256", "message"),
     [
         (len(BODY) + 1, None, f"sent {len(BODY)} bytes instead of {len(BODY) + 1}"),
-        (1, None, "sends more than 1 bytes, more than the file can have"),
+        (1, None, "sends more than 1 bytes, the maximum for this file"),
         (None, "0" * 64, "SHA-256 differs"),
     ],
 )
@@ -249,10 +249,10 @@ def test_a_server_that_sends_too_much_is_given_up(server, tmp_path, monkeypatch,
     Server.fault, most = fault, len(BODY) - 1
     if short == "size":
         monkeypatch.setattr(download, "MAX_BYTES", most)
-        told = f"sends more than {most:,} bytes, more than the file can have"
+        told = f"sends more than {most:,} bytes, the maximum for this file"
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=most))
-        told = rf"sends more than {most:,} bytes, more than \S+ has room for"
+        told = rf"sends more than {most:,} bytes, the free space in \S+"
     with undelivered(told):
         get(tmp_path, server)
     assert names(tmp_path) == []
