@@ -109,7 +109,7 @@ def check_choices(config: Any) -> None:
         value = getattr(config, name)
         if choices and value is not None and value not in choices:
             raise InputError(
-                f"{name} cannot be {value!r}: {suggest_name(str(value), map(str, choices))}",
+                f"{name} cannot be {value!r}; {suggest_name(str(value), map(str, choices))}",
                 code="config.choice",
                 name=name,
                 found=value,

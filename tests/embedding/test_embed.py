@@ -589,7 +589,7 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     script.write_text("from esm2kit.core import process_group\nprocess_group.RENDEZVOUS_SECONDS = 0.5\n" + SCRIPT)
     alone = start(command, [fasta, tmp_path / "alone", model, 0], srun_task(0, port))
     output = alone.communicate(timeout=120)[0]
-    assert "InputError: the 2 tasks of srun do not meet at localhost" in output
+    assert "InputError: not all of the 2 srun tasks connected to localhost" in output
     assert alone.returncode != 0
 
 

@@ -355,7 +355,7 @@ def test_a_disk_without_locks_is_no_obstacle(trio, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refuse)
     config = trio()
     assert preprocess(config)["dataset"]["train"]["clusters"] == 8
-    assert f"{config.out_dir}: no locks there ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
+    assert f"{config.out_dir}: the file system has no locks ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
 
 
 def replaced(old: str, new: str, text: str) -> str:

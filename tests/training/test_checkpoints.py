@@ -60,7 +60,7 @@ def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path,
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with caplog.at_level(logging.WARNING), lock_run_folder(tmp_path):
-        assert "no locks there" in caplog.text
+        assert "the file system has no locks" in caplog.text
         assert str(tmp_path) in caplog.text
 
 
