@@ -31,7 +31,7 @@ from esm2kit.core.hardware import matmul_rate
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES
 from esm2kit.models.esm2 import ESM2, Packed, tokenize
-from esm2kit.models.formats.huggingface import hf_config, to_hf
+from esm2kit.models.formats.huggingface import build_hf_config, to_hf
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX
 from esm2kit.sequences.fasta import read_fasta
 
@@ -136,7 +136,7 @@ def up_to(proteins: Sequence[str], residues: int) -> list[str]:
 
 
 def hf_model(model: ESM2, kind: str, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    config = transformers.EsmConfig(**hf_config(model.config), attn_implementation="sdpa")
+    config = transformers.EsmConfig(**build_hf_config(model.config), attn_implementation="sdpa")
     masked_lm = transformers.EsmForMaskedLM(config)
     masked_lm.load_state_dict(to_hf(model.state_dict(), model.config), strict=False)
     return (masked_lm.esm if kind == "encoder" else masked_lm).to(device, dtype)
@@ -272,7 +272,7 @@ def train_size(size: str, device: str, proteins: list[str], ceiling: float) -> l
                 layer.compile(dynamic=True)
 
         def loss() -> Iterator[Tensor]:
-            logits_MV = model.masked_logits(inputs_N, Packed(counts, device, recurring=True), rows_M)
+            logits_MV = model.masked_logits(inputs_N, Packed(counts, device, bucketed=True), rows_M)
             yield F.cross_entropy(logits_MV.float(), targets_M)
 
         return stepper(model, loss, device)

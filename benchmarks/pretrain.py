@@ -27,7 +27,7 @@ from esm2kit.core.hardware import cpu_name, matmul_rate
 from esm2kit.core.rng import stream_key
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
-from esm2kit.models.formats.huggingface import hf_config, to_hf
+from esm2kit.models.formats.huggingface import build_hf_config, to_hf
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
 from esm2kit.sequences.fasta import read_fasta
@@ -109,7 +109,7 @@ def contenders(config: ESM2Config, device: str, budget: int, peers: bool) -> lis
     if not peers:
         return made
     for label, peer_budget in (("", None), (", sorted 1,024-token batches", 1024)):
-        hf = transformers.EsmForMaskedLM(transformers.EsmConfig(**hf_config(config)))
+        hf = transformers.EsmForMaskedLM(transformers.EsmConfig(**build_hf_config(config)))
         hf.load_state_dict(to_hf(state, config), strict=False)
         hf.to(device).train()
         call = lambda tokens, model=hf: model(tokens, attention_mask=(tokens != PAD_IDX).long()).logits  # noqa: E731

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.encoder import Encoder
-from esm2kit.models.pooling import Reads, pool, pool_packed
+from esm2kit.models.pooling import Pooling, pool, pool_packed
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
 
@@ -30,7 +30,7 @@ class Output(NamedTuple):
     width: int
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> Pooling:
         return self.pooling if self.pooling in ("mean", "bos") else "residues"
 
 

@@ -21,12 +21,12 @@ from esm2kit.finetuning.hf_export import save_hf_classifier
 from esm2kit.finetuning.model_file import FILE, describe_task, load_finetuned, load_head, save_merged
 from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.finetuning.report import write_finetune_report
-from esm2kit.models.checkpoint import fill, read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.models.checkpoint import load_tensors, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.load import load_model
 from esm2kit.models.lora import add_lora, load_adapters, weights_sha256
-from esm2kit.models.pooling import rows_read
+from esm2kit.models.pooling import pool_rows
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
@@ -211,7 +211,7 @@ def _model(
         if config.mode == "lora":
             load_adapters(esm2, resumed.parts["adapter"], str(resumed.path))
         else:
-            fill(esm2, resumed.model, resumed.path)
+            load_tensors(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
             mean_D, scale_D = compute_column_moments(_rows_of_train(esm2, proteins, config, spec))
@@ -239,5 +239,5 @@ def _rows_of_train(esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfi
     for windows in EvaluationBatches(proteins, "train", config.tokens_per_validation_batch).batches:
         tokens_N, num_tokens = proteins.pack(windows)
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
-        yield rows_read(hidden_ND, num_tokens, spec.reads)[0]
+        yield pool_rows(hidden_ND, num_tokens, spec.reads)[0]
     esm2.cpu()  # where the trainer takes it from, whatever it will train on

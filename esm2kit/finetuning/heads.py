@@ -16,7 +16,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.rng import GOLDEN
 from esm2kit.finetuning.config import HeadName
 from esm2kit.models.esm2 import ESM2, Packed
-from esm2kit.models.pooling import Reads, rows_read
+from esm2kit.models.pooling import Pooling, pool_rows
 from esm2kit.tasks.task import Level, Task
 
 # core.rng's constants, as the signed words that int64 tensors multiply by
@@ -135,7 +135,7 @@ class HeadSpec(NamedTuple):
     standardize: bool
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> Pooling:
         if self.level == "residue" or self.name == "light_attention":
             return "residues"
         return "bos" if self.name == "hf" else "mean"
@@ -185,13 +185,13 @@ class LabelModel(nn.Module):
             keys_B: dropout keys, wanted while training.
         Returns: (B, C) for proteins, or (R, C) for the residues of all sequences in order.
         """
-        hidden_ND = self.esm2.encode(tokens_N, Packed(num_tokens, tokens_N.device, recurring=True))
+        hidden_ND = self.esm2.encode(tokens_N, Packed(num_tokens, tokens_N.device, bucketed=True))
         return self.label(hidden_ND, num_tokens, keys_B)
 
     def label(self, hidden_ND: Tensor, num_tokens: Sequence[int], keys_B: Tensor | None = None) -> Tensor:
         """The head's outputs for the encoder's final rows; in float32 whatever the encoder computes in."""
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            rows_ND, sizes = rows_read(hidden_ND.float(), num_tokens, self.spec.reads)
+            rows_ND, sizes = pool_rows(hidden_ND.float(), num_tokens, self.spec.reads)
             if self.spec.standardize:
                 rows_ND = (rows_ND - self.head.mean_D) / self.head.scale_D
             batch, stretches = _spread(rows_ND, sizes, self.head.radius)

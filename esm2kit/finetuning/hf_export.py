@@ -12,7 +12,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
 from esm2kit.finetuning.model_file import FinetunedModel
 from esm2kit.models.checkpoint import save_tensors
-from esm2kit.models.formats.huggingface import hf_config, save_hf, to_hf
+from esm2kit.models.formats.huggingface import build_hf_config, save_hf, to_hf
 
 
 def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
@@ -38,7 +38,7 @@ def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
     encoder = to_hf(model.esm2.state_dict(), model.esm2.config)
     encoder = {name: tensor for name, tensor in encoder.items() if name.startswith("esm.")}
     save_tensors(folder / "model.safetensors", encoder | _classifier(model), {"format": "pt"})
-    write_json(folder / "config.json", hf_config(model.esm2.config) | _labels(model, per_residue))
+    write_json(folder / "config.json", build_hf_config(model.esm2.config) | _labels(model, per_residue))
 
 
 def _classifier(model: FinetunedModel) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import resolve_device
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
-from esm2kit.models.checkpoint import read_checkpoint, refuse_other_shapes, write_checkpoint
+from esm2kit.models.checkpoint import check_tensor_shapes, read_checkpoint, write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder, Precision
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.load import build, load_model
+from esm2kit.models.load import build_model, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
@@ -56,8 +56,8 @@ def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -
             found=outputs,
             expected=model.spec.num_outputs,
         )
-    remedy = "give the head, hidden and standardize it was trained with"
-    refuse_other_shapes(model.head.state_dict(), state, source, f"head {model.spec.name} wants", remedy)
+    remedy = "Use the head, hidden and standardize settings that it was trained with."
+    check_tensor_shapes(model.head.state_dict(), state, source, f"head '{model.spec.name}'", remedy)
     model.head.load_state_dict(state)
 
 
@@ -206,7 +206,7 @@ def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str
                 path=path,
                 base=base,
             )
-        return build(ESM2Config(**metadata["model"]), parts["model"], path)
+        return build_model(ESM2Config(**metadata["model"]), parts["model"], path)
     named = facts["base"]
     esm2, source = load_model(base or named["model"], named["untrained_seed"] if base is None else None)
     found = weights_sha256(esm2)

@@ -14,7 +14,7 @@ from esm2kit.core.process_group import sum_over_group
 from esm2kit.finetuning.config import FinetuneConfig, lr_factor
 from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.lora import adapters
+from esm2kit.models.lora import list_adapters
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import EvaluationBatch, EvaluationBatches, LabelledBatch, LabelledProteins, Labels
@@ -121,7 +121,7 @@ class LabelTrainer(TrainingLoop):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """`model.*` or, of LoRA, `adapter.*`; `head.*`; `optimizer.*`."""
         lora = self.config.mode == "lora"
-        trained = {f"esm2.{name}" for name in adapters(self.esm2)}
+        trained = {f"esm2.{name}" for name in list_adapters(self.esm2)}
         held = collect_state(
             self.model,
             self.optimizers(use_pl_optimizer=False),

@@ -26,7 +26,7 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-UNSEALED = "?" * 64
+DIGEST_PLACEHOLDER = "?" * 64
 CACHE_LINE = 64
 
 
@@ -43,14 +43,14 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: dict[s
     kept = {name: tensor for name, tensor in tensors.items() if name not in TIED}
     metadata = to_json({"format": FORMAT} | metadata)
     seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    save_tensors(path, kept, {"esm2kit": json.dumps(metadata | {"sha256": UNSEALED})}, seal)
+    save_tensors(path, kept, {"esm2kit": json.dumps(metadata | {"sha256": DIGEST_PLACEHOLDER})}, seal)
 
 
 def gather(tensors: Mapping[str, Tensor]) -> None:
     """A rank's part in `write_checkpoint` of the same tensors where another one writes."""
     for name in sorted(tensors):
         if name not in TIED:
-            _whole(tensors[name])
+            _gather_tensor(tensors[name])
 
 
 def save_tensors(
@@ -63,25 +63,25 @@ def save_tensors(
     Args:
         path: the file; one already there is replaced in one step.
         tensors: by name, on any device, of any strides, shards too.
-        texts: of the header; UNSEALED in one of them becomes the seal's hex digest.
+        texts: of the header; DIGEST_PLACEHOLDER in one of them becomes the seal's hex digest.
         seal: is fed the tensors, in the order of their names.
     Raises: OSError if the disk does not take it.
     """
-    header, places = _laid_out(tensors, texts)
+    header, places = _build_header(tensors, texts)
     with atomic_path(path) as part, open(part, "wb") as file:
         file.write(header)
         for name in sorted(tensors):
-            whole = _whole(tensors[name]).cpu().contiguous()
+            whole = _gather_tensor(tensors[name]).cpu().contiguous()
             if seal is not None:
-                _feed(seal, name, whole)
+                _update_digest(seal, name, whole)
             file.seek(len(header) + places[name])
-            file.write(_bytes(whole))
+            file.write(_to_bytes(whole))
         if seal is not None:
             file.seek(0)
-            file.write(header.replace(UNSEALED.encode(), seal.hexdigest().encode()))
+            file.write(header.replace(DIGEST_PLACEHOLDER.encode(), seal.hexdigest().encode()))
 
 
-def _laid_out(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def _build_header(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The header of a safetensors file, and where in what follows each tensor begins: the widest types first."""
     entries: dict[str, Any] = {"__metadata__": dict(texts)}
     places, end = {}, 0
@@ -97,7 +97,7 @@ def _laid_out(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[
     return len(told).to_bytes(8, "little") + told, places
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _gather_tensor(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     # a DTensor; its class takes half a second to import, which who has none need not wait for
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -114,7 +114,7 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     metadata = read_metadata(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
-    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+    if metadata.pop("sha256", None) != _compute_digest(tensors, metadata):
         raise InputError(
             f"{path}: the checkpoint's bytes do not match its own sha256; it is damaged, take another",
             code="checkpoint.digest",
@@ -144,7 +144,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (KeyError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: a safetensors file, but not an esm2kit checkpoint: its header lacks ours",
-            code="checkpoint.not-ours",
+            code="checkpoint.not-esm2kit",
             path=path,
         ) from error
     if metadata.get("format") != FORMAT:
@@ -161,7 +161,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> ESM2Config:
     """The shape of the model a checkpoint holds, no tensor read; raises as `read_checkpoint`."""
     config = ESM2Config(**read_metadata(path)["model"])
-    refuse_larger(config, [path])
+    check_file_size(config, [path])
     return config
 
 
@@ -184,7 +184,7 @@ def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
     return config, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
 
-def refuse_larger(config: ESM2Config, files: Sequence[Path]) -> None:
+def check_file_size(config: ESM2Config, files: Sequence[Path]) -> None:
     """Hold a configuration to its files' bytes, before a model of a billion layers is built to find none of them there.
 
     Raises: InputError for over a thousand parameters a byte; a file that was cut short has a line of its own.
@@ -200,56 +200,59 @@ def refuse_larger(config: ESM2Config, files: Sequence[Path]) -> None:
         )
 
 
-def fill(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:
+def load_tensors(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:
     """Put fair-esm-named tensors into a model as they are; names and shapes must be exactly the model's.
 
     Raises: InputError naming the first tensor that is missing, unknown or of another shape.
     """
-    what = f"this model of {model.config.num_layers} layers x {model.config.embed_dim}"
-    refuse_other_shapes(model.state_dict(), state, source, f"{what} wants", "give the checkpoint's own size")
+    what = f"this model ({model.config.num_layers} layers, embed_dim {model.config.embed_dim})"
+    check_tensor_shapes(model.state_dict(), state, source, what, "Choose the model size of the checkpoint.")
     model.load_state_dict(state, assign=model.embed_tokens.weight.is_meta)
     model.lm_head.weight = model.embed_tokens.weight
 
 
-def refuse_other_shapes(
+def check_tensor_shapes(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path | str, what: str, remedy: str
 ) -> None:
-    """Hold tensors to the names and shapes that are wanted of them.
+    """Check that tensors have exactly the expected names and shapes.
 
     Args:
-        expected: by name; only the shapes are read.
-        found: by name.
-        source: where they were found, for the message.
-        what: who wants them, with its verb.
-        remedy: what to do.
-    Raises: InputError naming the first tensor that is missing, unknown or of another shape, with both shapes.
+        expected: name -> tensor; only the shapes are read.
+        found: name -> tensor, as read from the file.
+        source: the file, for the message.
+        what: the model or head that requires the tensors, for the message.
+        remedy: a sentence that says what to do.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape. The message shows the first one.
     """
-    wanted, given = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (expected, found))
-    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    required, given = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (expected, found))
+    wrong = sorted(name for name in required.keys() | given.keys() if required.get(name) != given.get(name))
     if wrong:
-        name = wrong[0]
+        name, shape = wrong[0], required.get(wrong[0])
+        state = f"has shape {given[name]}" if name in given else "is missing"
+        rule = "has no such tensor" if shape is None else f"requires shape {shape}"
         raise InputError(
-            f"{source}: tensor {name} is {given.get(name, 'absent')}, {what} {wanted.get(name, 'none of that name')}; "
-            f"{remedy}",
+            f"{source}: tensor '{name}' {state}, but {what} {rule}. {remedy}",
             code="checkpoint.tensor",
             name=name,
             found=given.get(name),
-            expected=wanted.get(name),
+            expected=shape,
         )
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> str:
+def _compute_digest(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> str:
     """SHA-256 over the metadata and every tensor's name, type, shape and bytes."""
     seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        _feed(seal, name, tensors[name])
+        _update_digest(seal, name, tensors[name])
     return seal.hexdigest()
 
 
-def _feed(seal: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+def _update_digest(seal: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     seal.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    seal.update(_bytes(tensor))
+    seal.update(_to_bytes(tensor))
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
+def _to_bytes(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(-1).view(torch.uint8).numpy()

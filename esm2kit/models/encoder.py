@@ -8,8 +8,8 @@ matrix products run at the machine's own limit and the rest is what there is to 
   in an order in which the pairs it turns are neighbours;
 - the residual is the accumulator of the output product (`addmm` onto itself), the value's bias is folded into the
   output's, since attention weights sum to one;
-- softmax without its maximum pass, checked afterwards (see `_attend_one`), a few heads at a time so that scores stay
-  in the core's own cache;
+- softmax without its maximum pass, checked afterwards (see `_attend_sequence`), a few heads at a time so that scores
+  stay in the core's own cache;
 - no buffer is allocated twice, so no page is faulted in twice.
 """
 
@@ -67,7 +67,7 @@ class Encoder:
             )
         self.model = model
         with torch.inference_mode():
-            self.layers = [_arrange(layer, model.config.head_dim, precision) for layer in model.layers]
+            self.layers = [_rearrange_weights(layer, model.config.head_dim, precision) for layer in model.layers]
         # as loaded: Meta's checkpoints hold these rounded to float16, and were trained with them so
         self.inv_freq_P = model.layers[0].self_attn.rot_emb.inv_freq.float()
         self._local = threading.local()
@@ -136,7 +136,7 @@ class Encoder:
                 "wide": torch.empty(rows * width * 4),
                 "scores": torch.empty(SCORES_PER_BLOCK),
             }
-        return _Buffers(**self._local.flat).first(rows, self.config.embed_dim)
+        return _Buffers(**self._local.flat).slice_rows(rows, self.config.embed_dim)
 
 
 class _Buffers(NamedTuple):
@@ -148,7 +148,7 @@ class _Buffers(NamedTuple):
     wide: Tensor
     scores: Tensor
 
-    def first(self, rows: int, width: int) -> "_Buffers":
+    def slice_rows(self, rows: int, width: int) -> "_Buffers":
         def block(flat: Tensor, columns: int) -> Tensor:
             return flat[: rows * columns].view(rows, columns)
 
@@ -167,10 +167,10 @@ class _Linear:
         self.weight_IO = weight.t()
         self.bias = bias
 
-    def into(self, x: Tensor, out: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.addmm(self.bias, x, self.weight_IO, out=out)
 
-    def onto(self, x: Tensor, residual: Tensor) -> None:
+    def multiply_add(self, x: Tensor, residual: Tensor) -> None:
         """residual += x W' + b, the product accumulating in place."""
         residual.add_(self.bias)
         torch.addmm(residual, x, self.weight_IO, out=residual)
@@ -182,10 +182,10 @@ class _LinearBF16:
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight.bfloat16(), bias.bfloat16()
 
-    def into(self, x: Tensor, out: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         return out.copy_(F.linear(x.bfloat16(), self.weight, self.bias))
 
-    def onto(self, x: Tensor, residual: Tensor) -> None:
+    def multiply_add(self, x: Tensor, residual: Tensor) -> None:
         residual.add_(F.linear(x.bfloat16(), self.weight, self.bias))
 
 
@@ -209,10 +209,10 @@ class _LinearInt8:
         scales = (1.0, 0, self.packed, self.scale_O, self.zero_O, None, 1.0, 0)
         return torch.ops.onednn.qlinear_pointwise(whole_NI, *scales, torch.float32, "none", [], ""), scale_N1
 
-    def into(self, x: Tensor, out: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.addcmul(self.bias, *self._product(x), out=out)
 
-    def onto(self, x: Tensor, residual: Tensor) -> None:
+    def multiply_add(self, x: Tensor, residual: Tensor) -> None:
         residual.add_(self.bias).addcmul_(*self._product(x))
 
 
@@ -235,7 +235,7 @@ class _Layer(NamedTuple):
         width = x_ND.shape[1]
         heads = width // self.head_dim
         normed_ND = self.attention_norm(x_ND)
-        qkv = self.qkv.into(normed_ND, buffers.qkv)
+        qkv = self.qkv.multiply(normed_ND, buffers.qkv)
         pairs = torch.view_as_complex(qkv[:, : 2 * width].unflatten(1, (2 * heads, self.head_dim // 2, 2)))
         pairs.mul_(turn_N1P)
         query, key, value = qkv.unflatten(1, (3, heads, self.head_dim)).unbind(1)
@@ -245,13 +245,13 @@ class _Layer(NamedTuple):
             stop = start + count * tokens
             _attend(*(x[start:stop] for x in (query, key, value, attended)), count, buffers.scores)
             start = stop
-        self.output.onto(buffers.attended, x_ND)
-        wide = self.fc1.into(self.ffn_norm(x_ND), buffers.wide)
+        self.output.multiply_add(buffers.attended, x_ND)
+        wide = self.fc1.multiply(self.ffn_norm(x_ND), buffers.wide)
         torch.ops.aten.gelu_(wide)
-        self.fc2.onto(wide, x_ND)
+        self.fc2.multiply_add(wide, x_ND)
 
 
-def _arrange(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:
+def _rearrange_weights(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:
     """Fused and reordered copies of a layer's weights."""
     attention = layer.self_attn
     heads = attention.q_proj.out_features // head_dim
@@ -281,7 +281,7 @@ def _attend(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, out_NHK: Tens
     """Attention inside each of `count` sequences of equally many tokens, onto `out`."""
     tokens = query_NHK.shape[0] // count
     if SHORT_TOKENS <= tokens < LONG_TOKENS and all(
-        _attend_one(
+        _attend_sequence(
             *(x[start : start + tokens].transpose(0, 1) for x in (query_NHK, key_NHK, value_NHK, out_NHK)), scores
         )
         for start in range(0, count * tokens, tokens)
@@ -292,7 +292,7 @@ def _attend(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, out_NHK: Tens
     out_NHK.unflatten(0, (count, tokens)).copy_(attended.transpose(1, 2))
 
 
-def _attend_one(query_HTK: Tensor, key_HTK: Tensor, value_HTK: Tensor, out_HTK: Tensor, scores: Tensor) -> bool:
+def _attend_sequence(query_HTK: Tensor, key_HTK: Tensor, value_HTK: Tensor, out_HTK: Tensor, scores: Tensor) -> bool:
     """One sequence, a few heads at a time, by exp(q.k) / sum without a maximum taken off first.
 
     That is the same softmax as long as no exponential overflows and the sums stay far from the smallest float, which

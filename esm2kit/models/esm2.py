@@ -118,7 +118,7 @@ class RobertaLMHead(nn.Module):
         return F.linear(self.layer_norm(F.gelu(self.dense(hidden))), self.weight, self.bias)
 
 
-def symmetric_without_average_product(maps: Tensor) -> Tensor:
+def symmetrise_with_apc(maps: Tensor) -> Tensor:
     """(..., T, T) maps plus their transposes, less what the rows' and columns' sums would have of themselves."""
     maps = maps + maps.transpose(-1, -2)
     background = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
@@ -135,7 +135,7 @@ class ContactPredictionHead(nn.Module):
     def forward(self, tokens_BT: Tensor, attentions_BLHTT: Tensor) -> Tensor:
         residue_BT = tokens_BT.ne(EOS_IDX).to(attentions_BLHTT)
         maps = attentions_BLHTT * (residue_BT[:, None, :] * residue_BT[:, :, None])[:, None, None]
-        maps = symmetric_without_average_product(maps[..., 1:-1, 1:-1].flatten(1, 2))
+        maps = symmetrise_with_apc(maps[..., 1:-1, 1:-1].flatten(1, 2))
         return self.regression(maps.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
 
 

@@ -13,7 +13,7 @@ def export(config: ExportConfig) -> str:
     """Convert a model; returns where it went. Raises: InputError if the target exists or the model cannot be loaded."""
     out = Path(config.out)
     if out.exists():
-        raise InputError(f"{out} is there already: give another name", code="export.there", path=out)
+        raise InputError(f"{out} is there already: give another name", code="export.exists", path=out)
     if config.format == "fair-esm" and out.suffix != ".pt":
         raise InputError(f"{out}: fair-esm reads .pt files: give a name that ends so", code="export.suffix", path=out)
     model, source = load_model(config.model)

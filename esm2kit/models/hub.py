@@ -1,4 +1,4 @@
-"""Official ESM-2 weights on the Hugging Face hub: pinned revisions, resumable downloads, checked digests."""
+"""OfficialModel ESM-2 weights on the Hugging Face hub: pinned revisions, resumable downloads, checked digests."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
-from esm2kit.models.formats.shards import indexed, weight_files
+from esm2kit.models.formats.shards import read_index, weight_files
 
 logger = logging.getLogger(__name__)
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -28,7 +28,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class Official(NamedTuple):
+class OfficialModel(NamedTuple):
     """One of Meta's ESM-2 on the Hugging Face hub.
 
     Args:
@@ -43,36 +43,36 @@ class Official(NamedTuple):
 
 
 # Revisions and digests as independent public projects pin them; the hub declares the digests again at each download.
-OFFICIAL = {
-    "esm2_t6_8M_UR50D": Official(
+OFFICIAL_MODELS = {
+    "esm2_t6_8M_UR50D": OfficialModel(
         "facebook/esm2_t6_8M_UR50D",
         "c731040fcd8d73dceaa04b0a8e6329b345b0f5df",
         "24c5fa474c48f3b754b86efe752d5f189d2bcd88190fa2270fc92b2ef3034189",
     ),
-    "esm2_t12_35M_UR50D": Official("facebook/esm2_t12_35M_UR50D", "6fbf070e65b0b7291e7bbcd451118c216cff79d8"),
-    "esm2_t30_150M_UR50D": Official(
+    "esm2_t12_35M_UR50D": OfficialModel("facebook/esm2_t12_35M_UR50D", "6fbf070e65b0b7291e7bbcd451118c216cff79d8"),
+    "esm2_t30_150M_UR50D": OfficialModel(
         "facebook/esm2_t30_150M_UR50D",
         "a695f6045e2e32885fa60af20c13cb35398ce30c",
         "c3f1da8aea53bddd32c246c86168c23b9fd72341fb9db9a94436f855f5053566",
     ),
-    "esm2_t33_650M_UR50D": Official(
+    "esm2_t33_650M_UR50D": OfficialModel(
         "facebook/esm2_t33_650M_UR50D",
         "08e4846e537177426273712802403f7ba8261b6c",
         "a08adabb949fa67ad3c14b509d04fd60368b35007b0095e3358f81200c4f4db0",
     ),
-    "esm2_t36_3B_UR50D": Official("facebook/esm2_t36_3B_UR50D", "476b639933c8baad5ad09a60ac1a87f987b656fc"),
-    "esm2_t48_15B_UR50D": Official("facebook/esm2_t48_15B_UR50D", "5fbca39631164edc1d402a5aa369f982f72ee282"),
+    "esm2_t36_3B_UR50D": OfficialModel("facebook/esm2_t36_3B_UR50D", "476b639933c8baad5ad09a60ac1a87f987b656fc"),
+    "esm2_t48_15B_UR50D": OfficialModel("facebook/esm2_t48_15B_UR50D", "5fbca39631164edc1d402a5aa369f982f72ee282"),
 }
 
 
-def digest_of(file: Path) -> str:
+def compute_digest(file: Path) -> str:
     """SHA-256 of a file, taken once a process for as long as the file stays as it is."""
     status = file.stat()
-    return _digest_at(file.resolve(), status.st_size, status.st_mtime_ns)
+    return _cached_digest(file.resolve(), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _digest_at(file: Path, size: int, modified_ns: int) -> str:
+def _cached_digest(file: Path, size: int, modified_ns: int) -> str:
     return sha256_file(file)
 
 
@@ -113,25 +113,25 @@ def fetch(name: str) -> Download:
             HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
     """
     given, _, revision = name.partition("@")
-    official = OFFICIAL.get(given, Official(given, "main"))
+    official = OFFICIAL_MODELS.get(given, OfficialModel(given, "main"))
     revision = revision or official.revision
-    hub = _Hub(official.repo, revision)
+    hub = _HubRevision(official.repo, revision)
     folder = hub.download("config.json").parent
-    for file in hub.tensor_files():
+    for file in hub.list_tensor_files():
         hub.download(file)
     return Download(folder, folder.name, official.sha256 if revision == official.revision else None)
 
 
-class _Hub:
+class _HubRevision:
     """One revision of one repository, and whether anything but the cache can be asked for it."""
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
         self.endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._ask()
+        self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._check_connection()
 
-    def _ask(self) -> str | None:
+    def _check_connection(self) -> str | None:
         """Why nobody answers, found out within seconds; left to itself the hub's client tries for 25."""
         try:
             requests.head(self.endpoint, timeout=5)
@@ -140,15 +140,15 @@ class _Hub:
             return f"{self.endpoint} cannot be reached"
         return None
 
-    def tensor_files(self) -> list[str]:
+    def list_tensor_files(self) -> list[str]:
         """The names of the files that hold tensors, safetensors before .bin, whole before sharded."""
         for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
-            if self._has(single):
+            if self._has_file(single):
                 return [single]
-            if self._has(index):
-                return indexed(self.download(index))
+            if self._has_file(index):
+                return read_index(self.download(index))
         if self.unreachable:
-            raise self._not_cached(f"{self.repo} at revision {self.revision}")
+            raise self._not_cached_error(f"{self.repo} at revision {self.revision}")
         raise InputError(
             f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository",
             code="hub.no-weights",
@@ -156,7 +156,7 @@ class _Hub:
             revision=self.revision,
         )
 
-    def _has(self, file: str) -> bool:
+    def _has_file(self, file: str) -> bool:
         if self.unreachable:
             cache = constants.HF_HUB_CACHE
             return isinstance(try_to_load_from_cache(self.repo, file, cache_dir=cache, revision=self.revision), str)
@@ -174,7 +174,7 @@ class _Hub:
                 self.repo, file, revision=self.revision, endpoint=self.endpoint, local_files_only=local
             )
         except LocalEntryNotFoundError:
-            raise self._not_cached(place) from None
+            raise self._not_cached_error(place) from None
         except OfflineModeIsEnabled:
             raise InputError(
                 f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE",
@@ -182,7 +182,7 @@ class _Hub:
                 name=self.repo,
             ) from None
         except RepositoryNotFoundError:
-            known = ", ".join(OFFICIAL)
+            known = ", ".join(OFFICIAL_MODELS)
             raise InputError(
                 f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name",
                 code="hub.unknown",
@@ -208,18 +208,18 @@ class _Hub:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{place}: the download broke off ({reason}); run it again, it goes on from there",
-                code="hub.broken-off",
+                code="hub.interrupted",
                 name=self.repo,
             ) from None
         return Path(path)
 
-    def _not_cached(self, place: str) -> InputError:
+    def _not_cached_error(self, place: str) -> InputError:
         why = self.unreachable or f"{self.endpoint} stopped answering"
         remedy = "fetch it where there is a network and copy HF_HOME, or give a model that is here by its path"
         return InputError(f"{place} is not in the cache and {why}: {remedy}", code="hub.not-cached", place=place)
 
 
-def declared_digest(path: Path) -> str | None:
+def read_declared_digest(path: Path) -> str | None:
     """SHA-256 the server declared for a large file: what the hub's cache stores it under, and its folder links to."""
     blob = path.resolve()
     return blob.name if len(blob.name) == 64 else None
@@ -232,10 +232,10 @@ def check_digest(path: Path, pinned: str | None = None) -> None:
         InputError: names both digests. The damaged file is taken out of the cache, so that a new download replaces it.
     """
     blob = path.resolve()
-    expected = pinned or declared_digest(path)
+    expected = pinned or read_declared_digest(path)
     if expected is None or path.suffix not in (".safetensors", ".bin"):
         return
-    found = digest_of(path)
+    found = compute_digest(path)
     if found != expected:
         path.unlink()
         blob.unlink(missing_ok=True)

@@ -14,15 +14,15 @@ from esm2kit.models.esm2 import ESM2, RotaryEmbedding
 from esm2kit.sequences.alphabet import PAD_IDX
 
 
-def without_weights(config: ESM2Config) -> ESM2:
+def build_meta_model(config: ESM2Config) -> ESM2:
     """An ESM-2 of shapes alone, which takes no memory: to be laid out, and then filled."""
     with torch.device("meta"):
         return ESM2(config)
 
 
-def drawn(config: ESM2Config, seed: int) -> Iterator[tuple[str, Tensor]]:
+def sample_weights(config: ESM2Config, seed: int) -> Iterator[tuple[str, Tensor]]:
     """The state dict of `ESM2.initialised(config, seed)`, bit for bit, one tensor after the other."""
-    skeleton = without_weights(config)
+    skeleton = build_meta_model(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in skeleton.modules():  # the constructors draw first, each of its layers in turn
@@ -34,11 +34,11 @@ def drawn(config: ESM2Config, seed: int) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if f"{path}.{name}" != "lm_head.weight":  # the embedding's own
                     with torch.device("cpu"):  # whatever a Trainer has made the default
-                        value = _drawn(module, name, tensor.shape, config)
+                        value = _sample_tensor(module, name, tensor.shape, config)
                     yield f"{path}.{name}", value
 
 
-def _drawn(module: nn.Module, name: str, shape: torch.Size, config: ESM2Config) -> Tensor:
+def _sample_tensor(module: nn.Module, name: str, shape: torch.Size, config: ESM2Config) -> Tensor:
     if isinstance(module, RotaryEmbedding):
         return RotaryEmbedding(config.head_dim).inv_freq
     if isinstance(module, nn.LayerNorm) and name == "weight":

@@ -24,7 +24,7 @@ from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import distributed, fair_esm, huggingface
 from esm2kit.models.formats.shards import is_distributed
-from esm2kit.models.hub import OFFICIAL, Download, declared_digest, digest_of, fetch
+from esm2kit.models.hub import OFFICIAL_MODELS, Download, compute_digest, fetch, read_declared_digest
 
 logger = logging.getLogger(__name__)
 # Each has read(path) -> (config, tensors under fair-esm's names) and read_config(path), which reads no tensor.
@@ -71,8 +71,8 @@ class ModelFile:
             return f"untrained-{self.untrained_seed}-{hashlib.sha256(shape.encode()).hexdigest()[:12]}"
         if self.format == "esm2kit":
             return checkpoint.read_metadata(self.path).get("sha256", "")  # reading refuses a file without one
-        files = FORMATS[self.format].files(self.path)
-        digests = [(self.download and declared_digest(file)) or digest_of(file) for file in files]
+        files = FORMATS[self.format].list_files(self.path)
+        digests = [(self.download and read_declared_digest(file)) or compute_digest(file) for file in files]
         return digests[0] if self.format == "fair-esm" else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def load(self) -> ESM2:
@@ -89,7 +89,7 @@ class ModelFile:
             raise InputError(
                 f"{self.path} changed while it was being read; run it again", code="model.changed", path=str(self.path)
             )
-        return build(config, state, self.path)
+        return build_model(config, state, self.path)
 
     def record(self) -> dict[str, Any]:
         """For a manifest."""
@@ -131,13 +131,13 @@ def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFil
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
         found = ModelFile(text, text, "size")
     else:
-        found = _at(Path(model)) if Path(model).exists() else _named(text)
+        found = _find_path(Path(model)) if Path(model).exists() else _find_published(text)
     if untrained_seed is None:
         return found
     return replace(found, name=f"{found.name}_untrained", untrained_seed=untrained_seed)
 
 
-def build(config: ESM2Config, state: dict[str, Tensor], source: Path | str) -> ESM2:
+def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str) -> ESM2:
     """Make a model in evaluation mode around tensors under fair-esm's names, in float32.
 
     Raises:
@@ -147,11 +147,11 @@ def build(config: ESM2Config, state: dict[str, Tensor], source: Path | str) -> E
         model = ESM2(config)
     shared: dict[int, Tensor] = {}  # the same float32 tensor for the same tensor: tied ones stay tied
     wide = {name: shared.setdefault(id(tensor), tensor.float().contiguous()) for name, tensor in state.items()}
-    checkpoint.fill(model, wide, source)
+    checkpoint.load_tensors(model, wide, source)
     return model.eval()
 
 
-def _at(path: Path) -> ModelFile:
+def _find_path(path: Path) -> ModelFile:
     """By what the path holds."""
     if path.is_dir():
         if (path / "config.json").is_file():
@@ -160,12 +160,12 @@ def _at(path: Path) -> ModelFile:
             return ModelFile(path.name, str(path), "distributed", path)
         found = sorted(path.glob("*.safetensors"))
         if len(found) == 1:
-            return _at(found[0])
-        if (best := _of_run(path)) and (not found or path.name == "checkpoints"):
-            return _at(best)
+            return _find_path(found[0])
+        if (best := _find_run_checkpoint(path)) and (not found or path.name == "checkpoints"):
+            return _find_path(best)
         raise InputError(
             f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file",
-            code="model.which",
+            code="model.ambiguous",
             path=path,
             found=len(found),
         )
@@ -177,7 +177,7 @@ def _at(path: Path) -> ModelFile:
     return ModelFile(name, str(path), "esm2kit", path)
 
 
-def _of_run(folder: Path) -> Path | None:
+def _find_run_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a pretraining run's folder, wherever it is now, stands for: its best, else its last."""
     checkpoints = folder if folder.name == "checkpoints" else folder / "checkpoints"
     names = ["last.safetensors"]
@@ -186,25 +186,25 @@ def _of_run(folder: Path) -> Path | None:
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
-def _named(name: str) -> ModelFile:
-    _refuse_missing_path(name)
-    if name not in OFFICIAL and (
+def _find_published(name: str) -> ModelFile:
+    _check_missing_path(name)
+    if name not in OFFICIAL_MODELS and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
         raise InputError(
-            f"model {name!r} is no file, folder or published name; {suggest_name(name, OFFICIAL)}",
+            f"model {name!r} is no file, folder or published name; {suggest_name(name, OFFICIAL_MODELS)}",
             code="model.unknown",
             name=name,
         )
     download = fetch(name)
     short, source = name.split("@")[0].split("/")[-1], f"hub:{name}@{download.revision}"
-    return replace(_at(download.folder), name=short, source=source, download=download)
+    return replace(_find_path(download.folder), name=short, source=source, download=download)
 
 
-def _refuse_missing_path(name: str) -> None:
+def _check_missing_path(name: str) -> None:
     """Raise for what begins with a folder that is there: a path that is wrong, not a name on the hub."""
     folder = next((parent for parent in Path(name).parents if parent.name and parent.is_dir()), None)
-    if folder is None or "@" in name or name in (official.repo for official in OFFICIAL.values()):
+    if folder is None or "@" in name or name in (official.repo for official in OFFICIAL_MODELS.values()):
         return
     held = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if held[8:] else "")

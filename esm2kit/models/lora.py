@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import stream_key
-from esm2kit.models.checkpoint import refuse_other_shapes
+from esm2kit.models.checkpoint import check_tensor_shapes
 from esm2kit.models.config import LORA_TARGETS
 from esm2kit.models.esm2 import ESM2
 
@@ -42,7 +42,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
 
-    def merged(self) -> nn.Linear:
+    def merge(self) -> nn.Linear:
         """A plain layer with the correction added to its matrix."""
         plain = nn.Linear(self.in_features, self.out_features, device="meta")
         plain.weight = nn.Parameter((self.weight + self.scale * self.lora_b @ self.lora_a).detach())
@@ -93,7 +93,7 @@ def add_lora(
     return esm2
 
 
-def adapters(esm2: ESM2) -> Iterator[str]:
+def list_adapters(esm2: ESM2) -> Iterator[str]:
     """Names of what is trained in an ESM-2 with adapters."""
     return (name for name, parameter in esm2.named_parameters() if parameter.requires_grad)
 
@@ -103,14 +103,14 @@ def load_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
 
     Args:
         esm2: what `add_lora` made, with the same settings.
-        state: `adapters(esm2)` -> tensor.
+        state: `list_adapters(esm2)` -> tensor.
         source: for the message.
     Raises: InputError naming the first tensor that is missing, unknown or of another shape.
     """
     own = dict(esm2.named_parameters())
-    expected = {name: own[name] for name in adapters(esm2)}
-    remedy = "give the settings the adapters were trained with"
-    refuse_other_shapes(expected, state, source, "adapters of this model and rank want", remedy)
+    expected = {name: own[name] for name in list_adapters(esm2)}
+    remedy = "Use the LoRA settings that the adapters were trained with."
+    check_tensor_shapes(expected, state, source, "this model with these LoRA settings", remedy)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
@@ -125,7 +125,7 @@ def merge_lora(esm2: ESM2) -> ESM2:
         for parent in (layer.self_attn, layer):
             for name, module in list(parent.named_children()):
                 if isinstance(module, LoraLinear):
-                    setattr(parent, name, module.merged())
+                    setattr(parent, name, module.merge())
     return esm2
 
 

@@ -10,42 +10,42 @@ from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS
 
 # One in so many is hidden at a time, about as many as in training.
-EVERY = 7
+MASK_STRIDE = 7
 
 
-class Guesses(NamedTuple):
-    """Guesses for every residue of some proteins that is one of the twenty.
+class MaskedPredictions(NamedTuple):
+    """MaskedPredictions for every residue of some proteins that is one of the twenty.
 
     Args:
-        letter_M: the residue that was hidden.
+        residue_M: the residue that was hidden.
         protein_M: the number of its protein.
-        gain_M: log of how many times likelier the model makes it than its frequency does.
-        first_M: whether it is the first of its chain.
+        log_ratio_M: log of how many times likelier the model makes it than its frequency does.
+        is_first_M: whether it is the first of its chain.
     """
 
-    letter_M: np.ndarray
+    residue_M: np.ndarray
     protein_M: np.ndarray
-    gain_M: np.ndarray
-    first_M: np.ndarray
+    log_ratio_M: np.ndarray
+    is_first_M: np.ndarray
 
-    def times_likelier(self) -> dict[str, float]:
+    def mean_ratios(self) -> dict[str, float]:
         """Letter -> the geometric mean over its residues, the first of every chain left out, the highest first."""
-        inner = ~self.first_M
+        inner = ~self.is_first_M
         times = {
-            letter: float(np.exp(self.gain_M[inner & (self.letter_M == letter)].mean()))
+            letter: float(np.exp(self.log_ratio_M[inner & (self.residue_M == letter)].mean()))
             for letter in STANDARD_RESIDUES
-            if (inner & (self.letter_M == letter)).any()
+            if (inner & (self.residue_M == letter)).any()
         }
         return dict(sorted(times.items(), key=lambda item: -item[1]))
 
-    def clearest(self) -> int:
+    def most_predictable(self) -> int:
         """The protein whose residues gain most, on average and without the first."""
-        inner = ~self.first_M
-        sums, counts = (np.bincount(self.protein_M[inner], weights=each) for each in (self.gain_M[inner], None))
+        inner = ~self.is_first_M
+        sums, counts = (np.bincount(self.protein_M[inner], weights=each) for each in (self.log_ratio_M[inner], None))
         return int(np.argmax(sums / np.maximum(counts, 1)))
 
 
-def hidden_once(model: ESM2, sequence: str, every: int = EVERY) -> np.ndarray:
+def compute_masked_log_probs(model: ESM2, sequence: str, every: int = MASK_STRIDE) -> np.ndarray:
     """Log-probabilities of the tokens at each residue while that residue is hidden.
 
     Args:
@@ -64,7 +64,7 @@ def hidden_once(model: ESM2, sequence: str, every: int = EVERY) -> np.ndarray:
         return logits_TV.float().log_softmax(-1).cpu().numpy()
 
 
-def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> Guesses:
+def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> MaskedPredictions:
     """Hide every residue once.
 
     Args:
@@ -74,7 +74,7 @@ def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarra
     """
     letters, proteins, gains, first = [], [], [], []
     for protein, sequence in enumerate(sequences):
-        told_TV = hidden_once(model, sequence)
+        told_TV = compute_masked_log_probs(model, sequence)
         for place, letter in enumerate(sequence):
             if letter in STANDARD_RESIDUES:
                 token = TOKENS.index(letter)
@@ -82,7 +82,9 @@ def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarra
                 proteins.append(protein)
                 gains.append(told_TV[place, token] - log_share_V[token])
                 first.append(place == 0)
-    return Guesses(np.array(letters), np.array(proteins), np.array(gains, dtype=float), np.array(first, dtype=bool))
+    return MaskedPredictions(
+        np.array(letters), np.array(proteins), np.array(gains, dtype=float), np.array(first, dtype=bool)
+    )
 
 
 def residue_odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndarray:
@@ -94,4 +96,4 @@ def residue_odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndar
         log_share_V: as for `guess_residues`.
     """
     tokens = [TOKENS.index(letter) for letter in STANDARD_RESIDUES]
-    return (hidden_once(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)
+    return (compute_masked_log_probs(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)

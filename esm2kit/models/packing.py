@@ -21,7 +21,7 @@ def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible:
     return F.scaled_dot_product_attention(query_BHTK, key_BHTK, value_BHTK, attn_mask=visible)
 
 
-def recurring_step(num_rows: int) -> int:
+def bucket_size(num_rows: int) -> int:
     """What to round rows up to a multiple of: 32 different numbers between a power of two and the next."""
     return 1 << max(0, num_rows.bit_length() - 6)
 
@@ -32,17 +32,17 @@ class Packed:
     Args:
         num_tokens: tokens of each sequence, BOS and EOS included, in the order of the rows.
         device: where the rows live.
-        recurring: add rows of <pad>, 3% at most, as a sequence of their own, so that few numbers of rows occur. The
+        bucketed: add rows of <pad>, 3% at most, as a sequence of their own, so that few numbers of rows occur. The
             CPU's kernels and allocator keep something for every shape they meet: a long run grew by gigabytes.
     Attributes:
         runs: (sequences, tokens of each) of neighbours with equally many tokens: one SDPA call a run.
         position_N, sequence_N: of each row, its place in its sequence and the number of that sequence.
     """
 
-    def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu", recurring: bool = False) -> None:
+    def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu", bucketed: bool = False) -> None:
         self.num_tokens = [int(count) for count in num_tokens]
         assert min(self.num_tokens) > 0
-        self.num_filler = -sum(self.num_tokens) % recurring_step(sum(self.num_tokens)) if recurring else 0
+        self.num_filler = -sum(self.num_tokens) % bucket_size(sum(self.num_tokens)) if bucketed else 0
         if self.num_filler:
             self.num_tokens.append(self.num_filler)
         self.max_tokens = max(self.num_tokens)

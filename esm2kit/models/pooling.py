@@ -6,25 +6,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Reads = Literal["mean", "bos", "residues"]
+Pooling = Literal["mean", "bos", "residues"]
 
 
-def pool(rows_TD: Tensor, reads: Reads) -> Tensor:
+def pool(rows_TD: Tensor, pooling: Pooling) -> Tensor:
     """Pool one protein's representations.
 
     Args:
         rows_TD: BOS first, then the residues; without EOS.
-        reads: the mean over the residues, the vector of BOS, or every residue's vector.
+        pooling: the mean over the residues, the vector of BOS, or every residue's vector.
 
     Returns:
         (D,), or (residues, D) for residues.
     """
-    if reads == "bos":
+    if pooling == "bos":
         return rows_TD[0]
-    return rows_TD[1:].mean(0) if reads == "mean" else rows_TD[1:]
+    return rows_TD[1:].mean(0) if pooling == "mean" else rows_TD[1:]
 
 
-def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], reads: Reads) -> Tensor:
+def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) -> Tensor:
     """Pool every protein of a packed batch in a few kernels, wherever its rows lie.
 
     A mean is summed residue by residue in float32, so it does not depend on what else is in the batch.
@@ -32,24 +32,24 @@ def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], reads: Reads) -> T
     Args:
         hidden_ND: representations of all sequences end to end, each with BOS and EOS.
         num_tokens: tokens of each, BOS and EOS included.
-        reads: as for `pool`.
+        pooling: as for `pool`.
 
     Returns:
         (B, D) float32 means, (B, D) BOS vectors, or the (residues, D) of all proteins end to end.
     """
     # of each sequence BOS, its residues, EOS
     lengths_S = torch.tensor([part for tokens in num_tokens for part in (1, tokens - 2, 1)], device=hidden_ND.device)
-    if reads == "mean":
+    if pooling == "mean":
         return torch.segment_reduce(hidden_ND.float(), "mean", lengths=lengths_S, axis=0, unsafe=True)[1::3]
-    if reads == "bos":
+    if pooling == "bos":
         return hidden_ND[(lengths_S.cumsum(0) - lengths_S)[::3]]
     inside_S = torch.arange(len(lengths_S), device=hidden_ND.device) % 3 == 1
     return hidden_ND[torch.repeat_interleave(inside_S, lengths_S, output_size=len(hidden_ND))]
 
 
-def rows_read(hidden_ND: Tensor, num_tokens: Sequence[int], reads: Reads) -> tuple[Tensor, list[int]]:
+def pool_rows(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) -> tuple[Tensor, list[int]]:
     """Pool every protein of a packed batch; returns the rows, and how many of them each protein has."""
-    pooled = [pool(rows_TD[:-1], reads) for rows_TD in hidden_ND.split(list(num_tokens))]
-    if reads == "residues":
+    pooled = [pool(rows_TD[:-1], pooling) for rows_TD in hidden_ND.split(list(num_tokens))]
+    if pooling == "residues":
         return torch.cat(pooled), [tokens - 2 for tokens in num_tokens]
     return torch.stack(pooled), [1] * len(pooled)

@@ -20,7 +20,7 @@ from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import compute_headline
 from esm2kit.core.hardware import read_memory_use
 from esm2kit.core.process_group import sum_over_group
-from esm2kit.models.pooling import rows_read
+from esm2kit.models.pooling import pool_rows
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
 
@@ -131,7 +131,7 @@ class DownstreamProbe:
             if len(batch.slots_M):  # none: this rank only keeps the others company
                 rows_M = row_of_slot[batch.slots_M]
                 wanted = rows_M >= 0
-                read_MD = rows_read(hidden_ND, batch.num_tokens, reads)[0][wanted.to(device)]
+                read_MD = pool_rows(hidden_ND, batch.num_tokens, reads)[0][wanted.to(device)]
                 counted = torch.cat([read_MD, read_MD.new_ones(len(read_MD), 1)], dim=1)
                 sums_KX.index_add_(0, rows_M[wanted].to(device), counted)
             peak.update()

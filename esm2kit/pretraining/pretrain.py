@@ -17,7 +17,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
-from esm2kit.models.initialise import drawn, materialise, without_weights
+from esm2kit.models.initialise import build_meta_model, materialise, sample_weights
 from esm2kit.models.load import load_model
 from esm2kit.pretraining.config import PretrainConfig, lr_at
 from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
@@ -83,7 +83,7 @@ class MaskedLM(TrainingLoop):
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
         """Cross-entropy summed over a micro-batch's masked tokens, in float32."""
-        packed = Packed(batch.num_tokens, self.device, recurring=True)
+        packed = Packed(batch.num_tokens, self.device, bucketed=True)
         logits_MV = self.esm2.masked_logits(batch.tokens_N, packed, batch.rows_M)
         return F.cross_entropy(logits_MV.float(), batch.targets_M, reduction="sum")
 
@@ -128,7 +128,7 @@ class MaskedLM(TrainingLoop):
     def encode_batch(self, tokens_N: Tensor, num_tokens: list[int]) -> Tensor:
         """(N, D) of packed sequences, by the model as it is, computed as validation computes."""
         with self.trainer.precision_plugin.forward_context(), precision_context(self.esm2, self.config.precision):
-            return self.esm2.encode(tokens_N, Packed(num_tokens, self.device, recurring=True))
+            return self.esm2.encode(tokens_N, Packed(num_tokens, self.device, bucketed=True))
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -210,7 +210,8 @@ def _initial_model(
     """The model as the run begins or goes on; where ranks hold parts, its shape alone, and the weights to follow."""
     if resumed or config.init_from is None:
         shape = ESM2Config(**resumed.metadata["model"]) if resumed else config.model_config
-        esm2, weights = without_weights(shape), resumed.model.items() if resumed else drawn(shape, config.seed)
+        esm2 = build_meta_model(shape)
+        weights = resumed.model.items() if resumed else sample_weights(shape, config.seed)
         if is_sharded(config.strategy, config.layout):
             return esm2, weights
         materialise(esm2, weights, torch.device("cpu"))
@@ -224,5 +225,5 @@ def _initial_model(
             name=config.model,
         )
     if is_sharded(config.strategy, config.layout):
-        return without_weights(loaded.config), loaded.state_dict().items()
+        return build_meta_model(loaded.config), loaded.state_dict().items()
     return loaded.train(), None

@@ -117,7 +117,7 @@ def test_what_is_not_ours_is_refused(tmp_path) -> None:
     with refused("checkpoint.absent"):
         read_checkpoint(tmp_path / "absent")
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
-    with refused("checkpoint.not-ours"):
+    with refused("checkpoint.not-esm2kit"):
         read_checkpoint(tmp_path / "other")
     (tmp_path / "pickle").write_bytes(pickle.dumps({"x": print}))
     with refused("checkpoint.damaged"):
@@ -139,7 +139,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch) -> None:
     def full_disk(tensor: torch.Tensor) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("esm2kit.models.checkpoint._bytes", full_disk)
+    monkeypatch.setattr("esm2kit.models.checkpoint._to_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(path, {"model.x": torch.zeros(3)}, {})
     assert path.read_bytes() == before

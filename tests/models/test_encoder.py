@@ -101,8 +101,8 @@ def test_a_representation_does_not_depend_on_its_company(num_tokens: list[int], 
 def test_scores_too_large_for_the_quick_softmax_take_the_slow_one(std: float, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = torch.randn(3, 60, 4, 8, generator=torch.Generator().manual_seed(0)).mul(std).unbind()
     out, quick = torch.empty(60, 4, 8), []
-    one = inference._attend_one
-    monkeypatch.setattr(inference, "_attend_one", lambda *views: quick.append(one(*views)) or quick[-1])
+    one = inference._attend_sequence
+    monkeypatch.setattr(inference, "_attend_sequence", lambda *views: quick.append(one(*views)) or quick[-1])
     inference._attend(query, key, value, out, 1, torch.empty(inference.SCORES_PER_BLOCK))
     scores = torch.einsum("qhk,nhk->hqn", query.double(), key.double()).softmax(-1)
     expected = torch.einsum("hqn,nhk->qhk", scores, value.double())
@@ -125,11 +125,11 @@ def test_int8_rounds_each_row_by_itself() -> None:
     weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(20, 32, generator=generator) * torch.logspace(-3, 3, 20)[:, None]
     linear = inference.LINEARS["int8"](weight, bias)
-    together, exact = linear.into(x, torch.empty(20, 48)), x.double() @ weight.double().T
-    alone = torch.cat([linear.into(row[None], torch.empty(1, 48)) for row in x])
+    together, exact = linear.multiply(x, torch.empty(20, 48)), x.double() @ weight.double().T
+    alone = torch.cat([linear.multiply(row[None], torch.empty(1, 48)) for row in x])
     torch.testing.assert_close(together, alone, atol=0, rtol=0)
     onto = torch.ones(20, 48)
-    linear.onto(x, onto)
+    linear.multiply_add(x, onto)
     torch.testing.assert_close(onto, together + 1)
     # half a step of input and of weight, of a product of 32 terms
     bound = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) * 32 / 127

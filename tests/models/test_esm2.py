@@ -213,7 +213,7 @@ def test_attention_in_bfloat16_on_the_cpu_is_float32s_rounded_once() -> None:
 def test_rows_that_recur_change_no_number(num_tokens: list[int]) -> None:
     model = ESM2.initialised(ESM2Config(2, 32, 4), 0)
     tokens_N = torch.randint(4, 33, (sum(num_tokens),), generator=torch.Generator().manual_seed(sum(num_tokens)))
-    plain, filled = Packed(num_tokens), Packed(num_tokens, recurring=True)
+    plain, filled = Packed(num_tokens), Packed(num_tokens, bucketed=True)
     assert filled.num_rows - plain.num_rows <= 0.032 * plain.num_rows
     results = []
     for packed in (plain, filled):
@@ -230,8 +230,8 @@ def test_rows_that_recur_change_no_number(num_tokens: list[int]) -> None:
 
 
 def test_few_numbers_of_rows_occur() -> None:
-    assert len({Packed([count], recurring=True).num_rows for count in range(4096, 8192)}) == 33
-    assert all(Packed([count], recurring=True).num_rows == count for count in range(1, 64))
+    assert len({Packed([count], bucketed=True).num_rows for count in range(4096, 8192)}) == 33
+    assert all(Packed([count], bucketed=True).num_rows == count for count in range(1, 64))
 
 
 def test_rotary_turn_and_its_gradient() -> None:
@@ -270,7 +270,7 @@ def test_a_gpus_update_leaves_no_tensor_behind(channels: int, calls: int, monkey
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta))
     with torch.device("meta"):
         model = ESM2(ESM2Config(2, 2 * channels, 2))
-    packed = Packed([20, 12, 30], "meta", recurring=True)
+    packed = Packed([20, 12, 30], "meta", bucketed=True)
     tokens_N, rows_M = torch.zeros(62, dtype=torch.long, device="meta"), torch.arange(5, device="meta")
     with precision_context(model, "bf16-true"):
         logits_MV = model.masked_logits(tokens_N, packed, rows_M)

@@ -21,7 +21,7 @@ from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.formats import shards
 from esm2kit.models.formats.fair_esm import save_fair_esm
-from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, hf_config, save_hf
+from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, build_hf_config, save_hf
 from esm2kit.models.load import load_model
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, TOKENS
 
@@ -133,7 +133,7 @@ def test_transformers_tokenizer_reads_as_we_do(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["whole", "sharded", "bin", "old"])
 def test_transformers_folders_come_in(tmp_path: Path, form: str) -> None:
-    config = EsmConfig(**hf_config(CONFIG))
+    config = EsmConfig(**build_hf_config(CONFIG))
     theirs = EsmForMaskedLM(config).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -219,7 +219,7 @@ def test_a_pt_that_would_unpack_to_more_than_its_bytes_is_refused(tmp_path: Path
         ({"model": {"contact_head.regression.weight": 3}}, "'contact_head.regression.weight' is no plain tensor"),
         ({"model": {"a": torch.zeros(3, device="meta")}}, "'a' is no plain tensor"),
         ({"model": {"a": torch.zeros(1).expand(1 << 36)}}, "'a' is more than its bytes hold"),
-        ({"model": {3: torch.zeros(3)}}, "tensor 3 is"),
+        ({"model": {3: torch.zeros(3)}}, "tensor '3' has shape"),
     ],
 )
 def test_a_file_without_plain_tensors_is_one_line(tmp_path: Path, content: object, told: str) -> None:
@@ -237,7 +237,7 @@ def test_a_configuration_larger_than_its_files_is_refused_before_it_is_built(tmp
     with refused("checkpoint.too-small"):
         loaded(tmp_path / "esm2_a.pt")
     save_hf(random_model(), tmp_path / "hf")
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(hf_config(CONFIG) | {"num_hidden_layers": layers}))
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(build_hf_config(CONFIG) | {"num_hidden_layers": layers}))
     with refused("checkpoint.too-small"):
         loaded(tmp_path / "hf")
     tensors = {f"model.{name}": tensor for name, tensor in random_model().state_dict().items()}
@@ -259,10 +259,13 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     shape = Namespace(encoder_layers=3, encoder_embed_dim=40, encoder_attention_heads=5, token_dropout=True)
     state = model.state_dict()
     cases.append(
-        ({"cfg": {"model": shape}, "model": state | {"layers.2.fc1.bias": torch.zeros(7)}}, "layers.2.fc1.bias is")
+        (
+            {"cfg": {"model": shape}, "model": state | {"layers.2.fc1.bias": torch.zeros(7)}},
+            "'layers.2.fc1.bias' has shape",
+        )
     )
     state.pop("layers.1.fc2.weight")
-    cases.append(({"cfg": {"model": shape}, "model": state}, r"layers\.1\.fc2\.weight is absent"))
+    cases.append(({"cfg": {"model": shape}, "model": state}, r"layers\.1\.fc2\.weight' is missing"))
     for content, message in cases:
         if isinstance(content, bytes):
             (tmp_path / "esm2_bad.pt").write_bytes(content)

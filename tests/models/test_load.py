@@ -24,7 +24,7 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import distributed, fair_esm, huggingface
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
-from esm2kit.models.hub import OFFICIAL, Official, fetch
+from esm2kit.models.hub import OFFICIAL_MODELS, OfficialModel, fetch
 from esm2kit.models.load import find_model, load_model
 
 CONFIG = ESM2Config(2, 64, 4)
@@ -157,14 +157,14 @@ def test_by_name_then_from_the_cache_and_offline(hub: Hub, monkeypatch: pytest.M
 
 def test_official_names_are_pinned_to_a_commit_and_a_digest(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     right = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
-    monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, right))
+    monkeypatch.setitem(OFFICIAL_MODELS, "esm2_t6_8M_UR50D", OfficialModel(REPO, COMMIT, right))
     assert assert_is_the_model("esm2_t6_8M_UR50D").source == f"hub:esm2_t6_8M_UR50D@{COMMIT}"
     assert all(f"/resolve/{COMMIT}/" in path for _, path, _ in hub.requests if path != "/")
-    monkeypatch.setitem(OFFICIAL, "esm2_t6_8M_UR50D", Official(REPO, COMMIT, "f" * 64))
+    monkeypatch.setitem(OFFICIAL_MODELS, "esm2_t6_8M_UR50D", OfficialModel(REPO, COMMIT, "f" * 64))
     with refused("hub.digest"):
         load_model("esm2_t6_8M_UR50D")
-    assert OFFICIAL.keys() == SIZES.keys()
-    assert all(len(official.revision) == 40 for official in OFFICIAL.values()), "no moving name among them"
+    assert OFFICIAL_MODELS.keys() == SIZES.keys()
+    assert all(len(official.revision) == 40 for official in OFFICIAL_MODELS.values()), "no moving name among them"
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
     assert load_model(moved)[1].name == "moved_step6", "the best was removed: the last"
     (moved / "checkpoints" / "last.safetensors").unlink()
     assert load_model(moved / "checkpoints")[1].name == "moved_step2", "the only one"
-    with refused("model.which", found=0):
+    with refused("model.ambiguous", found=0):
         load_model(moved)
 
 

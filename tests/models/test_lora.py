@@ -20,7 +20,7 @@ from esm2kit.models.config import LORA_TARGETS, SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, Packed, tokenize
 from esm2kit.models.load import load_model
-from esm2kit.models.lora import LoraLinear, adapters, add_lora, load_adapters, merge_lora, weights_sha256
+from esm2kit.models.lora import LoraLinear, add_lora, list_adapters, load_adapters, merge_lora, weights_sha256
 
 SEQUENCES = ["MKTLLVAGG", "ACDEFGHIKLMNPQRSTVWY", "MA"]
 
@@ -89,9 +89,9 @@ def test_only_adapters_and_head_have_gradients() -> None:
 
 def test_biases_train_where_asked() -> None:
     esm2 = add_lora(ESM2.initialised(SHAPE, 0), 2, 4.0, ["q_proj"], biases=True)
-    kinds = {name.rpartition(".")[2] for name in adapters(esm2)}
+    kinds = {name.rpartition(".")[2] for name in list_adapters(esm2)}
     assert kinds == {"lora_a", "lora_b", "bias"}
-    assert "layers.1.final_layer_norm.bias" in set(adapters(esm2))
+    assert "layers.1.final_layer_norm.bias" in set(list_adapters(esm2))
 
 
 def test_published_size_is_a_few_megabytes() -> None:

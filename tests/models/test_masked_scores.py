@@ -1,4 +1,4 @@
-"""Guesses for hidden residues: hidden indeed, one at a time where asked, and held against frequency."""
+"""MaskedPredictions for hidden residues: hidden indeed, one at a time where asked, and held against frequency."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def shares() -> np.ndarray:
 
 
 def test_one_at_a_time_is_what_a_loop_over_the_residues_gives(model: ESM2) -> None:
-    told_TV = guesses.hidden_once(model, SEQUENCE, every=len(SEQUENCE))
+    told_TV = guesses.compute_masked_log_probs(model, SEQUENCE, every=len(SEQUENCE))
     for place in range(len(SEQUENCE)):
         tokens_BT = tokenize([SEQUENCE])
         tokens_BT[0, place + 1] = MASK_IDX
@@ -45,7 +45,7 @@ def test_one_at_a_time_is_what_a_loop_over_the_residues_gives(model: ESM2) -> No
 def test_what_is_hidden_leaves_no_trace_in_its_own_guess(model: ESM2) -> None:
     place = 4
     other = f"{SEQUENCE[:place]}W{SEQUENCE[place + 1 :]}"
-    here, there = (guesses.hidden_once(model, sequence) for sequence in (SEQUENCE, other))
+    here, there = (guesses.compute_masked_log_probs(model, sequence) for sequence in (SEQUENCE, other))
     np.testing.assert_allclose(here[place], there[place], atol=1e-6)
     assert np.abs(here[place + 1] - there[place + 1]).max() > 1e-4, "its neighbours do see it"
 
@@ -53,23 +53,23 @@ def test_what_is_hidden_leaves_no_trace_in_its_own_guess(model: ESM2) -> None:
 def test_frequencies_alone_gain_nothing() -> None:
     log_share_V = shares()
     found = guesses.guess_residues(Frequencies(log_share_V), [SEQUENCE, "MK"], log_share_V)
-    assert "".join(found.letter_M) == SEQUENCE.replace("X", "") + "MK"
+    assert "".join(found.residue_M) == SEQUENCE.replace("X", "") + "MK"
     assert found.protein_M.tolist() == [0] * 20 + [1] * 2
-    assert found.first_M.sum() == 2
-    np.testing.assert_allclose(list(found.times_likelier().values()), 1, atol=1e-5)
-    assert set(found.times_likelier()) == set("KVLAGIWCM"), "the M inside the chain counts, the first does not"
+    assert found.is_first_M.sum() == 2
+    np.testing.assert_allclose(list(found.mean_ratios().values()), 1, atol=1e-5)
+    assert set(found.mean_ratios()) == set("KVLAGIWCM"), "the M inside the chain counts, the first does not"
     np.testing.assert_allclose(guesses.residue_odds(Frequencies(log_share_V), SEQUENCE, log_share_V), 0, atol=1e-5)
 
 
 def test_a_planted_gain_is_found_in_its_letter_and_its_protein() -> None:
     log_share_V = shares()
-    gain_M = np.log([5.0, 2.0, 2.0, 1.0, 0.5])
-    found = guesses.Guesses(
-        np.array(list("MKKAA")), np.array([0, 0, 1, 1, 0]), gain_M, np.array([True, False, False, False, False])
+    log_ratio_M = np.log([5.0, 2.0, 2.0, 1.0, 0.5])
+    found = guesses.MaskedPredictions(
+        np.array(list("MKKAA")), np.array([0, 0, 1, 1, 0]), log_ratio_M, np.array([True, False, False, False, False])
     )
-    assert found.times_likelier() == pytest.approx({"K": 2.0, "A": 0.5**0.5})
-    assert list(found.times_likelier()) == ["K", "A"]
-    assert found.clearest() == 1
+    assert found.mean_ratios() == pytest.approx({"K": 2.0, "A": 0.5**0.5})
+    assert list(found.mean_ratios()) == ["K", "A"]
+    assert found.most_predictable() == 1
     odds_TL = guesses.residue_odds(Frequencies(log_share_V + np.log(4)), "MK", log_share_V)
     assert odds_TL.shape == (2, len(STANDARD_RESIDUES))
     np.testing.assert_allclose(odds_TL, 0, atol=1e-5)  # a constant falls away

@@ -23,7 +23,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import shards
-from esm2kit.models.formats.huggingface import hf_config, save_hf
+from esm2kit.models.formats.huggingface import build_hf_config, save_hf
 from esm2kit.models.load import load_model
 
 CONFIG = ESM2Config(2, 32, 4)
@@ -121,7 +121,7 @@ def test_hugging_face_shards_with_a_config(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with refused("checkpoint.not-esm2", name="embed_tokens.weight", found=0):
         load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)))
+    (tmp_path / "config.json").write_text(json.dumps(build_hf_config(CONFIG)))
     next(tmp_path.glob("shard-00002*")).unlink()
     with refused("checkpoint.tensor", name="emb_layer_norm_after.bias"):
         load_model(tmp_path)
@@ -337,7 +337,7 @@ def test_a_checkpoint_that_is_not_one_esm2(tmp_path: Path) -> None:
                 {name: t for name, t in state.items() if "inv_freq" not in name and "contact" not in name},
                 "how many heads",
             ),
-            ({name: t for name, t in state.items() if name != "layers.1.fc2.bias"}, r"layers\.1\.fc2\.bias is absent"),
+            ({name: t for name, t in state.items() if name != "layers.1.fc2.bias"}, r"layers\.1\.fc2\.bias' is missing"),
         ]
     ):
         dcp.save(content, checkpoint_id=tmp_path / str(number), no_dist=True)

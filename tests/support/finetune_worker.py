@@ -32,7 +32,7 @@ def die() -> None:
 
 def arrange_death(moment: dict[str, int]) -> None:
     left = {"update": -1, "save": -1} | moment
-    step, save, write = LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._bytes
+    step, save, write = LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._to_bytes
 
     def counted_step(*arguments):
         left["update"] -= 1
@@ -45,7 +45,8 @@ def arrange_death(moment: dict[str, int]) -> None:
     def counted_write(tensor):
         return die() if left["save"] == 0 and tensor.numel() > 1000 else write(tensor)
 
-    LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._bytes = counted_step, counted_save, counted_write
+    LabelTrainer.training_step = counted_step
+    checkpoint.save_tensors, checkpoint._to_bytes = counted_save, counted_write
 
 
 def cut_off(config: FinetuneConfig) -> None:

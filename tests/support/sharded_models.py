@@ -6,7 +6,7 @@ from torch.distributed.tensor import DTensor
 
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
-from esm2kit.models.initialise import drawn, materialise, without_weights
+from esm2kit.models.initialise import build_meta_model, materialise, sample_weights
 from esm2kit.training.parallel import DATA_DIM, TENSOR_DIM, shard_model
 
 SHAPE = ESM2Config(2, 32, 4)
@@ -21,11 +21,11 @@ def assert_filled_is_usual() -> None:
     """Every rank of a group of four calls it."""
     for shape in ((4, 1), (1, 4), (2, 2)):
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=(DATA_DIM, TENSOR_DIM))
-        usual, filled = ESM2.initialised(SHAPE, 3), without_weights(SHAPE)
+        usual, filled = ESM2.initialised(SHAPE, 3), build_meta_model(SHAPE)
         for model in (usual, filled):
             model.contact_head.requires_grad_(False)
             shard_model(model, mesh)
-        materialise(filled, drawn(SHAPE, 3), torch.device("cpu"))
+        materialise(filled, sample_weights(SHAPE, 3), torch.device("cpu"))
         assert filled.lm_head.weight is filled.embed_tokens.weight
         expected, found = usual.state_dict(), filled.state_dict()
         assert expected.keys() == found.keys()

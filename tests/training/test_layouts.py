@@ -16,7 +16,7 @@ from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_togeth
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.initialise import drawn, materialise, without_weights
+from esm2kit.models.initialise import build_meta_model, materialise, sample_weights
 from esm2kit.models.load import load_model
 from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrain
 from esm2kit.training.layout import BatchLayout
@@ -160,12 +160,12 @@ def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one
 
 @pytest.mark.parametrize(("seed", "shape"), [(0, ESM2Config(2, 32, 4)), (7, ESM2Config(3, 48, 4))])
 def test_weights_drawn_one_by_one_are_the_models(seed: int, shape: ESM2Config) -> None:
-    filled, expected = without_weights(shape), ESM2.initialised(shape, seed).state_dict()
+    filled, expected = build_meta_model(shape), ESM2.initialised(shape, seed).state_dict()
     seen: list[weakref.ref] = []
     alive = []
 
     def watched() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in drawn(shape, seed):
+        for name, tensor in sample_weights(shape, seed):
             seen.append(weakref.ref(tensor))
             yield name, tensor
             del tensor

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.formats.fair_esm import CONTACT_HEAD, complete
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
 from esm2kit.models.formats.readers import State
 from esm2kit.models.formats.shards import METADATA, Shards, open_shards, shard_files
 
 EMBEDDING = "embed_tokens.weight"
-OWN_PARTS = ("embed_tokens.", "layers.", "emb_layer_norm_after.", "lm_head.", CONTACT_HEAD)
+MODEL_PARTS = ("embed_tokens.", "layers.", "emb_layer_norm_after.", "lm_head.", CONTACT_HEAD)
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The files a model's digest is taken of."""
     return [*filter(Path.is_file, [folder / METADATA]), *shard_files(folder)]
 
@@ -36,7 +36,7 @@ def read(folder: Path) -> tuple[ESM2Config, State]:
         InputError: the checkpoint is damaged, holds code, or is not one ESM-2.
     """
     config, shards, names = _open(folder)
-    return config, complete(config, {own: shards.read(name) for own, name in names.items()})
+    return config, add_missing_tensors(config, {own: shards.read(name) for own, name in names.items()})
 
 
 def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
@@ -56,12 +56,12 @@ def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
     names = {
         name.removeprefix(prefixes[0]): name
         for name in shards.shapes
-        if name.startswith(prefixes[0]) and name.removeprefix(prefixes[0]).startswith(OWN_PARTS)
+        if name.startswith(prefixes[0]) and name.removeprefix(prefixes[0]).startswith(MODEL_PARTS)
     }
-    return _shape_of({own: shards.shapes[name] for own, name in names.items()}, folder), shards, names
+    return _infer_config({own: shards.shapes[name] for own, name in names.items()}, folder), shards, names
 
 
-def _shape_of(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:
+def _infer_config(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:
     """An ESM-2's shape from its tensors': the heads from a layer's rotary frequencies, or from the contact head."""
     num_layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     if len(shapes[EMBEDDING]) != 2:

@@ -13,16 +13,16 @@ import torch
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
-from esm2kit.models.checkpoint import refuse_larger
+from esm2kit.models.checkpoint import check_file_size
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, RotaryEmbedding
-from esm2kit.models.formats.readers import State, plain_tensors, read_pickle
+from esm2kit.models.formats.readers import State, check_tensors, read_pickle
 
 logger = logging.getLogger(__name__)
 CONTACT_HEAD = "contact_head.regression."
 
 
-def files(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     """The files a model's digest is taken of."""
     return [path]
 
@@ -46,15 +46,15 @@ def read(path: Path) -> tuple[ESM2Config, State]:
     config, found = _open(path)
     state = {
         re.sub(r"^encoder\.(sentence_encoder\.)?", "", name): tensor
-        for name, tensor in plain_tensors(found, path).items()
+        for name, tensor in check_tensors(found, path).items()
     }
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.is_file():
         head = read_pickle(regression)
-        state |= plain_tensors(head.get("model") if isinstance(head, dict) else head, regression)
+        state |= check_tensors(head.get("model") if isinstance(head, dict) else head, regression)
     elif not any(name.startswith(CONTACT_HEAD) for name in state):
         logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
-    return config, complete(config, state)
+    return config, add_missing_tensors(config, state)
 
 
 def _open(path: Path) -> tuple[ESM2Config, Any]:
@@ -71,11 +71,11 @@ def _open(path: Path) -> tuple[ESM2Config, Any]:
             code="checkpoint.not-esm2",
             path=path,
         ) from None
-    refuse_larger(config, [path])
+    check_file_size(config, [path])
     return config, state
 
 
-def complete(config: ESM2Config, state: State) -> State:
+def add_missing_tensors(config: ESM2Config, state: State) -> State:
     """Add what files may leave out: a contact head of zeros, each layer's rotary frequencies, the tied output matrix.
 
     Args:

@@ -12,12 +12,12 @@ import torch
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, write_json
-from esm2kit.models.checkpoint import refuse_larger, save_tensors
+from esm2kit.models.checkpoint import check_file_size, save_tensors
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.formats.fair_esm import CONTACT_HEAD, complete
-from esm2kit.models.formats.readers import State, plain_tensors, read_pickle, read_safetensors
-from esm2kit.models.formats.shards import of_safetensors, weight_files
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
+from esm2kit.models.formats.readers import State, check_tensors, read_pickle, read_safetensors
+from esm2kit.models.formats.shards import open_safetensors, weight_files
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
 
 # fair-esm's name of a part -> transformers'; what follows (`.weight`, `.bias`) is the same in both.
@@ -48,7 +48,7 @@ HF_LAYER_INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_f
 HF_UNUSED = re.compile(r"esm\.(embeddings\.position_(ids|embeddings\.weight)|pooler\..*)$")
 
 
-def hf_names(num_layers: int) -> dict[str, str]:
+def map_names(num_layers: int) -> dict[str, str]:
     """fair-esm's name -> transformers' name of every tensor both keep, the tied output matrix aside."""
     parts = dict(PARTS)
     for layer in range(num_layers):
@@ -69,7 +69,7 @@ def to_hf(state: State, config: ESM2Config) -> State:
             "the layers differ in their rotary frequencies; transformers keeps one table for all",
             code="export.frequencies",
         )
-    renamed = {theirs: state[ours] for ours, theirs in hf_names(config.num_layers).items()}
+    renamed = {theirs: state[ours] for ours, theirs in map_names(config.num_layers).items()}
     # one a layer, as Meta's files on the hub have them: what older transformers and other engines look for
     return renamed | {HF_LAYER_INV_FREQ.format(layer): own for layer, own in enumerate(frequencies)}
 
@@ -83,11 +83,11 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
         source: for the message.
     Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
     """
-    state = {_modern(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
+    state = {_modernise_name(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
     found: State = {}
-    for ours, theirs in hf_names(config.num_layers).items():
+    for ours, theirs in map_names(config.num_layers).items():
         if theirs in state:
             found[ours] = state.pop(theirs)
         elif not ours.startswith(CONTACT_HEAD):
@@ -116,10 +116,10 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
             path=source,
             name="lm_head.decoder.weight",
         )
-    return complete(config, found)
+    return add_missing_tensors(config, found)
 
 
-def _modern(name: str) -> str:
+def _modernise_name(name: str) -> str:
     """A tensor's name as transformers' modules have it, whatever its files call it."""
     if name == HF_STARRED_INV_FREQ:
         return HF_INV_FREQ
@@ -129,7 +129,7 @@ def _modern(name: str) -> str:
     return name
 
 
-def hf_config(config: ESM2Config) -> dict[str, Any]:
+def build_hf_config(config: ESM2Config) -> dict[str, Any]:
     """What transformers' config.json says of an ESM-2."""
     return {
         "architectures": ["EsmForMaskedLM"],
@@ -203,10 +203,10 @@ def save_hf(model: ESM2, folder: Path) -> None:
     with atomic_path(folder / "vocab.txt") as part:
         part.write_text("\n".join(TOKENS))
     save_tensors(folder / "model.safetensors", to_hf(model.state_dict(), model.config), {"format": "pt"})
-    write_json(folder / "config.json", hf_config(model.config))
+    write_json(folder / "config.json", build_hf_config(model.config))
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The files a model's digest is taken of."""
     return weight_files(folder)
 
@@ -221,7 +221,7 @@ def read_config(folder: Path) -> ESM2Config:
             code="checkpoint.config",
             path=folder,
         ) from None
-    refuse_larger(config, weight_files(folder))
+    check_file_size(config, weight_files(folder))
     return config
 
 
@@ -238,8 +238,8 @@ def read(folder: Path) -> tuple[ESM2Config, State]:
     if len(parts) == 1 and parts[0].suffix == ".safetensors":
         state = read_safetensors(parts[0])
     elif parts[0].suffix == ".safetensors":
-        shards = of_safetensors(folder, parts)
+        shards = open_safetensors(folder, parts)
         state = {name: shards.read(name) for name in shards.shapes}
     else:
-        state = {name: tensor for file in parts for name, tensor in plain_tensors(read_pickle(file), file).items()}
+        state = {name: tensor for file in parts for name, tensor in check_tensors(read_pickle(file), file).items()}
     return config, from_hf(state, config, folder)

@@ -48,7 +48,7 @@ def read_pickle(path: Path) -> Any:
         )
     try:
         with open(path, "rb") as opened:
-            refuse_packed(opened, path.stat().st_size)
+            check_uncompressed(opened, path.stat().st_size)
         with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -67,7 +67,7 @@ def read_pickle(path: Path) -> Any:
         ) from None
 
 
-def plain_tensors(found: Any, source: Path) -> State:
+def check_tensors(found: Any, source: Path) -> State:
     """Check that what a pickle gave is a dictionary of plain tensors.
 
     Raises:
@@ -98,7 +98,7 @@ def plain_tensors(found: Any, source: Path) -> State:
     return {str(name): tensor for name, tensor in found.items()}
 
 
-def refuse_packed(opened: BinaryIO, size: int) -> None:
+def check_uncompressed(opened: BinaryIO, size: int) -> None:
     """Check a file of torch.save against its size: it stores every member once and uncompressed.
 
     A compressed one could take a thousand times its size in memory.

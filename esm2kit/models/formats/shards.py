@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.formats.readers import refuse_packed
+from esm2kit.models.formats.readers import check_uncompressed
 
 METADATA = ".metadata"
 SUFFIX = ".distcp"
@@ -26,7 +26,7 @@ SUFFIX = ".distcp"
 OFFSETS, SAVED_OFFSETS, SHARD_FILES = "DCP_SHARDING_INFO", "saved_offsets", "shard-*.safetensors"
 # What torch 2.11 to 2.13 put into `.metadata`, all of it data.
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-KNOWN = {
+ALLOWED_NAMES = {
     *(("torch.distributed.checkpoint.metadata", name) for name in (
         "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
         "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
@@ -39,7 +39,7 @@ KNOWN = {
 }  # fmt: skip
 
 # What else a damaged or hostile pickle may raise on its way; torch's errors and RecursionError are RuntimeErrors.
-DAMAGE = (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
+READ_ERRORS = (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
           RuntimeError, ImportError, AssertionError)  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = [folder / file for file in indexed(index)]
+            shards = [folder / file for file in read_index(index)]
             absent = [shard.name for shard in shards if not shard.is_file()]
             if absent:
                 raise InputError(
@@ -148,7 +148,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def indexed(index: Path) -> list[str]:
+def read_index(index: Path) -> list[str]:
     """The shards an index names, each beside it. Raises: InputError if it is damaged, or names none or others."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -179,10 +179,10 @@ def open_shards(folder: Path) -> Shards:
     folder = Path(folder)
     if (folder / METADATA).is_file():
         return _open_metadata(folder)
-    return of_safetensors(folder, shard_files(folder))
+    return open_safetensors(folder, shard_files(folder))
 
 
-def of_safetensors(source: Path, files: Iterable[Path]) -> Shards:
+def open_safetensors(source: Path, files: Iterable[Path]) -> Shards:
     """The tensors of several safetensors files, whole ones or parts that say where they lie.
 
     Raises: InputError for a damaged file, or a tensor that two files give.
@@ -190,7 +190,7 @@ def of_safetensors(source: Path, files: Iterable[Path]) -> Shards:
     shapes: dict[str, tuple[int, ...]] = {}
     pieces: dict[str, list[Piece]] = {}
     for file in files:
-        for name, place, shape in _listed(file):
+        for name, place, shape in _list_tensors(file):
             reach = tuple(first + size for first, size in zip(place, shape, strict=False))
             if name in pieces and any(piece.place == place for piece in pieces[name]):
                 raise InputError(
@@ -212,7 +212,7 @@ def of_safetensors(source: Path, files: Iterable[Path]) -> Shards:
     return Shards(source, shapes, pieces)
 
 
-def _listed(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def _list_tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Name, place in the whole tensor, and shape of what a safetensors file holds."""
     try:
         with safe_open(file, "pt") as opened:
@@ -220,7 +220,7 @@ def _listed(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]
             for name in opened.keys():  # noqa: SIM118, not a dictionary
                 shape = tuple(opened.get_slice(name).get_shape())
                 place = told[name][SAVED_OFFSETS] if name in told else [0] * len(shape)
-                yield name, _natural(place), shape
+                yield name, _check_indices(place), shape
     except SafetensorError as error:
         raise InputError(
             f"{file}: not a whole safetensors file ({error}); fetch it again", code="checkpoint.damaged", path=file
@@ -228,12 +228,12 @@ def _listed(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}: its header does not say where the parts lie ({error!r}); fetch it again",
-            code="shards.place",
+            code="shards.offset",
             path=file,
         ) from None
 
 
-def _natural(numbers: Iterable[Any]) -> tuple[int, ...]:
+def _check_indices(numbers: Iterable[Any]) -> tuple[int, ...]:
     found = tuple(numbers)
     if not all(type(number) is int and number >= 0 for number in found):
         raise ValueError(f"{found} are no whole numbers")
@@ -248,9 +248,9 @@ def _read_piece(name: str, piece: Piece) -> Tensor:
         opened.seek(piece.start)
         data = opened.read(piece.size)
     try:
-        refuse_packed(io.BytesIO(data), piece.size)
+        check_uncompressed(io.BytesIO(data), piece.size)
         part = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, *DAMAGE) as error:
+    except (pickle.UnpicklingError, *READ_ERRORS) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
             f"{piece.file}: refused, the part of {name} is no plain tensor ({reason}); take another copy",
@@ -291,11 +291,11 @@ class _Record:
         self.state = state
 
 
-class _Reader(pickle.Unpickler):
+class _MetadataUnpickler(pickle.Unpickler):
     """Reads `.metadata` without torch's classes or any other: a name is known, or the file is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in KNOWN:
+        if (module, name) not in ALLOWED_NAMES:
             raise pickle.UnpicklingError(f"names {module}.{name}, which no distributed checkpoint needs")
         return type(name, (_Record,), {})
 
@@ -308,9 +308,9 @@ def _open_metadata(folder: Path) -> Shards:
     pieces: dict[str, list[Piece]] = {}
     try:
         with open(file, "rb") as opened:
-            fields = _Reader(opened).load().state
+            fields = _MetadataUnpickler(opened).load().state
         shapes = {
-            str(name): _natural(entry.state["size"].args[0])
+            str(name): _check_indices(entry.state["size"].args[0])
             for name, entry in fields["state_dict_metadata"].items()
             if type(entry).__name__ == "TensorStorageMetadata"
         }
@@ -318,8 +318,8 @@ def _open_metadata(folder: Path) -> Shards:
             name, stored = str(key.state["fqn"]), value.state
             if name not in shapes:
                 continue  # an optimizer's settings, an epoch: bytes that are left alone
-            place = () if (offset := key.state.get("offset")) is None else _natural(offset.args[0])
-            start, size = _natural((stored["offset"], stored["length"]))
+            place = () if (offset := key.state.get("offset")) is None else _check_indices(offset.args[0])
+            start, size = _check_indices((stored["offset"], stored["length"]))
             if packed := stored.get("transform_descriptors"):
                 raise InputError(
                     f"{file}: {name} is stored through {packed!r:.60}; save it without extensions",
@@ -327,7 +327,7 @@ def _open_metadata(folder: Path) -> Shards:
                     path=file,
                     name=name,
                 )
-            path = _beside(folder, stored["relative_path"], start + size)
+            path = _resolve_file(folder, stored["relative_path"], start + size)
             pieces.setdefault(name, []).append(Piece(path, place, start, size))
     except InputError:
         raise
@@ -338,7 +338,7 @@ def _open_metadata(folder: Path) -> Shards:
             code="checkpoint.code",
             path=file,
         ) from None
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{file}: not a distributed checkpoint's metadata ({error!r:.100}); copy it again",
             code="checkpoint.damaged",
@@ -347,7 +347,7 @@ def _open_metadata(folder: Path) -> Shards:
     return Shards(folder, shapes, pieces)
 
 
-def _beside(folder: Path, relative: Any, end: int) -> Path:
+def _resolve_file(folder: Path, relative: Any, end: int) -> Path:
     """A file of the checkpoint that reaches at least to byte `end`."""
     if not isinstance(relative, str) or Path(relative).name != relative or not relative.endswith(SUFFIX):
         raise InputError(

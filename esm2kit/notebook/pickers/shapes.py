@@ -5,7 +5,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.models.hub import INDEXES, OFFICIAL, SINGLE_FILES
+from esm2kit.models.hub import INDEXES, OFFICIAL_MODELS, SINGLE_FILES
 from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, definition_list
 from esm2kit.training.layout import BatchLayout
 
@@ -106,7 +106,7 @@ def format_count(number: int) -> str:
 
 def is_cached(name: str) -> bool:
     """Whether an official model's tensors lie in the Hugging Face cache, so that no network is needed."""
-    official = OFFICIAL[name]
+    official = OFFICIAL_MODELS[name]
     return any(
         isinstance(try_to_load_from_cache(official.repo, file, revision=official.revision), str)
         for file in (*SINGLE_FILES, *INDEXES)
