@@ -1,4 +1,4 @@
-"""How good are these embeddings? Probe, untrained model and baselines on one task, with intervals, in one report."""
+"""Benchmark embeddings on a labelled task: probe, untrained model and baselines, with confidence intervals."""
 
 import logging
 import time
@@ -14,7 +14,13 @@ from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines
 from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.model_features import ModelFeatures, drop_missing, embed_task, read_features
-from esm2kit.benchmarking.output import finished, format_folder_name, move_earlier_report, read_file_key, write_report
+from esm2kit.benchmarking.output import (
+    format_folder_name,
+    load_or_fit,
+    move_earlier_report,
+    read_file_key,
+    write_report,
+)
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
@@ -38,15 +44,18 @@ UNTRAINED_SEED = 0
 
 
 def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
-    """Score embeddings on a task, or on several.
+    """Score embeddings on one task or several.
 
-    Every finished row lies in `<out_dir>/rows`, so a run that was stopped resumes there.
+    Every finished row is saved in `<out_dir>/rows`, so an interrupted run resumes from there.
+
+    Args:
+        config: The embeddings or the model, the tasks and the probe.
 
     Returns:
-        The report, as it was written; for several tasks their comparison.
+        The report of the task, or the comparison of the reports for several tasks.
 
     Raises:
-        InputError: one line on what is wrong and what to do.
+        InputError: The input or the configuration is not valid, or at least one of several tasks failed.
     """
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
@@ -55,7 +64,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     if config.split is not None:
         raise InputError(
-            f"split {config.split!r} belongs to one task: give it with task, or leave it out with tasks",
+            f"split {config.split!r} cannot be combined with tasks: use task for a single task, or omit split",
             code="benchmark.split",
             split=config.split,
         )
@@ -66,13 +75,13 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     folders = [Path(name).stem for name in names]
     if len(set(folders)) < len(folders):
         raise InputError(
-            f"tasks {config.tasks}: two of them have one name, and so one folder; run them apart",
+            f"tasks {config.tasks!r}: two tasks have the same name and would share a folder. Run them separately.",
             code="benchmark.same-name",
             tasks=names,
         )
     reports, failed = [], {}
-    for place, name in enumerate(names, 1):
-        logger.info("task %d of %d: %s", place, len(names), name)
+    for number, name in enumerate(names, 1):
+        logger.info("task %d of %d: %s", number, len(names), name)
         try:
             reports.append(_run_task(replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)))
         except InputError as error:
@@ -81,41 +90,49 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
     if not reports:
         raise InputError(errors, code="benchmark.some-failed", failed=failed, done=0)
-    found = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
+    result = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
     if failed:
         raise InputError(
-            f"{len(reports)} of {len(names)} tasks are done ({found.html}); {errors}",
+            f"{len(reports)} of {len(names)} tasks finished ({result.html}); failed: {errors}",
             code="benchmark.some-failed",
             failed=failed,
             done=len(reports),
         )
-    return found
+    return result
 
 
 def _run_task(config: BenchmarkConfig) -> Report:
+    """Load one task, compute its features, score all models and write the report."""
     start = time.perf_counter()
     if config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
-    choose_baselines(config, data)  # an unknown name is reported before anything is embedded
-    data, ours, untrained = load_task_features(config, data)
+    choose_baselines(config, data)  # reports an unknown name before embedding
+    data, trained, untrained = load_task_features(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
-    inputs["embeddings"] = sha256_file(ours.path)
+    inputs["embeddings"] = sha256_file(trained.path)
     manifest = build_provenance("benchmark", config, inputs)
-    report, predictions = benchmark_task(data, ours, untrained, config, manifest)
+    report, predictions = benchmark_task(data, trained, untrained, config, manifest)
     move_earlier_report(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
-    logger.info("%s, split %s: scored in %.0f s", data.task.name, data.split, time.perf_counter() - start)
+    logger.info("%s, split %s: finished in %.0f s", data.task.name, data.split, time.perf_counter() - start)
     return report
 
 
 def resolve_probe(config: BenchmarkConfig, task: Task) -> ProbeConfig:
-    """The probe's settings: the preset's for the task, but for those the user gave.
+    """Return the preset's probe settings for a task, with the user's probe and epochs if they are set.
+
+    Args:
+        config: Preset, probe and epochs.
+        task: The task to probe.
+
+    Returns:
+        The resolved settings.
 
     Raises:
-        InputError: the probe does not fit the task.
+        InputError: The probe does not fit the task.
     """
     probe = preset_config(config.preset, task, config.probe)
     check_probe(probe.probe, task)
@@ -123,17 +140,24 @@ def resolve_probe(config: BenchmarkConfig, task: Task) -> ProbeConfig:
 
 
 def choose_baselines(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]:
-    """Names of the baselines to fit.
+    """Return the names of the baselines to fit.
+
+    Args:
+        config: The requested baselines, or None for all.
+        data: The task.
+
+    Returns:
+        Names in the order of the report.
 
     Raises:
-        InputError: one that the task does not have.
+        InputError: The task has no baseline of a requested name.
     """
     known = list_baselines(data)
     chosen = known if config.baselines is None else tuple(config.baselines)
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise InputError(
-            f"no baseline {unknown[0]!r} for task {data.task.name}: choose from {', '.join(known)}",
+            f"task {data.task.name} has no baseline {unknown[0]!r}: choose from {', '.join(known)}",
             code="baseline.unknown",
             name=unknown[0],
             allowed=known,
@@ -142,26 +166,27 @@ def choose_baselines(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]
 
 
 def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
-    """Features of the model and of the untrained one, embedded where no file is given.
+    """Load the features of the trained and the untrained model; embed the proteins if no file is specified.
 
     Args:
-        config: model, embeddings or hiddens, repr_layer, untrained, allow_missing, device, out_dir.
-        data: the task.
+        config: model, embeddings or hiddens, repr_layer, untrained, allow_missing, device and out_dir.
+        data: The task.
 
     Returns:
-        The task without the proteins that a given file lacks, the model's features, the untrained model's.
+        The task without proteins that have no embedding, the features of the trained model, and those of the
+        untrained model (None if it was not requested).
 
     Raises:
-        InputError: no model and no file, a file of the wrong level, or one without some of the proteins.
+        InputError: Neither a model nor a file is specified, or the file has the wrong level or lacks proteins.
     """
     probe = resolve_probe(config, data.task)
     per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
     given = config.hiddens if per_residue else config.embeddings
     other = config.embeddings if per_residue else config.hiddens
     if given is None and other is not None:
-        kind = "hiddens (one vector a residue)" if per_residue else "embeddings (one vector a protein)"
+        kind = "hiddens (one vector per residue)" if per_residue else "embeddings (one vector per protein)"
         raise InputError(
-            f"task {data.task.name} with probe {probe.probe} takes {kind}; {other} is the other kind",
+            f"{other}: task {data.task.name} with probe {probe.probe} requires {kind}; pass a file of that kind",
             code="embeddings.level",
             path=other,
             probe=probe.probe,
@@ -169,48 +194,50 @@ def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskDat
         )
     if given is None and config.model is None:
         raise InputError(
-            "name a model, or an existing file of embeddings (hiddens for residues)", code="benchmark.no-source"
+            "no embeddings to score: specify model, embeddings (one vector per protein) or hiddens (per residue)",
+            code="benchmark.no-source",
         )
     if given is not None:
         data = drop_missing(data, Path(given), config.allow_missing)
 
-    def embedded(untrained_seed: int | None) -> Path:
+    def embed(untrained_seed: int | None) -> Path:
         out_dir = Path(config.out_dir)
         return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
 
-    path = Path(given) if given is not None else embedded(None)
-    ours = read_features(path, data, per_residue)
+    path = Path(given) if given is not None else embed(None)
+    trained = read_features(path, data, per_residue)
     untrained = None
     if config.untrained and config.model is not None:
-        untrained = read_features(embedded(UNTRAINED_SEED), data, per_residue)
+        untrained = read_features(embed(UNTRAINED_SEED), data, per_residue)
         untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
-        if untrained.features.width != ours.features.width:
-            widths = f"{untrained.features.width} numbers a vector, not {ours.features.width}"
-            note = f"{untrained.name} has {widths}: no twin of what made these; give that as model"
+        found, expected = untrained.features.width, trained.features.width
+        if found != expected:
+            note = f"{untrained.name} has vectors of {found} dimensions, but the embeddings have {expected}"
+            note += ": set model to the model that computed the embeddings."
             data = replace(data, notes=(*data.notes, note))
-    return data, ours, untrained
+    return data, trained, untrained
 
 
 def benchmark_task(
     data: TaskData,
-    ours: ModelFeatures,
+    trained: ModelFeatures,
     untrained: ModelFeatures | None,
     config: BenchmarkConfig,
     manifest: Mapping[str, Any],
     finetuned: ScoredModel | None = None,
 ) -> tuple[Report, dict[str, np.ndarray]]:
-    """Fit probe and baselines, and score every model on the test set.
+    """Fit the probe and the baselines, and score every model on the test set.
 
     Args:
-        data: the task.
-        ours: features of the model; closed afterwards.
-        untrained: features of the same architecture with random weights, or None; closed afterwards.
-        config: preset, probe, epochs, seeds, baselines, limit, resamples and device; out_dir keeps finished rows.
-        manifest: the report's provenance.
-        finetuned: a fine-tuned model's scores under `config.resamples` replicates, for the first row.
+        data: The task.
+        trained: Features of the trained model. They are closed after use.
+        untrained: Features of the same architecture with random weights, or None. They are closed after use.
+        config: preset, probe, epochs, seeds, baselines, limit, resamples and device. Finished rows go to out_dir.
+        manifest: Provenance for the report.
+        finetuned: Scores of a fine-tuned model with `config.resamples` bootstrap replicates, for the first row.
 
     Returns:
-        The report, and test predictions of every row by its name.
+        The report, and the test predictions of every row by its name.
     """
     task, probe, seeds = data.task, resolve_probe(config, data.task), tuple(config.seeds)
     device, wide, rows = resolve_device(config.device), config.preset == "flip2021", Path(config.out_dir) / "rows"
@@ -225,13 +252,13 @@ def benchmark_task(
         key: Any,
         fit: Callable[[], tuple[Fitted, str]],
     ) -> None:
-        decides = {"data": data.sha256, "row": name, "settings": settings, "key": key}
-        fitted, own_note = finished(rows, name, decides, fit)
+        inputs = {"data": data.sha256, "row": name, "settings": settings, "key": key}
+        fitted, own_note = load_or_fit(rows, name, inputs, fit)
         scores = score_fitted(fitted, data, counts_RP)
         models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
         logger.info("%s: %s", name, format_score(task.metric, scores[task.metric]))
 
-    for source, kind in ((ours, "probe"), (untrained, "untrained")):
+    for source, kind in ((trained, "probe"), (untrained, "untrained")):
         if source is not None:
             note = f"{probe.probe} on layer {source.attributes.get('layer', '?')} of {source.name}"
             settings = asdict(probe) | {"seeds": list(seeds)}
@@ -245,8 +272,8 @@ def benchmark_task(
     for name in choose_baselines(config, data):
 
         def fit(name: str = name) -> tuple[Fitted, str]:
-            made = fit_baseline(name, data, seeds, wide)
-            return made.fitted, made.note
+            baseline = fit_baseline(name, data, seeds, wide)
+            return baseline.fitted, baseline.note
 
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
 
@@ -261,30 +288,29 @@ def benchmark_task(
             citation=task.citation, official=data.official, sizes=data.sizes,
             scored_test=len(data.target_rows("test")),
         ),
-        model=ModelSummary(ours.name, {"path": str(ours.path), **ours.attributes}),
+        model=ModelSummary(trained.name, {"path": str(trained.path), **trained.attributes}),
         settings=Settings(
             config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples
         ),
-        rows=[model.row(data, seeds) for model in models],
+        rows=[model.to_row(data, seeds) for model in models],
         comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
-        notes=_notes(config, data, probe, models),
+        notes=_build_notes(config, data, probe, models),
         files={"predictions": "predictions.npz"},
         provenance=manifest,
     )  # fmt: skip
     return report, {model.name: model.fitted.test_SM for model in models}
 
 
-def _notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, models: list[ScoredModel]) -> list[str]:
-    frozen, finetuned = (
-        {model.name: model.scores for model in models if (model.kind == "finetuned") == chosen}
-        for chosen in (False, True)
-    )
+def _build_notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, models: list[ScoredModel]) -> list[str]:
+    """Return what a reader of the scores must know, as sentences."""
+    frozen = {model.name: model.scores for model in models if model.kind != "finetuned"}
+    finetuned = {model.name: model.scores for model in models if model.kind == "finetuned"}
     notes = [*data.notes, *build_interval_notes(frozen)]
     if config.untrained and config.model is None:
         notes.append(
-            "no untrained rival: name the model that made the embeddings to have it probed with random weights"
+            "No untrained model was probed: set model to the model that computed the embeddings to add this comparison."
         )
     if len(config.seeds) > 1 and probe.probe in HEADS:
-        notes.append("seeds differ in initial weights and dropout; the order of batches is the same for all")
+        notes.append("Seeds differ in initial weights and dropout. All seeds share one batch order.")
     return notes + build_interval_notes(finetuned)

@@ -1,4 +1,4 @@
-"""Any number of reports on one page, with a paired bootstrap wherever two were scored on the same proteins."""
+"""Compare reports on one page, with a paired bootstrap for each two that were scored on the same proteins."""
 
 import itertools
 import logging
@@ -25,20 +25,20 @@ SCHEMA = "esm2kit.comparison/1"
 
 @dataclass(frozen=True)
 class NamedReport:
-    """A report under a name that no other report on its test set has."""
+    """A report with a name that is unique among the reports on its test set."""
 
     name: str
     report: Report
 
     @property
     def test(self) -> tuple[str, str]:
-        """Task and split."""
+        """Names of task and split."""
         return self.report.task.name, self.report.task.split
 
 
 @dataclass(frozen=True)
 class ReportPair:
-    """Two reports on one test set, and the difference of their first rows."""
+    """Two reports on one test set, and the comparison of their first rows."""
 
     task: str
     split: str
@@ -47,13 +47,13 @@ class ReportPair:
 
 @dataclass(frozen=True)
 class ReportComparison:
-    """What `compare` wrote.
+    """The result of `compare`.
 
     Args:
-        schema: of comparison.json.
-        reports: in the order given.
-        pairs: every two reports on one test set.
-        html: the page.
+        schema: Schema of comparison.json.
+        reports: Reports in the order of the input.
+        pairs: All pairs of reports on the same test set.
+        html: Path of comparison.html.
     """
 
     schema: str
@@ -63,10 +63,16 @@ class ReportComparison:
 
 
 def compare(config: CompareConfig) -> ReportComparison:
-    """Compare reports; one log line a pair.
+    """Compare reports and log one line per pair.
+
+    Args:
+        config: The reports and the output folder.
+
+    Returns:
+        The comparison, with the path of its page.
 
     Raises:
-        InputError: fewer than two reports, or one that cannot be read.
+        InputError: There are fewer than two reports, or one cannot be read.
     """
     found = write_comparison([Report.read(path) for path in config.reports], config.out_dir)
     for pair in found.pairs:
@@ -78,19 +84,24 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
     """Write comparison.json and comparison.html.
 
     Args:
-        reports: of any tasks and models, as read or written; two at least.
-        out_dir: folder for both.
+        reports: Two or more reports of any tasks and models.
+        out_dir: Folder for both files.
+
+    Returns:
+        The comparison, with the path of its page.
 
     Raises:
-        InputError: fewer than two reports, or one without its predictions.
+        InputError: There are fewer than two reports, or the predictions of one are missing.
     """
     if len(reports) < 2:
         raise InputError(
-            f"a comparison takes two reports or more, {len(reports)} given", code="compare.too-few", found=len(reports)
+            f"a comparison requires at least two reports, found {len(reports)}",
+            code="compare.too-few",
+            found=len(reports),
         )
-    named = _named(reports)
+    named = _name_reports(reports)
     resamples = min(entry.report.settings.resamples for entry in named)
-    scores = [_scores(entry.report, resamples) for entry in named]
+    scores = [_score_predictions(entry.report, resamples) for entry in named]
     pairs = []
     for (a, ours), (b, theirs) in itertools.combinations(zip(named, scores, strict=True), 2):
         if ours[0] == theirs[0]:
@@ -99,18 +110,18 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
     found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
-    write_json(out_dir / "comparison.json", _plain(found))
+    write_json(out_dir / "comparison.json", _to_json(found))
     with atomic_path(found.html) as part:
-        part.write_text(_page(found), encoding="utf-8")
+        part.write_text(_render_comparison(found), encoding="utf-8")
     return found
 
 
-def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
-    """A fingerprint of the test set, and scores of the first row, computed again from its predictions."""
+def _score_predictions(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
+    """Recompute the scores of the first row from its predictions; return the fingerprint of the test set with them."""
     path = report.json.with_name(report.files["predictions"])
     if not path.is_file():
         raise InputError(
-            f"{path} is missing: a comparison needs the predictions next to report.json",
+            f"{path} was not found. A comparison reads the predictions in the folder of report.json.",
             code="report.no-predictions",
             path=path,
         )
@@ -122,8 +133,8 @@ def _scores(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
     return fingerprint, score_seeds(scorers, counts_RP)
 
 
-def _named(reports: Sequence[Report]) -> list[NamedReport]:
-    """Model and probe; numbered in the order given where two reports of one test share them."""
+def _name_reports(reports: Sequence[Report]) -> list[NamedReport]:
+    """Name reports by model and probe, and number those on one test set that would have the same name."""
     keys = [(report.first.name, report.task.name, report.task.split) for report in reports]
     return [
         NamedReport(f"{key[0]} #{keys[: place + 1].count(key)}" if keys.count(key) > 1 else key[0], report)
@@ -131,8 +142,8 @@ def _named(reports: Sequence[Report]) -> list[NamedReport]:
     ]
 
 
-def _plain(found: ReportComparison) -> dict[str, Any]:
-    """The content of comparison.json."""
+def _to_json(found: ReportComparison) -> dict[str, Any]:
+    """Build the content of comparison.json."""
     reports = [
         {"name": entry.name, "path": str(entry.report.json.parent), "task": task.name, "split": task.split,
          "metric": task.metric,
@@ -143,7 +154,8 @@ def _plain(found: ReportComparison) -> dict[str, Any]:
     return {"schema": found.schema, "reports": reports, "pairs": pairs}
 
 
-def _page(found: ReportComparison) -> str:
+def _render_comparison(found: ReportComparison) -> str:
+    """Render comparison.html: one section per test set."""
     sections: list[dict[str, Any]] = []
     order = {task: place for place, task in enumerate(TASKS)}
     tests = sorted({entry.test for entry in found.reports}, key=lambda test: (order.get(test[0], 99), test))
@@ -152,32 +164,36 @@ def _page(found: ReportComparison) -> str:
         first = chosen[0].report
         metric, shown = first.task.metric, list(first.first.metrics)
         lines = {entry.name: entry.report.first for entry in chosen}
-        # a baseline without a model is the same in every report, unless a limit was another
+        # a baseline does not depend on the model, so it differs only between reports with different settings
         for entry in chosen:
             for row in entry.report.rows[1:]:
                 name = display_name(row.name)
-                if row.kind != "baseline" or (name in lines and _values(lines[name]) != _values(row)):
+                if row.kind != "baseline" or (name in lines and _get_values(lines[name]) != _get_values(row)):
                     name = f"{name} ({entry.name})"
                 lines.setdefault(name, row)
         ours = [entry.name for entry in chosen]
         rows = [
-            {"ours": name in ours, "cells": [{"text": name}, *(format_metric_cell(row.metrics.get(m)) for m in shown)]}
+            {
+                "highlighted": name in ours,
+                "cells": [{"text": name}, *(format_metric_cell(row.metrics.get(m)) for m in shown)],
+            }
             for name, row in lines.items()
         ]
         draw, scores = build_score_plot(list(lines), list(lines.values()), metric, ours, {})
         title = ", ".join(test)
-        drawn = build_figure(
-            draw, f"scores-{len(sections)}", f"{metric_name(metric)} on {title}: {scores}",
-            "Each report's probe, then what it must beat.",
+        figure = build_figure(
+            draw, f"scores-{len(sections)}", f"Test {metric_name(metric)} on {title}: {scores}",
+            f"Test {metric_name(metric)} of the compared models (blue), untrained models and baselines. "
+            "Bars: 95% confidence intervals.",
         )  # fmt: skip
         pairs = [pair.comparison.sentence for pair in found.pairs if (pair.task, pair.split) == test]
-        table = {"heads": build_headers(["model", *map(metric_name, shown)]), "rows": rows}
-        sections.append({"title": title, "table": table, "figures": [drawn], "points": pairs})
-    lead = f"{len(found.reports)} reports, {len(tests)} test sets, {len(found.pairs)} paired comparisons."
-    return render_page(
-        "Benchmark comparison", lead, ["Paired bootstrap over test proteins: both models on the same draws."], sections
-    )
+        table = {"headers": build_headers(["model", *map(metric_name, shown)]), "rows": rows}
+        sections.append({"title": title, "table": table, "figures": [figure], "points": pairs})
+    lead = f"Reports: {len(found.reports)}. Test sets: {len(tests)}. Paired comparisons: {len(found.pairs)}."
+    method = "Paired bootstrap: both models are scored on the same resampled test proteins. Brackets: 95% confidence "
+    return render_page("Benchmark comparison", lead, [f"{method}intervals."], sections)
 
 
-def _values(row: ReportRow) -> dict[str, float | None]:
+def _get_values(row: ReportRow) -> dict[str, float | None]:
+    """Return the metrics of a row without their intervals."""
     return {metric: found.value for metric, found in row.metrics.items()}

@@ -1,4 +1,4 @@
-"""Parameters of `esm2kit benchmark` and `esm2kit compare`; without torch."""
+"""Parameters of `esm2kit benchmark` and `esm2kit compare`. This module does not import torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,34 +11,36 @@ from esm2kit.tasks.task import Target
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Which embeddings to score, on which task, by which probe.
+    """Score embeddings on a labelled task with a probe, an untrained model and simple baselines.
 
     Args:
-        task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
-        tasks: several at once, separated by commas, or "all" of FLIP's to be had; each gets its folder in out_dir, by
-            default benchmark/<model>, and a comparison page joins them. Replaces task.
-        split: of the task; FLIP's default if not given.
-        data_dir: folder of task folders: <data_dir>/<task>/<file>.
-        download: fetch a FLIP task that data_dir lacks.
-        target: class or value, for a task of your own whose targets could be both.
-        model: what makes the embeddings: an official name, fair-esm .pt, Hugging Face folder or our checkpoint.
-        embeddings: an existing _embeddings.h5 (one vector a protein) instead; model then names the untrained baseline.
-        hiddens: an existing _hiddens.h5 (one vector a residue), for residue tasks and light attention.
-        repr_layer: the layer that is embedded; -1 is the last.
-        probe: ridge, logistic, fnn, cnn or light_attention; the preset's if not given.
-        preset: a protocol: esm2kit, or bionemo, biotrainer-flip, schmirler, flip2021 to do as others did.
-        epochs: of a network, instead of the preset's.
-        seeds: of the networks, trained together.
-        untrained: also probe the same architecture with random weights.
-        baselines: names to compute instead of all that apply; an empty list for none.
-        limit: proteins of each set at most, a stratified draw; null for all.
-        resamples: bootstrap draws.
-        seed: of the draw of `limit`.
-        allow_missing: leave out proteins without embeddings instead of refusing.
-        device: auto takes a GPU if there is one.
-        out_dir: folder for report.json, report.html, predictions.npz and what a second run reuses;
-            benchmark/<model>/<task> if not given, with -- for each / of a model's path. A report of other settings
-            that is there moves to its `earlier`.
+        task: FLIP task, or the name or path of your own task (a folder or file in one of FLIP's formats).
+        tasks: Several tasks separated by commas, or "all" for every available FLIP task. Replaces task. Each task
+            gets a folder in out_dir, and a comparison page covers all of them.
+        split: Split of the task. Default: FLIP's default split.
+        data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
+        download: Download a FLIP task that is missing from data_dir.
+        target: Type of the targets. Default: inferred from the labels. Set it for your own task if both are possible.
+        model: Model that computes the embeddings: an official name, a fair-esm .pt file, a Hugging Face folder or an
+            esm2kit checkpoint.
+        embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
+            the model that computed it, so that the untrained baseline has the same architecture.
+        hiddens: Existing _hiddens.h5 file (one vector per residue), for residue tasks and light attention.
+        repr_layer: Layer whose representations are used. -1 is the last.
+        probe: Model trained on the embeddings. Default: the preset's probe for the task.
+        preset: Probing protocol: esm2kit's, or a published one (bionemo, biotrainer-flip, schmirler, flip2021).
+        epochs: Training epochs of a neural probe. Default: the preset's.
+        seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.
+        untrained: Also probe the same architecture with random weights.
+        baselines: Baselines to compute; an empty list computes none. Default: all that apply to the task.
+        limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
+        resamples: Bootstrap replicates for the confidence intervals.
+        seed: Seed of the sample that limit takes.
+        allow_missing: Skip proteins that have no embedding instead of stopping.
+        device: Device for the model and the neural probes. auto uses a GPU if one is available.
+        out_dir: Folder for report.json, report.html, predictions.npz and intermediate results. Default:
+            benchmark/<model>/<task>, with -- for each / in the path of a model. An existing report with other
+            settings is moved to the subfolder earlier.
     """
 
     task: str = "secondary_structure"
@@ -68,21 +70,21 @@ class BenchmarkConfig:
         check_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
-                f"seeds must be different numbers, at least one; found {self.seeds}",
+                f"seeds must be one or more different integers, found {self.seeds}",
                 code="option.seeds",
                 found=self.seeds,
             )
-        check_range(self, "limit", "epochs", at_least=1, hint="leave it out for no limit")
-        check_range(self, "resamples", at_least=100, hint="fewer give no 95% interval")
+        check_range(self, "limit", "epochs", at_least=1, hint="omit it for no limit")
+        check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Reports side by side on one page, with an interval for the difference of any two scored on the same proteins.
+    """Compare reports on one page, with a confidence interval for each pair scored on the same proteins.
 
     Args:
-        reports: two report.json files or their folders, or more, of any tasks and models.
-        out_dir: folder for comparison.json and comparison.html.
+        reports: Two or more report.json files, or their folders, of any tasks and models.
+        out_dir: Folder for comparison.json and comparison.html.
     """
 
     reports: list[Path]

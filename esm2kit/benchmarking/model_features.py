@@ -1,4 +1,4 @@
-"""A model's features for a task: embedded if need be, read where they lie, refused if they are another task's."""
+"""Features of a model for a task: embed the proteins if necessary, and check and read files of embeddings."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ class ModelFeatures(NamedTuple):
     """Embeddings of one model.
 
     Args:
-        name: the model's.
-        path: the HDF5 file.
-        attributes: what the file says of itself: model_name, layer, input_sha256, ...
-        features: its rows in the task's order.
+        name: Name of the model.
+        path: HDF5 file.
+        attributes: Attributes of the file: model_name, layer, input_sha256, ...
+        features: Rows of the file in the order of the task.
     """
 
     name: str
@@ -44,28 +44,29 @@ def embed_task(
     device: str = "auto",
     untrained_seed: int | None = None,
 ) -> Path:
-    """Embed a task's proteins; an unfinished run is taken up, a finished one is left alone.
+    """Embed the proteins of a task. An interrupted run resumes; a finished one is not repeated.
 
     Args:
-        data: the task.
-        model: as EmbedConfig.
-        repr_layer: the layer to keep.
-        per_residue: one vector a residue (float16) instead of one a protein (float32).
-        out_dir: files go to a folder of their own in `<out_dir>/embeddings`.
+        data: The task.
+        model: Model as in EmbedConfig.
+        repr_layer: Layer to save.
+        per_residue: Whether to save one vector per residue (float16) instead of one per protein (float32).
+        out_dir: Folder of the benchmark. The files go to a subfolder of `<out_dir>/embeddings`.
         device: auto, cpu or cuda.
-        untrained_seed: random weights from this seed instead of the model's.
-    Returns: the HDF5 file.
-    Raises: InputError if one id stands for two sequences, or the model cannot be loaded.
+        untrained_seed: Seed of random weights that replace those of the model.
+
+    Returns:
+        Path of the HDF5 file.
+
+    Raises:
+        InputError: Two different sequences have the same id, or the model cannot be loaded.
     """
-    from esm2kit.embedding.embed import (  # models and their weights, which files already made do not need
-        EmbedConfig,
-        embed,
-    )
+    from esm2kit.embedding.embed import EmbedConfig, embed  # slow import that existing embeddings do not need
 
     sequences = dict(zip(data.ids, data.sequences, strict=True))
     if any(sequences[name] != sequence for name, sequence in zip(data.ids, data.sequences, strict=True)):
         raise InputError(
-            f"task {data.task.name}: one id stands for two different sequences; give them ids of their own",
+            f"task {data.task.name}: two different sequences have the same id. Give each sequence a unique id.",
             code="task.repeated-id",
             task=data.task.name,
         )
@@ -96,9 +97,18 @@ def embed_task(
 
 
 def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
-    """The task without the proteins that a file of embeddings lacks.
+    """Drop the proteins of a task that are missing from a file of embeddings.
 
-    Raises: InputError listing them unless that is allowed, or if a set would be left empty.
+    Args:
+        data: The task.
+        path: File of embeddings.
+        allow_missing: Whether proteins may be missing.
+
+    Returns:
+        The task with the remaining proteins and a note on the missing ones.
+
+    Raises:
+        InputError: Proteins are missing and that is not allowed, or a set would be empty.
     """
     with EmbeddingReader(path) as reader:
         missing = [row for row, name in enumerate(data.ids) if name not in reader]
@@ -107,8 +117,8 @@ def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
     named = ", ".join(data.ids[row] for row in missing[:5]) + (", ..." if len(missing) > 5 else "")
     if not allow_missing:
         raise InputError(
-            f"{path} lacks {len(missing)} of {len(data.ids)} proteins ({named}); embed them, or leave them "
-            "out by --allow_missing",
+            f"{path}: {len(missing)} of {len(data.ids)} proteins are missing ({named}). Embed them, or skip them "
+            "with --allow_missing.",
             code="embeddings.missing",
             path=path,
             missing=[data.ids[row] for row in missing],
@@ -118,38 +128,41 @@ def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
     for name in SET_NAMES:
         if not (data.sets[present] == name).any():
             raise InputError(
-                f"{path}: no protein of the {name} set has an embedding",
+                f"{path}: no protein of the {name} set has an embedding. Embed the proteins of this task.",
                 code="embeddings.empty-set",
                 path=path,
                 set=name,
             )
     kept = data.subset(present)
-    note = f"{len(missing)} of {len(data.ids)} proteins have no embedding and were left out ({named})"
+    note = f"{len(missing)} of {len(data.ids)} proteins have no embedding and were skipped ({named})"
     logger.warning("%s", note)
     return replace(kept, official=False, notes=(*data.notes, note))
 
 
 def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeatures:
-    """A file's rows in the task's order; those of residues stay in the file, whatever its layout, until a batch asks.
+    """Open the rows of a file in the order of the task. Rows of residues are read from the file batch by batch.
 
     Args:
-        path: a file of `esm2kit embed`.
-        data: the task.
-        per_residue: the kind of vectors that are wanted.
+        path: File of `esm2kit embed`, in any layout.
+        data: The task.
+        per_residue: Whether one vector per residue is required, instead of one per protein.
+
+    Returns:
+        The features, with the name of the model and the attributes of the file.
 
     Raises:
-        InputError: the file holds the other kind, or rows of other sequences.
+        InputError: The file has vectors of the other level, or rows of other sequences.
     """
     path = Path(path)
     with EmbeddingReader(path) as reader:
         kept = {k: v for k, v in reader.attributes.items() if isinstance(v, str | int | float) and k != "provenance"}
-        name, wanted = str(kept.get("model_name", path.stem)), "residue" if per_residue else "protein"
-        if reader.level != wanted:
+        name, expected = str(kept.get("model_name", path.stem)), "residue" if per_residue else "protein"
+        if reader.level != expected:
             raise InputError(
-                f"{path} holds one vector a {reader.level}; this probe needs one a {wanted}",
+                f"{path} contains one vector per {reader.level}, but this probe requires one per {expected}",
                 code="embeddings.level",
                 path=path,
-                expected=wanted,
+                expected=expected,
             )
         starts_P, offsets, dtype = reader.locate_rows(data.ids)
         wrong = np.flatnonzero(np.diff(offsets) != data.num_residues) if per_residue else ()
@@ -157,8 +170,8 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
             first = wrong[0]
             raise InputError(
                 f"{path}: protein {data.ids[first]!r} has {offsets[first + 1] - offsets[first]} rows for "
-                f"{data.num_residues[first]} residues ({len(wrong)} proteins differ); embed these very "
-                "sequences, whole",
+                f"{data.num_residues[first]} residues ({len(wrong)} proteins differ). Embed the sequences of "
+                "this task, untruncated.",
                 code="features.rows",
                 protein=data.ids[first],
                 found=int(offsets[first + 1] - offsets[first]),

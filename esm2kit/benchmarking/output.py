@@ -1,4 +1,4 @@
-"""A benchmark's folder: rows that are done and taken up again, predictions, and reports that were there before."""
+"""The output folder of a benchmark: finished rows for resuming, predictions, and earlier reports."""
 
 import hashlib
 import importlib.metadata
@@ -25,28 +25,28 @@ FILES = ("predictions.npz", "report.html", "report.json")
 
 
 def format_folder_name(model: Path | str) -> str:
-    """What a model's folder is called: its name, or its path with -- for each /, so that no two models share one."""
+    """Return a unique folder name for a model: its name, or its path with -- for each /."""
     path, here = Path(os.path.abspath(model)), Path.cwd()
     parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts[1:]
     return "--".join(parts) or here.name
 
 
 def move_earlier_report(out_dir: Path, report: Report) -> None:
-    """Make way for a report: one of another model, task or setting moves to a folder of its own in `earlier`.
+    """Move an existing report of another model, task or setting to a numbered subfolder of `earlier`.
 
     Args:
-        out_dir: the benchmark's folder.
-        report: about to be written there.
+        out_dir: Output folder of the benchmark.
+        report: Report that will be written to the folder.
     """
     if not (out_dir / "report.json").is_file():
         return
     try:
         before = Report.read(out_dir)
-        if _identity(before) == _identity(report):
+        if _report_key(before) == _report_key(report):
             return
         name = f"{before.task.name} {before.model.name}"
     except (InputError, KeyError, TypeError):
-        name = "another version's"
+        name = "unreadable"
     number = 1
     while (folder := out_dir / "earlier" / str(number)).exists():
         number += 1
@@ -54,60 +54,64 @@ def move_earlier_report(out_dir: Path, report: Report) -> None:
     for file in FILES:
         if (out_dir / file).exists():
             os.replace(out_dir / file, folder / file)
-    logger.info("the report that was here (%s) is now %s", name, folder / "report.html")
+    logger.info("moved the earlier report (%s) to %s", name, folder / "report.html")
 
 
-def _identity(report: Report) -> Any:
-    """What decides a report's scores: of two that agree in it one is enough."""
+def _report_key(report: Report) -> Any:
+    """Return everything that determines the scores of a report."""
     hashes = {name: item["sha256"] for name, item in report.provenance["inputs"].items() if name != "embeddings"}
     embeddings, rows = report.model.embeddings.get("fingerprint"), [row.name for row in report.rows]
     return to_json([report.task, report.settings, hashes, report.model.name, embeddings, rows])
 
 
 def read_file_key(path: Path) -> list[Any]:
+    """Return the path, size and modification time of a file."""
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def finished(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str]]) -> tuple[Fitted, str]:
-    """A finished row from disk if this version made it from the same inputs; otherwise fit and keep it.
+def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str]]) -> tuple[Fitted, str]:
+    """Load a finished row if this version computed it from the same inputs; otherwise fit the model and save the row.
 
     Args:
-        folder: of rows.
-        name: the row's.
-        key: all that decides it, JSON-able.
-        fit: gives predictions and a note.
+        folder: Folder of the rows.
+        name: Name of the row.
+        key: Everything that determines the row, as JSON-compatible data.
+        fit: Fits the model and returns its predictions and a note.
+
+    Returns:
+        The predictions and the note.
     """
-    key = {"key": key, "version": importlib.metadata.version("esm2kit")}
+    key = {"inputs": key, "version": importlib.metadata.version("esm2kit")}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():
         with np.load(path) as stored:
             if str(stored["digest"]) == digest:
-                kept = json.loads(str(stored["told"]))
-                logger.info("%s: taken from an earlier run", name)
+                kept = json.loads(str(stored["details"]))
+                logger.info("%s: loaded from an earlier run", name)
                 return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
     logger.info("%s: fitting", name)
     fitted, note = fit()
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
-            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, told=json.dumps(kept)
+            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, details=json.dumps(kept)
         )
     return fitted, note
 
 
 def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.ndarray], out_dir: Path) -> Report:
-    """Write report.json, report.html and predictions.npz, each whole or not at all.
+    """Write report.json, report.html and predictions.npz, each atomically.
 
     Args:
-        report: the results.
-        data: the task.
-        predictions: test predictions of every row, by its name.
-        out_dir: folder for them.
+        report: The results.
+        data: The task.
+        predictions: Row name -> test predictions (S, M).
+        out_dir: Folder for the files.
 
     Returns:
-        The report, with the paths of its files.
+        The report with the paths of its files.
     """
     page = render_report(report, data.targets[data.target_rows("test")], predictions[report.first.name][0])
     write_predictions(out_dir / report.files["predictions"], data, predictions)
@@ -118,7 +122,7 @@ def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.nd
 
 
 def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.ndarray]) -> None:
-    """Targets of the test set and every row's predictions, from which a comparison of reports scores again."""
+    """Write the test targets and the predictions of every row, from which `compare` recomputes the scores."""
     rows = data.target_rows("test")
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
@@ -132,7 +136,7 @@ def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.n
 
 
 def _test_fingerprint(data: TaskData) -> str:
-    """SHA-256 of the scored test set alone: reports that share it can be compared pair by pair."""
+    """Compute the SHA-256 of the scored test set; reports with the same one can be compared in pairs."""
     rows = data.target_rows("test")
     digest = hashlib.sha256("\n".join(data.ids[row] for row in data.rows("test")).encode())
     digest.update(len(rows).to_bytes(8, "little") + data.targets[rows].tobytes())

@@ -1,4 +1,4 @@
-"""Pages of reports: one HTML file, no network, light or dark as the reader's system is."""
+"""Render a report as one HTML file that loads nothing from the network and follows the light or dark theme."""
 
 import io
 import json
@@ -17,48 +17,51 @@ from matplotlib.colors import to_hex
 from esm2kit import plots
 from esm2kit.benchmarking.report import BASELINE_NAMES, Metric, Report, ReportRow, display_name, metric_name
 
-# What kind of row it is; a baseline's note says how it was made.
+# Description of a row by its kind. The description of a baseline is its note.
 ROLES = {
-    "finetuned": "the encoder itself, trained on the labels",
+    "finetuned": "the fine-tuned encoder and head",
     "probe": "the probe on the frozen encoder",
     "untrained": "the same probe on an untrained encoder",
 }
-# Stands for the page's text colour inside a figure, so that it follows light and dark.
+# Placeholder for the page's text colour inside a figure, so that figures follow the theme.
 INK = "#0a0b0c"
 
 
 def render_page(title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]]) -> str:
-    """The page's HTML; everything is escaped but the figures of `figure`."""
+    """Render the HTML page; all text is escaped except the figures from `build_figure`."""
     pages = Environment(loader=PackageLoader("esm2kit.benchmarking"), autoescape=True, trim_blocks=True)
     return pages.get_template("page.html.j2").render(title=title, lead=lead, facts=facts, sections=sections)
 
 
 def render_svg(draw: Callable[[], Axes], salt: str) -> str:
-    """A figure as inline SVG whose text follows the page's colour."""
+    """Render a figure as inline SVG whose text has the page's text colour."""
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     settings = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": salt, "savefig.dpi": 110}
-    settings |= {"text.parse_math": False}  # a label may hold dollars
+    settings |= {"text.parse_math": False}  # a label may contain dollar signs
     with mpl.rc_context(settings):
-        drawn = draw().figure
+        plotted = draw().figure
         text = io.StringIO()
-        drawn.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(drawn)
+        plotted.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(plotted)
     body = text.getvalue()
     body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.PRIMARY), "var(--ours)")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # Ids must be unique on a page that holds several figures.
+    # Ids must be unique on a page with several figures.
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
     return re.sub(r'(url\(#|href="#)', rf"\1{salt}-", body)
 
 
 def build_figure(draw: Callable[[], Axes], salt: str, alt: str, caption: str) -> dict[str, str]:
-    """A figure of a section.
+    """Build a figure of a section.
 
     Args:
-        draw: makes the axes.
-        salt: a word that no other figure of the page has.
-        alt: text for who cannot see it.
-        caption: below it.
+        draw: Plots the figure and returns its axes.
+        salt: Prefix of the SVG ids, unique on the page.
+        alt: Alternative text.
+        caption: Text below the figure.
+
+    Returns:
+        The template's variables: svg, alt and caption.
     """
     return {"svg": render_svg(draw, salt), "alt": alt, "caption": caption}
 
@@ -66,7 +69,7 @@ def build_figure(draw: Callable[[], Axes], salt: str, alt: str, caption: str) ->
 def build_score_plot(
     names: Sequence[str], rows: Sequence[ReportRow], metric: str, ours: Sequence[str], published: Mapping[str, float]
 ) -> tuple[Callable[[], Axes], str]:
-    """How to draw rows' scores in a metric, and the scores as text."""
+    """Return a function that plots the scores of rows in one metric, and the scores as text."""
     scores = [row.metrics.get(metric) for row in rows]
     columns = [
         [math.nan if score is None or getattr(score, end) is None else getattr(score, end) for score in scores]
@@ -79,12 +82,12 @@ def build_score_plot(
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; an undefined one is a dash."""
+    """Format a number for a table; an undefined number is a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def format_metric_cell(metric: Metric | None) -> dict[str, Any]:
-    """A table's cell: the value, with its interval and spread below."""
+    """Format a table cell: the value, and its interval and spread below."""
     if metric is None or metric.value is None:
         return {"text": "–", "number": True}
     between = "" if metric.low is None else f"[{format_number(metric.low)}, {format_number(metric.high)}]"
@@ -93,52 +96,54 @@ def format_metric_cell(metric: Metric | None) -> dict[str, Any]:
 
 
 def build_headers(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:
-    """A table's heads; columns from `numbers_from` on hold numbers."""
-    return [{"text": name, "number": place >= numbers_from} for place, name in enumerate(names)]
+    """Build the headers of a table; columns from `numbers_from` on are numeric."""
+    return [{"text": name, "number": column >= numbers_from} for column, name in enumerate(names)]
 
 
 def build_score_table(report: Report) -> dict[str, Any]:
-    """Rows and metrics of one report."""
+    """Build the table of all rows and metrics of a report."""
     headline = report.task.metric
     metrics = [headline, *(name for name in report.first.metrics if name != headline)]
     rows = [
         {
-            "ours": place == 0,
+            "highlighted": number == 0,
             "cells": [
                 {"text": display_name(row.name), "small": ROLES.get(row.kind, row.note)},
                 *(format_metric_cell(row.metrics.get(metric)) for metric in metrics),
             ],
         }
-        for place, row in enumerate(report.rows)
+        for number, row in enumerate(report.rows)
     ]
-    unit = f" RMSE in {report.task.unit}." if report.task.unit else ""
-    caption = f"Test set, scored once. [95% interval over proteins] ± spread over seeds.{unit}"
-    return {"heads": build_headers(["model", *map(metric_name, metrics)]), "rows": rows, "caption": caption}
+    unit = f" RMSE is in {report.task.unit}." if report.task.unit else ""
+    caption = "Scores on the test set. Brackets: 95% confidence interval from a bootstrap over proteins."
+    caption += f" ±: standard deviation over seeds.{unit}"
+    return {"headers": build_headers(["model", *map(metric_name, metrics)]), "rows": rows, "caption": caption}
 
 
-def _figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
+def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
+    """Build the figures of the scores, the predictions and the learning curves."""
     task, first, metric = report.task, report.first, report.task.metric
-    printed = {entry.model: entry.value for entry in report.published if entry.metric == metric}
+    published = {entry.model: entry.value for entry in report.published if entry.metric == metric}
     names = [display_name(row.name) for row in report.rows]
-    draw, scores = build_score_plot(names, report.rows, metric, names[:1], printed)
-    above = "; diamonds: published by others." if printed else "."
-    caption = f"{metric_name(metric)} of {first.name} (blue) and of what it has to beat{above}"
-    figures = [build_figure(draw, "scores", f"{metric_name(metric)} on test: {scores}", caption)]
+    draw, scores = build_score_plot(names, report.rows, metric, names[:1], published)
+    caption = f"Test {metric_name(metric)} of {first.name} (blue) and of the models it is compared with. Bars: 95% "
+    caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
+    figures = [build_figure(draw, "scores", f"Test {metric_name(metric)}: {scores}", caption)]
     if task.target == "class":
         confusion = np.array(first.confusion)
         figures.append(
             build_figure(
                 lambda: plots.confusion_matrix(confusion, task.labels), "confusion",
-                f"Confusion matrix of {first.name}, {len(task.labels)} classes",
-                f"What {first.name} takes each class for (first seed).",
+                f"Confusion matrix of {first.name} with {len(task.labels)} classes",
+                f"Confusion matrix of {first.name} on the test set (first seed).",
             )
         )  # fmt: skip
     else:
         figures.append(
             build_figure(
                 lambda: plots.predicted_vs_true(truth, predicted, task.unit), "scatter",
-                f"Predicted against measured values of {len(truth)} test targets, {first.name}",
-                f"{first.name} on test (first seed); the dashed line is equality.",
+                f"Predicted and measured values of {len(truth)} test targets for {first.name}",
+                f"Predictions of {first.name} on test (first seed). Dashed line: prediction equals measurement.",
             )
         )  # fmt: skip
     if first.history:
@@ -147,20 +152,22 @@ def _figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[d
         figures.append(
             build_figure(
                 lambda: plots.learning_curves(train, validation, kept), "curves",
-                f"Training and validation loss of {len(train)} epochs, one line a seed",
-                f"Learning curves of {first.name}, a line a seed; dots mark the weights that were kept.",
+                f"Training and validation loss over {len(train)} epochs, one line per seed",
+                f"Learning curves of {first.name}, one line per seed. Dots mark the epochs whose weights were kept.",
             )
         )  # fmt: skip
     return figures
 
 
-def _sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
+def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
+    """Build the sections of the page: title with text, points, table, figures or code."""
     first = report.first
     sections = [
-        {"title": "Scores", "table": build_score_table(report), "figures": _figures(report, truth, predicted)},
+        {"title": "Scores", "table": build_score_table(report), "figures": _build_figures(report, truth, predicted)},
         {
-            "title": "Is the difference real?",
-            "text": "Paired bootstrap over test proteins: both models are scored on the same draws.",
+            "title": "Differences between models",
+            "text": "Paired bootstrap: both models are scored on the same resampled test proteins. "
+            "Brackets: 95% confidence interval of the difference.",
             "points": [pair.sentence for pair in report.comparisons],
         },
     ]
@@ -175,8 +182,8 @@ def _sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[
             }
             for label, entry in first.per_class.items()
         ]
-        head = build_headers(["class", "precision", "recall", "F1", "in test"])
-        sections.append({"title": "Class by class", "table": {"heads": head, "rows": rows}})
+        headers = build_headers(["class", "precision", "recall", "F1", "test targets"])
+        sections.append({"title": "Scores per class", "table": {"headers": headers, "rows": rows}})
     if report.published:
         rows = [
             {"cells": [{"text": entry.model}, {"text": metric_name(entry.metric)},
@@ -185,54 +192,60 @@ def _sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[
                        {"text": f"{entry.source}: {entry.difference}"}]}
             for entry in report.published
         ]  # fmt: skip
-        head = [*build_headers(["published model", "metric"], 9), *build_headers(["published", "this report"], 0)]
-        head.append({"text": "source, and why it may differ"})
-        sections.append({"title": "Beside published figures", "table": {"heads": head, "rows": rows}})
+        headers = [*build_headers(["published model", "metric"], 9), *build_headers(["published", "this report"], 0)]
+        headers.append({"text": "source and differences in method"})
+        sections.append({"title": "Published scores", "table": {"headers": headers, "rows": rows}})
     if report.notes:
-        sections.append({"title": "Read with care", "points": report.notes})
-    # a baseline's short name too, which is what the option `baselines` takes
-    short = {name: f"{long} ({name})" for name, long in BASELINE_NAMES.items()}
-    made = [f"{short.get(row.name, row.name)}: {row.note} ({row.seconds:.1f} s)" for row in report.rows if row.note]
-    sections.append({"title": "How each row was made", "points": made})
+        sections.append({"title": "Notes", "points": report.notes})
+    # the option `baselines` takes the short name
+    names = {name: f"{display} ({name})" for name, display in BASELINE_NAMES.items()}
+    methods = [f"{names.get(row.name, row.name)}: {row.note} ({row.seconds:.1f} s)" for row in report.rows if row.note]
+    sections.append({"title": "How each row was computed", "points": methods})
     sections.append(
         {
-            "title": "Where it comes from",
-            "text": f"Data: {report.task.citation or 'the user’s own'}. Licence: {report.task.licence}.",
+            "title": "Provenance",
+            "text": f"Data: {report.task.citation or 'provided by the user'}. Licence: {report.task.licence}.",
             "code": json.dumps(report.provenance, indent=2),
-            "summary": "Configuration, inputs with their SHA-256, versions and commit",
+            "summary": "Configuration, SHA-256 of the inputs, software versions and git commit",
         }
     )
     return sections
 
 
-def _lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
-    """The first row's score and those of its baselines in a sentence; of values also the spread of predictions."""
+def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
+    """Write the score of the first row, those it is compared with, and for values the spread of the predictions."""
     task, first, best, score = report.task, report.first, report.best_baseline, report.headline(report.first)
     unit = f" {task.unit}" if task.unit and task.metric == "rmse" else ""
-    between = "" if score.low is None else f", 95% interval {format_number(score.low)} to {format_number(score.high)}"
+    between = f" (95% confidence interval {format_number(score.low)} to {format_number(score.high)})"
     others = {ROLES[row.kind]: row for row in report.rows[1:] if row.kind in ROLES}
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
-    listed = "".join(f"; {name} has {format_number(report.headline(row).value)}" for name, row in others.items())
-    lead = f"{first.name}: {metric_name(task.metric)} {format_number(score.value)}{unit}{between}{listed}."
+    listed = ", ".join(f"{format_number(report.headline(row).value)} for {name}" for name, row in others.items())
+    lead = f"{first.name} reaches a test {metric_name(task.metric)} of {format_number(score.value)}{unit}"
+    lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
     if task.target == "value" and np.std(truth) > 0:
-        spread = f"{np.std(predicted) / np.std(truth):.0%} as wide as the measured values do"
-        lead += f" Its predictions{' (first seed)' if first.seeds else ''} spread {spread}."
+        spread = f"{np.std(predicted) / np.std(truth):.0%} of that of the measured values"
+        lead += f" The standard deviation of its predictions{' (first seed)' if first.seeds else ''} is {spread}."
     return lead
 
 
 def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
-    """The page of one report.
+    """Render the page of one report.
 
     Args:
-        report: the results.
-        truth: of the scored test targets.
-        predicted: by the first row's first seed.
+        report: The results.
+        truth: (M,) scored test targets.
+        predicted: (M,) predictions of the first row's first seed.
+
+    Returns:
+        The HTML text.
     """
     task = report.task
-    light = f"FLIP's traffic light: {task.traffic_light}. " if task.traffic_light else ""
+    kind = "classification" if task.target == "class" else "regression"
+    light = f"FLIP rates this split {task.traffic_light}. " if task.traffic_light else ""
     facts = [
-        f"{task.level.capitalize()} task, target: {task.target}. {light}Proteins: {task.sizes['train']:,} train, "
-        f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test; {task.scored_test:,} targets scored.",
+        f"{task.level.capitalize()}-level {kind}. {light}Proteins: {task.sizes['train']:,} train, "
+        f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test. Scored test targets: "
+        f"{task.scored_test:,}.",
     ]
     title = f"{task.name}, split {task.split}"
-    return render_page(title, _lead(report, truth, predicted), facts, _sections(report, truth, predicted))
+    return render_page(title, _format_lead(report, truth, predicted), facts, _build_sections(report, truth, predicted))

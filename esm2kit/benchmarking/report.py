@@ -1,6 +1,7 @@
-"""A benchmark's results: report.json as dataclasses, for programs; `page` writes report.html, for people.
+"""The results of a benchmark as dataclasses, and report.json. The module `page` writes report.html.
 
-Schema of report.json, version 1: the fields of `Report` but for its paths, in their order. Undefined numbers are null.
+Schema of report.json, version 1: the fields of `Report` in their order, without `html` and `json`. Undefined numbers
+are null.
 """
 
 import json
@@ -20,42 +21,43 @@ METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
 }  # fmt: skip
-# A baseline's name for a reader; a row and the option `baselines` keep the short one.
+# Names of the baselines for display. Rows and the option `baselines` use the keys.
 BASELINE_NAMES = {
-    "majority": "majority class", "mean": "mean of train", "onehot_ridge": "one-hot, linear",
-    "onehot_cnn": "one-hot CNN", "levenshtein_nearest": "nearest by edits", "blosum62_nearest": "nearest by BLOSUM62",
+    "majority": "majority class", "mean": "training-set mean", "onehot_ridge": "one-hot, linear",
+    "onehot_cnn": "one-hot CNN",
+    "levenshtein_nearest": "nearest by edit distance", "blosum62_nearest": "nearest by BLOSUM62",
 }  # fmt: skip
 
 
 def metric_name(metric: str) -> str:
-    """A metric as text."""
+    """Return the display name of a metric."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def display_name(row: str) -> str:
-    """The name of a report's row as text."""
+    """Return the display name of a report's row."""
     return BASELINE_NAMES.get(row, row)
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What was predicted.
+    """The task of a report.
 
     Args:
-        name: of the task.
+        name: Name of the task.
         level: "residue" or "protein".
         target: "class" or "value".
-        split: of the task.
-        metric: the headline metric.
-        unit: of a value.
-        labels: of a class.
-        num_bits: binary labels a class stands for; 0 if none.
-        traffic_light: FLIP's for the split; None for other tasks.
-        licence: of the split files.
-        citation: of the data.
-        official: the sizes are FLIP's.
-        sizes: proteins of train, validation and test.
-        scored_test: targets that were scored.
+        split: Name of the split.
+        metric: Headline metric.
+        unit: Unit of the values; empty for classes.
+        labels: Class labels; empty for values.
+        num_bits: Number of binary labels that a class encodes; 0 if it encodes none.
+        traffic_light: FLIP's rating of the split; None for other tasks.
+        licence: Licence of the split files.
+        citation: Citation of the data.
+        official: Whether the set sizes are those of FLIP.
+        sizes: Number of proteins in train, validation and test.
+        scored_test: Number of scored test targets.
     """
 
     name: str
@@ -76,7 +78,12 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The model whose embeddings were probed; `embeddings` holds the path of their file and its attributes."""
+    """The model whose embeddings were probed.
+
+    Args:
+        name: Name of the model.
+        embeddings: Path and attributes of the HDF5 file.
+    """
 
     name: str
     embeddings: Mapping[str, Any]
@@ -84,15 +91,15 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that decide the scores.
+    """Settings that affect the scores.
 
     Args:
-        preset: the protocol.
-        source: of the protocol.
-        probe: fields of its ProbeConfig.
-        seeds: of networks.
-        limit: proteins of each set at most; None for all.
-        resamples: bootstrap replicates.
+        preset: Probing protocol.
+        source: Source of the protocol.
+        probe: Fields of the ProbeConfig.
+        seeds: Seeds of the neural probes.
+        limit: Maximum number of proteins per set; None for all.
+        resamples: Number of bootstrap replicates.
     """
 
     preset: str
@@ -105,15 +112,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of one row; None where it is undefined.
+    """One metric of one row. Undefined numbers are None.
 
     Args:
-        value: mean over seeds.
-        low: lower end of the 95% protein-level bootstrap interval; both ends are None where every replicate is equal,
-            except for accuracy, which then has `esm2kit.tasks.metrics.compute_rule_of_three_interval`.
-        high: upper end.
-        seeds: the metric of every seed.
-        seed_spread: standard deviation over seeds.
+        value: Mean over seeds.
+        low: Lower end of the 95% bootstrap interval over proteins. Both ends are None if all replicates are equal,
+            except for accuracy, whose interval then comes from the rule of three (see `esm2kit.tasks.metrics`).
+        high: Upper end of the interval.
+        seeds: Metric of each seed.
+        seed_spread: Standard deviation over seeds.
     """
 
     value: float | None
@@ -124,27 +131,27 @@ class Metric:
 
     @classmethod
     def from_score(cls, score: Score) -> Self:
-        """A score as a report holds it."""
+        """Convert a score to the form of a report."""
         value, low, high = map(nan_to_none, score.interval)
         return cls(value, low, high, [nan_to_none(seed) for seed in score.seeds], nan_to_none(score.seed_spread) or 0.0)
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One model on the test set.
+    """The scores of one model on the test set.
 
     Args:
-        name: of the model.
+        name: Name of the model.
         kind: "finetuned", "probe", "untrained" or "baseline".
-        note: how it was made.
-        config: its settings.
-        seconds: wall time of fitting and predicting.
-        seeds: the seeds; empty where none matters.
-        selected: what validation chose: a penalty, or each seed's epoch.
-        metrics: by name.
-        per_class: label -> {precision, recall, f1, support} of the first seed; class tasks only.
-        confusion: K x K counts of the first seed; class tasks only.
-        history: train_loss and validation_loss, epochs x seeds.
+        note: How the row was computed.
+        config: Settings of the model.
+        seconds: Wall time of fitting and prediction.
+        seeds: Seeds; empty if the model does not depend on a seed.
+        selected: Settings selected on validation: the penalty, or the epoch of each seed.
+        metrics: Metrics by name.
+        per_class: Label -> {precision, recall, f1, support} for the first seed; class tasks only.
+        confusion: (K, K) counts for the first seed, rows are true classes; class tasks only.
+        history: train_loss and validation_loss, (epochs, seeds).
     """
 
     name: str
@@ -162,16 +169,16 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired bootstrap of two rows.
+    """A paired bootstrap comparison of two rows.
 
     Args:
-        ours: name of one row.
-        theirs: name of the other.
-        metric: that is compared.
-        difference: positive where `ours` is better; None where undefined.
-        low: lower end of its 95% interval.
-        high: upper end.
-        sentence: the result in words.
+        ours: Name of the first row.
+        theirs: Name of the second row.
+        metric: Compared metric.
+        difference: Positive if the first row is better; None if undefined.
+        low: Lower end of the 95% interval of the difference.
+        high: Upper end of the interval.
+        sentence: The result as a sentence.
     """
 
     ours: str
@@ -184,28 +191,28 @@ class Comparison:
 
     @classmethod
     def from_interval(cls, ours: str, theirs: str, metric: str, difference: Interval) -> Self:
-        """A difference between two rows, with its sentence."""
+        """Build the comparison of two rows, with its sentence."""
         text = format_comparison(display_name(ours), display_name(theirs), metric, difference)
         return cls(ours, theirs, metric, *map(nan_to_none, difference), text)
 
 
 @dataclass(frozen=True)
 class Report:
-    """One task's results.
+    """The results of a benchmark on one task.
 
     Args:
         schema: SCHEMA.
-        task: what was predicted.
-        model: whose embeddings were probed.
-        settings: that decide the scores.
-        rows: one a model, the fine-tuned one or the probe first.
-        comparisons: of the first row with every other one.
-        published: others' scores on this task and split.
-        notes: what a reader of the scores must know.
-        files: name -> file beside report.json.
+        task: The task.
+        model: The model whose embeddings were probed.
+        settings: Settings that affect the scores.
+        rows: One row per model. The fine-tuned model comes first, or else the probe.
+        comparisons: Comparisons of the first row with each other row.
+        published: Published scores on this task and split.
+        notes: What a reader of the scores must know.
+        files: Name -> file in the folder of report.json.
         provenance: stage, config, inputs with sha256, versions, git_commit, created.
-        html: the page, once written.
-        json: the file it was written to or read from.
+        html: Path of report.html, once it is written.
+        json: Path of report.json, once it is written or read.
     """
 
     schema: str
@@ -223,26 +230,32 @@ class Report:
 
     @property
     def first(self) -> ReportRow:
-        """The row that the report is about."""
+        """The row of the model under test."""
         return self.rows[0]
 
     @property
     def best_baseline(self) -> ReportRow | None:
-        """The baseline that is best in the headline metric; None where no baseline has a value in it."""
+        """The baseline with the best headline metric; None if no baseline has a defined value."""
         rows = [row for row in self.rows if row.kind == "baseline" and self.headline(row).value is not None]
         sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
         return max(rows, key=lambda row: sign * self.headline(row).value, default=None)
 
     def headline(self, row: ReportRow) -> Metric:
-        """A row's headline metric."""
+        """Return the headline metric of a row."""
         return row.metrics[self.task.metric]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a report.json, or the one in a folder.
+        """Read a report.json.
+
+        Args:
+            path: The file, or its folder.
+
+        Returns:
+            The report.
 
         Raises:
-            InputError: there is none, or it is not one of this schema.
+            InputError: The file does not exist, or it is not a report of this schema.
         """
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
@@ -250,37 +263,44 @@ class Report:
             found = json.loads(path.read_text())
         except FileNotFoundError:
             raise InputError(
-                f"{path} does not exist: make it with `esm2kit benchmark`", code="report.absent", path=path
+                f"{path} does not exist. Create it with `esm2kit benchmark`.", code="report.absent", path=path
             ) from None
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON: {error}", code="report.not-json", path=path) from None
+            raise InputError(f"{path} is not valid JSON: {error}", code="report.not-json", path=path) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
         if schema != SCHEMA:
             raise InputError(
-                f"{path} has the schema {schema!r}, not {SCHEMA!r}",
+                f"{path}: the schema is {schema!r}, expected {SCHEMA!r}. Pass a report.json of `esm2kit benchmark`.",
                 code="report.schema",
                 path=path,
                 found=schema,
                 expected=SCHEMA,
             )
         try:
-            return cls(**found | _typed(found), html=path.with_suffix(".html"), json=path)
+            return cls(**found | _parse_parts(found), html=path.with_suffix(".html"), json=path)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a whole report: {error}", code="report.incomplete", path=path) from None
+            raise InputError(
+                f"{path} is not a complete report ({error}). Run the benchmark again.",
+                code="report.incomplete",
+                path=path,
+            ) from None
 
     def write(self, folder: Path) -> Self:
-        """Write report.json, whole or not at all.
+        """Write report.json atomically.
+
+        Args:
+            folder: Folder for the file.
 
         Returns:
-            The report, with the paths of its files.
+            The report with the paths of its files.
         """
         written = replace(self, html=Path(folder) / "report.html", json=Path(folder) / "report.json")
         write_json(written.json, {name: part for name, part in to_json(self).items() if name not in ("html", "json")})
         return written
 
 
-def _typed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a report.json that have a class of their own."""
+def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the parts of a report.json to their dataclasses."""
     metrics = [{name: Metric(**entry) for name, entry in row["metrics"].items()} for row in found["rows"]]
     return {
         "task": TaskSummary(**found["task"]),
@@ -293,34 +313,47 @@ def _typed(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def format_comparison(ours: str, theirs: str, metric: str, difference: Interval) -> str:
-    """ "B beats A by 1.2 [0.4, 2.0]", or that no difference was shown."""
+    """Write the difference of two models as a sentence, such as "B beats A by 1.2 [0.4, 2.0] in RMSE".
+
+    Args:
+        ours: Display name of the first model.
+        theirs: Display name of the second model.
+        metric: Compared metric.
+        difference: Positive if the first model is better, with its 95% interval.
+
+    Returns:
+        The sentence, without a full stop.
+    """
     name = metric_name(metric)
     size, low, high = abs(difference.value), difference.low, difference.high
-    sign = f" (+ is lower {name}, so better)" if metric in LOWER_IS_BETTER else ""
+    sign = f" (positive means a lower {name}, which is better)" if metric in LOWER_IS_BETTER else ""
     if math.isfinite(size) and not math.isfinite(low):
-        differs = f"{name} differs by {difference.value:+.3f}{sign} in every draw"
+        differs = f"{name} differs by {difference.value:+.3f}{sign} in every bootstrap replicate"
         return f"{ours} and {theirs}: {differs}, so there is no interval"
     if not all(map(math.isfinite, difference)):
-        return f"{ours} and {theirs}: {name} is undefined for one of them"
+        return f"{ours} and {theirs}: {name} is undefined for one of the two"
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
     if low > 0:
         return f"{ours} beats {theirs} by {size:.3f} [{low:.3f}, {high:.3f}] in {name}{lower}"
     if high < 0:
         return f"{theirs} beats {ours} by {size:.3f} [{-high:.3f}, {-low:.3f}] in {name}{lower}"
     between = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}] in {name}{sign}"
-    return f"no difference shown between {ours} and {theirs}: {between}"
+    return f"no significant difference between {ours} and {theirs}: {between}"
 
 
 def compare_rows(
     name: str, ours: Mapping[str, Score], others: Mapping[str, Mapping[str, Score]], headline: str
 ) -> list[Comparison]:
-    """Compare a row with every other one, under the same bootstrap draws.
+    """Compare a row with each other row by a paired bootstrap.
 
     Args:
-        name: the row's.
-        ours: its scores, by metric.
-        others: the scores of the others, by their names.
-        headline: the metric to compare; values are compared with a constant, which has no rank correlation, by RMSE.
+        name: Name of the row.
+        ours: Scores of the row by metric.
+        others: Name -> scores of each other row.
+        headline: Metric to compare. RMSE is used where it is undefined: a constant has no rank correlation.
+
+    Returns:
+        One comparison per other row, in the same order.
     """
     pairs = []
     for other, theirs in others.items():

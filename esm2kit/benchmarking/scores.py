@@ -1,4 +1,4 @@
-"""From predictions to the rows of a report."""
+"""Score predictions and build the rows of a report."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +28,18 @@ Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 def build_scorers(
     target: str, num_classes: int, num_bits: int, truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray
 ) -> list[Scorer]:
-    """One scorer a seed.
+    """Build one scorer per seed.
 
     Args:
         target: "class" or "value".
-        num_classes: of a class task.
-        num_bits: binary labels a class stands for; 0 if none.
-        truth_M: targets.
-        predicted_SM: predictions, a row a seed.
-        protein_M: which protein each target belongs to, from 0.
+        num_classes: Number of classes; 0 for values.
+        num_bits: Number of binary labels that a class encodes; 0 if it encodes none.
+        truth_M: (M,) targets.
+        predicted_SM: (S, M) predictions, one row per seed.
+        protein_M: (M,) protein of each target, numbered from 0.
+
+    Returns:
+        Functions from bootstrap counts (R, P) to the metrics of each replicate.
     """
     if target == "value":
         return [build_value_scorer(truth_M, predicted_M, protein_M) for predicted_M in predicted_SM]
@@ -48,7 +51,7 @@ def build_scorers(
 
 
 def compute_headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -> float:
-    """The task's headline metric of some predictions; nan where it is undefined."""
+    """Compute the headline metric of predictions (M,); nan if it is undefined."""
     one_protein = np.zeros(len(truth_M), dtype=np.int64)
     scorer = build_scorers(
         task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
@@ -57,13 +60,13 @@ def compute_headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -
 
 
 def number_proteins(data: TaskData) -> np.ndarray:
-    """For every scored test target, its protein's number from 0; records of one id are one protein."""
+    """Return the protein of each scored test target (M,), numbered from 0; records with one id are one protein."""
     ids = np.array(data.ids)[data.protein_of_target[data.target_rows("test")]]
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
 
 
 def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
-    """All metrics of a model on the test set."""
+    """Compute all metrics of a model on the test set, with bootstrap counts (R, P)."""
     truth_M = data.targets[data.target_rows("test")]
     bits = len(data.task.binary_labels)
     scorers = build_scorers(
@@ -73,36 +76,43 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[
 
 
 def format_score(metric: str, score: Score) -> str:
-    """A score for the log: with its interval, or why it is undefined."""
+    """Format a score with its interval for the log, or state that it is undefined."""
     value, low, high = score.interval
     if not math.isfinite(value):
-        return f"{metric} is not defined: predictions (or targets) are constant"
+        return f"{metric} is undefined: the predictions or the targets are constant"
     return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
 
 
 def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
-    """A report's note on intervals that no bootstrap can give, or none: model -> metric -> score to notes."""
+    """Return a note on metrics that are equal in all bootstrap replicates.
+
+    Args:
+        scores: Model -> metric -> score.
+
+    Returns:
+        One sentence, or an empty list if the accuracy of every model varies.
+    """
     alike = [name for name, found in scores.items() if "accuracy" in found and found["accuracy"].is_constant]
     if not alike:
         return []
     num_proteins = scores[alike[0]]["accuracy"].num_proteins
     return [
-        f"every draw of the {num_proteins} test proteins gives the same accuracy ({'; '.join(alike)}): its interval is "
-        "the rule of three's, and other figures that no draw changes have none"
+        f"Every bootstrap replicate of the {num_proteins} test proteins gives the same accuracy ({'; '.join(alike)}). "
+        "Its interval comes from the rule of three. Other metrics that do not vary have no interval."
     ]
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A model's predictions with their scores: a report's row before it is written.
+    """The predictions and scores of a model.
 
     Args:
-        name: of the model.
-        kind: as `ReportRow.kind`.
-        note: how it was made.
-        config: its settings.
-        fitted: its predictions.
-        scores: from `score_fitted`.
+        name: Name of the model.
+        kind: See `ReportRow.kind`.
+        note: How the model was fitted.
+        config: Settings of the model.
+        fitted: Predictions.
+        scores: Scores from `score_fitted`.
     """
 
     name: str
@@ -112,15 +122,18 @@ class ScoredModel:
     fitted: Fitted
     scores: dict[str, Score]
 
-    def row(self, data: TaskData, seeds: Sequence[int]) -> ReportRow:
-        """The model as a report has it.
+    def to_row(self, data: TaskData, seeds: Sequence[int]) -> ReportRow:
+        """Convert the model to a row of a report.
 
         Args:
-            data: the task.
-            seeds: of its predictions; left out where one of them stands for all.
+            data: The task.
+            seeds: Seeds of the predictions. The row omits them if the model does not depend on a seed.
+
+        Returns:
+            The row.
         """
         fitted = self.fitted
-        table, confusion = _class_tables(data, fitted.test_SM[0]) if data.task.target == "class" else ({}, [])
+        table, confusion = _build_class_tables(data, fitted.test_SM[0]) if data.task.target == "class" else ({}, [])
         return ReportRow(
             name=self.name,
             kind=self.kind,
@@ -139,16 +152,16 @@ class ScoredModel:
         )
 
 
-def _class_tables(data: TaskData, predicted_M: np.ndarray) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
-    """Precision, recall, F1 and support of every label, and the confusion matrix."""
+def _build_class_tables(data: TaskData, predicted_M: np.ndarray) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
+    """Compute precision, recall, F1 and support of each label, and the confusion matrix (K, K)."""
     truth_M, labels, bits = data.targets[data.target_rows("test")], data.task.labels, data.task.binary_labels
-    everyone = np.zeros(len(truth_M), dtype=np.int64)
-    matrix_KK = count_confusions(truth_M, predicted_M, everyone, 1, len(labels))[0]
+    one_group = np.zeros(len(truth_M), dtype=np.int64)
+    matrix_KK = count_confusions(truth_M, predicted_M, one_group, 1, len(labels))[0]
     if not bits:
         return compute_per_class(matrix_KK, labels), matrix_KK.tolist()
     truth_ML, predicted_ML = unpack_bits(truth_M, len(bits)), unpack_bits(predicted_M, len(bits))
     table = {}
     for bit, label in enumerate(bits):
-        counts_22 = count_confusions(truth_ML[:, bit], predicted_ML[:, bit], everyone, 1, 2)[0]
+        counts_22 = count_confusions(truth_ML[:, bit], predicted_ML[:, bit], one_group, 1, 2)[0]
         table[label] = compute_per_class(counts_22, ("no", label))[label]
     return table, matrix_KK.tolist()

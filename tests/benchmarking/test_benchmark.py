@@ -155,18 +155,19 @@ def test_the_page_is_one_file_that_fetches_nothing(value_report):
     assert len(page.ids) == len(set(page.ids))
     assert "prefers-color-scheme: dark" in html
     assert html.count("currentColor") > 10
-    for name in ("small, ridge", "untrained small, ridge", "mean of train", "composition", "one-hot, linear"):
+    for name in ("small, ridge", "untrained small, ridge", "training-set mean", "composition", "one-hot, linear"):
         assert f"<td>{name} <small>" in html
 
 
-def test_the_first_sentence_names_every_rival_and_how_far_predictions_spread(tasks, value_report, tmp_path):
+def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, value_report, tmp_path):
     with np.load(value_report.json.with_name("predictions.npz")) as stored:
         truth, predicted_SM = stored["truth"], stored["predicted/small, ridge"]
     write_report(value_report, load_task("share", None, tasks), {"small, ridge": predicted_SM * 0.01}, tmp_path)
     lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
     untrained = value_report.rows[1].metrics["spearman"].value
-    assert f"; the same probe on an untrained encoder has {untrained:.3f}; the best baseline (" in lead
-    assert lead.endswith(f"spread {predicted_SM[0].std() / truth.std() / 100:.0%} as wide as the measured values do.")
+    assert f", compared with {untrained:.3f} for the same probe on an untrained encoder, " in lead
+    assert " for the best baseline (" in lead
+    assert lead.endswith(f" is {predicted_SM[0].std() / truth.std() / 100:.0%} of that of the measured values.")
 
 
 def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
@@ -196,7 +197,7 @@ def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_pa
     assert [line.split(" is best")[0].split()[:2] for line in lines if "penalt" in line] == [
         ["ridge:", "penalty"], ["logistic:", "penalty"],
     ]  # fmt: skip
-    assert "mean: spearman is not defined: predictions (or targets) are constant" in lines
+    assert "mean: spearman is undefined: the predictions or the targets are constant" in lines
     assert not [line for line in lines if re.search(r"\bnan\b", line)]
 
 
@@ -213,7 +214,7 @@ def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(t
     kept = tmp_path / "earlier" / "1"
     assert json.loads((kept / "report.json").read_text())["rows"] == json.loads(first["report.json"])["rows"]
     assert sorted(path.name for path in kept.iterdir()) == sorted(files)
-    assert f"the report that was here (share small) is now {kept / 'report.html'}" in caplog.messages
+    assert f"moved the earlier report (share small) to {kept / 'report.html'}" in caplog.messages
     run(tasks, model, tmp_path, task="rich", seeds=[7], **few)
     assert (tmp_path / "earlier" / "2" / "predictions.npz").is_file()
     assert compare(CompareConfig([kept, tmp_path], tmp_path / "joined")).reports, "an earlier report is as good as any"
@@ -279,10 +280,12 @@ def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path
     state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(ESM2Config(1, 40, 2), 0).state_dict().items()}
     write_checkpoint(wide, state, {"model": {"num_layers": 1, "embed_dim": 40, "attention_heads": 2}, "step": 0})
     other = run(tasks, wide, tmp_path / "other", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=1)
-    assert any("untrained wide has 40 numbers a vector, not 32: no twin" in note for note in other.notes)
+    assert any(
+        "untrained wide has vectors of 40 dimensions, but the embeddings have 32" in note for note in other.notes
+    )
     a, b = (report.first.metrics["accuracy"].value for report in (made, given))
     assert a == pytest.approx(b, abs=0.01)  # float16 and float32
-    assert any("no untrained rival" in note for note in given.notes)
+    assert any("No untrained model was probed" in note for note in given.notes)
 
 
 def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model, tmp_path):
@@ -461,7 +464,7 @@ def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_r
     a, b = (report.first.metrics["spearman"].value for report in (value_report, out))
     assert pair.difference == pytest.approx(a - b)
     assert pair.low < pair.difference < pair.high
-    assert "beats" in pair.sentence or "no difference shown" in pair.sentence
+    assert "beats" in pair.sentence or "no significant difference" in pair.sentence
     (written,) = json.loads((tmp_path / "comparison.json").read_text())["pairs"]
     assert written == {"task": "share", "split": "share"} | to_json(pair)
     html = (tmp_path / "comparison.html").read_text()
@@ -494,9 +497,9 @@ def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belong
     one, two = (tmp_path / "comparison.html").read_text().split("<h2>")[1:]
     for section, pair in zip((one, two), found.pairs, strict=True):
         assert section.count(f"<li>{pair.comparison.sentence}</li>") == section.count("<li>") == 1
-    assert "<td>mean of train</td>" in one
-    assert f"<td>mean of train ({found.reports[3].name})</td>" in two
-    assert "mean of train (" not in one
+    assert "<td>training-set mean</td>" in one
+    assert f"<td>training-set mean ({found.reports[3].name})</td>" in two
+    assert "training-set mean (" not in one
 
 
 def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
@@ -523,11 +526,11 @@ def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
     assert format_comparison("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
         "A beats B by 0.300 [0.100, 0.500] in RMSE"
     )
-    assert format_comparison("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no difference shown")
+    assert format_comparison("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no significant difference")
     level = format_comparison("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
-    assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (+ is lower RMSE, so better)")
+    assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (positive means a lower RMSE, which is better)")
     same = format_comparison("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))
-    assert same == "B and A: MCC differs by +1.000 in every draw, so there is no interval"
+    assert same == "B and A: MCC differs by +1.000 in every bootstrap replicate, so there is no interval"
 
 
 def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(tmp_path):
@@ -542,9 +545,9 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
         name: score_fitted(fit_baseline(name, data).fitted, data, counts_RP) for name in ("composition", "majority")
     }
     (note,) = build_interval_notes(scores)
-    assert note.startswith("every draw of the 10 test proteins gives the same accuracy (composition): its interval is")
+    assert note.startswith("Every bootstrap replicate of the 10 test proteins gives the same accuracy (composition).")
     fitted = fit_baseline("composition", data).fitted
-    row = ScoredModel("composition", "baseline", "", {}, fitted, scores["composition"]).row(data, ())
+    row = ScoredModel("composition", "baseline", "", {}, fitted, scores["composition"]).to_row(data, ())
     accuracy = row.metrics["accuracy"]
     assert accuracy == Metric(1.0, accuracy.low, 1.0, [1.0], 0.0)
     assert accuracy.low == pytest.approx(0.05 ** (1 / 10))

@@ -166,9 +166,9 @@ ROWS = [
 
 def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
     table = build_score_table(report("rmse", ROWS))
-    assert [row["ours"] for row in table["rows"]] == [True, False, False, False, False]
+    assert [row["highlighted"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
-        "the encoder itself, trained on the labels",
+        "the fine-tuned encoder and head",
         "the probe on the frozen encoder",
         "the same probe on an untrained encoder",
         "the mean of train",

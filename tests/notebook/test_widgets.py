@@ -483,7 +483,9 @@ def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
 
 def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
     found = compared(scored("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
-    assert verdict(found).endswith("has no figure: no figure to compare with the best baseline, mean of train (0.600).")
+    assert verdict(found).endswith(
+        "has no figure: no figure to compare with the best baseline, training-set mean (0.600)."
+    )
     found = compared(scored("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
     assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(found)
     found = replace(found, comparisons=[replace(found.comparisons[0], metric="rmse", low=-0.1, high=0.5)])
