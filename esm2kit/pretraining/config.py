@@ -118,4 +118,4 @@ def lr_at(step: int, config: PretrainConfig) -> float:
     Source: Lin et al. 2023, supplement A.2.4.
     """
     warmup, end = config.warmup_steps, config.decay_share * config.max_steps
-    return compute_lr(config.peak_lr, step + 1, warmup, warmup, end, floor=config.min_lr_share)
+    return compute_lr(config.peak_lr, step + 1, warmup, warmup, end, final_share=config.min_lr_share)

@@ -1,4 +1,4 @@
-"""The settings that every training stage shares, with their documentation and their checks."""
+"""Settings shared by all training stages, with their help texts and range checks."""
 
 import inspect
 import re
@@ -10,47 +10,49 @@ from esm2kit.core.errors import check_choices, check_range
 from esm2kit.training.layout import BatchLayout, StrategyName
 
 TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
-# Metadata of a field that may differ between a run and its resumption: where the run happens and how it is laid out,
-# which leave the curve alone; max_steps and precision, by which a longer or faster continuation is asked for; and what
-# only reads the result.
+# Metadata of a field that may change when a run resumes: paths and devices, which do not affect the loss curve;
+# max_steps and precision, which a user changes to train longer or faster; and fields that only read the result.
 FREE = {"resume": "free"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What the training engine reads of a stage's configuration; each stage adds its own fields.
+    """Settings of the training engine; each stage adds its own fields.
 
-    A stage's docstring is completed with the lines below for the fields that it does not describe itself.
+    A stage's docstring inherits the entries below for all fields that it does not document itself.
 
     Args:
-        out_dir: checkpoints, metrics.csv and logs go here.
-        max_steps: updates in all.
-        devices: devices of one node.
-        num_nodes: nodes.
-        strategy: ddp, fsdp2, or auto (ddp where there is more than one data-parallel rank).
-        micro_batch_size: sequences one device holds at a time.
-        accumulate_grad_batches: micro-batches a device works through for one update.
-        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
-        max_tokens: longest window of a sequence, BOS and EOS included.
-        lr: peak learning rate; None until the stage decides it.
-        warmup_steps: updates of linear warm-up.
-        weight_decay: decoupled weight decay; None until the stage decides it.
-        beta1: AdamW's decay of the gradient average.
-        beta2: AdamW's decay of the squared-gradient average.
+        out_dir: Folder for checkpoints, metrics.csv and logs.
+        max_steps: Total number of updates.
+        devices: Devices per node.
+        num_nodes: Number of nodes.
+        strategy: Parallel strategy: ddp, fsdp2, or auto. auto is ddp if there is more than one data-parallel rank.
+        micro_batch_size: Sequences per device and micro-batch. Default: derived from global_batch_size, otherwise 8.
+        accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size,
+            otherwise 1.
+        global_batch_size: Sequences per update. Default: micro_batch_size x accumulate_grad_batches x data-parallel
+            ranks.
+        max_tokens: Longest window of a sequence in tokens, including BOS and EOS.
+        lr: Peak learning rate. Default: set by the stage.
+        warmup_steps: Updates of linear warm-up. Default: set by the stage.
+        weight_decay: Decoupled weight decay. Default: set by the stage.
+        beta1: Decay rate of AdamW's gradient average.
+        beta2: Decay rate of AdamW's squared-gradient average.
         eps: AdamW's epsilon.
-        gradient_clip_val: largest total gradient norm; 0 leaves gradients as they are.
-        precision: 32-true; bf16-mixed (bf16 arithmetic operation by operation, on fp32 weights); or bf16-true (bf16
-            throughout, on copies of fp32 master weights: less memory for activations). FSDP2 gathers bf16 for both.
-        accelerator: cpu, cuda, or auto.
-        activation_checkpointing: recompute layers in the backward pass; less memory, about a third more time.
-        val_check_interval: updates between validations.
-        tokens_per_validation_batch: token budget of a rank's validation batch.
-        save_top_k: checkpoints to keep by lowest val_loss, the last one aside.
-        log_every_n_steps: updates between rows of metrics.csv.
-        resume_if_exists: go on from the last checkpoint in out_dir where there is one.
-        logger: metrics.csv is always written; tensorboard and wandb (Weights & Biases, a package to install first) get
-            the same figures and the settings. WANDB_MODE=offline keeps wandb off the network.
-        wandb_project: name of the Weights & Biases project.
+        gradient_clip_val: Largest total gradient norm. 0 turns clipping off.
+        precision: Numeric precision. 32-true computes in fp32. bf16-mixed uses autocast over fp32 weights. bf16-true
+            computes in bf16 on copies of fp32 master weights, which saves activation memory. FSDP2 gathers bf16
+            parameters for both.
+        accelerator: Device type: cpu, cuda, or auto.
+        activation_checkpointing: Recompute layers in the backward pass. Saves memory and takes about a third more time.
+        val_check_interval: Updates between validations. Default: set by the stage.
+        tokens_per_validation_batch: Tokens per validation batch and rank.
+        save_top_k: Number of checkpoints with the lowest val_loss to keep, in addition to the last one.
+        log_every_n_steps: Updates between rows of metrics.csv.
+        resume_if_exists: Resume from the last checkpoint in out_dir if there is one.
+        logger: Logger in addition to metrics.csv: tensorboard or wandb (Weights & Biases). Each requires its package.
+            Both receive the same metrics and the settings. WANDB_MODE=offline keeps wandb off the network.
+        wandb_project: Name of the Weights & Biases project.
     """
 
     out_dir: Path = field(metadata=FREE)
@@ -81,7 +83,7 @@ class TrainingConfig:
     wandb_project: str = field(default="esm2kit", metadata=FREE)
 
     def __init_subclass__(cls) -> None:
-        if not (cls.__doc__ and TrainingConfig.__doc__):  # python -OO has none
+        if not (cls.__doc__ and TrainingConfig.__doc__):  # python -OO strips docstrings
             return
         own, entry = inspect.cleandoc(cls.__doc__), re.compile(r"^    (?=\w+: )", re.M)
         described = {line.partition(":")[0] for line in entry.split(own)[1:]}
@@ -100,5 +102,6 @@ class TrainingConfig:
 
     @property
     def layout(self) -> BatchLayout:
+        """The batch layout that these settings describe."""
         names = (name for name in BatchLayout.of.__annotations__ if hasattr(self, name))
         return BatchLayout.of(**{name: getattr(self, name) for name in names})

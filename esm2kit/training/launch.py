@@ -1,7 +1,7 @@
-"""Training runs in its own process, started here from a notebook or the command line, on one device or many.
+"""Start training in its own process, from a notebook or the command line, on one or several devices.
 
-A Jupyter kernel cannot hold a process group, and a process that dies must not take the notebook along. Several devices
-of one node go through torchrun; across nodes torchrun or SLURM start `esm2kit` on each, without this module.
+A Jupyter kernel cannot join a process group, and a crash in training must not end the kernel. On one node this module
+starts torchrun for several devices. On several nodes the user starts `esm2kit` with torchrun or SLURM instead.
 """
 
 import json
@@ -23,14 +23,14 @@ from esm2kit.training.resume import lock_run_folder
 
 
 def worker_command(stage: str, config_path: Path, devices: int) -> list[str]:
-    """The worker's command line: plain Python for one device, torchrun for several."""
+    """Build the worker's command line: plain Python for one device, torchrun for several."""
     arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
     torchrun = ["-m", "esm2kit.training.torchrun", "--standalone", f"--nproc-per-node={devices}"]
     return [sys.executable, *(torchrun if devices > 1 else []), *arguments]
 
 
 def replace_with_torchrun(stage: str, config: Any) -> NoReturn:
-    """Turn this process into torchrun over the stage, so that signals and the exit code are the workers' own."""
+    """Replace this process with torchrun, so that signals reach the workers and their exit code is returned."""
     arguments = worker_command(stage, write_config(stage, config), config.devices)
     os.execve(arguments[0], arguments, _clean_environment())
 
@@ -41,20 +41,20 @@ def train(
     on_line: Callable[[str], None] = print,
     on_start: Callable[[subprocess.Popen], None] = lambda worker: None,
 ) -> dict[str, Any]:
-    """Run a training stage to its end in a process of its own.
+    """Run a training stage in a separate process and wait for its result.
 
     Args:
-        stage: pretrain or finetune.
-        config: the stage's dataclass; written to `<out_dir>/<stage>.yaml`, which repeats the run by itself.
-        on_line: called with every line of the log, without its line break.
-        on_start: called once with the worker, for whoever may want to stop it.
+        stage: `pretrain` or `finetune`.
+        config: The stage's dataclass. It is written to `<out_dir>/<stage>.yaml`, which is enough to repeat the run.
+        on_line: Called with each line of the log, without its line break.
+        on_start: Called once with the worker process, for example to keep it for a Stop button.
 
     Returns:
-        What the stage wrote to `<out_dir>/<stage>.json`.
+        The content of `<out_dir>/<stage>.json`.
 
     Raises:
-        InputError: the worker's own, or one with what is known of how it ended.
-        KeyboardInterrupt: once the worker has saved.
+        InputError: The worker reported bad input, crashed or was killed.
+        KeyboardInterrupt: The user interrupted the run; raised after the worker has saved.
     """
     arguments = worker_command(stage, write_config(stage, config), config.devices)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def train(
         raise error
     if code:
         raise InputError(
-            f"{stage} stopped with code {code}: {error or 'see the last lines of its log'}",
+            f"{stage} ended with exit code {code}: {error or 'see the last lines of its log'}",
             code="worker.failed",
             stage=stage,
             exit_code=code,
@@ -93,7 +93,7 @@ def train(
 
 
 def stop_worker(worker: subprocess.Popen, on_line: Callable[[str], None] = print) -> None:
-    """Ask a worker to finish its update, save and end, and wait until it has."""
+    """Send SIGTERM to a worker and wait until it has finished its update, saved and exited."""
     if worker.poll() is None:
         os.killpg(worker.pid, signal.SIGTERM)
         for line in worker.stdout:
@@ -102,9 +102,17 @@ def stop_worker(worker: subprocess.Popen, on_line: Callable[[str], None] = print
 
 
 def write_config(stage: str, config: Any) -> Path:
-    """Write a stage's configuration where `esm2kit <stage> --config` reads it: `<out_dir>/<stage>.yaml`.
+    """Write a stage's configuration to `<out_dir>/<stage>.yaml`, for `esm2kit <stage> --config`.
 
-    Raises: InputError while a run is at work in that folder: its configuration stays what it runs with.
+    Args:
+        stage: `pretrain` or `finetune`.
+        config: The stage's dataclass.
+
+    Returns:
+        The path of the YAML file.
+
+    Raises:
+        InputError: Another run is training in the folder; its configuration is not overwritten.
     """
     path = Path(config.out_dir) / f"{stage}.yaml"
     with lock_run_folder(path.parent), atomic_path(path) as part:
@@ -113,11 +121,11 @@ def write_config(stage: str, config: Any) -> Path:
 
 
 def _clean_environment() -> dict[str, str]:
-    """This process's environment without what would make the worker think it is somebody's rank."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", TORCHRUN, SLURM)
-    # a worker started from a notebook is no kernel: with this left in it would take itself for one, and start workers
-    ours += ("JPY_PARENT_PID",)
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    # lines, not blocks, so that the log arrives as it is written; and ten minutes, not torchrun's half, for a large
-    # model to finish its update and its save after a stop signal
+    """Copy this process's environment without the variables that would make the worker take itself for a rank."""
+    removed = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", TORCHRUN, SLURM)
+    # with this variable, a worker started from a notebook takes itself for a kernel and starts workers of its own
+    removed += ("JPY_PARENT_PID",)
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
+    # Unbuffered output delivers each log line immediately. After a stop signal a large model needs more than torchrun's
+    # default of 30 seconds to finish its update and save; 600 seconds is enough.
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"} | environment | {"PYTHONUNBUFFERED": "1"}

@@ -1,7 +1,8 @@
-"""How a global batch divides over devices: the batch equation.
+"""The batch equation: how a global batch is divided over devices.
 
-`global_batch_size = micro_batch_size x accumulate_grad_batches x data_parallel_size`, and
-`devices x num_nodes = data_parallel_size x tensor_model_parallel_size`: nothing else decides the loss curve.
+`global_batch_size = micro_batch_size x accumulate_grad_batches x data_parallel_size` and
+`devices x num_nodes = data_parallel_size x tensor_model_parallel_size`. Layouts with the same global batch size give
+the same loss curve.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ StrategyName = Literal["auto", "ddp", "fsdp2"]
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """A global batch over devices; `of` derives what is not given."""
+    """The division of a global batch over devices; `of` derives sizes that are not specified.
+
+    Args:
+        micro_batch_size: Sequences per device and micro-batch.
+        accumulate_grad_batches: Micro-batches per device and update.
+        data_parallel_size: Number of ranks that process different sequences.
+        tensor_model_parallel_size: Number of devices that share one copy of the model.
+    """
 
     micro_batch_size: int
     accumulate_grad_batches: int
@@ -23,10 +31,12 @@ class BatchLayout:
 
     @property
     def global_batch_size(self) -> int:
+        """Sequences per update."""
         return self.micro_batch_size * self.accumulate_grad_batches * self.data_parallel_size
 
     @property
     def equation(self) -> str:
+        """The batch equation with its numbers, for the log."""
         return (
             f"global_batch_size {self.global_batch_size} = micro_batch_size {self.micro_batch_size} x "
             f"accumulate_grad_batches {self.accumulate_grad_batches} x data_parallel_size {self.data_parallel_size}"
@@ -42,24 +52,31 @@ class BatchLayout:
         accumulate_grad_batches: int | None = None,
         global_batch_size: int | None = None,
     ) -> "BatchLayout":
-        """Derive a layout from any consistent subset.
+        """Derive a layout from any consistent subset of the sizes.
 
         Args:
-            devices: devices of one node.
-            num_nodes: nodes.
-            tensor_model_parallel_size: devices that share one model's matrices.
-            micro_batch_size: sequences one device holds at a time; 8 where nothing says otherwise.
-            accumulate_grad_batches: micro-batches a device works through for one update; 1 where nothing else says.
-            global_batch_size: sequences one update sees.
-        Raises: InputError showing the equation that does not come out.
+            devices: Devices per node.
+            num_nodes: Number of nodes.
+            tensor_model_parallel_size: Devices that share one copy of the model.
+            micro_batch_size: Sequences per device and micro-batch. Default: derived from global_batch_size, else 8.
+            accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size,
+                else 1.
+            global_batch_size: Sequences per update. Default: the product of the other sizes.
+
+        Returns:
+            A layout in which the batch equation holds.
+
+        Raises:
+            InputError: A size is below 1, the devices do not divide into tensor-parallel groups, or the sizes
+                contradict the batch equation.
         """
         given = (devices, num_nodes, tensor_model_parallel_size, micro_batch_size, accumulate_grad_batches)
         if any(value is not None and value < 1 for value in (*given, global_batch_size)):
             raise InputError("devices, num_nodes and all batch sizes must be 1 or more", code="layout.size")
         if devices * num_nodes % tensor_model_parallel_size:
             raise InputError(
-                f"devices {devices} x num_nodes {num_nodes} = {devices * num_nodes} does not divide into groups of "
-                f"tensor_model_parallel_size {tensor_model_parallel_size}",
+                f"devices {devices} x num_nodes {num_nodes} = {devices * num_nodes} is not a multiple of "
+                f"tensor_model_parallel_size {tensor_model_parallel_size}; change one of them",
                 code="layout.groups",
                 devices=devices * num_nodes,
                 tensor_model_parallel_size=tensor_model_parallel_size,
@@ -85,5 +102,5 @@ class BatchLayout:
 
 
 def is_sharded(name: StrategyName, layout: BatchLayout) -> bool:
-    """Whether a rank holds a part of the model only."""
+    """Check whether each rank holds only a part of the model."""
     return layout.tensor_model_parallel_size > 1 or name == "fsdp2"

@@ -1,8 +1,8 @@
-"""The update loop and the course of a run, shared by every stage that trains.
+"""The training loop that all training stages share.
 
-One update is one item of the training set: its micro-batches run one after the other, each loss divided by the label
-weight of the *global* batch (masked tokens, labels), so gradients and curves do not depend on how many devices or
-micro-batches there were.
+Each item of the training set holds this rank's micro-batches for one update. Each summed loss is divided by the label
+weight of the *global* batch (its number of masked tokens or labels), so gradients and loss curves do not depend on the
+number of devices or micro-batches.
 """
 
 import logging
@@ -38,88 +38,92 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingLoop(LightningModule, ABC):
-    """A model under Lightning, updated once a training item; a stage fills in loss, rates and validation.
+    """A LightningModule that makes one update per training item; each stage adds its loss, rates and validation.
 
-    A micro-batch has `tokens_N`, `num_tokens` and `label_weight`, what its summed loss is divided by.
+    A micro-batch has the attributes `tokens_N`, `num_tokens` and `label_weight`. The summed loss of a global batch is
+    divided by its total label weight.
 
     Args:
-        config: the run, with lr, weight_decay, max_steps and val_check_interval decided.
-        model: whole, the same on every rank: an ESM2, or a module with one as its `esm2`.
-        resumed: the checkpoint to continue from.
+        config: The run, with lr, weight_decay, max_steps and val_check_interval resolved.
+        model: The full model, identical on all ranks: an ESM2, or a module with an ESM2 as its attribute `esm2`.
+        resumed: The checkpoint to continue from.
     """
 
     def __init__(self, config: TrainingConfig, model: nn.Module, resumed: ResumePoint | None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters(to_json(config))  # Lightning hands them to its loggers
+        self.save_hyperparameters(to_json(config))  # Lightning passes them to its loggers
         self.config, self.model = config, model
         self.step = resumed.step if resumed else 0
         self.optimizer_state = resumed.optimizer if resumed else None
         self.stop_requested = False
-        # for the callbacks: metrics of the update just made, and of the last validation
+        # read by the callbacks: metrics of the last update and of the last validation
         self.last_update: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
         self.esm2.activation_checkpointing = config.activation_checkpointing
 
     @property
     def esm2(self) -> ESM2:
+        """The ESM-2 inside the model."""
         return self.model if isinstance(self.model, ESM2) else self.model.esm2
 
     @property
     def finished(self) -> bool:
-        """Whether no update is left to make."""
+        """Whether all updates have been made."""
         return self.step >= self.config.max_steps
 
-    # what a stage supplies
+    # Each stage implements these methods.
 
     @abstractmethod
     def loss_sum(self, batch: Any) -> Tensor:
-        """The loss of a micro-batch, summed over its labels."""
+        """Compute the loss of a micro-batch, summed over its labels."""
 
     @abstractmethod
     def training_flops(self, batch: Any) -> float:
-        """Floating-point operations that a micro-batch's forward and backward pass take."""
+        """Count the floating-point operations in a micro-batch's forward and backward pass."""
 
     @abstractmethod
     def sequence_ids(self, batch: Any) -> list[str]:
-        """The sequences of a micro-batch, to name them when the loss is not finite."""
+        """List the ids of a micro-batch's sequences, for the error message about a loss that is not finite."""
 
     @abstractmethod
     def peak_rates(self) -> dict[float, list[nn.Parameter]]:
-        """Peak learning rate -> the parameters that train at it."""
+        """Map each peak learning rate to the parameters that use it."""
 
     @abstractmethod
     def learning_rate(self, peak: float) -> float:
-        """The rate of the update in hand."""
+        """Compute the learning rate of the current update from its peak."""
 
     @abstractmethod
     def validation_metrics(self) -> dict[str, float]:
-        """val_loss and the stage's own metrics, over all ranks' validation batches."""
+        """Compute val_loss and the stage's own metrics over the validation batches of all ranks."""
 
     @property
     def logged_peak(self) -> float:
-        """The peak of the rate in metrics.csv."""
+        """The peak of the learning rate that metrics.csv reports."""
         return self.config.lr
 
     def unsharded_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters outside the ESM-2, which FSDP2 leaves whole on every rank."""
+        """List the trained parameters outside the ESM-2, which FSDP2 does not shard."""
         return []
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, shards as they are."""
+        """Collect the tensors of a checkpoint; sharded tensors stay sharded."""
         return collect_state(self.model, self.optimizers(use_pl_optimizer=False))
 
     def checkpoint_details(self) -> dict[str, Any]:
-        """What a checkpoint's metadata holds besides model, step and provenance."""
+        """Return the checkpoint metadata in addition to model, step and provenance."""
         return {}
 
-    # the loop
+    # Lightning calls these methods.
 
     def configure_model(self) -> None:
+        """Shard the ESM-2 over the device mesh, if there is one."""
         if self.device_mesh is not None:
             shard_model(self.esm2, self.device_mesh, gather_dtype(self.config.precision))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build AdamW, and restore its state when the run resumes."""
         config, groups = self.config, []
         for peak, parameters in self.peak_rates().items():
             groups += [{"params": group, "lr": peak, "peak": peak} for group in parameter_groups(parameters)]
@@ -131,22 +135,23 @@ class TrainingLoop(LightningModule, ABC):
         return optimizer
 
     def training_step(self, batches: list[Any], batch_idx: int) -> None:
+        """Make one update from this rank's micro-batches."""
         strategy, optimizer = self.trainer.strategy, self.optimizers()
         group, ranks = data_parallel_group(strategy), self.config.layout.data_parallel_size
-        # before the update: the global batch's label weight, tokens and work; and whether any rank was told to stop
+        # before the update: sum label weight, tokens and FLOP over the ranks, and check whether any rank must stop
         weight = sum(batch.label_weight for batch in batches)
         tokens = sum(len(batch.tokens_N) for batch in batches)
         flops = sum(map(self.training_flops, batches))
         counts = torch.tensor([weight, tokens, flops], dtype=torch.float64, device=self.device)
         weight, tokens, flops = sum_over_group(group, counts).tolist()
-        weight = max(weight, 1e-12)  # a batch without any label has the loss 0
+        weight = max(weight, 1e-12)  # a batch without labels has a loss of 0
         stop = is_set_on_any_rank(self.stop_requested, self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
             with gradient_sync(strategy, self.esm2, last), precision_context(self.esm2, self.config.precision):
                 loss = self.loss_sum(batch)
-                # ranks' gradients are averaged: times their number, the average is the sum over the global batch
+                # gradients are averaged over ranks; multiplied by the number of ranks, the average is the sum
                 self.manual_backward(loss * (ranks / weight))
             loss_sum += loss.detach()
         if isinstance(strategy, ModelParallelStrategy):
@@ -167,29 +172,36 @@ class TrainingLoop(LightningModule, ABC):
             stop_after_update(self.trainer, self.step)
 
     def _divergence_error(self, batches: list[Any], loss: float, norm: float) -> InputError:
-        """Names the update and the global batch's sequences."""
+        """Build the error that lists the update and the sequences of its global batch."""
         ids = list(dict.fromkeys(gather_strings([name for batch in batches for name in self.sequence_ids(batch)])))
         return InputError(
-            f"update {self.step + 1}: loss {loss}, gradient norm {norm}; weights are as after update {self.step}. "
-            f"Its sequences: {', '.join(ids)}. A lower lr or longer warm-up is the usual remedy",
+            f"update {self.step + 1}: the loss is {loss} and the gradient norm is {norm}; the weights are those after "
+            f"update {self.step}. Lower lr or increase warmup_steps. Sequences of the update: {', '.join(ids)}.",
             code="run.diverged",
             update=self.step + 1,
             sequences=ids,
         )
 
     def on_validation_epoch_end(self) -> None:
+        """Compute the validation metrics and check that val_loss is finite."""
         self.last_validation = self.validation_metrics()
         loss = self.last_validation["val_loss"]
-        if not math.isfinite(loss):  # before the weights that gave it take the place of the last good ones
+        if not math.isfinite(loss):  # raised before the checkpoint with the last good weights is overwritten
             raise InputError(
-                f"update {self.step}: validation loss {loss}; a lower lr is the usual remedy",
+                f"update {self.step}: the validation loss is {loss}. Lower lr.",
                 code="run.validation-loss",
                 update=self.step,
             )
 
 
 class TrainingRun(NamedTuple):
-    """What a run leaves: its checkpoints, its metrics.csv, and whether this is the rank that reports."""
+    """A finished run.
+
+    Args:
+        writer: The checkpoint writer, with the paths of the best and last checkpoints.
+        metrics: The path of metrics.csv.
+        is_first_rank: Whether this process is the first rank, which writes the results.
+    """
 
     writer: CheckpointWriter
     metrics: Path
@@ -203,16 +215,20 @@ def fit(
     metrics: tuple[str, ...],
     unigram_perplexity: float | None = None,
 ) -> TrainingRun:
-    """Train from the module's update to its end, with checkpoints, metrics.csv and a log.
+    """Train from the module's current update to max_steps, and write checkpoints, metrics.csv and a log.
 
     Args:
-        module: the stage's, as it begins or as its last checkpoint has it.
-        data: its batches, beginning with the module's next update.
-        manifest: the run's provenance, which every checkpoint carries.
-        metrics: names that a validation gives, columns of metrics.csv.
-        unigram_perplexity: logged with each validation.
+        module: The stage's module, new or restored from a checkpoint.
+        data: The batches, starting with the module's next update.
+        manifest: The provenance of the run, stored in each checkpoint.
+        metrics: Names of the validation metrics, which are columns of metrics.csv.
+        unigram_perplexity: Perplexity of the unigram baseline, logged with each validation.
+
+    Returns:
+        The finished run.
+
     Raises:
-        InputError: devices or a logger that are not there, a checkpoint that cannot be written, a loss that is not
+        InputError: Devices or the logger's package are missing, a checkpoint cannot be written, or a loss is not
             finite.
     """
     config, first_step = module.config, module.step
@@ -220,7 +236,7 @@ def fit(
     writer = CheckpointWriter(config.out_dir, config.save_top_k, manifest, config.layout.global_batch_size)
     trainer = make_trainer(config, [log, writer])
     if module.finished:
-        logger.info("nothing to train: the run ended at update %d of %d", first_step, config.max_steps)
+        logger.info("nothing to train: the run finished at update %d of %d", first_step, config.max_steps)
     else:
         if first_step:
             logger.info("resuming from %s at update %d of %d", writer.last, first_step, config.max_steps)

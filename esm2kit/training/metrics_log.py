@@ -1,4 +1,4 @@
-"""What training says while it runs: metrics.csv for figures, and a line every few seconds for people."""
+"""Metrics of a running training: rows of metrics.csv, and progress lines in the log."""
 
 import csv
 import logging
@@ -18,53 +18,56 @@ from esm2kit.training.precision import matmul_dtype
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
-# between lines: seconds at first, then a share of the time so far, so that a long run's log stays readable
+# The interval between lines grows from 5 s as a share of the time so far, which keeps the log of a long run short. Even
+# with an update and a validation in between, a line appears about every half minute.
 SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
-# with an update and a validation on top still under the half minute after which a reader begins to wonder
 MOST_SECONDS_BETWEEN_LINES = 20.0
 UPDATES_BETWEEN_TRIMS = 10
-# a line's rates and time left are of about the last minute of training: on a shared machine the mean since the start
-# tells of hours that are over
+# Rates and the time left are computed over about the last minute of training: on a shared machine, the mean since the
+# start may be out of date.
 RATE_SECONDS = 60.0
 
 
 class TrainingLog(Callback):
-    """Appends rows to `<out_dir>/metrics.csv` and logs progress; on resuming, rows of later updates are dropped.
+    """Appends rows to `<out_dir>/metrics.csv` and logs progress.
+
+    When a run resumes, rows of updates after its checkpoint are removed.
 
     Args:
-        out_dir: the run's folder.
-        every: updates between rows.
-        unigram_perplexity: the floor, said beside each validation; None where there is no such thing.
-        first_step: updates made before this process began.
-        figures: what a validation gives, columns of their own.
+        out_dir: The folder of the run.
+        every_n_steps: Updates between rows.
+        unigram_perplexity: Perplexity of the unigram baseline, logged with each validation; None if there is none.
+        first_step: Updates made before this process started.
+        validation_metrics: Names of the validation metrics, each of which is a column.
     """
 
     def __init__(
         self,
         out_dir: Path,
-        every: int,
+        every_n_steps: int,
         unigram_perplexity: float | None,
         first_step: int,
-        figures: tuple[str, ...] = ("val_loss", "val_perplexity"),
+        validation_metrics: tuple[str, ...] = ("val_loss", "val_perplexity"),
     ) -> None:
         self.path = Path(out_dir) / "metrics.csv"
-        self.every_n_steps, self.unigram_perplexity, self.first_step = every, unigram_perplexity, first_step
-        self.columns = ("step", "train_loss", *figures, *COLUMNS)
+        self.every_n_steps, self.unigram_perplexity, self.first_step = every_n_steps, unigram_perplexity, first_step
+        self.columns = ("step", "train_loss", *validation_metrics, *COLUMNS)
         self.tokens, self.flops, self.started, self.last_line = 0.0, 0.0, 0.0, 0.0
         self.peak_flops = 0.0
         self.interval_tokens, self.interval_started, self.validation_started = 0.0, 0.0, 0.0
         self.validating = 0.0
-        # seconds of training, updates, tokens and FLOP at the lines of the last minute and the one before
+        # seconds of training, updates, tokens and FLOP at each line of the last minute and the line before
         self.recent_totals: deque[tuple[float, int, float, float]] = deque()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure the peak FLOP rate and prepare metrics.csv."""
         if trainer.is_global_zero:
             dtype = matmul_dtype(module.config.precision)
             self.peak_flops = _measure_peak_flops(module.device.type, dtype) * trainer.world_size
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
-            # a resumed run may have figures that the one before had not, and the other way round
+            # before and after a resumption, a run may have different metrics
             self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
-            # beside it first: a kill or a full disk between a cut file and its rows would lose the run's history
+            # written to a temporary file first, so that a kill or a full disk cannot lose the existing rows
             with atomic_path(self.path) as part, open(part, "w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
@@ -73,6 +76,7 @@ class TrainingLog(Callback):
         self.validating, self.recent_totals = 0.0, deque([(0.0, self.first_step, 0.0, 0.0)])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Write a row and log a line if they are due."""
         now, update = time.monotonic(), module.last_update
         self.tokens += update["tokens"]
         self.interval_tokens += update["tokens"]
@@ -90,7 +94,7 @@ class TrainingLog(Callback):
         if now - self.last_line > pause or module.step in (self.first_step + 1, end):
             self.last_line = now
             seconds, updates, tokens, flops = self._totals_of_last_minute(now, module.step)
-            # validations will go on taking the share of the time that they took so far
+            # assume that validations keep taking the same share of the time
             share = (now - self.started) / max(now - self.started - self.validating, 1e-9)
             left = seconds / updates * (end - module.step) * share
             logger.info(
@@ -102,45 +106,55 @@ class TrainingLog(Callback):
             )
 
     def _totals_of_last_minute(self, now: float, step: int) -> tuple[float, int, float, float]:
-        """Seconds of training, updates, tokens and FLOP since the line of about a minute ago."""
-        here = (now - self.started - self.validating, step, self.tokens, self.flops)
-        while len(self.recent_totals) > 1 and here[0] - self.recent_totals[1][0] >= RATE_SECONDS:
+        """Return seconds of training, updates, tokens and FLOP since the line of about a minute ago."""
+        current = (now - self.started - self.validating, step, self.tokens, self.flops)
+        while len(self.recent_totals) > 1 and current[0] - self.recent_totals[1][0] >= RATE_SECONDS:
             self.recent_totals.popleft()
-        seconds, updates, tokens, flops = (one - other for one, other in zip(here, self.recent_totals[0], strict=True))
-        self.recent_totals.append(here)
+        seconds, updates, tokens, flops = (now - then for now, then in zip(current, self.recent_totals[0], strict=True))
+        self.recent_totals.append(current)
         return max(seconds, 1e-9), max(updates, 1), tokens, flops
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clock of a validation."""
         self.validation_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        figures = module.last_validation
-        self._append(trainer, module.step, figures)
-        told = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        floor = "" if self.unigram_perplexity is None else f"  (unigram floor {self.unigram_perplexity:.4f})"
-        logger.info("update %d  %s%s", module.step, told, floor)
-        # a validation is not training time
-        took = time.monotonic() - self.validation_started
-        self.interval_started += took
-        self.validating += took
+        """Write a row with the validation metrics and log them."""
+        metrics = module.last_validation
+        self._append(trainer, module.step, metrics)
+        message = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        baseline = "" if self.unigram_perplexity is None else f"  (unigram baseline {self.unigram_perplexity:.4f})"
+        logger.info("update %d  %s%s", module.step, message, baseline)
+        # validation does not count as training time
+        seconds = time.monotonic() - self.validation_started
+        self.interval_started += seconds
+        self.validating += seconds
 
-    def _append(self, trainer: Trainer, step: int, figures: dict[str, float]) -> None:
+    def _append(self, trainer: Trainer, step: int, metrics: dict[str, float]) -> None:
         if trainer.is_global_zero:
-            for other in trainer.loggers:
-                other.log_metrics(figures, step)
+            for external in trainer.loggers:
+                external.log_metrics(metrics, step)
             with open(self.path, "a", newline="") as file:
-                row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | figures
+                row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | metrics
                 csv.DictWriter(file, self.columns).writerow(row)
 
 
 @cache
 def _measure_peak_flops(device: str, dtype: torch.dtype) -> float:
-    """The ceiling, measured once a process: of several seeds each would begin with half a second of it."""
+    """Measure the device's FLOP rate, once per process: it takes half a second, and a process may train many seeds."""
     return matmul_rate(device, dtype)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv as text by column; a last line cut short by a kill is left out, an absent file has none."""
+    """Read the rows of a metrics.csv.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Per row, the text of each column by name. An incomplete last line, as a kill may leave it, is omitted. The list
+        is empty if the file does not exist.
+    """
     if not Path(path).exists():
         return []
     with open(path, newline="") as file:

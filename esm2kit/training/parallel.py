@@ -1,4 +1,4 @@
-"""DDP, FSDP2 and tensor parallelism: strategies, sharding, and what each layout requires of gradients."""
+"""DDP, FSDP2 and tensor parallelism: strategies, sharding, and gradients of sharded parameters."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,9 +22,9 @@ DATA_DIM, TENSOR_DIM = "data_parallel", "tensor_parallel"
 
 
 def make_strategy(name: StrategyName, layout: BatchLayout, accelerator: str) -> Strategy | str:
-    """The Lightning strategy for a layout: one device, DDP, or a device mesh for FSDP2, tensor parallel and both."""
+    """Build the Lightning strategy: single device, DDP, or a device mesh for FSDP2, tensor parallelism or both."""
     if is_sharded(name, layout):
-        # never DTensor checkpoints of Lightning's own: CheckpointWriter gathers and writes safetensors
+        # CheckpointWriter gathers the shards and writes safetensors, so Lightning's checkpoints are not used
         return ModelParallelStrategy(
             layout.data_parallel_size, layout.tensor_model_parallel_size, save_distributed_checkpoint=False
         )
@@ -34,22 +34,25 @@ def make_strategy(name: StrategyName, layout: BatchLayout, accelerator: str) -> 
 
 
 def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> None:
-    """Lay an ESM-2 over a (data_parallel, tensor_parallel) mesh, in place.
+    """Shard an ESM-2 over a (data_parallel, tensor_parallel) mesh, in place.
 
-    Tensor parallel first: query, key, value and fc1 by columns, so that a rank holds whole heads; out_proj and fc2 by
-    rows, whose partial sums are added up. Then FSDP2 layer by layer over the data dimension.
+    Tensor parallelism comes first. It splits query, key, value and fc1 by columns, so that each rank holds complete
+    attention heads, and out_proj and fc2 by rows, whose partial sums are all-reduced. FSDP2 then shards each layer over
+    the data-parallel dimension.
 
     Args:
-        model: the whole model, the same on every rank.
-        mesh: Lightning's mesh with the two named dimensions.
-        param_dtype: compute in this type while the sharded master weights keep theirs.
-    Raises: InputError if the heads do not divide among the tensor-parallel ranks.
+        model: The full model, identical on all ranks.
+        mesh: Lightning's device mesh with the two named dimensions.
+        param_dtype: Type to compute in; the sharded master weights keep their own type.
+
+    Raises:
+        InputError: The number of attention heads is not a multiple of the tensor-parallel size.
     """
     tensor_mesh, data_mesh = mesh[TENSOR_DIM], mesh[DATA_DIM]
     if model.config.attention_heads % tensor_mesh.size():
         raise InputError(
-            f"attention_heads {model.config.attention_heads} do not divide among "
-            f"tensor_model_parallel_size {tensor_mesh.size()}",
+            f"attention_heads {model.config.attention_heads} is not a multiple of tensor_model_parallel_size "
+            f"{tensor_mesh.size()}; lower tensor_model_parallel_size",
             code="layout.heads",
             attention_heads=model.config.attention_heads,
             tensor_model_parallel_size=tensor_mesh.size(),
@@ -61,7 +64,7 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
         for layer in model.layers:
             parallelize_module(layer, tensor_mesh, plan)
     if data_mesh.size() > 1 or tensor_mesh.size() == 1:
-        # inputs stay as they are: autocast decides operation by operation, as it does under DDP
+        # inputs are not cast: autocast selects the type per operation, as under DDP
         policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for layer in model.layers:
             fully_shard(layer, mesh=data_mesh, mp_policy=policy)
@@ -72,10 +75,18 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
 
 @contextmanager
 def gradient_sync(strategy: Strategy, model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Exchange gradients across data-parallel ranks where `enabled`: once an update, after its last micro-batch.
+    """Exchange gradients across data-parallel ranks in the backward pass inside, if `enabled`.
 
-    Until then FSDP2 keeps whole float32 gradients on every rank; a model that leaves no room for them wants one
-    micro-batch an update.
+    Gradients are exchanged once per update, after its last micro-batch. Until then FSDP2 keeps unsharded float32
+    gradients on every rank. If they do not fit in memory, use one micro-batch per update.
+
+    Args:
+        strategy: The strategy of the trainer.
+        model: The model, sharded or not.
+        enabled: Whether the backward pass inside exchanges gradients.
+
+    Yields:
+        None.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(enabled)
@@ -85,14 +96,14 @@ def gradient_sync(strategy: Strategy, model: nn.Module, enabled: bool) -> Iterat
 
 
 def data_parallel_group(strategy: Strategy) -> dist.ProcessGroup | None:
-    """The ranks that see different micro-batches; None on one device."""
+    """Return the process group of the ranks with different micro-batches; None on one device."""
     if isinstance(strategy, ModelParallelStrategy):
         return strategy.device_mesh[DATA_DIM].get_group()
     return None if isinstance(strategy, SingleDeviceStrategy) else dist.group.WORLD
 
 
 def data_parallel_rank(strategy: Strategy) -> tuple[int, int]:
-    """(rank, size) among the ranks that see different micro-batches; tensor-parallel peers share theirs."""
+    """Return (rank, size) among the ranks with different micro-batches; tensor-parallel peers share one rank."""
     if isinstance(strategy, SingleDeviceStrategy):
         return 0, 1
     arguments = strategy.distributed_sampler_kwargs
@@ -100,7 +111,7 @@ def data_parallel_rank(strategy: Strategy) -> tuple[int, int]:
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters apart by where they live: fused and foreach kernels refuse to mix Tensors with DTensors."""
+    """Group parameters by placement: fused and foreach kernels cannot mix Tensors and DTensors."""
     groups: dict[object, list[nn.Parameter]] = defaultdict(list)
     for parameter in parameters:
         if parameter.requires_grad:
@@ -109,12 +120,14 @@ def parameter_groups(parameters: Iterable[nn.Parameter]) -> list[list[nn.Paramet
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down to a total norm of at most `max_norm`, whatever mixture of Tensor and DTensor they are.
+    """Scale gradients to a total norm of at most `max_norm`; works for any mixture of Tensors and DTensors.
 
     Args:
-        parameters: those the optimizer steps; each shard counts once, replicas once.
-        max_norm: 0 measures without clipping.
-    Returns: the total L2 norm before clipping, a scalar in float32, the same on every rank.
+        parameters: The parameters of the optimizer. Each shard counts once, and replicas count once.
+        max_norm: Largest total L2 norm; 0 computes the norm without clipping.
+
+    Returns:
+        The total L2 norm before clipping: a float32 scalar, identical on all ranks.
     """
     by_placement: dict[object, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -127,7 +140,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         square = norms.float().square().sum()
         if isinstance(gradients[0], DTensor):
             for dimension, placement in enumerate(gradients[0].placements):
-                if not isinstance(placement, Replicate):  # Shard, or FSDP2's strided shard of a tensor-parallel one
+                if not isinstance(placement, Replicate):  # Shard, or FSDP2's strided shard of a tensor-parallel shard
                     square = sum_over_group(gradients[0].device_mesh.get_group(dimension), square)
         total = total.to(square.device) + square
     norm = total.sqrt()

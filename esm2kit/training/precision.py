@@ -1,4 +1,4 @@
-"""Which numbers training computes in: float32, bfloat16 operation by operation, or bfloat16 over float32 masters."""
+"""Numeric precision of training: float32, autocast to bfloat16, or bfloat16 with float32 master weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,52 +11,63 @@ from esm2kit.training.config import TrainingPrecision
 
 
 def matmul_dtype(precision: TrainingPrecision) -> torch.dtype:
-    """The type of a forward pass's matrix products."""
+    """Return the type of the matrix products in a forward pass."""
     return torch.float32 if precision == "32-true" else torch.bfloat16
 
 
 def lightning_precision(precision: TrainingPrecision) -> str:
-    """What Lightning is told: its own bf16-true would make the weights bfloat16, and no master would be left."""
+    """Return Lightning's precision setting; its bf16-true would convert the master weights to bfloat16."""
     return "32-true" if precision == "bf16-true" else precision
 
 
 def gather_dtype(precision: TrainingPrecision) -> torch.dtype | None:
-    """The type FSDP2 gathers parameters in; None as they are.
+    """Return the type in which FSDP2 gathers parameters.
 
-    bfloat16 under bf16-mixed too, where the rows between the layers then are bfloat16 as well: autocast over gathered
-    float32 would keep its own copy of every matrix until the backward pass, whole on every rank.
+    Under bf16-mixed it is bfloat16 too, and so are the activations between layers. With gathered float32 parameters,
+    autocast would keep an unsharded copy of every matrix on every rank until the backward pass.
+
+    Args:
+        precision: The setting of the configuration.
+
+    Returns:
+        A torch type, or None for the type of the parameters.
     """
     return None if precision == "32-true" else torch.bfloat16
 
 
 @contextmanager
 def precision_context(model: nn.Module, precision: TrainingPrecision) -> Iterator[None]:
-    """Forward and backward passes inside compute in this precision; for bf16-true on bfloat16 copies of all parameters.
+    """Run forward and backward passes in the given precision; bf16-true uses bfloat16 copies of all parameters.
 
-    The parameters themselves are the float32 masters: the optimizer, clipping, checkpoints and data-parallel exchange
-    see them alone. A copy is made of each on entering and is part of the graph, so its gradient arrives at the master
-    in float32, and micro-batches add up there. FSDP2 does the same with what it gathers (`MixedPrecisionPolicy`), so
-    its models are left alone, and bf16-mixed is Lightning's autocast.
+    The parameters are float32 master weights, and the optimizer, gradient clipping, checkpoints and the data-parallel
+    exchange use only them. The copies are part of the autograd graph, so the gradients of all micro-batches accumulate
+    in float32 at the master weights. FSDP2 casts the parameters that it gathers (`MixedPrecisionPolicy`), and
+    bf16-mixed is Lightning's autocast, so in both cases this context does nothing.
 
-    Bytes a parameter, on a device that holds it whole: master 4, gradient 4, AdamW 8, copy 2 = 18, as under autocast,
-    which also keeps copies of the matrices. What bf16-true saves is activations: residual stream, norms and their
-    gradients take 2 bytes a number instead of 4. Under FSDP2 over R ranks it is 16 / R, and 2 for the layers at hand;
-    and 4 with accumulate_grad_batches above 1, since a rank keeps whole gradients until the last micro-batch.
+    Memory per parameter on a device with the full model: 4 bytes for the master weight, 4 for its gradient, 8 for AdamW
+    and 2 for the copy, 18 in total. Autocast takes the same, because it keeps copies of the matrices. bf16-true saves
+    activation memory: the residual stream, the norms and their gradients take 2 bytes per number instead of 4. With
+    FSDP2 over R ranks the memory per parameter is 16 / R bytes, plus 2 for the layers that are gathered. If
+    accumulate_grad_batches is above 1, it is 4 bytes more, because each rank keeps unsharded gradients until the last
+    micro-batch.
 
     Args:
-        model: whose parameters are float32.
-        precision: as in the configuration.
+        model: A model with float32 parameters.
+        precision: The setting of the configuration.
+
+    Yields:
+        None.
     """
     if precision != "bf16-true" or isinstance(model, FSDPModule):
         yield
         return
-    held = [(module._parameters, name) for module in model.modules() for name in module._parameters]
-    masters = [(home, name, home[name]) for home, name in held if home[name] is not None]
+    slots = [(module._parameters, name) for module in model.modules() for name in module._parameters]
+    masters = [(owner, name, owner[name]) for owner, name in slots if owner[name] is not None]
     copies = {master: master.to(torch.bfloat16) for _, _, master in masters}
     try:
-        for home, name, master in masters:
-            home[name] = copies[master]
+        for owner, name, master in masters:
+            owner[name] = copies[master]
         yield
     finally:
-        for home, name, master in masters:
-            home[name] = master
+        for owner, name, master in masters:
+            owner[name] = master

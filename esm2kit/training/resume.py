@@ -1,7 +1,8 @@
-"""What training leaves on disk and goes on from: the model, the optimizer and one number, the updates made.
+"""Checkpoints of a run and how it resumes from them.
 
-States are kept whole and by parameter name, so a run may go on under another layout. A signal to stop is answered after
-the update in hand, with a checkpoint.
+A checkpoint holds the model, the optimizer state and the number of updates. Tensors are stored unsharded under their
+parameter names, so a run can resume with another layout. After a stop signal, the run finishes the current update and
+writes a checkpoint.
 """
 
 import logging
@@ -31,7 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class ResumePoint(NamedTuple):
-    """A checkpoint to go on from: its metadata, and its tensors by the part before the first dot."""
+    """A checkpoint to resume from.
+
+    Args:
+        path: The checkpoint file.
+        metadata: Its metadata.
+        parts: Its tensors by the prefix before the first dot of their names, then by the rest of the name.
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -39,36 +46,44 @@ class ResumePoint(NamedTuple):
 
     @property
     def step(self) -> int:
+        """Number of updates made."""
         return self.metadata["step"]
 
     @property
     def model(self) -> dict[str, Tensor]:
+        """Tensors of the model by parameter name."""
         return self.parts["model"]
 
     @property
     def optimizer(self) -> dict[str, Tensor]:
+        """Tensors of the optimizer by `<parameter name>.<state name>`."""
         return self.parts["optimizer"]
 
 
 def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str, Any]) -> ResumePoint | None:
-    """The last checkpoint in out_dir, or None where there is none or the run does not resume.
+    """Read the last checkpoint in out_dir and check that it belongs to this run.
 
     Args:
-        out_dir: the run's folder.
-        config: the run to continue.
-        manifest: its provenance; `inputs.data.sha256` must be the checkpoint's.
-    Raises: InputError if the checkpoint belongs to another run, naming what differs.
+        out_dir: The folder of the run.
+        config: The run to continue.
+        manifest: The provenance of the run; its input hashes must be those of the checkpoint.
+
+    Returns:
+        The checkpoint; None if there is none or if the configuration turns resuming off.
+
+    Raises:
+        InputError: The checkpoint belongs to another run; the message lists the differences.
     """
     path = out_dir / "checkpoints" / "last.safetensors"
     if not (config.resume_if_exists and path.exists()):
         return None
     tensors, metadata = read_checkpoint(path)
-    # a parameter that this esm2kit has and the one that wrote the checkpoint had not: as it was without it
+    # a field that did not exist when the checkpoint was written has its default value
     before, now = _defaults(config) | metadata["provenance"]["config"], to_json(config)
     free = {each.name for each in fields(config) if each.metadata.get("resume") == "free"}
     differing = {name: (before.get(name), now[name]) for name in now.keys() - free}
     differing["global_batch_size"] = metadata["global_batch_size"], config.layout.global_batch_size
-    # the same path may hold another dataset by now, or the weights of another training
+    # the dataset or the weights at the same path may have changed since
     for name in ("data", "model"):
         inputs = [each["inputs"].get(name, {}).get("sha256") for each in (metadata["provenance"], manifest)]
         differing[f"the {name}'s sha256"] = tuple(digest and digest[:12] for digest in inputs)
@@ -76,7 +91,8 @@ def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str,
     if differing:
         listed = ", ".join(f"{name} was {before} and is now {now}" for name, (before, now) in differing.items())
         raise InputError(
-            f"{path} is of another run: {listed}; give another --out_dir, or --resume_if_exists false to overwrite",
+            f"{path} belongs to another run: {listed}. Choose another --out_dir, or pass --resume_if_exists false to "
+            "overwrite it.",
             code="resume.another-run",
             path=str(path),
             changed=listed,
@@ -85,14 +101,14 @@ def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str,
 
 
 def _defaults(config: TrainingConfig) -> dict[str, Any]:
-    """A dataclass's fields as they are where nobody says otherwise; those that must be given left out."""
-    given = {field.name: field.default for field in fields(config) if field.default is not MISSING}
-    made = {field.name: field.default_factory() for field in fields(config) if field.default_factory is not MISSING}
-    return to_json(given | made)
+    """Return the default values of a dataclass's fields; fields without a default are omitted."""
+    values = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    built = {field.name: field.default_factory() for field in fields(config) if field.default_factory is not MISSING}
+    return to_json(values | built)
 
 
 def group_by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A checkpoint's tensors by the part before the first dot (model, optimizer, head ...), and then by the rest."""
+    """Group a checkpoint's tensors by the prefix before the first dot (model, optimizer, head ...)."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
@@ -101,11 +117,12 @@ def group_by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Give an optimizer back what it held, cut to the shards its parameters have now.
+    """Load an optimizer's state, sharded as its parameters are now.
 
     Args:
-        model: whose parameters the optimizer steps.
-        state: `<parameter name>.<exp_avg | exp_avg_sq | step>` -> whole tensor.
+        model: The model whose parameters the optimizer trains.
+        optimizer: The optimizer, changed in place.
+        state: `<parameter name>.<exp_avg | exp_avg_sq | step>` -> unsharded tensor.
     """
     for name, parameter in _trained_parameters(model, optimizer):
         held = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.rpartition(".")[0] == name}
@@ -114,19 +131,22 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
                 value = value.to(parameter.device)
                 shards = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
                 optimizer.state[parameter][key] = shards
-            else:  # the step too: a GPU's fused kernel counts there, and Lightning leaves it where it is
+            else:  # also the step, which a fused kernel counts on the GPU and Lightning does not move
                 optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
 
 
 def collect_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
-    """Model and optimizer tensors by name, as and where they lie.
+    """Collect the tensors of model and optimizer by name, without moving or gathering them.
 
     Args:
-        model: whose parameters the optimizer steps.
-        optimizer: of these parameters.
-        keep: which of the model's tensors, by name.
+        model: The model whose parameters the optimizer trains.
+        optimizer: The optimizer.
+        keep: Predicate on the names of the model's tensors.
+
+    Returns:
+        `model.<name>` and `optimizer.<parameter name>.<state name>` -> tensor.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items() if keep(name)}
     for name, parameter in _trained_parameters(model, optimizer):
@@ -140,7 +160,7 @@ def _trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> I
 
 
 def set_start_step(trainer: Trainer, step: int) -> None:
-    """Have Lightning count from `step`, so that validations and logged steps fall where they would have fallen."""
+    """Set Lightning's counters to `step`, so that validations and logged steps match an uninterrupted run."""
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = step
     for progress in (loop.batch_progress.total, loop.manual_optimization.optim_step_progress.total):
@@ -149,34 +169,43 @@ def set_start_step(trainer: Trainer, step: int) -> None:
 
 @contextmanager
 def lock_run_folder(out_dir: Path) -> Iterator[None]:
-    """Hold a run's folder while training: two runs that write the same checkpoints would end as neither.
+    """Lock a run's folder on the first rank, so that two runs cannot write the same checkpoints.
 
-    Only the first rank holds it. Raises: InputError if another run does.
+    Args:
+        out_dir: The folder, created if needed.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: Another run holds the lock.
     """
     if rank():
         yield
         return
     out_dir.mkdir(parents=True, exist_ok=True)
-    refusal = f"{out_dir}: another run is training there; stop it, or give another --out_dir"
-    with hold_lock(out_dir / ".lock", refusal):
+    message = f"{out_dir}: another run is training here; stop it, or choose another --out_dir"
+    with hold_lock(out_dir / ".lock", message):
         yield
 
 
 def stop_after_update(trainer: Trainer, step: int) -> None:
-    """End the run once update `step` is made. Lightning would validate first: only where a validation is due anyway."""
+    """End the run after update `step`; Lightning validates only if a validation is due at this step."""
     trainer.should_stop = True
     if step % int(trainer.val_check_interval):
         trainer.limit_val_batches = 0
 
 
 class CheckpointWriter(Callback):
-    """Writes `checkpoints/last.safetensors` at every validation, at the end, when told to stop; keeps the best by name.
+    """Writes `checkpoints/last.safetensors` at each validation, at the end of the run and after a stop signal.
+
+    The best checkpoints by val_loss stay under names that hold their step and val_loss.
 
     Args:
-        out_dir: the run's folder.
-        save_top_k: how many of the best by val_loss to keep.
-        manifest: the run's provenance.
-        global_batch_size: sequences of an update, to turn updates into consumed samples.
+        out_dir: The folder of the run.
+        save_top_k: Number of best checkpoints to keep.
+        manifest: The provenance of the run.
+        global_batch_size: Sequences per update, to convert updates to consumed samples.
     """
 
     def __init__(
@@ -193,42 +222,54 @@ class CheckpointWriter(Callback):
         self.handlers: dict[int, Any] = {}
 
     def best(self) -> Path:
-        """The kept checkpoint of lowest val_loss; the last one where none was validated."""
+        """Return the path of the checkpoint with the lowest val_loss; of the last one if none was validated."""
         return min(self._list_retained(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        begun = gather_strings([str(module.step)])
-        if len(set(begun)) > 1:
+        """Check that all ranks start at the same update, and install the stop signals' handlers.
+
+        Args:
+            trainer: The trainer.
+            module: The module that trains.
+
+        Raises:
+            InputError: The ranks found different checkpoints.
+        """
+        updates = gather_strings([str(module.step)])
+        if len(set(updates)) > 1:
             raise InputError(
-                f"{self.folder}: ranks disagree on the checkpoint's update ({', '.join(begun)}); give an out_dir that "
-                "every node sees",
+                f"{self.folder}: ranks disagree on the checkpoint step ({', '.join(updates)}). Choose an --out_dir on "
+                "a file system that all nodes share.",
                 code="resume.ranks-differ",
                 path=self.folder,
-                updates=begun,
+                updates=updates,
             )
         if trainer.is_global_zero:
             self._clean_up(module.step)
 
         def stop(number: int, frame: FrameType | None) -> None:
             logger.info(
-                "%s: finishing this update, then saving; once more to stop at once", signal.Signals(number).name
+                "%s: finishing this update, then saving; send the signal again to stop immediately",
+                signal.Signals(number).name,
             )
             module.stop_requested = True
             signal.signal(number, self.handlers[number])
 
-        for number in STOP_SIGNALS:  # which Lightning gives back their meaning however the run ends
+        for number in STOP_SIGNALS:  # Lightning restores the old handlers when the run ends
             self.handlers[number] = signal.signal(number, stop)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the last checkpoint and update the best ones."""
         self._save(trainer, module, module.last_validation)
         if trainer.is_global_zero:
             self._retain(module.step, module.last_validation["val_loss"])
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the last checkpoint, unless a validation has just written it."""
         if self.saved_step != module.step:
             self._save(trainer, module, {})
 
-    def _save(self, trainer: Trainer, module: LightningModule, figures: dict[str, float]) -> None:
+    def _save(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:
         tensors = module.checkpoint_tensors()
         if trainer.is_global_zero:
             metadata = {
@@ -236,18 +277,16 @@ class CheckpointWriter(Callback):
                 "step": module.step,
                 "consumed_samples": module.step * self.global_batch_size,
                 "global_batch_size": self.global_batch_size,
-                **figures,
+                **metrics,
                 **module.checkpoint_details(),
                 "provenance": self.manifest,
             }
             try:
                 write_checkpoint(self.last, tensors, metadata)
             except OSError as error:
-                kept = (
-                    f"{self.last} still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
-                )
+                state = "it still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
                 raise InputError(
-                    f"cannot write {self.last} at update {module.step}: {error}; {kept}",
+                    f"{self.last}: cannot write update {module.step} ({error}); {state}",
                     code="checkpoint.write",
                     path=self.last,
                     update=module.step,
@@ -264,9 +303,9 @@ class CheckpointWriter(Callback):
                 path.unlink()
 
     def _clean_up(self, step: int) -> None:
-        """A fresh run drops what an earlier one kept; a resumed one keeps what a kill came in the way of."""
-        for half in self.folder.glob("*.part"):
-            half.unlink()
+        """Delete incomplete files and, for a new run, old checkpoints; retain the last one if a kill prevented it."""
+        for partial in self.folder.glob("*.part"):
+            partial.unlink()
         if step == 0:
             for path in self.folder.glob("step=*.safetensors"):
                 path.unlink()
@@ -280,7 +319,7 @@ class CheckpointWriter(Callback):
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no links; whole or not at all."""
+    """Link a file under a second name, or copy it if the file system has no hard links; atomic in both cases."""
     with atomic_path(target) as part:
         try:
             os.link(source, part)

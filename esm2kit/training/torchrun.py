@@ -1,4 +1,4 @@
-"""`python -m esm2kit.training.torchrun`: torchrun, without its own report where a worker has reported the error."""
+"""`python -m esm2kit.training.torchrun`: torchrun without its failure report if a worker has reported the error."""
 
 import json
 import logging
@@ -11,21 +11,23 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from esm2kit.core.errors import ERROR_FILE
 
-# how a worker ends that has reported bad input
+# exit code of a worker that has reported an InputError
 INPUT_ERROR_EXIT_CODE = 2
 
 
 def main() -> int:
-    """Start workers as torchrun does.
+    """Start workers with torchrun.
+
+    If a worker reported an InputError, its error is forwarded, and not the connection errors of its peers.
 
     Returns:
-        0, or 2 where a worker ended so: its error, and not that of a peer who lost it, is the one handed on.
+        The exit code: 0, or 2 if a worker reported an InputError.
 
     Raises:
-        ChildFailedError: a worker ended in any other way; torchrun's report says which.
+        ChildFailedError: A worker failed in any other way; torchrun's report lists the failures.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default for several workers, of which it warns
-    # whom it signalled and who failed is in its report, too, where there is one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, set here to avoid its warning
+    # torchrun's report repeats these messages
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     try:
         run.main()

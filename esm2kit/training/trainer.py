@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every training stage has it: one layout, one precision, one validation rhythm, its loggers."""
+"""The Lightning Trainer of all training stages, and the check of the available devices."""
 
 import os
 from pathlib import Path
@@ -15,19 +15,24 @@ from esm2kit.training.precision import lightning_precision
 
 
 def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
-    """The Trainer of a run: batches, order, checkpoints and progress are this library's own, so it does without its.
+    """Build the Trainer of a run, with esm2kit's samplers, checkpoints and progress lines instead of Lightning's.
 
     Args:
-        config: the run, with max_steps and val_check_interval decided.
-        callbacks: the stage's.
-    Raises: InputError if the logger asked for is not installed, or the devices are not there.
+        config: The run, with max_steps and val_check_interval resolved.
+        callbacks: Callbacks of the stage.
+
+    Returns:
+        A Trainer for `fit`.
+
+    Raises:
+        InputError: The logger's package is not installed, or the devices are not available.
     """
     check_devices(config)
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if TORCHRUN in os.environ:
-        exit_with_parent()  # the command line has called it already; a script's own worker has not
+        exit_with_parent()  # the command line has called it already, but a script that runs under torchrun has not
     destroy_group_at_exit()
     out_dir = Path(config.out_dir)
     return Trainer(
@@ -51,13 +56,20 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
 
 
 def check_devices(config: TrainingConfig) -> None:
-    """Raises: InputError for more GPUs than torch finds, or another number of workers than the configuration is for."""
+    """Check that the configured devices exist and that the number of workers matches them.
+
+    Args:
+        config: The run.
+
+    Raises:
+        InputError: There are fewer GPUs than requested, or the number of workers differs from devices x num_nodes.
+    """
     workers = config.devices * config.num_nodes
     if is_worker() and world_size() != workers:
-        # Lightning would go on: each on its own into the same files, or with gradients scaled for another number
+        # Lightning would continue, with workers that overwrite each other's files or with wrongly scaled gradients
         raise InputError(
-            f"{world_size()} workers were started, and devices {config.devices} x num_nodes {config.num_nodes} is "
-            f"{workers}: give --devices the workers of a node and --num_nodes the nodes",
+            f"{world_size()} workers were started, but devices {config.devices} x num_nodes {config.num_nodes} is "
+            f"{workers}. Set --devices to the number of workers per node and --num_nodes to the number of nodes.",
             code="devices.workers",
             found=world_size(),
             expected=workers,
@@ -65,14 +77,14 @@ def check_devices(config: TrainingConfig) -> None:
     found = torch.cuda.device_count()
     if config.accelerator == "cuda" and not found:
         raise InputError(
-            "accelerator cuda was requested and torch finds no GPU: use --accelerator cpu or auto",
+            "accelerator 'cuda' was requested, but torch finds no GPU. Use --accelerator cpu or auto.",
             code="devices.missing",
             found=0,
             requested=config.devices,
         )
     if config.accelerator != "cpu" and 0 < found < config.devices:
         raise InputError(
-            f"{config.devices} devices were requested and torch finds {found}: lower --devices",
+            f"{config.devices} devices were requested, but torch finds {found}. Lower --devices.",
             code="devices.missing",
             found=found,
             requested=config.devices,
@@ -80,7 +92,7 @@ def check_devices(config: TrainingConfig) -> None:
 
 
 def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:
-    """What figures go to besides metrics.csv; imported only here, when it is asked for."""
+    """Build the logger in addition to metrics.csv; its package is imported only if it is requested."""
     try:
         if config.logger == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
@@ -89,12 +101,12 @@ def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:
         if config.logger == "wandb":
             from lightning.pytorch.loggers import WandbLogger
 
-            # a resumed run is another one of its group; online or offline is for WANDB_MODE to say
+            # a resumed run is a new run of the same group; WANDB_MODE decides between online and offline
             return WandbLogger(project=config.wandb_project, name=out_dir.name, group=out_dir.name, save_dir=out_dir)
     except ModuleNotFoundError as error:
         package = config.logger
         raise InputError(
-            f"logger {package!r} requires the {package} package: pip install {package}, or choose csv",
+            f"logger {package!r} requires the {package} package. Run `pip install {package}`, or use --logger csv.",
             code="logger.missing",
             name=package,
         ) from error
@@ -102,7 +114,7 @@ def _logger(config: TrainingConfig, out_dir: Path) -> Logger | None:
 
 
 class _FinishRun(Callback):
-    """Ends the Weights & Biases run with the training, so that the next seed's is another."""
+    """Ends the Weights & Biases run together with the training, so that each seed has its own run."""
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:

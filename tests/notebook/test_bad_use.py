@@ -117,7 +117,7 @@ def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> N
     before = hashes(work / "pretrain" / "checkpoints")
     with lock_run_folder(work / "pretrain"):
         line = alone(work.parent, "02_pretrain", work_dir=str(work), **SETTINGS | {"max_steps": 4})
-    assert "another run is training there; stop it, or give another --out_dir" in line
+    assert "another run is training here; stop it, or choose another --out_dir" in line
     assert hashes(work / "pretrain" / "checkpoints") == before
 
 

@@ -285,18 +285,15 @@ def test_a_dead_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
 
 def test_two_runs_in_one_folder_are_one_too_many(dataset: Path, tmp_path: Path, monkeypatch) -> None:
     """The second comes while the first is at an update, and changes nothing there."""
-    config, step, refused = (
-        PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL),
-        MaskedLM.training_step,
-        [],
-    )
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL)
+    step, steps = MaskedLM.training_step, []
 
     def while_another_comes(self: MaskedLM, *arguments: object) -> None:
-        with pytest.raises(InputError, match="another run is training there"):
+        with refused("file.locked"):
             pretrain(config)
-        refused.append(self.step)
+        steps.append(self.step)
         step(self, *arguments)
 
     monkeypatch.setattr(MaskedLM, "training_step", while_another_comes)
     assert pretrain(config)["step"] == 2
-    assert refused == [0, 1]
+    assert steps == [0, 1]

@@ -1,4 +1,4 @@
-"""What a run leaves on disk stays whole, and what does not belong together is refused."""
+"""Checkpoints and metrics.csv survive faults, and a run resumes only from its own checkpoint."""
 
 import errno
 import fcntl
@@ -14,7 +14,6 @@ import pytest
 import torch
 from support.errors import refused
 
-from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
 from esm2kit.core.processes import STOP_SIGNALS
 from esm2kit.models.checkpoint import read_checkpoint, write_checkpoint
@@ -28,15 +27,15 @@ TINY = {"model": "custom", "num_layers": 1, "embed_dim": 16, "attention_heads": 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_ranks_that_go_on_from_different_updates_are_refused(dataset: Path, tmp_path: Path, monkeypatch) -> None:
-    """Two nodes whose out_dir is not one folder: one finds a checkpoint there, the other begins anew."""
+def test_ranks_with_different_checkpoints_raise_an_error(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two nodes do not share out_dir: one finds a checkpoint, the other starts a new run."""
     monkeypatch.setattr(training_state, "gather_strings", lambda items: [*items, "400"])
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **TINY, max_steps=1, global_batch_size=2)
     with refused("resume.ranks-differ", path=tmp_path / "checkpoints", updates=["0", "400"]):
         pretrain(config)
 
 
-def test_a_run_of_before_a_parameter_was_goes_on_at_its_default(dataset: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_new_parameter_resumes_with_its_default(dataset: Path, tmp_path: Path) -> None:
     given = {**TINY, "data": dataset, "out_dir": tmp_path, "global_batch_size": 2}
     last = pretrain(PretrainConfig(**given, max_steps=1))["last"]
     tensors, metadata = read_checkpoint(last)
@@ -47,12 +46,8 @@ def test_a_run_of_before_a_parameter_was_goes_on_at_its_default(dataset: Path, t
     assert pretrain(PretrainConfig(**given, max_steps=2))["step"] == 2
 
 
-def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
-    with (
-        lock_run_folder(tmp_path),
-        pytest.raises(InputError, match="another run is training there"),
-        lock_run_folder(tmp_path),
-    ):
+def test_a_folder_takes_one_run_or_warns_if_it_has_no_locks(tmp_path: Path, monkeypatch, caplog) -> None:
+    with lock_run_folder(tmp_path), refused("file.locked"), lock_run_folder(tmp_path):
         pass
 
     def unsupported(*arguments: object) -> None:
@@ -64,7 +59,7 @@ def test_one_run_a_folder_and_where_there_are_no_locks_a_warning(tmp_path: Path,
         assert str(tmp_path) in caplog.text
 
 
-def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_does_not_lose_the_rows_of_metrics_csv(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train_loss,seconds\n1,3.0,0.1\n2,2.9,0.2\n3,2.8,0.3\n4,2.7")
     before = path.read_bytes()
@@ -83,11 +78,11 @@ def test_the_history_of_a_run_outlives_a_full_disk(tmp_path: Path, monkeypatch) 
             log.on_train_start(trainer, module)
     assert path.read_bytes() == before
     log.on_train_start(trainer, module)
-    assert [row["step"] for row in read_metrics(path)] == ["1", "2"], "of updates after the checkpoint none is kept"
+    assert [row["step"] for row in read_metrics(path)] == ["1", "2"], "rows of updates after the checkpoint are removed"
 
 
 def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeypatch, caplog) -> None:
-    """60 updates of a second, 56 of five, and a validation of 120 s between: the line is of the last minute."""
+    """60 updates of 1 s, a validation of 120 s, and 56 updates of 5 s: the log line reports the last minute."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, strftime=time.strftime, gmtime=time.gmtime)
     monkeypatch.setattr(training_log, "time", clock)
     monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
@@ -109,46 +104,46 @@ def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeyp
                 log.on_validation_end(trainer, module)
     last = [record.getMessage() for record in caplog.records if "left" in record.getMessage()][-1]
     assert last.startswith("update 116/200  loss 2.9000  lr 1.00e-03  10 tokens/s"), last
-    # 84 updates of five seconds, and validations on top, which have taken 120 s beside 340 s of training
+    # 84 updates of 5 s, plus validations, which took 120 s per 340 s of training
     assert last.endswith("00:09:28 left"), last
 
 
-def test_what_an_optimizer_held_goes_where_its_parameters_are() -> None:
-    """Steps too, which a fused optimizer's kernel counts on the device: torch puts them there when it loads a state."""
+def test_a_restored_optimizer_state_is_on_the_device_of_its_parameters() -> None:
+    """This includes the steps, which a fused optimizer counts on the device, as torch's own state loading does."""
     model = torch.nn.Linear(3, 2, device="meta")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    held = {"weight.exp_avg": torch.ones(2, 3), "weight.step": torch.tensor(7.0), "bias.step": torch.tensor(7.0)}
-    training_state.restore_optimizer(model, optimizer, held)
+    state = {"weight.exp_avg": torch.ones(2, 3), "weight.step": torch.tensor(7.0), "bias.step": torch.tensor(7.0)}
+    training_state.restore_optimizer(model, optimizer, state)
     found = {name: tensor.device.type for name, tensor in optimizer.state[model.weight].items()}
     assert found == {"exp_avg": "meta", "step": "meta"}
     assert list(optimizer.state[model.bias]) == ["step"]
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_asks_for_a_stop_once(number: int, tmp_path: Path) -> None:
+def test_the_first_signal_requests_a_stop(number: int, tmp_path: Path) -> None:
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     module = SimpleNamespace(step=0, stop_requested=False)
     try:
         CheckpointWriter(tmp_path, 1, {}, 1).on_train_start(SimpleNamespace(is_global_zero=True), module)
         os.kill(os.getpid(), number)
         assert module.stop_requested
-        assert signal.getsignal(number) is before[number], "the second has the meaning it had"
+        assert signal.getsignal(number) is before[number], "a second signal has its usual effect"
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
-def test_signals_mean_what_they_meant_before_however_a_run_ends(dataset: Path, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored_after_success_and_failure(dataset: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     given = {**TINY, "data": dataset, "global_batch_size": 2, "max_steps": 1, "warmup_steps": 0}
-    pretrain(PretrainConfig(**given, out_dir=tmp_path / "whole"))
+    pretrain(PretrainConfig(**given, out_dir=tmp_path / "finished"))
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
     with refused("run.validation-loss"):
         pretrain(PretrainConfig(**given, out_dir=tmp_path / "failed", lr=1e30, gradient_clip_val=0.0))
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
-def test_two_writers_of_one_file_have_a_part_each(tmp_path: Path) -> None:
+def test_two_writers_of_a_file_have_separate_temporary_files(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "tokens") as first:
         first.write_text("first")
         with atomic_path(tmp_path / "tokens") as second:
@@ -157,7 +152,7 @@ def test_two_writers_of_one_file_have_a_part_each(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
 
 
-def test_a_kept_checkpoint_is_whole_where_a_file_system_has_no_links(tmp_path: Path, monkeypatch) -> None:
+def test_a_retained_checkpoint_is_complete_without_hard_links(tmp_path: Path, monkeypatch) -> None:
     last, kept = tmp_path / "last", tmp_path / "step=1"
     last.write_text("new")
     kept.write_text("old")
@@ -165,13 +160,13 @@ def test_a_kept_checkpoint_is_whole_where_a_file_system_has_no_links(tmp_path: P
     def no_links(*arguments: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    def half(source: Path, target: Path) -> None:
+    def copy_half(source: Path, target: Path) -> None:
         Path(target).write_text("n")
         raise NO_SPACE
 
     monkeypatch.setattr(os, "link", no_links)
     with monkeypatch.context() as full:
-        full.setattr(shutil, "copyfile", half)
+        full.setattr(shutil, "copyfile", copy_half)
         with pytest.raises(OSError, match="No space left"):
             training_state._link(last, kept)
     assert kept.read_text() == "old"

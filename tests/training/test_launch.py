@@ -1,4 +1,4 @@
-"""Training in a process of its own: its lines, its result, its errors, and stopping it."""
+"""Training in a separate process: its log lines, its result, its errors, and stopping it."""
 
 import json
 import os
@@ -27,9 +27,11 @@ def config(dataset: Path, out_dir: Path, **changes: object) -> PretrainConfig:
     return PretrainConfig(data=dataset, out_dir=out_dir, **(settings | changes))
 
 
-def test_lines_result_and_configuration(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_gives_lines_result_and_configuration(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JPY_PARENT_PID", str(os.getppid()))
-    # with the kernel's mark left in, a torchrun worker took itself for the kernel and started workers of its own
+    # with this variable a torchrun worker would take itself for a kernel and start workers of its own
     lines: list[str] = []
     result = launch.train("pretrain", config(dataset, tmp_path, devices=2), lines.append)
     assert result["step"] == 6
@@ -40,9 +42,9 @@ def test_lines_result_and_configuration(dataset: Path, tmp_path: Path, monkeypat
 
 @pytest.fixture
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have every worker of rank 0 run a statement; the others wait as if for a message of it."""
+    """Return a function that makes rank 0 run a statement while the other ranks wait."""
     script, command = tmp_path / "worker.py", launch.worker_command
-    monkeypatch.setattr(launch, "worker_command", lambda *asked: [*command(*asked)[:-5], str(script)])
+    monkeypatch.setattr(launch, "worker_command", lambda *arguments: [*command(*arguments)[:-5], str(script)])
 
     def fail(statement: str) -> None:
         script.write_text(
@@ -61,7 +63,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_the_worker_s_input_error_arrives_with_code_and_values(
+def test_the_workers_input_error_arrives_with_code_and_values(
     devices: int, failing: Callable[[str], None], tmp_path: Path
 ) -> None:
     failing(
@@ -72,7 +74,7 @@ def test_the_worker_s_input_error_arrives_with_code_and_values(
     with refused("fasta.letter", residue=3, path="a") as caught:
         launch.train("pretrain", config(tmp_path, tmp_path, devices=devices), lines.append)
     assert str(caught.value) == "letter J at residue 3"
-    assert lines == ["esm2kit: letter J at residue 3"], "one worker reports it, once, and torchrun does not"
+    assert lines == ["esm2kit: letter J at residue 3"], "one worker reports it once, and torchrun does not"
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -92,25 +94,23 @@ def test_a_worker_that_crashes_or_is_killed(
     assert str(caught.value).endswith(ending)
 
 
-def test_bad_input_of_a_real_run_is_its_own_error(tmp_path: Path) -> None:
+def test_bad_input_in_a_real_run_raises_its_input_error(tmp_path: Path) -> None:
     with refused("dataset.missing", path=str(tmp_path / "nowhere")):
         launch.train("pretrain", config(tmp_path / "nowhere", tmp_path / "out"), lambda line: None)
 
 
-def test_of_two_failed_workers_the_one_with_bad_input_is_handed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_if_two_workers_fail_the_input_error_is_forwarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "0.json"))
     record_error(ConnectionError("the peer closed the connection"))
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "1.json"))
-    record_error(InputError("no", code="fasta.letter"))
+    record_error(InputError("bad letter", code="fasta.letter"))
     failures = {rank: ProcessFailure(rank, 1, rank + 1, str(tmp_path / f"{rank}.json")) for rank in (0, 1)}
 
     def fail() -> None:
         raise ChildFailedError("esm2kit", failures)
 
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # main sets it where it is not set; here it is taken back
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # main sets it if unset; monkeypatch restores it
     monkeypatch.setattr(torchrun.run, "main", fail)
     assert torchrun.main() == 2
     assert read_recorded_error(tmp_path / "error.json").code == "fasta.letter"
@@ -119,7 +119,7 @@ def test_of_two_failed_workers_the_one_with_bad_input_is_handed_on(
         torchrun.main()
 
 
-def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_reported_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for found, accelerator in ((0, "cuda"), (1, "cuda"), (1, "auto")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
         with refused("devices.missing", found=found, requested=2):
@@ -127,19 +127,19 @@ def test_devices_that_are_not_there_are_told_before_training(tmp_path: Path, mon
     check_devices(config(tmp_path, tmp_path, devices=2, accelerator="cpu"))
 
 
-def test_the_stop_button_saves_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
-    """The live view's button, pressed after the first validation; then the run is finished from its checkpoint."""
+def test_the_stop_button_saves_and_the_run_resumes(dataset: Path, tmp_path: Path) -> None:
+    """The live view's button is pressed after the first validation; then the run resumes from its checkpoint."""
     endless = config(dataset, tmp_path, max_steps=1_000_000, warmup_steps=5)
     view = live.TrainingView("pretrain", tmp_path, endless.max_steps)
     seen = threading.Event()
 
-    def tell(line: str) -> None:
+    def show_line(line: str) -> None:
         view.show_line(line)
         if "val_loss" in line and not seen.is_set():
             seen.set()
             view.button.click()
 
-    result = launch.train("pretrain", endless, tell, view.set_worker)
+    result = launch.train("pretrain", endless, show_line, view.set_worker)
     assert seen.is_set()
     assert 3 <= result["step"] < 1000
     last = tmp_path / "checkpoints" / "last.safetensors"
@@ -150,7 +150,7 @@ def test_the_stop_button_saves_and_the_run_goes_on(dataset: Path, tmp_path: Path
     assert json.loads((tmp_path / "pretrain.json").read_text())["step"] == result["step"] + 2
 
 
-def test_headless_training_prints_the_worker_s_lines(
+def test_headless_training_prints_the_workers_lines(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = live.train("pretrain", config(dataset, tmp_path))
@@ -162,8 +162,8 @@ def test_headless_training_prints_the_worker_s_lines(
     assert not any(line.startswith("{") for line in printed), "the result is returned, not printed"
 
 
-def test_only_lines_that_tell_something_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Banners of torchrun and Lightning, and the result, are left out of the cell and of the live view."""
+def test_only_informative_lines_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cell and the live view omit the banners of torchrun and Lightning and the result."""
     banners = ["", "*" * 20, "-" * 20, '{"step": 3}', "INFO: Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/2",
                "Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/2", "distributed_backend=gloo"]  # fmt: skip
     view = live.TrainingView("pretrain", tmp_path, 3)

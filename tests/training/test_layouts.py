@@ -1,4 +1,4 @@
-"""The global batch decides the loss curve, not its layout: every layout against one device, on gloo."""
+"""The loss curve depends on the global batch, not on the layout: all layouts equal one device, on gloo."""
 
 import csv
 import dataclasses
@@ -32,13 +32,13 @@ def column(out_dir: Path, name: str) -> list[float]:
 
 
 def first_gradients(out_dir: Path) -> dict[str, torch.Tensor]:
-    """After one update AdamW's average is (1 - beta1) times the clipped gradient."""
+    """Read the clipped gradients: after one update AdamW's gradient average is (1 - beta1) times the gradient."""
     tensors, _ = read_checkpoint(out_dir / "checkpoints" / "last.safetensors", "optimizer.")
     return {name: tensor / 0.1 for name, tensor in tensors.items() if name.endswith("exp_avg")}
 
 
 def both_runs(out_dir: Path, data: Path, **settings: object) -> list[list[str]]:
-    """A run of one update, whose gradients are looked at, and one of twenty, whose losses are."""
+    """Arguments of a run of one update, to compare gradients, and of a run of 20, to compare losses."""
     return [
         arguments(out_dir / "first", data, max_steps=1, **settings),
         arguments(out_dir / "curve", data, max_steps=STEPS, val_check_interval=STEPS, **settings),
@@ -55,7 +55,7 @@ def one_device(tmp_path_factory, dataset) -> Path:
 def layout_runs(layout: str, out_dir: Path, data: Path) -> list[list[str]]:
     runs = []
     for accumulate in ACCUMULATIONS:
-        # recomputed layers give the same numbers, so one of the three goes without keeping its activations
+        # one of the three runs recomputes its activations, which must give the same numbers
         settings = LAYOUTS[layout][1] | {"activation_checkpointing": accumulate == 2}
         runs += both_runs(out_dir / layout / str(accumulate), data, accumulate_grad_batches=accumulate, **settings)
     return runs
@@ -67,14 +67,14 @@ def bf16_run(precision: str, out_dir: Path, data: Path, layout: str = "one") -> 
 
 
 def second_stage(first: Path) -> dict[str, object]:
-    """A run of one update that begins with the weights of another; its size is theirs."""
+    """Settings of a run of one update that starts from the weights, and with the size, of another run."""
     common = {name: value for name, value in COMMON.items() if not name.endswith(("model", "layers", "dim", "heads"))}
     return common | {"init_from": str(first / "first" / "checkpoints" / "last.safetensors"), "max_steps": 1}
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, dataset, one_device) -> Path:
-    """All that takes two processes, in one start of them."""
+    """Run all layouts of two processes in one group, because starting a group is slow."""
     out_dir, names = tmp_path_factory.mktemp("two"), [name for name in LAYOUTS if LAYOUTS[name][0] == 2]
     runs = [run for name in names for run in layout_runs(name, out_dir, dataset)]
     runs += [bf16_run(precision, out_dir, dataset, name) for precision in PRECISIONS for name in names]
@@ -87,7 +87,7 @@ def two_processes(tmp_path_factory, dataset, one_device) -> Path:
 @pytest.fixture(scope="module")
 def four_processes(tmp_path_factory, dataset) -> Path:
     out_dir = tmp_path_factory.mktemp("four")
-    train_together(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "told"))
+    train_together(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "result"))
     return out_dir
 
 
@@ -109,9 +109,10 @@ def test_layout_equals_one_device(layout: str, request: pytest.FixtureRequest, o
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one_device, two_processes) -> None:
-    """DDP to the last bits of the first update, shards within bf16's rounding; float32's curve close by, not the same.
+    """The first update agrees to the last bits under DDP and within bf16 rounding for sharded models.
 
-    FSDP2 gathers bfloat16 under either precision; tensor-parallel ranks round their partial sums.
+    FSDP2 gathers bfloat16 under both precisions, and tensor-parallel ranks round their partial sums. The curve is close
+    to the float32 curve, but not equal.
     """
     train_here([bf16_run(precision, tmp_path, dataset)])
     one = tmp_path / precision / "one"
@@ -120,16 +121,16 @@ def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one
     torch.testing.assert_close(expected["train_loss"], wide, rtol=5e-4, atol=0)
     for name in ("ddp2", "fsdp2", "tp2"):
         out_dir = two_processes / precision / name
-        for figure, tolerance in (("train_loss", 3e-4), ("grad_norm", 5e-3), ("val_loss", 3e-4)):
-            found = torch.tensor(column(out_dir, figure))
+        for metric, tolerance in (("train_loss", 3e-4), ("grad_norm", 5e-3), ("val_loss", 3e-4)):
+            found = torch.tensor(column(out_dir, metric))
             torch.testing.assert_close(
-                found, expected[figure], rtol=tolerance, atol=0, msg=lambda t, n=name: f"{n}: {t}"
+                found, expected[metric], rtol=tolerance, atol=0, msg=lambda t, n=name: f"{n}: {t}"
             )
         first = column(out_dir, "train_loss")[0]
         assert first == pytest.approx(float(expected["train_loss"][0]), rel=2e-6 if name == "ddp2" else 2e-5)
-        assert first != pytest.approx(float(wide[0]), rel=2e-6), f"{name}: bf16 was asked for"
+        assert first != pytest.approx(float(wide[0]), rel=2e-6), f"{name}: the run did not use bf16"
     tensors, _ = read_checkpoint(two_processes / precision / "fsdp2" / "checkpoints" / "last.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}, "checkpoints hold the masters"
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}, "checkpoints hold float32 weights"
 
 
 def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
@@ -139,12 +140,12 @@ def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device
         assert_same_run(tmp_path / str(accumulate), one_device)
 
 
-def test_filled_after_it_is_laid_out_is_laid_out_filled(four_processes) -> None:
-    """FSDP2, tensor parallel and both: the same shards, tied head, loss and gradients, without a whole model."""
-    assert (four_processes / "told").read_text() == "equal"
+def test_filling_a_sharded_model_equals_sharding_a_filled_model(four_processes) -> None:
+    """FSDP2, tensor parallelism and both have the same shards, tied head, loss and gradients."""
+    assert (four_processes / "result").read_text() == "equal"
 
 
-def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one_device, two_processes) -> None:
+def test_a_second_stage_starts_equally_on_sharded_ranks(tmp_path, dataset, one_device, two_processes) -> None:
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **second_stage(one_device))
     sharded = dataclasses.replace(config, devices=2, strategy="fsdp2")
     shape, weights = _initial_model(sharded, None)
@@ -159,7 +160,7 @@ def test_a_second_stage_begins_alike_and_whole_on_no_rank(tmp_path, dataset, one
 
 
 @pytest.mark.parametrize(("seed", "shape"), [(0, ESM2Config(2, 32, 4)), (7, ESM2Config(3, 48, 4))])
-def test_weights_drawn_one_by_one_are_the_models(seed: int, shape: ESM2Config) -> None:
+def test_weights_initialised_one_by_one_equal_those_of_the_model(seed: int, shape: ESM2Config) -> None:
     filled, expected = build_meta_model(shape), ESM2.initialised(shape, seed).state_dict()
     seen: list[weakref.ref] = []
     alive = []
@@ -177,11 +178,11 @@ def test_weights_drawn_one_by_one_are_the_models(seed: int, shape: ESM2Config) -
     assert filled.lm_head.weight is filled.embed_tokens.weight
     assert filled.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in filled.state_dict().items())
-    assert max(alive) <= 2, "one at a time, and the one before"
+    assert max(alive) <= 2, "at most the current tensor and the one before"
 
 
-def test_the_batch_is_unequal_and_the_curve_moves(dataset, one_device) -> None:
-    """What the comparison rests on: clipping bites, and losses change from update to update."""
+def test_gradients_are_clipped_and_the_loss_falls(dataset, one_device) -> None:
+    """The comparison of layouts relies on both."""
     assert min(column(one_device / "curve", "grad_norm")) > COMMON["gradient_clip_val"]
     losses = column(one_device / "curve", "train_loss")
     assert len(losses) == STEPS
@@ -189,7 +190,7 @@ def test_the_batch_is_unequal_and_the_curve_moves(dataset, one_device) -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 2]))
-def test_any_subset_of_the_equation_gives_the_rest(nodes: int, micro: int, accumulate: int, tensor: int) -> None:
+def test_any_subset_of_the_sizes_gives_the_rest(nodes: int, micro: int, accumulate: int, tensor: int) -> None:
     whole = {"micro_batch_size": micro, "accumulate_grad_batches": accumulate}
     whole["global_batch_size"] = micro * accumulate * nodes * 2 // tensor
     expected = BatchLayout.of(2, nodes, tensor, **whole)
@@ -202,6 +203,6 @@ def test_any_subset_of_the_equation_gives_the_rest(nodes: int, micro: int, accum
         BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": size + 1})
 
 
-def test_devices_that_do_not_divide_are_refused() -> None:
+def test_devices_that_do_not_form_groups_raise_an_error() -> None:
     with refused("layout.groups", devices=3, tensor_model_parallel_size=2):
         BatchLayout.of(devices=3, tensor_model_parallel_size=2)

@@ -1,4 +1,4 @@
-"""Stop and go: a run killed at any moment ends, bit for bit, where the uninterrupted run ends."""
+"""A run that is killed at any moment and resumed ends bit for bit like the uninterrupted run."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ from support.layouts import train_here, train_together
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
 
 STEPS = 24
-# how often each layout is killed; the closing figures of a release are made with 10
+# how often each layout is killed; a release is tested with 10
 KILLS = int(os.environ.get("ESM2KIT_KILLS", "2"))
 LAYOUTS = {"1x1": {}, "ddp": {"devices": 2}, "tp": {"devices": 2, "tensor_model_parallel_size": 2}}
 SETTINGS = {
@@ -60,7 +60,7 @@ def finish(out_dir: Path, data: Path, **settings: object) -> str:
 
 
 def family_of(process: subprocess.Popen) -> set[int]:
-    """A process and all that came of it."""
+    """A process and all its descendants."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
     family = {process.pid}
@@ -70,14 +70,14 @@ def family_of(process: subprocess.Popen) -> set[int]:
 
 
 def running(pids: set[int]) -> set[int]:
-    """Those that still run; one that ended and was never asked for does not."""
+    """The processes that still run; zombies do not count."""
     listing = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True, check=True).stdout
     states = dict(line.split() for line in listing.splitlines()[1:])
     return {pid for pid in pids if not states.get(str(pid), "Z").startswith("Z")}
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL the whole family: torchrun starts its workers in sessions of their own."""
+    """SIGKILL a process and its descendants: torchrun starts its workers in separate sessions."""
     for pid in family_of(process):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def curve(out_dir: Path) -> dict[tuple[int, str], str]:
-    """Every figure of the curve as text, all digits, by (update, name)."""
+    """All metrics of metrics.csv as text with all digits, by (update, name)."""
     with open(out_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens")
@@ -115,8 +115,8 @@ def uninterrupted(tmp_path_factory, dataset) -> dict[str, Path]:
     return folders
 
 
-def test_curves_of_layouts_agree_and_move(uninterrupted) -> None:
-    """The references are worth comparing with: 24 updates, none like another."""
+def test_the_losses_of_the_reference_runs_differ(uninterrupted) -> None:
+    """The reference runs have 24 updates with different losses, so the comparison is meaningful."""
     for folder in uninterrupted.values():
         losses = [value for (_, name), value in curve(folder).items() if name == "train_loss"]
         assert len(losses) == len(set(losses)) == STEPS
@@ -128,7 +128,7 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
     checkpoints = tmp_path / "checkpoints"
     for number in range(KILLS):
         process = start(tmp_path, dataset, **LAYOUTS[layout])
-        # after the run has begun, somewhere between its updates; every other time in the middle of a save
+        # at a random moment after the run has started; every other time in the middle of a save
         wait_for(process, lambda: (tmp_path / "metrics.csv").exists())
         time.sleep(moments.uniform(0, 1.0))
         if number % 2:
@@ -140,7 +140,7 @@ def test_killed_at_random_moments_ends_the_same(layout: str, tmp_path, dataset, 
 
 
 def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
-    """SIGKILL of the launcher's group alone: its ranks stand in groups of their own, and data workers behind them."""
+    """SIGKILL reaches the launcher's process group only; its ranks have groups of their own, and data workers."""
     endless = {"max_steps": 100_000, "val_check_interval": 100_000, "num_workers": 1}
     process = start(tmp_path, dataset, **endless, **LAYOUTS["ddp"])
     wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
@@ -157,22 +157,22 @@ def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
 def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted) -> None:
     process = start(tmp_path, dataset, num_workers=2)
     wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20, seconds_between=0.002)
-    os.killpg(process.pid, signal.SIGKILL)  # its workers with it: a single process starts no session of their own
+    os.killpg(process.pid, signal.SIGKILL)  # includes its data workers, which have no session of their own
     process.communicate()
     assert 20 < len(curve(tmp_path)) < len(curve(uninterrupted["1x1"]))
     train_here([arguments(tmp_path, dataset)])
     assert_identical(tmp_path, uninterrupted["1x1"])
 
 
-def wait_for(process: subprocess.Popen, seen, seconds_between: float = 0.02) -> None:
-    """Until something is seen, or the run is over."""
+def wait_for(process: subprocess.Popen, condition, seconds_between: float = 0.02) -> None:
+    """Wait until a condition holds or the run ends."""
     end = time.monotonic() + 60
-    while not seen() and process.poll() is None and time.monotonic() < end:
+    while not condition() and process.poll() is None and time.monotonic() < end:
         time.sleep(seconds_between)
 
 
-def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> None:
-    """Of two ranks, told by their launcher."""
+def test_sigterm_saves_the_current_update(tmp_path, dataset, uninterrupted) -> None:
+    """The launcher forwards the signal to two ranks."""
     process = start(tmp_path, dataset, **LAYOUTS["ddp"])
     wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
     process.send_signal(signal.SIGTERM)
@@ -184,7 +184,7 @@ def test_sigterm_saves_the_update_in_hand(tmp_path, dataset, uninterrupted) -> N
 
 
 def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uninterrupted) -> None:
-    """From the middle of a run, as a kill after its third validation leaves it; with a data worker, on one device."""
+    """Resume from the middle of a run, as if it was killed after its third validation."""
     runs = {}
     for first, then in (("ddp", "1x1"), ("1x1", "tp"), ("tp", "ddp")):
         (middle,) = (uninterrupted[first] / "checkpoints").glob("step=0000012-*")

@@ -1,4 +1,4 @@
-"""Where a run's figures go besides metrics.csv, and bfloat16 over float32 masters on one device."""
+"""Loggers in addition to metrics.csv, and bfloat16 with float32 master weights on one device."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from esm2kit.training.trainer import check_devices
 
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
 RUN = TINY | {"global_batch_size": 8, "lr": 1e-3, "warmup_steps": 2, "log_every_n_steps": 1, "val_check_interval": 3}
-# stands in for the package: every call becomes a line of JSON
+# replaces the wandb package: each call writes a line of JSON
 WANDB = """
 import json, os
 run = None
@@ -35,14 +35,14 @@ class Run:
         note("init", given | {"mode": os.environ.get("WANDB_MODE")})
     def update(self, settings, **options):
         note("config", settings)
-    def log(self, figures):
-        note("log", figures)
+    def log(self, metrics):
+        note("log", metrics)
     def define_metric(self, *names, **options):
         pass
 
-def note(what, told):
+def note(call, values):
     with open(os.environ["WANDB_NOTES"], "a") as file:
-        file.write(json.dumps([what, told], default=str) + "\\n")
+        file.write(json.dumps([call, values], default=str) + "\\n")
 
 def init(**given):
     global run
@@ -67,7 +67,7 @@ def column(out_dir: Path, name: str) -> list[float]:
 
 @pytest.fixture
 def wandb(tmp_path: Path, monkeypatch) -> Path:
-    """A package of that name for the processes this test starts; returns the file of what it was told."""
+    """Install a fake wandb package for the processes of a test; returns the file with its recorded calls."""
     site = tmp_path / "site"
     for name, text in {
         "wandb/__init__.py": WANDB,
@@ -91,38 +91,38 @@ def run(stage: str, settings: dict[str, object]) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def told(notes: Path, what: str) -> list[dict]:
-    return [given for name, given in map(json.loads, notes.read_text().splitlines()) if name == what]
+def recorded_calls(notes: Path, call: str) -> list[dict]:
+    return [values for name, values in map(json.loads, notes.read_text().splitlines()) if name == call]
 
 
-def test_wandb_gets_settings_and_figures(wandb, dataset, tmp_path) -> None:
+def test_wandb_receives_settings_and_metrics(wandb, dataset, tmp_path) -> None:
     out_dir = tmp_path / "first"
     given = {"data": dataset, "out_dir": out_dir, "max_steps": 3, "logger": "wandb", "wandb_project": "proteins"}
     run("pretrain", RUN | given)
-    (init,) = told(wandb, "init")
+    (init,) = recorded_calls(wandb, "init")
     assert (init["project"], init["name"], init["group"]) == ("proteins", "first", "first")
-    assert init["mode"] == "offline", "the environment says so, and nothing here overrides it"
-    (settings,) = told(wandb, "config")
+    assert init["mode"] == "offline", "WANDB_MODE of the environment applies"
+    (settings,) = recorded_calls(wandb, "config")
     assert settings["lr"] == 1e-3
     assert settings["embed_dim"] == 32
-    losses = [figures["train_loss"] for figures in told(wandb, "log") if "train_loss" in figures]
+    losses = [metrics["train_loss"] for metrics in recorded_calls(wandb, "log") if "train_loss" in metrics]
     assert losses == pytest.approx(column(out_dir, "train_loss"))
-    assert [figures["val_loss"] for figures in told(wandb, "log") if "val_loss" in figures] == column(
+    assert [metrics["val_loss"] for metrics in recorded_calls(wandb, "log") if "val_loss" in metrics] == column(
         out_dir, "val_loss"
     )
-    assert len(told(wandb, "finish")) == 1
+    assert len(recorded_calls(wandb, "finish")) == 1
 
 
-def test_each_seed_is_a_run_of_its_own(wandb, tmp_path) -> None:
+def test_each_seed_is_a_separate_run(wandb, tmp_path) -> None:
     tiny = write_tiny(tmp_path / "tiny.safetensors")
     given = {"task": "protein_value", "data_dir": write_tasks(tmp_path / "tasks"), "model": tiny, "accelerator": "cpu"}
     given |= {"out_dir": tmp_path / "run", "max_steps": 1, "benchmark": False, "resamples": 100, "logger": "wandb"}
     run("finetune", given | {"seeds": "[1, 2]"})
-    assert [init["name"] for init in told(wandb, "init")] == ["seed=1", "seed=2"]
-    assert [settings["seeds"] for settings in told(wandb, "config")] == [[1], [2]]
+    assert [init["name"] for init in recorded_calls(wandb, "init")] == ["seed=1", "seed=2"]
+    assert [settings["seeds"] for settings in recorded_calls(wandb, "config")] == [[1], [2]]
 
 
-def test_without_the_package_one_line_says_what_to_install(dataset, tmp_path, monkeypatch) -> None:
+def test_a_missing_logger_package_raises_an_error(dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lightning_wandb, "_WANDB_AVAILABLE", False)
     given = {"data": dataset, "out_dir": tmp_path, "max_steps": 1, "logger": "wandb"}
     with refused("logger.missing", name="wandb"):
@@ -130,7 +130,7 @@ def test_without_the_package_one_line_says_what_to_install(dataset, tmp_path, mo
     assert not (tmp_path / "metrics.csv").exists()
 
 
-def test_tensorboard_gets_settings_and_figures(dataset, tmp_path) -> None:
+def test_tensorboard_receives_settings_and_metrics(dataset, tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     pretrain(PretrainConfig(**RUN | {"data": dataset, "out_dir": tmp_path, "max_steps": 3, "logger": "tensorboard"}))
@@ -142,14 +142,14 @@ def test_tensorboard_gets_settings_and_figures(dataset, tmp_path) -> None:
     assert "lr: 0.001" in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
 
 
-def test_by_default_nothing_but_csv(dataset, tmp_path) -> None:
+def test_the_default_logger_writes_only_metrics_csv(dataset, tmp_path) -> None:
     pretrain(PretrainConfig(**RUN | {"data": dataset, "out_dir": tmp_path, "max_steps": 1}))
     assert not (tmp_path / "tensorboard").exists()
     assert len(column(tmp_path, "train_loss")) == 1
 
 
-def test_more_workers_than_devices_are_told_before_training(tmp_path, monkeypatch) -> None:
-    """torchrun of four around a command that says two, or nothing of devices."""
+def test_more_workers_than_devices_are_reported_before_training(tmp_path, monkeypatch) -> None:
+    """torchrun starts four workers of a command that is configured for one, two or eight devices."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     run = TINY | {"data": tmp_path, "out_dir": tmp_path}
@@ -159,8 +159,8 @@ def test_more_workers_than_devices_are_told_before_training(tmp_path, monkeypatc
     check_devices(PretrainConfig(**run | {"devices": 2, "num_nodes": 2}))
 
 
-def test_masters_move_by_less_than_bf16_can_tell(dataset, tmp_path) -> None:
-    """Updates of 1e-6 on weights of 0.02 and more: bf16 weights would stand still."""
+def test_master_weights_change_by_less_than_the_resolution_of_bf16(dataset, tmp_path) -> None:
+    """Weights of 0.02 and more change by 1e-6, which bf16 weights could not represent."""
     given = {"data": dataset, "out_dir": tmp_path, "max_steps": 1, "precision": "bf16-true", "warmup_steps": 0}
     pretrain(PretrainConfig(**RUN | given | {"lr": 1e-6, "min_lr_share": 1.0, "weight_decay": 0.0}))
     after, _ = read_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
@@ -175,28 +175,28 @@ def test_masters_move_by_less_than_bf16_can_tell(dataset, tmp_path) -> None:
 
 def test_bf16_true_resumes_bit_for_bit(dataset, tmp_path, monkeypatch) -> None:
     given = RUN | {"data": dataset, "max_steps": 7, "precision": "bf16-true"}
-    pretrain(PretrainConfig(**given, out_dir=tmp_path / "whole"))
+    pretrain(PretrainConfig(**given, out_dir=tmp_path / "uninterrupted"))
     step = MaskedLM.training_step
 
-    def stopped(self: MaskedLM, *arguments: object) -> None:
+    def stop_at_step_3(self: MaskedLM, *arguments: object) -> None:
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         step(self, *arguments)
 
-    monkeypatch.setattr(MaskedLM, "training_step", stopped)
+    monkeypatch.setattr(MaskedLM, "training_step", stop_at_step_3)
     assert pretrain(PretrainConfig(**given, out_dir=tmp_path / "cut"))["step"] < 7
     monkeypatch.undo()
     pretrain(PretrainConfig(**given, out_dir=tmp_path / "cut"))
-    assert column(tmp_path / "cut", "train_loss") == column(tmp_path / "whole", "train_loss")
+    assert column(tmp_path / "cut", "train_loss") == column(tmp_path / "uninterrupted", "train_loss")
     expected, found = (
-        read_checkpoint(tmp_path / name / "checkpoints" / "last.safetensors")[0] for name in ("whole", "cut")
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.safetensors")[0] for name in ("uninterrupted", "cut")
     )
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"accumulate_grad_batches": 2}])
-def test_bf16_true_goes_with_other_settings(settings, dataset, tmp_path) -> None:
-    """Recomputed layers see the same copies, so their curve is the same to the bit; micro-batches add up in float32."""
+def test_bf16_true_works_with_other_settings(settings, dataset, tmp_path) -> None:
+    """Recomputed layers use the same copies, so the curve is bit-identical; micro-batches accumulate in float32."""
     given = RUN | {"data": dataset, "max_steps": 3, "precision": "bf16-true"}
     pretrain(PretrainConfig(**given, out_dir=tmp_path / "plain"))
     pretrain(PretrainConfig(**given, **settings, out_dir=tmp_path / "other"))
@@ -206,7 +206,7 @@ def test_bf16_true_goes_with_other_settings(settings, dataset, tmp_path) -> None
     )
 
 
-def test_everything_inside_is_bf16_and_gradients_are_the_masters() -> None:
+def test_layers_compute_in_bf16_and_gradients_are_float32() -> None:
     esm2 = ESM2.initialised(ESM2Config(2, 32, 4), 0)
     esm2.contact_head.requires_grad_(False)
     masters = dict(esm2.named_parameters())
@@ -231,7 +231,7 @@ def test_everything_inside_is_bf16_and_gradients_are_the_masters() -> None:
             assert torch.norm(twice[name] / 2 - parameter.grad) < 0.05 * torch.norm(parameter.grad) + 1e-3, name
 
 
-def test_finetuning_computes_in_bf16_over_masters(tmp_path) -> None:
+def test_finetuning_computes_in_bf16_on_float32_master_weights(tmp_path) -> None:
     tiny = write_tiny(tmp_path / "tiny.safetensors")
     given = {"task": "residue_class", "data_dir": write_tasks(tmp_path / "tasks"), "model": str(tiny)}
     given |= {"accelerator": "cpu", "benchmark": False, "resamples": 100, "max_steps": 4, "lr": 1e-4}
