@@ -200,7 +200,7 @@ def test_every_parameter_is_explained(stage: str) -> None:
         (["embed", "--fasta", "nowhere.fasta", "--out_dir", "{tmp}/x"], "nowhere.fasta"),
         (["benchmark", "--task", "gb2", "--data_dir", "{tmp}", "--out_dir", "{tmp}/x"], "gb2"),
         (["run", "--tier", "huge"], "unknown tier 'huge'"),
-        (["download", "esm2_t6"], "is no model and not flip"),
+        (["download", "esm2_t6"], "is neither a model nor 'flip'"),
         (["export", "--model", "nowhere.pt", "--out", "{tmp}/x"], "nowhere.pt"),
     ],
 )

@@ -71,7 +71,7 @@ def page(name: str, stage: Stage) -> str:
     hints = get_type_hints(config)
     summary = "\n\n".join(filter(None, [parsed.short_description, parsed.long_description]))
     lines = [f"# esm2kit {name}", escape(summary), f"```bash\n{stage.example}\n```"]
-    lines.append(f"`{stage.bare.upper()}` may be given without `--{stage.bare}`, before the other options.")
+    lines.append(f"`{stage.positional.upper()}` may be given without `--{stage.positional}`, before the other options.")
     python = [public(stage.config, "class"), public(stage.function, "func")]
     if all(python):
         lines.append(f"From Python: {python[1]} with a {python[0]}.")

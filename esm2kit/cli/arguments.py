@@ -1,4 +1,4 @@
-"""Words of a command line -> a stage's dataclass, or one line on the word that is wrong."""
+"""Parse command-line arguments and YAML files into a stage's dataclass, with one-line errors and readable help."""
 
 import dataclasses
 import json
@@ -15,51 +15,60 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 
-# what people type, and the field it stands for; `from` is no name a Python field can have
+# short form -> field; `from` is a keyword in Python and cannot name a field
 SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
 SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off", "null")
 NUMBER = re.compile(r"-\.?\d")
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-NAMES |= {type(None): "null"}
-# how jsonargparse begins when it refuses a value
-REFUSED = re.compile(r'Parser key "(\w+)"')
-REQUIRED = re.compile(r"arguments are required: (.*)")
+TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+TYPE_NAMES |= {type(None): "null"}
+PLURALS = {int: "integers", float: "numbers", str: "one or more names", Path: "paths"}
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
+# how jsonargparse's messages start
+REFUSED_VALUE = re.compile(r'Parser key "(\w+)"')
+MISSING_ARGUMENTS = re.compile(r"arguments are required: (.*)")
 
 
-def parse(config_class: type, program: str, words: list[str], bare: str = "", example: str = "") -> Any:
-    """A stage's dataclass from YAML files and `--key value` pairs, the later of two winning.
+def parse(config_class: type, program: str, words: list[str], positional: str = "", example: str = "") -> Any:
+    """Parse arguments and YAML files into a dataclass; of two values for one parameter the later wins.
 
     Args:
-        config_class: the dataclass.
-        program: what was called, such as esm2kit embed.
-        words: what followed it.
-        bare: the field that words without a name are for.
-        example: a whole call, for --help and for one who left out what is needed.
-    Raises: InputError for an unknown or missing parameter or a value of the wrong type, with the nearest known name.
+        config_class: The dataclass.
+        program: The command, such as `esm2kit embed`.
+        words: The arguments of the command.
+        positional: The field that takes the arguments without a name.
+        example: A complete command, shown by --help and in errors about missing parameters.
+
+    Returns:
+        An instance of `config_class`.
+
+    Raises:
+        InputError: A parameter is unknown or missing, or a value has the wrong type.
     """
-    parser = _parser(config_class, program, bare, example)
+    parser = _build_parser(config_class, program, positional, example)
     hints = get_type_hints(config_class)
     hints = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
-    given = _named(words, hints, bare, program)
+    given = _pair_names_and_values(words, hints, positional, program)
     try:
         parsed = parser.parse_args([f"--{key}={value}" if key else value for key, value in given])
     except (ArgumentError, TypeError) as error:
-        raise _refusal(" ".join(str(error).split()), given, hints, example) from error
+        input_error = _convert_error(" ".join(str(error).split()), given, hints, example)
+        raise input_error from error
     return config_class(**{name: parsed[name] for name in hints})
 
 
-def _parser(config_class: type, program: str, bare: str, example: str) -> ArgumentParser:
-    stands = f"[{bare.upper()}] " if bare else ""
+def _build_parser(config_class: type, program: str, positional: str, example: str) -> ArgumentParser:
+    """Build the parser whose description is the summary of the dataclass's docstring."""
+    argument = f"[{positional.upper()}] " if positional else ""
     summary = [" ".join(part.split()) for part in (config_class.__doc__ or "").split("Args:")[0].split("\n\n")]
-    note = f"{bare.upper()} is --{bare} without its name." if bare else ""
+    note = f"{positional.upper()} is the value of --{positional}." if positional else ""
     parser = ArgumentParser(
         prog=program,
-        usage=f"{program} {stands}[--key value ...] [--config file.yaml]",
-        description="\n".join(filter(None, [*summary, note, f"  {example}" if example else ""])),
+        usage=f"{program} {argument}[--key value ...] [--config file.yaml]",
+        description="\n".join(filter(None, [*summary, note, f"\nexample:\n  {example}" if example else ""])),
         formatter_class=Help,
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file of parameters.")
+    parser.add_argument("--config", action="config", help="Read parameters from a YAML file.", metavar="FILE")
     parser.add_class_arguments(config_class)
     parser._action_groups[-1].title = "parameters"
     for action in parser._actions:
@@ -69,26 +78,37 @@ def _parser(config_class: type, program: str, bare: str, example: str) -> Argume
 
 
 class Help(DefaultHelpFormatter):
-    """Types in words; a list once, not once more as `--key+`; the description line by line."""
-
-    def _get_type_str(self, action: Any) -> str | None:
-        hint = getattr(action, "_typehint", None)
-        # choices stand beside the name already
-        return None if hint is None or hint is bool or get_origin(hint) is Literal else describe_type(hint)
+    """Shows types as placeholders, defaults in YAML's notation, and each list parameter once (without `--key+`)."""
 
     def _get_help_string(self, action: Any) -> str:
-        return super()._get_help_string(action).replace("type: %(type)s", "%(type)s")
+        """Append `(required)` or the default, unless the text already describes the default."""
+        text = action.help or ""
+        if not hasattr(action, "_typehint"):
+            return text[:1].upper() + text[1:].rstrip(".") + "."
+        if action.required:
+            return f"{text} (required)"
+        if action.default is None or action.default == []:
+            return text if "default:" in text.lower() else f"{text} (default: none)"
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})"
 
     def _format_action_invocation(self, action: Any) -> str:
+        """Format the names of a parameter and the placeholder for its value, such as `--workers INT`."""
         action = copy(action)
         action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         short = [name for name, field in SHORT_FORMS.items() if field.removesuffix("+") in action.option_strings]
         action.option_strings = [*short, *action.option_strings]
-        if _list_of(getattr(action, "_typehint", None)):
-            action.metavar = f"{action.dest.upper()} ..."
+        hint = getattr(action, "_typehint", None)
+        item = _list_item_type(hint)
+        types_ = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
+        if types_:
+            metavar = METAVARS[float if float in types_ else types_[0]] + (" ..." if item else "")
+            return f"{', '.join(action.option_strings)} {metavar}"
         return super()._format_action_invocation(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap the description line by line; indented lines, such as the example, are not wrapped."""
         lines = text.splitlines()
         return "\n".join(
             line if line.startswith(" ") else super(Help, self)._fill_text(line, width, indent) for line in lines
@@ -96,35 +116,44 @@ class Help(DefaultHelpFormatter):
 
 
 def describe_type(hint: Any) -> str:
-    """A field's type in a person's words: `a whole number or null`, `float32, bfloat16 or int8`."""
+    """Describe a field's type in English, such as `an integer or null` or `float32, bfloat16 or int8`."""
     words: list[str] = []
-    for part in _parts(hint):
+    for part in _union_members(hint):
         if get_origin(part) is Literal:
             words += map(str, get_args(part))
         elif get_origin(part) is list:
-            words.append(f"{NAMES[get_args(part)[0]].removeprefix('a ')}s")
-        elif part is not int or float not in _parts(hint):  # a whole number is a number
-            words.append(NAMES[part])
+            words.append(PLURALS[get_args(part)[0]])
+        elif part is not int or float not in _union_members(hint):  # an integer is a number
+            words.append(TYPE_NAMES[part])
     return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
+def _union_members(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union type, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> list[tuple[str, str]]:
-    """(key, value) of every parameter; ("", word) of what goes on as it is, such as --help.
+def _pair_names_and_values(
+    words: list[str], hints: dict[str, Any], positional: str, program: str
+) -> list[tuple[str, str]]:
+    """Split arguments into (key, value) pairs; the pair ("", word) is passed on unchanged, such as --help.
 
-    A list takes every word up to the next name, a switch none where none follows, and words that are nobody's are for
-    the field `bare`.
+    A list takes every argument up to the next name. A switch without a value is true. Arguments without a name are for
+    the field `positional`.
+
+    Returns:
+        The pairs, with each value as YAML.
+
+    Raises:
+        InputError: A parameter is unknown or has no value, or an argument cannot be assigned.
     """
-    rest, given, alone = deque(words), [], []
+    rest, given, unnamed = deque(words), [], []
     while rest:
-        word = rest.popleft()  # as typed
+        word = rest.popleft()
         if not _is_name(word):
-            alone.append(word)
+            unnamed.append(word)
             continue
-        key = _known(word, hints, bare, program)
+        key = _resolve_name(word, hints, positional, program)
         if not key:
             given.append(("", word))
             continue
@@ -133,31 +162,27 @@ def _named(words: list[str], hints: dict[str, Any], bare: str, program: str) -> 
         hint = hints.get(field, Path)
         if not equals:
             appending = key != field
-            taken = _taken(rest, hint, appending)
-            value = _value(word, (appending and _list_of(hint)) or hint, taken)
+            taken = _take_values(rest, hint, appending)
+            value = _to_yaml(word, (appending and _list_item_type(hint)) or hint, taken)
         if field == "config":
             _check_config(Path(value), hints)
         given.append((key, value))
-    if alone and bare in (key.removesuffix("+") for key, _ in given):
+    if unnamed and (not positional or positional in (key.removesuffix("+") for key, _ in given)):
+        reason = f"--{positional} is already given" if positional else f"write --key {unnamed[0]}"
+        raise InputError(f"unexpected argument {unnamed[0]!r}: {reason}", code="argument.unexpected", found=unnamed[0])
+    if len(unnamed) > 1 and not _list_item_type(hints[positional]):
         raise InputError(
-            f"{alone[0]!r} belongs to no parameter: {bare} is given already", code="argument.nobodys", found=alone[0]
-        )
-    if alone and not bare:
-        raise InputError(
-            f"{alone[0]!r} belongs to no parameter: write --key {alone[0]}", code="argument.nobodys", found=alone[0]
-        )
-    if len(alone) > 1 and not _list_of(hints[bare]):
-        raise InputError(
-            f"{bare} is {describe_type(hints[bare])}, found {len(alone)}: {', '.join(alone)}",
+            f"--{positional} takes one value ({describe_type(hints[positional])}), found {len(unnamed)}: "
+            f"{', '.join(unnamed)}",
             code="argument.too-many",
-            name=bare,
-            found=tuple(alone),
+            name=positional,
+            found=tuple(unnamed),
         )
-    return [*given, (bare, _value(f"--{bare}", hints[bare], alone))] if alone else given
+    return [*given, (positional, _to_yaml(f"--{positional}", hints[positional], unnamed))] if unnamed else given
 
 
-def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
-    """The parameter that a word names, with its + where it has one; "" for --help and its like."""
+def _resolve_name(word: str, fields: Iterable[str], positional: str, program: str) -> str:
+    """Resolve an argument such as `--key=value` to a field, with its + if it has one; "" for --help and the like."""
     name = word.partition("=")[0]
     if "from_notebook" in fields:
         name = SHORT_FORMS.get(name, name)
@@ -166,61 +191,62 @@ def _known(word: str, fields: Iterable[str], bare: str, program: str) -> str:
     key = name.lstrip("-")
     field = key.removesuffix("+")
     if field not in (*fields, "config") or not name.startswith("--"):
-        # --fasta where there are train_fasta and test_fasta means the first
-        near = bare if field in bare.split("_") else find_closest(field, fields)
-        hint = f"did you mean --{near}?" if near else f"`{program} --help` lists those there are"
+        # --fasta means train_fasta, although test_fasta is as similar
+        near = positional if field in positional.split("_") else find_closest(field, fields)
+        hint = f"did you mean --{near}?" if near else f"`{program} --help` lists all parameters"
         raise InputError(f"unknown parameter {name}; {hint}", code="argument.unknown", name=name, nearest=near)
     return key
 
 
 def _is_name(word: str) -> bool:
+    """Return whether an argument is the name of a parameter, not a value such as `-1`."""
     return word.startswith("-") and word != "-" and not NUMBER.match(word)
 
 
-def _taken(rest: deque[str], hint: Any, appending: bool) -> list[str]:
-    """The words that a parameter takes off those that follow its name."""
+def _take_values(rest: deque[str], hint: Any, appending: bool) -> list[str]:
+    """Remove and return the values of a parameter from the arguments that follow its name."""
     taken: list[str] = []
-    while rest and not _is_name(rest[0]) and (not taken or (_list_of(hint) and not appending)):
-        if bool in _parts(hint) and not find_closest(rest[0].lower(), SWITCH_VALUES):
-            break  # `--per_residue my.fasta`: the switch is on, the word is somebody else's
+    while rest and not _is_name(rest[0]) and (not taken or (_list_item_type(hint) and not appending)):
+        if bool in _union_members(hint) and not find_closest(rest[0].lower(), SWITCH_VALUES):
+            break  # `--per_residue my.fasta`: a switch, then an argument of its own
         taken.append(rest.popleft())
     return taken
 
 
-def _value(name: str, hint: Any, words: list[str]) -> str:
-    """Words as one value that YAML reads."""
-    if not words and bool in _parts(hint):
+def _to_yaml(name: str, hint: Any, words: list[str]) -> str:
+    """Convert the values of a parameter to one YAML value."""
+    if not words and bool in _union_members(hint):
         return "true"
     if not words:
-        raise InputError(f"{name} needs a value: {describe_type(hint)}", code="argument.no-value", name=name)
-    item = _list_of(hint)
-    single = item is None or (len(words) == 1 and item in _parts(hint))
+        raise InputError(f"{name} requires a value: {describe_type(hint)}", code="argument.no-value", name=name)
+    item = _list_item_type(hint)
+    single = item is None or (len(words) == 1 and item in _union_members(hint))
     if single or words[0].startswith("[") or words == ["null"]:
         return " ".join(words)
     if item is not Path:
-        # the comma of `others=a,b` is the value's own
+        # the comma in `others=a,b` belongs to the value
         parts = [part.strip() for word in words for part in ([word] if "=" in word else word.split(","))]
         words = [part for part in parts if part]
     return json.dumps(words) if item in (str, Path) else f"[{', '.join(words)}]"
 
 
-def _list_of(hint: Any) -> Any:
-    """What a field is a list of; None where it is none."""
-    return next((get_args(part)[0] for part in _parts(hint) if get_origin(part) is list), None)
+def _list_item_type(hint: Any) -> Any:
+    """Return the item type of a list type or of a union with one; None for other types."""
+    return next((get_args(part)[0] for part in _union_members(hint) if get_origin(part) is list), None)
 
 
 def _check_config(path: Path, hints: dict[str, Any]) -> None:
-    """Refuse a file of parameters that is none, before its values are read."""
+    """Check that a file of parameters is a YAML mapping with known names."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct --config", code="config.absent", path=path)
+        raise InputError(f"{path}: file not found. Check the path after --config.", code="config.absent", path=path)
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} is not YAML: {' '.join(str(error).split())}", code="config.not-yaml", path=path
+            f"{path}: not valid YAML ({' '.join(str(error).split())})", code="config.not-yaml", path=path
         ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} does not hold `parameter: value` lines", code="config.not-a-mapping", path=path)
+        raise InputError(f"{path}: expected lines such as `key: value`", code="config.not-a-mapping", path=path)
     for name in found:
         if name not in hints:
             raise InputError(
@@ -232,13 +258,13 @@ def _check_config(path: Path, hints: dict[str, Any]) -> None:
             )
 
 
-def _refusal(message: str, given: list[tuple[str, str]], hints: dict[str, Any], example: str) -> InputError:
-    """jsonargparse's message as one line of ours: the parameter, what was found, what is allowed."""
-    missing, refused = REQUIRED.search(message), REFUSED.search(message)
+def _convert_error(message: str, given: list[tuple[str, str]], hints: dict[str, Any], example: str) -> InputError:
+    """Convert jsonargparse's message to an InputError: the parameter, what was found, and what is allowed."""
+    missing, refused = MISSING_ARGUMENTS.search(message), REFUSED_VALUE.search(message)
     if missing:
         fields = missing[1].split(", ")
         *names, last = (f"--{name}" for name in fields)
-        line = f"{', '.join(names)}{' and ' if names else ''}{last} must be given"
+        line = f"{', '.join(names)} and {last} are required" if names else f"{last} is required"
         line += f", as in `{example}`" if example else ""
         return InputError(line, code="argument.missing", names=tuple(fields))
     if refused is None or refused[1] not in hints:
@@ -246,12 +272,14 @@ def _refusal(message: str, given: list[tuple[str, str]], hints: dict[str, Any], 
     field = refused[1]
     typed = [value for key, value in given if key.removesuffix("+") == field]
     found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", message)[-1]
-    choices = [choice for part in _parts(hints[field]) if get_origin(part) is Literal for choice in get_args(part)]
-    # gpu is nearer to cpu than to cuda: a typing error is rarely in the first letter
+    choices = [
+        choice for part in _union_members(hints[field]) if get_origin(part) is Literal for choice in get_args(part)
+    ]
+    # people rarely mistype the first letter: gpu is more similar to cpu than to cuda
     near = find_closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
     hint = f"; did you mean {near!r}?" if near else ""
     return InputError(
-        f"--{field} takes {describe_type(hints[field])}, found {found!r}{hint}",
+        f"--{field} must be {describe_type(hints[field])}, found {found!r}{hint}",
         code="argument.value",
         name=field,
         found=found,

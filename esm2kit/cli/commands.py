@@ -1,31 +1,31 @@
-"""The commands: each is a dataclass of parameters and a function from it to a result."""
+"""The stages of the command line: each has a dataclass of parameters and a function that runs it."""
 
 from importlib import import_module
 from typing import Any, NamedTuple
 
 
 class Stage(NamedTuple):
-    """A command; what it names is imported when it is needed, and only `function` may import torch.
+    """A command. Its objects are imported when they are used; only `function` may import torch.
 
     Args:
-        config: its dataclass of parameters, as `package.module.Name` of esm2kit.
-        function: from that dataclass to a result, named in the same way.
-        help: one line.
-        bare: the parameter that may be given without its name.
-        example: a whole call.
-        trains: on several devices it is started once on each.
+        config: Path of the dataclass of parameters within esm2kit, as `package.module.Name`.
+        function: Path of the function that takes the dataclass and returns a result.
+        help: One line for `esm2kit --help`.
+        positional: The parameter that can be given without its name.
+        example: A complete command.
+        trains: Whether torchrun starts the command once per device.
     """
 
     config: str
     function: str
     help: str
-    bare: str
+    positional: str
     example: str
     trains: bool = False
 
 
 def import_object(name: str) -> Any:
-    """What a stage names, such as `embedding.config.EmbedConfig`."""
+    """Import an object of esm2kit by its path, such as `embedding.config.EmbedConfig`."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(f"esm2kit.{module}"), attribute)
 
@@ -33,62 +33,62 @@ def import_object(name: str) -> Any:
 STAGES = {
     "preprocess": Stage(
         "preprocessing.preprocess.PreprocessConfig", "preprocessing.preprocess.preprocess",
-        "FASTA and clusters -> a memory-mapped dataset",
+        "Build a training dataset from FASTA files and clusters.",
         "train_fasta", "esm2kit preprocess my.fasta --out_dir dataset --val_size 0.05",
     ),
     "pretrain": Stage(
         "pretraining.config.PretrainConfig", "pretraining.pretrain.pretrain",
-        "dataset -> an ESM-2 checkpoint",
+        "Pretrain an ESM-2 model on a dataset.",
         "data", "esm2kit pretrain dataset --out_dir run --global_batch_size 32 --max_steps 1000", trains=True,
     ),
     "embed": Stage(
         "embedding.config.EmbedConfig", "embedding.embed.embed",
-        "FASTA and a model -> embeddings in HDF5",
+        "Embed proteins with a model and write HDF5 files.",
         "fasta", "esm2kit embed my.fasta --out_dir vectors --model esm2_t33_650M_UR50D --per_residue",
     ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
-        "embeddings and a labelled task -> a report",
+        "Evaluate a model's embeddings on a labelled task.",
         "task", "esm2kit benchmark gb1 --model esm2_t12_35M_UR50D",
     ),
     "compare": Stage(
         "benchmarking.config.CompareConfig", "benchmarking.compare.compare",
-        "two reports or more -> one page, with their differences",
+        "Compare two or more benchmark reports on one page.",
         "reports", "esm2kit compare benchmark/esm2_t6_8M_UR50D/gb1 benchmark/esm2_t12_35M_UR50D/gb1",
     ),
     "finetune": Stage(
         "finetuning.config.FinetuneConfig", "finetuning.finetune.finetune",
-        "a model and a task -> a model of labels",
+        "Fine-tune a model on a labelled task.",
         "task", "esm2kit finetune gb1 --model esm2_t12_35M_UR50D --mode lora --out_dir run", trains=True,
     ),
     "predict": Stage(
         "finetuning.config.PredictConfig", "finetuning.predict.predict",
-        "a fine-tuned model and any FASTA -> labels",
+        "Predict labels with a fine-tuned model.",
         "fasta", "esm2kit predict my.fasta --model run --out predictions.tsv",
     ),
     "download": Stage(
-        "cli.download.CatalogueConfig", "cli.download.catalogue",
-        "list, fetch weights and tasks",
+        "cli.download.CatalogueConfig", "cli.download.list_or_download",
+        "List or download model weights and FLIP tasks.",
         "what", "esm2kit download esm2_t33_650M_UR50D",
     ),
     "export": Stage(
         "models.config.ExportConfig", "models.export.export",
-        "a model -> Hugging Face or fair-esm files",
+        "Convert a model to Hugging Face or fair-esm files.",
         "model", "esm2kit export run/checkpoints/last.safetensors --out my_esm2",
     ),
     "run": Stage(
         "notebook.runs.run.RunConfig", "notebook.runs.run.run",
-        "the notebooks, headless, with one tier's parameters",
+        "Execute the notebooks with the parameters of a tier.",
         "tier", "esm2kit run sample -p seed=1",
     ),
     "runs": Stage(
         "notebook.runs.run.RunsConfig", "notebook.runs.run.runs",
-        "the runs there are; or two of them compared",
+        "List notebook runs, or compare two of them.",
         "compare", "esm2kit runs sample-20260101-090000 sample-20260102-090000",
     ),
     "rerun": Stage(
         "notebook.runs.run.RerunConfig", "notebook.runs.run.rerun",
-        "repeat a run and say which figures differ",
+        "Repeat a notebook run and report which numbers differ.",
         "run", "esm2kit rerun sample-20260101-090000",
     ),
 }  # fmt: skip

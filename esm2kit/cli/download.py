@@ -1,4 +1,4 @@
-"""`esm2kit download`: what can be fetched, what is here, and fetching it."""
+"""`esm2kit download`: list the model weights and FLIP tasks that are available, or download them."""
 
 import logging
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CatalogueConfig:
-    """Fetch weights or FLIP tasks, checked; without a name, list what there is.
+    """Download model weights or FLIP tasks and check them; without a name, list what is available.
 
     Args:
-        what: nothing (list), a model's name, `flip` (every task), `flip <task>` or `flip/<task>`.
-        split: of the FLIP task; its default if not given, every one if "all".
-        data_dir: folder of FLIP's task folders.
-        mirror: of FLIP's files, asked before FLIP's own servers, such as https://files.lab.org/FLIP/{folder}/{file}.
-        verify: load the fetched model once, so that every tensor is known to be there and of its size.
+        what: Name of a model, `flip` for all tasks, or `flip TASK` for one. Default: list the models and tasks.
+        split: Split of the FLIP task, or `all`. Default: the task's default split.
+        data_dir: Folder of the FLIP task folders.
+        mirror: Address pattern of a mirror to try before FLIP's own servers, such as
+            https://files.lab.org/FLIP/{folder}/{file}.
+        verify: Load a downloaded model once, to check that all tensors exist and have the right shapes.
     """
 
     what: str | list[str] | None = None
@@ -31,29 +32,37 @@ class CatalogueConfig:
     verify: bool = True
 
 
-def catalogue(config: CatalogueConfig) -> str:
-    """List, or fetch and verify.
+def list_or_download(config: CatalogueConfig) -> str:
+    """List the models and tasks, or download one and check it.
 
-    Returns: lines for a person: the list, or where the files are.
-    Raises: InputError for a name that is neither, and whatever keeps the files from arriving.
+    Args:
+        config: What to download, and where to.
+
+    Returns:
+        Text for the user: the list, or the paths of the files.
+
+    Raises:
+        InputError: The name is neither a model nor a task, or the download failed.
     """
     what = config.what if isinstance(config.what, str) else "/".join(config.what or [])
     if not what:
-        return _listing(config.data_dir)
+        return _format_list(config.data_dir)
     kind, _, task = what.partition("/")
     if kind == "flip":
         files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
         return "\n".join(str(file) for file in files)
     if what in TASKS:
-        raise InputError(f"{what} is a FLIP task: `esm2kit download flip {what}`", code="download.task", name=what)
+        raise InputError(
+            f"'{what}' is a FLIP task: run `esm2kit download flip {what}`", code="download.task", name=what
+        )
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
         raise InputError(
-            f"{what} is no model and not flip; {suggest_name(what, ['flip', *SIZES])}, or give owner/name",
+            f"'{what}' is neither a model nor 'flip'; {suggest_name(what, ['flip', *SIZES])}, or pass owner/name",
             code="download.unknown",
             name=what,
             nearest=find_closest(what, ["flip", *SIZES]),
         )
-    # they import torch, which the list and FLIP do without
+    # these import torch, which the list and FLIP tasks do not need
     from esm2kit.models.hub import fetch
     from esm2kit.models.load import load_model
 
@@ -65,14 +74,15 @@ def catalogue(config: CatalogueConfig) -> str:
     return f"{what} at revision {fetched.revision}: {fetched.folder}"
 
 
-def _listing(data_dir: Path) -> str:
-    lines = ["models (esm2kit download <name>):"]
+def _format_list(data_dir: Path) -> str:
+    """Format the list of models and tasks; tasks in `data_dir` are marked."""
+    lines = ["models (esm2kit download NAME):"]
     for name, size in SIZES.items():
         parameters = size.num_parameters
         shape, megabytes = f"{size.num_layers} layers x {size.embed_dim}", 4 * parameters / 1e6
         lines.append(f"  {name:<22} {shape:<18} {parameters / 1e6:>8,.1f}M  {megabytes:>9,.0f} MB in float32")
-    lines.append("FLIP tasks (esm2kit download flip <task>, or flip for all):")
+    lines.append("FLIP tasks (esm2kit download flip TASK, or esm2kit download flip for all):")
     for name, task in TASKS.items():
-        here = "here" if (data_dir / name).is_dir() else ""
-        lines.append(f"  {name:<23} {task.level} {task.target}, {task.licence}  {here}".rstrip())
+        downloaded = "downloaded" if (data_dir / name).is_dir() else ""
+        lines.append(f"  {name:<23} {task.level} {task.target}, {task.licence}  {downloaded}".rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Words on the command line: what each becomes, and the one line that a person sees for a wrong one."""
+"""Command-line arguments: the values they are parsed to, the one-line errors, and --help."""
 
 import dataclasses
 import shlex
@@ -25,30 +25,32 @@ def embedding(line: str) -> EmbedConfig:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_example_of_every_stage_is_a_call_of_it(name: str) -> None:
+def test_the_example_of_every_stage_is_valid(name: str) -> None:
     stage = STAGES[name]
     program, called, *words = shlex.split(stage.example)
     assert (program, called) == ("esm2kit", name)
     config_class = import_object(stage.config)
-    config = parse(config_class, f"esm2kit {name}", words, stage.bare)
-    given = getattr(config, stage.bare)
+    config = parse(config_class, f"esm2kit {name}", words, stage.positional)
+    given = getattr(config, stage.positional)
     assert str(given[0] if isinstance(given, list) else given) == words[0]
 
 
-def test_a_python_without_the_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_is_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(name: str, _: list[str]) -> int:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(command, "_run", run)
     assert main(["yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert " lacks the package yaml: `make setup` and `source .venv/bin/activate`" in line
-    with pytest.raises(ModuleNotFoundError):  # a fault of ours
+    assert "the package yaml is not installed. Run `make setup` and `source .venv/bin/activate`" in line
+    with pytest.raises(ModuleNotFoundError):  # a bug in esm2kit
         main(["esm2kit.nothing"])
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
+def test_an_invalid_choice_is_an_error_in_python_too(name: str) -> None:
     config_class = import_object(STAGES[name].config)
     needed = {
         field.name: Path("given.tsv")
@@ -75,12 +77,12 @@ def test_a_word_that_is_no_choice_is_refused_in_python_too(name: str) -> None:
         ("'with blank, comma.fasta' b.fasta", [Path("with blank, comma.fasta"), Path("b.fasta")]),
     ],
 )
-def test_a_fasta_with_and_without_its_name(line: str, fasta: Path | list[Path]) -> None:
+def test_a_fasta_with_and_without_its_option(line: str, fasta: Path | list[Path]) -> None:
     assert embedding(line).fasta == fasta
 
 
 @pytest.mark.parametrize("layers", ["3 -1", "3,-1", "3, -1", "[3,-1]", "[3, -1]"])
-def test_a_list_in_every_form_people_type(layers: str) -> None:
+def test_list_notations(layers: str) -> None:
     words = f"'{layers}'" if layers.startswith("[") else layers
     assert embedding(f"my.fasta --repr_layers {words} --bos").repr_layers == [3, -1]
     assert embedding("my.fasta --repr_layers -2").repr_layers == [-2]
@@ -88,11 +90,11 @@ def test_a_list_in_every_form_people_type(layers: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text("abc.,-_ /", min_size=1).filter(lambda text: text[0] not in "-[ "), min_size=2, max_size=4))
-def test_paths_arrive_as_they_were_typed(words: list[str]) -> None:
+def test_paths_are_not_changed(words: list[str]) -> None:
     assert parse(EmbedConfig, "esm2kit embed", words, "fasta").fasta == [Path(word) for word in words]
 
 
-def test_switches_need_no_value_and_take_one() -> None:
+def test_switches_with_and_without_a_value() -> None:
     config = embedding("my.fasta --per_residue --logits false --bos true")
     assert (config.per_residue, config.logits, config.bos) == (True, False, True)
 
@@ -106,7 +108,7 @@ def test_the_short_forms_of_run() -> None:
     assert parse(RunConfig, "esm2kit run", words, "tier") == expected
 
 
-def test_names_in_a_list_and_none_of_them() -> None:
+def test_lists_of_names_empty_lists_and_null() -> None:
     words = ["gb1", "--baselines", "mean", "composition", "--seeds", "1"]
     config = parse(BenchmarkConfig, "esm2kit benchmark", words, "task")
     assert (config.task, config.baselines, config.seeds) == ("gb1", ["mean", "composition"], [1])
@@ -114,7 +116,7 @@ def test_names_in_a_list_and_none_of_them() -> None:
     assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", "null"]).baselines is None
 
 
-def test_a_file_of_parameters_and_what_overrules_it(tmp_path: Path) -> None:
+def test_later_values_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("fasta: a.fasta\nout_dir: vectors\nrepr_layers: [1, 2]\nprecision: int8\n")
     config = embedding(f"--config {path} --precision float32")
@@ -131,7 +133,11 @@ def test_a_file_of_parameters_and_what_overrules_it(tmp_path: Path) -> None:
             "argument.value",
             {"name": "precision", "found": "bf61", "nearest": "bfloat16"},
         ),
-        ("a.fasta --device gpu", "argument.value", {"found": "gpu", "nearest": None}),  # cpu is nearer, and not meant
+        (
+            "a.fasta --device gpu",
+            "argument.value",
+            {"found": "gpu", "nearest": None},
+        ),  # cpu is more similar, but the wrong suggestion
         ("a.fasta --workers two", "argument.value", {"name": "workers", "found": "two"}),
         ("a.fasta --workers 1.5", "argument.value", {"name": "workers", "found": "1.5"}),
         ("a.fasta --workers", "argument.no-value", {"name": "--workers"}),
@@ -141,11 +147,11 @@ def test_a_file_of_parameters_and_what_overrules_it(tmp_path: Path) -> None:
         ("a.fasta --long-proteins window", "argument.unknown", {"nearest": "long_proteins"}),
         ("a.fasta -fasta b.fasta", "argument.unknown", {"name": "-fasta", "nearest": "fasta"}),
         ("a.fasta -v", "argument.unknown", {"name": "-v", "nearest": None}),
-        ("a.fasta --fasta b.fasta", "argument.nobodys", {"found": "a.fasta"}),
+        ("a.fasta --fasta b.fasta", "argument.unexpected", {"found": "a.fasta"}),
         ("--config nowhere.yaml", "config.absent", {"path": Path("nowhere.yaml")}),
     ],
 )
-def test_a_wrong_word_is_an_error_of_its_kind(line: str, code: str, values: dict[str, object]) -> None:
+def test_error_codes_of_wrong_arguments(line: str, code: str, values: dict[str, object]) -> None:
     with refused(code, **values):
         embedding(line)
 
@@ -153,16 +159,16 @@ def test_a_wrong_word_is_an_error_of_its_kind(line: str, code: str, values: dict
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "--fasta must be given, as in `esm2kit embed my.fasta`"),
+        ("", "--fasta is required, as in `esm2kit embed my.fasta`"),
         (
             "a.fasta --precision bf61",
-            "--precision takes float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
+            "--precision must be float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
         ),
         ("a.fasta --outdir x", "unknown parameter --outdir; did you mean --out_dir?"),
-        ("a.fasta -v", "unknown parameter -v; `esm2kit embed --help` lists those there are"),
+        ("a.fasta -v", "unknown parameter -v; `esm2kit embed --help` lists all parameters"),
     ],
 )
-def test_a_wrong_word_is_answered_with_what_is_allowed(line: str, message: str) -> None:
+def test_messages_state_what_is_allowed(line: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
         embedding(line)
     assert str(raised.value) == message
@@ -178,9 +184,7 @@ def test_a_wrong_word_is_answered_with_what_is_allowed(line: str, message: str) 
         ("fasta: [a", "config.not-yaml", {}),
     ],
 )
-def test_a_wrong_file_of_parameters_is_an_error_of_its_kind(
-    text: str, code: str, values: dict[str, object], tmp_path: Path
-) -> None:
+def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with refused(code, **values):
@@ -188,58 +192,64 @@ def test_a_wrong_file_of_parameters_is_an_error_of_its_kind(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["predict"], "--model, --fasta and --out must be given, as in `esm2kit predict my.fasta --model"),
+        (["predict"], "--model, --fasta and --out are required, as in `esm2kit predict my.fasta --model"),
         (["preprocess", "--fasta", "a.fasta"], "unknown parameter --fasta; did you mean --train_fasta?"),
-        (["pretrain", "a", "b"], "data is a path, found 2: a, b"),
+        (["pretrain", "a", "b"], "--data takes one value (a path), found 2: a, b"),
         (["benchmark", "--probe", "rigde"], "or null, found 'rigde'; did you mean 'ridge'?"),
-        (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir must be given"),
+        (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir is required"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
         (["run", "--only", "05", "--from", "03"], "--from and --only each say which notebooks to run: give one"),
         (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
-        (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file is"),
+        (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file with"),
         (["benchmark", "mine", "--data_dir", "{tmp}/no"], "/no, which is no folder: choose one of secondary_structure"),
-        (["run", "-p"], "-p needs a value: text"),
+        (["run", "-p"], "-p requires a value: text"),
         (["run", "-p", "lr"], "-p lr: write name=value"),
-        (["download", "esm2_t6"], "is no model and not flip; did you mean 'esm2_t6_8M_UR50D'?"),
+        (["download", "esm2_t6"], "is neither a model nor 'flip'; did you mean 'esm2_t6_8M_UR50D'?"),
     ],
 )
-def test_what_a_person_sees(
-    words: list[str], told: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_error_is_one_line(
+    words: list[str], message: str, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
     assert main([word.format(sample=sample, tmp=tmp_path) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("esm2kit: ")
     assert line.count("esm2kit: ") == 1
-    assert told in line
+    assert message in line
 
 
-def test_help_is_in_a_person_s_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["embed", "--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: esm2kit embed [FASTA] [--key value ...] [--config file.yaml]")
     assert f"\n  {STAGES['embed'].example}\n" in shown, "the example is one line, to be copied"
-    assert "FASTA is --fasta without its name." in shown
-    assert "class" not in shown.replace("(class", ""), "types are told in words"
+    assert "FASTA is the value of --fasta." in shown
+    assert "class" not in shown.replace("(class", ""), "no Python types"
     assert "--fasta+" not in shown
-    assert "a whole number or null" in " ".join(shown.split())
+    assert "\n  --workers INT " in shown
+    assert "(default: float32)" in shown
+    assert "(required)" in shown
 
 
-def test_help_has_the_short_forms_and_what_is_usually_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, told in ((["run"], "-p PARAMETERS"), (["finetune"], "Usually enough: task, data_dir, model, mode and")):
+def test_help_has_the_short_forms_and_the_usual_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, text in (
+        (["run"], "-p, --parameters TEXT ..."),
+        (["finetune"], "Usually enough: task, data_dir, model, mode and"),
+    ):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
-        assert told in " ".join(capsys.readouterr().out.split())
+        assert text in " ".join(capsys.readouterr().out.split())
 
 
-def test_types_in_words() -> None:
+def test_describe_type() -> None:
     assert describe_type(int | float) == "a number"
     assert describe_type(Path | list[Path] | None) == "a path, paths or null"
-    assert describe_type(list[str]) == "texts"
+    assert describe_type(int | None) == "an integer or null"
+    assert describe_type(list[str]) == "one or more names"
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,8 +258,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("number", "waits"), [(0, []), (1, [10])])
-def test_of_many_workers_the_first_one_tells(number: int, waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others wait, and are stopped by then; one that fails alone still tells."""
+def test_rank_0_reports_the_error_first(number: int, waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks wait, as torchrun usually stops them before they report the same error."""
     slept = []
     monkeypatch.setattr(command, "is_worker", lambda: True)
     monkeypatch.setattr(command, "rank", lambda: number)
