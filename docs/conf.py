@@ -17,13 +17,16 @@ extensions = [
     "sphinx_copybutton",
     "api_reference",
     "cli_reference",
+    "static_content",
     "tutorials",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build"]
 
 # Markdown and notebooks; notebooks are shown as they were executed and never run by the build
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+myst_update_mathjax = False
+html_math_renderer = "mathml"
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js = {}
@@ -44,15 +47,13 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [("py:class", r"(?!esm2kit\.).*"), ("py:class", r"esm2kit\.\w+\..*")]
 
 html_theme = "furo"
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = "esm2kit"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
-
-
-def setup(app):
-    from pygments.lexers import TextLexer
-
-    app.add_lexer("mermaid", TextLexer)

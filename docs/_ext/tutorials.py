@@ -77,6 +77,9 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
     for cell in cells:
         if cell["cell_type"] == "code":
             cell["outputs"] = outputs(cell) if executed else []
+            captions = [each.get("metadata", {}).get("image/png", {}).get("alt") for each in cell["outputs"]]
+            if any(captions):
+                cell["metadata"]["mystnb"] = {"image": {"alt": next(filter(None, captions))}}
         else:
             cell["source"] = REPOSITORY_LINK.sub(r"\1", "".join(cell["source"]))
     metadata = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}
