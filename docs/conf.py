@@ -48,7 +48,7 @@ nitpick_ignore_regex = [("py:class", r"(?!esm2kit\.).*"), ("py:class", r"esm2kit
 
 html_theme = "furo"
 pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_dark_style = "github-dark"
 html_title = "esm2kit"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
