@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError, suggest_name
 from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -181,8 +181,10 @@ def _find_run_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a pretraining run's folder, wherever it is now, stands for: its best, else its last."""
     checkpoints = folder if folder.name == "checkpoints" else folder / "checkpoints"
     names = ["last.safetensors"]
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a run that has not ended has not said which is its best
-        names.insert(0, Path(json.loads((checkpoints.parent / "pretrain.json").read_text())["best"]).name)
+    summary = checkpoints.parent / "pretrain.json"
+    if summary.is_file():  # a run that has not ended has not recorded which checkpoint is its best
+        remedy = f"remove it to use {names[0]}, or pass a checkpoint file"
+        names.insert(0, Path(read_sealed_json(summary, remedy)["best"]).name)
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 

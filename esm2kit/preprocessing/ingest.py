@@ -1,6 +1,5 @@
 """FASTA files into a store and its keys: the pass over all the text, and the only one."""
 
-import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esm2kit.core.files import write_json
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.fasta import FastaReader
 from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup_batches
@@ -115,11 +114,12 @@ def ingest(
     # parsed in one thread, hashed and written in another
     num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
     staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
-    write_json(marker, {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")})
+    fields = {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")}
+    write_sealed_json(marker, fields)
     return staged
 
 
 def read_staged(marker: Path) -> StagedFasta:
     """What `ingest` left behind."""
-    fields = json.loads(marker.read_text())
+    fields = read_sealed_json(marker, f"delete {marker.parent} and run the command again")
     return StagedFasta(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)

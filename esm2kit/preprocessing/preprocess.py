@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 
+from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.files import fsync, hold_lock, sha256_file, to_json, write_json
 from esm2kit.core.processes import count_cores
@@ -25,7 +26,7 @@ from esm2kit.preprocessing.join import Engine, join_cluster_tsv, join_mapping, j
 from esm2kit.preprocessing.leakage import build_leakage_report
 from esm2kit.preprocessing.split import INDEX_FILES, Splitter
 from esm2kit.preprocessing.staging import build_input_stamps, read_inputs
-from esm2kit.sequences.clusters import MANIFEST
+from esm2kit.sequences.dataset import MANIFEST, check_dataset, read_manifest
 from esm2kit.sequences.fasta import find_fasta_files
 
 logger = logging.getLogger(__name__)
@@ -180,16 +181,24 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
             )
         return None
     try:
-        manifest = json.loads(path.read_text())
-        is_ours = manifest["stage"] == "preprocess"
+        has_stage = json.loads(path.read_bytes())["stage"] == "preprocess"
     except (ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
+        has_stage = False
+    if not has_stage:
         raise InputError(
             f"{path}: not a manifest of `esm2kit preprocess`; choose another --out_dir",
             code="output.strangers",
             path=path,
         )
+    if config.overwrite:  # the same input and settings, or not: a damaged dataset is replaced like any other
+        try:
+            manifest = check_dataset(out_dir)
+        except InputError as error:
+            logger.warning("%s", error)
+            _remove_outputs(out_dir, existed=True)
+            return None
+    else:
+        manifest = check_dataset(out_dir)
     difference = _find_difference(manifest, config, inputs)
     if difference is None:
         return manifest
@@ -266,7 +275,7 @@ def _build_dataset(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
     os.replace(work / MANIFEST, out_dir / MANIFEST)
     fsync(out_dir)
     shutil.rmtree(work)
-    return json.loads((out_dir / MANIFEST).read_text())
+    return read_manifest(out_dir)
 
 
 def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
@@ -276,14 +285,22 @@ def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]]
         for role, paths in inputs.items()
     }
     plan = {name: getattr(config, name) for name in _DATA_SETTINGS} | {"inputs": files, "boot": _read_boot_id()}
-    if (work / "plan.json").exists() and json.loads((work / "plan.json").read_text()) == to_json(plan):
+    if _read_plan(work) == to_json(plan):
         logger.info("%s: going on with what an earlier call left", config.out_dir)
     else:
         _remove_outputs(Path(config.out_dir), existed=True)
-        write_json(work / "plan.json", plan)
+        write_sealed_json(work / "plan.json", plan)
     for stale in work.rglob("*.part"):
         stale.unlink()
     (work / "final").mkdir(exist_ok=True)
+
+
+def _read_plan(work: Path) -> dict[str, Any] | None:
+    """The plan of an unfinished call; None if there is none, or a damaged one: then the work starts again."""
+    try:
+        return read_sealed_json(work / "plan.json", "")
+    except InputError:
+        return None
 
 
 def _read_boot_id() -> str | None:
@@ -319,9 +336,10 @@ def _run_stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: P
     manifest = build_provenance("preprocess", config)
     manifest["inputs"] = build_input_stamps(inputs, staged, sha256)
     manifest["dataset"] = made | {"left_out": left_out}
+    manifest["files"] = {path.name: FileChecksums.compute(path) for path in sorted(splitter.final.iterdir())}
     for path in splitter.final.iterdir():
         fsync(path)
-    write_json(work / MANIFEST, manifest)
+    write_sealed_json(work / MANIFEST, manifest)
 
 
 def _join_clusters(
@@ -337,5 +355,5 @@ def _join_clusters(
             counts = join_singletons(engine, records, work)
         if counts["unclustered_records"]:
             logger.warning("%s records are in no cluster and are left out", f"{counts['unclustered_records']:,}")
-        write_json(marker, counts)
-    return json.loads(marker.read_text())
+        write_sealed_json(marker, counts)
+    return read_sealed_json(marker, f"delete {work} and run the command again")

@@ -1,6 +1,5 @@
 """Cutting a staged set into splits by whole clusters, and writing each as a store of its own."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import write_json
 from esm2kit.core.rng import permutation
 from esm2kit.preprocessing.ingest import StagedFasta, write_with_keys
 from esm2kit.preprocessing.join import Engine, JoinedClusters, NpyWriter, create_unique_view
@@ -140,13 +139,13 @@ class Splitter:
         return self._write_marker(split, counts | {"records": num_records, "residues": num_residues}, repeats)
 
     def _write_marker(self, split: str, counts: Counts, repeats: int) -> Counts:
-        write_json(self.work / f"{split}.made.json", {"counts": counts, "repeats": repeats})
+        write_sealed_json(self.work / f"{split}.made.json", {"counts": counts, "repeats": repeats})
         return counts
 
     def _read_marker(self, split: str) -> dict[str, Any] | None:
         """What an earlier call wrote, if it ended."""
         marker = self.work / f"{split}.made.json"
-        return json.loads(marker.read_text()) if marker.exists() else None
+        return read_sealed_json(marker, f"delete {self.work} and run the command again") if marker.exists() else None
 
 
 def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:

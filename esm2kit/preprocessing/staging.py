@@ -1,13 +1,12 @@
 """Every input file read once, side by side: FASTAs into stores and keys, tables of clusters into Parquet."""
 
-import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from esm2kit.core.files import write_json
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.preprocessing.cluster_tables import cluster_table_path, mapping_table_paths, read_cluster_tsv, read_mapping
 from esm2kit.preprocessing.ingest import StagedFasta, ingest
 
@@ -50,8 +49,8 @@ def _read_table_once(path: Path, stop: threading.Event, read: Callable[..., str]
     """A table's SHA-256, once it is read into its Parquet files; the marker beside them says that they are whole."""
     marker = written[-1].with_suffix(".json")
     if not marker.exists():
-        write_json(marker, read(path, *written, stop))
-    return json.loads(marker.read_text())
+        write_sealed_json(marker, {"sha256_of_table": read(path, *written, stop)})
+    return read_sealed_json(marker, f"delete {marker.parent} and run the command again")["sha256_of_table"]
 
 
 def run_concurrently(jobs: dict[str, Job], workers: int) -> dict[str, Any]:

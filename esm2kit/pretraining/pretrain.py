@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import write_json
 from esm2kit.core.process_group import sum_over_group
+from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import ESM2Config
@@ -23,6 +24,7 @@ from esm2kit.pretraining.config import PretrainConfig, lr_at
 from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.training_set import TrainingSet
+from esm2kit.sequences.dataset import check_dataset
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.training.layout import is_sharded
@@ -148,6 +150,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     layout, out_dir = config.layout, Path(config.out_dir)
     dataset = TrainingSet.open(config.data)
+    if local_rank() == 0:  # once per node: training would not notice a damaged sequence
+        check_dataset(dataset.folder)
     floor = dataset.unigram.perplexity
     task = _downstream_task(config)
     manifest = build_provenance("pretrain", config, {"data": dataset.fingerprint})
@@ -193,7 +197,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         "val_loss": figures.get("val_loss"),
         "val_perplexity": figures.get("val_perplexity"),
     }
-    write_json(out_dir / "pretrain.json", result | {"model": esm2.config, "provenance": manifest})
+    write_sealed_json(out_dir / "pretrain.json", result | {"model": esm2.config, "provenance": manifest})
     return result
 
 

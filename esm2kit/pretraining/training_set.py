@@ -12,7 +12,8 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, TOKENS, VOCAB_SIZE, encode
-from esm2kit.sequences.clusters import MANIFEST, ClusterIndex
+from esm2kit.sequences.clusters import ClusterIndex
+from esm2kit.sequences.dataset import check_dataset
 from esm2kit.sequences.store import SequenceStore
 
 MAX_ROWS = 100_000  # of cluster representatives that residues are counted on, evenly spaced
@@ -66,9 +67,8 @@ class TrainingSet:
             raise InputError(
                 f"{folder} is not there: `esm2kit preprocess` makes it", code="dataset.missing", path=folder
             )
-        clusters = ClusterIndex.open(folder)
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return cls(folder, SequenceStore.open(folder / "train.arrow"), clusters, manifest)
+        manifest = check_dataset(folder, every_byte=False)
+        return cls(folder, SequenceStore.open(folder / "train.arrow"), ClusterIndex.open(folder), manifest)
 
     @cached_property
     def valid(self) -> SequenceStore:

@@ -11,9 +11,9 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import GOLDEN, mix, random_below, stream_key
+from esm2kit.sequences.dataset import read_manifest
 
 OFFSETS, MEMBERS, REPRESENTATIVES = "cluster_offsets.npy", "cluster_members.npy", "cluster_representatives.npy"
-MANIFEST = "manifest.json"
 MAX_RESIDUES = 1022  # 1,024 tokens with BOS and EOS
 
 _DRAW_STREAM = 1
@@ -52,15 +52,10 @@ class ClusterIndex:
         Raises: InputError if the folder is not a finished output of preprocess.
         """
         folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
-            raise InputError(
-                f"{folder}: no {MANIFEST}, so no finished dataset: run `esm2kit preprocess` (again) into it",
-                code="dataset.unfinished",
-                path=folder,
-            )
+        read_manifest(folder)
         try:
             arrays = [np.load(folder / name, mmap_mode="r") for name in (OFFSETS, MEMBERS, REPRESENTATIVES)]
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged header makes numpy raise SyntaxError, TokenError and others
             raise InputError(
                 f"{folder}: cannot read the cluster index ({error}): preprocess again",
                 code="dataset.damaged",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ import yaml
 from huggingface_hub import constants
 from support.errors import refused
 
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.models import checkpoint
 from esm2kit.models.checkpoint import write_checkpoint
@@ -263,7 +263,7 @@ def test_a_runs_folder_is_its_best_or_its_last(tmp_path: Path) -> None:
         write_checkpoint(checkpoints / f"{name}.safetensors", state, {"model": CONFIG, "step": 2 + 2 * step})
     assert load_model(tmp_path / "run")[1].name == "run_step6", "no result yet: the last"
     best = "elsewhere/checkpoints/step=0000004-val_loss=2.4000.safetensors"
-    (tmp_path / "run" / "pretrain.json").write_text(json.dumps({"best": best}))
+    write_sealed_json(tmp_path / "run" / "pretrain.json", {"best": best})
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     for folder in (moved, moved / "checkpoints"):
         model, source = load_model(folder)

@@ -12,6 +12,7 @@ import yaml
 from support.errors import refused
 
 from esm2kit.cli.main import main
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.files import sha256_file, to_json
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
@@ -66,7 +67,7 @@ def test_a_checkpoint_of_another_size_than_its_record_says(work: Path, notebook:
     record = work / "pretrain" / "pretrain.json"
     told = json.loads(record.read_text())
     told["model"]["embed_dim"] = 32
-    record.write_text(json.dumps(told))
+    write_sealed_json(record, {key: value for key, value in told.items() if key != "sha256"})
     before = hashes(work / "pretrain" / "checkpoints")
     line = alone(work.parent, notebook, work_dir=str(work))
     assert "has 1 layer × 16, but pretrain.json beside it has 1 layer × 32" in line

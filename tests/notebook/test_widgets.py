@@ -19,6 +19,7 @@ from support.errors import refused
 from support.reports import report, row, score
 
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -143,7 +144,7 @@ def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = N
         {"model": dataclasses.asdict(size), "step": 700},
     )
     result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(promised or size)}
-    (work_dir / "pretrain" / "pretrain.json").write_text(json.dumps(result))
+    write_sealed_json(work_dir / "pretrain" / "pretrain.json", result)
     return best
 
 
@@ -161,7 +162,8 @@ def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> 
         assert view.value == str(best)
         assert shape in text(view)
     told = config.out_dir / "pretrain.json"
-    told.write_text(json.dumps({key: value for key, value in json.loads(told.read_text()).items() if key != "model"}))
+    recorded = json.loads(told.read_text())
+    write_sealed_json(told, {key: value for key, value in recorded.items() if key not in ("model", "sha256")})
     assert pickers.model_picker("", config.out_dir.parent).value == str(best), "a run from before the shape was told"
 
 

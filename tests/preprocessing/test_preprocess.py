@@ -94,10 +94,11 @@ def records_of(path: Path) -> dict[str, str]:
 
 
 def contents(out_dir: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest all but the time and the commit it was made at."""
+    """Every file's bytes; of the manifest all but the time and the commit it was made at, and so its digest."""
     found = {str(path.relative_to(out_dir)): path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
-    return found | {"manifest.json": json.dumps(manifest | {"created": None, "git_commit": None}).encode()}
+    kept = manifest | {"created": None, "git_commit": None, "sha256": None}
+    return found | {"manifest.json": json.dumps(kept).encode()}
 
 
 EXPECTED = {name: set(ids) for name, ids in MEMBERS.items()}

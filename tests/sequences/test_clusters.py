@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from support.errors import refused
 
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.rng import permutation
-from esm2kit.sequences.clusters import MANIFEST, MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw_sample
+from esm2kit.sequences.clusters import MEMBERS, OFFSETS, REPRESENTATIVES, ClusterIndex, draw_sample
+from esm2kit.sequences.dataset import MANIFEST
 
 SIZES = np.array([1, 2, 3, 7, 26])
 INDEX = ClusterIndex(
@@ -128,7 +130,7 @@ def test_a_data_worker_maps_the_clusters_and_is_not_sent_them(tmp_path):
         (REPRESENTATIVES, np.arange(100_000)),
     ):
         np.save(tmp_path / name, array)
-    (tmp_path / MANIFEST).write_text("{}")
+    write_sealed_json(tmp_path / MANIFEST, {"stage": "preprocess", "files": {}})
     sent = pickle.dumps(ClusterIndex.open(tmp_path))
     assert len(sent) < 1000
     assert pickle.loads(sent).members(99_999).tolist() == [99_999]
@@ -139,6 +141,9 @@ def test_an_unfinished_folder_is_refused(tmp_path):
     with refused("dataset.unfinished"):
         ClusterIndex.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
+    with refused("file.damaged"):
+        ClusterIndex.open(tmp_path)
+    write_sealed_json(tmp_path / "manifest.json", {"stage": "preprocess", "files": {}})
     with refused("dataset.damaged"):
         ClusterIndex.open(tmp_path)
     for name, values in (("offsets", [0, 1]), ("members", [0, 1]), ("representatives", [0])):

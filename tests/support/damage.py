@@ -214,7 +214,8 @@ def use_dataset(folder: Path) -> Any:
     data = TrainingSet.open(folder)
     members = [data.clusters.members(cluster).tolist() for cluster in range(data.clusters.num_clusters)]
     return [
-        [[store.id(row), digest(store.residues(row))] for row in range(len(store))] for store in (data.train, data.valid)
+        [[store.id(row), digest(store.residues(row))] for row in range(len(store))]
+        for store in (data.train, data.valid)
     ] + [members, data.fingerprint, data.unigram.perplexity]
 
 
@@ -321,9 +322,8 @@ def use_embeddings_file(folder: Path) -> Any:
 
 
 def build_reports(folder: Path) -> None:
-    from support.finetune_fixtures import write_tasks
-
     from esm2kit import BenchmarkConfig, benchmark
+    from support.finetune_fixtures import write_tasks
 
     write_tasks(folder / "tasks", 48)
     for seed, name in enumerate("ab"):
@@ -345,9 +345,8 @@ def use_reports(folder: Path) -> Any:
 
 
 def build_finetuned(folder: Path) -> None:
-    from support.finetune_fixtures import write_tasks
-
     from esm2kit import FinetuneConfig, finetune
+    from support.finetune_fixtures import write_tasks
 
     write_tasks(folder.parent / "finetune_tasks", 24)
     model = write_model(folder.parent / "finetune_source" / "small.safetensors")
@@ -396,7 +395,9 @@ KINDS = [
     Kind("training run, resumed", True, ("run/*", "run/checkpoints/*"), build_training, use_training),
     Kind("embeddings, complete", True, ("out/*",), build_embeddings, embed_small),
     Kind("embeddings, packed", True, ("out/*",), build_packed_embeddings, use_packed_embeddings),
-    Kind("embeddings, unfinished run", True, ("out/*", "out/*/*", "out/.*/*"), build_unfinished_embeddings, embed_small),
+    Kind(
+        "embeddings, unfinished run", True, ("out/*", "out/*/*", "out/.*/*"), build_unfinished_embeddings, embed_small
+    ),
     Kind("embeddings, given as a file", True, ("out/in_embeddings.h5",), build_embeddings, use_embeddings_file),
     Kind("report and predictions", True, ("a/report.json", "a/predictions.npz"), build_reports, use_reports),
     Kind("fine-tuned model", True, ("tuned/*.safetensors",), build_finetuned, use_finetuned),

@@ -1,6 +1,5 @@
 """The pickers of the notebooks: task and split, model, file; each a view on parameters."""
 
-import json
 import logging
 from functools import lru_cache
 from html import escape
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import ipywidgets
 import numpy as np
 
+from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import SIZES, ESM2Config
@@ -185,7 +185,7 @@ def _find_checkpoint(trained: Path) -> tuple[Path, str]:
             path=str(trained),
             notebook="02_pretrain",
         )
-    result = json.loads(trained.read_text())
+    result = read_sealed_json(trained, "run 02_pretrain again")
     best = Path(result["best"])
     # a work folder that was moved or copied still holds its checkpoint
     best = best if best.exists() else trained.parent / "checkpoints" / best.name
