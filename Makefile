@@ -49,11 +49,11 @@ walkthrough: setup  ## all seven notebooks, headless: make a model from real seq
 
 test: setup  ## everything that can be tested here
 	@$(BIN)/lint-imports --config pyproject.toml
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . && $(BIN)/codespell
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: setup  ## the quick part: lint, format, imports, unit tests (under a minute on two cores)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --config pyproject.toml
+check: setup  ## the quick part: lint, format, spelling, imports, unit tests (under a minute on two cores)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/lint-imports --config pyproject.toml
 	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile $(QUICK)
 
 # The tutorials are the notebooks as the newest finished sample run executed them; NOTEBOOKS=plain leaves outputs out.

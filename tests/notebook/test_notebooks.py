@@ -111,18 +111,6 @@ def test_links_resolve(path: Path) -> None:
     assert all(name in targets for name in following), f"does not lead to {following}"
 
 
-def test_spelling_of_the_prose() -> None:
-    """Every word of the notebooks' prose is in tests/words.txt, which was read through; a new word is added there."""
-    known = set((ROOT / "tests" / "words.txt").read_text().split())
-    unknown = {}
-    for path in NOTEBOOKS:
-        text = re.sub(r"`[^`]*`|\]\([^)]*\)|https?://\S+", " ", prose(path))
-        for word in re.findall(r"[A-Za-z][A-Za-z']+", text):
-            if word.strip("'").lower() not in known:
-                unknown.setdefault(word, path.stem)
-    assert not unknown, f"spelt right? then add to tests/words.txt: {unknown}"
-
-
 @each_notebook
 def test_nothing_of_this_machine(path: Path) -> None:
     assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text())
