@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
 from esm2kit.benchmarking.scores import build_scorers
+from esm2kit.core.checksums import damaged, read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json, write_json
 from esm2kit.tasks.flip import TASKS
@@ -125,12 +124,14 @@ def _score_predictions(report: Report, resamples: int) -> tuple[str, dict[str, S
             code="report.no-predictions",
             path=path,
         )
-    with np.load(path) as stored:
-        truth_M, protein_M, fingerprint = stored["truth"], stored["protein"], str(stored["fingerprint"])
-        predicted_SM = stored[f"predicted/{report.first.name}"]
+    stored = read_npz(path, "run the benchmark again")
+    names = ("truth", "protein", "fingerprint", f"predicted/{report.first.name}")
+    if absent := [name for name in names if name not in stored]:
+        raise damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
+    truth_M, protein_M, fingerprint, predicted_SM = (stored[name] for name in names)
     task, counts_RP = report.task, sample_counts(int(protein_M.max()) + 1, resamples)
     scorers = build_scorers(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
-    return fingerprint, score_seeds(scorers, counts_RP)
+    return str(fingerprint), score_seeds(scorers, counts_RP)
 
 
 def _name_reports(reports: Sequence[Report]) -> list[NamedReport]:

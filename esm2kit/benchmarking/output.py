@@ -15,6 +15,7 @@ from esm2kit.benchmarking.page import render_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.scores import number_proteins
+from esm2kit.core.checksums import read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.tasks.data import TaskData
@@ -86,11 +87,15 @@ def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitte
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():
-        with np.load(path) as stored:
-            if str(stored["digest"]) == digest:
-                kept = json.loads(str(stored["details"]))
-                logger.info("%s: loaded from an earlier run", name)
-                return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
+        try:
+            stored = read_npz(path, "it is computed again")
+        except InputError as error:
+            logger.warning("%s", error)
+            stored = {}
+        if str(stored.get("digest")) == digest:
+            kept = json.loads(str(stored["details"]))
+            logger.info("%s: loaded from an earlier run", name)
+            return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
     logger.info("%s: fitting", name)
     fitted, note = fit()
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}

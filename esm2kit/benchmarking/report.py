@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import to_json, write_json
+from esm2kit.core.files import to_json
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
 from esm2kit.tasks.published import PublishedScore
 
-SCHEMA = "esm2kit.report/1"
+SCHEMA = "esm2kit.report/2"
+UNSEALED_SCHEMA = "esm2kit.report/1"  # of version 0.1.0: the same content without a digest
 METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
@@ -259,16 +261,16 @@ class Report:
         """
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
-        try:
-            found = json.loads(path.read_text())
-        except FileNotFoundError:
+        if not path.is_file():
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit benchmark`.", code="report.absent", path=path
-            ) from None
-        except json.JSONDecodeError as error:
+            )
+        try:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not valid JSON: {error}", code="report.not-json", path=path) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, UNSEALED_SCHEMA):
             raise InputError(
                 f"{path}: the schema is {schema!r}, expected {SCHEMA!r}. Pass a report.json of `esm2kit benchmark`.",
                 code="report.schema",
@@ -276,6 +278,8 @@ class Report:
                 found=schema,
                 expected=SCHEMA,
             )
+        if schema == SCHEMA:
+            found = read_sealed_json(path, "run the benchmark again")
         try:
             return cls(**found | _parse_parts(found), html=path.with_suffix(".html"), json=path)
         except (KeyError, TypeError, AttributeError) as error:
@@ -295,7 +299,8 @@ class Report:
             The report with the paths of its files.
         """
         written = replace(self, html=Path(folder) / "report.html", json=Path(folder) / "report.json")
-        write_json(written.json, {name: part for name, part in to_json(self).items() if name not in ("html", "json")})
+        parts = to_json(replace(self, schema=SCHEMA))
+        write_sealed_json(written.json, {name: part for name, part in parts.items() if name not in ("html", "json")})
         return written
 
 

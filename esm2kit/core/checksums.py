@@ -114,6 +114,28 @@ def damaged(path: Path, found: str, remedy: str) -> InputError:
     return InputError(f"{path} is damaged ({found}): {remedy}", code="file.damaged", path=path)
 
 
+def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Read all arrays of a .npz file, whose zip format has a checksum for each.
+
+    Args:
+        path: the file.
+        remedy: what to do if it is damaged, as the end of a message.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path) from None
+    except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many kinds
+        raise damaged(path, " ".join(str(error).split()) or type(error).__name__, remedy) from None
+
+
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object together with the digest of its content, atomically."""
     plain = to_json(value)

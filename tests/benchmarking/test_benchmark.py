@@ -21,6 +21,7 @@ from esm2kit.benchmarking.output import format_folder_name, move_earlier_report,
 from esm2kit.benchmarking.report import SCHEMA, Metric, Report, format_comparison
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, score_fitted
 from esm2kit.cli.main import main
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.embedding.config import EmbedConfig
@@ -100,9 +101,10 @@ def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, tas
 
 def test_a_report_is_whole(value_report):
     report = json.loads(value_report.json.read_text())
-    assert report["schema"] == SCHEMA == "esm2kit.report/1"
+    assert report["schema"] == SCHEMA == "esm2kit.report/2"
     assert list(report) == [
-        "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance"
+        "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
+        "sha256",
     ]  # fmt: skip
     assert to_json(Report.read(value_report.json)) == to_json(value_report), "what is read is what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
@@ -481,13 +483,13 @@ def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belong
     with np.load(folder / "predictions.npz") as stored:
         arrays = dict(stored)
     for place, task in enumerate(("one", "one", "two", "two")):
-        copy, report = tmp_path / str(place), json.loads((folder / "report.json").read_text())
+        copy, report = tmp_path / str(place), read_sealed_json(folder / "report.json", "")
         report["task"]["name"] = task
         if place == 3:
             report["settings"]["resamples"] = 100
             next(row for row in report["rows"] if row["name"] == "mean")["metrics"]["rmse"]["value"] += 1
         copy.mkdir()
-        (copy / "report.json").write_text(json.dumps(report))
+        write_sealed_json(copy / "report.json", report)
         np.savez(copy / "predictions.npz", **arrays | {"fingerprint": task})
         reports.append(copy)
     found = compare(CompareConfig(reports, tmp_path))
@@ -511,7 +513,7 @@ def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
     (tmp_path / "report.json").write_text("{")
     with refused("report.not-json", path=tmp_path / "report.json"):
         Report.read(tmp_path)
-    (tmp_path / "report.json").write_text(json.dumps({"schema": SCHEMA}))
+    write_sealed_json(tmp_path / "report.json", {"schema": SCHEMA})
     with refused("report.incomplete", path=tmp_path / "report.json"):
         Report.read(tmp_path)
     with refused("report.absent", path=tmp_path / "nowhere.json"):
