@@ -1,0 +1,1 @@
+"""Benchmark embeddings on labelled tasks and compare the reports."""

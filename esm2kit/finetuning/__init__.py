@@ -1,0 +1,1 @@
+"""Fine-tune an encoder with a head on labels, and predict with the result."""

@@ -1,4 +1,4 @@
-"""Baselines: what is known without a language model, each against a slow and plain version of itself."""
+"""Baselines without a language model, each compared with a simple reference implementation."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.task import Split, Task
 
 
-def plain_levenshtein(a, b):
+def reference_levenshtein(a, b):
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i
@@ -45,16 +45,16 @@ letters = st.text("ACDE", max_size=64)
 
 @given(prefix=letters, suffix=letters, middles=st.lists(letters, min_size=2, max_size=5))
 @settings(deadline=None, max_examples=60)
-def test_trimming_what_all_share_changes_no_distance(prefix, suffix, middles):
-    whole = [prefix + middle + suffix for middle in middles]
-    trimmed = trim_shared(whole)
-    for a, b in zip(trimmed, whole, strict=True):
+def test_trimming_shared_ends_keeps_edit_distances(prefix, suffix, middles):
+    full = [prefix + middle + suffix for middle in middles]
+    trimmed = trim_shared(full)
+    for a, b in zip(trimmed, full, strict=True):
         assert a in b
-    assert plain_levenshtein(*trimmed[:2]) == plain_levenshtein(*whole[:2])
+    assert reference_levenshtein(*trimmed[:2]) == reference_levenshtein(*full[:2])
 
 
 def variants(num=150, seed=0):
-    """A wild type mutated at four sites; the value is a sum over sites."""
+    """Variants of a wild type at four sites; the value is a sum over the sites."""
     generator = np.random.default_rng(seed)
     wild = list("MKVLAAGGHHWWYYTTSSPPQQNNDDEE" * 3)
     effect = {(site, letter): generator.normal() for site in range(4) for letter in "ACDEFGHIKL"}
@@ -72,45 +72,47 @@ def variants(num=150, seed=0):
     return TaskData(task, "s", ids, sequences, sets, np.array(values), np.ones(num, bool), {})
 
 
-def test_nearest_variants_are_those_of_a_plain_search():
+def test_nearest_variants_match_a_linear_search():
     data = variants()
     predicted, note = predict_by_edit_distance(data)
     assert not note
     for place, row in enumerate(data.rows("test")[:10]):
-        distances = np.array([plain_levenshtein(data.sequences[row], data.sequences[t]) for t in data.rows("train")])
+        distances = np.array(
+            [reference_levenshtein(data.sequences[row], data.sequences[t]) for t in data.rows("train")]
+        )
         expected = data.targets[data.rows("train")][distances == distances.min()].mean()
         assert predicted[0, place] == pytest.approx(expected)
 
 
-def test_blosum_prefers_a_kindred_residue():
+def test_blosum_prefers_a_similar_residue():
     sequences = ["MKIVV", "MKDVV", "MKLVV", "MKEVV", "MKLVV"]
     task = Task("v", "protein", "value", "spearman", {"s": Split()}, "s", variants=True)
     sets = np.array(["train", "train", "validation", "test", "test"])
     data = TaskData(
         task, "s", list("abcde"), sequences, sets, np.array([1.0, 2.0, 0.0, 0.0, 0.0]), np.ones(5, bool), {}
     )
-    assert predict_by_blosum62(data)[0].tolist() == [[2.0, 1.0]]  # E goes with D, L with I
+    assert predict_by_blosum62(data)[0].tolist() == [[2.0, 1.0]]  # E is closest to D, L to I
 
 
-def test_long_variable_parts_are_compared_too():
+def test_edit_distances_of_long_variable_parts():
     data = variants()
     generator = np.random.default_rng(0)
     longer = dataclasses.replace(data, sequences=["".join(generator.choice(list("ACDE"), 90)) for _ in data.ids])
     predicted, _ = predict_by_edit_distance(longer)
     row, train = longer.rows("test")[0], longer.rows("train")
-    distances = np.array([plain_levenshtein(longer.sequences[row], longer.sequences[other]) for other in train])
+    distances = np.array([reference_levenshtein(longer.sequences[row], longer.sequences[other]) for other in train])
     assert predicted[0, 0] == pytest.approx(longer.targets[train][distances == distances.min()].mean())
 
 
-def test_blosum62_is_biopythons():
-    theirs = substitution_matrices.load("BLOSUM62")
-    ours = read_blosum62()
-    assert "".join(ours) == theirs.alphabet
-    assert all(ours[a][b] == ours[b][a] == theirs[a][b] for a in ours for b in ours)
+def test_blosum62_matches_biopython():
+    expected = substitution_matrices.load("BLOSUM62")
+    found = read_blosum62()
+    assert "".join(found) == expected.alphabet
+    assert all(found[a][b] == found[b][a] == expected[a][b] for a in found for b in found)
 
 
 @pytest.mark.parametrize(("level", "target"), KINDS)
-def test_every_baseline_of_every_kind_predicts_the_whole_test_set(level, target):
+def test_every_baseline_predicts_the_complete_test_set(level, target):
     _, data = planted(level, target, num_proteins=60)
     names = list_baselines(data)
     assert names[0] == ("mean" if target == "value" else "majority")
@@ -121,26 +123,26 @@ def test_every_baseline_of_every_kind_predicts_the_whole_test_set(level, target)
         assert found.note
 
 
-def test_the_guess_comes_from_train_alone():
+def test_constant_baselines_use_only_train():
     _, data = planted("protein", "value")
     assert fit_baseline("mean", data).fitted.test_SM[0, 0] == pytest.approx(data.targets[data.rows("train")].mean())
     _, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
     assert (fit_baseline("majority", data).fitted.test_SM == 0).all()  # each bit is set in under half of train
 
 
-def test_one_hot_ridge_is_flips_recipe():
+def test_one_hot_ridge_matches_scikit_learn_with_flips_settings():
     data = variants()
     alphabet = "ARNDCQEGHILKMFPSTWYVXU"
     dense = np.stack([np.eye(22)[[alphabet.index(c) for c in s]].ravel() for s in data.sequences])
     assert (encode_one_hot_padded(data).toarray() == dense).all()
     fit = data.sets != "test"
-    theirs = Ridge(alpha=1, solver="lsqr", tol=1e-4).fit(dense[fit], data.targets[fit]).predict(dense[~fit])
-    ours = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
-    assert spearmanr(ours, data.targets[~fit]).statistic > 0.8
+    expected = Ridge(alpha=1, solver="lsqr", tol=1e-4).fit(dense[fit], data.targets[fit]).predict(dense[~fit])
+    found = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert spearmanr(found, data.targets[~fit]).statistic > 0.8
 
 
-def test_composition_and_one_hot_count_letters():
+def test_composition_and_one_hot_features():
     _, data = planted("protein", "class", num_proteins=20)
     row = compute_composition(data).values_ND[3]
     assert row[0] == pytest.approx(data.sequences[3].count("L") / len(data.sequences[3]))
@@ -154,31 +156,31 @@ def test_composition_and_one_hot_count_letters():
     assert one_hot[start, "LAGVSERTIDPKQNFYMHWC".index(sequence[0])] == 1
 
 
-def test_the_window_cnn_is_the_convolution_over_every_position():
+def test_window_cnn_matches_a_convolution_over_all_positions():
     data = variants(40)
     windows = Windows(data.sequences)
     assert len(windows.shared) > 0
     model = WindowCnn(WindowCnnConfig(channels=7, hidden=9), 1, torch.Generator().manual_seed(0))
     proteins = np.array([3, 8, 8, 21])
     distinct, where = windows.batch(proteins)
-    ours = model(torch.from_numpy(windows.letters_UK[distinct]), torch.from_numpy(where), len(windows.shared))
+    found = model(torch.from_numpy(windows.letters_UK[distinct]), torch.from_numpy(where), len(windows.shared))
     weight = model.convolution.view(TAPS, LETTERS - 1, 7)
     alphabet = "LAGVSERTIDPKQNFYMHWCXBUZO"
     for place, protein in enumerate(proteins):
         one_hot = torch.eye(25)[[alphabet.index(c) for c in data.sequences[protein]]]
         hidden = torch.nn.functional.conv1d(one_hot.T[None], weight.permute(2, 1, 0), padding=2)[0].T + model.bias
         hidden = (hidden.relu() @ model.weight_hidden + model.bias_hidden).relu().amax(0)
-        torch.testing.assert_close(ours[place], hidden @ model.weight_out + model.bias_out, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[place], hidden @ model.weight_out + model.bias_out, rtol=1e-4, atol=1e-5)
 
 
-def test_the_window_cnn_learns_variants():
+def test_window_cnn_learns_variants():
     data = variants(400)
     fitted = fit_window_cnn(data, WindowCnnConfig(epochs=60, learning_rates=(3e-3,) * 3, patience=60), (0,))
     assert spearmanr(fitted.test_SM[0], data.targets[data.rows("test")]).statistic > 0.6
     assert (WindowCnnConfig.flip2021().channels, WindowCnnConfig.flip2021().hidden) == FLIP_WIDTHS
 
 
-def test_a_window_cnn_that_never_learned_is_not_scored():
+def test_a_window_cnn_that_diverged_is_refused():
     config = WindowCnnConfig(epochs=2, learning_rates=(1e30,) * 3)
     with refused("probe.diverged", probe="onehot_cnn", seeds=[5]):
         fit_window_cnn(variants(80), config, (5,))
@@ -189,15 +191,15 @@ FLIP_WIDTHS = (1024, 2048)
 
 @pytest.mark.shared
 @pytest.mark.parametrize(("split", "spearman"), [("one_vs_rest", 0.28), ("two_vs_rest", 0.59), ("three_vs_rest", 0.76)])
-def test_flips_one_hot_ridge_gives_flips_figures_on_gb1(shared_data, split, spearman):
+def test_one_hot_ridge_reproduces_flip_on_gb1(shared_data, split, spearman):
     data = load_task("gb1", split, shared_data / "flip")
     predicted = fit_baseline("onehot_ridge", data).fitted.test_SM[0]
     assert spearmanr(predicted, data.targets[data.rows("test")]).statistic == pytest.approx(spearman, abs=0.005)
 
 
 @pytest.mark.shared
-def test_the_one_hot_cnn_gives_flips_figure_on_secondary_structure(shared_data):
-    """All 11,156 proteins, one seed, about 20 s; `benchmarks/baselines.py` prints five."""
+def test_one_hot_cnn_reproduces_flip_on_secondary_structure(shared_data):
+    """All 11,156 proteins with one seed, about 20 s; `benchmarks/baselines.py` runs five seeds."""
     data = load_task("secondary_structure", None, shared_data / "flip")
     truth = data.targets[data.target_rows("test")]
     assert (fit_baseline("majority", data).fitted.test_SM[0] == truth).mean() == pytest.approx(0.384, abs=0.01)
@@ -207,8 +209,8 @@ def test_the_one_hot_cnn_gives_flips_figure_on_secondary_structure(shared_data):
 
 
 @pytest.mark.shared
-def test_the_train_mean_beats_the_published_rmse_on_gb1(shared_data):
-    """NVIDIA's card prints 1.29 for a 650M model; predicting the train mean gives 1.252."""
+def test_training_mean_beats_the_published_rmse_on_gb1(shared_data):
+    """NVIDIA's model card reports 1.29 for a 650M model; predicting the mean of train gives 1.252."""
     data = load_task("gb1", "two_vs_rest", shared_data / "flip")
-    guess = fit_baseline("mean", data).fitted.test_SM[0]
-    assert np.sqrt(np.mean((guess - data.targets[data.rows("test")]) ** 2)) == pytest.approx(1.252, abs=0.0005)
+    predicted = fit_baseline("mean", data).fitted.test_SM[0]
+    assert np.sqrt(np.mean((predicted - data.targets[data.rows("test")]) ** 2)) == pytest.approx(1.252, abs=0.0005)

@@ -1,4 +1,4 @@
-"""Features read where they lie: the same rows whatever the file's layout and dtype, and a batch of them in memory."""
+"""Features read from a file: the same rows for every layout and dtype, with one batch in memory."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from esm2kit.embedding.hdf5 import ProteinEntry, Skeleton, create_file
 
 
 def write(path, data, values_ND, layout="packed", dtype="float32"):
-    """A file of `esm2kit embed` with these rows, the proteins in reverse."""
+    """Write a file as `esm2kit embed` does, with the proteins in reverse order."""
     residue = len(values_ND) != len(data.ids)
     counts = data.num_residues if residue else np.ones(len(data.ids), np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -40,7 +40,7 @@ def write(path, data, values_ND, layout="packed", dtype="float32"):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("layout", ["packed", "datasets"])
 @pytest.mark.parametrize("level", ["protein", "residue"])
-def test_rows_come_in_the_tasks_order_from_any_file(tmp_path, level, layout, dtype):
+def test_rows_of_any_file_come_in_the_order_of_the_task(tmp_path, level, layout, dtype):
     features, data = planted(level, "class", num_proteins=60)
     path = write(tmp_path / "a.h5", data, features.values_ND, layout, dtype)
     read = read_features(path, data, level == "residue").features
@@ -55,7 +55,7 @@ def test_rows_come_in_the_tasks_order_from_any_file(tmp_path, level, layout, dty
     assert (fit_probe(read, targets, config, (0,)).test_SM == fit_probe(features, targets, config, (0,)).test_SM).all()
 
 
-def test_a_file_cut_short_is_one_line(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     features, data = planted("residue", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
     read = read_features(path, data, True).features
@@ -86,9 +86,9 @@ print(peak())
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
-def test_a_file_larger_than_the_memory_it_takes(tmp_path):
-    """Rows of 1,280 numbers: a file twenty times as large costs the process a batch, not the file."""
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """With rows of 1,280 numbers the process holds one batch in memory, not the file."""
     data = planted("residue", "class", num_proteins=4000)[1]
     total = int(data.num_residues.sum())
     sizes = {}
@@ -99,12 +99,12 @@ def test_a_file_larger_than_the_memory_it_takes(tmp_path):
         environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         sizes[width] = float(done.stdout)
-    file_mb = total * 1280 * 2 / 2**20  # half precision on disk; twice that as float32
+    file_mb = total * 1280 * 2 / 2**20  # half precision; float32 needs twice as much
     assert file_mb > 200
     assert sizes[1280] - sizes[16] < file_mb / 2, sizes
 
 
-def test_rows_of_a_file_know_their_shape(tmp_path):
+def test_shape_of_rows_in_a_file(tmp_path):
     np.arange(12, dtype=np.float32).tofile(tmp_path / "raw")
     rows = FileRows(tmp_path / "raw", np.array([32, 0]), np.array([0, 2, 3]), 2, np.dtype("float32"))
     assert (len(rows), rows.shape) == (3, (3, 2))
@@ -113,16 +113,16 @@ def test_rows_of_a_file_know_their_shape(tmp_path):
 
 
 def open_files():
-    """Inodes of this process's open files."""
+    """Return the inodes of the open files of this process."""
     found = set()
     for handle in os.listdir("/dev/fd"):
-        with suppress(OSError):  # the listing's own, closed since
+        with suppress(OSError):  # the handle of the listing itself, now closed
             found.add(os.fstat(int(handle)).st_ino)
     return found
 
 
-def test_a_file_is_open_while_its_rows_are_read_and_no_longer(tmp_path, monkeypatch):
-    """By position: threads read at once, and another file put in its place changes nothing."""
+def test_a_file_stays_open_until_its_features_are_closed(tmp_path, monkeypatch):
+    """Threads can read concurrently, and replacing the file on disk does not change the rows."""
     monkeypatch.setattr("esm2kit.benchmarking.probes.features.BYTES_PER_READ", 7)
     features, data = planted("residue", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
@@ -140,7 +140,7 @@ def test_a_file_is_open_while_its_rows_are_read_and_no_longer(tmp_path, monkeypa
         read.take(np.arange(3))
 
 
-def test_vectors_of_proteins_are_in_memory_and_their_file_is_closed(tmp_path):
+def test_protein_vectors_are_in_memory_and_their_file_is_closed(tmp_path):
     features, data = planted("protein", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
     read = read_features(path, data, False)

@@ -1,4 +1,4 @@
-"""Probes find what was planted and nothing where nothing is; seeds trained together are seeds trained alone."""
+"""Probes find a planted signal and nothing in shuffled labels; seeds do not affect each other."""
 
 import dataclasses
 import subprocess
@@ -44,16 +44,16 @@ def score(fitted, data):
     return score_fitted(fitted, data, counts)
 
 
-def probed(level, target, probe, **keywords):
-    """A probe's scores, and how much it beats the guess that never reads a feature, as a report has it."""
+def fit_planted(level, target, probe, **keywords):
+    """Fit a probe; return its scores and their difference from the constant baseline."""
     features, data = planted(level, target, by_residue=probe == "light_attention", **keywords)
     scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
-    guess, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
-    guessed = score(fit_baseline(guess, data).fitted, data)
-    return scores, compute_paired_difference(metric, scores[metric], guessed[metric])
+    constant, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
+    baseline = score(fit_baseline(constant, data).fitted, data)
+    return scores, compute_paired_difference(metric, scores[metric], baseline[metric])
 
 
-def test_every_probe_meets_every_kind_that_it_can_label():
+def test_cases_cover_every_probe_and_kind():
     fitting = {kind: [name for name in get_args(ProbeName) if fits(name, *kind)] for kind in KINDS}
     assert {kind: list(names) for kind, names in PROBES.items()} == fitting
 
@@ -68,26 +68,26 @@ def fits(probe, level, target):
 
 @pytest.mark.parametrize(("level", "target", "probe"), CASES)
 def test_a_planted_signal_is_found(level, target, probe):
-    scores, beats_the_guess = probed(level, target, probe)
+    scores, gain = fit_planted(level, target, probe)
     found = scores["spearman" if target == "value" else "accuracy"].interval
     assert found.low > (0.9 if target == "value" else 0.75)
-    assert beats_the_guess.low > 0
+    assert gain.low > 0
 
 
 @pytest.mark.parametrize(("level", "target", "probe"), CASES)
-def test_nothing_is_found_in_shuffled_labels(level, target, probe):
-    """What a guess scores, no correlation, lies inside the interval, and the probe does not beat the guess.
+def test_shuffled_labels_give_no_signal(level, target, probe):
+    """The interval contains no correlation, and the probe does not beat the constant baseline.
 
-    One draw a case, with intervals of 99.9%: that one of a dozen honest ones misses has a chance of one in a hundred.
+    With 99.9% intervals, one of a dozen cases fails by chance in one of a hundred runs.
     """
-    scores, beats_the_guess = probed(level, target, probe, num_proteins=200, seed=1, shuffled=True)
-    assert not beats_the_guess.low > 0
-    drawn = scores["pearson" if target == "value" else "mcc"].replicates
-    drawn = drawn[np.isfinite(drawn)]  # a constant has no correlation, and claims nothing
-    assert not drawn.size or np.quantile(drawn, 0.0005) <= 0 <= np.quantile(drawn, 0.9995)
+    scores, gain = fit_planted(level, target, probe, num_proteins=200, seed=1, shuffled=True)
+    assert not gain.low > 0
+    replicates = scores["pearson" if target == "value" else "mcc"].replicates
+    replicates = replicates[np.isfinite(replicates)]  # constant predictions have no correlation
+    assert not replicates.size or np.quantile(replicates, 0.0005) <= 0 <= np.quantile(replicates, 0.9995)
 
 
-def test_binary_labels_are_learned_as_three_questions():
+def test_binary_labels_are_learned():
     features, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
     for probe in ("logistic", "cnn"):
         scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0,)), data)
@@ -95,17 +95,17 @@ def test_binary_labels_are_learned_as_three_questions():
         assert scores["mcc"].interval.low > 0.5
 
 
-def test_ridge_is_scikit_learns_on_z_scores():
+def test_ridge_matches_scikit_learn_on_z_scores():
     features, data = planted("protein", "value", noise=3.0)
     fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
-    theirs = Ridge(alpha=fitted.selected["penalty_per_row"] * len(train)).fit(z[train], data.targets[train])
-    np.testing.assert_allclose(fitted.test_SM[0], theirs.predict(z[test]), rtol=1e-7, atol=1e-7)
+    expected = Ridge(alpha=fitted.selected["penalty_per_row"] * len(train)).fit(z[train], data.targets[train])
+    np.testing.assert_allclose(fitted.test_SM[0], expected.predict(z[test]), rtol=1e-7, atol=1e-7)
 
 
-def test_ridge_selects_the_penalty_that_validation_likes_best():
+def test_ridge_selects_the_penalty_with_the_lowest_validation_error():
     features, data = planted("protein", "value", num_proteins=120, width=60, noise=3.0)
     fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, held = data.rows("train"), data.rows("validation")
@@ -123,7 +123,7 @@ def test_ridge_selects_the_penalty_that_validation_likes_best():
     np.testing.assert_allclose(np.mean((fitted.validation_SM[0] - data.targets[held]) ** 2), error(chosen), rtol=1e-6)
 
 
-def test_logistic_is_scikit_learns_on_z_scores():
+def test_logistic_matches_scikit_learn_on_z_scores():
     features, data = planted("protein", "class", noise=2.0)
     fitted = fit_logistic(features, ProbeTargets.from_task(data))
     assert fitted.selected["penalty"] in LOGISTIC_GRID
@@ -131,11 +131,11 @@ def test_logistic_is_scikit_learns_on_z_scores():
     x = features.values_ND.astype(float)
     z = (x - x[train].mean(0)) / x[train].std(0)
     strength = 1 / (fitted.selected["penalty"] * len(train))
-    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=2000).fit(z[train], data.targets[train])
-    assert (fitted.test_SM[0] == theirs.predict(z[test])).mean() > 0.99
+    expected = LogisticRegression(C=strength, tol=1e-8, max_iter=2000).fit(z[train], data.targets[train])
+    assert (fitted.test_SM[0] == expected.predict(z[test])).mean() > 0.99
 
 
-def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
+def test_column_moments_of_blocks_match_those_of_all_rows(monkeypatch):
     monkeypatch.setattr("esm2kit.benchmarking.probes.features.NUMBERS_PER_BLOCK", 3 * 2048)
     x = np.random.default_rng(0).normal(3, 2, (40_000, 3)).astype(np.float32)
     x[:, 2] = 7.0
@@ -147,7 +147,7 @@ def test_column_moments_in_blocks_are_those_of_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(("probe", "level"), [("fnn", "protein"), ("fnn", "residue"), ("cnn", "residue")])
-def test_a_seed_does_not_depend_on_its_company(probe, level):
+def test_a_seed_does_not_depend_on_other_seeds(probe, level):
     features, data = planted(level, "class")
     config = ProbeConfig(probe, epochs=4, batch_size=50, dropout=0.3, patience=2)
     together = fit_head(features, ProbeTargets.from_task(data), config, (0, 1, 2, 3), CPU)
@@ -158,23 +158,23 @@ def test_a_seed_does_not_depend_on_its_company(probe, level):
     assert (together.test_SM[2] != together.test_SM[1]).any()
 
 
-def test_a_batch_cut_into_parts_has_the_gradient_of_the_whole():
+def test_splitting_a_batch_does_not_change_its_gradient():
     features, data = planted("residue", "class")
     config = ProbeConfig("cnn", epochs=2, batch_size=64, dropout=0.0)
-    whole = fit_head(features, ProbeTargets.from_task(data), config, (0,), CPU)
+    full = fit_head(features, ProbeTargets.from_task(data), config, (0,), CPU)
     parts = fit_head(features, ProbeTargets.from_task(data), dataclasses.replace(config, row_budget=100), (0,), CPU)
-    np.testing.assert_allclose(whole.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(full.history["train_loss"], parts.history["train_loss"], rtol=1e-4)
 
 
-def test_features_are_not_touched_however_the_sets_lie():
-    """Consecutive rows in memory are a view of the features: z-scored in place, they would be so again every epoch."""
+def test_features_are_not_modified():
+    """Consecutive rows in memory are a view of the features, so z-scoring in place would repeat in every epoch."""
     features, data = planted("protein", "value", num_proteins=321)
     values_ND = (3 + 2 * features.values_ND.astype(np.float32)).copy()
     sizes = [len(data.rows(name)) for name in ("train", "validation", "test")]
     ranks = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
-    mixed = np.argsort(ranks, kind="stable")  # the sets shuffled into one another, each in its own order
+    mixed = np.argsort(ranks, kind="stable")  # interleave the sets, keep the order within each set
     config = ProbeConfig("fnn", **QUICK | {"epochs": 6, "batch_size": 32})
-    assert len(data.rows("train")) % config.batch_size == 1, "a batch of one protein, too"
+    assert len(data.rows("train")) % config.batch_size == 1, "the last batch has one protein"
     found = []
     for rows in (np.arange(len(mixed)), mixed):
         x_ND = values_ND[rows]
@@ -189,57 +189,57 @@ def test_features_are_not_touched_however_the_sets_lie():
     assert (found[0].test_SM == found[1].test_SM).all()
 
 
-@pytest.mark.parametrize("outputs", [4, 9])  # fewer or more than the five that go in: two ways to the same numbers
+@pytest.mark.parametrize("outputs", [4, 9])  # fewer and more outputs than the five inputs use different code paths
 @pytest.mark.parametrize("rows_per_product", [7, 1024])
-def test_packed_convolution_is_torchs_forward_and_backward(outputs, rows_per_product, monkeypatch):
+def test_packed_convolution_matches_torch_forward_and_backward(outputs, rows_per_product, monkeypatch):
     monkeypatch.setattr(heads, "ROWS_PER_PRODUCT", rows_per_product)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 30, 5, generator=generator, dtype=torch.double, requires_grad=True)
     weight = torch.randn(2, 7, 5, outputs, generator=generator, dtype=torch.double, requires_grad=True)
-    ours = PackedConvolution.apply(x, weight)
-    theirs = torch.stack([nn.functional.conv1d(x[g].T[None], weight[g].permute(2, 1, 0))[0].T for g in range(2)])
-    torch.testing.assert_close(ours[:, 3:-3], theirs)
-    assert (ours[:, :3] == 0).all()
-    assert (ours[:, -3:] == 0).all()
+    found = PackedConvolution.apply(x, weight)
+    expected = torch.stack([nn.functional.conv1d(x[g].T[None], weight[g].permute(2, 1, 0))[0].T for g in range(2)])
+    torch.testing.assert_close(found[:, 3:-3], expected)
+    assert (found[:, :3] == 0).all()
+    assert (found[:, -3:] == 0).all()
     assert torch.autograd.gradcheck(PackedConvolution.apply, (x[:, :12], weight))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw_amsgrad"])
-def test_the_optimizer_is_torchs(name):
-    """Gradients that shrink, so that the largest second moment is not the last; weight decay that shows its kind."""
+def test_the_optimizer_matches_torch(name):
+    """Shrinking gradients distinguish AMSGrad, and a large weight decay distinguishes decoupled decay."""
     config = ProbeConfig("fnn", optimizer=name, weight_decay=0.3, learning_rate=2e-2)
     generator = torch.Generator().manual_seed(0)
-    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((2, 5, 3), (2, 1, 3))]
-    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
-    stepped = Adam(ours, config)
+    found = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((2, 5, 3), (2, 1, 3))]
+    expected = [nn.Parameter(parameter.detach().clone()) for parameter in found]
+    optimizer = Adam(found, config)
     kind = partial(torch.optim.AdamW, amsgrad=True) if name == "adamw_amsgrad" else torch.optim.Adam
-    expected = kind(theirs, lr=2e-2, weight_decay=0.3)
+    reference = kind(expected, lr=2e-2, weight_decay=0.3)
     for step in range(20):
-        for mine, other in zip(ours, theirs, strict=True):
+        for mine, other in zip(found, expected, strict=True):
             mine.grad = torch.randn(mine.shape, generator=generator) / (1 + step) ** 2
             other.grad = mine.grad.clone()
-        stepped.step()
-        expected.step()
-        assert all(mine.grad is None for mine in ours)
-    for mine, other in zip(ours, theirs, strict=True):
+        optimizer.step()
+        reference.step()
+        assert all(mine.grad is None for mine in found)
+    for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other)
 
 
-def test_a_head_is_trained_as_plain_torch_would():
-    """One network, the same batches: the same curve."""
+def test_training_a_head_matches_plain_torch():
+    """One network and the same batches give the same curve."""
     features, data = planted("protein", "value", num_proteins=100, noise=1.0)
     config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, learning_rate=2e-2)
     config = dataclasses.replace(config, standardize=False, scale_targets=False)
     fitted = fit_head(features, ProbeTargets.from_task(data), config, (3,), CPU)
     head = Fnn((3,), features.width, 1, config.hidden, 0.0, CPU)
-    theirs = torch.optim.Adam(head.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
     x_ND, y_N = torch.from_numpy(features.values_ND).float(), torch.from_numpy(data.targets).float()
     for epoch in range(5):
         order = np.random.default_rng((ORDER_SEED, epoch + 1)).permutation(data.rows("train"))
         for rows in np.split(order, range(16, len(order), 16)):
-            theirs.zero_grad()
+            optimizer.zero_grad()
             (head(FeatureBatch(x_ND[rows], None, []))[0, :, 0] - y_N[rows]).square().mean().backward()
-            theirs.step()
+            optimizer.step()
         with torch.no_grad():
             held = data.rows("validation")
             loss = (head(FeatureBatch(x_ND[held], None, []))[0, :, 0] - y_N[held]).square().mean()
@@ -259,7 +259,7 @@ print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
 """
 
 
-def test_a_probe_does_not_wait_for_torchs_compiler():
+def test_a_probe_does_not_import_torchs_compiler():
     environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
@@ -273,7 +273,7 @@ def packed_batch(lengths, width, gap):
     return FeatureBatch(x, real, sizes)
 
 
-def test_the_cnn_is_the_padded_one_protein_by_protein():
+def test_packed_cnn_matches_the_padded_cnn_per_protein():
     head = Cnn((3, 4), 6, 3, 8, 0.0, CPU).eval()
     lengths = [1, 9, 4]
     batch = packed_batch(lengths, 6, head.radius)
@@ -282,12 +282,12 @@ def test_the_cnn_is_the_padded_one_protein_by_protein():
         first, second = nn.Conv1d(6, 8, 7, padding=3), nn.Conv1d(8, 3, 7, padding=3)
         first.weight.data, first.bias.data = head.weight_in[seed].permute(2, 1, 0).data, head.bias_in[seed, 0].data
         second.weight.data, second.bias.data = head.weight_out[seed].permute(2, 1, 0).data, head.bias_out[seed, 0].data
-        for rows, ours in zip(batch.x_ND[batch.is_real_N].split(lengths), packed, strict=True):
-            theirs = second(first(rows.T[None]).relu())[0].T
-            torch.testing.assert_close(ours[seed], theirs, rtol=1e-4, atol=1e-5)
+        for rows, found in zip(batch.x_ND[batch.is_real_N].split(lengths), packed, strict=True):
+            expected = second(first(rows.T[None]).relu())[0].T
+            torch.testing.assert_close(found[seed], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_light_attention_is_the_padded_one_protein_by_protein():
+def test_packed_light_attention_matches_the_padded_one_per_protein():
     head = LightAttention((3, 4), 6, 3, 8, 0.25, CPU).eval()
     lengths = [1, 12, 5]
     batch = packed_batch(lengths, 6, head.radius)
@@ -304,11 +304,11 @@ def test_light_attention_is_the_padded_one_protein_by_protein():
             )
             pooled = torch.cat([(value * attend.softmax(0)).sum(0), value.amax(0)])
             hidden = (pooled @ head.weight_in[seed] + head.bias_in[seed, 0]).relu()
-            theirs = nn.functional.layer_norm(hidden, (8,)) @ head.weight_out[seed] + head.bias_out[seed, 0]
-            torch.testing.assert_close(packed[seed, place], theirs, rtol=1e-4, atol=1e-5)
+            expected = nn.functional.layer_norm(hidden, (8,)) @ head.weight_out[seed] + head.bias_out[seed, 0]
+            torch.testing.assert_close(packed[seed, place], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_start_as_torchs_layers_do():
+def test_initial_weights_match_torchs_layers():
     head = Fnn((0, 1), 400, 3, 50, 0.0, CPU)
     bound = 1 / 20
     assert head.weight_in.detach().abs().max() <= bound
@@ -316,7 +316,7 @@ def test_heads_start_as_torchs_layers_do():
     assert (head.weight_in[0] != head.weight_in[1]).any()
 
 
-def test_unscored_residues_decide_nothing():
+def test_unscored_residues_have_no_effect():
     features, data = planted("residue", "class")
     hidden = data.scored.copy()
     hidden[::3] = False
@@ -332,7 +332,7 @@ def test_unscored_residues_decide_nothing():
 
 
 @pytest.mark.parametrize("probe", ["ridge", "fnn"])
-def test_the_test_set_has_no_say(probe):
+def test_test_targets_do_not_affect_the_probe(probe):
     features, data = planted("protein", "value")
     spoiled = data.targets.copy()
     spoiled[data.rows("test")] = 1e3
@@ -353,7 +353,7 @@ def test_early_stopping_keeps_the_best_epoch_of_each_seed():
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_a_head_that_never_learned_is_not_scored(keep):
+def test_a_head_that_diverged_is_refused(keep):
     features, data = planted("protein", "value", num_proteins=60)
     config = ProbeConfig("fnn", epochs=3, learning_rate=1e30, keep=keep)
     with refused("probe.diverged", probe="fnn", seeds=[4, 7], set="validation"):
@@ -362,8 +362,8 @@ def test_a_head_that_never_learned_is_not_scored(keep):
 
 @pytest.mark.parametrize(("level", "target", "probe"), CASES)
 @pytest.mark.parametrize("set_name", ["train", "validation", "test"])
-def test_vectors_that_are_no_numbers_are_named_with_their_protein(level, target, probe, set_name):
-    """Also in the test set alone, where a class is silently the first one of all."""
+def test_features_that_are_not_finite_are_reported_with_their_protein(level, target, probe, set_name):
+    """This also holds for the test set, where nan would silently become the first class."""
     features, data = planted(level, target, num_proteins=40, by_residue=probe == "light_attention")
     protein = int(data.rows(set_name)[1])
     features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
@@ -371,7 +371,7 @@ def test_vectors_that_are_no_numbers_are_named_with_their_protein(level, target,
         fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, epochs=1, standardize=False), (0,))
 
 
-def test_a_memory_map_in_half_precision_is_read_where_it_lies(tmp_path):
+def test_a_memory_map_in_half_precision_gives_the_same_predictions(tmp_path):
     features, data = planted("residue", "class")
     np.save(tmp_path / "x.npy", features.values_ND)
     mapped = Features(np.load(tmp_path / "x.npy", mmap_mode="r"), features.offsets)
@@ -391,7 +391,7 @@ def test_every_preset_fits_every_task(preset, task):
     assert preset_config(preset, task, "fnn").probe == "fnn"
 
 
-def test_presets_say_what_the_papers_say():
+def test_presets_match_the_published_protocols():
     schmirler = preset_config("schmirler", TASKS["gb1"])
     assert (schmirler.hidden, schmirler.dropout, schmirler.learning_rate) == (32, 0.2, 1e-4)
     assert (schmirler.batch_size, schmirler.epochs, schmirler.standardize) == (8, 240, True)
@@ -418,7 +418,7 @@ def test_a_probe_that_does_not_fit_is_refused(level, target, probe, values):
         fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe))
 
 
-def test_rows_that_are_not_the_residues_are_refused_with_the_protein():
+def test_wrong_numbers_of_rows_are_reported_with_their_protein():
     features, data = planted("residue", "class")
     offsets = features.offsets.copy()
     offsets[5:] -= 1

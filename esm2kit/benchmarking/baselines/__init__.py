@@ -1,0 +1,1 @@
+"""Baselines that do not use a language model."""

@@ -1,4 +1,4 @@
-"""What a score must beat: guesses without a sequence, and models that see the sequence but no language model."""
+"""Baselines: constant predictions, and models of the sequence that do not use a language model."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import unpack_bits
 
-# FLIP's one-hot alphabet; other letters (B, Z, O) are columns of zeros.
+# Alphabet of FLIP's one-hot encoding. Other letters (B, Z, O) are encoded as zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
 COMPOSITION_WINDOW = 10
 # The one-hot residue CNN: conv7-32-ReLU-conv7, Adam 1e-3, batch 32, 6 epochs.
@@ -27,12 +27,12 @@ ONE_HOT_CNN = ProbeConfig(
 
 
 class Baseline(NamedTuple):
-    """A baseline's predictions.
+    """The predictions of a baseline.
 
     Args:
         name: mean, majority, onehot_ridge, onehot_cnn, composition, levenshtein_nearest or blosum62_nearest.
-        fitted: predictions, as a probe's.
-        note: what was done, in words for the report.
+        fitted: Predictions.
+        note: Description of the method for the report.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Baseline(NamedTuple):
 
 
 def list_baselines(data: TaskData) -> tuple[str, ...]:
-    """The baselines that stand beside every probe of a task."""
+    """Return the names of the baselines that apply to a task."""
     names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
     return (*names, "levenshtein_nearest", "blosum62_nearest") if data.task.variants else names
 
@@ -52,59 +52,64 @@ def fit_baseline(
     """Fit one baseline.
 
     Args:
-        name: from `list_baselines`.
-        data: the task.
-        seeds: of the networks.
-        wide_cnn: the protein CNN at FLIP's full width (1,024 and 2,048) instead of 64 and 128.
+        name: A name from `list_baselines`.
+        data: The task.
+        seeds: Seeds of the one-hot CNN.
+        wide_cnn: Whether the protein CNN has the width of FLIP (1,024 and 2,048 units) instead of 64 and 128.
+
+    Returns:
+        The predictions, with their wall time.
     """
     start = time.perf_counter()
     fits: dict[str, Callable[[], Baseline]] = {
-        "mean": lambda: _constant(name, data),
-        "majority": lambda: _constant(name, data),
-        "composition": lambda: _composition(data),
-        "onehot_ridge": lambda: _one_hot_ridge(data),
-        "onehot_cnn": lambda: _one_hot_cnn(data, seeds, wide_cnn),
-        "levenshtein_nearest": lambda: _nearest(name, predict_by_edit_distance(data), "edit distance"),
-        "blosum62_nearest": lambda: _nearest(name, predict_by_blosum62(data), "BLOSUM62 similarity"),
+        "mean": lambda: _fit_constant(name, data),
+        "majority": lambda: _fit_constant(name, data),
+        "composition": lambda: _fit_composition(data),
+        "onehot_ridge": lambda: _fit_one_hot_ridge(data),
+        "onehot_cnn": lambda: _fit_one_hot_cnn(data, seeds, wide_cnn),
+        "levenshtein_nearest": lambda: _build_nearest(name, predict_by_edit_distance(data), "edit distance"),
+        "blosum62_nearest": lambda: _build_nearest(name, predict_by_blosum62(data), "BLOSUM62 similarity"),
     }
     found = fits[name]()
     seconds = time.perf_counter() - start
     return found._replace(fitted=found.fitted._replace(seconds=seconds))
 
 
-def _constant(name: str, data: TaskData) -> Baseline:
+def _fit_constant(name: str, data: TaskData) -> Baseline:
+    """Predict the mean or the majority class of train for every target."""
     y = data.targets[data.target_rows("train")]
     if data.task.target == "value":
-        guess, note = float(y.mean()), "the train mean"
+        constant, note = float(y.mean()), "predicts the mean of train"
     elif data.task.binary_labels:
         bits = unpack_bits(y, len(data.task.binary_labels))
-        guess = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
-        note = "the majority of every label in train"
+        constant = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
+        note = "predicts the majority value of each binary label in train"
     else:
-        guess, note = int(np.bincount(y).argmax()), "the majority class of train"
-    constants = (np.full((1, len(data.target_rows(set_name))), guess) for set_name in ("test", "validation"))
+        constant, note = int(np.bincount(y).argmax()), "predicts the majority class of train"
+    constants = (np.full((1, len(data.target_rows(set_name))), constant) for set_name in ("test", "validation"))
     return Baseline(name, Fitted(*constants), note)
 
 
 def encode_residues(data: TaskData, letters: str) -> np.ndarray:
-    """(residues of all proteins,) place of each letter; len(letters) for any other."""
+    """Return the index of each residue in `letters` (residues of all proteins,); len(letters) for other residues."""
     table = np.full(256, len(letters), dtype=np.uint8)
     table[np.frombuffer(letters.encode(), np.uint8)] = np.arange(len(letters), dtype=np.uint8)
     return table[np.frombuffer("".join(data.sequences).encode(), dtype=np.uint8)]
 
 
 def _residue_offsets(data: TaskData) -> np.ndarray:
+    """Return the offsets (P + 1,) of the residues of each protein."""
     return np.concatenate([[0], np.cumsum(data.num_residues)])
 
 
 def encode_one_hot(data: TaskData) -> Features:
-    """One-hot of every residue, (residues, 25) uint8: a residue task's features without a language model."""
+    """Encode each residue as one-hot (residues, 25) uint8, features of a residue task without a language model."""
     table = np.eye(len(RESIDUE_LETTERS) + 1, len(RESIDUE_LETTERS), dtype=np.uint8)
     return Features(table[encode_residues(data, RESIDUE_LETTERS)], _residue_offsets(data), "one-hot")
 
 
 def compute_composition(data: TaskData) -> Features:
-    """Letter shares: of the whole protein with the log of its residues, or within 10 residues on either side."""
+    """Compute amino-acid fractions: of a protein, with its log length, or of the window around each residue."""
     codes = encode_residues(data, RESIDUE_LETTERS)
     offsets = _residue_offsets(data)
     width = len(RESIDUE_LETTERS)
@@ -124,20 +129,21 @@ def compute_composition(data: TaskData) -> Features:
     return Features(shares.astype(np.float16), offsets, "composition")
 
 
-def _linear(data: TaskData) -> ProbeConfig:
+def _choose_linear_probe(data: TaskData) -> ProbeConfig:
+    """Return ridge for values and logistic regression for classes."""
     return ProbeConfig("ridge" if data.task.target == "value" else "logistic")
 
 
-def _composition(data: TaskData) -> Baseline:
-    what = (
-        "of the protein, with its residues" if data.task.level == "protein" else f"within {COMPOSITION_WINDOW} residues"
-    )
-    fitted = fit_probe(compute_composition(data), ProbeTargets.from_task(data), _linear(data))
-    return Baseline("composition", fitted, f"linear on letter shares {what}")
+def _fit_composition(data: TaskData) -> Baseline:
+    """Fit a linear model of the amino-acid composition."""
+    per_protein = data.task.level == "protein"
+    scope = "the protein, and its log length" if per_protein else f"a window of +-{COMPOSITION_WINDOW} residues"
+    fitted = fit_probe(compute_composition(data), ProbeTargets.from_task(data), _choose_linear_probe(data))
+    return Baseline("composition", fitted, f"linear model of the amino-acid composition of {scope}")
 
 
 def encode_one_hot_padded(data: TaskData) -> csr_matrix:
-    """FLIP's features: one-hot of every position, padded to the longest sequence, sparse (P, 22 * longest)."""
+    """Encode proteins as FLIP does: one-hot per position, padded to the longest, sparse (P, 22 * longest)."""
     width = len(FLIP_LETTERS)
     codes = encode_residues(data, FLIP_LETTERS)
     offsets = _residue_offsets(data)
@@ -149,30 +155,32 @@ def encode_one_hot_padded(data: TaskData) -> csr_matrix:
     return csr_matrix((ones, (owner[known], column[known])), shape=shape)
 
 
-def _one_hot_ridge(data: TaskData) -> Baseline:
-    """FLIP 2021: Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation together; nothing is selected."""
+def _fit_one_hot_ridge(data: TaskData) -> Baseline:
+    """Fit FLIP 2021's Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation, without model selection."""
     if data.task.level == "residue":
-        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), _linear(data))
-        return Baseline("onehot_ridge", fitted, "linear on the residue's own letter")
+        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), _choose_linear_probe(data))
+        return Baseline("onehot_ridge", fitted, "linear model of the one-hot residue")
     features = encode_one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
     test, validation = data.rows("test"), data.rows("validation")
     kind = Ridge if data.task.target == "value" else RidgeClassifier
     model = kind(alpha=1.0, solver="lsqr", tol=1e-4).fit(features[fit], data.targets[fit])
     fitted = Fitted(model.predict(features[test])[None], model.predict(features[validation])[None])
-    return Baseline("onehot_ridge", fitted, "FLIP 2021's recipe: one-hot, alpha 1, fitted on train and validation")
+    return Baseline("onehot_ridge", fitted, "FLIP 2021: ridge on one-hot sequences, alpha 1, train and validation")
 
 
-def _one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
+def _fit_one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
+    """Fit the one-hot CNN, one network per seed."""
     if data.task.level == "residue":
         fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), ONE_HOT_CNN, seeds)
-        return Baseline("onehot_cnn", fitted, "conv7-32-conv7 on one-hot residues, 6 epochs")
+        return Baseline("onehot_cnn", fitted, "CNN on one-hot residues: conv7-32-conv7, 6 epochs")
     config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
-    note = f"conv5-{config.channels}, linear {config.hidden}, maximum over positions, on one-hot residues"
+    note = f"CNN on one-hot residues: conv5-{config.channels}, linear {config.hidden}, maximum over positions"
     return Baseline("onehot_cnn", fit_window_cnn(data, config, seeds), note)
 
 
-def _nearest(name: str, found: tuple[np.ndarray, str], measure: str) -> Baseline:
+def _build_nearest(name: str, found: tuple[np.ndarray, str], measure: str) -> Baseline:
+    """Build a nearest-neighbour baseline from its predictions and a note."""
     predicted, note = found
-    told = f"mean target of the nearest train variants by {measure}"
-    return Baseline(name, Fitted(predicted, np.empty((1, 0))), f"{told}; {note}" if note else told)
+    method = f"mean target of the nearest train variants by {measure}"
+    return Baseline(name, Fitted(predicted, np.empty((1, 0))), f"{method}; {note}" if note else method)

@@ -1,4 +1,4 @@
-"""Nearest-neighbour baselines for variants of one protein: by edit distance, and by BLOSUM62 similarity."""
+"""Nearest-neighbour baselines for variants of one protein, by edit distance and by BLOSUM62 similarity."""
 
 import logging
 from importlib.resources import files
@@ -13,16 +13,16 @@ from esm2kit.tasks.data import TaskData
 
 logger = logging.getLogger(__name__)
 
-# Pairs compared at most, of parts of up to 64 residues; beyond that a seeded sample of train stands for all of it, and
-# the report says so.
+# Maximum number of compared pairs, for variable parts of up to 64 residues. Above it a random sample of train is used,
+# which the report notes.
 MAX_PAIRS = 60_000_000
-WORD = 64  # residues that one machine word of an edit distance holds
-ROWS = 64  # train variants whose distances are in memory at once
+WORD = 64  # residues per machine word in the edit distance
+ROWS = 64  # train variants whose distances are in memory together
 GAP_SCORE = -4.0
 
 
 def trim_shared(sequences: list[str]) -> list[str]:
-    """Without the prefix and the suffix that all have in common, which changes no edit distance."""
+    """Remove the prefix and the suffix that all sequences share; edit distances do not change."""
     prefix = _shared_prefix(sequences)
     tails = [sequence[prefix:] for sequence in sequences]
     suffix = _shared_prefix([tail[::-1] for tail in tails])
@@ -30,32 +30,33 @@ def trim_shared(sequences: list[str]) -> list[str]:
 
 
 def _shared_prefix(texts: list[str]) -> int:
-    """Letters that all begin with: what the first and the last in order share, all in between share too."""
+    """Return the length of the prefix that all texts share; the first and the last in sorted order determine it."""
     first, last = min(texts), max(texts)
     differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(differ, min(len(first), len(last)))
 
 
 def encode_ascii(sequences: list[str]) -> np.ndarray:
-    """(P, longest) ASCII codes, 0 beyond a sequence's end."""
+    """Encode sequences as ASCII codes (P, longest), padded with 0."""
     width = max(1, max(map(len, sequences)))
     return np.array([sequence.encode() for sequence in sequences], dtype=f"S{width}").view(np.uint8).reshape(-1, width)
 
 
-def _sampled_train(data: TaskData, num_texts: int, words: int = 1) -> np.ndarray:
+def _sample_train(data: TaskData, num_texts: int, words: int = 1) -> np.ndarray:
+    """Return the rows of train, or a random sample of them if there are too many pairs."""
     train = data.rows("train")
     most = max(1, MAX_PAIRS // max(1, num_texts * words))
     if len(train) <= most:
         return train
-    logger.info("nearest neighbours: a sample of %d of %d train variants", most, len(train))
+    logger.info("nearest neighbours: comparing with a sample of %d of %d train variants", most, len(train))
     return np.sort(np.random.default_rng(0).choice(train, most, replace=False))
 
 
 def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
-    """Mean target of the train variants at the smallest edit distance, for every test variant (1, M), and a note."""
+    """Predict the mean target of the train variants at the smallest edit distance; return (1, M) and a note."""
     trimmed = trim_shared(data.sequences)
     texts = [trimmed[row] for row in data.rows("test")]
-    train = _sampled_train(data, len(texts), words=-(-max(map(len, trimmed)) // WORD))
+    train = _sample_train(data, len(texts), words=-(-max(map(len, trimmed)) // WORD))
     nearest = np.full(len(texts), np.iinfo(np.int32).max)
     total, count = np.zeros(len(texts)), np.zeros(len(texts))
     for start in range(0, len(train), ROWS):
@@ -67,20 +68,20 @@ def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
             nearest = np.minimum(nearest, distance)
             total = np.where(closer, 0.0, total) + (closer | as_close) * data.targets[row]
             count = np.where(closer, 0.0, count) + (closer | as_close)
-    return (total / count)[None], _note(data, train)
+    return (total / count)[None], _describe_sample(data, train)
 
 
 def read_blosum62() -> dict[str, dict[str, int]]:
-    """BLOSUM62 by letters, in half bits."""
+    """Read BLOSUM62, in half bits, indexed by two letters."""
     text = files("esm2kit.benchmarking.baselines").joinpath("blosum62.txt").read_text()
     letters, *rows = (line.split() for line in text.splitlines() if not line.startswith("#"))
     return {letter: dict(zip(letters, map(int, scores), strict=True)) for letter, *scores in rows}
 
 
 def predict_by_blosum62(data: TaskData) -> tuple[np.ndarray, str]:
-    """Mean target of the train variants most similar position by position under BLOSUM62, for every test variant."""
+    """Predict the mean target of the train variants with the highest BLOSUM62 score; return (1, M) and a note."""
     matrix = read_blosum62()
-    replaced = {"U": "C", "O": "K"}  # which BLOSUM62 lacks, by the residues that they are made from
+    replaced = {"U": "C", "O": "K"}  # not in BLOSUM62: use the amino acid that they derive from
     score = np.full((len(RESIDUE_LETTERS) + 1,) * 2, GAP_SCORE, dtype=np.float32)
     for i, a in enumerate(RESIDUE_LETTERS):
         for j, b in enumerate(RESIDUE_LETTERS):
@@ -90,9 +91,9 @@ def predict_by_blosum62(data: TaskData) -> tuple[np.ndarray, str]:
     index = np.full(256, len(RESIDUE_LETTERS), dtype=np.int64)
     index[np.frombuffer(RESIDUE_LETTERS.encode(), np.uint8)] = np.arange(len(RESIDUE_LETTERS))
     codes = index[codes]
-    codes = codes[:, (codes != codes[0]).any(0)]  # columns without variation favour nobody
+    codes = codes[:, (codes != codes[0]).any(0)]  # constant columns do not affect the ranking
     tests = data.rows("test")
-    train = _sampled_train(data, len(tests))
+    train = _sample_train(data, len(tests))
     one_hot = np.eye(len(score), dtype=np.float32)[codes[train]].reshape(len(train), -1)
     predicted = np.empty(len(tests))
     for start in range(0, len(tests), 1024):
@@ -100,9 +101,10 @@ def predict_by_blosum62(data: TaskData) -> tuple[np.ndarray, str]:
         similarity = scored.reshape(len(scored), -1) @ one_hot.T
         best = similarity == similarity.max(1, keepdims=True)
         predicted[start : start + 1024] = best @ data.targets[train] / best.sum(1)
-    return predicted[None], _note(data, train)
+    return predicted[None], _describe_sample(data, train)
 
 
-def _note(data: TaskData, train: np.ndarray) -> str:
-    whole = len(data.rows("train"))
-    return "" if len(train) == whole else f"nearest among {len(train)} of {whole} train variants (seed 0)"
+def _describe_sample(data: TaskData, train: np.ndarray) -> str:
+    """Return a note if the neighbours come from a sample of train."""
+    total = len(data.rows("train"))
+    return "" if len(train) == total else f"nearest among a sample of {len(train)} of {total} train variants (seed 0)"

@@ -1,8 +1,8 @@
-"""FLIP's one-hot CNN for proteins, computed once for every distinct window instead of once for every position.
+"""FLIP's one-hot CNN for proteins, computed once per distinct window of five residues.
 
-Convolution of 5 rows, ReLU, linear, ReLU, maximum over positions, linear: up to the maximum, a position's vector
-depends on its five letters alone. Variants of one protein share nearly all their windows: the same numbers, for a small
-part of the work.
+The layers are a convolution of width 5, ReLU, linear, ReLU, maximum over positions, and linear. Up to the maximum, the
+vector of a position depends only on its window. Variants of one protein share most windows, so computing each distinct
+window once gives the same result with much less work.
 """
 
 import logging
@@ -24,7 +24,7 @@ from esm2kit.tasks.labels import build_class_targets, decode_outputs
 logger = logging.getLogger(__name__)
 
 TAPS = 5
-PAD = len(RESIDUE_LETTERS)  # before the first and after the last residue: a row of zeros
+PAD = len(RESIDUE_LETTERS)  # before the first and after the last residue; encoded as zeros
 LETTERS = len(RESIDUE_LETTERS) + 1
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -34,13 +34,13 @@ class WindowCnnConfig:
     """Settings of the CNN.
 
     Args:
-        channels: of the convolution.
-        hidden: of the linear layer before the maximum.
-        learning_rates: Adam's, of convolution, linear layer and output.
-        weight_decays: of the same.
-        batch_size: proteins a step.
-        epochs: at most.
-        patience: epochs without a better validation loss.
+        channels: Channels of the convolution.
+        hidden: Units of the linear layer before the maximum.
+        learning_rates: Learning rates of Adam for the convolution, the linear layer and the output.
+        weight_decays: Weight decays of the same three layers.
+        batch_size: Proteins per update.
+        epochs: Maximum number of epochs.
+        patience: Epochs without a lower validation loss before training stops.
     """
 
     channels: int = 64
@@ -53,12 +53,12 @@ class WindowCnnConfig:
 
     @classmethod
     def flip2021(cls) -> "WindowCnnConfig":
-        """Dallago et al. 2021."""
+        """Return the settings of Dallago et al. 2021."""
         return cls(1024, 2048, (1e-3, 5e-5, 5e-6), (0.0, 0.05, 0.05), batch_size=256, epochs=100, patience=20)
 
 
 class Windows:
-    """The distinct windows of a task's proteins, and which protein holds which."""
+    """The distinct windows of a task's proteins, and the windows of each protein."""
 
     def __init__(self, sequences: list[str]) -> None:
         table = np.full(256, PAD, dtype=np.int64)
@@ -85,7 +85,7 @@ class Windows:
         self.row = np.array([place[sequence] for sequence in sequences])
 
     def batch(self, proteins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the distinct windows of some proteins (W), shared ones first, and (B, M) places in them, -1 beyond."""
+        """Return the distinct windows (W,) of some proteins, shared ones first, and indices (B, M) padded with -1."""
         rows = self.row[proteins]
         parts = [self.ids[self.starts[row] : self.starts[row + 1]] for row in rows]
         distinct, inverse = np.unique(np.concatenate(parts), return_inverse=True)
@@ -96,39 +96,45 @@ class Windows:
 
 
 class WindowCnn(nn.Module):
-    """The network over windows."""
+    """The CNN on distinct windows.
+
+    Args:
+        config: Settings.
+        outputs: Number of outputs.
+        generator: Generator of the initial weights.
+    """
 
     def __init__(self, config: WindowCnnConfig, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
 
-        def drawn(*shape: int, fan_in: int) -> nn.Parameter:
+        def init_uniform(*shape: int, fan_in: int) -> nn.Parameter:
             bound = 1 / math.sqrt(fan_in)
             return nn.Parameter(torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound))
 
         fan_in = TAPS * (LETTERS - 1)
-        self.convolution = drawn(TAPS * (LETTERS - 1), config.channels, fan_in=fan_in)
-        self.bias = drawn(config.channels, fan_in=fan_in)
-        self.weight_hidden = drawn(config.channels, config.hidden, fan_in=config.channels)
-        self.bias_hidden = drawn(config.hidden, fan_in=config.channels)
-        self.weight_out = drawn(config.hidden, outputs, fan_in=config.hidden)
-        self.bias_out = drawn(outputs, fan_in=config.hidden)
+        self.convolution = init_uniform(TAPS * (LETTERS - 1), config.channels, fan_in=fan_in)
+        self.bias = init_uniform(config.channels, fan_in=fan_in)
+        self.weight_hidden = init_uniform(config.channels, config.hidden, fan_in=config.channels)
+        self.bias_hidden = init_uniform(config.hidden, fan_in=config.channels)
+        self.weight_out = init_uniform(config.hidden, outputs, fan_in=config.hidden)
+        self.bias_out = init_uniform(outputs, fan_in=config.hidden)
 
     def forward(self, letters_WK: Tensor, where_BM: Tensor, num_shared: int) -> Tensor:
-        """(B, outputs); letters of the distinct windows, and each protein's places among them."""
-        # A product with one-hot rows is a sum of rows of the matrix; PAD has no row of its own.
+        """Return the outputs (B, C) from the letters of distinct windows and the window indices of each protein."""
+        # the product with one-hot rows is a sum of rows of the weight matrix; PAD adds a row of zeros
         weight_KLC = self.convolution.view(TAPS, LETTERS - 1, -1)
         rows = F.pad(weight_KLC, (0, 0, 0, 1)).flatten(0, 1)
         places_WK = letters_WK + LETTERS * torch.arange(TAPS)
         hidden = F.relu(F.embedding_bag(places_WK, rows, mode="sum") + self.bias)
         hidden = F.relu(torch.addmm(self.bias_hidden, hidden, self.weight_hidden))
-        # After a ReLU nothing is below zero, so zero stands for "no window".
+        # outputs of a ReLU are not negative, so zeros mask padded indices in the maximum
         own = hidden[where_BM.clamp_min(0)].masked_fill((where_BM < 0)[..., None], 0.0).amax(1)
         if num_shared:
             own = torch.maximum(own, hidden[:num_shared].amax(0))
         return torch.addmm(self.bias_out, own, self.weight_out)
 
-    def groups(self, config: WindowCnnConfig) -> list[dict]:
-        """Parameter groups for Adam."""
+    def parameter_groups(self, config: WindowCnnConfig) -> list[dict]:
+        """Return the parameter groups for Adam."""
         layers = (
             (self.convolution, self.bias),
             (self.weight_hidden, self.bias_hidden),
@@ -139,9 +145,18 @@ class WindowCnn(nn.Module):
 
 
 def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ...]) -> Fitted:
-    """Train one CNN a seed, stop on validation, predict test once.
+    """Train one CNN per seed with early stopping on validation, and predict validation and test.
 
-    Raises: InputError if a seed's validation loss is no number from the first epoch on.
+    Args:
+        data: The task.
+        config: Settings.
+        seeds: One seed per network.
+
+    Returns:
+        Predictions, learning curves and the epoch of each seed.
+
+    Raises:
+        InputError: The validation loss of a seed is never finite.
     """
     windows = Windows(data.sequences)
     letters = torch.from_numpy(windows.letters_UK)
@@ -173,10 +188,10 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
 
     history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
     tests, validations, epochs = [], [], []
-    told = time.perf_counter()
+    last_logged = time.perf_counter()
     for seed in seeds:
         model = WindowCnn(config, data.task.num_outputs, torch.Generator().manual_seed(seed))
-        optimizer = torch.optim.Adam(model.groups(config))
+        optimizer = torch.optim.Adam(model.parameter_groups(config))
         order = np.random.default_rng(seed)
         best, best_epoch, kept, curves = math.inf, 0, None, []
         for epoch in range(1, config.epochs + 1):
@@ -192,8 +207,8 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
             curves.append((float(np.mean(losses)), held))
             if kept is None and not math.isfinite(held):
                 raise InputError(
-                    f"one-hot CNN, seed {seed}: validation loss {held} is no number; lower learning_rates, or leave "
-                    "onehot_cnn out of baselines",
+                    f"one-hot CNN, seed {seed}: the validation loss is {held}. Choose lower learning_rates, or "
+                    "omit onehot_cnn from baselines.",
                     code="probe.diverged",
                     probe="onehot_cnn",
                     seeds=[seed],
@@ -203,8 +218,8 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
                 best, best_epoch, kept = held, epoch, {k: v.clone() for k, v in model.state_dict().items()}
             if epoch - best_epoch >= config.patience:
                 break
-            if time.perf_counter() - told > SECONDS_BETWEEN_LINES:
-                told = time.perf_counter()
+            if time.perf_counter() - last_logged > SECONDS_BETWEEN_LINES:
+                last_logged = time.perf_counter()
                 logger.info(
                     "one-hot CNN: seed %d, epoch %d of at most %d, validation loss %.4f",
                     seed,
@@ -219,11 +234,11 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
         epochs.append(best_epoch)
         history["train_loss"].append([train for train, _ in curves])
         history["validation_loss"].append([held for _, held in curves])
-    return Fitted(np.stack(tests), np.stack(validations), _epochs_first(history), {"epoch": epochs})
+    return Fitted(np.stack(tests), np.stack(validations), _pad_curves(history), {"epoch": epochs})
 
 
-def _epochs_first(history: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
-    """Seeds stop at different epochs; a stopped seed repeats its last value, so that curves are (E, S)."""
+def _pad_curves(history: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+    """Repeat the last value of seeds that stopped early, and transpose the curves to (E, S)."""
     longest = max(len(curve) for curve in history["train_loss"])
     padded = {
         name: [curve + curve[-1:] * (longest - len(curve)) for curve in curves] for name, curves in history.items()

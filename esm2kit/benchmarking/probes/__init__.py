@@ -1,0 +1,1 @@
+"""Probes: simple models of frozen features."""

@@ -1,4 +1,4 @@
-"""How a probe is fitted, and others' probing protocols by name, so that their scores can be compared; without torch."""
+"""Settings of probes, and published probing protocols as presets. This module does not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,18 +9,19 @@ from esm2kit.tasks.task import Task
 ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
 PresetName = Literal["esm2kit", "bionemo", "biotrainer-flip", "schmirler", "flip2021"]
 
-# What each reproduces, for the report.
+# The source of each preset, shown in the report.
 SOURCES: dict[str, str] = {
-    "esm2kit": "this library's own: z-scored features, selection and early stopping on validation",
+    "esm2kit": "esm2kit protocol: z-scored features, model selection and early stopping on validation",
     "bionemo": (
-        "NVIDIA BioNeMo 1.x downstream_flip_*.yaml: 20 epochs, no selection; its warm-up of 10 steps is left out, and "
-        "bind is scored as three labels"
+        "NVIDIA BioNeMo 1.x downstream_flip_*.yaml: 20 epochs, no model selection. Differences: no warm-up of 10 "
+        "steps, bind is scored as three binary labels"
     ),
     "biotrainer-flip": (
-        "biotrainer 1.4.0's FLIP settings: AdamW with AMSGrad, 20 epochs, patience 10; bind is scored as three labels"
+        "biotrainer 1.4.0 FLIP settings: AdamW with AMSGrad, 20 epochs, patience 10. Difference: bind is scored as "
+        "three binary labels"
     ),
     "schmirler": "Schmirler et al. 2024, 10.1038/s41467-024-51844-2: dense 32 on z-scored features, Adam 1e-4, batch 8",
-    "flip2021": "FLIP's baselines (NeurIPS 2021): one hidden layer as wide as the embedding, Adam 1e-3, batch 256",
+    "flip2021": "FLIP baselines (NeurIPS 2021): one hidden layer as wide as the embedding, Adam 1e-3, batch 256",
 }
 SCHMIRLER_EPOCHS = {"gb1": 240, "secondary_structure": 10, "secondary_structure_648": 10}
 BIOTRAINER_BATCH = {"aav": 256, "gb1": 256, "meltome": 32, "bind": 406}
@@ -28,23 +29,24 @@ BIOTRAINER_BATCH = {"aav": 256, "gb1": 256, "meltome": 32, "bind": 406}
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a probe is fitted.
+    """Settings of a probe.
 
     Args:
-        probe: ridge (values), logistic (classes), fnn, cnn (residues) or light_attention (proteins, from residues).
-        hidden: hidden units of a network; 0 for as many as the features have columns.
-        dropout: share of hidden units set to zero while training.
-        learning_rate: Adam's.
-        optimizer: adam, whose weight decay is added to the gradient, or adamw_amsgrad, which biotrainer calls adam:
-            weights decay by themselves, and a step is held to the largest second moment so far.
-        weight_decay: of that optimizer.
-        epochs: passes over train at most.
-        batch_size: proteins a step.
-        patience: epochs without a better validation loss before a seed stops; None trains all epochs.
-        keep: weights of the `best` validation loss, or of the `last` epoch.
-        standardize: z-score features on train.
-        scale_targets: z-score values on train while training; scores are in the target's unit either way.
-        row_budget: rows (residues) in memory at once; a larger batch is worked off in parts, with the same gradient.
+        probe: ridge (values), logistic (classes), fnn, cnn (residue tasks) or light_attention (protein tasks, reads
+            residue vectors).
+        hidden: Hidden units of a neural probe. 0 uses the dimension of the features.
+        dropout: Dropout rate of the hidden units.
+        learning_rate: Learning rate of Adam.
+        optimizer: adam adds the weight decay to the gradient. adamw_amsgrad, which biotrainer calls adam, uses
+            decoupled weight decay and AMSGrad.
+        weight_decay: Weight decay of the optimizer.
+        epochs: Maximum number of passes over the training set.
+        batch_size: Proteins per update.
+        patience: Epochs without a lower validation loss before a seed stops. None trains for all epochs.
+        keep: Weights to keep: those with the `best` validation loss, or those of the `last` epoch.
+        standardize: Whether to z-score the features with the moments of the training set.
+        scale_targets: Whether to z-score values during training. Scores are in the unit of the target either way.
+        row_budget: Maximum rows (residues) in memory. A larger batch is processed in parts, with the same gradient.
     """
 
     probe: ProbeName
@@ -66,13 +68,18 @@ class ProbeConfig:
 
 
 def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> ProbeConfig:
-    """The protocol's settings for a task.
+    """Build the probe settings of a preset for a task.
 
     Args:
-        preset: a key of SOURCES.
-        task: decides level, target and the settings that are the task's own.
-        probe: another probe than the protocol's, with the settings kept.
-    Raises: InputError for an unknown preset.
+        preset: A key of SOURCES.
+        task: Determines level, target and the settings that depend on the task.
+        probe: Probe to use with the settings of the preset. Default: the preset's probe.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: The preset is unknown.
     """
     raw = {"standardize": False, "scale_targets": False}
     head: ProbeName = "cnn" if task.level == "residue" else "fnn"
@@ -114,7 +121,7 @@ def preset_config(preset: str, task: Task, probe: ProbeName | None = None) -> Pr
 
 
 def default_probe(task: Task) -> ProbeName:
-    """ridge for values, logistic regression for a protein's class, the CNN for residue classes."""
+    """Return ridge for values, logistic regression for protein classes, and the CNN for residue classes."""
     if task.target == "value":
         return "ridge"
     return "cnn" if task.level == "residue" else "logistic"

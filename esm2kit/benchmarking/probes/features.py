@@ -1,4 +1,4 @@
-"""Feature rows and what a probe makes of them: packed protein after protein, in memory or read where they lie."""
+"""Feature rows in memory or in a file, packed protein after protein, and the targets and predictions of a probe."""
 
 import math
 import os
@@ -22,26 +22,26 @@ BYTES_PER_READ = 1 << 20
 
 
 class FileRows:
-    """Rows that lie in a file, a stretch a protein, and are read when they are asked for.
+    """Rows in a file, one contiguous block per protein, read on demand.
 
-    Read, not memory-mapped: a batch costs one call a protein instead of a page fault every few rows, and the process
-    holds the batch alone, while the system keeps of the file what memory it can spare. The file is open until `close`:
-    another one put in its place meanwhile has its rows elsewhere.
+    Rows are read and not memory-mapped: a batch costs one call per protein instead of a page fault every few rows, and
+    the process holds only the batch in memory. The file stays open until `close`, so that replacing it on disk does
+    not affect the rows.
 
     Args:
-        path: the file.
-        starts_P: the byte at which each protein's rows begin.
+        path: The file.
+        starts_P: (P,) byte offset of each protein's rows.
         offsets: (P + 1,) rows of protein i are rows offsets[i] to offsets[i + 1].
-        width: numbers a row.
-        dtype: of the file's numbers, float32 or float16.
+        width: Numbers per row.
+        dtype: Type of the numbers in the file, float32 or float16.
     """
 
     def __init__(self, path: Path, starts_P: np.ndarray, offsets: np.ndarray, width: int, dtype: np.dtype) -> None:
         self.path, self.starts_P, self.offsets, self.width, self.dtype = path, starts_P, offsets, width, dtype
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open while rows are read)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (stays open until close)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def __len__(self) -> int:
@@ -49,13 +49,11 @@ class FileRows:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Number of rows and numbers per row."""
         return len(self), self.width
 
     def read(self, start: int, stop: int, out_ND: Tensor) -> None:
-        """Rows start to stop into a contiguous float32 tensor.
-
-        Raises: InputError if the file ends before them.
-        """
+        """Read rows start to stop into a contiguous float32 tensor."""
         kept = out_ND.numpy() if self.dtype == np.float32 else np.empty(out_ND.shape, self.dtype)
         protein, row_bytes = int(np.searchsorted(self.offsets, start, side="right")) - 1, self.width * kept.itemsize
         row = start
@@ -68,15 +66,17 @@ class FileRows:
         if kept.dtype != np.float32:
             out_ND.copy_(torch.from_numpy(kept))
 
-    def _fill(self, wanted: memoryview, place: int) -> None:
-        """Bytes of the file from `place` on, by position: readers do not share one that another may move."""
-        while wanted:
-            got = os.preadv(self._file.fileno(), [wanted[:BYTES_PER_READ]], place)
-            if not got:
+    def _fill(self, buffer: memoryview, position: int) -> None:
+        """Fill a buffer with bytes from a position of the file; safe for concurrent readers."""
+        while buffer:
+            count = os.preadv(self._file.fileno(), [buffer[:BYTES_PER_READ]], position)
+            if not count:
                 raise InputError(
-                    f"{self.path} ends before its last rows: embed again", code="embeddings.short", path=self.path
+                    f"{self.path} ends before its last rows. Embed the proteins again.",
+                    code="embeddings.short",
+                    path=self.path,
                 )
-            wanted, place = wanted[got:], place + got
+            buffer, position = buffer[count:], position + count
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Features:
     """Feature rows, packed protein after protein.
 
     Args:
-        values_ND: any float type, in memory, memory-mapped, or in a file.
+        values_ND: Numbers of any float type, in memory, memory-mapped or in a file.
         offsets: (P + 1,) rows of protein i are values_ND[offsets[i]:offsets[i + 1]].
-        name: for the report.
+        name: Name for messages.
     """
 
     values_ND: np.ndarray | FileRows
@@ -95,24 +95,29 @@ class Features:
 
     @property
     def width(self) -> int:
+        """Numbers per row."""
         return self.values_ND.shape[1]
 
     def close(self) -> None:
-        """Let go of the file, if the rows lie in one."""
+        """Close the file, if the rows are in one."""
         if isinstance(self.values_ND, FileRows):
             self.values_ND.close()
 
     def read(self, start: int, stop: int, out_ND: Tensor) -> None:
-        """Rows start to stop into a contiguous float32 tensor."""
+        """Read rows start to stop into a contiguous float32 tensor."""
         if isinstance(self.values_ND, FileRows):
             self.values_ND.read(start, stop, out_ND)
         else:
             out_ND.copy_(self._tensor()[start:stop])
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), D) float32: some rows, ascending in each run that is to be fast.
+        """Return some rows as a tensor that must not be modified, because consecutive rows in memory are a view.
 
-        Never to be written to: consecutive rows in memory come as a view.
+        Args:
+            rows: Row numbers. Ascending runs are read fastest.
+
+        Returns:
+            (len(rows), D) float32.
         """
         if not isinstance(self.values_ND, FileRows):
             consecutive = len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all()
@@ -125,7 +130,7 @@ class Features:
         return out_ND
 
     def _tensor(self) -> Tensor:
-        """A view, never written to, so a read-only memory map is fine."""
+        """Return a view of the values that is never modified; the array may be a read-only memory map."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(self.values_ND)
@@ -133,15 +138,15 @@ class Features:
 
 @dataclass(frozen=True)
 class ProbeTargets:
-    """What a probe learns to predict, and the sets it is fitted, selected and scored on.
+    """The targets of a probe, and the sets for training, selection and scoring.
 
     Args:
-        packed: one target a protein, or one a residue, protein after protein; classes are int64, values float64.
-        scored: False where a target does not count, packed alike.
-        offsets: (P + 1,) protein i's targets are packed[offsets[i]:offsets[i + 1]].
-        proteins: set name -> its proteins, ascending; a set that is not named is empty.
-        task: what the targets mean: level, target, labels.
-        ids: names of the proteins, for messages.
+        packed: One target per protein or per residue, protein after protein. Classes are int64, values float64.
+        scored: False for targets that are not scored, in the order of `packed`.
+        offsets: (P + 1,) targets of protein i are packed[offsets[i]:offsets[i + 1]].
+        proteins: Set name -> protein numbers, ascending. A missing set is empty.
+        task: Level, target type and labels.
+        ids: Names of the proteins for messages.
     """
 
     packed: np.ndarray
@@ -153,30 +158,30 @@ class ProbeTargets:
 
     @classmethod
     def from_task(cls, data: TaskData) -> Self:
-        """The targets of a task."""
+        """Build the targets of a task."""
         proteins = {name: data.rows(name) for name in SET_NAMES}
         return cls(data.targets, data.scored, data.offsets, proteins, data.task, data.ids)
 
     def rows(self, set_name: str) -> np.ndarray:
-        """Indices of a set's targets that count."""
+        """Return the indices of the scored targets of a set."""
         member = np.zeros(len(self.offsets) - 1, dtype=bool)
         member[self.proteins.get(set_name, [])] = True
         return np.flatnonzero(np.repeat(member, np.diff(self.offsets)) & self.scored)
 
     def name(self, protein: int) -> str:
-        """A protein's id, or its number from 1."""
+        """Return the id of a protein, or its number from 1."""
         return self.ids[protein] if len(self.ids) else str(protein + 1)
 
 
 class Fitted(NamedTuple):
-    """A fitted probe's predictions.
+    """The predictions of a fitted model.
 
     Args:
-        test_SM: for the test targets that count, one row a seed; classes int64, values float64.
-        validation_SM: the same for validation.
-        history: learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
-        selected: what validation chose: the penalty, or each seed's epoch.
-        seconds: wall time of fitting and predicting.
+        test_SM: Predictions of the scored test targets, one row per seed. Classes are int64, values float64.
+        validation_SM: Predictions of the scored validation targets.
+        history: Learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
+        selected: Settings selected on validation: the penalty, or the epoch of each seed.
+        seconds: Wall time of fitting and prediction.
     """
 
     test_SM: np.ndarray
@@ -187,9 +192,18 @@ class Fitted(NamedTuple):
 
 
 def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of ascending rows as float32: (where in `rows`, block).
+    """Read ascending rows in blocks.
 
-    Raises: InputError for nan or inf among them; `check_finite` says where.
+    Args:
+        features: The feature rows.
+        rows: Row numbers.
+        size: Rows per block. Default: about 4 MB per block.
+
+    Yields:
+        The slice of `rows`, and the block (size, D) in float32.
+
+    Raises:
+        InputError: A block contains nan or inf. `check_finite` finds the protein.
     """
     size = size or max(1, NUMBERS_PER_BLOCK // features.width)
     for start in range(0, len(rows), size):
@@ -203,10 +217,14 @@ def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -
 
 
 def check_finite(features: Features, targets: ProbeTargets) -> None:
-    """Refuse features that hold nan or inf; reads all of them.
+    """Check that all features are finite.
+
+    Args:
+        features: The feature rows.
+        targets: The targets, for the name of a protein.
 
     Raises:
-        InputError: names the first such protein.
+        InputError: A row contains nan or inf. The message contains the first such protein.
     """
     size = max(1, NUMBERS_PER_BLOCK // features.width)
     for start in range(0, len(features.values_ND), size):
@@ -216,8 +234,8 @@ def check_finite(features: Features, targets: ProbeTargets) -> None:
             row = start + int(wrong.int().argmax())
             protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
             raise InputError(
-                f"{features.name or 'features'}: the vectors of protein {targets.name(protein)!r} hold nan or inf; "
-                "embed it again, in float32 if float16 cannot hold its numbers",
+                f"{features.name or 'features'}: the vectors of protein {targets.name(protein)!r} contain nan or inf. "
+                "Embed it again, in float32 if its numbers exceed the range of float16.",
                 code="features.not-finite",
                 source=features.name,
                 protein=targets.name(protein),
@@ -225,9 +243,13 @@ def check_finite(features: Features, targets: ProbeTargets) -> None:
 
 
 def compute_column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every column over blocks (N, D) of rows.
+    """Compute the mean and standard deviation of each column.
 
-    Returns: two (D,) float32, worked out in float64; a deviation of 1 where a column does not vary.
+    Args:
+        blocks: Blocks (N, D) of rows.
+
+    Returns:
+        Mean and standard deviation, each (D,) float32, computed in float64. Constant columns have a deviation of 1.
     """
     count, mean_D, squares_D = 0, 0.0, 0.0
     for block in blocks:

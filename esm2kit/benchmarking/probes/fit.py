@@ -1,4 +1,4 @@
-"""Probes: simple models of frozen features, fitted on train and selected on validation."""
+"""Probes: simple models of frozen features, trained on the training set and selected on validation."""
 
 import time
 
@@ -20,20 +20,20 @@ def fit_probe(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     device: str = "cpu",
 ) -> Fitted:
-    """Fit on train, select on validation, predict test once.
+    """Fit a probe on train, select on validation, and predict the test set.
 
     Args:
-        features: rows of the same proteins in the same order: one a protein, or one a residue.
-        targets: what to predict, and the sets.
-        config: the probe and its settings.
-        seeds: of the networks; linear probes are deterministic and give one row.
-        device: for the networks.
+        features: Rows of the task's proteins in the same order, one per protein or one per residue.
+        targets: Targets and sets.
+        config: The probe and its settings.
+        seeds: Seeds of a neural probe. Linear probes are deterministic and have one row of predictions.
+        device: Device of a neural probe.
 
     Returns:
-        Predictions, learning curves and what was selected.
+        Predictions, learning curves and the selected settings.
 
     Raises:
-        InputError: probe, features and task do not go together, or features are nan or inf.
+        InputError: The probe, the features and the task do not match, or the features contain nan or inf.
     """
     check_probe(config.probe, targets.task)
     check_rows(features, targets, config.probe)
@@ -46,21 +46,26 @@ def fit_probe(
         else:
             fitted = fit_head(features, targets, config, seeds, torch.device(device))
     except InputError:
-        check_finite(features, targets)  # no probe learns from nan, and no setting helps
+        check_finite(features, targets)  # reports nan or inf in the features as the cause
         raise
     return fitted._replace(seconds=time.perf_counter() - start)
 
 
 def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> None:
-    """Refuse features of other proteins, or of another level than the probe reads.
+    """Check that the features have the proteins of the task and the level that the probe requires.
+
+    Args:
+        features: The feature rows.
+        targets: The targets of the task.
+        probe: The probe.
 
     Raises:
-        InputError: names the first protein that differs.
+        InputError: The features do not match. The message contains the first protein that differs.
     """
     source, found, expected = features.name or "features", np.diff(features.offsets), np.diff(targets.offsets)
     if len(found) != len(expected):
         raise InputError(
-            f"{source}: {len(found)} proteins for {len(expected)} in the task",
+            f"{source}: found {len(found)} proteins, but the task has {len(expected)}",
             code="features.proteins",
             found=len(found),
             expected=len(expected),
@@ -70,7 +75,7 @@ def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> N
         return
     if targets.task.level == "protein":
         raise InputError(
-            f"probe {probe} on a protein task takes one vector a protein, not one a residue",
+            f"{source}: probe {probe} requires one vector per protein on a protein task, found one per residue",
             code="features.level",
             probe=probe,
             expected="protein",
@@ -88,28 +93,32 @@ def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> N
 
 
 def check_probe(probe: ProbeName, task: Task) -> None:
-    """Refuse a probe that does not fit a task.
+    """Check that a probe can label the targets of a task.
+
+    Args:
+        probe: The probe.
+        task: The task.
 
     Raises:
-        InputError: names probes that do.
+        InputError: The probe does not fit. The message contains probes that do.
     """
     if probe == "cnn" and task.level == "protein":
         raise InputError(
-            "probe cnn labels residues; a protein task takes ridge, logistic, fnn or light_attention",
+            "probe cnn labels residues: for a protein task choose ridge, logistic, fnn or light_attention",
             code="probe.task",
             probe=probe,
             level=task.level,
         )
     if probe == "light_attention" and task.level == "residue":
         raise InputError(
-            "probe light_attention labels proteins; a residue task takes ridge, logistic, fnn or cnn",
+            "probe light_attention labels proteins: for a residue task choose ridge, logistic, fnn or cnn",
             code="probe.task",
             probe=probe,
             level=task.level,
         )
     if probe in ("ridge", "logistic") and (probe == "ridge") != (task.target == "value"):
         raise InputError(
-            f"probe {probe} does not fit a {task.target} task; take {default_probe(task)}",
+            f"probe {probe} cannot predict targets of type {task.target}: choose {default_probe(task)}",
             code="probe.task",
             probe=probe,
             target=task.target,

@@ -1,4 +1,4 @@
-"""Training a stack of heads: one Adam, one batch order, one slice a seed; each seed stops on its own account."""
+"""Train the heads of all seeds together, with one batch order and independent early stopping."""
 
 import logging
 import math
@@ -21,17 +21,17 @@ from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-# The order of batches is the same for every seed: a seed decides initial weights and dropout.
+# All seeds share one batch order. A seed determines initial weights and dropout.
 ORDER_SEED = 0
 
 
-def _stretches(offsets: np.ndarray, proteins: np.ndarray) -> np.ndarray:
-    """Indices of the rows of some proteins, one protein after the other."""
+def _row_indices(offsets: np.ndarray, proteins: np.ndarray) -> np.ndarray:
+    """Return the row indices of some proteins, protein after protein."""
     return np.concatenate([np.arange(offsets[protein], offsets[protein + 1]) for protein in proteins])
 
 
-class _Rows:
-    """Batches of feature rows with their targets, for one task."""
+class _BatchReader:
+    """Reads batches of feature rows and their targets for one task."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class _Rows:
         self.sizes = np.diff(features.offsets)
         self.head, self.device, self.budget = head, device, config.row_budget
         self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
-        train_rows = _stretches(self.offsets, self.proteins["train"])
+        train_rows = _row_indices(self.offsets, self.proteins["train"])
         moments = (
             compute_column_moments(block for _, block in read_blocks(features, train_rows))
             if config.standardize
@@ -63,21 +63,21 @@ class _Rows:
         self.num_scored = np.diff(np.concatenate([[0], np.cumsum(targets.scored)])[targets.offsets])
         self.buffer_ND = torch.empty(0, features.width)
 
-    def parts(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
-        """Proteins in stretches of at most `row_budget` rows."""
+    def split(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
+        """Split proteins into parts of at most `row_budget` rows."""
         return (proteins[part] for part in split_within_budget(self.sizes[proteins], self.budget))
 
     def batch(self, proteins: np.ndarray) -> FeatureBatch:
-        """Feature rows of some proteins, on the device; on the CPU they are overwritten by the next batch's."""
+        """Return the feature rows of some proteins on the device. On the CPU the next batch overwrites them."""
         if self.one_row_each:
             x_ND = self.features.take(self.offsets[proteins]).to(self.device)
             if self.moments is not None:
-                x_ND = (x_ND - self.moments[0]).div_(self.moments[1])  # a new tensor: x may be the features themselves
+                x_ND = (x_ND - self.moments[0]).div_(self.moments[1])  # not in place: x may be a view of the features
             return FeatureBatch(x_ND, None, [])
         gap, counts = self.head.radius, self.sizes[proteins]
         sizes = [gap] * (2 * len(counts) + 1)
         sizes[1::2] = counts.tolist()
-        # One buffer for all batches: fresh memory of this size costs more, page by page, than what is written to it.
+        # one buffer for all batches, because page faults of newly allocated memory cost more than the copy
         if len(self.buffer_ND) < sum(sizes):
             self.buffer_ND = torch.empty(max(sum(sizes), self.budget), self.features.width)
         x_ND, position = self.buffer_ND[: sum(sizes)], 0
@@ -96,22 +96,22 @@ class _Rows:
         return FeatureBatch(x_ND, is_real_N, sizes)
 
     def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(S, M, C) outputs for the scored targets of some proteins, and these targets (M)."""
+        """Return the outputs (S, M, C) for the scored targets of some proteins, and these targets (M,)."""
         batch = self.batch(proteins)
         outputs = model(batch)
-        indices = _stretches(self.target_offsets, proteins)
+        indices = _row_indices(self.target_offsets, proteins)
         scored = self.scored[indices]
         places = np.flatnonzero(scored)
         if not self.head.per_protein and batch.is_real_N is not None and batch.sizes[0]:
-            # behind the gaps before each protein
+            # shift by the gap rows before each protein
             places = places + self.head.radius * (1 + np.repeat(np.arange(len(proteins)), batch.sizes[1::2]))[scored]
         if len(places) < outputs.shape[1]:
             outputs = outputs.index_select(1, torch.from_numpy(places).to(self.device))
         return outputs, self.targets[torch.from_numpy(indices[scored]).to(self.device)]
 
 
-def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """(S,) summed loss of every seed."""
+def _sum_losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Return the summed loss of each seed (S,)."""
     num_seeds = outputs_SMC.shape[0]
     if task.target == "value":
         return (outputs_SMC[..., 0] - targets).square().sum(1)
@@ -123,14 +123,14 @@ def _losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
     return flat.view(num_seeds, -1).sum(1)
 
 
-def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray, Tensor]:
-    """Predictions for a set's targets (S, M), and the mean loss of every seed (S,)."""
+def _predict(rows: _BatchReader, model: SeededHead, set_name: str) -> tuple[np.ndarray, Tensor]:
+    """Return the predictions (S, M) for the targets of a set, and the mean loss of each seed (S,)."""
     model.eval()
     total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
     with torch.no_grad():
-        for part in rows.parts(rows.proteins[set_name]):
+        for part in rows.split(rows.proteins[set_name]):
             outputs, targets = rows.outputs(model, part)
-            total += _losses(outputs, targets, rows.task)
+            total += _sum_losses(outputs, targets, rows.task)
             count += len(targets)
             decided.append(decode_outputs(outputs, rows.task))
     predicted = torch.cat(decided, dim=1).cpu().numpy()
@@ -142,16 +142,25 @@ def _predict(rows: _Rows, model: SeededHead, set_name: str) -> tuple[np.ndarray,
 def fit_head(
     features: Features, targets: ProbeTargets, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
 ) -> Fitted:
-    """Train one head a seed in a single pass; see `esm2kit.benchmarking.probes.fit.fit_probe`.
+    """Train one head per seed in a single pass; see `esm2kit.benchmarking.probes.fit.fit_probe`.
 
-    A seed whose patience has run out keeps its best weights, whatever the others still do, so its result is the one it
-    would have alone.
+    A seed that stops early keeps its best weights while the others continue, so its result does not depend on them.
 
-    Raises: InputError if a seed's validation loss is no number from the first epoch on, or its validation or test loss
-        with the weights it keeps.
+    Args:
+        features: The feature rows.
+        targets: Targets and sets.
+        config: The head and its settings.
+        seeds: One seed per head.
+        device: Device for training.
+
+    Returns:
+        Predictions, learning curves and the epoch of each seed.
+
+    Raises:
+        InputError: The loss of a seed is never finite on validation, or is not finite with the weights it keeps.
     """
     kind = HEADS[config.probe]
-    rows = _Rows(features, targets, config, kind, device)
+    rows = _BatchReader(features, targets, config, kind, device)
     width = features.width
     model = kind(seeds, width, targets.task.num_outputs, config.hidden or width, config.dropout, device)
     optimizer = Adam(model.parameters(), config)
@@ -170,15 +179,15 @@ def fit_head(
         improved = running & (loss_S < best_loss)
         best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
         _check_finite_loss(best_loss, config, seeds)
-        taken = improved if config.keep == "best" else running
-        kept_epoch[taken] = epoch
+        saved = improved if config.keep == "best" else running
+        kept_epoch[saved] = epoch
         for kept, parameter in zip(best, model.parameters(), strict=True):
-            kept[taken] = parameter.detach()[taken]
+            kept[saved] = parameter.detach()[saved]
         if config.patience is not None:
             running = running & (epoch - best_epoch < config.patience)
         if not running.any():
             break
-        may_stop = "" if config.patience is None else ", ends sooner if it stops falling"
+        may_stop = "" if config.patience is None else ", with early stopping"
         progress.update(epoch, f"validation loss {float(loss_S.mean()):.4f}{may_stop}")
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
@@ -191,14 +200,14 @@ def fit_head(
 
 
 class Adam:
-    """torch's fused Adam, or its AdamW with AMSGrad, by torch's function and not by its class.
+    """torch's fused Adam, or its AdamW with AMSGrad, called as a function.
 
-    The function does the arithmetic of `torch.optim.Adam(fused=True)`. The class loads torch's compiler with its first
-    instance, a second of the two and a half that a probe of gb1 takes.
+    The function computes the same as `torch.optim.Adam(fused=True)`. The class would load torch's compiler, which
+    takes one of the 2.5 seconds of a probe on gb1.
 
     Args:
-        parameters: to be stepped; their gradients are gone after a step.
-        config: learning rate, weight decay, and which of the two.
+        parameters: Parameters to update. A step clears their gradients.
+        config: Learning rate, weight decay and optimizer.
     """
 
     def __init__(self, parameters: Iterable[Tensor], config: ProbeConfig) -> None:
@@ -210,7 +219,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update."""
+        """Update the parameters."""
         gradients = [parameter.grad for parameter in self.parameters]
         adam(
             self.parameters, gradients, self.means, self.squares, self.largest, self.steps, fused=True,
@@ -224,11 +233,12 @@ class Adam:
 def _check_finite_loss(
     loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
 ) -> None:
+    """Raise an InputError if the loss of a seed is not finite."""
     wrong = [seed for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
     if wrong:
         raise InputError(
-            f"probe {config.probe}, seed {', '.join(map(str, wrong))}: the {set_name} loss is no number; lower "
-            f"learning_rate {config.learning_rate}, or choose another preset",
+            f"probe {config.probe}, seed {', '.join(map(str, wrong))}: the {set_name} loss is not finite. Choose a "
+            f"learning_rate below {config.learning_rate}, or another preset.",
             code="probe.diverged",
             probe=config.probe,
             seeds=wrong,
@@ -236,8 +246,10 @@ def _check_finite_loss(
         )
 
 
-def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndarray, batch_size: int) -> list[float]:
-    """One pass; returns every seed's mean training loss. A batch's gradient does not depend on how it is cut."""
+def _train_epoch(
+    rows: _BatchReader, model: SeededHead, optimizer: Adam, order: np.ndarray, batch_size: int
+) -> list[float]:
+    """Train for one epoch and return the mean loss of each seed; splitting a batch does not change its gradient."""
     model.train()
     total, seen = torch.zeros(len(model.seeds), device=rows.device), 0
     for start in range(0, len(order), batch_size):
@@ -245,9 +257,9 @@ def _train_epoch(rows: _Rows, model: SeededHead, optimizer: Adam, order: np.ndar
         count = int(rows.num_scored[proteins].sum())
         if not count:
             continue
-        for part in rows.parts(proteins):
+        for part in rows.split(proteins):
             outputs, targets = rows.outputs(model, part)
-            losses = _losses(outputs, targets, rows.task)
+            losses = _sum_losses(outputs, targets, rows.task)
             (losses.sum() / count).backward()
             total += losses.detach()
         optimizer.step()

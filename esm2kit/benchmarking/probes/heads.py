@@ -1,8 +1,8 @@
-"""Small networks on frozen features, every seed in one pass: FNN, the 7-32-7 CNN, light attention.
+"""Neural probes on frozen features: FNN, CNN and light attention. All seeds are trained in one pass.
 
-A parameter carries a leading axis S, one slice a seed. Batches are packed: the rows of their proteins end to end, with
-a few zero rows between proteins so that a convolution never reaches from one into the next. Nothing is padded, and a
-seed's result is the one it has when trained alone, to float rounding.
+Each parameter has a leading axis S with one slice per seed. Batches are packed: the rows of all proteins follow each
+other, separated by zero rows so that a convolution does not mix two proteins. There is no padding. A seed gives the
+same result as when it is trained alone, up to rounding.
 """
 
 import math
@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 
 class FeatureBatch(NamedTuple):
-    """Rows of some proteins.
+    """The feature rows of some proteins.
 
     Args:
-        x_ND: features, float32; gap rows are zero.
-        is_real_N: False for gap rows; None if there are none.
-        sizes: rows of each stretch in turn: gap, protein, gap, ..., protein, gap (proteins alone if there are no gaps).
+        x_ND: Features in float32; gap rows are zero.
+        is_real_N: False for gap rows; None without gaps.
+        sizes: Rows of each segment: gap, protein, gap, ..., protein, gap. May be empty without gaps.
     """
 
     x_ND: Tensor
@@ -28,21 +28,27 @@ class FeatureBatch(NamedTuple):
     sizes: list[int]
 
 
-# Rows in one product: they stay in cache for all taps, and memory does not grow with the batch.
+# Rows per matrix product: they stay in the cache for all taps, and memory does not grow with the batch.
 ROWS_PER_PRODUCT = 1024
 
 
 def _windows(x_ND: Tensor, num_taps: int, start: int, stop: int) -> Tensor:
-    """(stop - start, K * D): each row with the K - 1 that follow it, of a contiguous x."""
+    """Return a view (stop - start, K * D) of a contiguous x: each row with the K - 1 rows that follow it."""
     _, width = x_ND.shape
     return x_ND.as_strided((stop - start, num_taps * width), (width, 1), x_ND.storage_offset() + start * width)
 
 
 def _convolve(x_ND: Tensor, weight_KDE: Tensor) -> Tensor:
-    """(N - K + 1, E): row i is the sum over taps k of x[i + k] @ weight[k], a thousand rows at a time.
+    """Convolve rows: row i of the output is the sum over taps k of x[i + k] @ weight[k].
 
-    A product a tap, straight into the output; one product of every row's window where rows are so narrow that writing
-    the output K times would cost more.
+    Narrow rows (D < E) use one product of all windows. Wide rows use one product per tap, added to the output.
+
+    Args:
+        x_ND: Rows.
+        weight_KDE: K taps.
+
+    Returns:
+        (N - K + 1, E)
     """
     num_taps, width, outputs = weight_KDE.shape
     inner = len(x_ND) - num_taps + 1
@@ -60,11 +66,11 @@ def _convolve(x_ND: Tensor, weight_KDE: Tensor) -> Tensor:
 
 
 class PackedConvolution(torch.autograd.Function):
-    """Convolution over rows end to end, no transposes and no padding."""
+    """Convolution over packed rows, without transposes and without padding."""
 
     @staticmethod
     def forward(ctx, x_GND: Tensor, weight_GKDE: Tensor) -> Tensor:
-        """x (G, N, D), weight (G, K, D, E), K odd -> (G, N, E); the first and last K // 2 rows are zero."""
+        """Convolve x (G, N, D) with weight (G, K, D, E), K odd; in the output (G, N, E) K // 2 end rows are zero."""
         radius = weight_GKDE.shape[1] // 2
         ctx.save_for_backward(x_GND, weight_GKDE)
         out_GNE = x_GND.new_zeros(*x_GND.shape[:2], weight_GKDE.shape[3])
@@ -74,6 +80,7 @@ class PackedConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_GNE: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the gradients of x and weight."""
         x_GND, weight_GKDE = ctx.saved_tensors
         num_taps, width, outputs = weight_GKDE.shape[1:]
         radius, rows = num_taps // 2, x_GND.shape[1]
@@ -81,7 +88,7 @@ class PackedConvolution(torch.autograd.Function):
         grad_weight = torch.empty_like(weight_GKDE)
         for group, x_ND in enumerate(x_GND):
             inner_NE = grad_GNE[group, radius : rows - radius].contiguous()
-            # K - 1 rows of zeros on either side: the gradient by x is a convolution of it with the taps reversed.
+            # The gradient of x is a convolution with reversed taps, which needs K - 1 zero rows on either side.
             padded_NE = F.pad(inner_NE, (0, 0, num_taps - 1, num_taps - 1))
             if grad_x is not None:
                 grad_x[group] = _convolve(padded_NE, weight_GKDE[group].flip(0).transpose(1, 2))
@@ -101,15 +108,16 @@ class PackedConvolution(torch.autograd.Function):
 
 
 class SeededHead(nn.Module):
-    """What the heads share: parameters drawn seed by seed as torch's layers draw them, dropout likewise.
+    """Base class of the heads: parameters and dropout are sampled per seed, with the distributions of torch's layers.
 
     Args:
-        seeds: one a slice; a slice depends on its own seed alone.
-        dropout: share of hidden units set to zero while training.
+        seeds: One seed per slice. A slice depends only on its own seed.
+        dropout: Dropout rate of the hidden units.
+        device: Device of the parameters.
     """
 
-    radius = 0  # gap rows a convolution needs between proteins
-    per_protein = False  # puts out one row a protein from many rows
+    radius = 0  # gap rows that a convolution requires between proteins
+    per_protein = False  # whether the head pools residues to one output per protein
 
     def __init__(self, seeds: Sequence[int], dropout: float, device: torch.device) -> None:
         super().__init__()
@@ -117,13 +125,13 @@ class SeededHead(nn.Module):
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
     def init_uniform(self, *shape: int, fan_in: int) -> nn.Parameter:
-        """(S, *shape) uniform in +-1/sqrt(fan_in), torch's default for linear layers and convolutions."""
+        """Sample a parameter (S, *shape) uniformly in +-1/sqrt(fan_in), the default of torch's layers."""
         bound = 1 / math.sqrt(fan_in)
-        drawn = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
-        return nn.Parameter(torch.stack(drawn).mul_(2 * bound).sub_(bound))
+        sampled = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
+        return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound))
 
     def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
-        """Inverted dropout with each seed's own stream."""
+        """Apply inverted dropout, with one random stream per seed."""
         if not (self.training and self.dropout):
             return hidden_SNH
         kept = torch.stack(
@@ -133,7 +141,7 @@ class SeededHead(nn.Module):
 
 
 class Fnn(SeededHead):
-    """Linear D-H, ReLU, dropout, linear H-C on every row."""
+    """Feed-forward network on each row: linear D-H, ReLU, dropout, linear H-C."""
 
     def __init__(
         self, seeds: Sequence[int], width: int, outputs: int, hidden: int, dropout: float, device: torch.device
@@ -145,15 +153,16 @@ class Fnn(SeededHead):
         self.bias_out = self.init_uniform(1, outputs, fan_in=hidden)
 
     def forward(self, batch: FeatureBatch) -> Tensor:
+        """Return the outputs (S, N, C)."""
         num_seeds, width, hidden = self.weight_in.shape
-        # One product for all seeds: (N, D) x (D, S * H).
+        # one product for all seeds: (N, D) x (D, S * H)
         fused = self.weight_in.transpose(0, 1).reshape(width, num_seeds * hidden)
         hidden_SNH = (batch.x_ND @ fused).view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
         return torch.baddbmm(self.bias_out, self.apply_dropout(F.relu(hidden_SNH)), self.weight_out)
 
 
 class Cnn(SeededHead):
-    """Convolution of 7 rows D-H, ReLU, dropout, convolution of 7 rows H-C: a class or value for every residue."""
+    """Convolutional network on residues: convolution of width 7 D-H, ReLU, dropout, convolution of width 7 H-C."""
 
     taps = 7
     radius = 3
@@ -168,20 +177,21 @@ class Cnn(SeededHead):
         self.bias_out = self.init_uniform(1, outputs, fan_in=self.taps * hidden)
 
     def forward(self, batch: FeatureBatch) -> Tensor:
+        """Return the outputs (S, N, C), gap rows included."""
         num_seeds, taps, width, hidden = self.weight_in.shape
         fused = self.weight_in.permute(1, 2, 0, 3).reshape(1, taps, width, num_seeds * hidden)
         hidden_1NX = PackedConvolution.apply(batch.x_ND[None], fused)
         hidden_SNH = hidden_1NX[0].view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
-        # Gap rows back to zero, as the second convolution's padding.
+        # zero the gap rows, which separate proteins in the second convolution
         hidden_SNH = self.apply_dropout(F.relu(hidden_SNH)) * batch.is_real_N[:, None]
         return PackedConvolution.apply(hidden_SNH, self.weight_out) + self.bias_out
 
 
 class LightAttention(SeededHead):
-    """One convolution of 9 rows for values, one for attention; softmax-weighted mean and maximum over the residues.
+    """Light attention: convolutions of width 9 for values and attention, then attention-weighted mean and maximum.
 
-    Source: Staerk et al. 2021, 10.1093/bioadv/vbab035; the layer norm in place of batch norm is biotrainer's, and lets
-    seeds share a pass.
+    Source: Staerk et al. 2021, 10.1093/bioadv/vbab035. Layer norm replaces batch norm, as in biotrainer, so that seeds
+    can share a pass.
     """
 
     taps = 9
@@ -205,14 +215,15 @@ class LightAttention(SeededHead):
         self.bias_out = self.init_uniform(1, outputs, fan_in=hidden)
 
     def forward(self, batch: FeatureBatch) -> Tensor:
+        """Return the outputs (S, P, C), one per protein."""
         num_seeds, taps, width, _ = self.weight_value.shape
-        both = torch.cat([self.weight_value, self.weight_attend])  # (2S, K, D, D): one product a tap for all
+        both = torch.cat([self.weight_value, self.weight_attend])  # (2S, K, D, D), one product per tap
         fused = both.permute(1, 2, 0, 3).reshape(1, taps, width, 2 * num_seeds * width)
         out_NX = PackedConvolution.apply(batch.x_ND[None], fused)[0].view(-1, 2 * num_seeds, width)
         out_XND = out_NX.transpose(0, 1) + torch.cat([self.bias_value, self.bias_attend])
         values_SND, attend_SND = self.apply_dropout(out_XND[:num_seeds]), out_XND[num_seeds:]
         pooled = []
-        # split, not slices: its backward is one concatenation instead of a full-size tensor a protein
+        # split and not slices: its backward pass is one concatenation, not a full-size tensor per protein
         stretches = zip(values_SND.split(batch.sizes, dim=1), attend_SND.split(batch.sizes, dim=1), strict=True)
         for value_STD, weight_STD in list(stretches)[1::2]:
             pooled.append(torch.cat([(value_STD * weight_STD.softmax(1)).sum(1), value_STD.amax(1)], dim=-1))

@@ -1,4 +1,4 @@
-"""Ridge and logistic regression on feature rows that may not fit in memory, their penalty swept on validation."""
+"""Ridge and logistic regression on features that may not fit in memory; validation selects the penalty."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass
 class _Moments:
-    """Sums over rows, in float64, around a shift that keeps them small."""
+    """Sums over rows in float64, after subtraction of a shift for numerical accuracy."""
 
     shift_D: Tensor
     count: int = 0
@@ -36,6 +36,7 @@ class _Moments:
     yy: float = 0.0
 
     def add(self, x_ND: Tensor, y_N: Tensor) -> None:
+        """Add rows and their targets."""
         x_ND = x_ND.double() - self.shift_D
         self.count += len(x_ND)
         self.x_D = self.x_D + x_ND.sum(0)
@@ -45,7 +46,8 @@ class _Moments:
         self.yy += float(y_N @ y_N)
 
 
-def _moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor) -> _Moments:
+def _sum_moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor) -> _Moments:
+    """Sum over the feature rows of a set."""
     moments = _Moments(shift_D)
     for where, block in read_blocks(features, rows):
         moments.add(block, y_N[where])
@@ -53,24 +55,24 @@ def _moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor)
 
 
 def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
-    """Ridge on z-scored features; every penalty from one eigendecomposition, validation error from moments alone."""
+    """Fit ridge regression on z-scored features; one eigendecomposition serves all penalties."""
     train, validation = targets.rows("train"), targets.rows("validation")
     y_train, y_validation = (torch.from_numpy(targets.packed[rows]).double() for rows in (train, validation))
     shift_D = next(read_blocks(features, train))[1].double().mean(0)
-    fit = _moments(features, train, y_train, shift_D)
+    fit = _sum_moments(features, train, y_train, shift_D)
     mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
     covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
     scale_D = (covariance_DD.diagonal() / fit.count).clamp_min(0).sqrt()
     scale_D[scale_D < 1e-12] = 1.0
     xy_D = (fit.xy_D - fit.count * mean_D * y_mean) / scale_D
     eigenvalues, vectors = torch.linalg.eigh(covariance_DD / scale_D / scale_D[:, None])
-    held = _moments(features, validation, y_validation, shift_D)
+    held = _sum_moments(features, validation, y_validation, shift_D)
     rotated = vectors.T @ xy_D
     best: tuple[float, float, Tensor] | None = None
     for penalty in RIDGE_GRID:
         weights_D = vectors @ (rotated / (eigenvalues.clamp_min(0) + penalty * fit.count)) / scale_D
         bias = y_mean - float(mean_D @ weights_D)
-        # sum of (y - xw - b)^2 over validation, expanded
+        # sum of (y - xw - b)^2 over validation, from the moments alone
         error = (
             held.yy - 2 * float(held.xy_D @ weights_D) - 2 * bias * held.y + float(weights_D @ held.xx_DD @ weights_D)
             + 2 * bias * float(held.x_D @ weights_D) + held.count * bias**2
@@ -92,16 +94,24 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
 
 
 def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
-    """Multinomial logistic regression (one sigmoid a bit for binary labels) by L-BFGS, from strong to weak penalty.
+    """Fit multinomial logistic regression by L-BFGS, from the strongest to the weakest penalty.
 
-    The sweep starts each fit from the last one's weights and ends when the validation loss rises.
+    Each fit starts from the weights of the previous one. The search ends when the validation loss rises. Binary labels
+    have one sigmoid each.
+
+    Args:
+        features: The feature rows.
+        targets: Classes and sets.
+
+    Returns:
+        Predictions (1, M) and the selected penalty.
     """
     train, validation = targets.rows("train"), targets.rows("validation")
     mean_D, scale_D = compute_column_moments(block for _, block in read_blocks(features, train))
     outputs = targets.task.num_outputs
     width = features.width
 
-    def prepared(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
+    def prepare(rows: np.ndarray) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
         def blocks() -> Iterator[tuple[slice, Tensor]]:
             return ((where, (block - mean_D) / scale_D) for where, block in read_blocks(features, rows))
 
@@ -119,9 +129,9 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
                 slope[-1] += slope_logits.sum(0)
         return total / len(y_N), None if slope is None else slope / len(y_N)
 
-    fit_blocks, held_blocks = prepared(train), prepared(validation)
+    fit_blocks, held_blocks = prepare(train), prepare(validation)
     y_train, y_held = (build_class_targets(targets.packed[rows], targets.task) for rows in (train, validation))
-    from scipy.optimize import minimize  # a quarter of a second that other probes do not need
+    from scipy.optimize import minimize  # slow import that other probes do not need
 
     flat = np.zeros((width + 1) * outputs)
     best: tuple[float, float, np.ndarray] | None = None
@@ -162,7 +172,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
 
 
 def _class_loss(logits_NC: Tensor, targets: Tensor, task: Task) -> tuple[float, Tensor]:
-    """Summed loss and its gradient by the logits."""
+    """Return the summed loss and its gradient with respect to the logits (N, C)."""
     if task.binary_labels:
         loss = F.binary_cross_entropy_with_logits(logits_NC, targets, reduction="sum") / len(task.binary_labels)
         return float(loss), (logits_NC.sigmoid() - targets) / len(task.binary_labels)
