@@ -1,4 +1,4 @@
-"""fair-esm's ESM-1b alphabet as arrays: 33 tokens, letters <-> ids without a dictionary per residue.
+"""The ESM-1b alphabet of fair-esm, 33 tokens, with array lookups between residues and token ids.
 
 Source: fair-esm 2.0.0 `Alphabet.from_architecture("ESM-1b")`; the order is part of every published checkpoint.
 """
@@ -17,23 +17,27 @@ FIRST_STANDARD_IDX = 4
 NUM_STANDARD = len(STANDARD_RESIDUES)
 VOCAB_SIZE = len(TOKENS)
 
-# byte of a letter -> token id; bytes that are no token stay <unk>, which `encode` refuses unless told otherwise
+# ASCII byte -> token id; other bytes are <unk>, for which `encode` raises an error
 BYTE_TO_TOKEN = np.full(256, UNK_IDX, dtype=np.uint8)
 for _index, _token in enumerate(TOKENS):
     if len(_token) == 1:
         BYTE_TO_TOKEN[ord(_token)] = _index
-# which bytes a protein FASTA may hold once upper-cased
+# the upper-case bytes that are allowed in the sequences of a FASTA file
 IS_RESIDUE_BYTE = np.zeros(256, dtype=bool)
 IS_RESIDUE_BYTE[np.frombuffer(RESIDUE_LETTERS.encode(), dtype=np.uint8)] = True
 
 
 def encode(residues: str | bytes | np.ndarray) -> np.ndarray:
-    """Token ids of a sequence, without BOS and EOS.
+    """Convert residues to token ids, without BOS and EOS.
 
     Args:
-        residues: upper-case letters, their bytes, or a uint8 array of bytes (T residues).
-    Returns: (T,) uint8 token ids.
-    Raises: InputError naming the first letter that is none of fair-esm's one-letter tokens.
+        residues: T upper-case amino-acid letters, as text, as bytes or as a uint8 array.
+
+    Returns:
+        (T,) uint8 token ids.
+
+    Raises:
+        InputError: A letter is not one of fair-esm's one-letter tokens.
     """
     if isinstance(residues, str):
         residues = residues.encode("ascii", errors="replace")
@@ -43,7 +47,7 @@ def encode(residues: str | bytes | np.ndarray) -> np.ndarray:
     if unknown.size:
         letter = chr(codes[unknown[0]])
         raise InputError(
-            f"letter {letter!r} at residue {unknown[0] + 1} is not in the alphabet {RESIDUE_LETTERS}",
+            f"letter {letter!r} at residue {unknown[0] + 1} is not an amino-acid letter ({RESIDUE_LETTERS})",
             code="sequence.letter",
             found=letter,
             residue=int(unknown[0]) + 1,
@@ -52,5 +56,5 @@ def encode(residues: str | bytes | np.ndarray) -> np.ndarray:
 
 
 def decode(tokens: np.ndarray) -> str:
-    """The letters of token ids; special tokens come out by name, as in `<mask>`."""
+    """Convert token ids to text; special tokens are written by name, such as `<mask>`."""
     return "".join(TOKENS[token] for token in tokens)

@@ -1,4 +1,4 @@
-"""Batches of sequences: micro-batches of equal size, and batches within a token budget."""
+"""Split sequences into micro-batches of equal size, or into batches within a token budget."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,15 @@ import numpy as np
 def split_micro_batches(num_tokens: Sequence[int], count: int) -> list[list[int]]:
     """Split samples into micro-batches of equal size and nearly equal token count.
 
-    Largest first, back and forth (1 2 3 3 2 1 ...): none waits long for another. A pure function of the sizes.
+    Samples are assigned in order of decreasing size, back and forth (1 2 3 3 2 1 ...), so that devices wait little for
+    each other. The result is a pure function of the sizes.
 
     Args:
-        num_tokens: tokens of each sample; a multiple of `count` of them.
-        count: micro-batches to make.
+        num_tokens: Tokens per sample; the number of samples is a multiple of `count`.
+        count: Number of micro-batches.
 
     Returns:
-        Positions of each micro-batch's samples, longest first, so that equals are neighbours.
+        Positions of the samples of each micro-batch, the longest first.
     """
     order = sorted(range(len(num_tokens)), key=lambda position: (-num_tokens[position], position))
     micro_batches: list[list[int]] = [[] for _ in range(count)]
@@ -27,14 +28,14 @@ def split_micro_batches(num_tokens: Sequence[int], count: int) -> list[list[int]
 
 
 def split_by_tokens(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
-    """Batch sequences within a token budget, the longest first; a pure function of the sizes.
+    """Split sequences into batches within a token budget, the longest first; a pure function of the sizes.
 
     Args:
-        num_tokens: tokens of each sequence.
-        budget: a batch has at most so many tokens, or is one sequence.
+        num_tokens: Tokens per sequence.
+        budget: Maximum tokens per batch; a longer sequence is a batch of its own.
 
     Returns:
-        Positions of each batch's sequences.
+        Positions of the sequences of each batch.
     """
     sizes = np.asarray(num_tokens)
     order = np.argsort(-sizes, kind="stable")
@@ -42,7 +43,15 @@ def split_by_tokens(num_tokens: Sequence[int] | np.ndarray, budget: int) -> list
 
 
 def split_within_budget(sizes: np.ndarray, budget: int) -> list[slice]:
-    """Cut a list into consecutive parts whose sizes sum to at most the budget; a larger item is a part of its own."""
+    """Split a list into consecutive parts whose sizes sum to at most the budget.
+
+    Args:
+        sizes: (N,) size per item.
+        budget: Maximum sum per part; a larger item is a part of its own.
+
+    Returns:
+        One slice per part.
+    """
     parts, start, total = [], 0, 0
     for place, size in enumerate(sizes.tolist()):
         if place > start and total + size > budget:

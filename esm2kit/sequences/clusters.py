@@ -1,7 +1,7 @@
-"""Clusters: which sequences may stand for each, in what order an epoch visits them, and which one is drawn.
+"""Cluster sampling: the members of each cluster, and the training sample of a cluster in an epoch.
 
-An epoch visits every cluster once; each visit draws one member, one window of it and one mask. All three are pure
-functions of (seed, epoch, cluster), so every rank and worker can work out any sample without asking another.
+An epoch visits each cluster once. Each visit samples one member, one window of it and one mask. All three are pure
+functions of (seed, epoch, cluster), so every rank and worker can compute any sample without communication.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _DRAW_STREAM = 1
 
 
 class ClusterIndex:
-    """The clusters of a preprocessed folder, memory-mapped; opening it costs the same at any size."""
+    """The clusters of a preprocessed dataset, memory-mapped; opening takes the same time at any size."""
 
     def __init__(
         self,
@@ -29,11 +29,13 @@ class ClusterIndex:
         representative_rows: np.ndarray,
         folder: Path | None = None,
     ) -> None:
-        """Args:
-        offsets: (C + 1,) int64; cluster c's members are `member_rows[offsets[c] : offsets[c + 1]]`, at least one.
-        member_rows: int64 rows of train.arrow, cluster by cluster.
-        representative_rows: (C,) int64 rows of train.arrow.
-        folder: where they are mapped from.
+        """Create an index from arrays; `open` maps one from a folder.
+
+        Args:
+            offsets: (C + 1,) int64; cluster c has the members `member_rows[offsets[c] : offsets[c + 1]]`, at least one.
+            member_rows: int64 rows of train.arrow, cluster by cluster.
+            representative_rows: (C,) int64 rows of train.arrow.
+            folder: The folder that the arrays are mapped from, if any.
         """
         self.offsets = offsets
         self.member_rows = member_rows
@@ -41,15 +43,22 @@ class ClusterIndex:
         self.folder = folder
 
     def __reduce__(self) -> tuple:
-        # a data worker maps the files itself: pickled, UniRef's arrays would go to each as gigabytes
+        # a data worker maps the files itself; pickling UniRef's arrays would copy gigabytes to each worker
         arrays = (self.offsets, self.member_rows, self.representative_rows)
         return (type(self), arrays) if self.folder is None else (type(self).open, (self.folder,))
 
     @classmethod
     def open(cls, folder: Path) -> "ClusterIndex":
-        """The index that `esm2kit preprocess` wrote.
+        """Open the index that `esm2kit preprocess` wrote.
 
-        Raises: InputError if the folder is not a finished output of preprocess.
+        Args:
+            folder: Folder of the dataset.
+
+        Returns:
+            The memory-mapped index.
+
+        Raises:
+            InputError: The dataset is unfinished or damaged.
         """
         folder = Path(folder)
         read_manifest(folder)
@@ -57,14 +66,14 @@ class ClusterIndex:
             arrays = [np.load(folder / name, mmap_mode="r") for name in (OFFSETS, MEMBERS, REPRESENTATIVES)]
         except Exception as error:  # a damaged header makes numpy raise SyntaxError, TokenError and others
             raise InputError(
-                f"{folder}: cannot read the cluster index ({error}): preprocess again",
+                f"{folder}: cannot read the cluster index ({error}). Run `esm2kit preprocess` again with --overwrite.",
                 code="dataset.damaged",
                 path=folder,
             ) from error
         offsets, member_rows, representative_rows = arrays
         if offsets.size != representative_rows.size + 1 or offsets[-1] != member_rows.size:
             raise InputError(
-                f"{folder}: the cluster index does not fit together: preprocess again with --overwrite",
+                f"{folder}: the files of the cluster index disagree. Run `esm2kit preprocess` again with --overwrite.",
                 code="dataset.damaged",
                 path=folder,
             )
@@ -72,25 +81,26 @@ class ClusterIndex:
 
     @property
     def num_clusters(self) -> int:
+        """Number of clusters, C."""
         return self.representative_rows.size
 
     def members(self, cluster: int) -> np.ndarray:
-        """Rows of train.arrow a draw of this cluster may give, ascending; a view, not a copy."""
+        """Return the rows of a cluster's members in train.arrow, ascending; a view, not a copy."""
         return self.member_rows[self.offsets[cluster] : self.offsets[cluster + 1]]
 
     def num_members(self) -> np.ndarray:
-        """(C,) int64 members per cluster."""
+        """Return the number of members per cluster, (C,) int64."""
         return np.diff(self.offsets)
 
 
 class TrainingSample(NamedTuple):
-    """One training sample before its residues are read."""
+    """A training sample: a window of one row of train.arrow, and the key of its mask."""
 
     cluster: int
-    row: int  # of train.arrow
-    start: int  # window of residues: start <= residue < stop
+    row: int  # row of train.arrow
+    start: int  # the window holds the residues start <= residue < stop
     stop: int
-    mask_key: int  # for masking.mask_tokens
+    mask_key: int  # key for masking.mask_tokens
 
 
 def draw_sample(
@@ -101,15 +111,19 @@ def draw_sample(
     num_residues: np.ndarray,
     max_residues: int = MAX_RESIDUES,
 ) -> TrainingSample:
-    """The sample that cluster `cluster` gives in epoch `epoch`.
+    """Draw the training sample of a cluster in an epoch.
 
     Args:
-        seed, epoch, cluster: all that the sample depends on.
-        index: the clusters.
-        num_residues: residues of each row of train.arrow; anything indexed by row will do.
-        max_residues: longest window, BOS and EOS not counted.
-    Returns: a member, each with probability 1/k of k members; a window of it, each of the T - max_residues + 1 windows
-        equally likely; and the key of its mask.
+        seed: The seed of the run.
+        epoch: Pass over the clusters, from 0.
+        cluster: Index of the cluster.
+        index: The clusters.
+        num_residues: Residues per row of train.arrow, an array or any object that is indexed by row.
+        max_residues: Maximum window in residues, without BOS and EOS.
+
+    Returns:
+        A member, a window of it and the key of its mask. All members have equal probability, as have all
+        T - max_residues + 1 windows of a member with T residues.
     """
     cluster = int(cluster)
     key = stream_key(seed, epoch, cluster, _DRAW_STREAM)

@@ -1,7 +1,7 @@
-"""FASTA in: the one place a FASTA is read, checked and turned into arrays.
+"""Read and check FASTA files.
 
-Reading goes block by block, a megabyte of whole records at a time, with no Python per record: numpy finds the lines and
-checks the letters, Arrow copies the ragged pieces together. `read_fasta` gives the same records one by one.
+`FastaReader` reads complete records in blocks of about a megabyte without a Python loop over records: numpy finds the
+lines and checks the letters, Arrow copies the pieces of text. `read_fasta` yields the same records one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _IS_BLANK = np.zeros(256, dtype=bool)
 _IS_BLANK[np.frombuffer(b" \t\r\v\f", dtype=np.uint8)] = True
 _UPPER = np.arange(256, dtype=np.uint8)
 _UPPER[ord("a") : ord("z") + 1] -= 32
-# text of one record that is neither an end nor a letter: past this, a record is over MAX_RESIDUES or no FASTA at all
+# a record with more text than this has more than MAX_RESIDUES, or the file is not a FASTA file
 _MAX_RECORD_BYTES = 1 << 24
 
 
@@ -33,7 +33,7 @@ class Record(NamedTuple):
     """One protein."""
 
     id: str
-    description: str  # the whole header line after '>', id included
+    description: str  # the complete header line after '>', including the id
     sequence: str  # upper case, no trailing '*'
 
 
@@ -46,9 +46,16 @@ class RecordBlock(NamedTuple):
 
 
 def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
-    """The FASTA files a setting names: one file, several, or a folder of them (sorted by name).
+    """Find FASTA files.
 
-    Raises: InputError for a path that is not there, or a folder without FASTA files.
+    Args:
+        paths: One or more files or folders.
+
+    Returns:
+        The files; those of a folder are sorted by name.
+
+    Raises:
+        InputError: A path does not exist, or a folder has no FASTA file.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -59,7 +66,7 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
             found = sorted(file for file in path.iterdir() if file.name.lower().endswith(names) and file.is_file())
             if not found:
                 raise InputError(
-                    f"{path}: no FASTA file in this folder; names must end in {', '.join(SUFFIXES)}",
+                    f"{path}: no FASTA file in this folder. Names must end in {', '.join(SUFFIXES)} (.gz, .zst).",
                     code="fasta.none",
                     path=path,
                 )
@@ -67,14 +74,14 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise InputError(f"{path}: no such file or folder; correct the path", code="fasta.absent", path=path)
+            raise InputError(f"{path}: no such file or folder. Check the path.", code="fasta.absent", path=path)
     if not files:
-        raise InputError("no FASTA file given; name at least one", code="fasta.none")
+        raise InputError("no FASTA file given. Pass at least one.", code="fasta.none")
     return files
 
 
 def strip_fasta_suffix(path: Path) -> str:
-    """A FASTA file's name without what says that it is one: `my.liver.fasta.gz` is `my.liver`."""
+    """Return a file's name without its FASTA and compression suffixes: `my.liver.fasta.gz` -> `my.liver`."""
     name = Path(path).name
     for suffixes in (COMPRESSED[1:], SUFFIXES):
         suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
@@ -83,12 +90,16 @@ def strip_fasta_suffix(path: Path) -> str:
 
 
 def read_fasta(path: Path) -> Iterator[Record]:
-    """The records of a FASTA file, in order.
+    """Read the records of a FASTA file, in order.
 
     Args:
-        path: plain, gzip or Zstandard, told apart by content.
-    Returns: an iterator of Record; ids are the header up to its first blank.
-    Raises: InputError, in one line with file, record and remedy, for whatever is not a protein FASTA.
+        path: A plain, gzip or Zstandard file; the format is detected from the content.
+
+    Yields:
+        The records. An id is the header up to the first blank.
+
+    Raises:
+        InputError: The file is not a valid protein FASTA file; the message states the record and the fix.
     """
     for block in FastaReader(path):
         rows = (block.ids.to_pylist(), block.descriptions.to_pylist(), block.sequences.to_pylist())
@@ -96,11 +107,14 @@ def read_fasta(path: Path) -> Iterator[Record]:
 
 
 class FastaReader:
-    """Iterates over a FASTA file as RecordBlocks; every record is checked.
+    """Iterates over a FASTA file in RecordBlocks and checks each record.
+
+    Args:
+        path: A plain, gzip or Zstandard file.
+        block_bytes: Bytes of text per block, about.
 
     Attributes:
-        bytes_read, sha256: of the file, as in TextReader.
-        num_records: records yielded so far.
+        num_records: Records yielded so far.
     """
 
     def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
@@ -111,33 +125,35 @@ class FastaReader:
 
     @property
     def bytes_read(self) -> int:
+        """Bytes read so far, of the compressed file if it is compressed."""
         return self._text.bytes_read
 
     @property
     def sha256(self) -> str:
+        """Hex SHA-256 of the file, valid after the last block."""
         return self._text.sha256
 
     def __iter__(self) -> Iterator[RecordBlock]:
-        for text in self._whole_records():
+        for text in self._read_complete_records():
             block = self._parse(np.frombuffer(text, dtype=np.uint8))
             self.num_records += len(block.ids)
             yield block
         if not self.num_records:
             raise InputError(
-                f"{self.path}: no record in it; a FASTA file needs a '>' line and a sequence",
+                f"{self.path}: no records. A FASTA file has a '>' line and a sequence per record.",
                 code="fasta.no-records",
                 path=self.path,
             )
 
-    def _whole_records(self) -> Iterator[bytes | memoryview]:
-        """The text cut before a '>' at the start of a line."""
+    def _read_complete_records(self) -> Iterator[bytes | memoryview]:
+        """Yield the text in blocks that end before a '>' at the start of a line."""
         text, started = b"", False
         for chunk in self._text.chunks(self._block_bytes):
             searched = max(len(text) - 1, 0)
             text += chunk
             if not started:
                 text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
-                started = len(text) >= 4  # enough to tell a byte order mark from a header
+                started = len(text) >= 4  # enough to distinguish a byte order mark from a header
                 if not started:
                     continue
                 self._check_start(text)
@@ -147,9 +163,9 @@ class FastaReader:
                 yield memoryview(text)[: cut + 1]
                 text = text[cut + 1 :]
             elif len(text) > _MAX_RECORD_BYTES:
-                found = f"record {self.num_records + 1:,} goes on for over {_MAX_RECORD_BYTES >> 20} MiB"
-                remedy = f"the limit is {MAX_RESIDUES:,} residues; is this a protein FASTA, with all its '>' lines?"
-                raise InputError(f"{self.path}: {found}; {remedy}", code="fasta.line", path=self.path)
+                found = f"record {self.num_records + 1:,} is longer than {_MAX_RECORD_BYTES >> 20} MiB"
+                fix = f"The limit is {MAX_RESIDUES:,} residues. Check that this is a protein FASTA file."
+                raise InputError(f"{self.path}: {found}. {fix}", code="fasta.line", path=self.path)
         if text and not started:
             text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
             if text:
@@ -158,9 +174,10 @@ class FastaReader:
             yield text
 
     def _check_start(self, text: bytes) -> None:
+        """Check that the file is text and starts with a header."""
         if text[:2] in (b"\xff\xfe", b"\xfe\xff", b">\0", b"\0>"):  # a byte order mark, or '>' in two bytes
             raise InputError(
-                f"{self.path}: it is UTF-16; save the file as UTF-8",
+                f"{self.path}: the file is UTF-16. Save it as UTF-8.",
                 code="fasta.encoding",
                 path=self.path,
                 found="UTF-16",
@@ -170,25 +187,26 @@ class FastaReader:
         line = text[:80].split(b"\n")[0].decode("utf-8", errors="replace").rstrip()
         if "\0" in line or "�" in line:
             raise InputError(
-                f"{self.path}: its first bytes are not text ({line[:20]!r}); give a FASTA file",
+                f"{self.path}: the file does not start with text ({line[:20]!r}). Pass a FASTA file.",
                 code="fasta.not-text",
                 path=self.path,
             )
         raise InputError(
-            f"{self.path}: text before the first '>' ({line[:40]!r}); remove it or give a FASTA file",
+            f"{self.path}: text before the first '>' ({line[:40]!r}). Remove it, or pass a FASTA file.",
             code="fasta.before-header",
             path=self.path,
         )
 
     def _parse(self, text_N: np.ndarray) -> RecordBlock:
+        """Convert the text of complete records to arrays, and check it."""
         stops = np.flatnonzero(text_N == _NEWLINE)
         if text_N[-1] != _NEWLINE:
             stops = np.append(stops, text_N.size)
         starts = np.empty_like(stops)
         starts[0], starts[1:] = 0, stops[:-1] + 1
         is_header = text_N[np.minimum(starts, text_N.size - 1)] == _HEADER
-        while (blank := (stops > starts) & _IS_BLANK[text_N[stops - 1]]).any():  # CR, and blanks before it
-            stops = stops - blank
+        while (ends_blank := (stops > starts) & _IS_BLANK[text_N[stops - 1]]).any():  # CR, and blanks before it
+            stops = stops - ends_blank
         header_lines = np.flatnonzero(is_header)
         is_sequence = ~is_header & (stops > starts)
 
@@ -197,36 +215,36 @@ class FastaReader:
         first_line = np.append(lines_before[header_lines], lines_before[-1])
         residues_N, offsets = lines.values, lines.offsets[first_line]
         headers = copy_pieces(text_N, starts[header_lines] + 1, stops[header_lines])
-        ids = self._ids(headers)
+        ids = self._parse_ids(headers)
         # the 25 letters are A to Z without J
         if residues_N.size and not (residues_N.min() >= ord("A") and residues_N.max() <= ord("Z")):
-            residues_N, offsets = self._fold(residues_N, offsets, ids)
+            residues_N, offsets = self._normalise(residues_N, offsets, ids)
         elif (residues_N == ord("J")).any():
-            self._fold(residues_N, offsets, ids)
+            self._normalise(residues_N, offsets, ids)
         num_residues = np.diff(offsets)
         if not num_residues.all():
             record = int(np.argmin(num_residues))
-            raise self._error(ids, record, "has no sequence; add its residues or remove the record")
+            raise self._error(ids, record, "has no sequence. Add its residues or remove the record.")
         if num_residues.max() > MAX_RESIDUES:
             record = int(np.argmax(num_residues > MAX_RESIDUES))
-            found = f"has {num_residues[record]:,} residues, over the limit of {MAX_RESIDUES:,}; cut or remove it"
+            found = f"has {num_residues[record]:,} residues; the limit is {MAX_RESIDUES:,}. Shorten or remove it."
             raise self._error(ids, record, found)
         return RecordBlock(ids, headers.strings(), Ragged(residues_N, offsets).strings())
 
-    def _ids(self, headers: "Ragged") -> pa.StringArray:
-        """Headers up to the first blank; blanks between '>' and the id are skipped."""
+    def _parse_ids(self, headers: "Ragged") -> pa.StringArray:
+        """Return the headers up to their first blank; blanks between '>' and the id are skipped."""
         text_N, starts, ends = headers.values, headers.offsets[:-1].copy(), headers.offsets[1:]
         if text_N.size and (text_N.max() > 126 or text_N.min() < 32):
             self._check_text(headers)
         is_blank_N = (text_N == ord(" ")) | (text_N == ord("\t"))
-        while (blank := np.flatnonzero(starts < ends)[is_blank_N[starts[starts < ends]]]).size:
-            starts[blank] += 1
+        while (leading := np.flatnonzero(starts < ends)[is_blank_N[starts[starts < ends]]]).size:
+            starts[leading] += 1
         blanks = np.append(np.flatnonzero(is_blank_N), text_N.size)
         stops = np.minimum(blanks[np.searchsorted(blanks, starts)], ends)
         if (empty := np.flatnonzero(stops <= starts)).size:
             number = self.num_records + int(empty[0]) + 1
             raise InputError(
-                f"{self.path}: record {number} has no id; write one after its '>'",
+                f"{self.path}: record {number} has no id. Add one after its '>'.",
                 code="fasta.no-id",
                 path=self.path,
                 record=number,
@@ -234,30 +252,30 @@ class FastaReader:
         return copy_pieces(text_N, starts, stops).strings()
 
     def _check_text(self, headers: "Ragged") -> None:
-        """Raise for the first header that holds control characters or is not UTF-8."""
+        """Check that the headers are UTF-8 without control characters."""
         for record, header in enumerate(headers.strings(pa.binary()).to_pylist()):
             number = self.num_records + record + 1
             try:
                 text = header.decode("utf-8")
             except UnicodeDecodeError as error:
-                found = f"byte 0x{header[error.start]:02x} at column {error.start + 2} is not text"
+                found = f"byte 0x{header[error.start]:02x} at column {error.start + 2} is not UTF-8"
                 raise InputError(
-                    f"{self.path}: header of record {number}: {found}; save the file as UTF-8",
+                    f"{self.path}: header of record {number}: {found}. Save the file as UTF-8.",
                     code="fasta.encoding",
                     path=self.path,
                     record=number,
                 ) from None
             control = next((byte for byte in text if (ord(byte) < 32 and byte != "\t") or ord(byte) == 127), None)
             if control == "\r":
-                remedy = "lines end in CR alone; convert them with `tr '\\r' '\\n'`"
+                found = "the lines end with CR only. Convert them with `tr '\\r' '\\n'`."
                 raise InputError(
-                    f"{self.path}: header of record {number}: {remedy}",
+                    f"{self.path}: header of record {number}: {found}",
                     code="fasta.header",
                     path=self.path,
                     record=number,
                 )
             if control is not None:
-                found = f"byte 0x{ord(control):02x} is not text; give a FASTA file or remove the byte"
+                found = f"byte 0x{ord(control):02x} is not text. Pass a FASTA file, or remove the byte."
                 raise InputError(
                     f"{self.path}: header of record {number}: {found}",
                     code="fasta.header",
@@ -265,25 +283,28 @@ class FastaReader:
                     record=number,
                 )
 
-    def _fold(self, residues_N: np.ndarray, offsets: np.ndarray, ids: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """Upper case, without blanks and a final '*' for each record; raises at a letter that is no residue."""
+    def _normalise(
+        self, residues_N: np.ndarray, offsets: np.ndarray, ids: pa.StringArray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Convert to upper case, remove blanks and the final '*' of each record, and check the letters."""
         residues_N = _UPPER[residues_N]
-        residues_N, offsets = _drop(residues_N, offsets, np.flatnonzero(_IS_BLANK[residues_N]))
+        residues_N, offsets = _delete_at(residues_N, offsets, np.flatnonzero(_IS_BLANK[residues_N]))
         last = offsets[1:][np.diff(offsets) > 0] - 1
-        residues_N, offsets = _drop(residues_N, offsets, last[residues_N[last] == _STOP])
+        residues_N, offsets = _delete_at(residues_N, offsets, last[residues_N[last] == _STOP])
         unknown = np.flatnonzero(~IS_RESIDUE_BYTE[residues_N])
         if unknown.size:
             position, byte = int(unknown[0]), int(residues_N[unknown[0]])
             record = int(np.searchsorted(offsets, position, side="right")) - 1
             place = f"at residue {position - offsets[record] + 1:,}"
             if 32 < byte < 127:
-                found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}; correct or remove the record"
+                found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}. Correct or remove the record."
             else:
-                found = f"byte 0x{byte:02x} {place} is not text; correct or remove the record"
+                found = f"byte 0x{byte:02x} {place} is not text. Correct or remove the record."
             raise self._error(ids, record, found)
         return residues_N, offsets
 
     def _error(self, ids: pa.StringArray, record: int, found: str) -> InputError:
+        """Build the error for a record of the current block."""
         return InputError(
             f"{self.path}: record {ids[record].as_py()} ({self.num_records + record + 1:,}): {found}",
             code="fasta.sequence",
@@ -292,6 +313,6 @@ class FastaReader:
         )
 
 
-def _drop(values_N: np.ndarray, offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without the elements at these ascending places."""
-    return np.delete(values_N, places), offsets - np.searchsorted(places, offsets)
+def _delete_at(values_N: np.ndarray, offsets: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Delete the elements at ascending positions, and adapt the offsets."""
+    return np.delete(values_N, positions), offsets - np.searchsorted(positions, offsets)

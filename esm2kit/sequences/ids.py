@@ -1,25 +1,25 @@
-"""Which protein a name means: its id, or the accession or entry name inside an id such as sp|P69905|HBA_HUMAN."""
+"""Find a protein by its id, or by the accession or entry name within an id such as sp|P69905|HBA_HUMAN."""
 
 from collections.abc import Iterator, Sequence
 
 from esm2kit.core.errors import InputError, find_closest
 
-# Ids that are looked through for one that resembles a mistyped one: a tenth of a second.
-COMPARED = 20_000
+# how many ids to compare with a mistyped one; takes about 0.1 s
+MAX_COMPARED_IDS = 20_000
 
 
 class UnknownIdError(InputError, KeyError):
-    """A name that is no protein's, or more than one's; a KeyError too, as Python's own mappings raise."""
+    """A name that matches no protein or several; also a KeyError, which Python's mappings raise for an unknown key."""
 
-    __str__ = Exception.__str__  # a KeyError's is the message in quotes
+    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
 
 
 class IdLookup:
-    """Row of a protein by name. Ids come first; a part between bars stands for the one id that has it.
+    """Maps names of proteins to rows: complete ids first, then the parts between bars that occur in a single id.
 
     Args:
-        ids: in the file's order; of equal ones the first is found.
-        source: what to call the file in an error.
+        ids: The ids in the order of the file; for duplicates the first row is found.
+        source: Name of the file, for errors.
     """
 
     def __init__(self, ids: Sequence[str], source: str) -> None:
@@ -27,31 +27,41 @@ class IdLookup:
         self._rows: dict[str, int] = {}
         for row, protein in enumerate(ids):
             self._rows.setdefault(protein, row)
-        self._ids_of_part: dict[str, list[str]] | None = None  # made for the first name that is no id
+        self._ids_of_part: dict[str, list[str]] | None = None  # built for the first name that is not an id
 
     def __contains__(self, name: str) -> bool:
-        return name in self._rows or len(self._meant(name)) == 1
+        return name in self._rows or len(self._find_ids_with_part(name)) == 1
 
     def __getitem__(self, name: str) -> int:
-        """Raises: UnknownIdError with the ids that come near, in one line."""
+        """Return the row of a protein.
+
+        Args:
+            name: A complete id, or a part of one between bars.
+
+        Returns:
+            The row, from 0.
+
+        Raises:
+            UnknownIdError: The name matches no id, or several; the message lists similar ids.
+        """
         if name in self._rows:
             return self._rows[name]
-        meant = self._meant(name)
-        if len(meant) == 1:
-            return self._rows[meant[0]]
-        if meant:
+        matches = self._find_ids_with_part(name)
+        if len(matches) == 1:
+            return self._rows[matches[0]]
+        if matches:
             raise UnknownIdError(
-                f"{self.source}: {name!r} may be {', '.join(meant[:3])}: give the whole id",
+                f"{self.source}: {name!r} matches several ids ({', '.join(matches[:3])}). Pass the complete id.",
                 code="id.ambiguous",
                 name=name,
-                found=meant,
+                found=matches,
             )
-        near = list(self._near(name))
-        told = f"did you mean {' or '.join(near)}?" if near else f"ids are such as {', '.join(self.ids[:3])}"
-        raise UnknownIdError(f"{self.source} has no protein {name!r}; {told}", code="id.unknown", name=name)
+        similar = list(self._find_similar_ids(name))
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"the first ids are {', '.join(self.ids[:3])}"
+        raise UnknownIdError(f"{self.source} has no protein {name!r}; {hint}", code="id.unknown", name=name)
 
-    def _meant(self, name: str) -> list[str]:
-        """The ids that have the name between their bars."""
+    def _find_ids_with_part(self, name: str) -> list[str]:
+        """Return the ids that contain the name as a part between bars."""
         if self._ids_of_part is None:
             self._ids_of_part = {}
             for protein in self._rows:
@@ -59,9 +69,9 @@ class IdLookup:
                     self._ids_of_part.setdefault(part, []).append(protein)
         return self._ids_of_part.get(name, [])
 
-    def _near(self, name: str) -> Iterator[str]:
-        """Up to three ids: those that hold the name, else the one that resembles it."""
-        holding = [protein for protein in self._rows if name and name.lower() in protein.lower()][:3]
-        compared = self.ids[:COMPARED]
+    def _find_similar_ids(self, name: str) -> Iterator[str]:
+        """Yield up to three ids that contain the name, or else the most similar id."""
+        containing = [protein for protein in self._rows if name and name.lower() in protein.lower()][:3]
+        compared = self.ids[:MAX_COMPARED_IDS]
         parts = {part: protein for protein in compared for part in (*protein.split("|"), protein)}
-        yield from holding or filter(None, [parts.get(find_closest(name, parts) or "")])
+        yield from containing or filter(None, [parts.get(find_closest(name, parts) or "")])

@@ -1,4 +1,4 @@
-"""Text files as bytes: decompressed by content, hashed on the way, read ahead; and ragged pieces of text as arrays."""
+"""Read text files as bytes, with decompression, hashing and prefetching; copy pieces of text between arrays."""
 
 import gzip
 import hashlib
@@ -19,77 +19,93 @@ Item = TypeVar("Item")
 
 
 class TextReader:
-    """A file's text, decompressed by content and hashed on the way.
-
-    Attributes:
-        bytes_read: bytes of the file itself (compressed if it is) taken so far.
-        sha256: hex SHA-256 of the file, whole once `read` has returned b"".
-    """
+    """Reads a text file; decompresses gzip and Zstandard, detected from the content, and hashes the file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: InputError if the file cannot be opened, or is packed in a way that is not read."""
+        """Open a file.
+
+        Args:
+            path: Path of the file.
+
+        Raises:
+            InputError: The file cannot be opened, or is compressed with an unsupported program.
+        """
         self.path = Path(path)
         try:
-            magic = self._magic()
-            self._tap = _Tap(self.path)
+            magic = self._read_magic()
+            self._hashing_file = _HashingFile(self.path)
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be opened ({error.strerror}); correct the path or its rights",
+                f"{path}: cannot open the file ({error.strerror}). Check the path and its permissions.",
                 code="file.unreadable",
                 path=path,
             ) from error
-        self._packed: str | None = None
-        self._file: _Tap | gzip.GzipFile | _ZstdFile = self._tap
+        self._compression = ""
+        self._file: _HashingFile | gzip.GzipFile | _ZstdFile = self._hashing_file
         if magic.startswith(b"\x1f\x8b"):
-            self._packed, self._file = "gzip", gzip.GzipFile(fileobj=self._tap, mode="rb")
+            self._compression, self._file = "gzip", gzip.GzipFile(fileobj=self._hashing_file, mode="rb")
         elif magic.startswith(b"\x28\xb5\x2f\xfd"):
-            self._packed, self._file = "Zstandard", _ZstdFile(self._tap)
+            self._compression, self._file = "Zstandard", _ZstdFile(self._hashing_file)
 
-    def _magic(self) -> bytes:
+    def _read_magic(self) -> bytes:
+        """Return the first bytes of the file, and refuse unsupported compression."""
         with open(self.path, "rb") as file:
             magic = file.read(6)
         for name, start in (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zip", b"PK\x03\x04")):
             if magic.startswith(start):
-                found = f"compressed with {name}, which is not read"
+                found = f"compressed with {name}, which is not supported"
                 raise InputError(
-                    f"{self.path}: {found}; recompress it with gzip or zstd", code="file.packed", path=self.path
+                    f"{self.path}: {found}. Compress it with gzip or zstd.", code="file.packed", path=self.path
                 )
         return magic
 
     def read(self, num_bytes: int) -> bytes:
-        """Up to num_bytes of text (Zstandard: a frame's block); b"" at the end of the file only."""
+        """Read text.
+
+        Args:
+            num_bytes: Maximum number of bytes; for Zstandard a block of a frame is returned instead.
+
+        Returns:
+            The text, b"" at the end of the file only.
+
+        Raises:
+            InputError: The compressed data are incomplete or damaged.
+        """
         try:
             return self._file.read(num_bytes)
         except EOFError as error:
-            found = f"the {self._packed} data end too early"
             raise InputError(
-                f"{self.path}: {found}; copy or download it again", code="file.cut-short", path=self.path
+                f"{self.path}: incomplete {self._compression} data. Copy or download the file again.",
+                code="file.cut-short",
+                path=self.path,
             ) from error
         except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise InputError(
-                f"{self.path}: damaged {self._packed} data; copy or download it again",
+                f"{self.path}: damaged {self._compression} data. Copy or download the file again.",
                 code="file.damaged",
                 path=self.path,
             ) from error
 
     def chunks(self, num_bytes: int) -> Iterator[bytes]:
-        """All the text, read ahead; the file is closed at the end."""
+        """Yield the complete text in chunks, prefetched by a thread; close the file at the end."""
         try:
             yield from prefetch(iter(lambda: self.read(num_bytes), b""))
         finally:
-            self._tap.close()
+            self._hashing_file.close()
 
     @property
     def bytes_read(self) -> int:
-        return self._tap.num_bytes
+        """Bytes read so far, of the compressed file if it is compressed."""
+        return self._hashing_file.num_bytes
 
     @property
     def sha256(self) -> str:
-        return self._tap.hash.hexdigest()
+        """Hex SHA-256 of the file, valid once `read` has returned b""."""
+        return self._hashing_file.hash.hexdigest()
 
 
-class _Tap:
-    """A file that hashes and counts what is read from it."""
+class _HashingFile:
+    """A file that hashes and counts the bytes that are read from it."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -107,9 +123,9 @@ class _Tap:
 
 
 class _ZstdFile:
-    """Zstandard frames one after another; unlike zstandard's own reader, a frame cut short is an error."""
+    """Reads concatenated Zstandard frames; unlike zstandard's reader, it raises EOFError for an incomplete frame."""
 
-    def __init__(self, file: _Tap) -> None:
+    def __init__(self, file: _HashingFile) -> None:
         self._file, self._frame, self._rest = file, None, b""
 
     def read(self, num_bytes: int) -> bytes:
@@ -129,30 +145,33 @@ class _ZstdFile:
 
 
 class Ragged(NamedTuple):
-    """Pieces of different size one after another: piece i is values[offsets[i] : offsets[i + 1]]."""
+    """Concatenated pieces of different size: piece i is values[offsets[i] : offsets[i + 1]]."""
 
     values: np.ndarray  # (N,) uint8
     offsets: np.ndarray  # (pieces + 1,) integers
 
     def strings(self, kind: pa.DataType | None = None) -> pa.Array:
-        """As an Arrow string array; the bytes are shared, the offsets narrowed to 32 bits."""
+        """Return the pieces as an Arrow string array; the bytes are shared, the offsets converted to int32."""
         buffers = [None, pa.py_buffer(self.offsets.astype(np.int32, copy=False)), pa.py_buffer(self.values)]
         return pa.Array.from_buffers(kind or pa.string(), self.offsets.size - 1, buffers)
 
 
 def copy_pieces(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Ragged:
-    """The pieces values_N[starts[i] : stops[i]], copied together in this order.
+    """Copy the pieces values_N[starts[i] : stops[i]] into one array, in this order.
 
     Args:
-        values_N: contiguous uint8.
-        starts, stops: integer arrays, starts <= stops.
-    Returns: the pieces, with int64 offsets from 0.
+        values_N: (N,) contiguous uint8.
+        starts: (pieces,) integers.
+        stops: (pieces,) integers, at least `starts`.
+
+    Returns:
+        The pieces, with int64 offsets from 0.
     """
     num_pieces = starts.size
     if not num_pieces:
         return Ragged(np.empty(0, np.uint8), np.zeros(1, np.int64))
-    # Arrow sees piece, gap, piece, gap ...: taking the even elements copies the pieces; it never looks into the gaps,
-    # so the pieces may overlap and come in any order. The last offset makes it reserve about what it needs.
+    # Arrow gets piece, gap, piece, gap ... as elements, and taking the even ones copies the pieces. It never reads the
+    # gaps, so the pieces may overlap and have any order. The last offset determines how much memory it reserves.
     edges = np.empty(2 * num_pieces + 1, dtype=np.int64)
     edges[0:-1:2], edges[1::2] = starts, stops
     edges[-1] = min(int(edges[0] + 2 * (stops - starts).sum()), values_N.size)
@@ -165,17 +184,22 @@ def copy_pieces(values_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> 
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
-    """The same items, made by a thread of their own up to `depth` before they are asked for.
+    """Yield items that a thread computes in advance; the thread ends when the iteration ends or is abandoned.
 
-    An exception of `items` is raised here, in its place. Leaving off early ends the thread.
+    Args:
+        items: The iterator to run in the thread.
+        depth: How many items are computed in advance.
+
+    Yields:
+        The same items. An exception of `items` is raised in its place.
     """
-    waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(depth)
+    results: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(depth)
     stopped = threading.Event()
 
     def put(entry: tuple[Item | None, BaseException | None, bool]) -> None:
         while not stopped.is_set():
             try:
-                return waiting.put(entry, timeout=0.1)
+                return results.put(entry, timeout=0.1)
             except queue.Full:
                 continue
 
@@ -193,7 +217,7 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
     thread.start()
     try:
         while True:
-            item, error, last = waiting.get()
+            item, error, last = results.get()
             if error is not None:
                 raise error
             if last:

@@ -1,13 +1,13 @@
-"""Overlapping windows of proteins that are too long for one forward pass."""
+"""Overlapping windows for proteins that are too long for one forward pass."""
 
 from typing import NamedTuple
 
 
 class Windowing(NamedTuple):
-    """How a protein over `max_residues` is cut: windows of that size, each `overlap` residues into its neighbour.
+    """Settings for the windows of long proteins: `max_residues` per window, `overlap` shared with the next.
 
-    The windows before the last are evenly spaced; the last one ends with the protein, so its overlap may be larger. A
-    residue in several windows gets the mean of its vectors, so does BOS.
+    The last window ends with the protein, so its overlap may be larger. The vector of a residue in several windows, and
+    that of BOS, is the mean over the windows.
     """
 
     max_residues: int
@@ -15,7 +15,7 @@ class Windowing(NamedTuple):
     batch_tokens: int
 
     def split(self, num_residues: int) -> list[tuple[int, int]]:
-        """(start, stop) in residues."""
+        """Return the (start, stop) of each window in residues; a protein of at most `max_residues` has one."""
         if num_residues <= self.max_residues:
             return [(0, num_residues)]
         starts = list(range(0, num_residues - self.max_residues, self.max_residues - self.overlap))

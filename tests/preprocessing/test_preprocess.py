@@ -365,7 +365,7 @@ def replaced(old: str, new: str, text: str) -> str:
 
 
 FAULTS = {
-    "empty": ({"train": ""}, r"train\.fasta: no record in it"),
+    "empty": ({"train": ""}, r"train\.fasta: no records"),
     "two sequences": ({"sampler": SAMPLER + ">UR90_000\nMKV\n"}, r"sampler\.fasta: record 45: id UR90_000 came before"),
     "two files": (
         {"train": replaced(SEQUENCES["UR50_2"], "MKV", fasta(list(MEMBERS)))},
@@ -398,9 +398,9 @@ FAULTS = {
         {"sampler": SAMPLER.encode() + b">x\nMK\xff\n"},
         r"record x \(45\): byte 0xff at residue 3 is not text",
     ),
-    "cut gzip": ({"sampler": gzip.compress(SAMPLER.encode())[:-30]}, r"sampler\.fasta: the gzip data end too early"),
-    "cut zstd": ({"sampler": zstandard.compress(SAMPLER.encode())[:-30]}, r"the Zstandard data end too early"),
-    "cut table": ({"table": gzip.compress(TABLE.encode())[:-20]}, r"mapping\.tsv: the gzip data end too early"),
+    "cut gzip": ({"sampler": gzip.compress(SAMPLER.encode())[:-30]}, r"sampler\.fasta: incomplete gzip data"),
+    "cut zstd": ({"sampler": zstandard.compress(SAMPLER.encode())[:-30]}, r"incomplete Zstandard data"),
+    "cut table": ({"table": gzip.compress(TABLE.encode())[:-20]}, r"mapping\.tsv: incomplete gzip data"),
     "val_size": ({"val_size": 8}, r"val_size 8 and test_size 0 take 8 clusters of its 8, none is left"),
     "both sizes": ({"val_size": 0.5, "test_size": 4}, r"take 8 clusters of its 8"),
     "no share": ({"val_size": 0.01}, r"val_size 0\.01 of 8 clusters is not one"),

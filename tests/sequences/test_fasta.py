@@ -1,4 +1,4 @@
-"""The FASTA reader against Biopython, on what people write and on what goes wrong."""
+"""The FASTA reader compared with Biopython, and its errors."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ sequences = st.text(RESIDUE_LETTERS + RESIDUE_LETTERS.lower(), min_size=1, max_s
 
 @st.composite
 def fasta_texts(draw) -> str:
-    """FASTA as people write it: any wrap, CRLF, blank lines, a description, a stop, blanks at line ends."""
+    """Generate FASTA text with any wrapping, CRLF, blank lines, descriptions, stops and trailing blanks."""
     newline = draw(st.sampled_from(["\n", "\r\n"]))
     lines = draw(st.lists(st.just(""), max_size=2))
     for _ in range(draw(st.integers(1, 8))):
@@ -37,7 +37,7 @@ def fasta_texts(draw) -> str:
     return newline.join(lines) + draw(st.sampled_from(["", newline, newline * 2]))
 
 
-def by_biopython(text: str) -> list[Record]:
+def read_with_biopython(text: str) -> list[Record]:
     parsed = SimpleFastaParser(io.StringIO(text.replace("\r\n", "\n")))
     return [Record(title.split()[0], title, sequence.upper().removesuffix("*")) for title, sequence in parsed]
 
@@ -55,15 +55,15 @@ def folder(tmp_path_factory) -> Path:
 
 @settings(max_examples=300, deadline=None)
 @given(text=fasta_texts(), packed=st.sampled_from(list(PACK)), block_bytes=st.sampled_from([1, 2, 3, 7, 64, 1 << 21]))
-def test_reads_what_biopython_reads(folder, text, packed, block_bytes):
+def test_records_agree_with_biopython(folder, text, packed, block_bytes):
     reader = FastaReader(write(folder, text, packed), block_bytes)
     records = [Record(*row) for block in reader for row in zip(*(column.to_pylist() for column in block), strict=True)]
-    assert records == by_biopython(text)
+    assert records == read_with_biopython(text)
     assert reader.num_records == len(records)
 
 
-def outcome(path: Path, block_bytes: int) -> list[tuple] | str:
-    """The records, or the message that refuses them."""
+def read_or_error(path: Path, block_bytes: int) -> list[tuple] | str:
+    """Read the records, or return the error message."""
     try:
         return [
             row
@@ -82,27 +82,27 @@ pieces = st.sampled_from([b">", b"a", b"M", b"KV", b"*", b"J", b"\n", b"\r\n", b
     content=st.one_of(st.binary(max_size=60), st.lists(pieces, max_size=30).map(lambda parts: b">" + b"".join(parts))),
     block_bytes=st.sampled_from([1, 5, 64]),
 )
-def test_any_bytes_are_read_or_refused_in_one_line(folder, content, block_bytes):
+def test_any_bytes_give_records_or_a_one_line_error(folder, content, block_bytes):
     path = write(folder, content)
-    found = outcome(path, 1 << 21)
+    found = read_or_error(path, 1 << 21)
     if isinstance(found, str):
         assert found.startswith(str(path))
         assert "\n" not in found
-        assert isinstance(outcome(path, block_bytes), str)
+        assert isinstance(read_or_error(path, block_bytes), str)
     else:
         assert all(name and sequence and set(sequence) <= set(RESIDUE_LETTERS) for name, _, sequence in found)
-        assert outcome(path, block_bytes) == found, "where the blocks are cut decides nothing"
+        assert read_or_error(path, block_bytes) == found, "block size changes the result"
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "no record in it"),
-        (b"\n \n", "no record in it"),
+        (b"", "no records"),
+        (b"\n \n", "no records"),
         (b"MKV\n>a\nMKV\n", "text before the first '>' ('MKV')"),
-        (b"\0\1\2binary", "not text"),
-        (b"\xff\xfe>\0a\0", "it is UTF-16; save the file as UTF-8"),
-        (b">\0a\0\n\0M\0", "it is UTF-16; save the file as UTF-8"),
+        (b"\0\1\2binary", "does not start with text"),
+        (b"\xff\xfe>\0a\0", "the file is UTF-16. Save it as UTF-8."),
+        (b">\0a\0\n\0M\0", "the file is UTF-16. Save it as UTF-8."),
         (b"BZh91AY", "bzip2"),
         (b">a\nMK\n> \nMKV\n", "record 2 has no id"),
         (b">a\nMK\n>b\n>c\nMKV\n", "record b (2): has no sequence"),
@@ -111,14 +111,14 @@ def test_any_bytes_are_read_or_refused_in_one_line(folder, content, block_bytes)
         (b">a\nMK\n>b\nmk-v\n", "record b (2): letter '-' at residue 3"),
         (b">a\nM*K\n", "record a (1): letter '*' at residue 2"),
         (b">a\nMK\xc3\xa9\n", "record a (1): byte 0xc3 at residue 3 is not text"),
-        (b">a \xff\nMK\n", "header of record 1: byte 0xff at column 4 is not text"),
+        (b">a \xff\nMK\n", "header of record 1: byte 0xff at column 4 is not UTF-8"),
         (b">a\0b\nMK\n", "header of record 1: byte 0x00 is not text"),
-        (b">a\rMKV\r>b\rMKV", "CR alone"),
+        (b">a\rMKV\r>b\rMKV", "end with CR only"),
         (b">long\n" + b"A" * (MAX_RESIDUES + 1) + b"\n>b\nM\n", "record long (1): has 100,001 residues"),
-        (b">endless\n" + b"A\n" * (1 << 24), "record 1 goes on for over 16 MiB"),
+        (b">endless\n" + b"A\n" * (1 << 24), "record 1 is longer than 16 MiB"),
     ],
 )
-def test_a_fault_gets_one_line_with_file_and_record(tmp_path, content, found):
+def test_an_error_is_one_line_with_file_and_record(tmp_path, content, found):
     path = write(tmp_path, content)
     with pytest.raises(InputError) as error:
         list(read_fasta(path))
@@ -127,7 +127,7 @@ def test_a_fault_gets_one_line_with_file_and_record(tmp_path, content, found):
     assert "\n" not in str(error.value)
 
 
-def test_the_longest_record_allowed_is_read(tmp_path):
+def test_the_longest_allowed_record_is_read(tmp_path):
     [record] = read_fasta(write(tmp_path, b">long\n" + b"A" * MAX_RESIDUES))
     assert len(record.sequence) == MAX_RESIDUES
 
@@ -138,7 +138,7 @@ def test_byte_order_mark_and_inner_blanks(tmp_path):
 
 
 @pytest.mark.parametrize("packed", ["gzip", "zstd"])
-def test_parts_packed_one_after_another_are_one_file(tmp_path, packed):
+def test_concatenated_compressed_parts_are_one_file(tmp_path, packed):
     path = tmp_path / "input.fasta"
     path.write_bytes(PACK[packed](b">a\nMKV\n") + PACK[packed](b">b\nGGG\n"))
     assert [record.id for record in read_fasta(path)] == ["a", "b"]
@@ -147,7 +147,7 @@ def test_parts_packed_one_after_another_are_one_file(tmp_path, packed):
 @pytest.mark.parametrize(("packed", "name"), [("gzip", "gzip"), ("zstd", "Zstandard")])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_file_cut_short_is_refused_wherever_it_is_cut(folder, packed, name, data):
+def test_incomplete_compressed_data_are_an_error(folder, packed, name, data):
     whole = PACK[packed](b"".join(b">r%d\nMKVLAGGSTE\n" % number for number in range(400)))
     cut = data.draw(st.integers(6, len(whole) - 1))
     path = folder / "cut.fasta"
@@ -157,7 +157,7 @@ def test_a_file_cut_short_is_refused_wherever_it_is_cut(folder, packed, name, da
 
 
 @pytest.mark.parametrize("packed", ["gzip", "zstd"])
-def test_damaged_packed_data_are_refused(tmp_path, packed):
+def test_damaged_compressed_data_are_an_error(tmp_path, packed):
     whole = bytearray(PACK[packed](b"".join(b">r%d\nMKVLAGGSTE\n" % number for number in range(4000))))
     for place in range(len(whole) // 2, len(whole) // 2 + 8):
         whole[place] ^= 0xFF
@@ -167,7 +167,7 @@ def test_damaged_packed_data_are_refused(tmp_path, packed):
         list(read_fasta(path))
 
 
-def test_the_hash_is_the_files(tmp_path):
+def test_hash_and_size_are_those_of_the_file(tmp_path):
     path = write(tmp_path, ">a\nMKV\n" * 1000, "gzip")
     reader = FastaReader(path)
     assert sum(len(block.ids) for block in reader) == 1000
@@ -175,7 +175,7 @@ def test_the_hash_is_the_files(tmp_path):
     assert reader.bytes_read == path.stat().st_size
 
 
-def test_leaving_off_early_leaves_no_thread(tmp_path):
+def test_an_abandoned_reader_leaves_no_thread(tmp_path):
     path = write(tmp_path, ">a\nMKV\n" * 200_000)
     before = threading.active_count()
     blocks = iter(FastaReader(path, 1 << 12))
@@ -197,18 +197,18 @@ def test_fasta_files(tmp_path):
     for wrong, found in (
         (tmp_path / "none.fa", "no such file"),
         (tmp_path / "empty", "no FASTA file"),
-        ([], "name at least"),
+        ([], "Pass at least"),
     ):
         with pytest.raises(InputError, match=found):
             find_fasta_files(wrong)
 
 
 @pytest.mark.shared
-def test_real_sequences_as_biopython_reads_them(shared_data):
+def test_real_sequences_agree_with_biopython(shared_data):
     path = shared_data / "uniprot_mini" / "ur90_ur50_sampler.fasta"
     records = list(read_fasta(path))
     assert len(records) == 19_504
-    assert records == by_biopython(path.read_text())
+    assert records == read_with_biopython(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_real_sequences_as_biopython_reads_them(shared_data):
         (".fasta", ".fasta"),
     ],
 )
-def test_bare_names_lose_only_what_says_fasta(name: str, bare: str) -> None:
+def test_only_fasta_suffixes_are_stripped(name: str, bare: str) -> None:
     assert strip_fasta_suffix(Path(name)) == bare

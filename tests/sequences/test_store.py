@@ -1,4 +1,4 @@
-"""The store gives back what was written, from any process, and refuses what is not a store."""
+"""The sequence store: rows read back in any process, and errors for other files."""
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -49,7 +49,7 @@ def letters(residues: np.ndarray) -> str:
     return residues.tobytes().decode()
 
 
-def test_every_row_comes_back(store, records):
+def test_every_row_is_read_back(store, records):
     assert len(store) == NUM_RECORDS
     assert [(store.id(row), letters(store.residues(row))) for row in range(len(store))] == records
     assert store.num_residues.tolist() == [len(sequence) for _, sequence in records]
@@ -66,7 +66,7 @@ def test_residues_are_a_read_only_view_of_the_file(store):
 
 @settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.integers(0, NUM_RECORDS - 1), max_size=40))
-def test_many_rows_at_once(store, records, rows):
+def test_gather_several_rows(store, records, rows):
     values, offsets = store.gather(np.array(rows, dtype=np.int64))
     pieces = [letters(values[start:stop]) for start, stop in pairwise(offsets)]
     assert pieces == [records[row][1] for row in rows]
@@ -74,7 +74,7 @@ def test_many_rows_at_once(store, records, rows):
 
 
 @pytest.mark.parametrize("row", [-1, NUM_RECORDS])
-def test_a_row_outside_is_refused(store, row):
+def test_a_row_out_of_range_is_an_error(store, row):
     with pytest.raises(IndexError):
         store.residues(row)
     with pytest.raises(IndexError):
@@ -83,7 +83,7 @@ def test_a_row_outside_is_refused(store, row):
 
 @settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), num_rows=st.integers(1, 12))
-def test_regroup_keeps_the_rows_and_sets_the_size(sizes, num_rows):
+def test_regroup_batches_preserves_the_rows(sizes, num_rows):
     rows = [str(row) for row in range(sum(sizes))]
     starts = np.cumsum([0, *sizes])
     whole = pa.record_batch([rows, rows], schema=SCHEMA)
@@ -94,7 +94,7 @@ def test_regroup_keeps_the_rows_and_sets_the_size(sizes, num_rows):
     assert not grouped or 0 < grouped[-1].num_rows <= num_rows
 
 
-def test_the_file_does_not_depend_on_the_pieces(records, tmp_path):
+def test_the_file_does_not_depend_on_the_input_batches(records, tmp_path):
     whole = pa.record_batch([pa.array(column) for column in zip(*records, strict=True)], schema=SCHEMA)
     files = []
     for piece in (777, 20_000, NUM_RECORDS):
@@ -106,7 +106,7 @@ def test_the_file_does_not_depend_on_the_pieces(records, tmp_path):
     assert files[0] == files[1] == files[2]
 
 
-def test_batches_read_in_order(store, records):
+def test_batches_are_read_in_order(store, records):
     batches = list(read_batches(store.path))
     assert [batch.num_rows for batch in batches] == [ROWS_PER_BATCH, ROWS_PER_BATCH, 77]
     assert [name for batch in batches for name in batch.column("id").to_pylist()] == [name for name, _ in records]
@@ -117,7 +117,7 @@ def _residues_of(job: tuple[SequenceStore, int]) -> str:
     return letters(store.residues(row))
 
 
-def test_sent_to_another_process_it_opens_itself_again(store, records):
+def test_another_process_opens_the_file_again(store, records):
     assert len(pickle.dumps(store)) < 1000
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert list(pool.map(_residues_of, [(store, 5), (store, ROWS_PER_BATCH)])) == [
@@ -126,16 +126,16 @@ def test_sent_to_another_process_it_opens_itself_again(store, records):
         ]
 
 
-def test_what_is_no_store_is_refused(store, tmp_path):
+def test_other_files_are_an_error(store, tmp_path):
     whole = store.path.read_bytes()
     other = pa.BufferOutputStream()
     with pa.ipc.new_file(other, pa.schema([("id", pa.string())])):
         pass
     for content, found in (
-        (whole[: len(whole) // 2], "no readable Arrow file"),
-        (b"", "no readable Arrow file"),
-        (b">a\nMKV\n", "no readable Arrow file"),
-        (other.getvalue().to_pybytes(), "not one of sequences"),
+        (whole[: len(whole) // 2], "not a readable Arrow file"),
+        (b"", "not a readable Arrow file"),
+        (b">a\nMKV\n", "not a readable Arrow file"),
+        (other.getvalue().to_pybytes(), "an Arrow file without sequences"),
     ):
         path = tmp_path / "train.arrow"
         path.write_bytes(content)
@@ -145,7 +145,7 @@ def test_what_is_no_store_is_refused(store, tmp_path):
         SequenceStore.open(tmp_path / "absent.arrow")
 
 
-def test_a_store_left_unfinished_is_refused(records, tmp_path):
+def test_an_unfinished_store_is_an_error(records, tmp_path):
     path = tmp_path / "train.arrow"
     with pytest.raises(KeyboardInterrupt), StoreWriter(path) as writer:  # noqa: PT012
         writer.write(pa.record_batch([pa.array(["a"]), pa.array(["MKV"])], schema=SCHEMA))
@@ -156,7 +156,7 @@ def test_a_store_left_unfinished_is_refused(records, tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_ragged_copy_takes_any_pieces_in_any_order(data):
+def test_copy_pieces_takes_any_pieces_in_any_order(data):
     values = np.arange(data.draw(st.integers(0, 50)), dtype=np.uint8)
     pairs = data.draw(st.lists(st.tuples(st.integers(0, values.size), st.integers(0, values.size)), max_size=20))
     starts = np.array([min(pair) for pair in pairs], dtype=np.int64)
