@@ -1,4 +1,4 @@
-"""Everything a pretraining run depends on; the published recipe is the default."""
+"""Settings of a pretraining run; the defaults are the published recipe."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,39 +12,41 @@ from esm2kit.training.schedule import compute_lr
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainingConfig):
-    """Pretrain an ESM-2 on a preprocessed folder; optimizer, schedule and masks default to the published recipe.
+    """Pretrain an ESM-2 on a preprocessed dataset; optimizer, schedule and masks default to the published recipe.
 
     Args:
-        data: folder that `esm2kit preprocess` made.
-        model: a published size such as esm2_t12_35M_UR50D, or `custom` with the three fields below; by default the size
-            of init_from, or else esm2_t6_8M_UR50D.
-        num_layers: layers of a custom model.
-        embed_dim: width of a custom model.
-        attention_heads: heads of a custom model.
-        init_from: begin from these weights (official name or path) instead of random ones: second-stage pretraining.
-        seed: decides initial weights, order, cluster members, crops and masks.
-        tensor_model_parallel_size: devices that share one model's matrices.
-        accumulate_grad_batches: micro-batches a device works through for one update; above 1 it holds whole gradients,
-            4 bytes a parameter, under fsdp2 too.
-        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks;
-            yours to give: the published updates of 2M tokens hold about 6,000 of UniRef's sequences.
-        max_tokens: crop longer sequences to a window of so many tokens, BOS and EOS included.
-        lr: peak learning rate; by default 4e-4, and 1.6e-4 for the 15B size.
-        decay_share: share of max_steps at whose end the linear decay has come down to min_lr_share; flat from there.
-        min_lr_share: final learning rate as a share of the peak.
-        weight_decay: decoupled weight decay; by default 0.01, and 0.1 for the 15B size.
-        mask_prob: share of residues to predict.
-        compile: compile the layers with torch.compile.
-        validation_masking: hidden puts <mask> on every residue that is scored; bert leaves a tenth of them readable and
-            swaps a tenth, as in training and in published perplexities. A model that copies what it can read and knows
-            only frequencies scores well below the unigram floor under bert, and at it under hidden.
-        downstream_task: at validations also probe the model on this task, a FLIP one or the name or path of your own;
-            the score on its validation set is a column of metrics.csv.
-        downstream_split: of the task; FLIP's default if not given.
-        downstream_data: folder of task folders.
-        downstream_every: probe at every so-many-th validation.
-        downstream_limit: proteins of each set at most, a stratified draw.
-        num_workers: processes that prepare batches.
+        data: Dataset folder from `esm2kit preprocess`.
+        model: Published size such as esm2_t12_35M_UR50D, or custom with num_layers, embed_dim and attention_heads.
+            Default: the size of init_from, otherwise esm2_t6_8M_UR50D.
+        num_layers: Number of layers of a custom model.
+        embed_dim: Embedding dimension of a custom model.
+        attention_heads: Attention heads per layer of a custom model.
+        init_from: Official name or path of the initial weights, for second-stage pretraining. Default: random weights.
+        seed: Random seed of the initial weights, sample order, cluster members, crops and masks.
+        tensor_model_parallel_size: Devices that share one copy of the model.
+        accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size,
+            otherwise 1. Above 1, each device holds unsharded gradients (4 bytes per parameter), also with fsdp2.
+        global_batch_size: Sequences per update. Default: micro_batch_size x accumulate_grad_batches x data-parallel
+            ranks. The published updates of 2M tokens hold about 6,000 sequences of UniRef.
+        max_tokens: Longest window of a sequence in tokens, including BOS and EOS. Longer sequences are cropped.
+        lr: Peak learning rate. Default: 4e-4, or 1.6e-4 for the 15B size.
+        decay_share: Share of max_steps after which the linear decay reaches min_lr_share. The rate is constant
+            afterwards.
+        min_lr_share: Final learning rate as a share of the peak.
+        weight_decay: Decoupled weight decay. Default: 0.01, or 0.1 for the 15B size.
+        mask_prob: Share of residues to predict.
+        compile: Compile the layers with torch.compile.
+        validation_masking: Masking of the scored residues in validation. hidden replaces all of them with <mask>. bert
+            leaves a tenth of them unchanged and replaces a tenth with random residues, as in training and in published
+            perplexities. A model that copies visible residues and otherwise predicts their frequencies scores well
+            below the unigram baseline under bert, but not under hidden.
+        downstream_task: Task to probe the model on at validations: a FLIP task, or the name or path of a custom task.
+            Its validation score is a column of metrics.csv. Default: no task.
+        downstream_split: Split of the task. Default: FLIP's default split.
+        downstream_data: Folder of task folders.
+        downstream_every: Validations per evaluation of the probe: 2 evaluates it at every second validation.
+        downstream_limit: Largest number of proteins per set, as a stratified sample.
+        num_workers: Processes per device that prepare batches. 0 prepares them in the training process.
     """
 
     data: Path = field(metadata=FREE)
@@ -80,22 +82,27 @@ class PretrainConfig(TrainingConfig):
 
     @property
     def peak_lr(self) -> float:
+        """The peak learning rate; the published rate if `lr` is None."""
         return self.lr if self.lr is not None else 1.6e-4 if self.model == "esm2_t48_15B_UR50D" else 4e-4
 
     @property
     def resolved(self) -> "PretrainConfig":
-        """With lr and weight_decay as the published recipe has them where they are left open."""
+        """The configuration with the published lr and weight_decay in place of None."""
         decay = 0.1 if self.model == "esm2_t48_15B_UR50D" else 0.01
         return replace(self, lr=self.peak_lr, weight_decay=decay if self.weight_decay is None else self.weight_decay)
 
     @property
     def model_config(self) -> ESM2Config:
-        """The shape asked for. Raises: InputError for a name that is no published size, or a custom shape left open."""
+        """The shape of the requested model.
+
+        Raises:
+            InputError: The name is not a published size, or the custom shape is incomplete.
+        """
         custom = (self.num_layers, self.embed_dim, self.attention_heads)
         if self.model == "custom":
             if None in custom:
                 raise InputError(
-                    "model custom requires num_layers, embed_dim and attention_heads", code="model.custom-shape"
+                    "model 'custom' requires num_layers, embed_dim and attention_heads", code="model.custom-shape"
                 )
             return ESM2Config(*custom)
         if custom != (None, None, None):
@@ -105,7 +112,7 @@ class PretrainConfig(TrainingConfig):
         name = self.model or "esm2_t6_8M_UR50D"
         if name not in SIZES:
             raise InputError(
-                f"model {name!r} is unknown; {suggest_name(name, ['custom', *SIZES])}",
+                f"unknown model {name!r}; {suggest_name(name, ['custom', *SIZES])}",
                 code="model.unknown-size",
                 name=name,
             )
@@ -113,9 +120,17 @@ class PretrainConfig(TrainingConfig):
 
 
 def lr_at(step: int, config: PretrainConfig) -> float:
-    """Learning rate of update `step` (from 0): linear warm-up, linear decay, flat.
+    """Compute the learning rate of an update: linear warm-up, linear decay, then constant.
 
-    Source: Lin et al. 2023, supplement A.2.4.
+    Args:
+        step: Updates made before, so the first update is 0.
+        config: The run.
+
+    Returns:
+        The learning rate.
+
+    Source:
+        Lin et al. 2023, supplement A.2.4.
     """
     warmup, end = config.warmup_steps, config.decay_share * config.max_steps
     return compute_lr(config.peak_lr, step + 1, warmup, warmup, end, final_share=config.min_lr_share)

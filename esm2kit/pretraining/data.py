@@ -1,7 +1,7 @@
-"""From a preprocessed folder to packed micro-batches, each a pure function of (seed, consumed samples).
+"""Packed micro-batches from a preprocessed dataset, as a pure function of the seed and the number of consumed samples.
 
-One item of the training set is one update's share of the global batch: the micro-batches this data-parallel rank works
-through. So the state of the data is one number, and neither workers nor ranks nor restarts can change a sample.
+Each item of the training set holds this data-parallel rank's micro-batches for one update. The state of the data is one
+number, so samples do not depend on the number of workers or ranks, or on restarts.
 """
 
 import signal
@@ -29,10 +29,14 @@ VALIDATION_STREAM = 101
 
 
 class MicroBatch(NamedTuple):
-    """Packed, masked sequences: what one forward pass sees.
+    """Packed, masked sequences for one forward pass.
 
-    tokens_N: input token ids; num_tokens: tokens of each sequence; rows_M, targets_M: which rows are predicted, and
-    what they were; store_rows: rows of the store, to name a sequence when something goes wrong.
+    Args:
+        tokens_N: (N,) input token ids of all sequences, one after the other.
+        num_tokens: Number of tokens per sequence; the sum is N.
+        rows_M: (M,) positions in `tokens_N` to predict.
+        targets_M: (M,) original token ids at these positions.
+        store_rows: Row of each sequence in the store, for error messages.
     """
 
     tokens_N: Tensor
@@ -43,12 +47,18 @@ class MicroBatch(NamedTuple):
 
     @property
     def label_weight(self) -> float:
-        """What the loss is divided by: the number of masked tokens."""
+        """The number of masked tokens, by which the summed loss is divided."""
         return len(self.targets_M)
 
 
 class Masking(NamedTuple):
-    """Share of residues to predict, and what becomes of them: <mask>, another residue, or left as they are."""
+    """Shares of masking.
+
+    Args:
+        mask_prob: Share of residues to predict.
+        mask_share: Share of those that are replaced with `<mask>`.
+        random_share: Share of those that are replaced with a random residue; the rest stays unchanged.
+    """
 
     mask_prob: float = 0.15
     mask_share: float = 0.8
@@ -59,7 +69,14 @@ BERT = Masking()
 
 
 class Sample(NamedTuple):
-    """One sequence's window before masking."""
+    """A window of one sequence, before masking.
+
+    Args:
+        row: Row of the sequence in the store.
+        start: First residue of the window, from 0.
+        stop: First residue after the window.
+        mask_key: Random key of the mask.
+    """
 
     row: int
     start: int
@@ -86,7 +103,7 @@ def collate(samples: Sequence[Sample], store: SequenceStore, masking: Masking) -
 
 
 class ResidueCounts:
-    """A store's residues by row, looked up one at a time: nothing grows with the training set."""
+    """Number of residues by row of a store, read on demand, so memory does not grow with the training set."""
 
     def __init__(self, store: SequenceStore) -> None:
         self.store = store
@@ -96,7 +113,17 @@ class ResidueCounts:
 
 
 class GlobalBatches(Dataset):
-    """Update number -> this rank's micro-batches of that update's global batch."""
+    """Maps an update's number to this rank's micro-batches of its global batch.
+
+    Args:
+        dataset: The training set.
+        layout: The batch layout.
+        rank: Data-parallel rank.
+        seed: Random seed of sample order, cluster members, crops and masks.
+        max_steps: Total number of updates.
+        max_residues: Longest window in residues.
+        masking: Shares of masking.
+    """
 
     def __init__(
         self,
@@ -117,26 +144,36 @@ class GlobalBatches(Dataset):
         return self.max_steps
 
     def samples(self, step: int) -> list[Sample]:
-        """The global batch of an update, in drawing order: the next `global_batch_size` clusters of endless epochs."""
+        """List the samples of an update's global batch: the next `global_batch_size` clusters of endless epochs."""
         size, clusters = self.layout.global_batch_size, self.index.num_clusters
-        drawn = []
+        samples = []
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, clusters)
             cluster = permutation(self.seed, epoch, position, clusters)
-            picked = draw_sample(self.seed, epoch, cluster, self.index, self.num_residues, self.max_residues)
-            drawn.append(Sample(picked.row, picked.start, picked.stop, picked.mask_key))
-        return drawn
+            chosen = draw_sample(self.seed, epoch, cluster, self.index, self.num_residues, self.max_residues)
+            samples.append(Sample(chosen.row, chosen.start, chosen.stop, chosen.mask_key))
+        return samples
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
         samples = self.samples(step)
         micro_batches = self.layout.accumulate_grad_batches * self.layout.data_parallel_size
         split = split_micro_batches([sample.stop - sample.start for sample in samples], micro_batches)
-        mine = split[self.rank :: self.layout.data_parallel_size]
-        return [collate([samples[position] for position in part], self.store, self.masking) for part in mine]
+        own = split[self.rank :: self.layout.data_parallel_size]
+        return [collate([samples[position] for position in part], self.store, self.masking) for part in own]
 
 
 class ValidationBatches(Dataset):
-    """UniRef50 representatives under masks that never change, in batches of a token budget a rank, which share each."""
+    """Validation sequences with fixed masks, in batches that the ranks share.
+
+    Args:
+        store: The validation sequences.
+        rank: Data-parallel rank.
+        ranks: Number of data-parallel ranks.
+        seed: Random seed of the masks.
+        max_residues: Longest window in residues.
+        tokens_per_batch: Token budget per batch and rank.
+        masking: Shares of masking.
+    """
 
     def __init__(
         self,
@@ -149,10 +186,10 @@ class ValidationBatches(Dataset):
         masking: Masking,
     ) -> None:
         self.store, self.masking = store, masking
-        whole = store.num_residues
-        num_residues = np.minimum(whole, max_residues)
-        # long representatives are cut to their middle: the same residues at every validation of every run
-        starts = (whole - num_residues) // 2
+        full_lengths = store.num_residues
+        num_residues = np.minimum(full_lengths, max_residues)
+        # long sequences are cropped to their middle, so that every validation scores the same residues
+        starts = (full_lengths - num_residues) // 2
 
         def sample(row: int) -> Sample:
             start = int(starts[row])
@@ -167,28 +204,28 @@ class ValidationBatches(Dataset):
 
     def __getitem__(self, index: int) -> MicroBatch:
         batch = self.batches[index]
-        mine = batch[self.rank :: self.ranks]
-        if mine:
-            return collate(mine, self.store, self.masking)
-        # a sharded model's ranks must run as many forward passes as each other: run one, and score nothing
+        own = batch[self.rank :: self.ranks]
+        if own:
+            return collate(own, self.store, self.masking)
+        # all ranks of a sharded model must run the same number of forward passes; this one scores nothing
         idle = collate(batch[:1], self.store, self.masking)
         return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
 
 
 class PretrainingData(LightningDataModule):
-    """Lightning's view on the two sets above.
+    """The data loaders of training and validation.
 
     Args:
-        dataset: what `esm2kit preprocess` made.
-        layout: how the global batch divides.
-        seed: of order, members, crops and masks.
-        max_steps: updates in all.
-        first_step: updates done before; the next one to serve.
-        max_residues: longest window, without BOS and EOS.
-        tokens_per_validation_batch: token budget of a rank's validation batch.
-        num_workers: processes that prepare batches; 0 prepares them in the training process.
-        masking: what is hidden from the model in training.
-        validation_masking: what is hidden from it in validation.
+        dataset: The training set.
+        layout: The batch layout.
+        seed: Random seed of sample order, cluster members, crops and masks.
+        max_steps: Total number of updates.
+        first_step: Updates made before, and so the number of the next update.
+        max_residues: Longest window in residues, without BOS and EOS.
+        tokens_per_validation_batch: Token budget per validation batch and rank.
+        num_workers: Processes that prepare batches; 0 prepares them in the training process.
+        masking: Shares of masking in training.
+        validation_masking: Shares of masking in validation.
     """
 
     def __init__(
@@ -211,6 +248,7 @@ class PretrainingData(LightningDataModule):
         self.masking, self.validation_masking = masking, validation_masking
 
     def train_dataloader(self) -> DataLoader:
+        """Build the loader of this rank's updates, from `first_step`."""
         rank, _ = data_parallel_rank(self.trainer.strategy)
         batches = GlobalBatches(
             self.dataset, self.layout, rank, self.seed, self.max_steps, self.max_residues, self.masking
@@ -218,6 +256,7 @@ class PretrainingData(LightningDataModule):
         return self._loader(batches, range(self.first_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader:
+        """Build the loader of this rank's validation batches."""
         rank, ranks = data_parallel_rank(self.trainer.strategy)
         batches = ValidationBatches(
             self.dataset.valid,
@@ -231,7 +270,7 @@ class PretrainingData(LightningDataModule):
         return self._loader(batches, range(len(batches)))
 
     def _loader(self, batches: Dataset, order: range) -> DataLoader:
-        # batch_size None: an item already is a batch; a range as sampler keeps order and start in plain sight
+        # an item already holds the batches of one update, so batch_size is None
         return DataLoader(
             batches,
             batch_size=None,
@@ -244,7 +283,7 @@ class PretrainingData(LightningDataModule):
 
 
 def init_data_worker(worker: int) -> None:
-    """Stop with the trainer, not before it: a signal to the whole group leaves it an update to finish and to save."""
+    """Ignore stop signals, so that the trainer can finish and save its update; exit when the trainer does."""
     exit_with_parent()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""How a model in training does on a labelled task: a linear probe on its vectors, at validations, in bounded memory.
+"""A linear probe on a labelled task, fitted at validations to follow a model in training.
 
-The proteins go through the model where and as it is laid out, one batch at a time; of a batch only the rows that the
-probe reads are kept, and of these at most MAX_FEATURE_BYTES a set. After the figure nothing stays. Nothing is drawn
-from a random generator and no gradient is made, so training goes on as if nobody had looked.
+The model embeds the proteins batch by batch on its own devices, sharded or not. Only the rows that the probe reads are
+kept, at most MAX_FEATURE_BYTES per set, and they are deleted after each evaluation. The probe uses no random generator
+and computes no gradients, so it does not change the training.
 """
 
 import logging
@@ -31,17 +31,18 @@ SETS = ("train", "validation")
 
 
 class DownstreamProbe:
-    """A task's train and validation proteins, ready to be embedded again and again; its test set is left out.
+    """Evaluates embeddings of a task's train and validation proteins; the test set is not used.
 
-    Ridge for values, logistic regression for classes, on the mean over a protein's residues or on each residue. The
-    penalty is the best of a grid on validation, where the figure is read too: good for a curve, not for a result.
+    The probe is ridge regression for values or logistic regression for classes. It reads the mean over a protein's
+    residues or each residue. Its penalty is selected on the validation set, which also gives the score: use the score
+    to follow a training, not as a result.
 
     Args:
-        data: the task.
-        cache: folder for its tokens.
-        width: of the model's vectors.
-        max_residues: longest window the model is given.
-        tokens_per_batch: token budget of a forward pass.
+        data: The task.
+        cache: Folder for the tokenised proteins.
+        width: Dimension of the model's embeddings.
+        max_residues: Longest window in residues.
+        tokens_per_batch: Token budget per forward pass.
     """
 
     def __init__(self, data: TaskData, cache: Path, width: int, max_residues: int, tokens_per_batch: int) -> None:
@@ -50,19 +51,19 @@ class DownstreamProbe:
         self.width, self.tokens_per_batch, self.metric = width, tokens_per_batch, data.task.metric
         self.fit = fit_ridge if data.task.target == "value" else fit_logistic
         max_rows = MAX_FEATURE_BYTES // (4 * width)
-        # of every target of a set, in the order of its proteins: its row in the features, or -1
+        # per target of a set, in the order of its proteins: its row in the features, or -1 if it is not used
         self.row_of_slot: dict[str, Tensor] = {}
-        chosen = {}
+        used = {}
         for name in SETS:
             targets = np.flatnonzero((data.sets == name)[data.protein_of_target])
             kept = np.flatnonzero(data.scored[targets])
             kept = kept[:: -(-len(kept) // max_rows)]
             rows = np.full(len(targets), -1)
             rows[kept] = np.arange(len(kept))
-            self.row_of_slot[name], chosen[name] = torch.from_numpy(rows), targets[kept]
-        packed = data.targets[np.concatenate(list(chosen.values()))]
-        # a linear probe reads every target by itself: each is a protein of one
-        places = np.split(np.arange(len(packed)), [len(chosen["train"])])
+            self.row_of_slot[name], used[name] = torch.from_numpy(rows), targets[kept]
+        packed = data.targets[np.concatenate(list(used.values()))]
+        # a linear probe reads each target separately, so each is passed as a protein with one target
+        places = np.split(np.arange(len(packed)), [len(used["train"])])
         self.targets = ProbeTargets(
             packed,
             scored=np.ones(len(packed), dtype=bool),
@@ -71,9 +72,9 @@ class DownstreamProbe:
             task=data.task,
         )
         logger.info(
-            "downstream: %s, split %s, %s on %s; %s of train, read on %s of validation",
+            "downstream probe: task %s, split %s, %s on %s; %s in train, %s in validation",
             *(data.task.name, data.split, "ridge" if self.fit is fit_ridge else "logistic regression"),
-            *("residues" if self.proteins.per_residue else "proteins", *(f"{len(rows):,}" for rows in chosen.values())),
+            *("residues" if self.proteins.per_residue else "proteins", *(f"{len(rows):,}" for rows in used.values())),
         )
 
     def evaluate(
@@ -83,23 +84,26 @@ class DownstreamProbe:
         group: dist.ProcessGroup | None,
         rank: int,
         ranks: int,
-        first: bool,
+        is_first: bool,
     ) -> dict[str, float]:
-        """Embed, fit, score; every rank must call.
+        """Embed the proteins, fit the probe and score it; all ranks must call this method.
 
         Args:
-            encode: (tokens_N, tokens of each sequence) -> (N, D), the model's final rows.
-            device: where the model is.
-            group: the data-parallel ranks; they share the proteins.
-            rank: of this process among them.
-            ranks: how many they are.
-            first: whether this process is the one that fits and tells.
-        Returns: {"downstream_<metric>", "downstream_peak_gib"}: the score on validation, 0 where it is undefined, and
-            the most memory held meanwhile (of the GPU, or resident in this process); {} on the other ranks.
+            encode: Function of the tokens (N,) and the number of tokens per sequence; returns the model's final
+                representations (N, D).
+            device: Device of the model.
+            group: Process group of the data-parallel ranks, which share the proteins.
+            rank: Rank of this process in the group.
+            ranks: Size of the group.
+            is_first: Whether this process fits the probe and returns the metrics.
+
+        Returns:
+            `downstream_<metric>`, the score on the validation set (0 if it is undefined), and `downstream_peak_gib`,
+            the peak memory of the GPU or of this process in GiB. Empty on the other ranks.
         """
         peak = _MemoryPeak(device)
         values = [self._embed_set(name, encode, device, group, rank, ranks, peak) for name in SETS]
-        if not first:
+        if not is_first:
             return {}
         features = Features(torch.cat(values).numpy(), self.targets.offsets)
         with _quiet_logger("esm2kit.benchmarking.probes.linear"):
@@ -122,43 +126,44 @@ class DownstreamProbe:
         ranks: int,
         peak: "_MemoryPeak",
     ) -> Tensor:
-        """(K, D) float32 on the CPU: the rows that the probe reads, where windows overlap their mean."""
+        """Embed a set: (K, D) float32 on the CPU, averaged where windows overlap."""
         row_of_slot = self.row_of_slot[set_name]
         sums_KX = torch.zeros(int(row_of_slot.max()) + 1, self.width + 1, device=device)
         reads = "residues" if self.proteins.per_residue else "mean"
         for batch in EvaluationBatches(self.proteins, set_name, self.tokens_per_batch, rank, ranks):
             hidden_ND = encode(batch.tokens_N.to(device), batch.num_tokens).float()
-            if len(batch.slots_M):  # none: this rank only keeps the others company
+            if len(batch.slots_M):  # empty if this rank only runs the forward passes that the others need
                 rows_M = row_of_slot[batch.slots_M]
-                wanted = rows_M >= 0
-                read_MD = pool_rows(hidden_ND, batch.num_tokens, reads)[0][wanted.to(device)]
+                is_used = rows_M >= 0
+                read_MD = pool_rows(hidden_ND, batch.num_tokens, reads)[0][is_used.to(device)]
                 counted = torch.cat([read_MD, read_MD.new_ones(len(read_MD), 1)], dim=1)
-                sums_KX.index_add_(0, rows_M[wanted].to(device), counted)
+                sums_KX.index_add_(0, rows_M[is_used].to(device), counted)
             peak.update()
         sums_KX = sum_over_group(group, sums_KX).cpu()
         return sums_KX[:, :-1] / sums_KX[:, -1:]
 
 
 class _MemoryPeak:
-    """The most memory held since this began: bytes of the GPU, or resident in this process, looked at now and then."""
+    """Peak memory in bytes, of the GPU or of this process, over the calls of `update`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.bytes = device, 0
         if device.type == "cuda":
-            # what training held at most is held again by its next update
+            # training reaches its own peak again in the next update
             torch.cuda.reset_peak_memory_stats(device)
 
     def update(self) -> None:
+        """Measure the memory now."""
         self.bytes = max(self.bytes, read_memory_use(self.device))
 
 
 @contextmanager
 def _quiet_logger(name: str) -> Iterator[None]:
-    """The probe's own progress belongs to a benchmark, not between the lines of a training."""
-    of_module = logging.getLogger(name)
-    level = of_module.level
-    of_module.setLevel(logging.WARNING)
+    """Suppress the probe's progress lines, which would interrupt the log of a training."""
+    quiet = logging.getLogger(name)
+    level = quiet.level
+    quiet.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        of_module.setLevel(level)
+        quiet.setLevel(level)

@@ -1,7 +1,7 @@
-"""Randomness as arithmetic: keys of (seed, epoch, index), and the BERT mask drawn from one.
+"""BERT masking as a pure function of a sequence and a random key.
 
-Nothing here holds a state, so a sample does not depend on the worker, the rank or what was drawn before it. The hash is
-splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), which passes BigCrush on a plain counter.
+There is no random state, so a mask does not depend on the worker, the rank or earlier samples. The keys come from
+splitmix64's finalizer (Steele, Lea and Flood, OOPSLA 2014), which passes BigCrush on a plain counter.
 """
 
 import numpy as np
@@ -17,25 +17,29 @@ def mask_tokens(
     mask_share: float = 0.8,
     random_share: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's corruption of one sequence, a pure function of its tokens and a key.
+    """Mask one sequence as BERT does, as a pure function of its tokens and a key.
 
-    Each residue is selected on its own with probability `mask_prob`; a selected one becomes `<mask>`, a random standard
-    residue (its own letter among them), or stays. BOS, EOS and padding are never selected.
+    Each residue is selected independently with probability `mask_prob`. A selected residue is replaced with `<mask>` or
+    with a random standard residue (possibly the same one), or stays unchanged. BOS, EOS and padding are never selected.
 
     Args:
-        tokens_T: (T,) uint8 token ids, BOS and EOS included.
-        key: a `stream_key`, such as `Draw.mask_key`.
-        mask_prob: share of residues to be predicted.
-        mask_share: of those, the share that becomes `<mask>`.
-        random_share: of those, the share that becomes a random one of the 20 standard residues.
-    Returns: the corrupted (T,) uint8 tokens, and (T,) bool: which ones the loss is taken on.
-    Source: Lin et al. 2023 (ESM-2), supplement A.2.2: 15%, of these 80 / 10 / 10.
+        tokens_T: (T,) uint8 token ids, including BOS and EOS.
+        key: A key from `stream_key`, such as the `mask_key` of a sample.
+        mask_prob: Share of residues to predict.
+        mask_share: Share of those that are replaced with `<mask>`.
+        random_share: Share of those that are replaced with one of the 20 standard residues.
+
+    Returns:
+        The masked (T,) uint8 token ids, and a (T,) boolean array that is True at the residues to predict.
+
+    Source:
+        Lin et al. 2023 (ESM-2), supplement A.2.2: 15% of the residues, of which 80% / 10% / 10%.
     """
     uniform_T = random_uniforms(key, tokens_T.size)
     special_T = (tokens_T == BOS_IDX) | (tokens_T == EOS_IDX) | (tokens_T == PAD_IDX)
     selected_T = (uniform_T < mask_prob) & ~special_T
     positions = np.flatnonzero(selected_T)
-    # given that it lies below mask_prob, the number is uniform there: it also decides what happens, and which residue
+    # below mask_prob the number is uniform, so it also decides the replacement and the random residue
     share = uniform_T[positions] / mask_prob
     inputs_T = tokens_T.copy()
     inputs_T[positions[share < mask_share]] = MASK_IDX

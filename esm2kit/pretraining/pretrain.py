@@ -1,4 +1,4 @@
-"""Masked-language-model pretraining: what it adds to the training loop, and `pretrain`."""
+"""Masked-language-model pretraining: its training loop, and `pretrain`."""
 
 import logging
 import math
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["PretrainConfig", "lr_at", "pretrain"]
 
-# share of scored residues that read <mask>, and share that read another residue
+# shares of scored residues that are replaced with <mask> and with a random residue
 VALIDATION_SHARES = {"hidden": (1.0, 0.0), "bert": (0.8, 0.1)}
 
 
@@ -52,12 +52,12 @@ class MaskedLM(TrainingLoop):
     """ESM-2 trained to predict masked residues.
 
     Args:
-        config: the run, resolved.
-        esm2: the model, whole, the same on every rank; on the meta device where `weights` follow.
-        train: the training sequences, to name one when something goes wrong.
-        resumed: the checkpoint to continue from.
-        downstream: what to probe at validations, if anything.
-        weights: whole tensors by name, to fill the model with once it is laid out over the devices.
+        config: The run, with lr and weight_decay resolved.
+        esm2: The full model, identical on all ranks; on the meta device if `weights` is passed.
+        train: The training sequences, for error messages.
+        resumed: The checkpoint to continue from.
+        downstream: The probe to evaluate at validations, or None.
+        weights: Pairs of name and unsharded tensor, loaded after the model is sharded.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class MaskedLM(TrainingLoop):
         esm2.contact_head.requires_grad_(False)
 
     def configure_model(self) -> None:
+        """Shard the model, load its weights and compile its layers, as configured."""
         super().configure_model()
         if self.weights is not None:
             materialise(self.esm2, self.weights, self.trainer.strategy.root_device)
@@ -84,37 +85,44 @@ class MaskedLM(TrainingLoop):
                 layer.compile(dynamic=True)
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
-        """Cross-entropy summed over a micro-batch's masked tokens, in float32."""
+        """Compute the cross-entropy summed over a micro-batch's masked tokens, in float32."""
         packed = Packed(batch.num_tokens, self.device, bucketed=True)
         logits_MV = self.esm2.masked_logits(batch.tokens_N, packed, batch.rows_M)
         return F.cross_entropy(logits_MV.float(), batch.targets_M, reduction="sum")
 
     def training_flops(self, batch: MicroBatch) -> float:
+        """Count the FLOP of a micro-batch: a backward pass takes twice those of a forward pass."""
         return 3 * self.esm2.config.forward_flops(batch.num_tokens, len(batch.targets_M))
 
     def sequence_ids(self, batch: MicroBatch) -> list[str]:
+        """List the ids of a micro-batch's sequences."""
         return [self.train_store.id(row) for row in batch.store_rows]
 
     def peak_rates(self) -> dict[float, list[nn.Parameter]]:
+        """Return one peak rate for all parameters."""
         return {self.config.lr: list(self.esm2.parameters())}
 
     def learning_rate(self, peak: float) -> float:
-        return lr_at(self.step, self.config)  # one peak for all
+        """Compute the learning rate of the current update."""
+        return lr_at(self.step, self.config)  # all parameters have the same peak
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Add the loss and the number of masked tokens of a validation batch to the sums of this rank."""
         sums = torch.tensor([0.0, len(batch.targets_M)], dtype=torch.float64)
         with precision_context(self.esm2, self.config.precision):
             sums[0] = self.loss_sum(batch).double()
         self.validation_sums += sums
 
     def validation_metrics(self) -> dict[str, float]:
+        """Compute val_loss and val_perplexity over all ranks."""
         sums = sum_over_group(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
         self.validation_sums = torch.zeros(2, dtype=torch.float64)
         val_loss = (sums[0] / sums[1].clamp(min=1)).item()
-        perplexity = math.exp(min(val_loss, 700.0))  # e^709 is the largest number there is
+        perplexity = math.exp(min(val_loss, 700.0))  # e^709 is close to the largest float
         return {"val_loss": val_loss, "val_perplexity": perplexity}
 
     def on_validation_epoch_end(self) -> None:
+        """Compute the validation metrics, and evaluate the downstream probe if it is due."""
         super().on_validation_epoch_end()
         validations = self.step // int(self.trainer.val_check_interval)
         if self.downstream is not None and validations % self.config.downstream_every == 0:
@@ -128,20 +136,25 @@ class MaskedLM(TrainingLoop):
             )
 
     def encode_batch(self, tokens_N: Tensor, num_tokens: list[int]) -> Tensor:
-        """(N, D) of packed sequences, by the model as it is, computed as validation computes."""
+        """Embed packed sequences (N,) with the current model in the precision of validation; returns (N, D)."""
         with self.trainer.precision_plugin.forward_context(), precision_context(self.esm2, self.config.precision):
             return self.esm2.encode(tokens_N, Packed(num_tokens, self.device, bucketed=True))
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Train, resuming where out_dir holds a checkpoint of the same run.
+    """Pretrain a model, or resume if out_dir holds a checkpoint of the same run.
 
     Args:
-        config: the run; every rank is given the same.
-    Returns: {"best": path, "last": path, "metrics": path, "val_loss", "val_perplexity", "unigram_perplexity", "step"},
-        also in `<out_dir>/pretrain.json`, beside the model's shape; ranks other than the first return {}.
-    Raises: InputError for a folder, size, layout or checkpoint that does not fit, and for a loss that is no number,
-        naming the update and the sequences.
+        config: The run; all ranks must pass the same.
+
+    Returns:
+        The paths `best`, `last` (checkpoints) and `metrics` (metrics.csv), and the numbers `val_loss`,
+        `val_perplexity`, `unigram_perplexity` and `step`. `<out_dir>/pretrain.json` holds them too, together with the
+        model's shape. Ranks other than the first return an empty dict.
+
+    Raises:
+        InputError: The dataset, model size, batch layout or checkpoint does not match the configuration, or a loss is
+            not finite; then the message lists the update and its sequences.
     """
     with lock_run_folder(Path(config.out_dir)):
         return _pretrain(config)
@@ -150,9 +163,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     layout, out_dir = config.layout, Path(config.out_dir)
     dataset = TrainingSet.open(config.data)
-    if local_rank() == 0:  # once per node: training would not notice a damaged sequence
+    if local_rank() == 0:  # once per node: training itself would not detect a damaged sequence
         check_dataset(dataset.folder)
-    floor = dataset.unigram.perplexity
+    unigram_perplexity = dataset.unigram.perplexity
     task = _downstream_task(config)
     manifest = build_provenance("pretrain", config, {"data": dataset.fingerprint})
     resumed = find_resume_point(out_dir, config, manifest)
@@ -175,27 +188,27 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         downstream = DownstreamProbe(task, out_dir / "downstream", *widths)
         metrics += (f"downstream_{task.task.metric}", "downstream_peak_gib")
     logger.info(
-        "ESM-2 of %d layers x %d, %.2fM parameters; %s; unigram floor perplexity %.2f",
+        "ESM-2: %d layers x %d dimensions, %.2fM parameters; %s; perplexity of the unigram baseline %.2f",
         esm2.config.num_layers,
         esm2.config.embed_dim,
         esm2.config.num_parameters / 1e6,
         layout.equation,
-        floor,
+        unigram_perplexity,
     )
     module = MaskedLM(config.resolved, esm2, dataset.train, resumed, downstream, weights)
-    run = fit(module, data, manifest, metrics, floor)
+    run = fit(module, data, manifest, metrics, unigram_perplexity)
     if not run.is_first_rank:
         return {}
     best, last = run.writer.best(), run.writer.last
-    figures = read_metadata(best)
+    best_metadata = read_metadata(best)
     result = {
         "best": best,
         "last": last,
         "metrics": run.metrics,
-        "unigram_perplexity": floor,
+        "unigram_perplexity": unigram_perplexity,
         "step": read_metadata(last)["step"],
-        "val_loss": figures.get("val_loss"),
-        "val_perplexity": figures.get("val_perplexity"),
+        "val_loss": best_metadata.get("val_loss"),
+        "val_perplexity": best_metadata.get("val_perplexity"),
     }
     write_sealed_json(out_dir / "pretrain.json", result | {"model": esm2.config, "provenance": manifest})
     return result
@@ -211,7 +224,7 @@ def _downstream_task(config: PretrainConfig) -> TaskData | None:
 def _initial_model(
     config: PretrainConfig, resumed: ResumePoint | None
 ) -> tuple[ESM2, Iterable[tuple[str, Tensor]] | None]:
-    """The model as the run begins or goes on; where ranks hold parts, its shape alone, and the weights to follow."""
+    """Build the initial or resumed model; for a sharded layout on the meta device, together with its weights."""
     if resumed or config.init_from is None:
         shape = ESM2Config(**resumed.metadata["model"]) if resumed else config.model_config
         esm2 = build_meta_model(shape)
@@ -223,7 +236,8 @@ def _initial_model(
     loaded, _ = load_model(config.init_from)
     if config.model is not None and loaded.config != config.model_config:
         raise InputError(
-            f"init_from {config.init_from} is {loaded.config}, model {config.model} is {config.model_config}",
+            f"init_from {config.init_from} has the shape {loaded.config}, but model {config.model!r} has "
+            f"{config.model_config}. Omit --model.",
             code="model.other-shape",
             path=config.init_from,
             name=config.model,

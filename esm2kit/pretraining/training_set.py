@@ -1,4 +1,4 @@
-"""A preprocessed folder, opened once: its sequences, its clusters, and what identifies and describes them."""
+"""A preprocessed dataset: its sequences, its clusters, its fingerprint and its unigram baseline."""
 
 import hashlib
 import json
@@ -16,15 +16,16 @@ from esm2kit.sequences.clusters import ClusterIndex
 from esm2kit.sequences.dataset import check_dataset
 from esm2kit.sequences.store import SequenceStore
 
-MAX_ROWS = 100_000  # of cluster representatives that residues are counted on, evenly spaced
+MAX_ROWS = 100_000  # residues are counted on at most this many cluster representatives, evenly spaced
 
 
 class Unigram(NamedTuple):
-    """The baseline of residue frequencies alone.
+    """The unigram baseline, which predicts each residue by its frequency.
 
-    log_shares_V: log of each residue's share among all, counted on cluster representatives of the training set. One
-    count is added to each residue, so that none is impossible; other tokens' entries have no meaning.
-    perplexity: of every residue of the validation set, predicted by its frequency: the floor a model must get below.
+    Args:
+        log_shares_V: (V,) log share of each residue, counted on cluster representatives of the training set with one
+            pseudocount per residue. The entries of other tokens have no meaning.
+        perplexity: Perplexity of the baseline on the validation set. A model that learns must be below it.
     """
 
     log_shares_V: np.ndarray
@@ -33,13 +34,13 @@ class Unigram(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What `esm2kit preprocess` made; the files are memory-mapped, so opening costs the same at any size.
+    """A dataset from `esm2kit preprocess`; its files are memory-mapped, so it opens fast at any size.
 
     Args:
-        folder: where it is.
-        train: the training sequences.
-        clusters: their clusters.
-        manifest: how they were made.
+        folder: Folder of the dataset.
+        train: The training sequences.
+        clusters: Their clusters.
+        manifest: Provenance and counts from `manifest.json`.
     """
 
     folder: Path
@@ -49,23 +50,27 @@ class TrainingSet:
 
     @classmethod
     def open(cls, folder: Path) -> "TrainingSet":
-        """Open a folder.
+        """Open a dataset.
 
         Args:
-            folder: a finished output of `esm2kit preprocess`.
+            folder: A finished output folder of `esm2kit preprocess`.
+
+        Returns:
+            The opened dataset.
+
         Raises:
-            InputError: the folder is missing, unfinished or damaged.
+            InputError: The folder is missing, unfinished or damaged.
         """
         folder = Path(folder)
         if folder.is_file():
             raise InputError(
-                f"{folder} is a file: give the folder that `esm2kit preprocess {folder}` makes of it",
+                f"{folder} is a file. Run `esm2kit preprocess {folder}` and pass its output folder.",
                 code="dataset.file",
                 path=folder,
             )
         if not folder.is_dir():
             raise InputError(
-                f"{folder} is not there: `esm2kit preprocess` makes it", code="dataset.missing", path=folder
+                f"{folder} does not exist. Create it with `esm2kit preprocess`.", code="dataset.missing", path=folder
             )
         manifest = check_dataset(folder, every_byte=False)
         return cls(folder, SequenceStore.open(folder / "train.arrow"), ClusterIndex.open(folder), manifest)
@@ -75,11 +80,11 @@ class TrainingSet:
         """The validation sequences.
 
         Raises:
-            InputError: the folder has none.
+            InputError: The dataset has no validation set.
         """
         if not (self.folder / "valid.arrow").is_file():
             raise InputError(
-                f"{self.folder} has no validation set: preprocess again, with --val_size or --valid_fasta",
+                f"{self.folder} has no validation set. Run preprocess again with --val_size or --valid_fasta.",
                 code="dataset.no-validation",
                 path=self.folder,
             )
@@ -87,9 +92,9 @@ class TrainingSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over what decides the samples: the input files' hashes and the split.
+        """Hex SHA-256 over everything that determines the samples: the hashes of the input files and the split.
 
-        Two folders made from the same input by the same settings have the same one, whenever and wherever made.
+        Two datasets from the same input files and settings have the same fingerprint.
         """
         config, inputs = self.manifest["config"], self.manifest["inputs"]
         split = [config[name] for name in ("seed", "val_size", "test_size")]
@@ -98,7 +103,7 @@ class TrainingSet:
 
     @cached_property
     def unigram(self) -> Unigram:
-        """The baseline of residue frequencies alone."""
+        """The unigram baseline of residue frequencies."""
         valid = self.valid
         rows = self.clusters.representative_rows[:: -(-self.clusters.num_clusters // MAX_ROWS)]
         counts_V = _residue_counts(self.train, rows) + 1

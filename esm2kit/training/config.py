@@ -34,7 +34,7 @@ class TrainingConfig:
             ranks.
         max_tokens: Longest window of a sequence in tokens, including BOS and EOS.
         lr: Peak learning rate. Default: set by the stage.
-        warmup_steps: Updates of linear warm-up. Default: set by the stage.
+        warmup_steps: Updates of linear warm-up.
         weight_decay: Decoupled weight decay. Default: set by the stage.
         beta1: Decay rate of AdamW's gradient average.
         beta2: Decay rate of AdamW's squared-gradient average.
@@ -45,7 +45,7 @@ class TrainingConfig:
             parameters for both.
         accelerator: Device type: cpu, cuda, or auto.
         activation_checkpointing: Recompute layers in the backward pass. Saves memory and takes about a third more time.
-        val_check_interval: Updates between validations. Default: set by the stage.
+        val_check_interval: Updates between validations.
         tokens_per_validation_batch: Tokens per validation batch and rank.
         save_top_k: Number of checkpoints with the lowest val_loss to keep, in addition to the last one.
         log_every_n_steps: Updates between rows of metrics.csv.

@@ -1,4 +1,4 @@
-"""The training stream: one order of samples, whoever prepares it."""
+"""The order of training samples does not depend on the processes that prepare them."""
 
 import types
 from pathlib import Path
@@ -20,10 +20,10 @@ def stream(dataset: Path, num_workers: int, first_step: int = 0) -> list[list[Mi
     return list(data.train_dataloader())
 
 
-def same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> bool:
-    if len(one) != len(other):
+def are_equal(first: list[list[MicroBatch]], second: list[list[MicroBatch]]) -> bool:
+    if len(first) != len(second):
         return False
-    pairs = [pair for ours, theirs in zip(one, other, strict=True) for pair in zip(ours, theirs, strict=True)]
+    pairs = [pair for one, other in zip(first, second, strict=True) for pair in zip(one, other, strict=True)]
     return all(
         left.num_tokens == right.num_tokens
         and left.store_rows == right.store_rows
@@ -32,11 +32,11 @@ def same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> bool:
     )
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores, on purpose
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
 def test_any_number_of_workers_and_any_start_give_the_same_batches(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("esm2kit.pretraining.data.data_parallel_rank", lambda strategy: (0, 1))
-    alone = stream(dataset, num_workers=0)
-    assert same(stream(dataset, num_workers=4, first_step=3), alone[3:])
-    assert not same(alone[1:], alone[:-1])
+    expected = stream(dataset, num_workers=0)
+    assert are_equal(stream(dataset, num_workers=4, first_step=3), expected[3:])
+    assert not are_equal(expected[1:], expected[:-1])

@@ -1,5 +1,4 @@
-"""A task probed while pretraining: the figure by another way, on every layout, in bounded memory, and training as if it
-had not been."""
+"""The downstream probe of pretraining: its score, all layouts, bounded memory, and no effect on the training."""
 
 import csv
 import gc
@@ -31,7 +30,7 @@ from esm2kit.tasks.data import TaskData, load_task
 SHAPE = ESM2Config(2, 32, 4)
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
 RUN = TINY | {"global_batch_size": 8, "lr": 1e-3, "warmup_steps": 4, "log_every_n_steps": 1, "max_steps": 8}
-# one a kind: residue class with a mask, protein class, protein value
+# one task per kind: residue class with a mask, protein class, protein value
 TASKS = {"secondary_structure_pdb": "accuracy", "domain_of_life": "accuracy", "helix_content_pdb": "spearman"}
 
 
@@ -54,8 +53,8 @@ def tasks(sample: Path) -> Path:
     return sample / "tasks"
 
 
-def by_another_way(esm2: ESM2, data: TaskData) -> float:
-    """One protein at a time, whole, and the benchmark's own probe."""
+def score_with_benchmark_probe(esm2: ESM2, data: TaskData) -> float:
+    """Embed full proteins one by one and score the probe of the benchmark."""
     parts = []
     for sequence in data.sequences:
         tokens_T = torch.tensor([BOS_IDX, *encode(sequence).tolist(), EOS_IDX])
@@ -69,65 +68,65 @@ def by_another_way(esm2: ESM2, data: TaskData) -> float:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_figure_is_the_benchmarks_probe_on_validation(task: str, dataset, tasks, tmp_path) -> None:
+def test_the_score_equals_the_benchmarks_probe_on_validation(task: str, dataset, tasks, tmp_path) -> None:
     run = config(dataset, tmp_path, tasks, downstream_task=task, max_steps=2, downstream_limit=60)
     result = pretrain(run)
     esm2 = load_model(result["last"])[0]
-    expected = by_another_way(esm2, load_task(task, None, tasks).limit_proteins(60))
+    expected = score_with_benchmark_probe(esm2, load_task(task, None, tasks).limit_proteins(60))
     found = float(column(tmp_path, f"downstream_{TASKS[task]}")[2])
     assert found == pytest.approx(expected, abs=0.02)
     assert 0.05 < found < 1
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory, dataset, tasks) -> Path:
-    out_dir = tmp_path_factory.mktemp("watched")
+def probed_run(tmp_path_factory, dataset, tasks) -> Path:
+    out_dir = tmp_path_factory.mktemp("probed")
     pretrain(config(dataset, out_dir, tasks, downstream_every=2))
     return out_dir
 
 
-def test_training_is_what_it_would_be_without(dataset, tasks, watched, tmp_path) -> None:
+def test_the_probe_does_not_change_the_training(dataset, tasks, probed_run, tmp_path) -> None:
     pretrain(config(dataset, tmp_path, tasks, downstream_task=None))
-    assert len(column(watched, "train_loss")) == 8
+    assert len(column(probed_run, "train_loss")) == 8
     for name in ("train_loss", "grad_norm", "lr", "val_loss"):
-        assert column(watched, name) == column(tmp_path, name)
-    with_probe, without = (read_checkpoint(run / "checkpoints" / "last.safetensors")[0] for run in (watched, tmp_path))
-    assert with_probe.keys() == without.keys()
-    assert all(torch.equal(with_probe[name], tensor) for name, tensor in without.items())
+        assert column(probed_run, name) == column(tmp_path, name)
+    found, expected = (read_checkpoint(run / "checkpoints" / "last.safetensors")[0] for run in (probed_run, tmp_path))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_it_is_probed_at_every_kth_validation(watched) -> None:
-    assert list(column(watched, "val_loss")) == [2, 4, 6, 8]
-    assert list(column(watched, "downstream_accuracy")) == [4, 8]
-    assert all(0.05 < float(value) < 64 for value in column(watched, "downstream_peak_gib").values())
+def test_the_probe_runs_at_every_kth_validation(probed_run) -> None:
+    assert list(column(probed_run, "val_loss")) == [2, 4, 6, 8]
+    assert list(column(probed_run, "downstream_accuracy")) == [4, 8]
+    assert all(0.05 < float(value) < 64 for value in column(probed_run, "downstream_peak_gib").values())
 
 
-def test_stopped_and_gone_on_is_the_uninterrupted_run(dataset, tasks, watched, tmp_path, monkeypatch) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(dataset, tasks, probed_run, tmp_path, monkeypatch) -> None:
     step = MaskedLM.training_step
 
-    def told_at(update: int) -> None:
-        def told(self: MaskedLM, *given: object) -> None:
+    def stop_at(update: int) -> None:
+        def training_step(self: MaskedLM, *given: object) -> None:
             if self.step == update:
                 os.kill(os.getpid(), signal.SIGTERM)
             step(self, *given)
 
-        monkeypatch.setattr(MaskedLM, "training_step", told)
+        monkeypatch.setattr(MaskedLM, "training_step", training_step)
 
-    told_at(3)
+    stop_at(3)
     assert pretrain(config(dataset, tmp_path, tasks, downstream_every=2))["step"] in (4, 5)
-    told_at(5)
-    # a resumption may leave the probe out, and the next one take it up again
+    stop_at(5)
+    # a resumed run may omit the probe, and the next one may use it again
     assert pretrain(config(dataset, tmp_path, tasks, downstream_task=None))["step"] in (6, 7)
     monkeypatch.undo()
     assert pretrain(config(dataset, tmp_path, tasks, downstream_every=2))["step"] == 8
     for name in ("train_loss", "val_loss", "downstream_accuracy"):
-        assert column(tmp_path, name) == column(watched, name), name
-    held, expected = (read_checkpoint(run / "checkpoints" / "last.safetensors")[0] for run in (tmp_path, watched))
+        assert column(tmp_path, name) == column(probed_run, name), name
+    held, expected = (read_checkpoint(run / "checkpoints" / "last.safetensors")[0] for run in (tmp_path, probed_run))
     assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
 
 
-def test_every_layout_tells_the_same(dataset, tasks, tmp_path) -> None:
-    """Ranks share the proteins; sharded models embed without being gathered."""
+def test_all_layouts_give_the_same_score(dataset, tasks, tmp_path) -> None:
+    """Ranks share the proteins, and sharded models embed them without being gathered."""
     given = {"downstream_task": "helix_content_pdb", "downstream_data": tasks, "downstream_limit": 40, "max_steps": 2}
     given |= {"val_check_interval": 2}
     runs = {name: LAYOUTS[name][1] for name in ("ddp2", "fsdp2", "tp2")}
@@ -143,7 +142,7 @@ def probe_and_model(data: TaskData, cache: Path) -> tuple[DownstreamProbe, ESM2]
     return DownstreamProbe(data, cache, SHAPE.embed_dim, 1022, 4096), ESM2.initialised(SHAPE, 0).eval()
 
 
-def figures(probe: DownstreamProbe, esm2: ESM2) -> dict[str, float]:
+def evaluate(probe: DownstreamProbe, esm2: ESM2) -> dict[str, float]:
     with torch.no_grad():
         encode_rows = lambda tokens_N, num_tokens: esm2.encode(tokens_N, Packed(num_tokens))  # noqa: E731
         return probe.evaluate(encode_rows, torch.device("cpu"), None, 0, 1, True)
@@ -157,12 +156,12 @@ def test_memory_is_bounded_and_freed(tasks, tmp_path, monkeypatch) -> None:
     kept = np.array([len(rows) for rows in probe.targets.proteins.values()])
     assert scored > 4000
     assert (kept <= 1000).all()
-    assert (kept > 500).all(), "evenly thinned, no more than need be"
+    assert (kept > 500).all(), "rows are dropped evenly, and no more than needed"
     random = torch.get_rng_state()
-    first = figures(probe, esm2)
+    first = evaluate(probe, esm2)
     gc.collect()
     tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
-    again = [figures(probe, esm2) for _ in range(4)]
+    again = [evaluate(probe, esm2) for _ in range(4)]
     gc.collect()
     assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) <= tensors
     assert all(later["downstream_accuracy"] == first["downstream_accuracy"] for later in again)
@@ -170,16 +169,16 @@ def test_memory_is_bounded_and_freed(tasks, tmp_path, monkeypatch) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_long_proteins_are_read_by_windows(tasks, tmp_path) -> None:
-    """Every residue that counts is read, however short the windows are."""
+def test_long_proteins_are_embedded_in_windows(tasks, tmp_path) -> None:
+    """All scored residues are embedded, also with short windows."""
     data = load_task("helix_content_pdb", None, tasks).limit_proteins(30)
     esm2 = ESM2.initialised(SHAPE, 0).eval()
     probe = DownstreamProbe(data, tmp_path, SHAPE.embed_dim, 50, 256)
     assert max(map(len, data.sequences)) > 100
-    assert np.isfinite(figures(probe, esm2)["downstream_spearman"])
+    assert np.isfinite(evaluate(probe, esm2)["downstream_spearman"])
 
 
-def test_a_flip_task(dataset, tasks, tmp_path) -> None:
+def test_a_flip_task_is_probed(dataset, tasks, tmp_path) -> None:
     (tmp_path / "flip" / "gb1").mkdir(parents=True)
     shutil.copy(tasks / "helix_content_pdb" / "sampled.fasta", tmp_path / "flip" / "gb1" / "two_vs_rest.fasta")
     given = {"downstream_task": "gb1", "downstream_data": tmp_path / "flip", "downstream_split": "two_vs_rest"}
@@ -188,15 +187,15 @@ def test_a_flip_task(dataset, tasks, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"downstream_task": "domain_of_live"}, "unknown task 'domain_of_live'"),
         ({"downstream_task": "gb1"}, "esm2kit download flip gb1"),
         ({"downstream_every": 0}, "downstream_every must be at least 1, found 0"),
     ],
 )
-def test_what_does_not_fit_is_told_before_training(given, told, dataset, tasks, tmp_path) -> None:
-    with pytest.raises(InputError, match=told) as error:
+def test_invalid_settings_are_reported_before_training(given, message, dataset, tasks, tmp_path) -> None:
+    with pytest.raises(InputError, match=message) as error:
         pretrain(config(dataset, tmp_path / "run", tasks, **given))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "metrics.csv").exists()

@@ -1,4 +1,4 @@
-"""Keys and masks: the published hash, the shares the recipe asks for, and no state."""
+"""Random keys and masks: the published hash, the shares of the recipe, and no state."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_a_key_depends_on_each_of_its_parts_and_their_order():
     assert abs(np.mean(flips) - 32) < 4 * 4 / np.sqrt(len(flips)), "32 of 64 bits, standard deviation 4"
 
 
-def test_uniforms_are_uniform_and_a_stream_goes_on():
+def test_uniforms_are_uniform_and_shorter_streams_are_prefixes():
     numbers = random_uniforms(stream_key(0, 0, 0, 0), 100_000)
     assert numbers.min() >= 0
     assert numbers.max() < 1
@@ -53,13 +53,13 @@ def test_uniforms_are_uniform_and_a_stream_goes_on():
     assert np.array_equal(random_uniforms(7, 10), random_uniforms(7, 1000)[:10])
 
 
-def test_below_gives_each_integer_alike():
+def test_below_gives_all_integers_equally_often():
     counts = np.bincount([random_below(mix(key * GOLDEN), 7) for key in range(1, 70_001)], minlength=7)
     assert counts.size == 7
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_mask_is_a_pure_function_that_leaves_its_input_alone():
+def test_mask_is_a_pure_function_and_does_not_change_its_input():
     before = SEQUENCE.copy()
     first, second = mask_tokens(SEQUENCE, 99), mask_tokens(SEQUENCE, 99)
     assert np.array_equal(SEQUENCE, before)
@@ -68,7 +68,7 @@ def test_mask_is_a_pure_function_that_leaves_its_input_alone():
     assert not np.array_equal(first[1], mask_tokens(SEQUENCE, 100)[1])
 
 
-def test_the_shares_are_the_recipes():
+def test_the_shares_are_those_of_the_recipe():
     masked = [mask_tokens(SEQUENCE, stream_key(0, 0, index, 3)) for index in range(300)]
     inputs_BT, selected_BT = (np.stack(part) for part in zip(*masked, strict=True))
     residues = slice(1, -2)
@@ -82,14 +82,14 @@ def test_the_shares_are_the_recipes():
     num_selected = selected_BT.sum()
     assert within(num_selected, selected_BT[:, residues].size, 0.15)
     assert within((inputs_BT == MASK_IDX).sum(), num_selected, 0.8)
-    # a random residue is its own letter once in twenty; the X's and the selected ones kept are the rest
+    # one in 20 random residues is the same as before; the X's and the unchanged selected residues are the rest
     is_standard = SEQUENCE >= FIRST_STANDARD_IDX
     is_standard &= SEQUENCE < FIRST_STANDARD_IDX + NUM_STANDARD
     changed_BT = selected_BT & (inputs_BT != MASK_IDX) & (inputs_BT != SEQUENCE) & is_standard
     assert within(changed_BT.sum(), selected_BT[:, is_standard].sum(), 0.1 * 19 / 20)
 
 
-def test_random_residues_are_the_twenty_alike_wherever_they_fall():
+def test_random_residues_are_uniform_at_all_positions():
     swapped = [mask_tokens(SEQUENCE, stream_key(1, 0, index, 3), mask_share=0, random_share=1) for index in range(100)]
     inputs_BT, selected_BT = (np.stack(part) for part in zip(*swapped, strict=True))
     counts = np.bincount(inputs_BT[selected_BT] - FIRST_STANDARD_IDX, minlength=NUM_STANDARD)
@@ -100,7 +100,7 @@ def test_random_residues_are_the_twenty_alike_wherever_they_fall():
 
 
 @pytest.mark.parametrize(("mask_prob", "expected"), [(0.0, 0), (1.0, SEQUENCE.size - 3)])
-def test_extreme_shares(mask_prob, expected):
+def test_mask_shares_of_zero_and_one(mask_prob, expected):
     inputs_T, selected_T = mask_tokens(SEQUENCE, 5, mask_prob=mask_prob, mask_share=1, random_share=0)
     assert selected_T.sum() == expected
     assert (inputs_T == MASK_IDX).sum() == expected

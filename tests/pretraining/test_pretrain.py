@@ -1,4 +1,4 @@
-"""Pretraining on one device: the recipe, the loss, learning, continuing from other weights, and what can go wrong."""
+"""Pretraining on one device: the recipe, the loss, learning, second-stage pretraining, and faults."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def test_published_recipe_is_the_default(tmp_path: Path) -> None:
         ({"micro_batch_size": 3, "global_batch_size": 8}, "layout.equation"),
     ],
 )
-def test_contradictions_are_refused(settings: dict, code: str, dataset: Path, tmp_path: Path) -> None:
+def test_contradictory_settings_raise_an_error(settings: dict, code: str, dataset: Path, tmp_path: Path) -> None:
     with refused(code):
         pretrain(PretrainConfig(data=dataset, out_dir=tmp_path / "run", max_steps=1, **settings))
 
@@ -75,17 +75,17 @@ def test_contradictions_are_refused(settings: dict, code: str, dataset: Path, tm
         ("beta2", 1.0, {"at_least": 0, "below": 1}),
     ],
 )
-def test_settings_that_cannot_be_are_refused(name: str, found: float, bounds: dict, tmp_path: Path) -> None:
+def test_settings_out_of_range_raise_an_error(name: str, found: float, bounds: dict, tmp_path: Path) -> None:
     with refused("option.range", name=name, found=found, **bounds):
         PretrainConfig(data=tmp_path, out_dir=tmp_path, **{name: found})
 
 
-def test_a_folder_without_dataset_says_what_makes_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_refers_to_preprocess(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="esm2kit preprocess"):
         pretrain(PretrainConfig(data=tmp_path, out_dir=tmp_path / "run", max_steps=1, **TINY))
 
 
-def test_an_epoch_draws_every_cluster_once(dataset: Path) -> None:
+def test_an_epoch_samples_each_cluster_once(dataset: Path) -> None:
     index = ClusterIndex.open(dataset)
     clusters = index.num_clusters
     batches = GlobalBatches(TrainingSet.open(dataset), BatchLayout(clusters, 1, 1, 1), 0, 3, 2, 1022, BERT)
@@ -96,7 +96,7 @@ def test_an_epoch_draws_every_cluster_once(dataset: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_micro_batches_are_equal_in_number_and_nearly_in_tokens() -> None:
+def test_micro_batches_have_equal_sizes_and_nearly_equal_token_counts() -> None:
     tokens = np.random.default_rng(0).lognormal(5.5, 0.7, 128).astype(int).tolist()
     micro_batches = split_micro_batches(tokens, 8)
     assert sorted(position for part in micro_batches for position in part) == list(range(128))
@@ -105,10 +105,10 @@ def test_micro_batches_are_equal_in_number_and_nearly_in_tokens() -> None:
     assert max(sums) < 1.1 * min(sums)
 
 
-def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
+def test_validation_does_not_depend_on_ranks_and_token_budget(dataset: Path) -> None:
     valid = TrainingSet.open(dataset).valid
 
-    def seen(ranks: int, budget: int) -> dict[int, list[tuple[int, int]]]:
+    def scored_tokens(ranks: int, budget: int) -> dict[int, list[tuple[int, int]]]:
         found: dict[int, list[tuple[int, int]]] = {}
         for rank in range(ranks):
             for batch in ValidationBatches(valid, rank, ranks, 0, 1022, budget, Masking(0.15, 1, 0)):
@@ -120,26 +120,26 @@ def test_validation_is_the_same_for_any_ranks_and_budget(dataset: Path) -> None:
                             (batch.rows_M[here] - starts[place]).tolist(), batch.targets_M[here].tolist(), strict=True
                         )
                         found[row] = list(pairs)
-                assert (batch.tokens_N[batch.rows_M] == MASK_IDX).all(), "hidden validation hides what it scores"
+                assert (batch.tokens_N[batch.rows_M] == MASK_IDX).all(), "hidden validation masks all scored residues"
         return found
 
-    once = seen(1, 4096)
-    assert len(once) == 70
-    assert seen(3, 1024) == once
+    expected = scored_tokens(1, 4096)
+    assert len(expected) == 70
+    assert scored_tokens(3, 1024) == expected
 
 
 def test_more_ranks_validate_in_fewer_batches(dataset: Path) -> None:
-    """A budget shared by all would leave most of many ranks without a sequence, and every one waiting."""
+    """With one budget for all ranks together, most of many ranks would have no sequence."""
     valid = TrainingSet.open(dataset).valid
-    alone, *four = (
+    single, *four = (
         ValidationBatches(valid, rank, ranks, 0, 1022, 1024, Masking(1.0))
         for rank, ranks in ((0, 1), (0, 4), (1, 4), (2, 4), (3, 4))
     )
-    assert len(four[0]) < len(alone) / 3
+    assert len(four[0]) < len(single) / 3
     assert all(len(batch.targets_M) for part in four for batch in map(part.__getitem__, range(len(part) - 1)))
 
 
-def test_unigram_perplexity_by_another_way(dataset: Path) -> None:
+def test_unigram_perplexity_equals_a_direct_count(dataset: Path) -> None:
     index, train = ClusterIndex.open(dataset), SequenceStore.open(dataset / "train.arrow")
     letters = "".join(bytes(train.residues(int(row))).decode() for row in index.representative_rows)
     valid = SequenceStore.open(dataset / "valid.arrow")
@@ -154,20 +154,21 @@ def rows(out_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def of_three_residues(path: Path, count: int, seed: int) -> Path:
-    """A FASTA of proteins that each draw from three residues of their own; overall the twenty are equally common."""
-    chance = random.Random(seed)
-    proteins = ("".join(chance.choices(chance.sample(STANDARD_RESIDUES, 3), k=40)) for _ in range(count))
+def write_three_residue_proteins(path: Path, count: int, seed: int) -> Path:
+    """Write a FASTA of proteins with three random residue types each; overall the 20 types are equally frequent."""
+    generator = random.Random(seed)
+    proteins = ("".join(generator.choices(generator.sample(STANDARD_RESIDUES, 3), k=40)) for _ in range(count))
     path.write_text("".join(f">{number}\n{protein}\n" for number, protein in enumerate(proteins)))
     return path
 
 
-def test_it_learns_more_than_frequencies(tmp_path: Path) -> None:
-    """What a hidden residue may be, those around it tell: who reads them guesses among 3, who does not among 20.
+def test_the_model_learns_more_than_frequencies(tmp_path: Path) -> None:
+    """A model that reads the context chooses among 3 residues, and one that does not among 20.
 
-    Validation hides every residue it scores, so neither copying nor frequencies get below the unigram floor.
+    Validation masks all scored residues, so a model that copies residues or knows only frequencies cannot beat the
+    unigram baseline.
     """
-    train, valid = (of_three_residues(tmp_path / f"{count}.fasta", count, count) for count in (400, 50))
+    train, valid = (write_three_residue_proteins(tmp_path / f"{count}.fasta", count, count) for count in (400, 50))
     data = tmp_path / "data"
     preprocess(PreprocessConfig(train_fasta=train, valid_fasta=valid, out_dir=data, leakage_identity=0.0))
     shape = TINY | {"num_layers": 1, "embed_dim": 64}
@@ -185,7 +186,7 @@ def test_it_learns_more_than_frequencies(tmp_path: Path) -> None:
 
 
 def test_the_first_loss_is_the_mean_over_masked_tokens(dataset: Path, tmp_path: Path) -> None:
-    """The logged loss against a plain padded forward pass over the whole global batch."""
+    """The logged loss equals that of a direct forward pass over the global batch."""
     settings = {"global_batch_size": 12, "micro_batch_size": 4, "max_steps": 1, "log_every_n_steps": 1, **TINY}
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **settings)
     pretrain(config)
@@ -199,7 +200,7 @@ def test_the_first_loss_is_the_mean_over_masked_tokens(dataset: Path, tmp_path: 
     assert float(rows(tmp_path)[0]["train_loss"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_second_stage_begins_where_the_first_ended(dataset: Path, tmp_path: Path) -> None:
+def test_second_stage_starts_from_the_weights_of_the_first(dataset: Path, tmp_path: Path) -> None:
     common = {"data": dataset, "global_batch_size": 8, "log_every_n_steps": 1, "lr": 1e-4, "warmup_steps": 1}
     first = pretrain(PretrainConfig(out_dir=tmp_path / "first", max_steps=3, **common, **TINY))
     path = str(first["last"])
@@ -223,7 +224,7 @@ def test_best_checkpoints_are_kept(dataset: Path, tmp_path: Path) -> None:
     assert read_metadata(result["last"])["step"] == 6
 
 
-def test_a_loss_that_is_no_number_names_the_update_and_the_sequences(dataset: Path, tmp_path: Path) -> None:
+def test_an_infinite_loss_reports_the_update_and_the_sequences(dataset: Path, tmp_path: Path) -> None:
     settings = {"global_batch_size": 2, "max_steps": 50, "warmup_steps": 1, **TINY}
     with refused("run.diverged") as caught:
         pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e18, gradient_clip_val=0.0, **settings))
@@ -232,8 +233,8 @@ def test_a_loss_that_is_no_number_names_the_update_and_the_sequences(dataset: Pa
     assert all(name.startswith("UR") for name in values["sequences"])
 
 
-def test_weights_that_validate_to_no_number_do_not_take_the_last_ones_place(dataset: Path, tmp_path: Path) -> None:
-    """Update 1 goes from good weights to useless ones: its own loss is finite, the validation after it is not."""
+def test_weights_without_a_finite_validation_loss_are_not_saved(dataset: Path, tmp_path: Path) -> None:
+    """Update 1 ruins the weights: its own loss is finite, but the next validation loss is not."""
     settings = {"global_batch_size": 2, "max_steps": 4, "warmup_steps": 0, "val_check_interval": 1, **TINY}
     with refused("run.validation-loss", update=1):
         pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, lr=1e30, gradient_clip_val=0.0, **settings))
@@ -249,7 +250,7 @@ def command(out_dir: Path, data: Path, **settings: object) -> list[str]:
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(dataset: Path, tmp_path: Path) -> None:
-    """A limit on file size stands in for the full disk: both make the write fail half way."""
+    """A limit on the file size replaces a full disk: both stop the write half way."""
     pretrain(PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL))
     last = tmp_path / "checkpoints" / "last.safetensors"
     before = last.read_bytes()
@@ -265,7 +266,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(dataset: Path, tmp_path: Path) ->
     assert last.read_bytes() == before
 
 
-def test_a_dead_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
     arguments = command(tmp_path, dataset, max_steps=100_000, devices=2)
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 90
@@ -283,17 +284,17 @@ def test_a_dead_rank_ends_the_job(dataset: Path, tmp_path: Path) -> None:
     assert str(max(workers)) in output
 
 
-def test_two_runs_in_one_folder_are_one_too_many(dataset: Path, tmp_path: Path, monkeypatch) -> None:
-    """The second comes while the first is at an update, and changes nothing there."""
+def test_a_second_run_in_the_same_folder_raises_an_error(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    """The second run starts during an update of the first and does not change it."""
     config = PretrainConfig(data=dataset, out_dir=tmp_path, max_steps=2, **SMALL)
     step, steps = MaskedLM.training_step, []
 
-    def while_another_comes(self: MaskedLM, *arguments: object) -> None:
+    def start_second_run(self: MaskedLM, *arguments: object) -> None:
         with refused("file.locked"):
             pretrain(config)
         steps.append(self.step)
         step(self, *arguments)
 
-    monkeypatch.setattr(MaskedLM, "training_step", while_another_comes)
+    monkeypatch.setattr(MaskedLM, "training_step", start_second_run)
     assert pretrain(config)["step"] == 2
     assert steps == [0, 1]
