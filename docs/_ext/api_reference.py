@@ -83,8 +83,35 @@ def link(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = f"{text}\n```{{toctree}}\n:hidden:\n{pages}\n```\n"
 
 
+def keep_text_whole(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from taking the text before a colon for a type, in `Returns:` and in docstrings of properties."""
+    starts = [position + 1 for position, line in enumerate(lines[:-1]) if line.strip() in ("Returns:", "Yields:")]
+    if what in ("property", "attribute") and lines:
+        starts.append(0)
+    for start in starts:
+        indent = len(lines[start]) - len(lines[start].lstrip())
+        lines[start] = f"{' ' * indent}: {lines[start].lstrip()}" if ":" in lines[start] else lines[start]
+
+
+def shown_signature(
+    app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A signature whose paths and lists are shown as a caller writes them."""
+    if signature:
+        signature = re.sub(r"PosixPath\(('[^']*')\)", r"\1", signature).replace("<factory>", "[...]")
+    return signature, returns
+
+
+def skip_fields(app: Sphinx, what: str, name: str, value: object, skip: bool, options: object) -> bool | None:
+    """Leave the fields of named tuples to their class's docstring."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.connect("builder-inited", generate)
     app.connect("source-read", link)
+    app.connect("autodoc-process-docstring", keep_text_whole, priority=400)
+    app.connect("autodoc-process-signature", shown_signature)
+    app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True}

@@ -1,6 +1,7 @@
 """Formulas as MathML and Mermaid graphs as SVG, so that pages need no script from the network."""
 
 import re
+from itertools import pairwise
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -22,40 +23,56 @@ def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> Non
     raise nodes.SkipNode
 
 
-def arrange(arrows: list[tuple[str, str]]) -> dict[str, tuple[float, int]]:
-    """The place of every node: x of its centre, and its row, which is below the rows of all nodes that point to it."""
-    names = list(dict.fromkeys(name for arrow in arrows for name in arrow))
-    rows = dict.fromkeys(names, 0)
-    for _ in names:
+def arrange(arrows: list[tuple[str, str]]) -> tuple[dict[str, tuple[float, int]], list[list[str]]]:
+    """Place a graph's nodes in rows.
+
+    Returns:
+        The x of every node's centre, and its row, which is below the rows of all nodes that point to it. For every
+        arrow the nodes on its way: its ends, and a node without text in each row that it crosses.
+    """
+    rows = dict.fromkeys((name for arrow in arrows for name in arrow), 0)
+    for _ in list(rows):
         for start, end in arrows:
             rows[end] = max(rows[end], rows[start] + 1)
+    ways = []
+    for start, end in arrows:
+        crossed = range(rows[start] + 1, rows[end])
+        ways.append([start, *(f"{start}-{end}-{row}" for row in crossed), end])
+        rows |= dict(zip(ways[-1][1:-1], crossed, strict=True))
     places: dict[str, tuple[float, int]] = {}
     for row in range(max(rows.values()) + 1):
-        above = {
-            name: [places[start][0] for start, end in arrows if end == name] for name in names if rows[name] == row
-        }
-        members = sorted(above, key=lambda name: sum(above[name]) / max(len(above[name]), 1))
-        for position, name in enumerate(members):
-            places[name] = ((position - (len(members) - 1) / 2) * (WIDTH + GAP_X), row)
-    return places
+        members = [name for name in rows if rows[name] == row]
+        steps = [step for way in ways for step in pairwise(way)]
+        above = {name: [places[start][0] for start, end in steps if end == name] for name in members}
+        members.sort(key=lambda name, above=above: sum(above[name]) / max(len(above[name]), 1))
+        widths = [WIDTH / 3 if "-" in name else WIDTH for name in members]
+        x = -(sum(widths) + GAP_X * (len(widths) - 1)) / 2
+        for name, width in zip(members, widths, strict=True):
+            places[name] = (x + width / 2, row)
+            x += width + GAP_X
+    return places, ways
 
 
 def graph_svg(text: str) -> str:
     """A Mermaid graph of `a --> b` lines as an SVG that takes the page's colours."""
     arrows = re.findall(r"(\w+) --> (\w+)", text)
-    places = arrange(arrows)
+    places, ways = arrange(arrows)
     left, right = min(x for x, _ in places.values()) - WIDTH / 2, max(x for x, _ in places.values()) + WIDTH / 2
     height = max(row for _, row in places.values()) * (HEIGHT + GAP_Y) + HEIGHT
     parts = []
-    for start, end in arrows:
-        (x1, row1), (x2, row2) = places[start], places[end]
-        y1, y2 = row1 * (HEIGHT + GAP_Y) + HEIGHT, row2 * (HEIGHT + GAP_Y) - 5
-        bend = (y2 - y1) / 2
-        parts.append(f'<path d="M{x1},{y1} C{x1},{y1 + bend} {x2},{y2 - bend} {x2},{y2}" marker-end="url(#arrow)"/>')
+    for way in ways:
+        line = ""
+        for start, end in pairwise(way):
+            (x1, row1), (x2, row2) = places[start], places[end]
+            y1, y2 = row1 * (HEIGHT + GAP_Y) + HEIGHT, row2 * (HEIGHT + GAP_Y) - 5 * (end == way[-1])
+            line += f"M{x1},{y1} " if not line else f"L{x1},{y1} "
+            line += f"C{x1},{(y1 + y2) / 2} {x2},{(y1 + y2) / 2} {x2},{y2} "
+        parts.append(f'<path d="{line}" marker-end="url(#arrow)"/>')
     for name, (x, row) in places.items():
         y = row * (HEIGHT + GAP_Y)
-        parts.append(f'<rect x="{x - WIDTH / 2}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="5"/>')
-        parts.append(f'<text x="{x}" y="{y + HEIGHT / 2}">{name}</text>')
+        if "-" not in name:
+            parts.append(f'<rect x="{x - WIDTH / 2}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="5"/>')
+            parts.append(f'<text x="{x}" y="{y + HEIGHT / 2}">{name}</text>')
     head = '<marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     head = f'<defs>{head}<path d="M0,0 L8,4 L0,8 z"/></marker></defs>'
     box = f"{left - 2} -2 {right - left + 4} {height + 4}"
