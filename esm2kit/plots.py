@@ -1,4 +1,4 @@
-"""Figures from arrays: every function draws into Axes and returns them; colours hold for colour-blind eyes."""
+"""Plot figures from arrays. All functions return the Axes; the colours are suitable for colour-blind readers."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,11 +12,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 PALETTE = sns.color_palette("colorblind")
 PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
-VALIDATION = PALETTE[1]  # in every figure of a training, alone or beside its training curve
+VALIDATION = PALETTE[1]  # the colour of validation in all training figures
 MUTED = "#c8c8c8"
 MAX_POINTS = 20_000
 MAX_BINS = 40
-MAX_NAME = 36  # letters of a name in a legend
+MAX_NAME = 36  # characters of a name in a legend
 
 
 def _get_axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
@@ -30,39 +30,43 @@ def _label_axes(ax: Axes, x_label: str, y_label: str, title: str = "") -> Axes:
 
 
 def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None, ax: Axes | None = None) -> Axes:
-    """How long proteins are.
+    """Plot a histogram of sequence lengths.
 
     Args:
-        num_residues_P: residues of every protein.
-        max_residues: where training crops; drawn as a line where proteins come near it.
+        num_residues_P: (P,) number of residues per protein.
+        max_residues: length to which training crops; plotted as a line if proteins come near it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax)
     counts = np.asarray(num_residues_P)
-    # bins of whole residues, all equally wide: a fraction of one would draw gaps and double bars where there are none
+    # bins have an equal, integer width, because a fractional width would cause artificial gaps and peaks
     width = max(1, -(-int(counts.max() - counts.min() + 1) // MAX_BINS))
     edges = np.arange(counts.min(), counts.max() + width + 1, width)
     ax.hist(counts, bins=edges, color=PRIMARY, edgecolor="white", linewidth=0.4)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
-    if max_residues is not None and max_residues < 1.2 * counts.max():  # a line far off would empty half the axis
+    if max_residues is not None and max_residues < 1.2 * counts.max():  # a distant line would waste space
         ax.axvline(max_residues, color=ACCENT, linestyle="--", label=f"crop at {max_residues:,} residues")
         ax.legend(frameon=False)
     return _label_axes(ax, "residues per protein", "proteins")
 
 
 def cluster_size_histogram(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
-    """How many members clusters have: a bar for one, two, up to four, up to eight and so on; counts logarithmic."""
+    """Plot a histogram of cluster sizes (C,), with bins of doubling width and a logarithmic axis of counts."""
     ax = _get_axes(ax)
     edges = [0, 1]
     while edges[-1] < np.max(num_members_C):
         edges.append(2 * edges[-1])
     names = [f"{low + 1:,}" if high - low == 1 else f"{low + 1:,} to {high:,}" for low, high in pairwise(edges)]
-    # at places, not names: their order is the axis's
+    # at numbers, not names, which would change the order of the bars
     ax.bar(range(len(names)), np.histogram(num_members_C, np.array(edges) + 0.5)[0], width=0.9, color=PRIMARY)
     ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 7 else 0)
     ax.set_yscale("log")
-    ax.set_ylim(bottom=0.7)  # a bar of one cluster is to be seen
+    ax.set_ylim(bottom=0.7)  # so that a bar of one cluster is visible
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}" if value >= 1 else ""))
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, place: ""))
@@ -75,12 +79,16 @@ def loss_curves(
     uniform: float | None = float(np.log(20)),
     ax: Axes | None = None,
 ) -> Axes:
-    """Masked-LM loss over training steps, beside what a guess without context costs.
+    """Plot the masked-LM loss over training steps, with baselines that do not use the context.
 
     Args:
-        curves: name -> (steps, losses in nats a masked residue).
-        unigram_baseline: loss of guessing by residue frequencies, on the same split.
-        uniform: loss of guessing evenly among 20 residues; None leaves it out.
+        curves: name -> (steps, losses in nats per masked residue).
+        unigram_baseline: loss of a guess by residue frequencies on the same split. None omits it.
+        uniform: loss of a uniform guess among 20 residues. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax)
     for colour, (name, (steps, losses)) in zip(PALETTE, curves.items(), strict=False):
@@ -94,11 +102,15 @@ def perplexity_curves(
     unigram_baseline: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Validation perplexity over training steps; 20 is a uniform guess.
+    """Plot the validation perplexity over training steps; a uniform guess has 20.
 
     Args:
         curves: name -> (steps, perplexities).
-        unigram_baseline: perplexity of guessing by residue frequencies, on the same split.
+        unigram_baseline: perplexity of a guess by residue frequencies on the same split. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax)
     for colour, (name, (steps, values)) in zip([VALIDATION, *PALETTE[2:]], curves.items(), strict=False):
@@ -123,20 +135,24 @@ def embedding_scatter(
     axes: tuple[str, str] = ("component 1", "component 2"),
     rest: str | None = None,
 ) -> Axes:
-    """A two-dimensional map of embeddings, coloured by a label (a legend) or a number (a colour bar).
+    """Plot a two-dimensional map of embeddings, coloured by a label (with a legend) or a number (with a colour bar).
 
     Args:
-        xy_P2: coordinates, from PCA, UMAP or t-SNE.
-        labels_P: a word or a number for every point.
+        xy_P2: (P, 2) coordinates from PCA, UMAP or t-SNE.
+        labels_P: (P,) a string or a number per protein.
         title: of the figure.
-        label_name: what the label is, with its unit.
-        axes: what the two coordinates are.
-        rest: the word that stands for all others, drawn in grey below them.
+        label_name: name of the label, with its unit.
+        ax: axes to plot into. None creates a figure.
+        axes: labels of the two axes.
+        rest: label of the merged group, plotted in grey below the others.
+
+    Returns:
+        The axes.
     """
     labels = np.asarray(labels_P)
     numbers = np.issubdtype(labels.dtype, np.number)
     longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
-    ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure, it does not narrow the map
+    ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure instead of narrowing the map
     if numbers:
         drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
         ax.figure.colorbar(drawn, ax=ax, label=label_name)
@@ -166,14 +182,18 @@ def neighbours_on_map(
     axes: tuple[str, str] = ("component 1", "component 2"),
     ax: Axes | None = None,
 ) -> Axes:
-    """Where a protein's neighbours, found in all dimensions, lie on a map of two.
+    """Plot the nearest neighbours of a protein, as found in all dimensions, on a two-dimensional map.
 
     Args:
-        xy_P2: the map.
-        chosen: the protein, a star.
-        nearest: its neighbours, the nearest first; numbered in that order.
+        xy_P2: (P, 2) coordinates of the map.
+        chosen: index of the protein, plotted as a star.
+        nearest: indices of its neighbours, nearest first, numbered in this order.
         names: of the neighbours, for the legend.
-        axes: what the two coordinates are.
+        axes: labels of the two axes.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
     ax.scatter(*xy_P2.T, s=10, color=MUTED, linewidths=0, rasterized=True)
@@ -197,17 +217,21 @@ def scores_with_baselines(
     ax: Axes | None = None,
     on: str = " on test",
 ) -> Axes:
-    """Scores with their 95% intervals, one line a model; undefined scores are named and left empty.
+    """Plot scores with their 95% intervals, one row per model; an undefined score is marked as undefined.
 
     Args:
-        names: of the models, top to bottom.
-        values: their scores.
+        names: of the models, from top to bottom.
+        values: scores of the models.
         lows: lower ends of the intervals.
-        highs: upper ends.
-        metric: for the axis, with its unit.
-        highlighted: names drawn in the first colour.
-        published: name -> figure printed by others, drawn as a hollow mark in a line of its own.
-        on: what was scored, behind the metric.
+        highs: upper ends of the intervals.
+        metric: label of the axis, with its unit.
+        highlighted: names that are plotted in the first colour.
+        published: name -> published score, plotted as a hollow mark in a separate row.
+        ax: axes to plot into. None creates a figure.
+        on: data that were scored, appended to the metric.
+
+    Returns:
+        The axes.
     """
     printed = dict(published or {})
     ax = _get_axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
@@ -237,16 +261,20 @@ def heat_map(
     centre: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A matrix in colour; with a centre, a diverging scale around it (a mutation scan, say).
+    """Plot a matrix in colour.
 
     Args:
-        matrix_RC: the values.
-        x_label: what the columns are.
-        y_label: what the rows are.
-        value_label: what the values are, with their unit.
-        rows: a name each; without them the rows are numbered from 1.
-        columns: a name each; without them the columns are numbered from 1.
-        centre: of a diverging scale.
+        matrix_RC: (R, C) values.
+        x_label: label of the columns.
+        y_label: label of the rows.
+        value_label: label of the values, with their unit.
+        rows: names of the rows. Without them the rows are numbered from 1.
+        columns: names of the columns. Without them the columns are numbered from 1.
+        centre: centre of a diverging colour scale, such as 0 for a mutation scan. None uses a sequential scale.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 8.0, 4.2)
     scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
@@ -258,22 +286,22 @@ def heat_map(
         if not names:
             _number_from_one(axis, matrix_RC.shape[0 if axis is ax.yaxis else 1])
     ax.tick_params(axis="y", rotation=0)
-    if columns and max(map(len, columns)) == 1:  # letters stand upright, a chain's worth of them in small
+    if columns and max(map(len, columns)) == 1:  # single letters are upright, and small if there are many
         ax.tick_params(axis="x", rotation=0, labelsize=min(10, 420 / len(columns)))
     ax.set(xlabel=x_label, ylabel=y_label)
     return ax
 
 
 def _number_from_one(axis: Axis, count: int) -> None:
-    """Round numbers at the middles of seaborn's cells, which begin at 0."""
+    """Place round numbers at the centres of seaborn's cells, which start at 0."""
     places = MaxNLocator(8, integer=True).tick_values(1, count)
     numbers = [1, *(int(place) for place in places if 1 < place <= count)]
     axis.set_ticks([number - 0.5 for number in numbers], [str(number) for number in numbers])
 
 
 def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Shares of every true class, by predicted class; the counts stand in the cells while there is room."""
-    longest = max(map(len, labels), default=0)  # its letters need room to the left and below
+    """Plot a confusion matrix (K, K) as shares of the true class, with the counts in the cells of up to 10 classes."""
+    longest = max(map(len, labels), default=0)  # needs space on the left and below
     size = max(3.4, 1.6 + 0.5 * len(labels)) + 0.085 * max(0, longest - 10)
     ax = _get_axes(ax, size + 1, size)
     counts = np.asarray(confusion_KK, dtype=float)
@@ -289,7 +317,7 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
 
 
 def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = "", ax: Axes | None = None) -> Axes:
-    """Predictions against measurements with the line of equality; a seeded sample beyond 20,000 points."""
+    """Plot predictions (P,) against measurements (P,), with the line of equality; at most 20,000 sampled points."""
     ax = _get_axes(ax, 4.4, 4.2)
     truth, predicted = np.asarray(truth_P), np.asarray(predicted_P)
     if len(truth) > MAX_POINTS:
@@ -307,7 +335,7 @@ def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = 
 def learning_curves(
     train_loss_ES: np.ndarray, validation_loss_ES: np.ndarray, kept_epochs: Sequence[int] = (), ax: Axes | None = None
 ) -> Axes:
-    """A probe's losses over epochs: a thin line a seed, a mark where its weights were kept."""
+    """Plot a probe's losses (epochs, seeds), one line per seed, with marks at the epochs whose weights are used."""
     ax = _get_axes(ax)
     train, validation = (np.asarray(losses, dtype=float) for losses in (train_loss_ES, validation_loss_ES))
     epochs = np.arange(1, len(train) + 1)
@@ -333,16 +361,20 @@ def pair_map(
     probability: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """Two maps of a protein's residue pairs on one scale, a triangle each.
+    """Plot two maps of a protein's residue pairs in one matrix, with a common scale.
 
     Args:
-        upper_TT: symmetric; drawn above the diagonal.
-        lower_TT: symmetric; drawn below it.
-        upper: what stands above.
-        lower: what stands below.
-        value_label: with the unit.
-        probability: the scale goes from 0 to 1; else it diverges around 0 and ends at the upper map's 99.5th
-            percentile, whatever lies beyond.
+        upper_TT: (T, T) symmetric map, plotted above the diagonal.
+        lower_TT: (T, T) symmetric map, plotted below the diagonal.
+        upper: name of the upper map.
+        lower: name of the lower map.
+        value_label: label of the values, with their unit.
+        probability: scale from 0 to 1. Otherwise the scale diverges around 0 and ends at the 99.5th percentile of the
+            upper map.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     shown = np.triu(upper_TT, 1) + np.tril(lower_TT, -1)
     np.fill_diagonal(shown, np.nan)
@@ -363,19 +395,23 @@ def pair_map(
 def by_separation(
     curves: Mapping[str, np.ndarray], value_label: str, guide: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Means over the residue pairs of one protein, by how far apart they are along the chain.
+    """Plot means over the residue pairs of a protein by sequence separation, in bins that widen with the separation.
 
     Args:
-        curves: name -> (T,) means of the pairs 0, 1, 2 ... apart; bins widen with the distance.
-        value_label: what is averaged, with its unit.
-        guide: a level to draw as a line.
+        curves: name -> (T,) means over the pairs with separation 0, 1, 2, ...
+        value_label: label of the values, with their unit.
+        guide: value to mark with a horizontal line. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 6.0, 3.6)
     for colour, style, (name, means_T) in zip(
         (PRIMARY, SECONDARY, ACCENT), ("-", "--", ":"), curves.items(), strict=False
     ):
         edges = np.unique(np.rint(np.geomspace(1, len(means_T), 18)).astype(int))
-        pairs_T = len(means_T) - np.arange(len(means_T))  # fewer pairs are far apart
+        pairs_T = len(means_T) - np.arange(len(means_T))  # number of pairs per separation
         middles, values = [], []
         for start, stop in pairwise(edges):
             middles.append(np.sqrt(start * (stop - 1)))

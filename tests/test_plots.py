@@ -1,4 +1,4 @@
-"""Figures say what they were given: labels with units, every value drawn, no colour as the only cue."""
+"""Figures have labelled axes, show all values, and do not rely on colour alone."""
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -46,7 +46,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_names_its_axes_and_can_be_saved(name, tmp_path):
+def test_every_figure_has_axis_labels_and_can_be_saved(name, tmp_path):
     ax = FIGURES[name]()
     assert ax.get_xlabel()
     assert ax.get_ylabel() or name == "scores"
@@ -54,34 +54,34 @@ def test_every_figure_names_its_axes_and_can_be_saved(name, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 3000
 
 
-def test_a_given_axes_is_drawn_into():
+def test_existing_axes_are_used():
     _, ax = plt.subplots()
     assert plots.length_histogram(np.array([50, 60]), ax=ax) is ax
 
 
-def test_guesses_without_context_are_drawn_at_their_height():
+def test_baselines_are_plotted_at_their_loss():
     ax = plots.loss_curves({"train": ([1, 2], [3.0, 2.9])}, unigram_baseline=2.89)
     heights = {line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1}
     assert heights == {2.89, np.log(20)}
-    told = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert told == ["train", "uniform guess 3.00", "unigram guess 2.89"]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["train", "uniform guess 3.00", "unigram guess 2.89"]
 
 
-def test_an_undefined_score_is_named_not_drawn_as_zero():
+def test_an_undefined_score_is_marked_and_not_plotted_as_zero():
     ax = FIGURES["scores"]()
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["ours", "mean", "ridge", "someone"]
     assert "undefined" in {text.get_text() for text in ax.texts}
     assert {tuple(line.get_xdata()) for line in ax.lines} == {(0.5, 0.7), (0.6,), (0.3, 0.5), (0.4,), (0.55,)}
 
 
-def test_more_classes_than_colours_get_other_marks():
+def test_more_classes_than_colours_use_other_markers():
     names = [f"class{i:02d}" for i in range(14)]
     ax = plots.embedding_scatter(GENERATOR.normal(size=(28, 2)), names * 2)
     marks = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in ax.collections}
     assert len(marks) == 14
 
 
-def test_the_rest_is_grey_last_and_below_the_named():
+def test_the_merged_group_is_last_and_below_the_others():
     labels = ["a", "9 others", "b", "9 others"]
     ax = plots.embedding_scatter(GENERATOR.normal(size=(4, 2)), labels, rest="9 others", axes=("x", "y"))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a (1)", "b (1)", "9 others (2)"]
@@ -101,7 +101,7 @@ def test_long_names_widen_the_figure_and_very_long_ones_are_cut():
     assert len(cut) == plots.MAX_NAME + len(" (2)")
 
 
-def test_a_neighbours_number_stands_where_it_lies():
+def test_neighbours_are_numbered_at_their_positions():
     xy_P2 = GENERATOR.normal(size=(9, 2))
     ax = plots.neighbours_on_map(xy_P2, 4, [8, 0], ["eight", "nought"])
     assert {text.get_text(): tuple(text.xy) for text in ax.texts} == {"1": tuple(xy_P2[8]), "2": tuple(xy_P2[0])}
@@ -117,7 +117,7 @@ def test_rows_without_names_are_numbered_from_one():
         assert [number - 0.5 for number in numbers] == axis.get_ticklocs().tolist()
 
 
-def test_each_triangle_shows_its_own_map():
+def test_each_triangle_shows_one_map():
     upper, lower = np.full((4, 4), 2.0), np.full((4, 4), -1.0)
     ax = pair_plots.pair_map(upper, lower, "model", "chance", "coupling")
     shown = np.asarray(ax.images[0].get_array().filled(np.nan))
@@ -134,14 +134,14 @@ def test_separations_are_averaged_over_pairs():
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
     np.testing.assert_allclose(line.get_ydata(), [1, 2, 5])
     means_T = np.zeros(400)
-    means_T[-1] = 1.0  # one pair: the two ends
+    means_T[-1] = 1.0  # the only pair, of both ends
     (line,) = pair_plots.by_separation({"ours": means_T}, "coupling").lines
-    assert len(line.get_xdata()) < 20, "bins widen"
+    assert len(line.get_xdata()) < 20, "bins widen with the separation"
     start = round(line.get_xdata()[-1] ** 2 / 399)
     np.testing.assert_allclose(line.get_ydata()[-1], 1 / sum(400 - apart for apart in range(start, 400)))
 
 
-def test_counts_and_residues_have_whole_ticks():
+def test_counts_and_residues_have_integer_ticks():
     for ax in (
         plots.cluster_size_histogram(np.array([1] * 400 + [2] * 90 + [15])),
         plots.length_histogram(np.array([50, 51, 52, 53])),
@@ -149,26 +149,26 @@ def test_counts_and_residues_have_whole_ticks():
         ax.figure.draw_without_rendering()
         for axis in (ax.xaxis, ax.yaxis):
             if any(" to " in text.get_text() for text in axis.get_ticklabels()):
-                continue  # sizes of clusters, which stand as `5 to 8`
-            told = [text.get_text() for text in axis.get_ticklabels() if text.get_text()]
-            assert told
-            assert all(text.replace(",", "").isdigit() for text in told), told
-            assert len(told) == len(set(told)), "a tick that was rounded stands twice"
+                continue  # cluster sizes, such as `5 to 8`
+            labels = [text.get_text() for text in axis.get_ticklabels() if text.get_text()]
+            assert labels
+            assert all(text.replace(",", "").isdigit() for text in labels), labels
+            assert len(labels) == len(set(labels)), "a rounded tick label occurs twice"
 
 
-def test_clusters_are_counted_by_doubling_sizes_and_each_once():
+def test_clusters_are_counted_once_in_bins_of_doubling_width():
     ax = plots.cluster_size_histogram(np.array([1] * 40 + [2] * 9 + [3, 4, 4, 5, 8, 9]))
     assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "3 to 4", "5 to 8", "9 to 16"]
     assert [bar.get_height() for bar in ax.patches] == [40, 9, 3, 2, 1]
 
 
-def test_a_crop_far_beyond_the_longest_protein_does_not_widen_the_axis():
+def test_a_crop_beyond_the_longest_protein_does_not_widen_the_axis():
     far, near = (plots.length_histogram(np.array([50, 400]), max_residues=limit) for limit in (1022, 420))
     assert (len(far.lines), len(near.lines)) == (0, 1)
     assert far.get_xlim()[1] < 450
 
 
-def test_residues_are_counted_in_bins_of_equal_whole_width():
+def test_length_bins_have_equal_integer_widths():
     lengths = GENERATOR.integers(57, 400, 2384)
     ax = plots.length_histogram(lengths)
     widths = {round(bar.get_width(), 9) for bar in ax.patches}
@@ -176,7 +176,7 @@ def test_residues_are_counted_in_bins_of_equal_whole_width():
     assert sum(bar.get_height() for bar in ax.patches) == 2384
 
 
-def test_a_dot_marks_the_residue_that_was_hidden():
+def test_a_dot_marks_the_hidden_residue():
     odds_TL = GENERATOR.normal(size=(4, 3))
     ax = diagrams.guess_map(odds_TL, "ACD", "DCXA")
     np.testing.assert_array_equal(ax.collections[-1].get_offsets(), [[0.5, 2.5], [1.5, 1.5], [3.5, 0.5]])
@@ -184,12 +184,12 @@ def test_a_dot_marks_the_residue_that_was_hidden():
     assert [text.get_text() for text in ax.get_xticklabels()] == list("DCXA")
 
 
-def test_bars_of_a_gain_go_up_from_one_and_of_a_loss_down():
+def test_bars_start_at_one():
     ax = diagrams.times_likelier({"C": 1.5, "W": 0.75})
     assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(1, 0.5), (1, -0.25)]
 
 
-def test_confusion_has_room_for_long_labels():
+def test_a_confusion_matrix_has_space_for_long_labels():
     ax = plots.confusion_matrix(np.eye(3), ["Endoplasmic_reticulum_and_Golgi", "Mitochondrion_inner_membrane", "Other"])
     ax.figure.draw_without_rendering()
     assert ax.get_window_extent().width / ax.figure.dpi > 1.5
@@ -197,7 +197,7 @@ def test_confusion_has_room_for_long_labels():
     assert ax.xaxis.label.get_window_extent().y0 > 0
 
 
-def test_confusion_shows_counts_and_shares():
+def test_a_confusion_matrix_shows_counts_and_shares():
     ax = plots.confusion_matrix(np.array([[8, 2], [5, 5]]), ["x", "y"])
     assert [text.get_text() for text in ax.texts] == ["8", "2", "5", "5"]
     np.testing.assert_allclose(ax.collections[0].get_array().ravel(), [0.8, 0.2, 0.5, 0.5])

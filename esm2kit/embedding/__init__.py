@@ -1,0 +1,1 @@
+"""Embed proteins into HDF5 files, read these files, and explore the embeddings."""

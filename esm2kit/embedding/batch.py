@@ -1,4 +1,4 @@
-"""From the sequences of one batch to what the files hold: representations cut, averaged and stored."""
+"""Embed the sequences of one batch, and convert the representations to the arrays that are written to the files."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from esm2kit.sequences.windows import Windowing
 
 
 class Output(NamedTuple):
-    """One file's content.
+    """Content of one file.
 
     Args:
-        file: what follows `<name>_`, without the suffix.
-        layer: whose representations.
-        pooling: "mean" over residues or "bos" (one vector a protein), "none" or "logits" (one a residue).
-        width: floats a vector.
+        file: file name without `<name>_` and the suffix.
+        layer: index of the layer.
+        pooling: "mean" over residues or "bos" for one vector per protein, "none" or "logits" for one per residue.
+        width: number of floats per vector.
     """
 
     file: str
@@ -31,6 +31,7 @@ class Output(NamedTuple):
 
     @property
     def reads(self) -> Pooling:
+        """How the rows of a protein are pooled."""
         return self.pooling if self.pooling in ("mean", "bos") else "residues"
 
 
@@ -38,16 +39,20 @@ class Output(NamedTuple):
 def embed_batch(
     encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], segments: Windowing, dtype: str
 ) -> list[list[np.ndarray]]:
-    """Every output's array for every sequence.
+    """Embed the sequences of a batch.
 
     Args:
         encoder: the model.
-        sequences: residues, best sorted by their number.
-        outputs: what is asked for.
-        segments: how long ones are cut.
+        sequences: amino-acid sequences, preferably sorted by length.
+        outputs: requested outputs.
+        segments: how long sequences are split into windows.
         dtype: "float32" or "float16".
-    Returns: for each output, for each sequence, (D,) or (residues, D).
-    Raises: InputError if a value is beyond float16.
+
+    Returns:
+        For each output, one array per sequence, (D,) or (residues, D).
+
+    Raises:
+        InputError: a value exceeds the range of float16.
     """
     if encoder.device.type == "cuda" and max(map(len, sequences)) <= segments.max_residues:
         with torch.cuda.stream(encoder.stream()):
@@ -65,7 +70,7 @@ def embed_batch(
 def _embed_on_device(
     encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], dtype: str
 ) -> list[list[np.ndarray]]:
-    """The same for proteins that need no windows: pooled and rounded where they were computed, copied once a file."""
+    """Embed proteins that need no windows: pool and convert on the device, then copy each output once."""
     tokens_N, num_tokens = _pack(sequences)
     hidden = encoder.encode(tokens_N, num_tokens, sorted({output.layer for output in outputs}), on_device=True)
     copies = []
@@ -89,7 +94,7 @@ def _embed_on_device(
 
 
 def _pack(sequences: Sequence[str]) -> tuple[Tensor, list[int]]:
-    """Token ids of sequences end to end, each between BOS and EOS, and the tokens of each."""
+    """Concatenate the token ids of sequences, each with BOS and EOS; also return the number of tokens of each."""
     num_tokens = [len(sequence) + 2 for sequence in sequences]
     tokens_N = np.empty(sum(num_tokens), dtype=np.int64)
     ends = np.cumsum(num_tokens)
@@ -101,7 +106,7 @@ def _pack(sequences: Sequence[str]) -> tuple[Tensor, list[int]]:
 
 
 def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output]) -> list[list[Tensor]]:
-    """For each sequence, for each output, the rows (1 + residues, width): BOS, then the residues; EOS is left out."""
+    """Compute, per sequence and output, the rows (1 + residues, width) of BOS and the residues, without EOS."""
     if not sequences:
         return []
     tokens_N, num_tokens = _pack(sequences)
@@ -116,7 +121,7 @@ def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Out
 
 
 def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Windowing) -> list[Tensor]:
-    """The same for one protein by windows, each row the mean over the windows it is in."""
+    """Compute the rows of one long protein, each row as the mean over the windows that contain it."""
     spans = segments.split(len(sequence))
     together = max(1, segments.batch_tokens // (segments.max_residues + 2))
     sums = [torch.zeros(1 + len(sequence), output.width) for output in outputs]
@@ -141,7 +146,7 @@ def _to_array(values: Tensor, output: Output, dtype: str) -> np.ndarray:
 def _check_float16(array: np.ndarray, output: Output) -> np.ndarray:
     if array.dtype == np.float16 and not np.isfinite(array).all():
         raise InputError(
-            f"layer {output.layer} has values beyond float16's 65504: choose dtype float32",
+            f"layer {output.layer} has values above 65504, the largest float16. Choose dtype float32.",
             code="embed.float16",
             layer=output.layer,
         )

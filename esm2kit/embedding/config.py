@@ -1,4 +1,4 @@
-"""What `esm2kit embed` is asked for; without torch."""
+"""Options of `esm2kit embed`. Does not import torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,31 +9,33 @@ from esm2kit.core.errors import InputError, check_choices, check_range
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """What to embed, with which model, and into what.
+    """Embed proteins with a model and write HDF5 files.
 
     Args:
-        fasta: FASTA file (plain, .gz or .zst), several of them, or a folder; ids must tell different sequences apart.
-        out_dir: folder for `<name>_embeddings.h5` (per protein) and `<name>_hiddens.h5` (per residue).
-        name: what the files are called; the first FASTA's, less .fasta (.fa, .faa, .fas), .gz, .zst, if not given.
-        model: official name, hub repository, fair-esm .pt, Hugging Face folder, our checkpoint, or a distributed one.
-        repr_layers: layers to keep, 0 (the embedding) to num_layers; negative ones count from the last.
-        per_protein: write the mean over the residues' vectors.
-        per_residue: write every residue's vector.
-        bos: write the vector of the BOS token, one a protein, into `<name>_bos_embeddings.h5`.
-        logits: write the masked-LM logits of every residue, 33 each, into `<name>_logits.h5`.
-        untrained_seed: use the model's architecture with fresh weights from this seed: the baseline.
-        long_proteins: what to do with proteins over max_residues: error names them, truncate keeps their start, window
-            embeds overlapping windows and averages residues that lie in several.
-        max_residues: longest stretch the model sees at once; ESM-2 was trained on 1022.
-        window_overlap: residues that neighbouring windows share, below max_residues.
-        dtype: float32 or float16, as stored.
-        key: what names a dataset: the protein's index, the sequence's hash (as biotrainer looks it up), or the id.
-        layout: one dataset a protein, or packed arrays with offsets (fastest to read).
-        precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
-        device: auto takes a GPU if there is one.
-        workers: single-thread workers on the CPU; one a core if not given.
-        batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
-        restart: throw an unfinished run of the same name away and replace finished files, whatever their settings.
+        fasta: FASTA file (plain, .gz or .zst), several files, or a folder. Different sequences need different ids.
+        out_dir: Folder for `<name>_embeddings.h5` (per protein) and `<name>_hiddens.h5` (per residue).
+        name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
+        model: Official name, hub repository, fair-esm .pt, Hugging Face folder, esm2kit checkpoint, or distributed
+            checkpoint.
+        repr_layers: Layers to write, from 0 (token embedding) to num_layers. Negative numbers count from the last.
+        per_protein: Write the mean over the residue vectors, one vector per protein.
+        per_residue: Write one vector per residue.
+        bos: Write the vector of the BOS token, one per protein, to `<name>_bos_embeddings.h5`.
+        logits: Write the masked-LM logits, 33 per residue, to `<name>_logits.h5`.
+        untrained_seed: Use the model's architecture with random weights from this seed, as a baseline. Default: trained
+            weights.
+        long_proteins: Handling of proteins longer than max_residues. error stops and lists them; truncate embeds their
+            first residues; window embeds overlapping windows and averages residues that are in several.
+        max_residues: Maximum number of residues per model input. ESM-2 was trained on up to 1022.
+        window_overlap: Residues that adjacent windows share. Must be below max_residues.
+        dtype: Data type of the stored values.
+        key: Name of each dataset: index of the protein, hash of the sequence (as in biotrainer), or id.
+        layout: One dataset per protein, or packed arrays with offsets, which are the fastest to read.
+        precision: float32 is exact. bfloat16 and int8 (CPU) are faster and approximate.
+        device: auto uses a GPU if there is one.
+        workers: Single-threaded workers on the CPU. Default: one per core.
+        batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
+        restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
     """
 
     fasta: Path | list[Path]
@@ -61,22 +63,23 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
-            raise InputError("nothing to write: set per_protein, per_residue, bos or logits", code="embed.nothing")
+            raise InputError("nothing to write. Set per_protein, per_residue, bos or logits.", code="embed.nothing")
         if not self.repr_layers:
             raise InputError(
-                "repr_layers is empty: name at least one layer, as [-1] for the last", code="embed.no-layers"
+                "repr_layers is empty. Specify at least one layer, such as [-1] for the last.", code="embed.no-layers"
             )
         if self.max_residues < 1 or not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
-                f"window_overlap {self.window_overlap} must be 0 or more and below max_residues {self.max_residues}",
+                f"window_overlap must be at least 0 and below max_residues {self.max_residues}, "
+                f"found {self.window_overlap}.",
                 code="option.range",
                 name="window_overlap",
                 found=self.window_overlap,
             )
-        check_range(self, "workers", "batch_tokens", at_least=1, hint="leave it out for what fits the machine")
+        check_range(self, "workers", "batch_tokens", at_least=1, hint="omit it to use the default for this machine")
         if self.layout == "packed" and self.key != "index":
             raise InputError(
-                f"key {self.key} names datasets, the packed layout has none: leave one of them out",
+                f"key '{self.key}' names datasets, which the packed layout does not have. Omit key or layout.",
                 code="embed.key",
                 key=self.key,
                 layout=self.layout,

@@ -1,8 +1,8 @@
-"""FASTA in, HDF5 out: embeddings of any number of proteins in bounded memory, on any number of processes.
+"""Embed the proteins of a FASTA into HDF5 files, in bounded memory and on any number of processes.
 
-A run lives in `<out_dir>/<name>_embed.part/` until it is whole: the table of proteins, the HDF5 files as skeletons into
-which finished batches are poured, and a journal of them. Killed and started again, it goes on; the files move to their
-place at the end. Under torchrun every process takes its share of the batches and pours into the same files.
+The folder `<out_dir>/<name>_embed.part/` of an unfinished run contains the table of proteins, the HDF5 files with space
+for all values, and a journal of the batches that were written. An interrupted run resumes from there. The files are
+moved to out_dir at the end. Under torchrun, each process embeds a share of the batches and writes to the same files.
 """
 
 import hashlib
@@ -38,19 +38,19 @@ from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
 from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
-# Rows that go through the linear layers together: on a CPU what its caches hold, on a GPU what fills it.
+# Default batch size in tokens: as many as the caches of a CPU hold, or as a GPU needs to be busy.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
 KINDS = ("per_protein", "per_residue", "bos", "logits")
 
 
 class EmbedResult(NamedTuple):
-    """What a run wrote.
+    """Files of a run.
 
     Args:
-        embeddings: the per-protein means of the first of repr_layers, None if not asked for.
-        hiddens: the per-residue vectors of the first of repr_layers, None if not asked for.
-        num_proteins: proteins embedded.
-        files: every file written.
+        embeddings: file with the mean per protein of the first of repr_layers. None if it was not requested.
+        hiddens: file with the vectors per residue of the first of repr_layers. None if it was not requested.
+        num_proteins: number of proteins.
+        files: all files.
     """
 
     embeddings: Path | None
@@ -60,21 +60,21 @@ class EmbedResult(NamedTuple):
 
 
 class RunStage(Enum):
-    """How far a job has come."""
+    """Progress of a job."""
 
-    FINISHED = "every file is in its place"
-    COMPUTED = "the files are whole and move to their places"
-    INTERRUPTED = "a run of these settings goes on"
+    FINISHED = "all files exist"
+    COMPUTED = "all files are complete but not all are moved to out_dir"
+    INTERRUPTED = "an unfinished run with these settings exists"
     NEW = "files are missing"
 
 
 class RunState(NamedTuple):
-    """What a job finds when it is asked for.
+    """State of a job when `embed` is called.
 
     Args:
-        stage: how far it has come.
-        outputs: the files that its run makes; the others are there.
-        num_proteins: known of what has begun.
+        stage: its progress.
+        outputs: the files that the run creates; the others exist.
+        num_proteins: number of proteins. None before the FASTA is read.
     """
 
     stage: RunStage
@@ -83,21 +83,21 @@ class RunState(NamedTuple):
 
 
 def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
-    """Embed every protein of a FASTA; a file that is there from the same input, model and settings is left as it is.
+    """Embed all proteins of a FASTA.
 
-    A run that asks for more kinds of file than one before it makes those that are missing, and no others. The model's
-    weights are read only if there is something to compute.
+    Files that exist from the same input, model and settings are not written again, and the model is loaded only if a
+    file is missing. An interrupted run resumes when `embed` is called again.
 
     Args:
-        config: every process is given the same.
-        replace: what is there from other settings gives way, as with restart, but what is there from the same is kept:
-            for a folder that the caller owns.
+        config: input, model, outputs and settings; the same on all processes.
+        replace: replace files and unfinished runs with other settings, as `restart` does, but keep those with the same
+            settings.
 
     Returns:
-        The files written, by all processes the same.
+        The files, the same on all processes.
 
     Raises:
-        InputError: bad input, files or an unfinished run of other settings, or a full disk; one line.
+        InputError: the input is invalid, a file or an unfinished run with other settings exists, or the disk is full.
     """
     process = join_process_group()
     job = Job(config, _choose_device(config, process), replace)
@@ -120,20 +120,20 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
 def _choose_device(config: EmbedConfig, process: Process) -> torch.device:
     if resolve_device(config.device) == "cpu":
         return torch.device("cpu")
-    # srun may show each task a GPU of its own, which then is the first it sees
+    # srun can make a single GPU visible to each task, which then has index 0
     return torch.device("cuda", process.local_rank % torch.cuda.device_count())
 
 
 class Job:
-    """One call of `embed`: its input, model and files, and the folder in which it is worked on.
+    """One call of `embed`: its input, model, files and working folder.
 
     Args:
-        config: what is asked for.
-        device: where the model runs.
-        replace: as `embed`.
+        config: options of the call.
+        device: device of the model.
+        replace: as in `embed`.
 
     Raises:
-        InputError: there is no such input, model or layer.
+        InputError: the input, the model or a layer does not exist.
     """
 
     def __init__(self, config: EmbedConfig, device: torch.device, replace: bool) -> None:
@@ -148,14 +148,14 @@ class Job:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Where the files come from; the input is hashed, and the model where its format does not declare a digest."""
+        """Provenance of the files, with the digests of the input and of the model."""
         names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
         inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
         return build_provenance("embed", self.config, inputs) | {"model": self.model.record()}
 
     @cached_property
     def settings(self) -> str:
-        """JSON of what the content depends on, and how the work is cut: two runs that agree in it may be one."""
+        """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
         settings = {item.name: getattr(self.config, item.name) for item in fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
@@ -164,18 +164,21 @@ class Job:
         return json.dumps(settings, sort_keys=True, default=str)
 
     def find_state(self) -> RunState:
-        """Look for finished files and an unfinished run.
+        """Find finished files and an unfinished run.
+
+        Returns:
+            The state of this job.
 
         Raises:
-            InputError: one of them has other settings, and may not be replaced.
+            InputError: a file or a run has other settings and must not be replaced.
         """
         plan = None if self.config.restart else read_plan(self.folder)
         if plan and (differing := _find_differences(json.loads(self.settings), plan["settings"])):
             if not self.replace:
                 raise InputError(
-                    f"{self.folder} holds an unfinished run with another {', '.join(differing)}: --restart throws it "
-                    "away, another --name keeps both",
-                    code="embed.another-run",
+                    f"{self.folder} contains an unfinished run with different settings ({', '.join(differing)}). "
+                    "Use --restart to delete it, or another --name to keep both.",
+                    code="embed.run-exists",
                     path=self.folder,
                     differing=differing,
                 )
@@ -183,32 +186,35 @@ class Job:
         if plan:
             planned = _planned_outputs(plan)
             rest = {output: target for output, target in self.targets.items() if output not in planned}
-            if len(self._find_existing(rest)) == len(rest):  # else a file that was there then is there no more
+            if len(self._find_existing(rest)) == len(rest):  # otherwise a file was deleted in the meantime
                 if not plan["published"]:
-                    logger.info("going on with the unfinished run in %s", self.folder)
+                    logger.info("resuming the unfinished run in %s", self.folder)
                 stage = RunStage.COMPUTED if plan["published"] else RunStage.INTERRUPTED
                 return RunState(stage, planned, plan["num_proteins"])
-        there = {} if self.config.restart else self._find_existing(self.targets)
-        for output in there:
-            logger.info("%s is there already, from the same input, model and settings", self.targets[output])
-        if missing := [output for output in self.targets if output not in there]:
+        existing = {} if self.config.restart else self._find_existing(self.targets)
+        for output in existing:
+            logger.info("%s already exists, from the same input, model and settings", self.targets[output])
+        if missing := [output for output in self.targets if output not in existing]:
             return RunState(RunStage.NEW, missing)
-        return RunState(RunStage.FINISHED, [], next(iter(there.values())))
+        return RunState(RunStage.FINISHED, [], next(iter(existing.values())))
 
     def _find_existing(self, targets: dict[Output, Path]) -> dict[Output, int]:
-        """The number of proteins of each target that is there and came from these very settings.
+        """Find the targets that exist with the same settings.
+
+        Returns:
+            output -> number of proteins.
 
         Raises:
-            InputError: a target has other settings, and may not be replaced.
+            InputError: a target has other settings and must not be replaced.
         """
-        there = {}
+        existing = {}
         for output, target in targets.items():
             if not target.exists():
                 continue
             attributes: dict[str, Any] = {}
             if h5py.is_hdf5(target):
                 with h5py.File(target, "r") as file:
-                    names = ("num_proteins", "settings")  # and not the ids, which are attributes too
+                    names = ("num_proteins", "settings")  # without the ids, which are attributes as well
                     attributes = {name: file.attrs[name] for name in names if name in file.attrs}
             made_with = attributes.get("settings")
             differing = (
@@ -217,23 +223,29 @@ class Job:
                 else []
             )
             if made_with and not differing:
-                there[output] = int(attributes["num_proteins"])
+                existing[output] = int(attributes["num_proteins"])
             elif not self.replace:
-                made = f"with another {', '.join(differing)}" if differing else "from something else"
-                remedy = "--restart replaces it, another --name keeps both"
+                origin = f"with different settings ({', '.join(differing)})" if differing else "with other content"
                 raise InputError(
-                    f"{target} is there already, made {made}: {remedy}",
-                    code="embed.file-there",
+                    f"{target} already exists {origin}. Use --restart to replace it, or another --name to keep both.",
+                    code="embed.file-exists",
                     path=target,
                     differing=differing,
                 )
-        return there
+        return existing
 
     def start(self, outputs: list[Output]) -> RunState:
-        """Begin a run: read the FASTA, make the table, the skeletons of its files, and last the plan.
+        """Start a run: read the FASTA, write the table, create the files and write the plan.
+
+        Args:
+            outputs: the files to create.
+
+        Returns:
+            The state of the started run.
 
         Raises:
-            InputError: bad input, or a disk without room; nothing is left then.
+            InputError: the input is invalid or the disk is full; the run's folder is deleted.
+            OSError: any other failure of the file system.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -244,10 +256,12 @@ class Job:
             slashed = (name for name in table.ids() if "/" in name or name == ".")
             if self.config.key == "id" and (name := next(slashed, None)):
                 raise InputError(
-                    f"id {name!r} cannot name an HDF5 dataset: choose key index or hash", code="embed.id", id=name
+                    f"id {name!r} is not valid as the name of an HDF5 dataset. Choose key index or hash.",
+                    code="embed.id",
+                    id=name,
                 )
             _create_files(self.config, table, outputs, self.folder, self._file_attributes())
-            # on the disk before the plan is: a run that is taken up after a power cut trusts what the plan stands for
+            # synced before the plan is written, because after a power failure a run with a plan is resumed
             for path in self.folder.iterdir():
                 fsync(path)
             plan = {"settings": json.loads(self.settings), "num_proteins": len(table), "published": False}
@@ -259,7 +273,7 @@ class Job:
             shutil.rmtree(self.folder, ignore_errors=True)
             if error.errno in DISK_FULL:
                 raise InputError(
-                    f"{self.folder.parent}: the disk is full; free some space and run it again",
+                    f"{self.folder.parent}: the disk is full. Free some space and rerun the command.",
                     code="disk.full",
                     path=self.folder.parent,
                 ) from None
@@ -281,25 +295,25 @@ class Job:
         }
 
     def publish(self) -> None:
-        """Move the whole files to their places, and remove the rest."""
+        """Move the complete files to out_dir and delete the working folder."""
         plan = read_plan(self.folder)
         write_plan(self.folder, plan | {"published": True})
-        made = _planned_outputs(plan)
-        for output in made:
+        outputs = _planned_outputs(plan)
+        for output in outputs:
             part = self.folder / f"{output.file}.h5"
             if part.is_file():
                 os.replace(part, self.targets[output])
         fsync(self.folder.parent)
         shutil.rmtree(self.folder)
-        logger.info("wrote %s", ", ".join(str(self.targets[output]) for output in made))
+        logger.info("wrote %s", ", ".join(str(self.targets[output]) for output in outputs))
 
 
 def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
-    """One file a layer and kind; a single layer's files carry no layer in their names."""
+    """List the output files: one per layer and kind, with the layer in the name if there are several layers."""
     layers, width = model.resolve_layers(config.repr_layers), model.embed_dim
     if len(set(layers)) < len(layers):
         raise InputError(
-            f"repr_layers {config.repr_layers} name a layer twice (of {model.num_layers}): once will do",
+            f"repr_layers {config.repr_layers} contain a layer of the {model.num_layers} twice. Remove one of them.",
             code="embed.layer-twice",
             found=config.repr_layers,
         )
@@ -318,18 +332,18 @@ def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
 
 
 def _planned_outputs(plan: dict[str, Any]) -> list[Output]:
-    """What an unfinished run makes: what it was asked for, less what was there."""
+    """Return the outputs that an unfinished run creates, without those that existed when it started."""
     return [Output(*each) for each in plan.get("outputs", plan["settings"]["outputs"])]
 
 
 def _find_differences(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the settings in which two runs differ; the outputs follow from others, or else from repr_layers."""
+    """Return the names of the settings in which two runs differ; a difference in outputs only is one of repr_layers."""
     names = sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
     return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
 
 
 def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:
-    """What one file's content depends on: not on what else its run made."""
+    """Return the settings that determine one file, without those of the other outputs."""
     own = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
     return own | {"outputs": [each for each in own["outputs"] if each == list(output)]}
 
@@ -340,12 +354,13 @@ def _create_files(
     num_embedded_P = _count_embedded_residues(config, table)
     total = int(num_embedded_P.sum(dtype=np.int64))
     width_bytes = np.dtype(config.dtype).itemsize
-    vectors = {"residues": total}  # of each file, one a protein or one a residue
+    vectors = {"residues": total}  # number of vectors in a file
     needed = sum(output.width * width_bytes * vectors.get(output.reads, len(table)) for output in outputs)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            f"{folder.parent} has {free / 1e6:,.0f} MB free, the result needs {needed / 1e6:,.0f} MB: make room first",
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, but the output needs {needed / 1e6:,.0f} MB. "
+            "Free some space.",
             code="disk.full",
             path=folder.parent,
             needed=needed,

@@ -1,12 +1,12 @@
-"""The HDF5 files that hold embeddings: how they are laid out, made and read.
+"""Create and read the HDF5 files of embeddings.
 
-A file is made in two strokes. First its skeleton: every dataset, attribute and byte of space, closed and complete as
-HDF5. Then the values, poured to byte offsets that are known and never move. So any number of processes write one file
-without MPI, a killed run leaves a sound file with holes and a list of what is in it, and nothing is merged or copied.
+A file is created in two steps. First, a complete HDF5 file with all datasets and attributes, and with space allocated
+for the values. Then the values are written to their byte offsets, which never change. So any number of processes can
+write one file without MPI, an interrupted run leaves a valid file, and nothing needs to be merged.
 
-Layout `datasets`, what other programs read: one dataset a protein at the root, named "0", "1", ... (or by the
-sequence's hash, or by id), shape (D,) or (residues, D), attribute `original_id`. Layout `packed`, what reads fastest:
-`values` (N, D), `offsets` (P + 1,) and `ids` (P,).
+Layout `datasets`, which other programs read: one dataset per protein at the root, named "0", "1", ... (or by the hash
+of the sequence, or by id), with shape (D,) or (residues, D) and the attribute `original_id`. Layout `packed`, which is
+the fastest to read: `values` (N, D), `offsets` (P + 1,) and `ids` (P,).
 """
 
 import json
@@ -25,14 +25,14 @@ from esm2kit.sequences.ids import IdLookup
 FORMAT = 1
 Level = Literal["protein", "residue"]
 Layout = Literal["datasets", "packed"]
-# Ids sit in root attributes of this many each: one attribute a protein is read 1,000 times slower than one a block.
+# Number of ids per root attribute. Reading one attribute per protein would be 1,000 times slower.
 IDS_PER_BLOCK = 1 << 16
 STRING = h5py.string_dtype()
 STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
 class ProteinEntry(NamedTuple):
-    """One protein's place in a file."""
+    """Id, dataset name and length of a protein in a file."""
 
     id: str
     key: str
@@ -40,14 +40,14 @@ class ProteinEntry(NamedTuple):
 
 
 class Skeleton(NamedTuple):
-    """What a file will hold.
+    """Structure of a file.
 
     Args:
-        level: one vector a protein, or one a residue.
+        level: one vector per protein, or one per residue.
         layout: `datasets` or `packed`.
-        width: floats a vector.
+        width: number of floats per vector.
         dtype: "float32" or "float16".
-        key: what names a dataset: index, hash or id.
+        key: name of a dataset: index, hash or id.
     """
 
     level: Level
@@ -57,6 +57,7 @@ class Skeleton(NamedTuple):
     key: str
 
     def num_rows(self, num_residues: int) -> int:
+        """Return the number of vectors of a protein."""
         return 1 if self.level == "protein" else num_residues
 
 
@@ -69,17 +70,18 @@ def create_file(
     attributes: Mapping[str, Any],
     starts_P: np.ndarray,
 ) -> None:
-    """Make a file that lacks nothing but its values.
+    """Create a file that is complete except for its values.
+
+    This takes about 40 us per protein in layout `datasets`, 2 us in `packed`.
 
     Args:
-        path: the file to make.
-        skeleton: its level, layout, width and dtype.
-        rows: the proteins in order; read once, never held. Rows of equal key share the first one's dataset.
-        num_proteins: how many rows there are.
-        num_residues: of all rows together.
-        attributes: strings and numbers for the root.
-        starts_P: filled with the byte at which each protein's values begin.
-    Costs: about 40 us a protein in layout `datasets`, 2 us in `packed`.
+        path: of the new file.
+        skeleton: its structure.
+        rows: the proteins in order, streamed. Rows with equal keys share one dataset.
+        num_proteins: number of rows.
+        num_residues: total number of residues.
+        attributes: strings and numbers for the root attributes.
+        starts_P: (P,) output, the byte offset of each protein's values.
     """
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs.update(
@@ -99,7 +101,7 @@ def create_file(
 
 
 def _contiguous_properties() -> h5p.PropDCID:
-    """Space given at once, contiguous and unfilled: this is what makes a byte offset known and lasting."""
+    """Build creation properties that allocate contiguous, unfilled space immediately, so that offsets are fixed."""
     properties = h5p.create(h5p.DATASET_CREATE)
     properties.set_layout(h5d.CONTIGUOUS)
     properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
@@ -145,9 +147,9 @@ def _create_datasets(
 
 
 def _write_string(dataset: h5d.DatasetID, name: bytes, text: str, kind: h5t.TypeID, scalar: h5s.SpaceID) -> None:
-    """A string attribute through the low-level calls: a third of `attrs[...] = text`'s time.
+    """Write a string attribute by low-level calls, three times as fast as `attrs[...] = text`.
 
-    Of variable size, since h5py gives strings of fixed size back as bytes, and other programs read ids with h5py.
+    The string has variable length, because h5py returns fixed-length strings as bytes.
     """
     h5a.create(dataset, name, kind, scalar).write(np.array(text, dtype=STRING), mtype=STRING_IN_MEMORY)
 
@@ -183,35 +185,39 @@ def _create_packed(
 
 
 class EmbeddingReader:
-    """Embeddings by protein id, or accession, whatever the file's layout and key.
+    """Read embeddings by protein id or accession, from a file of any layout and key.
+
+    `ids` are in the order of the FASTA, including duplicates. `level` is "protein" or "residue". `embed_dim` is the
+    number of floats per vector. `attributes` contains model_name, layer, pooling, input_sha256 and the parsed
+    provenance. Values are returned as float32, whatever the stored type.
 
     Args:
-        path: a file `esm2kit embed` made.
-    Raises: InputError if it is another kind of file, or not whole.
+        path: a file written by `esm2kit embed`.
 
-    `ids` come in the FASTA's order, duplicates included; `level` is "protein" or "residue"; `embed_dim` counts the
-    floats of one vector; `attributes` holds model_name, layer, pooling, input_sha256 and the parsed provenance. Values
-    come out as float32 however they are stored.
+    Raises:
+        InputError: the file does not exist, is damaged or has another format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(
-                f"{path} does not exist: make it with `esm2kit embed`", code="embeddings.absent", path=path
+                f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
             )
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
             raise InputError(
-                f"{path} is not a whole HDF5 file: {error}", code="embeddings.damaged", path=path
+                f"{path} is not a complete HDF5 file ({error}). Create it again with `esm2kit embed`.",
+                code="embeddings.damaged",
+                path=path,
             ) from None
         attributes = dict(self._file.attrs)
         if attributes.get("esm2kit_format") != FORMAT:
             found = attributes.get("esm2kit_format", "no")
             self._file.close()
             raise InputError(
-                f"{path} holds {found} esm2kit_format, not {FORMAT}: make it again with `esm2kit embed`",
+                f"{path} has {found} esm2kit_format, expected {FORMAT}. Create it again with `esm2kit embed`.",
                 code="embeddings.format",
                 path=path,
                 found=found,
@@ -242,7 +248,7 @@ class EmbeddingReader:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[str]:
-        """The ids, as a dictionary gives its keys."""
+        """Iterate over the ids, like the keys of a dictionary."""
         return iter(self.ids)
 
     def __contains__(self, protein: str) -> bool:
@@ -255,19 +261,25 @@ class EmbeddingReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def __getitem__(self, protein: str) -> np.ndarray:
-        """One protein's vector (D,) or its residues' vectors (residues, D), float32.
+        """Read the embedding of one protein.
 
         Args:
-            protein: its id; or the accession or entry name inside it, where one protein alone has that.
-        Raises: UnknownIdError, a KeyError, if there is none, with the ids that come near; InputError for a number.
+            protein: its id, or a part of the id between bars, such as the accession, that no other protein has.
+
+        Returns:
+            (D,) vector of the protein, or (residues, D) vectors of its residues, float32.
+
+        Raises:
+            UnknownIdError: there is no such protein; a KeyError that lists similar ids.
+            InputError: `protein` is not a string.
         """
         if not isinstance(protein, str):
             raise InputError(
-                f"{self.path}: proteins go by id, found {protein!r}; the first one's is reader.ids[0]",
+                f"{self.path}: a protein is selected by its id, found {protein!r}. Use reader.ids[i] for index i.",
                 code="embeddings.id",
                 found=protein,
             )
@@ -275,13 +287,21 @@ class EmbeddingReader:
         return value[0] if self.level == "protein" else value
 
     def matrix(self, ids: Sequence[str] | None = None) -> np.ndarray:
-        """One row a protein, (P, D) float32, in the order of `ids` (default: all, in the file's order).
+        """Read the vectors of several proteins.
 
-        Raises: InputError for a per-residue file, or for ids it lacks.
+        Args:
+            ids: the proteins. None selects all, in the order of the file.
+
+        Returns:
+            (P, D) float32, one row per protein.
+
+        Raises:
+            InputError: the file has vectors of residues, or an id is missing.
         """
         if self.level != "protein":
             raise InputError(
-                f"{self.path} holds residues: use its {self.path.stem.replace('_hiddens', '')}_embeddings.h5",
+                f"{self.path} has one vector per residue. "
+                f"Use {self.path.stem.replace('_hiddens', '')}_embeddings.h5, which has one per protein.",
                 code="embeddings.level",
                 path=self.path,
                 found=self.level,
@@ -295,13 +315,17 @@ class EmbeddingReader:
         return matrix_PD
 
     def locate_rows(self, ids: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
-        """Where vectors lie in the file, for a reader that wants them without HDF5 and without a copy.
+        """Locate vectors in the file, so that they can be memory-mapped without HDF5.
 
         Args:
-            ids: which proteins, in which order (None: all).
-        Returns: (P,) the byte at which each protein's rows begin; offsets (P + 1,), protein i being rows
-            offsets[i] to offsets[i + 1] of what was asked for; the rows' dtype.
-        Raises: InputError for ids the file lacks.
+            ids: the proteins. None selects all, in the order of the file.
+
+        Returns:
+            (P,) byte offset of each protein's first row; (P + 1,) offsets, protein i having rows offsets[i] to
+            offsets[i + 1] of the selection; the stored data type.
+
+        Raises:
+            InputError: an id is missing.
         """
         indices = self._indices(ids)
         if self._layout == "packed":
@@ -325,8 +349,8 @@ class EmbeddingReader:
         absent = [protein for protein in ids if protein not in self._index]
         if absent:
             raise InputError(
-                f"{self.path} lacks {len(absent)} of {len(ids)} proteins, the first is {absent[0]!r}",
-                code="embeddings.lacks",
+                f"{self.path} lacks {len(absent)} of {len(ids)} proteins, such as {absent[0]!r}.",
+                code="embeddings.missing-ids",
                 path=self.path,
                 proteins=absent,
             )
@@ -336,7 +360,7 @@ class EmbeddingReader:
         return h5d.open(self._file.id, str(self._keys[index]).encode())
 
     def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows of one protein into `out` (rows, D); HDF5 converts to its dtype on the way, float32 by default."""
+        """Read the rows of one protein into `out` (rows, D), converted to its data type; float32 by default."""
         if self._layout == "packed":
             start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
             out = np.empty((stop - start, self.embed_dim), np.float32) if out is None else out
@@ -355,7 +379,7 @@ def _read_blocks(attributes: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _to_python(value: Any) -> Any:
-    """numpy scalars as Python's; JSON texts parsed."""
+    """Convert NumPy scalars to Python's, and parse JSON strings."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, str) and value.startswith("{"):

@@ -1,6 +1,6 @@
-"""Looking at embeddings: two-dimensional maps, what to colour them by, and which proteins are neighbours.
+"""Two-dimensional maps of embeddings, their colours, and nearest neighbours.
 
-A map of two dimensions leaves most of a vector out, so every one here comes with the share of neighbours it kept.
+Two dimensions lose most of the information in a vector, so each map comes with the share of neighbours that it retains.
 """
 
 import logging
@@ -20,24 +20,24 @@ from esm2kit.sequences.fasta import Record
 logger = logging.getLogger(__name__)
 Method = Literal["pca", "umap"]
 METHODS = ("pca", "umap")
-# A value runs to the next name, so that `OS=Homo sapiens (Human) OX=9606` gives both whole.
+# A value ends at the next name, so that `OS=Homo sapiens (Human) OX=9606` gives two complete values.
 HEADER_FIELD = re.compile(r"(?:^|\s)([A-Za-z]\w*)=(.*?)(?=\s+[A-Za-z]\w*=|\s*$)")
 RESIDUES = "residues"
 NOT_GIVEN = "not given"
-# Fields whose numbers are names, as an NCBI taxon is.
+# Fields whose numbers are identifiers or categories, such as an NCBI taxon.
 NUMBERED = ("OX", "TaxID", "PE", "SV")
 MAX_GROUPS = 9
 MAX_QUERIES = 2_000
-Z95 = 1.959964  # of the normal distribution, 95% of it on both sides
+Z95 = 1.959964  # two-sided 95% quantile of the normal distribution
 
 
 class Projection(NamedTuple):
     """A two-dimensional map.
 
     Args:
-        xy_P2: where each protein lies.
-        axes: what the two axes are.
-        kept: share of the vectors' ten nearest neighbours that are among the ten nearest on the map too.
+        xy_P2: (P, 2) coordinates of the proteins.
+        axes: labels of the two axes.
+        kept: share of the ten nearest neighbours of a vector that are also among its ten nearest on the map.
     """
 
     xy_P2: np.ndarray
@@ -46,32 +46,36 @@ class Projection(NamedTuple):
 
 
 def header_fields(description: str) -> dict[str, str]:
-    """The `NAME=value` fields of a FASTA header, as UniProt, UniRef and FLIP write them."""
+    """Parse the `NAME=value` fields of a FASTA header in the style of UniProt, UniRef and FLIP."""
     return dict(HEADER_FIELD.findall(description))
 
 
 def field_counts(records: Sequence[Record]) -> dict[str, int]:
-    """What a map can be coloured by -> how many proteins have it: the headers' fields, and `residues`."""
+    """Count the proteins per field that can colour a map: the fields of the headers, and `residues`."""
     counts = Counter(name for record in records for name in header_fields(record.description))
     return dict(counts) | {RESIDUES: len(records)}
 
 
 def colours(records: Sequence[Record], field: str) -> np.ndarray:
-    """One field of every protein's header.
+    """Read the values of one field, to colour a map.
 
     Args:
         records: the proteins.
-        field: of the headers, or `residues` for how many a protein has.
-    Returns: (P,) floats if every value is a number that measures something; else words, as for a few whole numbers or
-        a taxon's, and `not given` where the header lacks the field.
-    Raises: InputError for a field that no header has.
+        field: name of a header field, or `residues` for the number of residues.
+
+    Returns:
+        (P,) floats if all values are numbers. Otherwise strings, with `not given` if a header lacks the field.
+        Identifiers, and integers with few distinct values, are strings as well.
+
+    Raises:
+        InputError: no header has the field.
     """
     if field == RESIDUES:
         return np.array([float(len(record.sequence)) for record in records])
     found = [header_fields(record.description).get(field, NOT_GIVEN) for record in records]
     if all(value == NOT_GIVEN for value in found):
         known = ", ".join(field_counts(records))
-        raise InputError(f"no header has a field {field!r}: colour by one of {known}", code="map.field", name=field)
+        raise InputError(f"no header has the field {field!r}. Use one of {known}.", code="map.field", name=field)
     try:
         numbers = np.array(found, dtype=float)
     except ValueError:
@@ -81,9 +85,13 @@ def colours(records: Sequence[Record], field: str) -> np.ndarray:
 
 
 def grouped(labels_P: np.ndarray) -> tuple[np.ndarray, str | None]:
-    """Words with all but the most frequent under one name, so that a legend holds them; numbers as they are.
+    """Merge the less frequent labels into one group, so that the legend stays short; numbers are not changed.
 
-    Returns: the labels, and the name for the rest (None if there is no rest).
+    Args:
+        labels_P: (P,) strings or numbers.
+
+    Returns:
+        The (P,) labels, and the name of the merged group (None if there is none).
     """
     if np.issubdtype(labels_P.dtype, np.number):
         return labels_P, None
@@ -96,18 +104,23 @@ def grouped(labels_P: np.ndarray) -> tuple[np.ndarray, str | None]:
 
 
 def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Projection:
-    """Two dimensions for every protein.
+    """Project embeddings to two dimensions.
 
     Args:
-        vectors_PD: one vector a protein.
-        method: pca, linear and always there; or umap (McInnes et al. 2018), where umap-learn is installed.
-        seed: of what is random in it.
-    Raises: InputError for fewer than four proteins, an unknown method, or one whose package is absent.
+        vectors_PD: (P, D) one vector per protein.
+        method: pca, or umap (McInnes et al. 2018), which requires umap-learn.
+        seed: of the random numbers.
+
+    Returns:
+        The map.
+
+    Raises:
+        InputError: there are fewer than four proteins, or the method is unknown or not installed.
     """
     check_method(method)
     if len(vectors_PD) < 4:
         raise InputError(
-            f"{len(vectors_PD)} proteins make no map: give a FASTA of 4 or more",
+            f"a map requires at least 4 proteins, found {len(vectors_PD)}.",
             code="map.too-few",
             found=len(vectors_PD),
         )
@@ -117,11 +130,11 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
         shares = pca.explained_variance_ratio_
         axes = tuple(f"component {number} ({share:.0%} of the variance)" for number, share in enumerate(shares, 1))
     else:
-        from umap import UMAP  # slow to import, and only here when asked for
+        from umap import UMAP  # slow to import
 
         neighbours = min(15, len(vectors_PD) - 1)
-        logger.info("UMAP lays out %d proteins; its first call compiles it", len(vectors_PD))
-        # one thread: more of them cannot be seeded
+        logger.info("computing a UMAP of %d proteins; the first call also compiles it", len(vectors_PD))
+        # with more than one thread, UMAP is not reproducible
         xy_P2 = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(vectors_PD)
         axes = ("UMAP 1", "UMAP 2")
     return Projection(np.asarray(xy_P2), axes, _neighbours_kept(vectors_PD, xy_P2, seed))
@@ -131,14 +144,14 @@ def check_method(method: str) -> None:
     """Raise InputError for a method that is unknown or not installed."""
     if method not in METHODS:
         raise InputError(
-            f"projection {method!r} is unknown: choose {' or '.join(METHODS)}",
+            f"unknown projection {method!r}. Choose {' or '.join(METHODS)}.",
             code="map.method",
             name=method,
             allowed=list(METHODS),
         )
     if method == "umap" and find_spec("umap") is None:
         raise InputError(
-            "umap-learn is not installed: pip install umap-learn, or choose pca",
+            "projection 'umap' requires the umap-learn package: pip install umap-learn. Or choose pca.",
             code="package.missing",
             name="umap-learn",
         )
@@ -153,7 +166,7 @@ def _neighbours_kept(vectors_PD: np.ndarray, xy_P2: np.ndarray, seed: int) -> fl
 
 
 def queries(num_proteins: int, seed: int = 0) -> np.ndarray:
-    """All proteins' places, or a seeded draw of them where all would take long."""
+    """Return the indices of all proteins, or of a random sample of 2,000 if there are more."""
     if num_proteins <= MAX_QUERIES:
         return np.arange(num_proteins)
     return np.sort(np.random.default_rng(seed).choice(num_proteins, MAX_QUERIES, replace=False))
@@ -162,21 +175,24 @@ def queries(num_proteins: int, seed: int = 0) -> np.ndarray:
 def nearest(
     vectors_PD: np.ndarray, rows: Sequence[int] | np.ndarray, count: int, metric: str = "cosine"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other proteins, the nearest first.
+    """Find the nearest neighbours of proteins.
+
+    For cosine, the mean vector is subtracted first, because all vectors of a model have a large common component.
 
     Args:
-        vectors_PD: one vector a protein; for cosine their mean is taken off first, since all of a model's vectors
-            share a large part that says nothing.
-        rows: whose neighbours.
-        count: how many, below the number of proteins.
+        vectors_PD: (P, D) one vector per protein.
+        rows: indices of the proteins whose neighbours are searched.
+        count: number of neighbours, below the number of proteins.
         metric: cosine or euclidean.
-    Returns: (rows, count) places and (rows, count) cosine similarities, or distances.
+
+    Returns:
+        (rows, count) indices, nearest first, and (rows, count) cosine similarities or Euclidean distances.
     """
     points_PD = vectors_PD - vectors_PD.mean(0) if metric == "cosine" else vectors_PD
     rows = np.asarray(rows)
     search = NearestNeighbors(n_neighbors=count + 1, metric=metric, algorithm="brute").fit(points_PD)
     distance, place = search.kneighbors(points_PD[rows])
-    # itself is among them, unless more than `count` proteins are the very same
+    # a protein is its own neighbour, unless more than `count` others have the same vector
     itself = place == rows[:, None]
     itself[~itself.any(1), -1] = True
     place, distance = (found[~itself].reshape(len(rows), count) for found in (place, distance))
@@ -184,9 +200,15 @@ def nearest(
 
 
 def agreement(vectors_PD: np.ndarray, labels_P: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Share of proteins whose nearest neighbour, by cosine, has their label; over a seeded draw of 2,000 at most.
+    """Compute the share of proteins whose nearest neighbour by cosine has the same label.
 
-    Returns: the share and the ends of its 95% interval (Wilson 1927, 10.1080/01621459.1927.10502953).
+    Args:
+        vectors_PD: (P, D) one vector per protein.
+        labels_P: (P,) labels.
+        seed: of the sample of at most 2,000 proteins.
+
+    Returns:
+        The share and the ends of its 95% interval (Wilson 1927, 10.1080/01621459.1927.10502953).
     """
     rows = queries(len(vectors_PD), seed)
     place, _ = nearest(vectors_PD, rows, 1)
@@ -198,25 +220,27 @@ def agreement(vectors_PD: np.ndarray, labels_P: np.ndarray, seed: int = 0) -> tu
 
 
 def chance_agreement(labels_P: np.ndarray) -> float:
-    """The same for a neighbour drawn at random among the other proteins."""
+    """Compute the share that `agreement` has for random neighbours."""
     counts = np.unique(labels_P, return_counts=True)[1]
     return float((counts * (counts - 1)).sum() / (len(labels_P) * (len(labels_P) - 1)))
 
 
 def letter_shares(records: Sequence[Record]) -> np.ndarray:
-    """(P, 26) shares of the letters A to Z in every protein: what composition alone knows."""
+    """Compute the amino-acid composition: (P, 26) shares of the letters A to Z, a baseline for embeddings."""
     counts = [np.bincount(np.frombuffer(record.sequence.encode(), np.uint8) - ord("A"), minlength=26)
               for record in records]  # fmt: skip
     return np.array([count / count.sum() for count in counts])
 
 
 def explained_variance(labels_N: Sequence[str] | np.ndarray, values_ND: np.ndarray) -> tuple[float, float]:
-    """How much of the rows' variance their labels tell: the between-group share of it.
+    """Compute the share of the variance that is between the groups of rows with equal labels.
 
     Args:
-        labels_N: of every row.
-        values_ND: the rows.
-    Returns: the share, and what as many groups drawn at random would tell.
+        labels_N: (N,) labels of the rows.
+        values_ND: (N, D) rows.
+
+    Returns:
+        The share, and its expected value for random groups.
     """
     group_N = np.unique(labels_N, return_inverse=True)[1]
     centred_ND = values_ND - values_ND.mean(0)

@@ -1,9 +1,8 @@
-"""What an embedding run has to do, in which batches, and what is done: a table on disk, so that memory stays bounded.
+"""Plan the batches of an embedding run, and record the finished ones, in bounded memory.
 
-The FASTA is read once to fill the table (one row a protein, 56 bytes) and find every fault before any work, then once
-more in windows: the sequences of a window are sorted by residues and packed into batches. Which batch holds which
-protein is a function of the table alone, so a run that was killed, or is spread over processes, does the very same
-batches.
+The FASTA is read twice. The first time, it is checked and a table is written to disk, with 56 bytes per protein. The
+second time, it is read in windows: the sequences of a window are sorted by length and grouped into batches. The batches
+depend only on the table, so an interrupted or a distributed run has the same batches.
 """
 
 import hashlib
@@ -24,19 +23,19 @@ from esm2kit.sequences.fasta import Record, read_fasta
 logger = logging.getLogger(__name__)
 
 Key = Literal["index", "hash", "id"]
-# Sequences sorted together: enough that batches hold neighbours in residues, few enough to hold in memory.
+# Sequences that are sorted together: enough for batches of similar lengths, few enough for the memory.
 PROTEINS_PER_WINDOW = 8192
 RESIDUES_PER_WINDOW = 4_000_000
 ROWS_PER_BLOCK = 1 << 16
-# Ids compared with one another at once.
+# Ids that are compared at a time.
 PROTEINS_PER_BUCKET = 1_000_000
-# What nucleic acids are written in; that many residues of a protein are hardly ever these alone.
+# Letters of nucleic acids, and the length from which a protein hardly ever has only these.
 NUCLEIC, MIN_NUCLEIC_LETTERS = "ACGTUN", 10
 TABLE_ROW = np.dtype([("num_residues", "<i4"), ("id", "V16"), ("sequence", "V32")])
 
 
 class Table:
-    """One row a protein, memory-mapped: residues in the FASTA, digest of its id, sha256 key of its sequence."""
+    """Memory-mapped table with one row per protein: number of residues, digest of the id, hash of the sequence."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -46,12 +45,13 @@ class Table:
         return len(self.rows)
 
     def ids(self) -> Iterator[str]:
+        """Iterate over the protein ids."""
         with open(self.folder / "ids.txt", encoding="utf-8", newline="\n") as file:
             for line in file:
                 yield line[:-1]
 
     def keys(self, key: Key) -> Iterator[str]:
-        """What each protein's dataset is called."""
+        """Iterate over the names of the proteins' datasets."""
         if key == "id":
             yield from self.ids()
         elif key == "hash":
@@ -61,9 +61,17 @@ class Table:
 
     @classmethod
     def build(cls, files: Iterable[Path], folder: Path) -> "Table":
-        """Read the FASTA files once and write the table.
+        """Read and check the FASTA files, and write the table.
 
-        Raises: InputError for whatever `read_fasta` refuses, and for equal ids with different sequences.
+        Args:
+            files: FASTA files.
+            folder: for the table.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: a file is not valid FASTA, or different sequences have equal ids.
         """
         files, nucleic = list(files), 0
         with (
@@ -82,12 +90,12 @@ class Table:
         table, named = cls(folder), " and ".join(map(str, files))
         table._check_ids(named)
         if nucleic:
-            told = "%s: every letter of %d of %d sequences is A, C, G, T, U or N: is this DNA? ESM-2 reads proteins"
-            logger.warning(told, named, nucleic, len(table))
+            message = "%s: %d of %d sequences contain only A, C, G, T, U and N. Is this DNA? ESM-2 expects proteins."
+            logger.warning(message, named, nucleic, len(table))
         return table
 
     def _check_ids(self, named: str) -> None:
-        """Some rows at a time: those whose id digest falls into one bucket, sorted by id."""
+        """Check that equal ids have equal sequences; bucket by bucket of the id digests, to bound the memory."""
         buckets = len(self) // PROTEINS_PER_BUCKET + 1
         for bucket in range(buckets):
             found = []
@@ -96,7 +104,7 @@ class Table:
                 number = np.ascontiguousarray(block["id"]).view("<u8")[::2]
                 found.append(start + np.flatnonzero(number % np.uint64(buckets) == bucket))
             indices = np.concatenate(found)
-            # as fixed-size byte strings V16 and V32 do not sort; two 64-bit numbers of the id do
+            # NumPy cannot sort V16 and V32, so the digests are compared as 64-bit integers
             ids = np.ascontiguousarray(self.rows["id"][indices]).view("<u8").reshape(-1, 2)
             order = np.lexsort((indices, ids[:, 1], ids[:, 0]))
             same_id = (ids[order][1:] == ids[order][:-1]).all(1)
@@ -106,15 +114,15 @@ class Table:
                 first, second = sorted(int(index) for index in indices[order][wrong[0] : wrong[0] + 2])
                 protein = next(protein for index, protein in enumerate(self.ids()) if index == first)
                 raise InputError(
-                    f"{named}: records {first + 1} and {second + 1} share the id {protein!r} but not the sequence: "
-                    "give each its own id",
+                    f"{named}: records {first + 1} and {second + 1} have the same id {protein!r} but different "
+                    "sequences. Use a different id for each sequence.",
                     code="embed.ambiguous-id",
                     id=protein,
                     records=(first + 1, second + 1),
                 )
 
     def check_lengths(self, max_residues: int) -> None:
-        """Raise InputError naming the proteins over the limit."""
+        """Raise InputError if proteins exceed max_residues; the message lists them."""
         long = np.flatnonzero(self.rows["num_residues"] > max_residues)
         if not long.size:
             return
@@ -127,8 +135,8 @@ class Table:
         more = "" if long.size <= 5 else f" and {long.size - 5} more"
         raise InputError(
             f"{long.size} of {len(self)} proteins exceed max_residues {max_residues}: "
-            f"{', '.join(map(str, shown.values()))}{more}; choose --long_proteins window "
-            "(overlapping windows, averaged) or --long_proteins truncate (their start)",
+            f"{', '.join(map(str, shown.values()))}{more}. Use --long_proteins window "
+            "(overlapping windows, averaged) or --long_proteins truncate (first residues only).",
             code="embed.too-long",
             found=int(long.size),
             allowed=max_residues,
@@ -136,13 +144,13 @@ class Table:
 
 
 def read_records(files: Iterable[Path]) -> Iterator[Record]:
-    """The records of all files in order."""
+    """Iterate over the records of all files in order."""
     for file in files:
         yield from read_fasta(file)
 
 
 def hash_sequence(sequence: str) -> str:
-    """sha256 of `sequence_residues`, which biotrainer looks embeddings up by."""
+    """Compute the key of a sequence in biotrainer: the SHA-256 of `<sequence>_<length>`."""
     return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
 
 
@@ -151,11 +159,11 @@ def _hash_id(text: str) -> bytes:
 
 
 class ProteinBatch(NamedTuple):
-    """One unit of work: some proteins of one window, longest first.
+    """Proteins that are embedded together, longest first.
 
     Args:
-        number: counted through the whole run.
-        rows: the proteins' places in the table.
+        number: index of the batch in the run.
+        rows: indices of the proteins in the table.
     """
 
     number: int
@@ -163,7 +171,7 @@ class ProteinBatch(NamedTuple):
 
 
 def split_into_windows(num_residues_P: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the runs of proteins that are sorted together."""
+    """Iterate over the windows (start, stop) of proteins that are sorted together."""
     start = 0
     while start < len(num_residues_P):
         upcoming = np.asarray(num_residues_P[start : start + PROTEINS_PER_WINDOW], dtype=np.int64)
@@ -173,27 +181,30 @@ def split_into_windows(num_residues_P: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: int) -> list[ProteinBatch]:
-    """The batches of one window.
+    """Plan the batches of one window.
 
     Args:
-        num_tokens: tokens of each of its proteins.
-        start: the first one's place in the table.
-        number: of the first batch.
-        batch_tokens: a batch holds at most this many, or one protein.
+        num_tokens: number of tokens per protein of the window.
+        start: index of the first protein in the table.
+        number: index of the first batch.
+        batch_tokens: maximum number of tokens per batch of more than one protein.
+
+    Returns:
+        The batches in order.
     """
     batches = split_by_tokens(num_tokens, batch_tokens)
     return [ProteinBatch(number + index, start + positions) for index, positions in enumerate(batches)]
 
 
 class Journal:
-    """Which batches are on disk: one append-only file of int64 numbers a process, read by all."""
+    """Record of the batches that are on disk: one append-only file of int64 per process, read by all processes."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = Path(folder)
         self.path = self.folder / f"done.{rank}.bin"
 
     def read_done(self) -> set[int]:
-        """Numbers of the batches any process has finished; a torn last entry does not count."""
+        """Read the indices of the batches that any process has finished, without an incomplete last entry."""
         numbers: set[int] = set()
         for path in self.folder.glob("done.*.bin"):
             data = path.read_bytes()
@@ -201,7 +212,7 @@ class Journal:
         return numbers
 
     def open(self) -> int:
-        """A file descriptor to append to, the torn entry cut off."""
+        """Remove an incomplete last entry, and return a file descriptor for appending."""
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         whole = os.lseek(handle, 0, os.SEEK_END) // 8 * 8
         os.ftruncate(handle, whole)
@@ -210,11 +221,11 @@ class Journal:
 
 
 def read_plan(folder: Path) -> dict | None:
-    """The unfinished run in a folder, None if there is none or its files were not yet all made."""
+    """Read the plan of the unfinished run in a folder; None if there is none or its files are incomplete."""
     path = folder / "plan.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_plan(folder: Path, plan: dict) -> None:
-    """Written last: from now on the run can be taken up again."""
+    """Write the plan of a run. It is written last, because a run with a plan can be resumed."""
     write_json(folder / "plan.json", plan)

@@ -1,7 +1,7 @@
-"""The work of one embedding process: batches out of the FASTA, through the model, into the files.
+"""The work of one process of an embedding run: read batches from the FASTA, embed them, and write the vectors.
 
-Threads embed, one batch each; this one reads ahead of them and writes behind them, and one more has what is written
-reach the disk.
+Worker threads embed one batch each. The main thread reads the batches and writes the vectors. One more thread syncs the
+files to the disk.
 """
 
 import errno
@@ -29,20 +29,20 @@ from esm2kit.models.encoder import Encoder
 from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
-SYNC_SECONDS = 10.0  # work that a power cut may cost
-sync = getattr(os, "fdatasync", os.fsync)  # not every system spares the file's times
+SYNC_SECONDS = 10.0  # work that a power failure can lose
+sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def lock_run(folder: Path, process: Process) -> Iterator[None]:
-    """Hold the run's lock: two runs into one folder would undo each other."""
+    """Lock a run's folder for the duration of the context, so that no other process embeds into it."""
     if process.rank:
         yield
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
-    with hold_lock(lock, f"{folder}: another process is embedding into it; wait for it or give another --name"):
+    with hold_lock(lock, f"{folder}: another process is embedding into it. Wait for it, or use another --name."):
         try:
             yield
         finally:
@@ -50,15 +50,18 @@ def lock_run(folder: Path, process: Process) -> Iterator[None]:
 
 
 class EmbeddingRun:
-    """The batches of this process.
+    """The batches of one process.
 
     Args:
-        folder: the run's folder, its table and files made.
-        files: the FASTA files the table was made from.
-        num_embedded_P: residues of each protein that are embedded.
-        encoder, outputs, segments, dtype: as for `embed_batch`.
-        process: this one among how many.
-        workers: threads that embed; one a core if None.
+        folder: the run's folder, with its table and files.
+        files: FASTA files from which the table was built.
+        num_embedded_P: (P,) number of residues per protein that are embedded.
+        encoder: the model.
+        outputs: requested outputs.
+        segments: how long sequences are split into windows.
+        dtype: "float32" or "float16".
+        process: rank and number of processes.
+        workers: worker threads on the CPU. None uses one per core.
     """
 
     def __init__(
@@ -78,20 +81,23 @@ class EmbeddingRun:
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.read_done()
-        # two threads on a GPU: one prepares and copies a batch while the other's is computed
+        # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
         self.workers = 2 if encoder.device.type == "cuda" else workers or count_cores()
 
     def work(self) -> None:
-        """Embed every batch that is neither done nor another process's.
+        """Embed all batches of this process that are not finished.
 
-        Raises: InputError if the disk fills; what is written by then stays.
+        Raises:
+            InputError: the disk is full; the run can be resumed.
+            OSError: any other failure of the file system.
+            KeyboardInterrupt: the run was interrupted; it can be resumed.
         """
         self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_WRONLY) for output in self.outputs]
         self.starts = [np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r") for output in self.outputs]
         self.journal_handle = self.journal.open()
         self.journal_end = os.lseek(self.journal_handle, 0, os.SEEK_END)
         self.pending: list[int] = []
-        self.num_lost = 0  # batches that may not have reached the disk, and what it said
+        self.num_lost = 0  # batches that may not be on the disk, and the error
         self.sync_error = ""
         self.sync_thread = ThreadPoolExecutor(1)
         self.syncing: Future | None = None
@@ -114,7 +120,8 @@ class EmbeddingRun:
                 raise
             raise self._disk_full(progress) from None
         except KeyboardInterrupt:
-            logger.warning("stopped after %s of %s residues; the same command goes on", progress.done, progress.total)
+            message = "stopped after %s of %s residues; rerun the command to resume"
+            logger.warning(message, progress.done, progress.total)
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -126,8 +133,8 @@ class EmbeddingRun:
 
     def _disk_full(self, progress: Progress) -> InputError:
         return InputError(
-            f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues; free some space "
-            "and run the same command again, it goes on from there",
+            f"{self.folder}: the disk is full after {progress.done:,} of {progress.total:,} residues. "
+            "Free some space and rerun the command to resume.",
             code="disk.full",
             path=self.folder,
             done=progress.done,
@@ -135,7 +142,7 @@ class EmbeddingRun:
         )
 
     def _plan(self) -> Iterator[list[ProteinBatch]]:
-        """For each window of the table, the batches to do here."""
+        """Iterate over the windows of the table and plan the batches of this process that are not finished."""
         number = 0
         for start, stop in split_into_windows(self.num_embedded_P):
             batches = plan_window(
@@ -146,13 +153,20 @@ class EmbeddingRun:
             yield [batch for batch in mine if batch.number not in self.done]
 
     def _read(self) -> Iterator[tuple[ProteinBatch, list[str]]]:
-        """The batches with their sequences, the FASTA read along."""
+        """Iterate over the batches with their sequences, while reading the FASTA.
+
+        Yields:
+            A batch, and the residues of its proteins that are embedded.
+
+        Raises:
+            InputError: the FASTA has changed since the table was built.
+        """
         stream = read_records(self.files)
         for (start, stop), batches in zip(split_into_windows(self.num_embedded_P), self._plan(), strict=True):
             sequences = [record.sequence for record in islice(stream, stop - start)]
             if [len(sequence) for sequence in sequences] != self.table.rows["num_residues"][start:stop].tolist():
                 raise InputError(
-                    f"{self.files[0]} changed while it was being embedded: start again with --restart",
+                    f"{self.files[0]} has changed since the run started. Start again with --restart.",
                     code="embed.input-changed",
                     path=self.files[0],
                 )
@@ -163,7 +177,7 @@ class EmbeddingRun:
         return int(self.num_embedded_P[batch.rows].sum())
 
     def _write_batch(self, batch: ProteinBatch, future: Future, progress: Progress) -> None:
-        """Pour one batch's vectors into the files."""
+        """Write the vectors of a batch to the files, and start a sync if one is due."""
         for handle, starts, vectors in zip(self.handles, self.starts, future.result(), strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
                 _write_all(handle, vector, int(starts[row]))
@@ -176,9 +190,15 @@ class EmbeddingRun:
             self.synced = time.monotonic()
 
     def _sync(self, numbers: Sequence[int]) -> None:
-        """First the values reach the disk, then the journal says so.
+        """Sync the values to the disk, then append the batches to the journal.
 
-        A failure is final: a disk that once refused what it had taken may call the next attempt a success.
+        After a failure there is no further attempt, because a second sync can succeed although data were lost.
+
+        Args:
+            numbers: indices of the batches.
+
+        Raises:
+            OSError: a write or a sync failed.
         """
         if self.num_lost:
             self.num_lost += len(numbers)
@@ -188,7 +208,7 @@ class EmbeddingRun:
                 sync(handle)
             data = np.array(numbers, dtype="<i8").tobytes()
             os.lseek(self.journal_handle, self.journal_end, os.SEEK_SET)
-            while data:  # an almost full disk takes a part first
+            while data:  # a partial write is possible on an almost full disk
                 data = data[os.write(self.journal_handle, data) :]
             sync(self.journal_handle)
         except OSError as error:
@@ -207,7 +227,7 @@ class EmbeddingRun:
             try:
                 self._await_sync()
             except OSError:
-                self._sync(self.pending)  # which adds them to what is lost
+                self._sync(self.pending)  # counts them as lost
                 raise
             self._sync(self.pending)
         except OSError as error:
@@ -216,7 +236,9 @@ class EmbeddingRun:
         finally:
             if self.num_lost:
                 logger.warning(
-                    "the last %d batches could not be noted (%s) and will be done again", self.num_lost, self.sync_error
+                    "could not record the last %d batches (%s); they will be embedded again",
+                    self.num_lost,
+                    self.sync_error,
                 )
             self.sync_thread.shutdown()
             for handle in (*self.handles, self.journal_handle):
@@ -224,7 +246,7 @@ class EmbeddingRun:
 
 
 def _write_all(handle: int, vector: np.ndarray, start: int) -> None:
-    """Write all of it; a disk that is almost full takes a part first."""
+    """Write a vector at a byte offset; a partial write is possible on an almost full disk."""
     data = memoryview(np.ascontiguousarray(vector)).cast("B")
     while data:
         written = os.pwrite(handle, data, start)

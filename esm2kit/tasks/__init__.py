@@ -1,0 +1,1 @@
+"""Labelled tasks: FLIP and custom data, metrics with intervals, and batches for training."""

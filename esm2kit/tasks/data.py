@@ -1,4 +1,4 @@
-"""A task's proteins, targets and sets, checked and packed, whichever files they came from."""
+"""Load a labelled task: read its files, check them, and pack proteins, targets and sets into arrays."""
 
 import dataclasses
 import hashlib
@@ -29,16 +29,16 @@ class TaskData:
 
     Args:
         task: what is predicted and how it is scored.
-        split: the split's name.
-        ids: of the proteins (P); FLIP repeats a few.
-        sequences: their residues (P).
+        split: name of the split.
+        ids: (P) protein ids; FLIP repeats a few.
+        sequences: (P) amino-acid sequences.
         sets: (P,) "train", "validation" or "test".
-        targets: packed: one a protein (P,), or one a residue, protein after protein (N,); classes are int64,
-            values float64.
-        scored: False where a target does not count (unresolved residues), packed like `targets`.
-        files: the files it was read from.
-        notes: what a reader of a score must know.
-        official: the sizes are FLIP's, so that published figures may be compared with a score.
+        targets: (P,) one target per protein, or (N,) one per residue, concatenated over proteins. Classes are int64,
+            values are float64.
+        scored: same shape as `targets`, False for targets that are ignored, such as unresolved residues.
+        files: files that the task was read from.
+        notes: what a reader needs to know to interpret a score.
+        official: True if the set sizes are FLIP's, so that scores can be compared with published ones.
     """
 
     task: Task
@@ -54,23 +54,23 @@ class TaskData:
 
     @cached_property
     def num_residues(self) -> np.ndarray:
-        """(P,) residues of every protein."""
+        """(P,) number of residues per protein."""
         return np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """(P + 1,): protein i's targets are targets[offsets[i]:offsets[i + 1]]."""
+        """(P + 1,) the targets of protein i are targets[offsets[i]:offsets[i + 1]]."""
         counts = np.ones(len(self.ids), np.int64) if self.task.level == "protein" else self.num_residues
         return np.concatenate([[0], np.cumsum(counts)])
 
     @cached_property
     def protein_of_target(self) -> np.ndarray:
-        """TaskRecord in `ids` that each target belongs to."""
+        """Index into `ids` of the protein that each target belongs to."""
         return np.repeat(np.arange(len(self.ids)), np.diff(self.offsets))
 
     @cached_property
     def sha256(self) -> str:
-        """Hex SHA-256 of what is predicted on which proteins: ids, sequences, sets, targets and which of them count."""
+        """Hex SHA-256 of the task: ids, sequences, sets, targets and the mask of scored targets."""
         digest = hashlib.sha256(f"{self.task.name} {self.split} {self.task.labels}".encode())
         for lines in (self.ids, self.sequences, self.sets):
             digest.update("\n".join(lines).encode())
@@ -78,20 +78,20 @@ class TaskData:
         return digest.hexdigest()
 
     def rows(self, set_name: str) -> np.ndarray:
-        """Indices of a set's proteins."""
+        """Indices of the proteins of a set."""
         return np.flatnonzero(self.sets == set_name)
 
     def target_rows(self, set_name: str) -> np.ndarray:
-        """Indices of the targets of a set that count."""
+        """Indices of the scored targets of a set."""
         return np.flatnonzero((self.sets == set_name)[self.protein_of_target] & self.scored)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Proteins in each set."""
+        """Number of proteins per set."""
         return {name: int((self.sets == name).sum()) for name in SET_NAMES}
 
     def subset(self, rows: np.ndarray) -> "TaskData":
-        """The same task on some of its proteins."""
+        """Return the task restricted to the proteins with these indices."""
         keep = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         return dataclasses.replace(
             self,
@@ -103,10 +103,17 @@ class TaskData:
         )
 
     def limit_proteins(self, limit: int, seed: int = 0) -> "TaskData":
-        """At most `limit` proteins of each set, drawn by class or by quantile so that each set keeps its make-up.
+        """Return at most `limit` proteins per set, by a stratified sample.
 
-        The files stay as they are. Protein classes keep at least one protein each, even beyond the limit; values are
-        drawn from ten quantiles; residue tasks from ten quantiles of residues.
+        The strata are the classes, ten quantiles of the values, or, for residue tasks, ten quantiles of the sequence
+        length. Each class keeps at least one protein, even if that exceeds the limit.
+
+        Args:
+            limit: proteins per set.
+            seed: of the sample.
+
+        Returns:
+            The smaller task, with a note that its scores are not comparable with published ones.
         """
         generator = np.random.default_rng(seed)
         strata = self._assign_strata(limit)
@@ -115,22 +122,20 @@ class TaskData:
             rows = self.rows(name)
             kept.append(rows if len(rows) <= limit else _sample_strata(rows, strata[rows], limit, generator))
         chosen = self.subset(np.sort(np.concatenate(kept)))
-        more = " and one of each class" if max(chosen.sizes.values()) > limit else ""
-        note = f"a subset: at most {limit} proteins of each set{more} (seed {seed})"
-        return dataclasses.replace(
-            chosen, official=False, notes=(*self.notes, f"{note}; not comparable with published figures")
-        )
+        more = ", at least one per class" if max(chosen.sizes.values()) > limit else ""
+        note = f"subset of at most {limit} proteins per set{more} (seed {seed}): not comparable with published scores"
+        return dataclasses.replace(chosen, official=False, notes=(*self.notes, note))
 
     def _assign_strata(self, limit: int) -> np.ndarray:
         if self.task.level == "protein" and self.task.target == "class":
             return self.targets
         values = self.targets if self.task.level == "protein" else self.num_residues
         edges = np.quantile(values, np.linspace(0.1, 0.9, 9))
-        return np.searchsorted(edges, values) * min(limit, 10) // 10  # no more strata than there is room for
+        return np.searchsorted(edges, values) * min(limit, 10) // 10  # at most one stratum per sampled protein
 
 
 def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
-    """Every stratum in proportion, the largest remainders first, none left empty while there is room."""
+    """Sample `limit` rows in proportion to the strata, by largest remainder, at least one per stratum if possible."""
     names, counts = np.unique(strata, return_counts=True)
     share = counts * limit / counts.sum()
     quota = np.minimum(np.maximum(np.floor(share).astype(int), 1), counts)
@@ -146,14 +151,19 @@ def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: 
 
 
 def load_task(task: str, split: str | None, data_dir: Path, target: Target | None = None) -> TaskData:
-    """Read and check one split.
+    """Read and check one split of a task.
 
     Args:
-        task: a FLIP task (files in `<data_dir>/<task>/`), or the name or path of a folder or file of the user's own.
-        split: None is FLIP's default, or the only one there is.
-        data_dir: folder of task folders.
-        target: "class" or "value" for a task of the user's own; by default it is read off the targets.
-    Raises: InputError with the file, the record and the way out.
+        task: FLIP task (its files are in `<data_dir>/<task>/`), or name or path of a custom task's folder or file.
+        split: name of the split. None selects FLIP's default, or the only split of a custom task.
+        data_dir: folder that contains the task folders.
+        target: "class" or "value" for a custom task. None infers it from the targets.
+
+    Returns:
+        The checked task.
+
+    Raises:
+        InputError: the task, the split or a record is invalid; the message names the file and the record.
     """
     spec, file = TASKS.get(task), None
     if spec is not None:
@@ -161,7 +171,7 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         folder = Path(data_dir) / task
         if not folder.is_dir():
             raise InputError(
-                f"{folder} is absent: run `esm2kit download flip {task}`, or place FLIP's files there",
+                f"{folder} does not exist. Run `esm2kit download flip {task}`, or copy FLIP's files into that folder.",
                 code="task.absent",
                 task=task,
                 path=folder,
@@ -178,19 +188,19 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
     if spec.splits.get(split, Split()).light != "green":
-        notes.append(f"FLIP marks this split {spec.splits[split].light}: not for comparing models")
+        notes.append(f"FLIP marks this split {spec.splits[split].light}: do not use it to compare models")
     known_before = len(notes)
     if guessed and spec.level == "protein" and spec.labels and all(map(is_integer, spec.labels)):
-        notes.append(f"{len(spec.labels)} distinct integer targets are taken for classes; set target to value if not")
+        notes.append(f"{len(spec.labels)} distinct integer targets are treated as classes; set target to value if not")
     if dropped:
         notes.append(
-            f"{dropped} records of {sources['split'].path.name} are outside the split (no set) and were dropped"
+            f"{dropped} records of {sources['split'].path.name} belong to no set of this split and were dropped"
         )
     data = _pack_targets(spec, split, rows, sources)
     _check_sets(data, sources["split"])
     data = _compare_with_flip(data, notes)
     sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
-    kind = f"a {spec.target} for every {spec.level}, scored by {spec.metric}"
+    kind = f"one {spec.target} per {spec.level}, scored by {spec.metric}"
     logger.info("task %s, split %s: %s; %s", spec.name, split, sizes, kind)
     for note in data.notes[known_before:]:
         logger.info("task %s: %s", spec.name, note)
@@ -207,7 +217,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
     for row in rows:
         if row.target is None:
             raise InputError(
-                f"{source}: record {row.id!r} has no target", code="task.no-target", record=row.id, path=source.path
+                f"{source}: record {row.id!r} has no target.", code="task.no-target", record=row.id, path=source.path
             )
         if task.level == "residue":
             values = parse_residue_targets(task, row, table, source)
@@ -220,7 +230,8 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
             spelling = row.target if row.target in index else row.target.replace(" ", "_").replace(".", "_")
             if spelling not in index:
                 raise InputError(
-                    f"{source}: record {row.id!r} has the label {row.target!r}; known are {', '.join(task.labels)}",
+                    f"{source}: record {row.id!r} has the unknown label {row.target!r}. "
+                    f"Use one of {', '.join(task.labels)}.",
                     code="task.label",
                     record=row.id,
                     found=row.target,
@@ -229,7 +240,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
             targets.append([index[spelling]])
             scored.append([True])
     if not rows:
-        raise InputError(f"{source} holds no record that belongs to a set", code="task.no-records", path=source.path)
+        raise InputError(f"{source}: no record belongs to a set.", code="task.no-records", path=source.path)
     dtype = np.float64 if task.target == "value" else np.int64
     return TaskData(
         task=task,
@@ -244,16 +255,16 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
 
 
 def _check_sets(data: TaskData, source: Source) -> None:
-    """An empty set, or a class the probe never sees, is an error here rather than a strange score later."""
+    """Raise InputError for an empty set, or for a class that occurs in test but not in train."""
     for name in SET_NAMES:
         if not len(data.target_rows(name)):
             if name == "validation":
-                marked = "rows True in the column validation" if source.is_table else "records VALIDATION=True"
-                fix = f"mark some train {marked}: models are chosen by them"
+                where = "with True in the column validation" if source.is_table else "with VALIDATION=True"
+                fix = f"Mark some train records {where}; they are used for model selection"
             else:
-                fix = f"check {'the column set' if source.is_table else 'SET= in the headers'}"
+                fix = f"Check {'the column set' if source.is_table else 'SET= in the headers'}"
             raise InputError(
-                f"{source}: the {name} set is empty; {fix}", code="task.empty-set", set=name, path=source.path
+                f"{source}: the {name} set is empty. {fix}.", code="task.empty-set", set=name, path=source.path
             )
     if data.task.target == "class":
         seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))
@@ -264,7 +275,7 @@ def _check_sets(data: TaskData, source: Source) -> None:
         absent = np.setdiff1d(tested, seen)
         if absent.size:
             raise InputError(
-                f"{source}: class {names[absent[0]]!r} is in test but never in train; merge or drop it",
+                f"{source}: class {names[absent[0]]!r} occurs in test but not in train. Merge or remove it.",
                 code="task.unseen-class",
                 label=names[absent[0]],
                 path=source.path,
@@ -272,16 +283,23 @@ def _check_sets(data: TaskData, source: Source) -> None:
 
 
 def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
-    """Compare sizes with FLIP's, refuse one secondary_structure test set under the other's name, name flaws."""
+    """Compare the set sizes with FLIP's and add notes on duplicates and overlaps between the sets.
+
+    Returns:
+        The task with its notes, marked official if the sizes are FLIP's.
+
+    Raises:
+        InputError: the files are those of the other secondary_structure test set.
+    """
     task, sizes = data.task, data.sizes
     expected = task.splits.get(data.split, Split())
     for other in TASKS.values():
-        theirs = other.splits.get(data.split, Split())
+        same = other.splits.get(data.split, Split())
         same_folder = (other.folder or other.name) == (task.folder or task.name)
-        if task.name in TASKS and other.name != task.name and same_folder and sizes["test"] == theirs.test:
+        if task.name in TASKS and other.name != task.name and same_folder and sizes["test"] == same.test:
             raise InputError(
-                f"{data.files['split']} has {theirs.test} test proteins: that is {other.name}, not {task.name}; "
-                f"put these files into a folder of that name",
+                f"{data.files['split']}: {same.test} test proteins are those of {other.name}, not of {task.name}. "
+                f"Move these files to a folder named {other.name}.",
                 code="task.other-test-set",
                 task=task.name,
                 found=other.name,
@@ -291,19 +309,19 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
     official = task.name in TASKS and not wrong
     if task.name in TASKS and wrong:
         sizes_found = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
-        notes.append(f"not FLIP's own sizes ({sizes_found}): published figures are not comparable")
+        notes.append(f"set sizes differ from FLIP's ({sizes_found}): not comparable with published scores")
     fitted, tested = (np.flatnonzero(chosen) for chosen in (data.sets != "test", data.sets == "test"))
     both = {data.ids[row] for row in fitted} & {data.ids[row] for row in tested}
     if both:
-        notes.append(f"{len(both)} protein ids are in train and in test")
+        notes.append(f"{len(both)} protein ids occur in both train and test")
     seen = {data.sequences[row] for row in fitted}
-    same = sum(data.sequences[row] in seen for row in tested)
-    if same:
-        notes.append(f"{same} of {len(tested)} test proteins have a sequence that train or validation has too")
+    shared = sum(data.sequences[row] in seen for row in tested)
+    if shared:
+        notes.append(f"the sequences of {shared} of {len(tested)} test proteins also occur in train or validation")
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")
     classes = np.unique(data.targets[data.target_rows("train")])
     if task.target == "class" and len(classes) == 1:
-        notes.append(f"train has one class only, {task.labels[classes[0]]!r}: a constant is right, and no score counts")
+        notes.append(f"train has a single class, {task.labels[classes[0]]!r}: the scores are meaningless")
     return dataclasses.replace(data, official=official, notes=tuple(dict.fromkeys(notes)))

@@ -1,4 +1,4 @@
-"""FLIP's files, from its server or whoever has them; a file in its place is left alone, wherever it came from."""
+"""Download FLIP's files from its server or from mirrors. Existing files are not replaced."""
 
 import logging
 import string
@@ -15,15 +15,15 @@ from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-# In order: FLIP's server by https, then http; then the archive in FLIP's repository, at a fixed commit.
+# In this order: FLIP's server over https, then http; then the archive in FLIP's repository at a fixed commit.
 COMMIT = "62cace8735f5610e2743cf06ce0f944b37fffaa6"
 FILE_MIRRORS = (
     "https://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
     "http://data.bioembeddings.com/public/FLIP/fasta/{folder}/{file}",
 )
 ZIP_MIRRORS = (f"https://raw.githubusercontent.com/J-SNACKKB/FLIP/{COMMIT}/splits/{{folder}}/splits.zip",)
-# (task, file) -> bytes and SHA-256, of FLIP's repository at that commit. A file not listed must only be as long as its
-# server says; an archive is checked by its own checksums too.
+# (task, file) -> bytes and SHA-256, from FLIP's repository at that commit. For other files only the length announced
+# by the server is checked, and the checksums inside an archive.
 KNOWN: dict[tuple[str, str], tuple[int, str]] = {
     ("bind", "from_publication.fasta"): (288_188, "8b000abee7f98633cdf3683aa9ef9311ddddd41c1be9845992c2af5f8a550e4d"),
     ("bind", "one_vs_many.fasta"): (289_532, "00c885369dcb92f2c9cee4a645ed4b8a23a135cf9a05ef5760916592133a3226"),
@@ -69,20 +69,20 @@ KNOWN: dict[tuple[str, str], tuple[int, str]] = {
         "ad3d62d1a3fcd44cb59b3eff2c8f7ffdbf68ad5ba540fc7e0ee6851377e436ae",
     ),
 }
-# A file not listed is no larger than this. The largest of FLIP, aav's 284,009 variants of 735 residues, has 0.2 GB.
+# Size limit of other files. The largest file of FLIP, 284,009 variants of 735 residues of aav, has 0.2 GB.
 MAX_BYTES = 1 << 30
 STALL_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """What to fetch.
+    """Download the files of FLIP tasks.
 
     Args:
-        task: a FLIP task, or all.
-        split: of the task; FLIP's default if not given, every one of them if "all".
-        data_dir: folder of task folders; files land in <data_dir>/<task>/.
-        mirror: an address of your own that is asked first, such as https://files.lab.org/FLIP/{folder}/{file}.
+        task: FLIP task, or all.
+        split: Split of the task, or all. Default: FLIP's default split.
+        data_dir: Folder of task folders. Files are written to <data_dir>/<task>/.
+        mirror: URL pattern to try first. Default: none. Example: https://files.lab.org/FLIP/{folder}/{file}.
     """
 
     task: str = "all"
@@ -91,23 +91,29 @@ class DownloadConfig:
     mirror: str | None = None
 
     def __post_init__(self) -> None:
-        try:  # field, format and conversion of every pair of braces
+        try:  # field, format and conversion per pair of braces
             fields = {each[1:] for each in string.Formatter().parse(self.mirror or "{file}")} - {(None, None, None)}
-        except ValueError:  # a brace that stands alone
+        except ValueError:  # an unmatched brace
             fields = set()
         if ("file", "", None) not in fields or fields - {(name, "", None) for name in ("file", "folder")}:
             raise InputError(
-                f"mirror {self.mirror!r} must hold {{file}}, and may hold {{folder}}, and no other braces",
+                f"mirror {self.mirror!r} must contain {{file}}, may contain {{folder}}, and no other braces.",
                 code="download.mirror",
                 found=self.mirror,
             )
 
 
 def download(config: DownloadConfig) -> list[Path]:
-    """Fetch one FLIP task or all of them.
+    """Download one FLIP task, or all of them.
 
-    Returns: the files, fetched now or there before.
-    Raises: InputError, at the end, for tasks that could not be fetched.
+    Args:
+        config: what to download, and where to.
+
+    Returns:
+        Paths of the files, including those that existed before.
+
+    Raises:
+        InputError: a task could not be downloaded; the other tasks are downloaded first.
     """
     mirrors = (config.mirror, *FILE_MIRRORS) if config.mirror else FILE_MIRRORS
     if config.task != "all":
@@ -122,7 +128,7 @@ def download(config: DownloadConfig) -> list[Path]:
             failed.append(task)
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(tasks)} tasks could not be fetched ({', '.join(failed)}); see the lines above",
+            f"{len(failed)} of {len(tasks)} tasks could not be downloaded ({', '.join(failed)}). See the log.",
             code="download.some-failed",
             tasks=tuple(failed),
         )
@@ -130,18 +136,18 @@ def download(config: DownloadConfig) -> list[Path]:
 
 
 def list_downloadable_tasks(data_dir: Path) -> list[str]:
-    """FLIP's tasks, less those that its server no longer has and data_dir lacks; the log names them."""
+    """List FLIP's tasks, except those that were withdrawn from its server and are not in data_dir; log these."""
     tasks = []
     for name, spec in TASKS.items():
         if spec.folder and _find_missing(_expected_files(spec, list(spec.splits)), Path(data_dir) / name):
-            logger.info("%s is left out: its files are no longer on FLIP's server and not in %s", name, data_dir)
+            logger.info("%s is skipped: its files are no longer on FLIP's server and not in %s", name, data_dir)
         else:
             tasks.append(name)
     return tasks
 
 
 def _expected_files(spec: Task, splits: list[str]) -> dict[str, tuple[str, ...]]:
-    """Files of a task, and the names each may go by."""
+    """Map each required file of a task to its accepted file names."""
     return {name: (name,) for name in spec.files} | {f"{s}.fasta": (f"{s}.fasta", f"{s}.csv") for s in splits}
 
 
@@ -157,21 +163,28 @@ def download_flip(
     zip_mirrors: Sequence[str] = ZIP_MIRRORS,
     stall_seconds: float = STALL_SECONDS,
 ) -> list[Path]:
-    """Have a task's files in `<data_dir>/<task>/`; files that are there, in any form the reader takes, are left alone.
+    """Download the missing files of a task to `<data_dir>/<task>/`.
+
+    Existing files are not replaced, in whichever supported format they are.
 
     Args:
         task: a key of flip.TASKS.
-        data_dir: folder of task folders.
-        split: FLIP's default if None; "all" for every split.
-        file_mirrors: address patterns with {folder} and {file}, tried in order.
-        zip_mirrors: address patterns of an archive of all splits, tried last.
-        stall_seconds: give a silent or trickling server up after this.
-    Returns: the files.
-    Raises: InputError for an unknown task or split, or, with how to place the files by hand, if no mirror delivers.
+        data_dir: folder that contains the task folders.
+        split: name of the split. None selects FLIP's default, "all" every split.
+        file_mirrors: URL patterns with {folder} and {file}, tried in order.
+        zip_mirrors: URL patterns of an archive of all splits, tried last.
+        stall_seconds: time in seconds after which a stalled or very slow server is given up.
+
+    Returns:
+        Paths of the task's files.
+
+    Raises:
+        InputError: the task or split is unknown, or no mirror provides the files; the message then explains how to
+            add them by hand.
     """
     if task not in TASKS:
         raise InputError(
-            f"unknown FLIP task {task!r}; {suggest_name(task, TASKS)}",
+            f"unknown FLIP task {task!r}: {suggest_name(task, TASKS)}",
             code="task.unknown",
             name=task,
             nearest=find_closest(task, TASKS),
@@ -181,10 +194,10 @@ def download_flip(
     folder = Path(data_dir) / task
     expected = _expected_files(spec, splits)
     absent = _find_missing(expected, folder)
-    if absent and spec.folder:  # the files the server ships under this name are another test set
+    if absent and spec.folder:  # the server has another test set under this name
         raise InputError(
-            f"{task} is no longer on FLIP's server, which ships {spec.folder} with another test set; place "
-            f"{', '.join(expected)} from before 2022-12 in {folder} by hand",
+            f"{task} is no longer on FLIP's server, which has {spec.folder} with another test set. Copy "
+            f"{', '.join(expected)} from before 2022-12 to {folder}.",
             code="download.withdrawn",
             task=task,
             path=folder,
@@ -202,11 +215,11 @@ def download_flip(
             found = [find_source(folder, forms) for forms in expected.values()]
             if all(found):
                 return [source.path for source in found]
-            reasons.append(f"{address}: holds no {next(n for n, f in zip(expected, found, strict=True) if not f)}")
+            reasons.append(f"{address} lacks {next(n for n, f in zip(expected, found, strict=True) if not f)}")
     raise InputError(
-        f"could not fetch {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}); place "
-        f"{', '.join(absent)} in {folder} by hand "
-        "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0) and run the same command again",
+        f"could not download {task} ({'; '.join(dict.fromkeys(reasons)) or 'no mirror given'}). Copy "
+        f"{', '.join(absent)} to {folder} by hand "
+        "(FLIP: https://github.com/J-SNACKKB/FLIP, splits folder, AFL-3.0), then rerun the command.",
         code="download.failed",
         task=task,
         reasons=tuple(dict.fromkeys(reasons)),
@@ -221,7 +234,7 @@ def _check_archive(path: Path) -> None:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
     except (zipfile.BadZipFile, InputError) as error:
-        raise FetchError(f"is no sound archive ({error})") from None
+        raise FetchError(f"is not a valid archive ({error})") from None
 
 
 def _fetch_from_mirrors(
@@ -233,7 +246,7 @@ def _fetch_from_mirrors(
     reasons: list[str],
     check: Callable[[Path], None] | None = None,
 ) -> bool:
-    """Try addresses in order; every failure leaves a reason."""
+    """Download a file from the first address that works, and append the reason of each failure to `reasons`."""
     size, sha256 = KNOWN.get((task, name), (None, None))
     for address in addresses:
         try:

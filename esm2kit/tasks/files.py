@@ -1,7 +1,7 @@
-"""Reading a task's files, in any form they come: FLIP's FASTA, CSV and zip, biotrainer's one FASTA, the user's own.
+"""Read the files of a task: FLIP's FASTA, CSV and zip, biotrainer's single FASTA, and custom files.
 
-Sequence letters are checked here; labels live in the same FASTA syntax but are no residues, which is why this reader
-is its own.
+`sequences.fasta` does not read these files because FLIP stores labels as FASTA records as well. Sequences are checked
+here.
 """
 
 import csv
@@ -21,17 +21,17 @@ import yaml
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE
 
-# KEY=value pairs; a value runs to the next key, so it may hold spaces, slashes and signs.
+# KEY=value pairs. A value ends at the next key, so it may contain spaces, slashes and signs.
 ATTRIBUTE = re.compile(r"(?:^|\s)([A-Z_]+)=(.*?)(?=\s+[A-Z_]+=|\s*$)")
 SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-# Not part of the split: FLIP's `nan`, biotrainer's `pred`, CSV's blank.
+# Records outside the split: FLIP's `nan`, biotrainer's `pred`, an empty CSV cell.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
 TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
-# What a split's file ends in; of several in one folder the first counts.
+# Suffixes of a split's file, in order of preference.
 ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30
-# Deflate cannot exceed 1,032; FLIP's most repetitive CSV, variants of one protein, stays below 200.
+# Deflate reaches at most 1,032; FLIP's most repetitive CSV, the variants of one protein, stays below 200.
 MAX_ZIP_RATIO = 400
 
 
@@ -46,12 +46,12 @@ class Source(NamedTuple):
 
     @property
     def is_table(self) -> bool:
-        """Whether it is a CSV, whose users know no headers after '>'."""
+        """Whether the file is a CSV, so that messages mention columns instead of FASTA headers."""
         return (self.member or self.path.name).endswith((".csv", ".csv.gz"))
 
 
 class TaskRecord(NamedTuple):
-    """One protein as its file tells it; `target` and `mask` are None where the file is silent."""
+    """One protein as read from its file; `target` and `mask` are None if the file does not have them."""
 
     id: str
     sequence: str
@@ -61,16 +61,21 @@ class TaskRecord(NamedTuple):
 
 
 def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that would write outside a folder or that inflates beyond reason.
+    """Check an archive for members outside its folder and for zip bombs.
 
-    Raises: InputError naming the member.
+    Args:
+        archive: the opened archive.
+        path: of the archive, for the message.
+
+    Raises:
+        InputError: a member is unsafe.
     """
     total = 0
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
             raise InputError(
-                f"{path}: member {member.filename!r} points outside the archive; get the file again",
+                f"{path}: member {member.filename!r} points outside the archive. Download the file again.",
                 code="zip.path",
                 member=member.filename,
                 path=path,
@@ -78,8 +83,8 @@ def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
         total += member.file_size
         if member.file_size > max(MAX_ZIP_RATIO * member.compress_size, 1 << 20) or total > MAX_ZIP_BYTES:
             raise InputError(
-                f"{path}: member {member.filename!r} would inflate from {member.compress_size} to {member.file_size} "
-                "bytes; this is no FLIP archive",
+                f"{path}: member {member.filename!r} would expand from {member.compress_size} to {member.file_size} "
+                "bytes. Download the file again; this is not a FLIP archive.",
                 code="zip.size",
                 member=member.filename,
                 path=path,
@@ -88,7 +93,17 @@ def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
 
 @contextmanager
 def open_text(source: Source) -> Iterator[io.TextIOBase]:
-    """A file's text: plain, gzip, or a zip member read in place (nothing is unpacked)."""
+    """Open a plain text file, a gzip file or a member of a zip archive, without unpacking it to disk.
+
+    Args:
+        source: the file.
+
+    Yields:
+        Its text.
+
+    Raises:
+        InputError: the file is damaged, is not UTF-8 or is not a valid CSV.
+    """
     try:
         if source.member is not None:
             with zipfile.ZipFile(source.path) as archive:
@@ -103,22 +118,22 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
             yield text
     except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
-            f"{source} is damaged ({error}); get the file again", code="task.damaged", path=source.path
+            f"{source} is damaged ({error}). Download it again.", code="task.damaged", path=source.path
         ) from None
     except UnicodeDecodeError:
         raise InputError(
-            f"{source} is no text in UTF-8; save it as UTF-8", code="task.encoding", path=source.path
+            f"{source} is not encoded as UTF-8. Save it as UTF-8.", code="task.encoding", path=source.path
         ) from None
     except csv.Error as error:
         raise InputError(
-            f"{source} is no table that can be read ({error}); is a quote left open?",
+            f"{source} cannot be read as a table ({error}). Check it for an unmatched quotation mark.",
             code="task.table",
             path=source.path,
         ) from None
 
 
 def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
-    """The first of some file names in a folder, or else inside a zip of that folder."""
+    """Find the first existing file among these names in a folder, then inside the zip archives of that folder."""
     for name in names:
         if (folder / name).is_file():
             return Source(folder / name)
@@ -131,24 +146,31 @@ def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
 
 
 def _list_members(path: Path) -> dict[str, str]:
-    """File name -> member of a zip, those of macOS left out."""
+    """Map file names to the members of a zip archive, without those that macOS adds."""
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path)
             return {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is damaged ({error}); get the file again", code="task.damaged", path=path) from None
+        raise InputError(f"{path} is damaged ({error}). Download it again.", code="task.damaged", path=path) from None
 
 
 def parse_split_name(file_name: str) -> str | None:
-    """The split that a file of this name holds; None where it ends in none of ENDINGS."""
+    """Return the name of the split in a file of this name, or None if it has none of the suffixes in ENDINGS."""
     return next((file_name.removesuffix(ending) for ending in ENDINGS if file_name.endswith(ending)), None)
 
 
 def find_split_names(folder: Path) -> list[str]:
-    """Names of the split files in a folder of the user's own, zips included.
+    """List the splits in the folder of a custom task, including those in zip archives.
 
-    Raises: InputError for a damaged zip.
+    Args:
+        folder: of the task.
+
+    Returns:
+        Their names, sorted.
+
+    Raises:
+        InputError: a zip archive is damaged.
     """
     names = {path.name for path in folder.iterdir() if path.is_file()}
     for path in folder.glob("*.zip"):
@@ -158,9 +180,16 @@ def find_split_names(folder: Path) -> list[str]:
 
 
 def read_records(source: Source) -> Iterator[tuple[str, str]]:
-    """(header without '>', body with its lines joined) of every FASTA record.
+    """Read the records of a FASTA file.
 
-    Raises: InputError for text before the first header, a header without id, or a file without records.
+    Args:
+        source: the file.
+
+    Yields:
+        The header without '>', and the body as one line.
+
+    Raises:
+        InputError: there is text before the first header, a header has no id, or there is no record.
     """
     header: str | None = None
     body: list[str] = []
@@ -175,14 +204,14 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
                 header, body = line[1:].strip(), []
                 if not header:
                     raise InputError(
-                        f"{source}: line {number} is a header without an id",
+                        f"{source}: the header in line {number} has no id.",
                         code="task.no-id",
                         line=number,
                         path=source.path,
                     )
             elif header is None:
                 raise InputError(
-                    f"{source}: line {number} comes before any '>' header",
+                    f"{source}: line {number} precedes the first header. Start each record with '>' and an id.",
                     code="task.no-header",
                     line=number,
                     path=source.path,
@@ -190,20 +219,30 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
             else:
                 body.append(line)
     if header is None:
-        raise InputError(f"{source} holds no FASTA record", code="task.no-records", path=source.path)
+        raise InputError(f"{source} contains no FASTA records.", code="task.no-records", path=source.path)
     yield header, "".join(body)
 
 
 def parse_header(header: str) -> tuple[str, dict[str, str]]:
-    """Id and attributes of `id TARGET=... SET=... VALIDATION=... MASK=...`."""
+    """Split a header `id TARGET=... SET=... VALIDATION=... MASK=...` into the id and the attributes."""
     name, _, rest = header.partition(" ")
     return name, {key: value.strip() for key, value in ATTRIBUTE.findall(rest)}
 
 
 def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> str | None:
-    """train, validation, test, or None for a record outside the split.
+    """Parse the set of a record.
 
-    Raises: InputError for any other word.
+    Args:
+        row_id: the record's id, for the message.
+        set_name: text of its set.
+        validation: text of its validation flag, which only matters for train.
+        source: its file, for the message.
+
+    Returns:
+        "train", "validation" or "test", or None for a record outside the split.
+
+    Raises:
+        InputError: the set or the flag is unknown.
     """
     name, flag = set_name.strip().lower(), validation.strip().lower()
     if name in DROPPED_SETS:
@@ -211,7 +250,7 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
     if name not in SETS:
         found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
         raise InputError(
-            f"{source}: record {row_id!r} has {found}; known are train, val and test",
+            f"{source}: record {row_id!r} has {found}. Use train, val or test.",
             code="task.set",
             record=row_id,
             found=set_name,
@@ -219,7 +258,7 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
     if flag not in TRUE | FALSE:
         found = f"the validation {validation!r}" if source.is_table else f"VALIDATION={validation!r}"
         raise InputError(
-            f"{source}: record {row_id!r} has {found}; say True or False",
+            f"{source}: record {row_id!r} has {found}. Use True or False.",
             code="task.validation",
             record=row_id,
             found=validation,
@@ -228,18 +267,27 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
 
 
 def check_sequence(row_id: str, sequence: str, source: Source) -> str:
-    """Upper case, without a trailing stop.
+    """Check a sequence, convert it to upper case and remove a trailing stop.
 
-    Raises: InputError for an empty sequence or a letter that is no residue.
+    Args:
+        row_id: the record's id, for the message.
+        sequence: amino-acid letters.
+        source: the file, for the message.
+
+    Returns:
+        The clean sequence.
+
+    Raises:
+        InputError: the sequence is empty or has a character that is not an amino-acid letter.
     """
     sequence = sequence.upper().removesuffix("*")
     if not sequence:
-        raise InputError(f"{source}: record {row_id!r} has no sequence", code="task.no-sequence", record=row_id)
+        raise InputError(f"{source}: record {row_id!r} has no sequence.", code="task.no-sequence", record=row_id)
     codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
         raise InputError(
-            f"{source}: record {row_id!r} has {sequence[wrong[0]]!r} at residue {wrong[0] + 1}",
+            f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}.",
             code="task.residue",
             record=row_id,
             found=sequence[wrong[0]],
@@ -249,13 +297,18 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
 
 
 def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> tuple[list[TaskRecord], int]:
-    """Rows of a FASTA split and the number of records outside it.
+    """Read a split in FASTA format.
 
     Args:
-        split: headers with SET; bodies are sequences, or residue labels where `sequences` is given.
-        sequences: FASTA by id, of a residue task in FLIP's form.
-        mask: FASTA by id, 1 for a residue that is scored.
-    Raises: InputError naming file and record.
+        split: FASTA with SET in the headers; the bodies are sequences, or residue labels if `sequences` is given.
+        sequences: FASTA with the sequences of a residue task in FLIP's format.
+        mask: FASTA with 1 for each residue that is scored and 0 for the others.
+
+    Returns:
+        The records of the split, and the number of records outside it.
+
+    Raises:
+        InputError: a record is invalid.
     """
     by_id = dict(_read_by_id(sequences)) if sequences else {}
     masks = dict(_read_by_id(mask)) if mask else {}
@@ -264,7 +317,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         row_id, attributes = parse_header(header)
         if "SET" not in attributes:
             raise InputError(
-                f"{split}: record {row_id!r} has no SET=train|val|test in its header",
+                f"{split}: record {row_id!r} has no set. Add SET=train, SET=val or SET=test to its header.",
                 code="task.no-set",
                 record=row_id,
                 path=split.path,
@@ -277,7 +330,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         if target is None and sequences is not None:
             if row_id not in by_id:
                 raise InputError(
-                    f"{split}: record {row_id!r} is not in {sequences}",
+                    f"{split}: record {row_id!r} is missing from {sequences}.",
                     code="task.not-in-sequences",
                     record=row_id,
                     path=split.path,
@@ -285,7 +338,10 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
             target, sequence = body, by_id[row_id]
         if masks and row_id not in masks:
             raise InputError(
-                f"{split}: record {row_id!r} is not in {mask}", code="task.not-in-mask", record=row_id, path=split.path
+                f"{split}: record {row_id!r} is missing from {mask}.",
+                code="task.not-in-mask",
+                record=row_id,
+                path=split.path,
             )
         row_mask = attributes.get("MASK", masks.get(row_id))
         rows.append(TaskRecord(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
@@ -297,10 +353,18 @@ def _read_by_id(source: Source) -> Iterator[tuple[str, str]]:
 
 
 def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
-    """Rows of `sequence,target,set,validation` (ids `Sequence<row>` unless a column `id` is there) and those outside.
+    """Read a split in CSV format, with the columns sequence, target, set and, optionally, validation, id and mask.
 
-    Commas, semicolons or tabs part the columns, as the header line has them; names of columns are read without case.
-    Raises: InputError for a missing column, a row of more fields than the header, or a bad value.
+    The delimiter is a comma, a semicolon or a tab, whichever the header line uses. Column names are not case-sensitive.
+
+    Args:
+        split: the CSV file.
+
+    Returns:
+        The records of the split, with ids `Sequence<row>` if there is no id column, and the number of records outside.
+
+    Raises:
+        InputError: a column is missing, a row has more fields than the header, or a value is invalid.
     """
     rows, dropped = [], 0
     with open_text(split) as text:
@@ -309,9 +373,9 @@ def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = cells.get("id") or f"Sequence{number}"
             if any(map(str.strip, line.get(None, ()))):
-                found = f"record {row_id!r}, row {number + 1}, has more fields than the header's {len(columns)}"
+                found = f"record {row_id!r} in row {number + 1} has more than the {len(columns)} fields of the header"
                 raise InputError(
-                    f"{split}: {found}; put quotes around a value that holds {delimiter!r}",
+                    f"{split}: {found}. Put quotation marks around values that contain {delimiter!r}.",
                     code="task.fields",
                     record=row_id,
                     row=number + 1,
@@ -327,9 +391,17 @@ def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
 
 
 def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
-    """Names of a table's columns, in lower case, and what parts them.
+    """Parse the header line of a CSV file.
 
-    Raises: InputError, with the header, for one that lacks a column or has it twice.
+    Args:
+        header: the line.
+        split: the file, for the message.
+
+    Returns:
+        The column names in lower case, and the delimiter.
+
+    Raises:
+        InputError: a column is missing or occurs twice.
     """
     needed = ("sequence", "target", "set")
 
@@ -341,10 +413,10 @@ def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
     missing = [name for name in needed if name not in columns]
     twice = [name for name in (*needed, "id", "validation", "mask") if columns.count(name) > 1]
     if missing or twice:
-        flaw = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
+        problem = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
         found = header.strip() if len(header) < 200 else f"{header[:200]}..."
         raise InputError(
-            f"{split}: its first line, {found!r}, {flaw}; name them sequence, target, set and validation",
+            f"{split}: the header {found!r} {problem}. Name the columns sequence, target, set and validation.",
             code="task.columns",
             missing=tuple(missing),
             repeated=tuple(twice),
@@ -354,18 +426,23 @@ def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
 
 
 def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[TaskRecord], dict[str, Source], int]:
-    """Rows of one split, the files they came from, and how many records the files keep outside it.
+    """Read one split.
 
     Args:
-        folder: where the split lies, and a residue task's other files.
-        split: its name.
-        file: the split itself, where it was named; else the first of that name in the folder.
-    Raises: InputError if no file of that name is there.
+        folder: of the split and, for a residue task, of its other files.
+        split: name of the split.
+        file: of the split. None selects the first one of that name in the folder.
+
+    Returns:
+        The records of the split, the files that were read, and the number of records outside the split.
+
+    Raises:
+        InputError: there is no file of that name, or a record is invalid.
     """
     source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
     if source is None:
         raise InputError(
-            f"{folder} has neither {split}.fasta nor {split}.csv, nor a zip that holds one",
+            f"{folder} contains neither {split}.fasta nor {split}.csv, nor a zip archive with one of them.",
             code="task.no-split",
             split=split,
             path=folder,
@@ -382,11 +459,20 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
-    """What `tasks.yaml`, in a task's folder or the one above, says of a task of the user's own; empty if nothing.
+    """Read the entry of a custom task in `tasks.yaml`, in the task's folder or its parent.
 
-    Keys it may hold: target, classes, metric, unit, description, computed (true for a property that was computed, not
-    measured), source, licence.
-    Raises: InputError if the file cannot be read.
+    Possible keys are target, classes, metric, unit, description, computed (true for a property that was computed and
+    not measured), source and licence.
+
+    Args:
+        folder: of the task.
+        name: of the task.
+
+    Returns:
+        The entry, empty if there is none.
+
+    Raises:
+        InputError: the file is not valid.
     """
     for path in (folder / "tasks.yaml", folder.parent / "tasks.yaml"):
         if not path.is_file():
@@ -396,7 +482,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             found = [entry for entry in listed if entry["name"] == name]
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path} is no list of tasks with a name each ({type(error).__name__})",
+                f"{path} is not valid ({type(error).__name__}). It needs a list 'tasks' of entries with 'name'.",
                 code="task.description",
                 path=path,
             ) from None

@@ -1,6 +1,6 @@
-"""The eight FLIP tasks: what is predicted, from which files, how it is scored, and what others have published.
+"""The eight FLIP tasks: their labels, files, metrics, splits and citations.
 
-Source: https://github.com/J-SNACKKB/FLIP, the readme of every task; sizes counted in the files themselves.
+Source: https://github.com/J-SNACKKB/FLIP, the readme of each task. The set sizes were counted in the files.
 """
 
 from esm2kit.core.errors import InputError
@@ -43,7 +43,7 @@ TASKS: dict[str, Task] = {
             files=("sequences.fasta", "resolved.fasta"),
             folder="secondary_structure",
             citation=SECONDARY_STRUCTURE,
-            note="FLIP's test set before 2022-12, 648 proteins; the server now ships 364 (secondary_structure)",
+            note="FLIP's test set before 2022-12, 648 proteins; the server now has 364 (secondary_structure)",
         ),
         Task(
             name="conservation",
@@ -55,7 +55,7 @@ TASKS: dict[str, Task] = {
             default_split="sampled",
             files=("sequences.fasta",),
             citation=VARIANT_EFFECT,
-            note="1 is very variable, 9 very conserved; 41 sequences carry no labels and are left out",
+            note="1 is most variable, 9 most conserved; 41 sequences have no labels and are omitted",
         ),
         Task(
             name="bind",
@@ -75,7 +75,7 @@ TASKS: dict[str, Task] = {
             default_split="from_publication",
             files=("sequences.fasta",),
             citation="Littmann et al. 2021, 10.1038/s41598-021-03431-4",
-            note="a class is three bits (small 4, nucleic 2, metal 1); nine of ten residues bind nothing: see macro-F1",
+            note="a class encodes three bits (small 4, nucleic 2, metal 1); 90% of residues bind nothing: use macro-F1",
         ),
         Task(
             name="scl",
@@ -167,15 +167,23 @@ TASKS: dict[str, Task] = {
 
 
 def find_split(task: Task, split: str | None) -> str:
-    """The split's name, the task's default for None.
+    """Check the name of a split.
 
-    Raises: InputError listing the splits there are.
+    Args:
+        task: a FLIP task.
+        split: name of the split. None selects the task's default.
+
+    Returns:
+        The name of the split.
+
+    Raises:
+        InputError: the task has no such split.
     """
     if split is None:
         return task.default_split
     if split not in task.splits:
         raise InputError(
-            f"task {task.name} has no split {split!r}: choose one of {', '.join(task.splits)}",
+            f"task {task.name} has no split {split!r}. Choose one of {', '.join(task.splits)}.",
             code="task.no-split",
             task=task.name,
             split=split,

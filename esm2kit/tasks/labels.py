@@ -1,4 +1,4 @@
-"""A row's TARGET and MASK as numbers, or one line on why they are none."""
+"""Parse the targets and masks of a task's records, and convert model outputs to predictions."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from esm2kit.tasks.task import Task
 
 
 def is_number(text: str) -> bool:
-    """Whether a text reads as a number, nan and inf included."""
+    """Whether a text is a number, including nan and inf."""
     try:
         float(text)
     except ValueError:
@@ -20,19 +20,29 @@ def is_number(text: str) -> bool:
 
 
 def is_integer(text: str) -> bool:
-    """Whether a text reads as an integer."""
+    """Whether a text is an integer."""
     return text.lstrip("+-").isdigit()
 
 
 def has_decimal_comma(text: str) -> bool:
-    """Whether a text is a number but for a comma in place of its point: 60,11."""
+    """Whether a text is a number with a decimal comma, such as 60,11."""
     return text.count(",") == 1 and is_number(text.replace(",", "."))
 
 
 def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source: Source) -> np.ndarray:
-    """(residues,) classes through the table of letters, or values separated by semicolons.
+    """Parse the target of a residue task: one label character per residue, or values separated by semicolons.
 
-    Raises: InputError for a label outside the alphabet, or another number of labels than residues.
+    Args:
+        task: the task.
+        row: the record.
+        table: (256,) byte -> class, -1 for bytes that are not labels.
+        source: the file, for the message.
+
+    Returns:
+        (residues,) classes or values.
+
+    Raises:
+        InputError: a label is unknown, or the number of labels is not the number of residues.
     """
     text = row.target or ""
     if task.target == "value":
@@ -42,7 +52,7 @@ def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source
         if (values < 0).any():
             letter = text[int((values < 0).argmax())]
             raise InputError(
-                f"{source}: record {row.id!r} has the label {letter!r}; known are {', '.join(task.labels)}",
+                f"{source}: record {row.id!r} has the unknown label {letter!r}. Use one of {', '.join(task.labels)}.",
                 code="task.label",
                 record=row.id,
                 found=letter,
@@ -50,7 +60,7 @@ def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source
             )
     if len(values) != len(row.sequence):
         raise InputError(
-            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues",
+            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues.",
             code="task.label-count",
             record=row.id,
             found=len(values),
@@ -60,13 +70,24 @@ def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source
 
 
 def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
-    """(residues,) True where the target counts; everywhere if the row has no mask."""
+    """Parse the mask of a record.
+
+    Args:
+        row: the record.
+        source: the file, for the message.
+
+    Returns:
+        (residues,) True for residues that are scored; all are if the record has no mask.
+
+    Raises:
+        InputError: the mask is not one 0 or 1 per residue.
+    """
     if row.mask is None:
         return np.ones(len(row.sequence), dtype=bool)
     if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
         raise InputError(
-            f"{source}: the mask of {row.id!r} must be {len(row.sequence)} times 0 or 1, one a residue; "
-            f"it has {len(row.mask)} characters",
+            f"{source}: the mask of {row.id!r} must have 0 or 1 for each of the {len(row.sequence)} residues, "
+            f"found {len(row.mask)} characters.",
             code="task.mask",
             record=row.id,
             found=len(row.mask),
@@ -76,23 +97,32 @@ def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
 
 
 def parse_number(row: TaskRecord, text: str, source: Source) -> float:
-    """A finite number.
+    """Parse a finite number.
 
-    Raises: InputError naming the record.
+    Args:
+        row: the record, for the message.
+        text: the number.
+        source: the file, for the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: the text is not a finite number.
     """
     try:
         value = float(text)
     except ValueError:
-        hint = "; write a decimal point, not a comma" if has_decimal_comma(text) else ""
+        hint = " Use a decimal point instead of a comma." if has_decimal_comma(text) else ""
         raise InputError(
-            f"{source}: record {row.id!r} has the target {text!r}, which is no number{hint}",
+            f"{source}: target {text!r} of record {row.id!r} is not a number.{hint}",
             code="task.target",
             record=row.id,
             found=text,
         ) from None
     if not np.isfinite(value):
         raise InputError(
-            f"{source}: record {row.id!r} has the target {text!r}; drop the record or fix it",
+            f"{source}: record {row.id!r} has the target {text!r}. Correct it, or remove the record.",
             code="task.target",
             record=row.id,
             found=text,
@@ -101,14 +131,14 @@ def parse_number(row: TaskRecord, text: str, source: Source) -> float:
 
 
 def build_class_targets(classes_N: np.ndarray, task: Task) -> Tensor:
-    """(N,) int64 classes, or (N, L) float32 zeros and ones of the binary labels they stand for."""
+    """Return (N,) int64 classes, or (N, L) float32 binary labels (0 or 1) for a task that has them."""
     if not task.binary_labels:
         return torch.from_numpy(classes_N)
     return torch.from_numpy(unpack_bits(classes_N, len(task.binary_labels))).float()
 
 
 def decode_outputs(outputs: Tensor, task: Task) -> Tensor:
-    """Class of the largest output, or the integer that the positive bits spell, or the value; over the last axis."""
+    """Convert outputs (..., C) to predictions (...): values, classes, or the integers encoded by the positive bits."""
     if task.target == "value":
         return outputs[..., 0]
     if task.binary_labels:

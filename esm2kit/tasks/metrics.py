@@ -1,10 +1,11 @@
-"""Scores with an interval: every metric as a function of how often each protein was drawn.
+"""Metrics with protein-level bootstrap intervals.
 
-A bootstrap replicate is a vector of counts, one a protein. A metric that takes such counts as weights gives the point
-estimate (all ones) and any number of replicates in one vectorised pass, and two models scored under the same counts
-give a paired difference. Proteins are drawn, never residues: residues of one protein are not independent.
+A bootstrap replicate is a vector of counts: how often each protein was sampled. The metrics take these counts as
+weights, so that one vectorised pass computes the point estimate (all counts are 1) and all replicates. Two models that
+are scored with the same counts give a paired difference. Proteins are resampled, not residues, because the residues of
+one protein are not independent.
 
-Source: definitions as in scikit-learn and scipy, against which the tests hold them, ties and absent classes included.
+Source: definitions of scikit-learn and scipy, including ties and absent classes; the tests compare with both.
 """
 
 import math
@@ -18,13 +19,13 @@ CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
 LOWER_IS_BETTER = frozenset({"rmse"})
 CONFIDENCE = 0.95
-ROUNDING = 1e-12  # replicates that differ by less are the same
-# Elements of one block of (rows, replicates), 2 MB: a few blocks stay in cache, and in memory that is used again.
+ROUNDING = 1e-12  # replicates that differ by less are equal
+# Elements of one block of (rows, replicates), 2 MB, so that a few blocks fit into the cache.
 BLOCK = 1 << 18
 
 
 class Interval(NamedTuple):
-    """A figure and the 95% interval around it."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
@@ -36,10 +37,10 @@ class Score:
     """One metric of one model.
 
     Args:
-        interval: mean over seeds, with the protein-level bootstrap interval of that mean.
-        seeds: the metric of every seed.
-        replicates: (R,) the mean over seeds under each bootstrap draw; what a paired comparison needs.
-        num_proteins: how many were drawn from.
+        interval: mean over seeds, and the protein-level bootstrap interval of this mean.
+        seeds: the metric per seed.
+        replicates: (R,) the mean over seeds per bootstrap replicate, for paired comparisons.
+        num_proteins: number of proteins that were resampled.
     """
 
     interval: Interval
@@ -49,17 +50,26 @@ class Score:
 
     @property
     def seed_spread(self) -> float:
-        """Sample standard deviation over seeds; 0 for a single one."""
+        """Sample standard deviation over seeds; 0 for a single seed."""
         return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else 0.0
 
     @property
     def is_constant(self) -> bool:
-        """Whether the bootstrap has nothing to say: all proteins are alike."""
+        """Whether all replicates are equal, so that the bootstrap gives no interval."""
         return bool(np.ptp(self.replicates) < ROUNDING)
 
 
 def sample_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each protein is drawn in each bootstrap replicate: (R, P) int32, every row sums to P."""
+    """Sample bootstrap replicates of the proteins.
+
+    Args:
+        num_proteins: P, number of proteins.
+        num_resamples: R, number of replicates.
+        seed: of the random numbers.
+
+    Returns:
+        (R, P) int32, how often each protein occurs in each replicate; each row sums to P.
+    """
     generator = np.random.default_rng(seed)
     counts_RP = np.empty((num_resamples, num_proteins), dtype=np.int32)
     for row in counts_RP:
@@ -70,17 +80,23 @@ def sample_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -
 def count_confusions(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray, num_proteins: int, num_classes: int
 ) -> np.ndarray:
-    """Confusion matrix of every protein, (P, K, K): [protein, truth, predicted]."""
+    """Count the confusion matrix of each protein: (P, K, K), indexed by [protein, truth, predicted]."""
     flat = (protein_N * num_classes + truth_N) * num_classes + predicted_N
     counts = np.bincount(flat, minlength=num_proteins * num_classes**2)
     return counts.reshape(num_proteins, num_classes, num_classes)
 
 
 def compute_class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, balanced accuracy, macro-F1 and MCC of confusion matrices, (R,) each.
+    """Compute accuracy, balanced accuracy, macro-F1 and MCC from confusion matrices.
 
-    Classes without a true or predicted member leave the macro-F1, classes without a true member the balanced accuracy;
-    an MCC without spread is 0. So does scikit-learn.
+    As in scikit-learn, the macro-F1 ignores classes that occur neither in the truth nor in the predictions, the
+    balanced accuracy ignores classes that do not occur in the truth, and an undefined MCC is 0.
+
+    Args:
+        confusion_RKK: (R, K, K) matrices, indexed by [replicate, truth, predicted].
+
+    Returns:
+        metric -> (R,) values.
     """
     confusion = confusion_RKK.astype(np.float64)
     true, predicted = confusion.sum(2), confusion.sum(1)
@@ -103,7 +119,7 @@ def _masked_mean(values_RK: np.ndarray, where_RK: np.ndarray) -> np.ndarray:
 
 
 def compute_binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of L binary labels, the mean over labels: F1 of the positive class, MCC, balanced accuracy."""
+    """Compute F1 of the positive class, MCC and balanced accuracy, (R,) each, as means over L binary labels."""
     per_label = [compute_class_metrics(confusion_RL22[:, label]) for label in range(confusion_RL22.shape[1])]
     hits, truly, called = confusion_RL22[:, :, 1, 1], confusion_RL22[:, :, 1].sum(2), confusion_RL22[:, :, :, 1].sum(2)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -116,12 +132,12 @@ def compute_binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def unpack_bits(classes_N: np.ndarray, num_bits: int) -> np.ndarray:
-    """(N, L) 0 or 1: the binary labels an integer class stands for, lowest bit first."""
+    """Split integer classes into their binary labels: (N, L) 0 or 1, lowest bit first."""
     return (classes_N[:, None] >> np.arange(num_bits)) & 1
 
 
 def compute_per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of every class; 0 where there is nothing to divide by."""
+    """Compute precision, recall, F1 and support per class; a ratio with denominator 0 is 0."""
     table = {}
     for index, label in enumerate(labels):
         hit, true = float(confusion_KK[index, index]), float(confusion_KK[index].sum())
@@ -136,12 +152,12 @@ def compute_per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict
 
 
 class _Ranking(NamedTuple):
-    """Values in ascending order, equal ones as one group (G).
+    """Values in ascending order, in G groups of equal values.
 
     Args:
-        order: (N,) the places of the sorted values.
-        starts: (G,) where each group begins in them.
-        group: (N,) the group of every value.
+        order: (N,) indices that sort the values.
+        starts: (G,) index in `order` of the first value of each group.
+        group: (N,) group of each value.
     """
 
     order: np.ndarray
@@ -150,6 +166,7 @@ class _Ranking(NamedTuple):
 
     @classmethod
     def from_values(cls, values_N: np.ndarray) -> "_Ranking":
+        """Sort and group values."""
         order = np.argsort(values_N, kind="stable")
         is_first = np.r_[True, np.diff(values_N[order]) != 0]
         group = np.empty(len(order), dtype=np.int64)
@@ -157,7 +174,7 @@ class _Ranking(NamedTuple):
         return cls(order, np.flatnonzero(is_first), group)
 
     def sum_groups(self, rows_NR: np.ndarray) -> np.ndarray:
-        """(G, R): sums over each group."""
+        """Sum rows (N, R) over each group: (G, R)."""
         rows_NR = rows_NR[self.order]
         return rows_NR if len(self.starts) == len(self.order) else np.add.reduceat(rows_NR, self.starts, axis=0)
 
@@ -176,13 +193,13 @@ def _score_value_block(
     for place, ranking in enumerate(rankings):
         size_GR = ranking.sum_groups(counts_NR)
         stop_GR = np.cumsum(size_GR, axis=0)
-        rank_GR = stop_GR - (size_GR + drawn) / 2  # from the middle: all copies of a group share (first + last) / 2
+        rank_GR = stop_GR - (size_GR + drawn) / 2  # centred; tied copies share their mean rank
         rank_squares.append(np.einsum("gr,gr,gr->r", size_GR, rank_GR, rank_GR))
         ranks.append(rank_GR[ranking.group])
-        # From the largest down, a group takes the places `drawn - stop` to `drawn - stop + size`.
+        # In descending order, a group has the ranks `drawn - stop` to `drawn - stop + size`.
         upto_GR = discount[drawn - stop_GR]
         discount_GR = np.concatenate([discount[drawn][None], upto_GR[:-1]]) - upto_GR
-        if place == 0 or len(ranking.starts) == len(ranking.order):  # one gain a group, whatever is drawn
+        if place == 0 or len(ranking.starts) == len(ranking.order):  # one gain per group
             gains.append(gain_N[ranking.order][ranking.starts] @ discount_GR)
         else:
             sums_GR = ranking.sum_groups(counts_NR * gain_N[:, None])
@@ -199,7 +216,7 @@ def _score_value_block(
 
 
 def _mask_rounding_noise(spread_R: np.ndarray, scale_R: np.ndarray) -> np.ndarray:
-    """nan where a sum of squares around the mean is no more than what rounding leaves of a constant's."""
+    """Replace sums of squares around the mean by nan if they are 0 except for rounding errors."""
     return np.where(spread_R > 1e-13 * scale_R, spread_R, np.nan)
 
 
@@ -211,7 +228,19 @@ def build_class_scorer(
     num_classes: int,
     num_bits: int = 0,
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """counts (R, P) -> metrics, of class predictions; with `num_bits`, of the binary labels the classes stand for."""
+    """Build a function that scores class predictions.
+
+    Args:
+        truth_N: (N,) true classes.
+        predicted_N: (N,) predicted classes.
+        protein_N: (N,) protein of each prediction.
+        num_proteins: P, number of proteins.
+        num_classes: K, number of classes.
+        num_bits: L, number of binary labels that a class encodes; 0 if there are none.
+
+    Returns:
+        A function from counts (R, P) to metric -> (R,) values; with `num_bits`, all but accuracy are means over labels.
+    """
     confusion_PKK = count_confusions(truth_N, predicted_N, protein_N, num_proteins, num_classes)
     flat_PX = confusion_PKK.reshape(num_proteins, -1).astype(np.float64)
     if num_bits:
@@ -235,10 +264,18 @@ def build_class_scorer(
 def build_value_scorer(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """counts (R, P) -> Spearman, Pearson, RMSE, R2 and NDCG of value predictions, (R,) each.
+    """Build a function that scores value predictions by Spearman, Pearson, RMSE, R2 and NDCG.
 
-    RMSE is in the target's unit; correlations with a constant are nan; R2 is against the mean of the replicate's truth;
-    NDCG's gains are truth minus its minimum. Ties share their average rank, and their average gain.
+    RMSE is in the target's unit. Correlations with a constant are nan. R2 refers to the mean of the replicate's true
+    values. The gains of NDCG are the true values minus their minimum. Ties share their average rank and average gain.
+
+    Args:
+        truth_N: (N,) true values.
+        predicted_N: (N,) predicted values.
+        protein_N: (N,) protein of each prediction.
+
+    Returns:
+        A function from counts (R, P) to metric -> (R,) values.
     """
     truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
     rankings = _Ranking.from_values(truth), _Ranking.from_values(predicted)
@@ -247,7 +284,7 @@ def build_value_scorer(
     gain_N = truth - truth.min()
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        # Replicates run along the last axis, so that sorting and summing move and add whole stretches of memory.
+        # Replicates are the last axis, so that sorting and summing access contiguous memory.
         step = max(8, BLOCK // max(1, len(truth)))
         blocks = [
             _score_value_block(
@@ -261,9 +298,16 @@ def build_value_scorer(
 
 
 def compute_interval(value: float, replicates: np.ndarray) -> Interval:
-    """Percentile interval; nan replicates (a draw on which the metric is undefined) stay out.
+    """Compute a 95% percentile interval.
 
-    Replicates that are all the same, of a perfect score say, tell nothing of what other proteins would give: no ends.
+    Equal replicates, such as those of a perfect score, carry no information about other proteins, so the ends are nan.
+
+    Args:
+        value: the point estimate.
+        replicates: (R,) the metric per bootstrap replicate; nan, where it is undefined, is ignored.
+
+    Returns:
+        The value with the ends of its interval, nan if there is none.
     """
     finite = replicates[np.isfinite(replicates)]
     if not np.isfinite(value) or not finite.size or np.ptp(finite) < ROUNDING:
@@ -275,12 +319,14 @@ def compute_interval(value: float, replicates: np.ndarray) -> Interval:
 def score_seeds(
     scorers: list[Callable[[np.ndarray], dict[str, np.ndarray]]], counts_RP: np.ndarray
 ) -> dict[str, Score]:
-    """Metrics of a model trained with several seeds.
+    """Score a model that was trained with several seeds.
 
     Args:
-        scorers: one a seed, from `build_class_scorer` or `build_value_scorer`.
-        counts_RP: from `sample_counts`; equal counts make scores comparable pair by pair.
-    Returns: metric -> Score.
+        scorers: one per seed, from `build_class_scorer` or `build_value_scorer`.
+        counts_RP: (R, P) counts from `sample_counts`; equal counts allow paired comparisons.
+
+    Returns:
+        metric -> Score.
     """
     ones = np.ones((1, counts_RP.shape[1]), dtype=np.int32)
     points = [scorer(ones) for scorer in scorers]
@@ -298,22 +344,41 @@ def score_seeds(
 
 
 def compute_rule_of_three_interval(value: float, lowest: float, highest: float, num_proteins: int) -> Interval:
-    """The interval of a mean over proteins that are all alike: all right, all wrong, or two models never apart.
+    """Compute the interval of a mean over n proteins that all have the same value.
 
-    Every draw of such proteins gives the same figure, which is not certainty: if a share of 1 - 0.05^(1/n) of all
-    proteins had another figure, n in a row without one would still happen once in twenty. That share may have any
-    figure from `lowest` to `highest`. With n proteins right the interval begins at 0.05^(1/n), about 1 - 3/n; with one
-    wrong the bootstrap's own begins at 1 - 3/n, too.
+    This is the case if all predictions are correct, all are wrong, or two models never differ. All bootstrap replicates
+    are then equal, but the mean is not certain: if a share of 1 - 0.05^(1/n) of all proteins had another value, a
+    sample of n without any of them would still have a probability of 5%. For n correct predictions the interval starts
+    at 0.05^(1/n), about 1 - 3/n.
 
-    Source: the rule of three, Hanley and Lippman-Hand 1983, 10.1001/jama.1983.03330370053031; Clopper and Pearson's
-    one-sided bound is its exact form.
+    Args:
+        value: the common value.
+        lowest: smallest value that a protein can have.
+        highest: largest value that a protein can have.
+        num_proteins: n.
+
+    Returns:
+        The value with the ends of its interval.
+
+    Source:
+        The rule of three, Hanley and Lippman-Hand 1983, 10.1001/jama.1983.03330370053031, in its exact form, the
+        one-sided bound of Clopper and Pearson.
     """
     share = 1 - (1 - CONFIDENCE) ** (1 / num_proteins)
     return Interval(value, value - share * (value - lowest), value + share * (highest - value))
 
 
 def compute_paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
-    """How much better `ours` is than `theirs` under the same draws; positive is better, also for errors."""
+    """Compute how much better one model is than another on the same bootstrap replicates.
+
+    Args:
+        metric: name of the metric.
+        ours: score of the first model.
+        theirs: score of the second model, computed with the same counts.
+
+    Returns:
+        The difference with its 95% interval; positive if the first model is better, also for errors such as RMSE.
+    """
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * (ours.interval.value - theirs.interval.value)
     found = compute_interval(value, sign * (ours.replicates - theirs.replicates))
@@ -323,5 +388,5 @@ def compute_paired_difference(metric: str, ours: Score, theirs: Score) -> Interv
 
 
 def nan_to_none(value: float) -> float | None:
-    """JSON knows no nan: an undefined metric is null."""
+    """Convert nan and inf to None, because JSON does not support them."""
     return float(value) if math.isfinite(value) else None

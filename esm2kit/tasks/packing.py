@@ -1,7 +1,7 @@
-"""A labelled task as packed batches of tokens with their labels.
+"""Pack the proteins of a labelled task into batches of tokens and labels.
 
-Training samples are pure functions of (seed, epoch, protein). Validation and prediction use a token budget, with
-windows that cover every residue of a long protein.
+Training samples are pure functions of (seed, epoch, protein). Batches for validation and prediction have a token
+budget, and windows cover all residues of a long protein.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import build_class_targets
 
 _SAMPLE_STREAM = 201
-# Residues that neighbouring windows of a long protein share.
+# Residues that adjacent windows of a long protein share.
 WINDOW_OVERLAP = 256
 
 
 class Window(NamedTuple):
-    """Residues start to stop of a protein, and the key of its dropout."""
+    """Residues [start, stop) of a protein, and the key of its dropout masks."""
 
     protein: int
     start: int
@@ -36,11 +36,16 @@ class Window(NamedTuple):
 
 
 class LabelledBatch(NamedTuple):
-    """Packed sequences with their labels: what one forward pass of training sees.
+    """Packed sequences with their labels, the input of one forward pass in training.
 
-    tokens_N: token ids; num_tokens: tokens of each sequence; keys_B: dropout keys; rows_M: which of the model's outputs
-    are scored; targets_M and weights_M: their labels, (M, L) for L binary labels; proteins: rows of the task, to name
-    one when something goes wrong.
+    Args:
+        tokens_N: token ids.
+        num_tokens: number of tokens per sequence.
+        keys_B: dropout keys.
+        rows_M: indices of the model's outputs that are scored.
+        targets_M: labels of these outputs, (M, L) for L binary labels.
+        weights_M: weights of the labels, same shape.
+        proteins: indices of the proteins in the task, for error messages.
     """
 
     tokens_N: Tensor
@@ -53,13 +58,13 @@ class LabelledBatch(NamedTuple):
 
     @property
     def label_weight(self) -> float:
-        """What the loss is divided by: the number of labels, or the sum of their weights."""
+        """Denominator of the loss: the sum of the label weights."""
         weights = self.weights_M if self.weights_M.ndim == 1 else self.weights_M.mean(1)
         return weights.sum(dtype=torch.float64).item()
 
 
 class EvaluationBatch(NamedTuple):
-    """Packed windows to be scored: output row i belongs at slot i of the set's outputs; no slots, nothing is kept."""
+    """Packed windows to evaluate. Output row i is stored in slot i of the set's outputs; without slots, none is."""
 
     tokens_N: Tensor
     num_tokens: list[int]
@@ -67,13 +72,13 @@ class EvaluationBatch(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A task's targets as the loss wants them.
+    """Targets of a task in the form that the loss requires.
 
     Args:
-        targets: (N,) int64 classes or float32 values in units of `spread` around `centre`, or (N, L) binary labels.
-        weights: the same shape or (N,): 1, or what makes every class of train weigh the same.
-        centre: of the values of train; 0 where they are left as they are.
-        spread: of the values of train; 1 where they are left as they are.
+        targets: (N,) int64 classes or float32 values, (value - centre) / spread, or (N, L) binary labels.
+        weights: same shape or (N,): 1, or class weights.
+        centre: mean of the train values; 0 if the values are not scaled.
+        spread: standard deviation of the train values; 1 if the values are not scaled.
     """
 
     targets: Tensor
@@ -83,12 +88,15 @@ class Labels(NamedTuple):
 
 
 def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> Labels:
-    """Targets for training.
+    """Build the targets for training.
 
     Args:
         data: the task.
-        scale_targets: z-score values by the mean and standard deviation of train.
-        class_weights: weigh each class by labels / (classes x labels of that class), counted on train.
+        scale_targets: standardise values with the mean and standard deviation of train.
+        class_weights: weight each class by labels / (classes x labels of that class), counted on train.
+
+    Returns:
+        Targets and weights, one per protein or residue.
     """
     train = data.target_rows("train")
     if data.task.target == "value":
@@ -109,14 +117,17 @@ def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> La
 
 
 def load_tokens(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarray:
-    """Token ids of all sequences end to end, uint8, memory-mapped from a file that all ranks share.
+    """Load the token ids of all sequences from a file in the cache, which is created if it does not exist.
 
-    Nothing orders the ranks: those that come before the file is there make it, each the same, and any may be the last.
+    The ranks are not synchronised. Each rank that does not find the file writes the same content.
 
     Args:
-        sequences: without BOS and EOS.
-        cache: folder for the file, whose name says which task's tokens it holds.
-        sha256: of the task.
+        sequences: amino-acid sequences.
+        cache: folder of the file.
+        sha256: of the task, part of the file name.
+
+    Returns:
+        (N,) uint8 token ids without BOS and EOS, concatenated and memory-mapped.
     """
     tokens = Path(cache) / f"tokens-{sha256[:16]}.npy"
     if not tokens.is_file():
@@ -126,13 +137,13 @@ def load_tokens(sequences: Sequence[str], cache: Path, sha256: str) -> np.ndarra
 
 
 class LabelledProteins:
-    """A task's tokens and labels, and batches cut from them.
+    """Tokens and labels of a task, and the batches built from them.
 
     Args:
         data: the task.
         labels: its targets.
-        cache: folder of the load_tokens copy.
-        max_residues: longest window a model is given.
+        cache: folder of the token file.
+        max_residues: maximum length of a window.
     """
 
     def __init__(self, data: TaskData, labels: Labels, cache: Path, max_residues: int) -> None:
@@ -142,7 +153,7 @@ class LabelledProteins:
         self.per_residue = data.task.level == "residue"
 
     def sample(self, seed: int, epoch: int, protein: int) -> Window:
-        """The window that a protein gives in an epoch: all of it, or max_residues of it from a random start."""
+        """Sample the window of a protein in an epoch: the protein, or max_residues from a random start."""
         key = stream_key(seed, epoch, protein, _SAMPLE_STREAM)
         residues = int(self.data.num_residues[protein])
         if residues <= self.max_residues:
@@ -151,13 +162,13 @@ class LabelledProteins:
         return Window(protein, start, start + self.max_residues, key)
 
     def windows(self, proteins: np.ndarray) -> list[Window]:
-        """Windows that cover proteins whole."""
+        """Split proteins into windows that cover all their residues."""
         segments = Windowing(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
         sizes = self.data.num_residues
         return [Window(int(row), *span) for row in proteins for span in segments.split(int(sizes[row]))]
 
     def pack(self, windows: Sequence[Window]) -> tuple[Tensor, list[int]]:
-        """Token ids of windows end to end, each between BOS and EOS, and the tokens of each."""
+        """Concatenate the token ids of windows, each with BOS and EOS, and return them with the tokens per window."""
         parts = []
         for window in windows:
             first = self.starts[window.protein]
@@ -166,7 +177,7 @@ class LabelledProteins:
         return tokens_N, [window.stop - window.start + 2 for window in windows]
 
     def batch(self, windows: Sequence[Window]) -> LabelledBatch:
-        """Windows with the labels that count."""
+        """Pack windows together with their scored labels."""
         tokens_N, num_tokens = self.pack(windows)
         if self.per_residue:
             spans = [self.starts[window.protein] + np.arange(window.start, window.stop) for window in windows]
@@ -188,13 +199,13 @@ class LabelledProteins:
 
 
 def batch_windows(windows: Sequence[Window], tokens_per_batch: int) -> list[list[Window]]:
-    """Windows in batches of at most so many tokens, the longest first; a longer one is a batch of its own."""
+    """Group windows into batches of at most `tokens_per_batch` tokens, longest first; longer windows are separate."""
     batches = split_by_tokens([window.stop - window.start + 2 for window in windows], tokens_per_batch)
     return [[windows[position] for position in batch] for batch in batches]
 
 
 class EvaluationBatches(Dataset):
-    """A set's proteins whole, in batches of a token budget a rank, which share each."""
+    """Batches that cover all residues of a set, with a token budget per rank; the ranks share each batch."""
 
     def __init__(
         self, proteins: LabelledProteins, set_name: str, tokens_per_batch: int, rank: int = 0, ranks: int = 1
@@ -211,7 +222,7 @@ class EvaluationBatches(Dataset):
 
     def __getitem__(self, index: int) -> EvaluationBatch:
         mine = self.batches[index][self.rank :: self.ranks]
-        if not mine:  # a sharded model's ranks must run as many forward passes as each other: run one, keep nothing
+        if not mine:  # the ranks of a sharded model need equal numbers of forward passes: run one, discard it
             return EvaluationBatch(*self.proteins.pack(self.batches[index][:1]), torch.empty(0, dtype=torch.int64))
         first, per_residue = self.first_slot, self.proteins.per_residue
         slots = [first[w.protein] + (np.arange(w.start, w.stop) if per_residue else np.zeros(1, int)) for w in mine]

@@ -1,4 +1,4 @@
-"""Scores that others have published for FLIP's tasks, each with its source and why ours may differ."""
+"""Published scores on FLIP's tasks, with their sources and differences from esm2kit's protocol."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from esm2kit.tasks.flip import FLIP_CITATION
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A figure somebody else printed, and why ours may differ from it.
+    """A published score.
 
     Args:
-        task: FLIP's name.
-        split: of that task.
-        metric: as esm2kit names it.
-        value: the figure.
-        model: the embeddings or the recipe.
-        source: where it was printed.
-        difference: what they did that this report may not have done.
+        task: FLIP task.
+        split: of the task.
+        metric: esm2kit's name of the metric.
+        value: the score.
+        model: model or method.
+        source: publication.
+        difference: how the protocol may differ from esm2kit's.
     """
 
     task: str
@@ -32,7 +32,7 @@ MODELS = {size: f"esm2_t{layers}_{size}_UR50D" for layers, size in ((6, "8M"), (
 MODELS["3B"] = "esm2_t36_3B_UR50D"
 NVIDIA = (
     "NVIDIA's model card of esm2nv",
-    "one run of one head on checkpoints NVIDIA converted; no interval, no baseline",
+    "one run of one head on checkpoints converted by NVIDIA; no interval, no baseline",
 )
 SCHMIRLER = (
     "Schmirler et al. 2024, 10.1038/s41467-024-51844-2",
@@ -43,15 +43,15 @@ SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probe
 
 
 def _list_published() -> tuple[PublishedScore, ...]:
-    figures: list[PublishedScore] = []
+    scores: list[PublishedScore] = []
     for size, ss3, conservation, meltome, gb1 in (("650M", 0.852, 0.332, 7.19, 1.29), ("3B", 0.857, 0.345, 6.68, 1.28)):
-        figures += [
+        scores += [
             PublishedScore("secondary_structure_648", "sampled", "accuracy", ss3, MODELS[size], *NVIDIA),
             PublishedScore("conservation", "sampled", "accuracy", conservation, MODELS[size], *NVIDIA),
             PublishedScore("meltome", "mixed_split", "rmse", meltome, MODELS[size], *NVIDIA),
             PublishedScore(
                 "gb1", "two_vs_rest", "rmse", gb1, MODELS[size], NVIDIA[0],
-                f"{NVIDIA[1]}; predicting the training mean gives 1.252, so this figure shows no information",
+                f"{NVIDIA[1]}; predicting the training mean gives 1.252, so this score shows no information",
             ),
         ]  # fmt: skip
     columns = (
@@ -71,12 +71,12 @@ def _list_published() -> tuple[PublishedScore, ...]:
         ("8M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.857, 0.708, 0.527, 0.470, 0.708)),
     )
     for model, source, values in table:
-        figures += [
+        scores += [
             PublishedScore(*column, value, model, *source) for column, value in zip(columns, values, strict=True)
         ]
     for split, spearman in (("one_vs_rest", 0.279), ("two_vs_rest", 0.594), ("three_vs_rest", 0.755)):
-        figures.append(PublishedScore("gb1", split, "spearman", spearman, "one-hot ridge", *FLIP2021))
-    return tuple(figures)
+        scores.append(PublishedScore("gb1", split, "spearman", spearman, "one-hot ridge", *FLIP2021))
+    return tuple(scores)
 
 
 PUBLISHED = _list_published()

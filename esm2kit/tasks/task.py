@@ -1,4 +1,4 @@
-"""What a labelled task is: its level, target, metric, labels and splits."""
+"""Definition of a labelled task: its level, target, metric, labels and splits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
 
 LICENCE = "AFL-3.0 (FLIP's splits)"
-# FLIP's semaphore: green compares models; orange overestimates or repeats another split; red is obsolete.
+# FLIP's rating: green is suitable for comparing models; orange overestimates or duplicates a split; red is obsolete.
 TrafficLight = Literal["green", "orange", "red"]
 
 
@@ -16,11 +16,11 @@ class Split:
     """One way to divide a task's proteins.
 
     Args:
-        train: proteins to fit on, validation ones not counted; None where this project has not counted them.
-        validation: proteins to select and stop on.
-        test: proteins that are scored once.
+        train: number of train proteins without the validation proteins. None if it was not counted.
+        validation: number of proteins for model selection and early stopping.
+        test: number of test proteins.
         light: FLIP's traffic light for the split.
-        note: what a reader of a score must know.
+        note: what a reader needs to know to interpret a score.
     """
 
     train: int | None = None
@@ -35,22 +35,22 @@ class Task:
     """One benchmark task.
 
     Args:
-        name: FLIP's name, or the user's folder.
-        level: one target a residue, or one a protein.
-        target: a class or a value.
-        metric: the headline metric; every other one is reported too.
-        labels: the classes in order, empty for a value.
+        name: FLIP's name, or the name of the custom task's folder.
+        level: one target per residue, or one per protein.
+        target: class or value.
+        metric: main metric; the others are reported as well.
         splits: name -> Split.
-        default_split: the one the esm2nv readme uses.
-        files: beside `<split>.fasta`, what a residue task needs.
-        folder: FLIP's folder on the server, where it is not the task's name.
-        unit: of a value.
-        binary_labels: names of the bits of an integer class, lowest first; each is scored as a label of its own.
-        aliases: other spellings of a label -> label.
-        variants: every protein is a variant of one wild type, so that nearest neighbours make sense.
+        default_split: the split that the esm2nv readme uses.
+        labels: classes in order; empty for values.
+        files: files that a residue task needs in addition to `<split>.fasta`.
+        folder: name of the folder on FLIP's server if it is not the task's name.
+        unit: of the values.
+        binary_labels: names of the bits of an integer class, lowest first; each bit is scored as a separate label.
+        aliases: pairs of another spelling and its label.
+        variants: whether all proteins are variants of one wild type, so that a nearest-neighbour baseline makes sense.
         citation: of the data.
         licence: of the split files.
-        note: what a reader of a score must know.
+        note: what a reader needs to know to interpret a score.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers a probe puts out per protein or residue."""
+        """Number of outputs of a probe per protein or residue."""
         if self.target == "value":
             return 1
         return len(self.binary_labels) or len(self.labels)
 
     def label_index(self) -> dict[str, int]:
-        """Every accepted spelling of a label -> its class."""
+        """Map each accepted spelling of a label to its class."""
         index = {label: place for place, label in enumerate(self.labels)}
         return index | {alias: index[label] for alias, label in self.aliases}

@@ -203,7 +203,7 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["run", "--only", "05", "--from", "03"], "--from and --only each say which notebooks to run: give one"),
         (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file: give the folder that `esm2kit prep"),
         (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file with"),
-        (["benchmark", "mine", "--data_dir", "{tmp}/no"], "/no, which is no folder: choose one of secondary_structure"),
+        (["benchmark", "mine", "--data_dir", "{tmp}/no"], "which is not a folder; choose one of secondary_structure"),
         (["run", "-p"], "-p requires a value: text"),
         (["run", "-p", "lr"], "-p lr: write name=value"),
         (["download", "esm2_t6"], "is neither a model nor 'flip'; did you mean 'esm2_t6_8M_UR50D'?"),

@@ -1,4 +1,4 @@
-"""FASTA to HDF5: the numbers, the order, long proteins, and runs that are killed, shared out or fill the disk."""
+"""Embedding: values, order, long proteins, and runs that are killed, distributed or fill the disk."""
 
 import dataclasses
 import errno
@@ -40,7 +40,7 @@ CONFIG = ESM2Config(2, 32, 4)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model of ours, as a checkpoint file."""
+    """A small esm2kit checkpoint."""
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
     state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=0).state_dict().items()}
     write_checkpoint(path, state, {"model": dataclasses.asdict(CONFIG)})
@@ -55,12 +55,12 @@ def random_proteins(num_residues: list[int], seed: int = 0) -> dict[str, str]:
 
 def write_fasta(path: Path, proteins: dict[str, str] | list[tuple[str, str]]) -> Path:
     pairs = proteins.items() if isinstance(proteins, dict) else proteins
-    path.write_text("".join(f">{name} of no use\n{sequence}\n" for name, sequence in pairs))
+    path.write_text("".join(f">{name} description\n{sequence}\n" for name, sequence in pairs))
     return path
 
 
 def expected(model: Path, sequence: str, layer: int = 2) -> np.ndarray:
-    """(T, D) of one sequence alone through the plain model, BOS and EOS included."""
+    """Compute (T, D) for a single sequence with the plain model, including BOS and EOS."""
     with torch.no_grad():
         return load_model(model)[0](tokenize([sequence]), repr_layers=[layer])["representations"][layer][0].numpy()
 
@@ -70,9 +70,9 @@ def values_of(path: Path) -> dict[str, np.ndarray]:
         return {key: file[key][()] for key in file}
 
 
-def assert_same_files(ours: tuple[Path, ...], theirs: tuple[Path, ...], atol: float = 0.0) -> None:
-    """Equal keys, ids and values."""
-    for first, second in zip(ours, theirs, strict=True):
+def assert_same_files(found: tuple[Path, ...], expected: tuple[Path, ...], atol: float = 0.0) -> None:
+    """Check that keys, ids and values are equal."""
+    for first, second in zip(found, expected, strict=True):
         assert EmbeddingReader(first).ids == EmbeddingReader(second).ids
         left, right = values_of(first), values_of(second)
         assert left.keys() == right.keys()
@@ -80,7 +80,7 @@ def assert_same_files(ours: tuple[Path, ...], theirs: tuple[Path, ...], atol: fl
             np.testing.assert_allclose(value, right[key], atol=atol, rtol=0)
 
 
-def test_every_kind_of_output_is_what_the_model_says(model: Path, tmp_path: Path) -> None:
+def test_all_outputs_match_the_model(model: Path, tmp_path: Path) -> None:
     proteins = random_proteins([5, 300, 1, 40, 40, 1022, 17])
     fasta = write_fasta(tmp_path / "seven.fasta", proteins)
     config = EmbedConfig(
@@ -116,7 +116,7 @@ def test_every_kind_of_output_is_what_the_model_says(model: Path, tmp_path: Path
     assert attributes["provenance"]["config"]["repr_layers"] == [-1, 0]
     assert attributes["provenance"]["inputs"]["fasta"]["sha256"] == attributes["input_sha256"]
     assert {"torch", "h5py", "esm2kit"} <= attributes["versions"].keys()
-    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*")), "nothing is left of the run"
+    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob(".*")), "the run leaves no temporary files"
 
 
 @settings(max_examples=12, deadline=None)
@@ -140,7 +140,7 @@ def test_a_vector_does_not_depend_on_order_budget_or_workers(
     np.testing.assert_allclose(second.matrix(first.ids), first.matrix(), atol=1e-5, rtol=0)
 
 
-def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: Path) -> None:
+def test_duplicate_records_are_embedded_and_equal_ids_need_equal_sequences(model: Path, tmp_path: Path) -> None:
     pairs = [("a", "MKT"), ("b", "MKTAYL"), ("a", "MKT"), ("c", "MKT")]
     result = embed(EmbedConfig(write_fasta(tmp_path / "x.fasta", pairs), tmp_path, model=str(model)))
     assert EmbeddingReader(result.embeddings).ids == ["a", "b", "a", "c"]
@@ -157,17 +157,17 @@ def test_equal_records_are_kept_and_equal_ids_must_agree(model: Path, tmp_path: 
     assert not list(tmp_path.glob("y_*"))
 
 
-def test_nucleic_acids_are_asked_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nucleic_acids_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = [("dna", "ACGTACGTAC"), ("rna", "AUGGCUNNNN"), ("protein", "MKTAYIAKQR"), ("short", "GAGAGA")]
     embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", pairs)], tmp_path)
-    (told,) = caplog.messages
-    assert f"{tmp_path / 'a.fasta'}: every letter of 2 of 4 sequences is A, C, G, T, U or N: is this DNA" in told
+    (message,) = caplog.messages
+    assert f"{tmp_path / 'a.fasta'}: 2 of 4 sequences contain only A, C, G, T, U and N. Is this DNA" in message
     caplog.clear()
     embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", pairs[2:])], tmp_path)
     assert not caplog.messages
 
 
-def test_ambiguous_ids_are_found_in_any_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ambiguous_ids_are_found_in_all_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_plan, "ROWS_PER_BLOCK", 7)
     monkeypatch.setattr(embed_plan, "PROTEINS_PER_BUCKET", 5)
     pairs = list(random_proteins([3] * 40).items())
@@ -176,16 +176,16 @@ def test_ambiguous_ids_are_found_in_any_bucket(tmp_path: Path, monkeypatch: pyte
         embed_plan.Table.build([write_fasta(tmp_path / "a.fasta", [*pairs, ("p17", "MMMM")])], tmp_path)
 
 
-def test_long_proteins_by_each_policy(model: Path, tmp_path: Path) -> None:
+def test_each_option_for_long_proteins(model: Path, tmp_path: Path) -> None:
     proteins = random_proteins([10, 30, 57])
     fasta = write_fasta(tmp_path / "long.fasta", proteins)
     config = EmbedConfig(
         fasta, tmp_path, model=str(model), per_residue=True, bos=True, max_residues=20, window_overlap=8
     )
-    with refused("embed.too-long", found=2, allowed=20) as told:
+    with refused("embed.too-long", found=2, allowed=20) as caught:
         embed(config)
-    both = "--long_proteins window (overlapping windows, averaged) or --long_proteins truncate (their start)"
-    assert str(told.value).endswith(both)
+    both = "--long_proteins window (overlapping windows, averaged) or --long_proteins truncate (first residues only)."
+    assert str(caught.value).endswith(both)
     assert [path.name for path in tmp_path.iterdir()] == ["long.fasta"]
 
     cut = embed(dataclasses.replace(config, long_proteins="truncate", name="cut"))
@@ -228,7 +228,7 @@ def test_windows_cover_a_protein_with_at_least_the_overlap(num_residues: int, ma
 
 
 @given(num_residues=st.lists(st.integers(1, 300), min_size=1, max_size=60), batch_tokens=st.integers(1, 700))
-def test_batches_hold_every_protein_once_within_the_budget(num_residues: list[int], batch_tokens: int) -> None:
+def test_batches_contain_each_protein_once_within_the_budget(num_residues: list[int], batch_tokens: int) -> None:
     num_tokens = np.array(num_residues) + 2
     batches = embed_plan.plan_window(num_tokens, 100, 7, batch_tokens)
     assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(100, 100 + len(num_residues)))
@@ -264,7 +264,7 @@ def test_half_precision_packed_layout_and_gzip(model: Path, tmp_path: Path) -> N
         np.testing.assert_allclose(EmbeddingReader(half.hiddens)[name], exact, rtol=1e-3, atol=1e-6)
 
 
-def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model: Path, tmp_path: Path, caplog) -> None:
+def test_several_files_are_one_input_and_a_finished_run_is_not_repeated(model: Path, tmp_path: Path, caplog) -> None:
     first = write_fasta(tmp_path / "1.fasta", random_proteins([9, 8]))
     second = write_fasta(tmp_path / "2.fasta", {"other": "MKTAY"})
     config = EmbedConfig([first, second], tmp_path, name="both", model=str(model))
@@ -274,36 +274,36 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_done_again(model:
     with caplog.at_level("INFO", logger="esm2kit"):
         assert embed(config) == result
     assert result.embeddings.stat().st_mtime_ns == made
-    assert "is there already, from the same input, model and settings" in caplog.text
+    assert "already exists, from the same input, model and settings" in caplog.text
     other = dataclasses.replace(config, untrained_seed=3)
-    with refused("embed.file-there", path=result.embeddings, differing=["model", "untrained_seed"]):
+    with refused("embed.file-exists", path=result.embeddings, differing=["model", "untrained_seed"]):
         embed(other)
     assert result.embeddings.stat().st_mtime_ns == made
     embed(dataclasses.replace(other, restart=True))
     assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small_untrained"
-    embed(config, replace=True)  # as by a caller who owns the folder
+    embed(config, replace=True)
     assert EmbeddingReader(result.embeddings).attributes["model_name"] == "small"
     made = result.embeddings.stat().st_mtime_ns
     embed(config, replace=True)
-    assert result.embeddings.stat().st_mtime_ns == made, "what is there from the same is kept all the same"
+    assert result.embeddings.stat().st_mtime_ns == made, "a file with the same settings is not replaced"
 
 
-def test_files_that_are_there_are_answered_without_reading_weights(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_existing_files_are_returned_without_loading_the_model(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([9, 8]))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
     result, loaded, load = embed(config), [], ModelFile.load
     monkeypatch.setattr(ModelFile, "load", lambda found: loaded.append(found.name) or load(found))
     assert embed(config) == result
-    with refused("embed.file-there", differing=["dtype"]):
+    with refused("embed.file-exists", differing=["dtype"]):
         embed(dataclasses.replace(config, dtype="float16"))
     fresh = dataclasses.replace(config, name="fresh", untrained_seed=3)
     assert not loaded
     assert embed(fresh) == embed(fresh)
-    assert loaded == ["small_untrained"], "once, when there was something to compute"
+    assert loaded == ["small_untrained"], "the weights are loaded once, when a file is missing"
 
 
-def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt a run before its first batch is on the disk."""
+def interrupt_run(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run and interrupt it before its first batch is written."""
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -314,30 +314,32 @@ def break_off(config: EmbedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
             embed(config)
 
 
-def test_asking_for_more_or_for_less_of_the_same_just_works(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_only_missing_outputs_are_computed(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20, 3, 7]))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
     means = embed(config).embeddings
     made = means.stat()
     more = dataclasses.replace(config, per_residue=True)
-    break_off(more, monkeypatch)
-    assert sorted(path.name for path in means.parent.glob("*.h5")) == [means.name], "whole or absent"
+    interrupt_run(more, monkeypatch)
+    assert sorted(path.name for path in means.parent.glob("*.h5")) == [means.name], (
+        "incomplete files are not in out_dir"
+    )
     with caplog.at_level("INFO", logger="esm2kit"):
         both = embed(more)
-    assert "going on with the unfinished run" in caplog.text
+    assert "resuming the unfinished run" in caplog.text
     assert both.files == (means, both.hiddens)
-    assert (means.stat().st_ino, means.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns), "it was there"
-    assert_same_files(both.files, embed(dataclasses.replace(more, out_dir=tmp_path / "at once")).files)
+    assert (means.stat().st_ino, means.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns), "not written again"
+    assert_same_files(both.files, embed(dataclasses.replace(more, out_dir=tmp_path / "single run")).files)
     assert embed(config).files == (means,)
     assert embed(dataclasses.replace(more, per_protein=False)).files == (both.hiddens,)
-    with refused("embed.file-there", path=means, differing=["dtype"]):
+    with refused("embed.file-exists", path=means, differing=["dtype"]):
         embed(dataclasses.replace(more, dtype="float16"))
-    with refused("embed.file-there", path=means, differing=["repr_layers"]):
+    with refused("embed.file-exists", path=means, differing=["repr_layers"]):
         embed(dataclasses.replace(more, repr_layers=[0]))
 
 
-def test_a_finished_file_that_goes_missing_is_made_with_the_rest(model: Path, tmp_path: Path, monkeypatch) -> None:
-    """It was there when the run that is gone on with began, which therefore does not make it."""
+def test_a_deleted_file_is_created_again(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """The interrupted run does not create this file, because the file existed when the run started."""
     config = EmbedConfig(
         write_fasta(tmp_path / "a.fasta", random_proteins([20, 3])), tmp_path / "out", model=str(model)
     )
@@ -351,30 +353,30 @@ def test_a_finished_file_that_goes_missing_is_made_with_the_rest(model: Path, tm
     assert all(path.is_file() for path in embed(more).files)
 
 
-def test_files_whose_names_begin_alike_do_not_meet_and_strangers_are_left_alone(model: Path, tmp_path: Path) -> None:
+def test_file_names_do_not_collide_and_foreign_files_are_not_replaced(model: Path, tmp_path: Path) -> None:
     for name in ("liver", "heart"):
         made = embed(EmbedConfig(write_fasta(tmp_path / f"my.{name}.fa", {name: "MKT"}), tmp_path, model=str(model)))
         assert made.embeddings == tmp_path / f"my.{name}_embeddings.h5"
-    (tmp_path / "mine_embeddings.h5").write_text("something of my own")
-    with refused("embed.file-there", differing=[]):
+    (tmp_path / "mine_embeddings.h5").write_text("other content")
+    with refused("embed.file-exists", differing=[]):
         embed(EmbedConfig(tmp_path / "my.liver.fa", tmp_path, name="mine", model=str(model)))
-    assert (tmp_path / "mine_embeddings.h5").read_text() == "something of my own"
+    assert (tmp_path / "mine_embeddings.h5").read_text() == "other content"
 
 
-def test_a_full_disk_leaves_a_run_that_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_after_a_full_disk(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     whole = embed(EmbedConfig(fasta, tmp_path / "whole", model=str(model), per_residue=True, batch_tokens=44))
     config = EmbedConfig(fasta, tmp_path / "full", model=str(model), per_residue=True, batch_tokens=44)
     write, written = os.pwrite, []
 
-    def fill_up(handle: int, data: memoryview, start: int) -> int:
+    def fail_when_full(handle: int, data: memoryview, start: int) -> int:
         written.append(start)
         if len(written) > 30:
             raise OSError(errno.ENOSPC, "No space left on device")
-        # an almost full disk takes a part first
+        # a partial write, as on an almost full disk
         return write(handle, data[: len(data) // 2] if len(written) % 2 else data, start)
 
-    monkeypatch.setattr(embed_run.os, "pwrite", fill_up)
+    monkeypatch.setattr(embed_run.os, "pwrite", fail_when_full)
     with refused("disk.full", total=600):
         embed(config)
     assert not list((tmp_path / "full").glob("*.h5"))
@@ -383,11 +385,11 @@ def test_a_full_disk_leaves_a_run_that_goes_on(model: Path, tmp_path: Path, monk
     monkeypatch.setattr(embed_run, "embed_batch", lambda *a: starts.append(len(a[1])) or embed_run_batch(*a))
     embed_run_batch = sys.modules["esm2kit.embedding.batch"].embed_batch
     assert_same_files(embed(config).files, whole.files)
-    assert 0 < sum(starts) < 30, "what was written is not done again"
+    assert 0 < sum(starts) < 30, "finished batches are not embedded again"
 
 
 @pytest.mark.parametrize("failing", [1, 3, "the last"])
-def test_what_a_disk_refused_to_keep_is_neither_noted_nor_published(
+def test_batches_that_failed_to_sync_are_neither_recorded_nor_published(
     model: Path, tmp_path: Path, monkeypatch, caplog, failing: int | str
 ) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
@@ -406,16 +408,14 @@ def test_what_a_disk_refused_to_keep_is_neither_noted_nor_published(
     with refused("disk.full", total=600):
         embed(config)
     assert not list((tmp_path / "full").glob("*.h5"))
-    assert len(synced) == (1 if failing == "the last" else failing), "the next attempt would seem to succeed"
-    assert "could not be noted (No space left on device) and will be done again" in caplog.text
+    assert len(synced) == (1 if failing == "the last" else failing), "there is no further attempt"
+    assert "(No space left on device); they will be embedded again" in caplog.text
     monkeypatch.setattr(embed_run, "sync", sync)
     assert_same_files(embed(config).files, whole.files)
 
 
-def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
-    model: Path, tmp_path: Path, monkeypatch, caplog
-) -> None:
-    """The first write to the disk is under way, and fails, when the last batch is done: every batch is lost."""
+def test_all_lost_batches_are_counted_and_the_error_is_logged(model: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    """All batches are lost if the first sync is still running, and fails, when the last batch is finished."""
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     closing, close = threading.Event(), embed_run.EmbeddingRun._close
 
@@ -428,45 +428,45 @@ def test_what_waits_behind_a_failed_write_is_counted_and_the_failure_named(
     monkeypatch.setattr(embed_run.EmbeddingRun, "_close", lambda run: (closing.set(), close(run)))
     with pytest.raises(OSError, match="Input/output error"):
         embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1))
-    assert "the last 15 batches could not be noted (Input/output error) and will be done again" in caplog.text
+    assert "could not record the last 15 batches (Input/output error); they will be embedded again" in caplog.text
 
 
-def test_a_journal_written_in_parts_stays_whole(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_journal_written_in_parts_is_complete(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=44, workers=1)
-    write, poured = os.write, []
+    write, written_batches = os.write, []
 
-    def some_of_it(handle: int, data: bytes) -> int:
+    def write_part(handle: int, data: bytes) -> int:
         return write(handle, data[: max(1, len(data) // 3)])
 
-    def break_off(*arguments: object) -> None:
-        poured.append(arguments)
-        if len(poured) > 20:
+    def interrupt_run(*arguments: object) -> None:
+        written_batches.append(arguments)
+        if len(written_batches) > 20:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(embed_run, "SYNC_SECONDS", 0.0)
-        patch.setattr(embed_run.os, "write", some_of_it)
-        patch.setattr(embed_run, "_write_all", break_off)
+        patch.setattr(embed_run.os, "write", write_part)
+        patch.setattr(embed_run, "_write_all", interrupt_run)
         with pytest.raises(KeyboardInterrupt):
             embed(config)
     assert embed_plan.Journal(tmp_path / "out" / "a_embed.part").read_done() == set(range(10)), "two proteins a batch"
 
 
-def test_an_unfinished_run_of_other_settings_is_not_thrown_away(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_unfinished_run_with_other_settings_is_not_deleted(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 30))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model))
-    break_off(config, monkeypatch)
+    interrupt_run(config, monkeypatch)
     other = dataclasses.replace(config, dtype="float16")
-    with refused("embed.another-run", differing=["dtype"]):
+    with refused("embed.run-exists", differing=["dtype"]):
         embed(other)
     write_fasta(fasta, random_proteins([20] * 29))
-    with refused("embed.another-run", differing=["fasta"]):
+    with refused("embed.run-exists", differing=["fasta"]):
         embed(config)
     assert embed(dataclasses.replace(other, restart=True)).num_proteins == 29
 
 
-def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_killed_while_moving_its_files_is_completed(model: Path, tmp_path: Path, monkeypatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 5))
     config = EmbedConfig(fasta, tmp_path / "out", model=str(model), per_residue=True)
     replace, moved = os.replace, []
@@ -489,7 +489,7 @@ def test_a_run_killed_while_its_files_move_is_finished_by_the_next(model: Path, 
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-# Ctrl-C is ignored in what a shell started in the background, tests included
+# a shell ignores SIGINT in background processes, which includes the tests
 SCRIPT = """
 import logging, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -500,11 +500,11 @@ from esm2kit.embedding.embed import embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 embed_run.SYNC_SECONDS = 0.0
 fasta, out, model, wait = sys.argv[1:]
-pour = embed_run._write_all
-def slowly(*arguments):
+write_all = embed_run._write_all
+def write_slowly(*arguments):
     time.sleep(float(wait))
-    pour(*arguments)
-embed_run._write_all = slowly
+    write_all(*arguments)
+embed_run._write_all = write_slowly
 result = embed(EmbedConfig(fasta, out, model=model, per_residue=True, batch_tokens=128, workers=1, device="cpu"))
 """
 
@@ -518,39 +518,39 @@ def start(command: list[str], arguments: list[object], more: dict[str, str] | No
 
 
 def srun_task(number: int, port: int) -> dict[str, str]:
-    """What srun tells one of two tasks on a node."""
+    """Return the environment that srun sets for one of two tasks on a node."""
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
     task = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number), "SLURM_CPUS_ON_NODE": "2"}
     return step | task | {"MASTER_PORT": str(port)}
 
 
-def test_killed_twice_and_interrupted_it_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_and_interrupted_gives_the_same_files(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins(np.random.default_rng(0).integers(5, 60, 90).tolist()))
     arguments, journal = [fasta, tmp_path / "killed", model], tmp_path / "killed" / "a_embed.part" / "done.0.bin"
-    noted = 0
-    for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):  # a second a batch: each signal finds work left
+    recorded = 0
+    for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):  # one second per batch: no run finishes
         process = start([sys.executable, str(script)], [*arguments, 1.0])
         deadline = time.monotonic() + 60
-        while not (journal.is_file() and journal.stat().st_size >= noted + 16):
+        while not (journal.is_file() and journal.stat().st_size >= recorded + 16):
             assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline, "no batch was noted within a minute"
+            assert time.monotonic() < deadline, "no batch was recorded within a minute"
             time.sleep(0.01)
         process.send_signal(stop)
         output = process.communicate(timeout=60)[0]
         assert process.returncode != 0
-        noted = journal.stat().st_size
-    assert "the same command goes on" in output
-    assert not list((tmp_path / "killed").glob("*.h5")), "half a file must not look like a whole one"
+        recorded = journal.stat().st_size
+    assert "rerun the command to resume" in output
+    assert not list((tmp_path / "killed").glob("*.h5")), "incomplete files are not in out_dir"
     with open(journal, "ab") as file:
-        file.write(b"\x01\x02\x03")  # as a power cut might leave it
+        file.write(b"\x01\x02\x03")  # an incomplete entry, as after a power failure
     config = EmbedConfig(fasta, tmp_path / "whole", model=str(model), per_residue=True, batch_tokens=128)
     finished = embed(dataclasses.replace(config, out_dir=tmp_path / "killed", workers=2))
     assert_same_files(finished.files, embed(config).files)
 
 
-def test_two_processes_share_the_work_and_write_one_file(model: Path, tmp_path: Path) -> None:
+def test_two_processes_write_one_file(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins(np.random.default_rng(0).integers(5, 60, 60).tolist()))
@@ -562,16 +562,16 @@ def test_two_processes_share_the_work_and_write_one_file(model: Path, tmp_path: 
     one = embed(config)
     two = tuple(tmp_path / "two" / path.name for path in one.files)
     assert_same_files(two, one.files)
-    assert output.count("embedded ") == 2, "each process does its share"
+    assert output.count("embedded ") == 2, "each process embeds a share"
 
     write_fasta(fasta, {"bad": "MK1T"})
     process = start(torchrun, [fasta, tmp_path / "bad", model, 0])
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
-    assert output.count("InputError:") >= 2, "a fault of the input ends every process, with its one line"
+    assert output.count("InputError:") >= 2, "invalid input ends every process with one message"
 
 
-def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path, tmp_path: Path) -> None:
+def test_two_tasks_of_srun_write_one_file_and_a_missing_task_is_reported(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([20] * 40))
@@ -582,7 +582,7 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     tasks = [start(command, [fasta, tmp_path / "two", model, 0], srun_task(number, port)) for number in range(2)]
     outputs = [task.communicate(timeout=120)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
-    assert all("embedded 400 of 400 residues" in output for output in outputs), "each task does its share"
+    assert all("embedded 400 of 400 residues" in output for output in outputs), "each task embeds a share"
     one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=128))
     assert_same_files(tuple(tmp_path / "two" / path.name for path in one.files), one.files)
 
@@ -593,12 +593,12 @@ def test_two_tasks_of_srun_share_the_work_and_a_missing_one_is_told(model: Path,
     assert alone.returncode != 0
 
 
-def test_all_that_a_plan_stands_for_is_on_the_disk_before_it(model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_all_files_are_synced_before_the_plan_is_written(model: Path, tmp_path: Path, monkeypatch) -> None:
     synced, plans = set(), []
 
-    def plan(folder: Path, told: dict) -> None:
+    def plan(folder: Path, content: dict) -> None:
         plans.append({path.name for path in folder.iterdir()} - synced - {"plan.json"})
-        embed_plan.write_plan(folder, told)
+        embed_plan.write_plan(folder, content)
 
     monkeypatch.setattr("esm2kit.embedding.embed.fsync", lambda path: synced.add(Path(path).name))
     monkeypatch.setattr("esm2kit.embedding.embed.write_plan", plan)
@@ -609,15 +609,15 @@ def test_all_that_a_plan_stands_for_is_on_the_disk_before_it(model: Path, tmp_pa
     assert {"embeddings.h5", "hiddens.starts.npy", "proteins.bin", "ids.txt"} <= synced
 
 
-def test_a_task_that_is_shown_one_gpu_takes_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_task_with_one_visible_gpu_uses_it(tmp_path: Path, monkeypatch) -> None:
     config = EmbedConfig(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all of the node's, or by srun's --gpus-per-task its own
+    for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all GPUs of the node, or one per task with --gpus-per-task
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         assert _choose_device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
 
 
-def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(model: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", {"a/b": "MKT"})
     cases = [
         ({"per_protein": False}, "embed.nothing", {}),
@@ -636,11 +636,11 @@ def test_bad_settings_are_one_line(model: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with refused("device.absent", found="cpu", requested="cuda"):
             embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
-    assert not list((tmp_path / "out").glob("*")), "nothing half made is left"
+    assert not list((tmp_path / "out").glob("*")), "no partial files remain"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_pooled_on_the_device_it_is_the_same_as_protein_by_protein(dtype: str) -> None:
+def test_pooling_on_the_device_gives_the_same_values(dtype: str) -> None:
     encoder = Encoder(ESM2.initialised(CONFIG, 3).eval())
     sequences = ["MKTAYIAK", "G", "ACDEFGHIKLMNPQRSTVWY" * 3]
     width = CONFIG.embed_dim
@@ -648,8 +648,8 @@ def test_pooled_on_the_device_it_is_the_same_as_protein_by_protein(dtype: str) -
     outputs.append(Output("d", 2, "logits", 33))
     usual = embed_batch(encoder, sequences, outputs, Windowing(100, 10, 1000), dtype)
     packed = _embed_on_device(encoder, sequences, outputs, dtype)
-    for ours, theirs in zip(packed, usual, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
+    for first, second in zip(packed, usual, strict=True):
+        for one, other in zip(first, second, strict=True):
             assert one.shape == other.shape
             assert one.dtype == other.dtype == dtype
             np.testing.assert_allclose(one, other, atol=1e-6 if dtype == "float32" else 2e-3)

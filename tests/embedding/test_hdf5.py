@@ -1,4 +1,4 @@
-"""The HDF5 files: made as skeletons, filled by byte offset, read back whatever their layout and key."""
+"""HDF5 files of embeddings: created empty, written by byte offset, and read in any layout and with any key."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,10 @@ from esm2kit.embedding.hdf5 import EmbeddingReader, ProteinEntry, Skeleton, crea
 WIDTH = 5
 
 
-def make(path: Path, skeleton: Skeleton, num_residues: list[int], keys: list[str] | None = None) -> list[np.ndarray]:
-    """A file with random values, poured in backwards; gives what went in, protein by protein."""
+def write_file(
+    path: Path, skeleton: Skeleton, num_residues: list[int], keys: list[str] | None = None
+) -> list[np.ndarray]:
+    """Write a file with random values in reverse order; return the values of each protein."""
     generator = np.random.default_rng(sum(num_residues))
     starts = np.zeros(len(num_residues), dtype=np.int64)
     keys = keys or [str(index) for index in range(len(num_residues))]
@@ -43,9 +45,9 @@ def make(path: Path, skeleton: Skeleton, num_residues: list[int], keys: list[str
     layout=st.sampled_from(["datasets", "packed"]),
     dtype=st.sampled_from(["float32", "float16"]),
 )
-def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layout, dtype) -> None:
+def test_values_are_read_back(tmp_path_factory, num_residues, level, layout, dtype) -> None:
     folder = tmp_path_factory.mktemp("embeddings")
-    expected = make(folder / "a.h5", Skeleton(level, layout, WIDTH, dtype, "index"), num_residues)
+    expected = write_file(folder / "a.h5", Skeleton(level, layout, WIDTH, dtype, "index"), num_residues)
     with EmbeddingReader(folder / "a.h5") as reader:
         assert reader.ids == [f"protein é {index}" for index in range(len(num_residues))]
         assert (reader.level, reader.embed_dim, len(reader)) == (level, WIDTH, len(num_residues))
@@ -56,21 +58,21 @@ def test_what_is_poured_in_comes_out(tmp_path_factory, num_residues, level, layo
             found = reader[f"protein é {index}"]
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, value[0] if level == "protein" else value)
-        backwards = reader.ids[::-1]
-        starts, offsets, kind = reader.locate_rows(backwards)
-        assert kind == dtype  # half precision stays half precision on disk
+        reversed_ids = reader.ids[::-1]
+        starts, offsets, kind = reader.locate_rows(reversed_ids)
+        assert kind == dtype  # the stored type, which is not converted
         assert offsets.tolist() == np.cumsum([0] + [len(value) for value in expected[::-1]]).tolist()
         raw = (folder / "a.h5").read_bytes()
         for start, value in zip(starts, expected[::-1], strict=True):
             np.testing.assert_array_equal(np.frombuffer(raw, kind, value.size, start), value.ravel())
         if level == "protein":
             np.testing.assert_array_equal(reader.matrix(), np.concatenate(expected))
-            np.testing.assert_array_equal(reader.matrix(backwards), np.concatenate(expected[::-1]))
+            np.testing.assert_array_equal(reader.matrix(reversed_ids), np.concatenate(expected[::-1]))
 
 
-def test_other_programs_find_what_they_look_for(tmp_path: Path) -> None:
-    make(tmp_path / "a.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [3, 1, 2])
-    with h5py.File(tmp_path / "a.h5") as file:  # as biotrainer reads custom embeddings, and protspace
+def test_other_programs_can_read_the_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [3, 1, 2])
+    with h5py.File(tmp_path / "a.h5") as file:  # as biotrainer and protspace read it
         assert {file[key].attrs["original_id"]: file[key].shape for key in file} == {
             "protein é 0": (3, WIDTH),
             "protein é 1": (1, WIDTH),
@@ -80,8 +82,8 @@ def test_other_programs_find_what_they_look_for(tmp_path: Path) -> None:
         assert file.attrs["model_name"] == "esm2_small"
 
 
-def test_rows_of_one_key_share_a_dataset(tmp_path: Path) -> None:
-    expected = make(
+def test_rows_with_equal_keys_share_a_dataset(tmp_path: Path) -> None:
+    expected = write_file(
         tmp_path / "a.h5", Skeleton("residue", "datasets", WIDTH, "float32", "hash"), [2, 3, 2], ["f0", "ab", "f0"]
     )
     reader = EmbeddingReader(tmp_path / "a.h5")
@@ -91,11 +93,11 @@ def test_rows_of_one_key_share_a_dataset(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader[f"protein é {index}"], expected[index])
 
 
-def test_ids_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_read_from_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esm2kit.embedding.hdf5.IDS_PER_BLOCK", 4)
     for layout in ("datasets", "packed"):
         for count in (3, 4, 5, 8, 13):
-            expected = make(
+            expected = write_file(
                 tmp_path / "a.h5", Skeleton("residue", layout, WIDTH, "float32", "index"), list(range(1, count + 1))
             )
             with EmbeddingReader(tmp_path / "a.h5") as reader:
@@ -103,15 +105,15 @@ def test_ids_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 np.testing.assert_array_equal(reader[reader.ids[-1]], expected[-1])
 
 
-def test_any_protein_of_many_is_its_own(tmp_path: Path) -> None:
-    """More than one node of HDF5's tree of names and one block of its heap hold."""
-    expected = make(tmp_path / "a.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 20_000)
+def test_each_of_many_proteins_has_its_own_values(tmp_path: Path) -> None:
+    """More proteins than fit into one node of the B-tree of names and one block of the heap of HDF5."""
+    expected = write_file(tmp_path / "a.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 20_000)
     with EmbeddingReader(tmp_path / "a.h5") as reader:
         for index in np.random.default_rng(0).integers(0, 20_000, 200).tolist():
             np.testing.assert_array_equal(reader[f"protein é {index}"], expected[index][0])
 
 
-def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
+def test_invalid_files_and_ids_are_refused(tmp_path: Path) -> None:
     with refused("embeddings.absent"):
         EmbeddingReader(tmp_path / "a.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
@@ -121,15 +123,15 @@ def test_bad_files_and_ids_are_one_line(tmp_path: Path) -> None:
         file["0"] = np.zeros(3)
     with refused("embeddings.format", found="no"):
         EmbeddingReader(tmp_path / "other.h5")
-    make(tmp_path / "cut.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 50)
+    write_file(tmp_path / "cut.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 50)
     os.truncate(tmp_path / "cut.h5", 3000)
     with refused("embeddings.damaged"):
         EmbeddingReader(tmp_path / "cut.h5")
-    make(tmp_path / "r_hiddens.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [2, 1])
+    write_file(tmp_path / "r_hiddens.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [2, 1])
     reader = EmbeddingReader(tmp_path / "r_hiddens.h5")
     with refused("embeddings.level", found="residue"):
         reader.matrix()
-    with refused("embeddings.lacks"):
+    with refused("embeddings.missing-ids"):
         reader.locate_rows(["protein é 0", "nobody"])
     with pytest.raises(KeyError, match="has no protein"):
         reader["nobody"]

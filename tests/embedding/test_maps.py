@@ -1,4 +1,4 @@
-"""Maps of embeddings: header fields, neighbours, what a map keeps, against scikit-learn and plain numpy."""
+"""Maps of embeddings: header fields, neighbours and retained neighbours agree with scikit-learn and NumPy."""
 
 import sys
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ def records(*descriptions: str) -> list[Record]:
     return [Record(text.split()[0], text, "MKT" * (place + 1)) for place, text in enumerate(descriptions)]
 
 
-def test_fields_of_the_headers_people_have() -> None:
+def test_header_fields_of_uniprot_uniref_and_flip() -> None:
     assert maps.header_fields(UNIPROT) == {
         "OS": "Homo sapiens (Human)", "OX": "9606", "GN": "HBA1", "PE": "1", "SV": "2",
     }  # fmt: skip
@@ -37,27 +37,29 @@ def test_fields_of_the_headers_people_have() -> None:
 @given(
     st.dictionaries(st.from_regex(r"[A-Za-z]\w{0,5}", fullmatch=True), st.sampled_from(["x", "two words", "a/b", "-1"]))
 )
-def test_fields_come_back_as_they_were_written(fields: dict[str, str]) -> None:
+def test_header_fields_are_parsed_back(fields: dict[str, str]) -> None:
     text = " ".join(["id", *(f"{name}={value}" for name, value in fields.items())])
     assert maps.header_fields(text) == fields
 
 
-def test_what_a_map_can_be_coloured_by() -> None:
+def test_the_fields_that_can_colour_a_map() -> None:
     found = records("a OS=Homo sapiens OX=9606 TM=40.5", "b OS=Mus musculus OX=10090 TM=38", "c TM=1e1")
     assert maps.field_counts(found) == {"OS": 2, "OX": 2, "TM": 3, "residues": 3}
     assert maps.colours(found, "OS").tolist() == ["Homo sapiens", "Mus musculus", "not given"]
-    assert maps.colours(found, "OX").tolist() == ["9606", "10090", "not given"], "a taxon's number is a name"
+    assert maps.colours(found, "OX").tolist() == ["9606", "10090", "not given"], "taxon numbers are identifiers"
     assert maps.colours(found, "TM").tolist() == [40.5, 38.0, 10.0]
     assert maps.colours(found, "residues").tolist() == [3.0, 6.0, 9.0]
     with refused("map.field", name="GN"):
         maps.colours(found, "GN")
-    assert maps.colours(records("a TARGET=0", "b TARGET=1"), "TARGET").tolist() == ["0", "1"], "classes, not amounts"
+    assert maps.colours(records("a TARGET=0", "b TARGET=1"), "TARGET").tolist() == ["0", "1"], (
+        "few integers are classes"
+    )
     many = records(*(f"p{number} n={number}" for number in range(20)))
     assert maps.colours(many, "n").dtype == float
     assert maps.colours(records("a X=nan", "b X=1.5"), "X").tolist() == ["nan", "1.5"]
 
 
-def test_a_legend_holds_the_most_frequent_and_the_rest_is_one() -> None:
+def test_less_frequent_labels_are_merged() -> None:
     labels_P = np.array([f"g{number:02d}" for number in range(20) for _ in range(20 - number)])
     shown, rest = maps.grouped(labels_P)
     assert rest == "12 others"
@@ -71,7 +73,7 @@ def test_a_legend_holds_the_most_frequent_and_the_rest_is_one() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(num_proteins=st.integers(3, 40), seed=st.integers(0, 9), count=st.integers(1, 5))
-def test_neighbours_are_those_of_a_plain_search(num_proteins: int, seed: int, count: int) -> None:
+def test_neighbours_match_an_exhaustive_search(num_proteins: int, seed: int, count: int) -> None:
     count = min(count, num_proteins - 1)
     vectors_PD = np.random.default_rng(seed).normal(size=(num_proteins, 6)) + 3
     similarity_PP = cosine_similarity(vectors_PD - vectors_PD.mean(0))
@@ -82,15 +84,15 @@ def test_neighbours_are_those_of_a_plain_search(num_proteins: int, seed: int, co
     np.testing.assert_allclose(np.take_along_axis(similarity_PP[rows], place, 1), cosine, atol=1e-9)
 
 
-def test_a_protein_is_never_its_own_neighbour_though_others_are_the_same() -> None:
+def test_a_protein_is_never_its_own_neighbour() -> None:
     vectors_PD = np.repeat(GENERATOR.normal(size=(4, 5)), 6, axis=0)
     place, cosine = maps.nearest(vectors_PD, range(24), 3)
     assert not (place == np.arange(24)[:, None]).any()
     np.testing.assert_allclose(cosine, 1, atol=1e-9)
-    assert (place // 6 == np.arange(24)[:, None] // 6).all(), "the nearest are its doubles"
+    assert (place // 6 == np.arange(24)[:, None] // 6).all(), "the nearest have the same vector"
 
 
-def test_pca_is_the_principal_plane_and_keeps_all_neighbours_of_a_plane() -> None:
+def test_pca_gives_the_principal_plane() -> None:
     plane_PD = GENERATOR.normal(size=(80, 2)) @ GENERATOR.normal(size=(2, 7)) + 5
     drawn = maps.project(plane_PD)
     distances = [np.linalg.norm(points[:, None] - points[None], axis=2) for points in (plane_PD, drawn.xy_P2)]
@@ -101,12 +103,12 @@ def test_pca_is_the_principal_plane_and_keeps_all_neighbours_of_a_plane() -> Non
     ]
     assert list(drawn.axes) == shares[:2]
     noise = maps.project(GENERATOR.normal(size=(300, 60)))
-    assert noise.kept < 0.35, "two of sixty equal directions keep few"
+    assert noise.kept < 0.35, "two of sixty equal directions retain few neighbours"
     with refused("map.too-few", found=3):
         maps.project(plane_PD[:3])
 
 
-def test_how_much_a_map_keeps_is_what_a_plain_count_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_retained_neighbours_matches_a_direct_count(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors_PD = GENERATOR.normal(size=(50, 3))
     drawn = maps.project(vectors_PD)
     centred = vectors_PD - vectors_PD.mean(0)
@@ -122,12 +124,12 @@ def test_how_much_a_map_keeps_is_what_a_plain_count_says(monkeypatch: pytest.Mon
     np.testing.assert_allclose(maps.project(vectors_PD).kept, np.mean([kept[row] for row in rows]))
 
 
-def test_umap_is_asked_for_what_is_said_or_missed_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+def test_umap_is_called_with_its_settings_or_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {}
 
     class UMAP:
         def __init__(self, **settings: object) -> None:
-            asked.update(settings)
+            arguments.update(settings)
 
         def fit_transform(self, vectors_PD: np.ndarray) -> np.ndarray:
             return vectors_PD[:, :2]
@@ -138,7 +140,7 @@ def test_umap_is_asked_for_what_is_said_or_missed_in_one_line(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "umap", module)
     vectors_PD = GENERATOR.normal(size=(9, 4))
     drawn = maps.project(vectors_PD, "umap", seed=3)
-    assert asked == {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
+    assert arguments == {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
     assert drawn.axes == ("UMAP 1", "UMAP 2")
     np.testing.assert_array_equal(drawn.xy_P2, vectors_PD[:, :2])
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
@@ -149,7 +151,7 @@ def test_umap_is_asked_for_what_is_said_or_missed_in_one_line(monkeypatch: pytes
 
 
 @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed: pip install umap-learn")
-def test_umap_itself_keeps_groups_apart() -> None:
+def test_umap_separates_groups() -> None:
     centres = np.repeat(GENERATOR.normal(size=(3, 20)) * 10, 30, axis=0)
     drawn = maps.project(centres + GENERATOR.normal(size=centres.shape), "umap")
     place, _ = maps.nearest(drawn.xy_P2, range(90), 5, metric="euclidean")
@@ -157,7 +159,7 @@ def test_umap_itself_keeps_groups_apart() -> None:
     assert drawn.kept > 0.3
 
 
-def test_agreement_beside_chance() -> None:
+def test_agreement_and_its_value_by_chance() -> None:
     labels_P = np.array(["a"] * 10 + ["b"] * 30)
     vectors_PD = np.where(labels_P == "a", 1.0, -1.0)[:, None] * [3.0, 1.0, 0.0] + GENERATOR.normal(size=(40, 3)) / 50
     share, low, high = maps.agreement(vectors_PD, labels_P)
@@ -172,7 +174,7 @@ def test_agreement_beside_chance() -> None:
     np.testing.assert_allclose(maps.chance_agreement(labels_P), same)
 
 
-def test_letter_shares_are_counts_over_residues() -> None:
+def test_letter_shares_are_relative_counts() -> None:
     shares_PL = maps.letter_shares([Record("a", "a", "AAC"), Record("b", "b", "WXZZ")])
     assert shares_PL.shape == (2, 26)
     np.testing.assert_allclose(shares_PL.sum(1), 1)
@@ -180,12 +182,12 @@ def test_letter_shares_are_counts_over_residues() -> None:
     np.testing.assert_allclose(shares_PL[1, [22, 23, 25]], [1 / 4, 1 / 4, 1 / 2])
 
 
-def test_what_labels_tell_of_rows_is_one_less_the_variance_within() -> None:
+def test_explained_variance_is_one_minus_the_share_within_groups() -> None:
     labels_N = GENERATOR.choice(list("ACDE"), 200)
     values_ND = GENERATOR.normal(size=(200, 5)) + (labels_N == "A")[:, None] * 2
     within = sum(((rows := values_ND[labels_N == name]) - rows.mean(0)).__pow__(2).sum() for name in "ACDE")
     share, chance = maps.explained_variance(labels_N, values_ND)
     np.testing.assert_allclose(share, 1 - within / ((values_ND - values_ND.mean(0)) ** 2).sum())
     np.testing.assert_allclose(chance, 3 / 199)
-    told = [maps.explained_variance(GENERATOR.permutation(labels_N), values_ND)[0] for _ in range(200)]
-    np.testing.assert_allclose(np.mean(told), chance, rtol=0.2), "random groups tell that much"
+    shares = [maps.explained_variance(GENERATOR.permutation(labels_N), values_ND)[0] for _ in range(200)]
+    np.testing.assert_allclose(np.mean(shares), chance, rtol=0.2), "random groups have this share"

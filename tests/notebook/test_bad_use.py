@@ -126,7 +126,7 @@ def test_a_notebook_does_not_train_where_another_run_is_at_work(work: Path) -> N
     ("notebook", "parameters", "told"),
     [
         ("03_embed", {"model": "esm2_t6_8M_UR50D"}, r"is not in the cache and .* cannot be reached: fetch it where"),
-        ("04_benchmark", {"task": "gb1"}, r"could not fetch gb1 .*place two_vs_rest\.fasta in .* by hand"),
+        ("04_benchmark", {"task": "gb1"}, r"could not download gb1 .*Copy two_vs_rest\.fasta to .* by hand"),
     ],
 )
 def test_no_network(

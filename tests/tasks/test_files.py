@@ -1,4 +1,4 @@
-"""Readers: every form comes out the same; every flaw has one line that names file and record."""
+"""All file formats of a task give the same data, and each error names the file and the record."""
 
 import gzip
 import zipfile
@@ -29,9 +29,9 @@ def write(folder, files):
     return folder
 
 
-def protein(*rows):
+def fasta(*rows):
     return "".join(
-        f">{name} TARGET={target} SET={chosen} VALIDATION={held}\nMKV\n" for name, target, chosen, held in rows
+        f">{name} TARGET={target} SET={chosen} VALIDATION={flag}\nMKV\n" for name, target, chosen, flag in rows
     )
 
 
@@ -48,7 +48,7 @@ def test_a_residue_task_from_three_files(tmp_path):
     assert data.target_rows("test").tolist() == [5, 6]
 
 
-def test_one_file_with_masks_is_the_same_task(tmp_path):
+def test_a_single_file_with_masks_gives_the_same_task(tmp_path):
     text = (
         ">a TARGET=HCE SET=train MASK=111\nMKV\n>b TARGET=EC SET=val MASK=01\nLL\n"
         ">c TARGET=CHE SET=test MASK=110\nACD\n>d TARGET=HH SET=pred\nWW\n"
@@ -58,11 +58,11 @@ def test_one_file_with_masks_is_the_same_task(tmp_path):
     assert (one.targets == three.targets).all()
     assert (one.scored == three.scored).all()
     assert (one.sets == three.sets).all()
-    assert "1 records of one.fasta are outside the split" in one.notes[0]
+    assert "1 records of one.fasta belong to no set of this split" in one.notes[0]
 
 
 @pytest.mark.parametrize("form", ["crlf", "gzip", "zip", "wrapped"])
-def test_the_wrapping_does_not_matter(tmp_path, form):
+def test_line_ends_and_compression_do_not_matter(tmp_path, form):
     plain = load_task("mine", None, write(tmp_path / "plain" / "mine", GOOD).parent)
     folder = tmp_path / form / "mine"
     folder.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_the_wrapping_does_not_matter(tmp_path, form):
     assert (data.targets == plain.targets).all()
 
 
-def test_csv_with_blank_and_true_validation_and_rows_without_a_set(tmp_path):
+def test_csv_with_empty_and_true_validation_and_rows_without_a_set(tmp_path):
     text = "sequence,target,set,validation\nMKV,1.0,train,\nMKL,2.0,train,True\nMKI,3.0,test,\nMKW,4.0,,\n"
     data = load_task("t", None, write(tmp_path, {"t.csv": text}))
     assert data.ids == ["Sequence0", "Sequence1", "Sequence2"]
@@ -92,7 +92,7 @@ def test_csv_with_blank_and_true_validation_and_rows_without_a_set(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", ";\t,")
-def test_a_table_is_read_as_its_header_parts_it_and_columns_in_any_case(tmp_path, delimiter):
+def test_a_table_is_read_with_any_delimiter_and_any_case_of_the_column_names(tmp_path, delimiter):
     lines = ["ID,Sequence,TARGET,Set ,validation,", "a, MKV ,1.5,train,,", "b,mkl,2.5,Train,TRUE,", "c,MKI,3.5,test,,"]
     (tmp_path / "t.csv").write_bytes(("\ufeff" + "\r\n".join(lines).replace(",", delimiter) + "\r\n").encode())
     data = load_task("t", None, tmp_path)
@@ -104,7 +104,7 @@ def test_a_table_is_read_as_its_header_parts_it_and_columns_in_any_case(tmp_path
     assert data.sets.tolist() == ["train", "validation", "test"]
 
 
-def test_a_table_that_is_no_text_or_has_an_open_quote_is_one_line(tmp_path):
+def test_a_table_in_another_encoding_or_with_an_unmatched_quote_is_refused(tmp_path):
     (tmp_path / "t.csv").write_bytes("id,sequence,target,set\nMüller,MKV,1,train\n".encode("cp1252"))
     with refused("task.encoding", path=tmp_path / "t.csv"):
         load_task("t", None, tmp_path)
@@ -113,19 +113,19 @@ def test_a_table_that_is_no_text_or_has_an_open_quote_is_one_line(tmp_path):
         load_task("t", None, tmp_path)
 
 
-def test_values_of_residues_come_separated_by_semicolons(tmp_path):
+def test_residue_values_are_separated_by_semicolons(tmp_path):
     text = ">a TARGET=1;2;3 SET=train\nMKV\n>b TARGET=0.5;-1e-3 SET=val\nLL\n>c TARGET=1;1 SET=test\nAC\n"
     data = load_task("t", None, write(tmp_path, {"t.fasta": text}))
     assert (data.task.level, data.task.target) == ("residue", "value")
     assert data.targets.tolist() == [1, 2, 3, 0.5, -1e-3, 1, 1]
 
 
-def test_integers_are_classes_unless_said_otherwise(tmp_path):
+def test_integers_are_classes_unless_the_target_is_value(tmp_path):
     rows = [("a", "0", "train", ""), ("b", "1", "train", ""), ("c", "1", "train", "True"), ("d", "0", "test", "")]
-    folder = write(tmp_path, {"t.fasta": protein(*rows)})
+    folder = write(tmp_path, {"t.fasta": fasta(*rows)})
     data = load_task("t", None, folder)
     assert data.task.target == "class"
-    assert "1 of 1 test proteins have a sequence that train or validation has too" in data.notes
+    assert "the sequences of 1 of 1 test proteins also occur in train or validation" in data.notes
     assert load_task("t", None, folder, target="value").task.target == "value"
 
 
@@ -137,7 +137,7 @@ TABLE = "id,sequence,target,set,validation\n" + "".join(
 
 @pytest.mark.parametrize("others", ["7", "60.25"])
 @pytest.mark.parametrize("odd", ["n.d.", "NA", "<1", "60.11C"])
-def test_a_text_among_numbers_makes_no_classes_of_them(tmp_path, others, odd):
+def test_a_text_among_numbers_is_an_error_and_not_a_class(tmp_path, others, odd):
     folder = write(tmp_path, {"t.csv": TABLE.format(*[others] * 4, odd, *[others] * 5)})
     with refused("task.target", record="p4", found=odd):
         load_task("t", None, folder)
@@ -151,59 +151,59 @@ def test_a_number_among_texts_is_a_class(tmp_path):
     assert load_task("t", None, folder).task.labels == ("7", "low")
 
 
-def test_one_class_only_is_noted(tmp_path, caplog):
+def test_a_single_class_is_noted(tmp_path, caplog):
     caplog.set_level("INFO", "esm2kit")
     data = load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*["low"] * 10)}))
-    assert "train has one class only, 'low': a constant is right, and no score counts" in data.notes
-    assert "train has one class only" in caplog.text
+    assert "train has a single class, 'low': the scores are meaningless" in data.notes
+    assert "train has a single class" in caplog.text
 
 
-@pytest.mark.parametrize("many", [1, 10])
-def test_decimal_commas_are_refused_with_the_row(tmp_path, many):
-    folder = write(tmp_path, {"t.csv": TABLE.format(*["60.5"] * (10 - many), *['"60,5"'] * many)})
-    with refused("task.target", record=f"p{10 - many}", found="60,5"):
+@pytest.mark.parametrize("build_task", [1, 10])
+def test_decimal_commas_are_refused(tmp_path, build_task):
+    folder = write(tmp_path, {"t.csv": TABLE.format(*["60.5"] * (10 - build_task), *['"60,5"'] * build_task)})
+    with refused("task.target", record=f"p{10 - build_task}", found="60,5"):
         load_task("t", None, folder)
 
 
-def test_what_is_predicted_is_told(tmp_path, caplog):
+def test_the_inferred_target_is_logged(tmp_path, caplog):
     caplog.set_level("INFO", "esm2kit")
     load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*"1212121212")}))
-    assert "train 4, validation 3, test 3; a class for every protein, scored by accuracy" in caplog.text
-    assert "2 distinct integer targets are taken for classes; set target to value if not" in caplog.text
+    assert "train 4, validation 3, test 3; one class per protein, scored by accuracy" in caplog.text
+    assert "2 distinct integer targets are treated as classes; set target to value if not" in caplog.text
     caplog.clear()
     load_task("t", None, tmp_path, target="value")
-    assert "a value for every protein, scored by spearman" in caplog.text
-    assert "taken for classes" not in caplog.text
+    assert "one value per protein, scored by spearman" in caplog.text
+    assert "treated as classes" not in caplog.text
 
 
-def test_lysosome_in_both_spellings_is_one_class_of_scl(tmp_path):
+def test_both_spellings_of_lysosome_are_one_class(tmp_path):
     labels = ["Lysosome/Vacuole", "Lysosome", "Cell membrane", "Cell_membrane", "Lysosome"]
     sets = [("train", "False"), ("train", "False"), ("train", "False"), ("train", "True"), ("test", "False")]
-    text = protein(*((f"p{i}", label, *chosen) for i, (label, chosen) in enumerate(zip(labels, sets, strict=True))))
+    text = fasta(*((f"p{i}", label, *chosen) for i, (label, chosen) in enumerate(zip(labels, sets, strict=True))))
     data = load_task("scl", "mixed_soft", write(tmp_path / "scl", {"mixed_soft.fasta": text}).parent)
     assert [data.task.labels[target] for target in data.targets] == [
         "Lysosome/Vacuole", "Lysosome/Vacuole", "Cell_membrane", "Cell_membrane", "Lysosome/Vacuole"
     ]  # fmt: skip
     assert not data.official
-    assert any("not FLIP's own sizes" in note for note in data.notes)
+    assert any("set sizes differ from FLIP's" in note for note in data.notes)
 
 
-words = st.text(st.characters(codec="ascii", exclude_categories=("Cc", "Zs"), exclude_characters="="), min_size=1)
+texts = st.text(st.characters(codec="ascii", exclude_categories=("Cc", "Zs"), exclude_characters="="), min_size=1)
 
 
-@given(name=words, target=words, chosen=words)
-def test_any_header_comes_back(name, target, chosen):
+@given(name=texts, target=texts, chosen=texts)
+def test_any_header_is_parsed_back(name, target, chosen):
     parsed, attributes = parse_header(f"{name} TARGET={target} SET={chosen}")
     assert (parsed, attributes) == (name, {"TARGET": target, "SET": chosen})
 
 
-def test_a_value_with_spaces_runs_to_the_next_key():
+def test_a_value_with_spaces_ends_at_the_next_key():
     assert parse_header("p TARGET=Cell membrane SET=train")[1] == {"TARGET": "Cell membrane", "SET": "train"}
 
 
-@pytest.mark.parametrize("word", ["nan", "", "None", "pred"])
-def test_a_record_without_a_set_is_dropped(word, tmp_path):
-    assert parse_set("a", word, "False", tmp_path) is None
+@pytest.mark.parametrize("name", ["nan", "", "None", "pred"])
+def test_a_record_without_a_set_is_dropped(name, tmp_path):
+    assert parse_set("a", name, "False", tmp_path) is None
 
 
 def changed(name, old, new):
@@ -229,7 +229,7 @@ def changed(name, old, new):
         (changed("s.fasta", ">a", "HH\n>a"), "task.no-header", {"line": 1}),
         (GOOD | {"s.fasta": ""}, "task.no-records", {}),
         (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "task.empty-set", {"set": "train"}),
-        ({"s.fasta": protein(*THREE[:2], ("c", "nan", "test", "False"))}, "task.target", {"found": "nan"}),
+        ({"s.fasta": fasta(*THREE[:2], ("c", "nan", "test", "False"))}, "task.target", {"found": "nan"}),
         (
             {"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"},
             "task.target",
@@ -248,10 +248,10 @@ def changed(name, old, new):
         ({"s.xlsx": "PK"}, "task.no-split", {}),
         ({}, "task.no-split", {}),
         ({"s.fasta": ">a SET=train\nMKV\n"}, "task.no-target", {"record": "a"}),
-        ({"s.fasta": protein(*THREE[:2], ("c", "", "test", "False"))}, "task.no-target", {"record": "c"}),
+        ({"s.fasta": fasta(*THREE[:2], ("c", "", "test", "False"))}, "task.no-target", {"record": "c"}),
         (
             {
-                "s.fasta": protein(*THREE),
+                "s.fasta": fasta(*THREE),
                 "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "metric": "spearmn"}]}),
             },
             "task.metric",
@@ -259,7 +259,7 @@ def changed(name, old, new):
         ),
         (
             {
-                "s.fasta": protein(*THREE),
+                "s.fasta": fasta(*THREE),
                 "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "target": "number"}]}),
             },
             "task.target-kind",
@@ -267,14 +267,14 @@ def changed(name, old, new):
         ),
     ],
 )
-def test_every_mistake_has_one_line(tmp_path, files, code, values):
+def test_invalid_files_are_refused(tmp_path, files, code, values):
     folder = write(tmp_path / "mine", files)
     with refused(code, **values):
         load_task("mine", None, folder.parent)
 
 
-def test_a_binary_label_that_train_never_has_is_named(tmp_path):
-    """Class 3 of bind is metal (1) and nucleic (2): each is known if some class of train has its bit."""
+def test_a_binary_label_that_is_missing_from_train_is_refused(tmp_path):
+    """Class 3 of bind is metal (1) plus nucleic (2), so a train class with either bit covers that label."""
     labels = ">a SET=train\n121\n>b SET=train VALIDATION=True\n00\n>c SET=test\n030\n"
     folder = write(tmp_path / "bind", {"from_publication.fasta": labels, "sequences.fasta": GOOD["sequences.fasta"]})
     assert load_task("bind", None, tmp_path).sizes["test"] == 1
@@ -283,14 +283,14 @@ def test_a_binary_label_that_train_never_has_is_named(tmp_path):
         load_task("bind", None, tmp_path)
 
 
-def test_a_label_outside_the_task_is_named_with_the_known_ones(tmp_path):
-    text = protein(("a", "Nucleus", "train", ""), ("b", "Nucleus", "train", "True"), ("c", "Moon", "test", ""))
+def test_an_unknown_label_is_refused(tmp_path):
+    text = fasta(("a", "Nucleus", "train", ""), ("b", "Nucleus", "train", "True"), ("c", "Moon", "test", ""))
     write(tmp_path / "scl", {"balanced.fasta": text})
     with refused("task.label", record="c", found="Moon"):
         load_task("scl", "balanced", tmp_path)
 
 
-def test_a_residue_label_outside_the_alphabet_is_named_with_the_known_ones(tmp_path):
+def test_an_unknown_residue_label_is_refused(tmp_path):
     write(tmp_path / "secondary_structure", GOOD | {"sampled.fasta": GOOD["s.fasta"].replace("HCE", "HGE")})
     with refused("task.label", record="a", found="G", known=("H", "E", "C")):
         load_task("secondary_structure", None, tmp_path)
@@ -301,13 +301,13 @@ def test_an_unknown_task_suggests_the_nearest(tmp_path):
         load_task("meltom", None, tmp_path)
 
 
-def test_an_absent_task_says_how_to_get_it(tmp_path):
+def test_a_task_without_files_is_refused(tmp_path):
     with refused("task.absent", task="gb1"):
         load_task("gb1", None, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../evil.fasta", "/etc/evil.fasta", "a/../../b.fasta", "C:\\evil.fasta"])
-def test_a_zip_that_points_outside_is_refused(tmp_path, name):
+def test_a_zip_with_a_path_outside_is_refused(tmp_path, name):
     (tmp_path / "gb1").mkdir()
     with zipfile.ZipFile(tmp_path / "gb1" / "splits.zip", "w") as archive:
         archive.writestr(name, "x")
@@ -324,7 +324,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
         load_task("gb1", None, tmp_path)
 
 
-def test_a_broken_zip_or_gzip_is_damaged(tmp_path):
+def test_a_damaged_zip_or_gzip_is_refused(tmp_path):
     (tmp_path / "gb1").mkdir()
     (tmp_path / "gb1" / "splits.zip").write_bytes(b"PK\3\4 nothing")
     with refused("task.damaged"):
@@ -340,35 +340,35 @@ def test_a_broken_zip_or_gzip_is_damaged(tmp_path):
         load_task("mine", None, tmp_path)
 
 
-def test_several_splits_in_a_folder_must_be_named(tmp_path):
-    write(tmp_path / "mine", {"s.fasta": protein(*THREE), "t.fasta": protein(*THREE)})
+def test_one_of_several_splits_must_be_chosen(tmp_path):
+    write(tmp_path / "mine", {"s.fasta": fasta(*THREE), "t.fasta": fasta(*THREE)})
     with refused("task.which-split", allowed=("s", "t")):
         load_task("mine", None, tmp_path)
     assert load_task("mine", "t", tmp_path).split == "t"
     assert load_task(str(tmp_path / "mine" / "t.fasta"), None, tmp_path / "elsewhere").split == "t"
 
 
-def test_a_named_file_is_the_one_that_is_read(tmp_path):
+def test_a_specified_file_is_read(tmp_path):
     table = "sequence,target,set,validation\nMKV,7.5,train,\nMKL,2.0,train,True\nMKI,3.0,test,\n"
-    folder = write(tmp_path, {"t.fasta": protein(*THREE), "t.csv": table, "my.own.fa": protein(*THREE)})
+    folder = write(tmp_path, {"t.fasta": fasta(*THREE), "t.csv": table, "my.own.fa": fasta(*THREE)})
     assert load_task(str(folder / "t.csv"), None, tmp_path / "elsewhere").targets[0] == 7.5
     assert load_task("t", None, folder).targets[0] == 1.5
     own = load_task(str(folder / "my.own.fa"), None, tmp_path / "elsewhere")
     assert (own.task.name, own.split) == ("my.own", "my.own")
-    (folder / "u.fa.gz").write_bytes(gzip.compress(protein(*THREE).encode()))
+    (folder / "u.fa.gz").write_bytes(gzip.compress(fasta(*THREE).encode()))
     assert load_task("u", None, folder).task.name == "u"
     (folder / "notes.txt").write_text("x")
     with refused("task.not-a-split", path=folder / "notes.txt"):
         load_task(str(folder / "notes.txt"), None, folder)
 
 
-def test_integer_classes_are_in_the_order_of_numbers(tmp_path):
-    rows = [(f"{chosen}{held}{i}", str(i), chosen, held) for chosen, held in (("train", ""), ("train", "True"),
+def test_integer_classes_are_sorted_as_numbers(tmp_path):
+    rows = [(f"{chosen}{flag}{i}", str(i), chosen, flag) for chosen, flag in (("train", ""), ("train", "True"),
             ("test", "")) for i in (10, 2, 1)]  # fmt: skip
-    assert load_task("t", None, write(tmp_path, {"t.fasta": protein(*rows)})).task.labels == ("1", "2", "10")
+    assert load_task("t", None, write(tmp_path, {"t.fasta": fasta(*rows)})).task.labels == ("1", "2", "10")
 
 
-def test_read_split_names_the_files_it_took(tmp_path):
+def test_read_split_returns_the_files_that_it_read(tmp_path):
     _, files, dropped = read_split(write(tmp_path / "mine", GOOD), "s")
     assert {name: source.path.name for name, source in files.items()} == {
         "split": "s.fasta", "sequences": "sequences.fasta", "mask": "mask.fasta"
@@ -376,14 +376,14 @@ def test_read_split_names_the_files_it_took(tmp_path):
     assert dropped == 0
 
 
-def many(tmp_path, num_classes=4, each=30):
+def build_task(tmp_path, num_classes=4, each=30):
     sets = [("train", "False")] * each * 2 + [("train", "True")] * each + [("test", "False")] * each
     rows = [(f"p{i}", f"class{i % num_classes if i % 7 else 0}", *chosen) for i, chosen in enumerate(sets)]
-    return load_task("t", None, write(tmp_path, {"t.fasta": protein(*rows)}))
+    return load_task("t", None, write(tmp_path, {"t.fasta": fasta(*rows)}))
 
 
-def test_limit_is_a_stratified_seeded_subset_that_touches_no_file(tmp_path):
-    data = many(tmp_path)
+def test_limit_takes_a_seeded_stratified_subset(tmp_path):
+    data = build_task(tmp_path)
     before = (tmp_path / "t.fasta").read_bytes()
     small = data.limit_proteins(12, seed=1)
     assert small.sizes == {"train": 12, "validation": 12, "test": 12}
@@ -398,15 +398,15 @@ def test_limit_is_a_stratified_seeded_subset_that_touches_no_file(tmp_path):
 
 
 def test_a_limit_below_the_number_of_classes_or_quantiles(tmp_path):
-    small = many(tmp_path).limit_proteins(3)
+    small = build_task(tmp_path).limit_proteins(3)
     assert small.sizes == {"train": 4, "validation": 4, "test": 4}
-    assert "at most 3 proteins of each set and one of each class" in small.notes[-1]
+    assert "at most 3 proteins per set, at least one per class" in small.notes[-1]
     rows = [
         (f"p{i}", f"{i / 8}", *(("train", "False"), ("train", "True"), ("test", "False"))[i % 3]) for i in range(90)
     ]
-    values = load_task("v", None, write(tmp_path, {"v.fasta": protein(*rows)})).limit_proteins(3)
+    values = load_task("v", None, write(tmp_path, {"v.fasta": fasta(*rows)})).limit_proteins(3)
     assert values.sizes == {"train": 3, "validation": 3, "test": 3}
-    assert "each class" not in values.notes[-1]
+    assert "per class" not in values.notes[-1]
 
 
 def test_a_subset_keeps_targets_and_masks_together(tmp_path):

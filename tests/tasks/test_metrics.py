@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and scipy, replicate by replicate; intervals against their promise."""
+"""Metrics agree with scikit-learn and scipy on each replicate; intervals have their is_nominal coverage."""
 
 from itertools import pairwise
 
@@ -54,8 +54,8 @@ def test_class_metrics_agree_with_scikit_learn_on_every_replicate(seed, classes,
     protein = generator.integers(0, 5, size)
     counts = np.vstack([np.ones((1, 5), int), sample_counts(5, 3, seed)])
     found = build_class_scorer(truth, predicted, protein, 5, classes)(counts)
-    for replicate, drawn in enumerate(counts):
-        repeated = np.repeat(np.arange(size), drawn[protein])
+    for replicate, count in enumerate(counts):
+        repeated = np.repeat(np.arange(size), count[protein])
         if not repeated.size:
             continue
         expected = sk_classes(truth[repeated], predicted[repeated])
@@ -73,8 +73,8 @@ def test_value_metrics_agree_with_scipy_and_scikit_learn_on_every_replicate(seed
     protein = np.arange(size)
     counts = np.vstack([np.ones((1, size), int), sample_counts(size, 3, seed)])
     found = build_value_scorer(truth, predicted, protein)(counts)
-    for replicate, drawn in enumerate(counts):
-        repeated = np.repeat(np.arange(size), drawn)
+    for replicate, count in enumerate(counts):
+        repeated = np.repeat(np.arange(size), count)
         if np.ptp(truth[repeated]) == 0 or np.ptp(predicted[repeated]) == 0:
             assert np.isnan(found["spearman"][replicate])
             continue
@@ -83,19 +83,19 @@ def test_value_metrics_agree_with_scipy_and_scikit_learn_on_every_replicate(seed
             assert found[name][replicate] == pytest.approx(expected[name], abs=1e-9), name
 
 
-def test_a_third_opinion_from_torchmetrics():
+def test_metrics_agree_with_torchmetrics():
     generator = np.random.default_rng(0)
     truth, predicted = generator.normal(size=(2, 200))
     ones = np.ones((1, 200), int)
-    ours = build_value_scorer(truth, predicted, np.arange(200))(ones)["spearman"][0]
-    assert ours == pytest.approx(float(spearman_corrcoef(torch.tensor(predicted), torch.tensor(truth))), abs=1e-6)
+    first = build_value_scorer(truth, predicted, np.arange(200))(ones)["spearman"][0]
+    assert first == pytest.approx(float(spearman_corrcoef(torch.tensor(predicted), torch.tensor(truth))), abs=1e-6)
     classes = generator.integers(0, 4, (2, 200))
-    ours = build_class_scorer(*classes, np.arange(200), 200, 4)(ones)["mcc"][0]
-    theirs = multiclass_matthews_corrcoef(torch.tensor(classes[1]), torch.tensor(classes[0]), num_classes=4)
-    assert ours == pytest.approx(float(theirs), abs=1e-6)
+    first = build_class_scorer(*classes, np.arange(200), 200, 4)(ones)["mcc"][0]
+    second = multiclass_matthews_corrcoef(torch.tensor(classes[1]), torch.tensor(classes[0]), num_classes=4)
+    assert first == pytest.approx(float(second), abs=1e-6)
 
 
-def test_binary_labels_are_scored_one_by_one():
+def test_binary_labels_are_scored_separately():
     generator = np.random.default_rng(1)
     truth, predicted = generator.integers(0, 8, (2, 300))
     found = build_class_scorer(truth, predicted, np.arange(300), 300, 8, num_bits=3)(np.ones((1, 300), int))
@@ -115,22 +115,22 @@ def test_per_class_agrees_with_scikit_learn():
             assert table[label][key] == pytest.approx(column[place])
 
 
-def test_predicting_the_mean_has_no_rank_correlation_and_no_r2():
+def test_predicting_the_mean_gives_no_rank_correlation_and_no_r2():
     truth = np.random.default_rng(3).normal(size=50)
     scores = score_seeds([build_value_scorer(truth, np.full(50, truth.mean()), np.arange(50))], sample_counts(50, 200))
     assert np.isnan(scores["spearman"].interval.value)
     assert scores["r2"].interval.value == pytest.approx(0, abs=1e-12)
 
 
-def test_the_95_percent_interval_covers_the_truth_95_times_in_100():
-    """Accuracy of 0.7 with residues of a protein alike, and Pearson's r of 0.6: 300 simulated test sets each."""
+def test_the_interval_has_its_nominal_coverage():
+    """300 simulated test sets: accuracy 0.7 with correlated residues, and a Pearson r of 0.6."""
     generator = np.random.default_rng(4)
     runs, num_proteins = 300, 120
     counts = sample_counts(num_proteins, 300)
     protein = np.repeat(np.arange(num_proteins), 10)
     covered = {"accuracy": 0, "pearson": 0}
     for _ in range(runs):
-        share = generator.beta(7, 3, num_proteins)[protein]  # a protein is easy or hard as a whole
+        share = generator.beta(7, 3, num_proteins)[protein]  # all residues of a protein are equally difficult
         right = generator.random(len(protein)) < share
         scorer = build_class_scorer(np.zeros(len(protein), int), (~right).astype(int), protein, num_proteins, 2)
         found = score_seeds([scorer], counts)["accuracy"].interval
@@ -139,27 +139,27 @@ def test_the_95_percent_interval_covers_the_truth_95_times_in_100():
         y = 0.6 * x + 0.8 * generator.normal(size=num_proteins)
         found = score_seeds([build_value_scorer(y, x, np.arange(num_proteins))], counts)["pearson"].interval
         covered["pearson"] += found.low <= 0.6 <= found.high
-    # three standard errors of a share of 0.95 in 300 runs are 0.038; percentile intervals run a little short
+    # three standard errors of a share of 0.95 in 300 runs are 0.038; percentile intervals are slightly too narrow
     for name, hits in covered.items():
         assert 0.90 <= hits / runs <= 0.985, (name, hits / runs)
 
 
-def nominal(hits, runs):
-    """Whether 95 in 100 is a likely rate behind so many hits: outside once in ten thousand."""
+def is_nominal(hits, runs):
+    """Whether the number of hits is consistent with a coverage of 95%, at a significance level of 1e-4."""
     low, high = stats.binom.interval(1 - 1e-4, runs, 0.95)
     return low <= hits <= high
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.1], ids=["no difference", "a difference"])
-def test_the_paired_interval_of_class_predictions_covers_the_true_difference_95_times_in_100(gap):
-    """Two models that fail on the same proteins. Where they are equals, a miss is a false "beats"."""
+def test_the_paired_interval_of_class_predictions_has_its_nominal_coverage(gap):
+    """Two models fail on the same proteins. If they are equally good, a miss is a false "beats"."""
     generator = np.random.default_rng(7)
     runs, num_proteins = 400, 120
     counts, protein = sample_counts(num_proteins, 300), np.repeat(np.arange(num_proteins), 10)
     truth, hits = np.zeros(len(protein), int), 0
     for _ in range(runs):
         share = generator.beta(7, 3, num_proteins)[protein]
-        ours, theirs = (
+        first, second = (
             score_seeds(
                 [
                     build_class_scorer(
@@ -170,13 +170,13 @@ def test_the_paired_interval_of_class_predictions_covers_the_true_difference_95_
             )["accuracy"]
             for ease in (1.0, 1 - gap)
         )
-        found = compute_paired_difference("accuracy", ours, theirs)
+        found = compute_paired_difference("accuracy", first, second)
         hits += found.low <= 0.7 * gap <= found.high
-    assert nominal(hits, runs), hits / runs
+    assert is_nominal(hits, runs), hits / runs
 
 
-def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_times_in_100():
-    """Two models that share noise, with an r of 0.8 and 0.7 to the truth; all of them vary by 1."""
+def test_the_paired_interval_of_value_predictions_has_its_nominal_coverage():
+    """Two models share noise and have a Pearson r of 0.8 and 0.7 with the truth; all variances are 1."""
     generator = np.random.default_rng(8)
     runs, num_proteins = 240, 120
     counts, proteins = sample_counts(num_proteins, 200), np.arange(num_proteins)
@@ -187,48 +187,48 @@ def test_the_paired_interval_of_value_predictions_covers_the_true_difference_95_
     hits = dict.fromkeys(true, 0)
     for _ in range(runs):
         truth, shared, own = generator.normal(size=(3, num_proteins))
-        made = 0.8 * truth + 0.6 * shared, 0.7 * truth + np.sqrt(1 - 0.7**2) * (0.8 * shared + 0.6 * own)
-        ours, theirs = (score_seeds([build_value_scorer(truth, predicted, proteins)], counts) for predicted in made)
+        pairs = 0.8 * truth + 0.6 * shared, 0.7 * truth + np.sqrt(1 - 0.7**2) * (0.8 * shared + 0.6 * own)
+        first, second = (score_seeds([build_value_scorer(truth, p, proteins)], counts) for p in pairs)
         for metric, difference in true.items():
-            found = compute_paired_difference(metric, ours[metric], theirs[metric])
+            found = compute_paired_difference(metric, first[metric], second[metric])
             hits[metric] += found.low <= difference <= found.high
     for metric, covered in hits.items():
-        assert nominal(covered, runs), (metric, covered / runs)
+        assert is_nominal(covered, runs), (metric, covered / runs)
 
 
-def perfect_but_for(wrong, num_proteins, counts):
+def score_with_errors(wrong, num_proteins, counts):
     predicted = (np.arange(num_proteins) < wrong).astype(int)
     truth = np.zeros(num_proteins, int)
     return score_seeds([build_class_scorer(truth, predicted, np.arange(num_proteins), num_proteins, 2)], counts)
 
 
-def test_proteins_that_are_all_right_are_no_certainty():
-    """The rule of three: where a bootstrap of right proteins says nothing, it is scipy's exact binomial bound."""
+def test_a_perfect_score_has_an_interval():
+    """If all replicates are equal, the interval is the exact binomial bound of scipy (rule of three)."""
     for num_proteins in (1, 20, 300):
         counts = sample_counts(num_proteins, 400)
         for wrong in (0, num_proteins):
-            found = perfect_but_for(wrong, num_proteins, counts)["accuracy"].interval
+            found = score_with_errors(wrong, num_proteins, counts)["accuracy"].interval
             side = "less" if wrong else "greater"
             exact = stats.binomtest(num_proteins - wrong, num_proteins, alternative=side).proportion_ci(0.95)
             assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
-    assert perfect_but_for(0, 20, sample_counts(20))["accuracy"].interval.low == pytest.approx(0.861, abs=1e-3)
+    assert score_with_errors(0, 20, sample_counts(20))["accuracy"].interval.low == pytest.approx(0.861, abs=1e-3)
 
 
-def test_near_a_perfect_score_the_interval_keeps_its_promise():
-    """Every outcome of 20 proteins with its chance, no simulation: the bootstrap alone misses 0.97 half the time."""
+def test_the_interval_has_its_nominal_coverage_near_a_perfect_score():
+    """All outcomes of 20 proteins with their probabilities; the bootstrap alone misses 0.97 half of the time."""
     counts = sample_counts(20, 4000)
-    found = [perfect_but_for(wrong, 20, counts)["accuracy"].interval for wrong in range(21)]
-    assert all(a.low > b.low for a, b in pairwise(found[:15])), "one more wrong, a lower end"
+    found = [score_with_errors(wrong, 20, counts)["accuracy"].interval for wrong in range(21)]
+    assert all(a.low > b.low for a, b in pairwise(found[:15])), "each error lowers the lower end"
     for right in (0.87, 0.9, 0.95, 0.97, 0.99):
         chances = stats.binom.pmf(np.arange(21), 20, 1 - right)
-        covered = sum(chance for chance, made in zip(chances, found, strict=True) if made.low <= right <= made.high)
+        covered = sum(chance for chance, ends in zip(chances, found, strict=True) if ends.low <= right <= ends.high)
         assert covered > 0.93, right
-    assert stats.binom.pmf(0, 20, 0.03) > 0.5, "as often as this nothing goes wrong, and the bootstrap has no width"
+    assert stats.binom.pmf(0, 20, 0.03) > 0.5, "the probability of no error, where the bootstrap has no width"
 
 
-def test_other_figures_that_no_draw_changes_have_no_interval():
-    found = perfect_but_for(0, 20, sample_counts(20, 200))
-    assert found["mcc"].interval.value == 0  # one class: no spread
+def test_other_metrics_with_equal_replicates_have_no_interval():
+    found = score_with_errors(0, 20, sample_counts(20, 200))
+    assert found["mcc"].interval.value == 0  # one class, no variance
     assert all(np.isnan(found[name].interval.low) for name in ("mcc", "macro_f1", "balanced_accuracy"))
     truth = np.arange(30.0)
     ranked = score_seeds([build_value_scorer(truth, truth * 2, np.arange(30))], sample_counts(30, 200))
@@ -237,15 +237,15 @@ def test_other_figures_that_no_draw_changes_have_no_interval():
     assert ranked["rmse"].interval.low < ranked["rmse"].interval.high
 
 
-def test_two_models_that_never_differ_are_not_shown_to_be_equal():
+def test_the_difference_of_two_models_that_never_differ_has_an_interval():
     counts = sample_counts(20, 200)
-    ours, theirs = (perfect_but_for(wrong, 20, counts)["accuracy"] for wrong in (0, 20))
-    assert compute_paired_difference("accuracy", ours, ours) == pytest.approx((0, -0.139, 0.139), abs=1e-3)
-    assert compute_paired_difference("accuracy", ours, theirs) == pytest.approx((1, 1 - 2 * 0.139, 1), abs=1e-3)
+    first, second = (score_with_errors(wrong, 20, counts)["accuracy"] for wrong in (0, 20))
+    assert compute_paired_difference("accuracy", first, first) == pytest.approx((0, -0.139, 0.139), abs=1e-3)
+    assert compute_paired_difference("accuracy", first, second) == pytest.approx((1, 1 - 2 * 0.139, 1), abs=1e-3)
 
 
-def test_residues_drawn_alone_would_be_overconfident():
-    """Why proteins are drawn: with alike residues, an interval over residues misses the truth far too often."""
+def test_resampling_residues_would_be_overconfident():
+    """Residues of a protein are correlated, so an interval over residues misses the truth far too often."""
     generator = np.random.default_rng(5)
     num_proteins, hits = 60, 0
     protein = np.repeat(np.arange(num_proteins), 50)
@@ -260,7 +260,7 @@ def test_residues_drawn_alone_would_be_overconfident():
     assert hits / 60 < 0.6
 
 
-def test_a_paired_interval_is_narrower_than_two_single_ones_and_counts_errors_as_worse():
+def test_a_paired_interval_is_narrower_and_counts_larger_errors_as_worse():
     generator = np.random.default_rng(6)
     truth = generator.normal(size=300)
     shared = truth + generator.normal(size=300)
@@ -269,14 +269,14 @@ def test_a_paired_interval_is_narrower_than_two_single_ones_and_counts_errors_as
         score_seeds([build_value_scorer(truth, p, np.arange(300))], counts) for p in (shared, shared * 1.1 + 0.05)
     )
     difference = compute_paired_difference("rmse", good["rmse"], bad["rmse"])
-    assert difference.low > 0  # ours has the smaller error, so it is better
+    assert difference.low > 0  # the first model has the smaller error, so it is better
     width = good["rmse"].interval.high - good["rmse"].interval.low
     assert difference.high - difference.low < width / 3
     mirrored = compute_paired_difference("rmse", bad["rmse"], good["rmse"])
     assert mirrored.value == -difference.value
 
 
-def test_seeds_are_averaged_and_their_spread_is_told():
+def test_seeds_are_averaged_and_their_spread_is_reported():
     truth = np.arange(20) % 2
     predictions = [truth, 1 - truth, truth]
     scorers = [build_class_scorer(truth, p, np.arange(20), 20, 2) for p in predictions]
@@ -286,7 +286,7 @@ def test_seeds_are_averaged_and_their_spread_is_told():
     assert score.seed_spread == pytest.approx(np.std([1, 0, 1], ddof=1))
 
 
-def test_draws_have_the_right_size_and_follow_the_seed():
+def test_replicates_have_the_correct_size_and_depend_on_the_seed():
     counts = sample_counts(40, 150, seed=3)
     assert counts.shape == (150, 40)
     assert (counts.sum(1) == 40).all()
@@ -294,6 +294,6 @@ def test_draws_have_the_right_size_and_follow_the_seed():
     assert (counts != sample_counts(40, 150, seed=4)).any()
 
 
-def test_an_interval_leaves_undefined_replicates_out():
+def test_an_interval_ignores_undefined_replicates():
     found = compute_interval(0.5, np.array([np.nan, 0.4, 0.5, 0.6]))
     assert 0.4 <= found.low < found.high <= 0.6
