@@ -154,8 +154,8 @@ def embedding_scatter(
     longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
     ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure instead of narrowing the map
     if numbers:
-        drawn = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
-        ax.figure.colorbar(drawn, ax=ax, label=label_name)
+        points = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
+        ax.figure.colorbar(points, ax=ax, label=label_name)
     else:
         names = sorted(set(labels.tolist()) - {rest})
         colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
@@ -306,9 +306,9 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
     ax = _get_axes(ax, size + 1, size)
     counts = np.asarray(confusion_KK, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    written = np.array([[f"{value:,.0f}" for value in row] for row in counts]) if len(labels) <= 10 else False
+    cell_texts = np.array([[f"{value:,.0f}" for value in row] for row in counts]) if len(labels) <= 10 else False
     sns.heatmap(
-        shares, annot=written, fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, annot_kws={"size": 8},
+        shares, annot=cell_texts, fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, annot_kws={"size": 8},
         cbar_kws={"label": "share of the true class"}, xticklabels=list(labels), yticklabels=list(labels),
     )  # fmt: skip
     ax.tick_params(axis="y", rotation=0)
@@ -385,8 +385,8 @@ def pair_map(
     title = f"above the diagonal: {upper}\nbelow: {lower}"
     ax = _get_axes(ax, 5.2, 4.6)
     ends = (0.5, len(shown) + 0.5)
-    drawn = ax.imshow(shown, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
-    ax.figure.colorbar(drawn, ax=ax, label=value_label)
+    image = ax.imshow(shown, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
+    ax.figure.colorbar(image, ax=ax, label=value_label)
     ax.set_title(title, fontsize=10)
     ax.set(xlabel="residue", ylabel="residue")
     return ax

@@ -336,16 +336,16 @@ def _planned_outputs(plan: dict[str, Any]) -> list[Output]:
     return [Output(*each) for each in plan.get("outputs", plan["settings"]["outputs"])]
 
 
-def _find_differences(ours: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def _find_differences(settings: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return the names of the settings in which two runs differ; a difference in outputs only is one of repr_layers."""
-    names = sorted(key for key in ours.keys() | other.keys() if ours.get(key) != other.get(key))
+    names = sorted(key for key in settings.keys() | other.keys() if settings.get(key) != other.get(key))
     return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
 
 
 def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:
     """Return the settings that determine one file, without those of the other outputs."""
-    own = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
-    return own | {"outputs": [each for each in own["outputs"] if each == list(output)]}
+    content = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
+    return content | {"outputs": [each for each in content["outputs"] if each == list(output)]}
 
 
 def _create_files(
@@ -376,8 +376,8 @@ def _create_files(
             ProteinEntry(*row)
             for row in zip(table.ids(), table.keys(config.key), map(int, num_embedded_P), strict=True)
         )
-        own = {"layer": output.layer, "pooling": output.pooling}
-        create_file(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | own, starts_P)
+        content = {"layer": output.layer, "pooling": output.pooling}
+        create_file(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | content, starts_P)
         starts_P.flush()
 
 

@@ -96,8 +96,8 @@ def create_file(
                 **attributes,
             }
         )
-        make = _create_datasets if skeleton.layout == "datasets" else _create_packed
-        make(file, skeleton, rows, num_proteins, num_residues, starts_P)
+        create_values = _create_datasets if skeleton.layout == "datasets" else _create_packed
+        create_values(file, skeleton, rows, num_proteins, num_residues, starts_P)
 
 
 def _contiguous_properties() -> h5p.PropDCID:

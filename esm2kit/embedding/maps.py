@@ -160,9 +160,9 @@ def check_method(method: str) -> None:
 def _neighbours_kept(vectors_PD: np.ndarray, xy_P2: np.ndarray, seed: int) -> float:
     rows = queries(len(vectors_PD), seed)
     count = min(10, len(vectors_PD) - 1)
-    true, _ = nearest(vectors_PD, rows, count)
-    drawn, _ = nearest(xy_P2, rows, count, metric="euclidean")
-    return float(np.mean([len(np.intersect1d(*pair)) / count for pair in zip(true, drawn, strict=True)]))
+    in_full, _ = nearest(vectors_PD, rows, count)
+    on_map, _ = nearest(xy_P2, rows, count, metric="euclidean")
+    return float(np.mean([len(np.intersect1d(*pair)) / count for pair in zip(in_full, on_map, strict=True)]))
 
 
 def queries(num_proteins: int, seed: int = 0) -> np.ndarray:
@@ -191,12 +191,12 @@ def nearest(
     points_PD = vectors_PD - vectors_PD.mean(0) if metric == "cosine" else vectors_PD
     rows = np.asarray(rows)
     search = NearestNeighbors(n_neighbors=count + 1, metric=metric, algorithm="brute").fit(points_PD)
-    distance, place = search.kneighbors(points_PD[rows])
+    distance, neighbours = search.kneighbors(points_PD[rows])
     # a protein is its own neighbour, unless more than `count` others have the same vector
-    itself = place == rows[:, None]
+    itself = neighbours == rows[:, None]
     itself[~itself.any(1), -1] = True
-    place, distance = (found[~itself].reshape(len(rows), count) for found in (place, distance))
-    return place, 1 - distance if metric == "cosine" else distance
+    neighbours, distance = (found[~itself].reshape(len(rows), count) for found in (neighbours, distance))
+    return neighbours, 1 - distance if metric == "cosine" else distance
 
 
 def agreement(vectors_PD: np.ndarray, labels_P: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -211,9 +211,9 @@ def agreement(vectors_PD: np.ndarray, labels_P: np.ndarray, seed: int = 0) -> tu
         The share and the ends of its 95% interval (Wilson 1927, 10.1080/01621459.1927.10502953).
     """
     rows = queries(len(vectors_PD), seed)
-    place, _ = nearest(vectors_PD, rows, 1)
+    neighbours, _ = nearest(vectors_PD, rows, 1)
     number = len(rows)
-    share = float((labels_P[place[:, 0]] == labels_P[rows]).mean())
+    share = float((labels_P[neighbours[:, 0]] == labels_P[rows]).mean())
     middle = (share + Z95**2 / (2 * number)) / (1 + Z95**2 / number)
     half = Z95 / (1 + Z95**2 / number) * np.sqrt(share * (1 - share) / number + Z95**2 / (4 * number**2))
     return share, float(middle - half), float(middle + half)

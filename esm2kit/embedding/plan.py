@@ -214,9 +214,9 @@ class Journal:
     def open(self) -> int:
         """Remove an incomplete last entry, and return a file descriptor for appending."""
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-        whole = os.lseek(handle, 0, os.SEEK_END) // 8 * 8
-        os.ftruncate(handle, whole)
-        os.lseek(handle, whole, os.SEEK_SET)
+        size = os.lseek(handle, 0, os.SEEK_END) // 8 * 8
+        os.ftruncate(handle, size)
+        os.lseek(handle, size, os.SEEK_SET)
         return handle
 
 

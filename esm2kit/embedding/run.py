@@ -149,8 +149,8 @@ class EmbeddingRun:
                 np.asarray(self.num_embedded_P[start:stop]) + 2, start, number, self.segments.batch_tokens
             )
             number += len(batches)
-            mine = (batch for batch in batches if batch.number % self.process.world_size == self.process.rank)
-            yield [batch for batch in mine if batch.number not in self.done]
+            share = (batch for batch in batches if batch.number % self.process.world_size == self.process.rank)
+            yield [batch for batch in share if batch.number not in self.done]
 
     def _read(self) -> Iterator[tuple[ProteinBatch, list[str]]]:
         """Iterate over the batches with their sequences, while reading the FASTA.

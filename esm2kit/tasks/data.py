@@ -92,14 +92,14 @@ class TaskData:
 
     def subset(self, rows: np.ndarray) -> "TaskData":
         """Return the task restricted to the proteins with these indices."""
-        keep = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        indices = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         return dataclasses.replace(
             self,
             ids=[self.ids[row] for row in rows],
             sequences=[self.sequences[row] for row in rows],
             sets=self.sets[rows],
-            targets=self.targets[keep],
-            scored=self.scored[keep],
+            targets=self.targets[indices],
+            scored=self.scored[indices],
         )
 
     def limit_proteins(self, limit: int, seed: int = 0) -> "TaskData":
@@ -117,11 +117,11 @@ class TaskData:
         """
         generator = np.random.default_rng(seed)
         strata = self._assign_strata(limit)
-        kept = []
+        sampled = []
         for name in SET_NAMES:
             rows = self.rows(name)
-            kept.append(rows if len(rows) <= limit else _sample_strata(rows, strata[rows], limit, generator))
-        chosen = self.subset(np.sort(np.concatenate(kept)))
+            sampled.append(rows if len(rows) <= limit else _sample_strata(rows, strata[rows], limit, generator))
+        chosen = self.subset(np.sort(np.concatenate(sampled)))
         more = ", at least one per class" if max(chosen.sizes.values()) > limit else ""
         note = f"subset of at most {limit} proteins per set{more} (seed {seed}): not comparable with published scores"
         return dataclasses.replace(chosen, official=False, notes=(*self.notes, note))

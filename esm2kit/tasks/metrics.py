@@ -186,19 +186,19 @@ def _score_value_block(
     counts_NR: np.ndarray,
 ) -> dict[str, np.ndarray]:
     total, st, sp, stt, spp, stp, squared = columns_XN @ counts_NR.astype(np.float64)
-    drawn = counts_NR.sum(0, dtype=np.int64)
-    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, drawn.max() + 2)))])
+    num_sampled = counts_NR.sum(0, dtype=np.int64)
+    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, num_sampled.max() + 2)))])
     spread_t, spread_p = (_mask_rounding_noise(xx - x * x / total, xx) for x, xx in ((st, stt), (sp, spp)))
     ranks, rank_squares, gains = [], [], []
     for place, ranking in enumerate(rankings):
         size_GR = ranking.sum_groups(counts_NR)
         stop_GR = np.cumsum(size_GR, axis=0)
-        rank_GR = stop_GR - (size_GR + drawn) / 2  # centred; tied copies share their mean rank
+        rank_GR = stop_GR - (size_GR + num_sampled) / 2  # centred; tied copies share their mean rank
         rank_squares.append(np.einsum("gr,gr,gr->r", size_GR, rank_GR, rank_GR))
         ranks.append(rank_GR[ranking.group])
-        # In descending order, a group has the ranks `drawn - stop` to `drawn - stop + size`.
-        upto_GR = discount[drawn - stop_GR]
-        discount_GR = np.concatenate([discount[drawn][None], upto_GR[:-1]]) - upto_GR
+        # In descending order, a group has the ranks `num_sampled - stop` to `num_sampled - stop + size`.
+        cumulative_GR = discount[num_sampled - stop_GR]
+        discount_GR = np.concatenate([discount[num_sampled][None], cumulative_GR[:-1]]) - cumulative_GR
         if place == 0 or len(ranking.starts) == len(ranking.order):  # one gain per group
             gains.append(gain_N[ranking.order][ranking.starts] @ discount_GR)
         else:
@@ -330,11 +330,11 @@ def score_seeds(
     """
     ones = np.ones((1, counts_RP.shape[1]), dtype=np.int32)
     points = [scorer(ones) for scorer in scorers]
-    drawn = [scorer(counts_RP) for scorer in scorers]
+    per_seed = [scorer(counts_RP) for scorer in scorers]
     scores = {}
     for name in points[0]:
         seeds = tuple(float(point[name][0]) for point in points)
-        replicates = np.mean([sample[name] for sample in drawn], axis=0)
+        replicates = np.mean([sample[name] for sample in per_seed], axis=0)
         value, num_proteins = float(np.mean(seeds)), counts_RP.shape[1]
         found = compute_interval(value, replicates)
         if name == "accuracy" and not math.isfinite(found.low):
@@ -368,22 +368,22 @@ def compute_rule_of_three_interval(value: float, lowest: float, highest: float, 
     return Interval(value, value - share * (value - lowest), value + share * (highest - value))
 
 
-def compute_paired_difference(metric: str, ours: Score, theirs: Score) -> Interval:
+def compute_paired_difference(metric: str, score: Score, other: Score) -> Interval:
     """Compute how much better one model is than another on the same bootstrap replicates.
 
     Args:
         metric: name of the metric.
-        ours: score of the first model.
-        theirs: score of the second model, computed with the same counts.
+        score: score of the first model.
+        other: score of the second model, computed with the same counts.
 
     Returns:
         The difference with its 95% interval; positive if the first model is better, also for errors such as RMSE.
     """
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    value = sign * (ours.interval.value - theirs.interval.value)
-    found = compute_interval(value, sign * (ours.replicates - theirs.replicates))
+    value = sign * (score.interval.value - other.interval.value)
+    found = compute_interval(value, sign * (score.replicates - other.replicates))
     if metric == "accuracy" and not math.isfinite(found.low):
-        found = compute_rule_of_three_interval(value, -1.0, 1.0, ours.num_proteins)
+        found = compute_rule_of_three_interval(value, -1.0, 1.0, score.num_proteins)
     return found
 
 

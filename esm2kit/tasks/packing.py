@@ -221,9 +221,9 @@ class EvaluationBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> EvaluationBatch:
-        mine = self.batches[index][self.rank :: self.ranks]
-        if not mine:  # the ranks of a sharded model need equal numbers of forward passes: run one, discard it
+        share = self.batches[index][self.rank :: self.ranks]
+        if not share:  # the ranks of a sharded model need equal numbers of forward passes: run one, discard it
             return EvaluationBatch(*self.proteins.pack(self.batches[index][:1]), torch.empty(0, dtype=torch.int64))
         first, per_residue = self.first_slot, self.proteins.per_residue
-        slots = [first[w.protein] + (np.arange(w.start, w.stop) if per_residue else np.zeros(1, int)) for w in mine]
-        return EvaluationBatch(*self.proteins.pack(mine), torch.from_numpy(np.concatenate(slots)))
+        slots = [first[w.protein] + (np.arange(w.start, w.stop) if per_residue else np.zeros(1, int)) for w in share]
+        return EvaluationBatch(*self.proteins.pack(share), torch.from_numpy(np.concatenate(slots)))

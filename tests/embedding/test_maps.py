@@ -21,7 +21,7 @@ UNIREF = "UniRef50_P69905 Hemoglobin subunit alpha n=12 Tax=Catarrhini TaxID=952
 
 
 def records(*descriptions: str) -> list[Record]:
-    return [Record(text.split()[0], text, "MKT" * (place + 1)) for place, text in enumerate(descriptions)]
+    return [Record(text.split()[0], text, "MKT" * (index + 1)) for index, text in enumerate(descriptions)]
 
 
 def test_header_fields_of_uniprot_uniref_and_flip() -> None:
@@ -79,29 +79,29 @@ def test_neighbours_match_an_exhaustive_search(num_proteins: int, seed: int, cou
     similarity_PP = cosine_similarity(vectors_PD - vectors_PD.mean(0))
     np.fill_diagonal(similarity_PP, -np.inf)
     rows = np.arange(num_proteins)[:: max(1, seed)]
-    place, cosine = maps.nearest(vectors_PD, rows, count)
+    neighbours, cosine = maps.nearest(vectors_PD, rows, count)
     np.testing.assert_allclose(cosine, -np.sort(-similarity_PP[rows])[:, :count], atol=1e-9)
-    np.testing.assert_allclose(np.take_along_axis(similarity_PP[rows], place, 1), cosine, atol=1e-9)
+    np.testing.assert_allclose(np.take_along_axis(similarity_PP[rows], neighbours, 1), cosine, atol=1e-9)
 
 
 def test_a_protein_is_never_its_own_neighbour() -> None:
     vectors_PD = np.repeat(GENERATOR.normal(size=(4, 5)), 6, axis=0)
-    place, cosine = maps.nearest(vectors_PD, range(24), 3)
-    assert not (place == np.arange(24)[:, None]).any()
+    neighbours, cosine = maps.nearest(vectors_PD, range(24), 3)
+    assert not (neighbours == np.arange(24)[:, None]).any()
     np.testing.assert_allclose(cosine, 1, atol=1e-9)
-    assert (place // 6 == np.arange(24)[:, None] // 6).all(), "the nearest have the same vector"
+    assert (neighbours // 6 == np.arange(24)[:, None] // 6).all(), "the nearest have the same vector"
 
 
 def test_pca_gives_the_principal_plane() -> None:
     plane_PD = GENERATOR.normal(size=(80, 2)) @ GENERATOR.normal(size=(2, 7)) + 5
-    drawn = maps.project(plane_PD)
-    distances = [np.linalg.norm(points[:, None] - points[None], axis=2) for points in (plane_PD, drawn.xy_P2)]
+    projection = maps.project(plane_PD)
+    distances = [np.linalg.norm(points[:, None] - points[None], axis=2) for points in (plane_PD, projection.xy_P2)]
     np.testing.assert_allclose(*distances, atol=1e-9)
     values = np.linalg.svd(plane_PD - plane_PD.mean(0), compute_uv=False) ** 2
     shares = [
         f"component {number} ({share:.0%} of the variance)" for number, share in enumerate(values / values.sum(), 1)
     ]
-    assert list(drawn.axes) == shares[:2]
+    assert list(projection.axes) == shares[:2]
     noise = maps.project(GENERATOR.normal(size=(300, 60)))
     assert noise.kept < 0.35, "two of sixty equal directions retain few neighbours"
     with refused("map.too-few", found=3):
@@ -110,14 +110,14 @@ def test_pca_gives_the_principal_plane() -> None:
 
 def test_the_share_of_retained_neighbours_matches_a_direct_count(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors_PD = GENERATOR.normal(size=(50, 3))
-    drawn = maps.project(vectors_PD)
+    projection = maps.project(vectors_PD)
     centred = vectors_PD - vectors_PD.mean(0)
     similarity_PP = cosine_similarity(centred) - 9 * np.eye(50)
-    near_PP = np.linalg.norm(drawn.xy_P2[:, None] - drawn.xy_P2[None], axis=2) + 99 * np.eye(50)
+    near_PP = np.linalg.norm(projection.xy_P2[:, None] - projection.xy_P2[None], axis=2) + 99 * np.eye(50)
     kept = [
         len(set(np.argsort(-similarity_PP[row])[:10]) & set(np.argsort(near_PP[row])[:10])) / 10 for row in range(50)
     ]
-    np.testing.assert_allclose(drawn.kept, np.mean(kept))
+    np.testing.assert_allclose(projection.kept, np.mean(kept))
     monkeypatch.setattr(maps, "MAX_QUERIES", 20)
     rows = maps.queries(50)
     assert len(set(rows.tolist())) == 20
@@ -139,10 +139,10 @@ def test_umap_is_called_with_its_settings_or_reported_missing(monkeypatch: pytes
     module.__spec__ = object()
     monkeypatch.setitem(sys.modules, "umap", module)
     vectors_PD = GENERATOR.normal(size=(9, 4))
-    drawn = maps.project(vectors_PD, "umap", seed=3)
+    projection = maps.project(vectors_PD, "umap", seed=3)
     assert arguments == {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
-    assert drawn.axes == ("UMAP 1", "UMAP 2")
-    np.testing.assert_array_equal(drawn.xy_P2, vectors_PD[:, :2])
+    assert projection.axes == ("UMAP 1", "UMAP 2")
+    np.testing.assert_array_equal(projection.xy_P2, vectors_PD[:, :2])
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
     with refused("package.missing", name="umap-learn"):
         maps.project(vectors_PD, "umap")
@@ -153,10 +153,10 @@ def test_umap_is_called_with_its_settings_or_reported_missing(monkeypatch: pytes
 @pytest.mark.skipif(find_spec("umap") is None, reason="umap-learn is not installed: pip install umap-learn")
 def test_umap_separates_groups() -> None:
     centres = np.repeat(GENERATOR.normal(size=(3, 20)) * 10, 30, axis=0)
-    drawn = maps.project(centres + GENERATOR.normal(size=centres.shape), "umap")
-    place, _ = maps.nearest(drawn.xy_P2, range(90), 5, metric="euclidean")
-    assert (place // 30 == np.arange(90)[:, None] // 30).all()
-    assert drawn.kept > 0.3
+    projection = maps.project(centres + GENERATOR.normal(size=centres.shape), "umap")
+    neighbours, _ = maps.nearest(projection.xy_P2, range(90), 5, metric="euclidean")
+    assert (neighbours // 30 == np.arange(90)[:, None] // 30).all()
+    assert projection.kept > 0.3
 
 
 def test_agreement_and_its_value_by_chance() -> None:
