@@ -151,7 +151,7 @@ def check_method(method: str) -> None:
         )
     if method == "umap" and find_spec("umap") is None:
         raise InputError(
-            "projection 'umap' requires the umap-learn package: pip install umap-learn. Or choose pca.",
+            "projection 'umap' requires the umap-learn package: pip install umap-learn, or choose pca",
             code="package.missing",
             name="umap-learn",
         )

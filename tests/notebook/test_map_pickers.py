@@ -48,7 +48,7 @@ def test_a_choice_that_cannot_be_made_is_shown_and_raised(records: list[Record],
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
     for view, told in (
         (map_pickers.map_picker("pca", "OS", records), "no header has the field 'OS'. Use one of TARGET, SET"),
-        (map_pickers.map_picker("umap", "TARGET", records), "umap-learn is not installed: pip install umap-learn"),
+        (map_pickers.map_picker("umap", "TARGET", records), "requires the umap-learn package: pip install umap-learn"),
         (map_pickers.map_picker("tsne", "TARGET", records), "unknown projection 'tsne'. Choose pca or umap"),
         (map_pickers.protein_picker("A0A022Q765", records), "no protein 'A0A022Q765' among the 450: .*A0A022Q764"),
     ):
