@@ -1,0 +1,1 @@
+"""FASTA files and clusters to a training dataset."""

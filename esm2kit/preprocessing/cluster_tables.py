@@ -1,4 +1,4 @@
-"""Cluster tables: esm2nv's mapping.tsv and MMseqs2's cluster TSV, read block by block into Parquet."""
+"""Read cluster tables, esm2nv's mapping.tsv and MMseqs2's cluster TSV, block by block into Parquet files."""
 
 import threading
 from collections.abc import Iterator
@@ -21,29 +21,36 @@ _IS_BLANK[np.frombuffer(b" \r", dtype=np.uint8)] = True
 CLUSTERS = pa.schema([("line", pa.int64()), ("cluster", pa.string())])
 MEMBERS = pa.schema([("line", pa.int64()), ("member", pa.string())])
 PAIRS = pa.schema([("line", pa.int64()), ("cluster", pa.string()), ("member", pa.string())])
-# no statistics or dictionaries: the tables are read once, whole
+# the tables are read completely and only once, so statistics and dictionaries would not help
 _PARQUET = {"use_dictionary": False, "write_statistics": False, "compression": "lz4"}
 
 
 def mapping_table_paths(work: Path) -> tuple[Path, Path]:
-    """Where mapping.tsv's clusters and members are, as `read_mapping` writes them."""
+    """Return the paths of the cluster and member tables that `read_mapping` writes."""
     return work / "clusters.parquet", work / "members.parquet"
 
 
 def cluster_table_path(work: Path, level: int) -> Path:
-    """Where a cluster TSV's pairs are, as `read_cluster_tsv` writes them; level 0 is the finer."""
+    """Return the path of the table that `read_cluster_tsv` writes; level 0 is the finer clustering."""
     return work / f"level_{level}.parquet"
 
 
 def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Event | None = None) -> str:
-    """Read `cluster id <TAB> member,member,...` lines; further columns are ignored.
+    """Read lines of `cluster id <TAB> member,member,...`; further columns are ignored.
 
     Args:
-        path: mapping.tsv, plain, gzip or Zstandard. Its header, line 1, is kept: whether it is one, the ids tell.
-        clusters, members: Parquet files to write, (line, cluster) and (line, member), lines counted from 1.
-        stop: set by another thread, ends the work at the next block with CancelledError.
-    Returns: hex SHA-256 of the file.
-    Raises: InputError naming the line that has no cluster id or no members, or is not text.
+        path: mapping.tsv: plain text, gzip or Zstandard. Line 1 is kept even if it is a header; `join_mapping` decides
+            by its id.
+        clusters: Parquet file to write, with columns line (from 1) and cluster.
+        members: Parquet file to write, with columns line and member.
+        stop: If another thread sets this event, reading stops at the next block with CancelledError.
+
+    Returns:
+        Hex SHA-256 of the file.
+
+    Raises:
+        InputError: A line has no cluster id or no members, or is not text.
+        CancelledError: `stop` was set.
     """
     reader = TextReader(path)
     with (
@@ -57,14 +64,14 @@ def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Even
             first, last = np.searchsorted(commas, starts), np.searchsorted(commas, stops)
             num_pieces = last - first + 1
             line_of, nth = np.repeat(np.arange(lines.size), num_pieces), _count_up(num_pieces)
-            edge = np.append(commas, text_N.size)
-            at = first[line_of] + nth
-            piece_starts = np.where(nth == 0, starts[line_of], edge[at - 1] + 1)
-            piece_stops = np.where(nth == num_pieces[line_of] - 1, stops[line_of], edge[at])
+            edges = np.append(commas, text_N.size)
+            edge_of = first[line_of] + nth
+            piece_starts = np.where(nth == 0, starts[line_of], edges[edge_of - 1] + 1)
+            piece_stops = np.where(nth == num_pieces[line_of] - 1, stops[line_of], edges[edge_of])
             piece_starts, piece_stops = _strip(text_N, piece_starts, piece_stops)
             filled = piece_stops > piece_starts
             line_of = line_of[filled]
-            _check_not_empty(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
+            _check_members(path, lines, names, np.bincount(line_of, minlength=lines.size) == 0)
             member_ids = copy_pieces(text_N, piece_starts[filled], piece_stops[filled])
             cluster_writer.write_batch(pa.record_batch([lines, names.strings()], schema=CLUSTERS))
             member_writer.write_batch(pa.record_batch([lines[line_of], member_ids.strings()], schema=MEMBERS))
@@ -72,20 +79,25 @@ def read_mapping(path: Path, clusters: Path, members: Path, stop: threading.Even
 
 
 def read_cluster_tsv(path: Path, pairs: Path, stop: threading.Event | None = None) -> str:
-    """Read MMseqs2's `representative <TAB> member` lines.
+    """Read MMseqs2's lines of `representative <TAB> member`.
 
     Args:
-        path: the TSV, plain, gzip or Zstandard; no header.
-        pairs: Parquet file to write, (line, cluster, member).
-        stop: as in `read_mapping`.
-    Returns: hex SHA-256 of the file.
-    Raises: InputError naming the line that lacks one of the two, or is not text.
+        path: The TSV without header: plain text, gzip or Zstandard.
+        pairs: Parquet file to write, with columns line (from 1), cluster and member.
+        stop: If another thread sets this event, reading stops at the next block with CancelledError.
+
+    Returns:
+        Hex SHA-256 of the file.
+
+    Raises:
+        InputError: A line lacks a column or is not text.
+        CancelledError: `stop` was set.
     """
     reader = TextReader(path)
     with atomic_path(pairs) as part, pq.ParquetWriter(part, PAIRS, **_PARQUET) as writer:
         for lines, text_N, names, (starts, stops) in _read_columns(reader, stop):
             starts, stops = _strip(text_N, starts, stops)
-            _check_not_empty(path, lines, names, stops <= starts)
+            _check_members(path, lines, names, stops <= starts)
             members = copy_pieces(text_N, starts, stops)
             writer.write_batch(pa.record_batch([lines, names.strings(), members.strings()], schema=PAIRS))
     return reader.sha256
@@ -95,7 +107,7 @@ Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
 
 
 def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
-    """Blocks of lines: their numbers, the text, the first column, and where the second begins and ends in the text."""
+    """Yield blocks of lines: line numbers, text, first column, and start and stop of the second column in the text."""
     lines_before = 0
     for text in _read_lines(reader):
         if stop is not None and stop.is_set():
@@ -120,7 +132,7 @@ def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[
         name_starts, name_stops = _strip(text_N, starts, first_tab)
         if (empty := np.flatnonzero(name_stops <= name_starts)).size:
             raise InputError(
-                f"{reader.path}: line {lines[empty[0]]:,} has no cluster id; add it or remove the line",
+                f"{reader.path}: line {lines[empty[0]]:,} has no cluster id. Add it, or remove the line.",
                 code="clusters.line",
                 path=reader.path,
                 line=lines[empty[0]],
@@ -128,10 +140,13 @@ def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[
         names = copy_pieces(text_N, name_starts, name_stops)
         yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
     if not lines_before:
-        raise InputError(f"{reader.path}: empty; it must name the clusters", code="clusters.empty", path=reader.path)
+        raise InputError(
+            f"{reader.path}: the file is empty. It must list the clusters.", code="clusters.empty", path=reader.path
+        )
 
 
 def _read_lines(reader: TextReader) -> Iterator[bytes]:
+    """Yield blocks of text that end at a line break."""
     pieces: list[bytes] = []
     for chunk in reader.chunks(_BLOCK_BYTES):
         cut = chunk.rfind(b"\n") + 1
@@ -144,7 +159,7 @@ def _read_lines(reader: TextReader) -> Iterator[bytes]:
 
 
 def _strip(text_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without spaces and CR at either end."""
+    """Move starts and stops so that pieces of text do not start or end with a space or CR."""
     last_byte = text_N.size - 1
     while (blank := (stops > starts) & _IS_BLANK[text_N[stops - 1]]).any():
         stops = stops - blank
@@ -154,18 +169,20 @@ def _strip(text_N: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[n
 
 
 def _count_up(counts: np.ndarray) -> np.ndarray:
-    """0 .. count - 1 for each count, one after another."""
+    """Concatenate range(count) for all counts."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
 
 
-def _check_not_empty(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.ndarray) -> None:
+def _check_members(path: Path, lines: np.ndarray, names: Ragged, is_empty: np.ndarray) -> None:
     if is_empty.any():
-        place = int(np.argmax(is_empty))
-        name = names.strings()[place].as_py()
-        found = f"line {lines[place]:,}: cluster {name} has no members"
+        first = int(np.argmax(is_empty))
+        name = names.strings()[first].as_py()
         raise InputError(
-            f"{path}: {found}; write their ids after a tab, or remove the line", code="clusters.line", path=path
+            f"{path}: line {lines[first]:,}: cluster '{name}' has no members. Add their ids after a tab, or remove the "
+            "line.",
+            code="clusters.line",
+            path=path,
         )
 
 
@@ -178,7 +195,7 @@ def _check_text(path: Path, text: bytes, first_line: int) -> None:
             found = line[error.start]
         if found is not None:
             raise InputError(
-                f"{path}: line {number:,}: byte 0x{found:02x} is not text; save the file as UTF-8",
+                f"{path}: line {number:,}: byte 0x{found:02x} is not text. Save the file as UTF-8.",
                 code="clusters.encoding",
                 path=path,
                 line=number,

@@ -1,4 +1,4 @@
-"""FASTA files into a store and its keys: the pass over all the text, and the only one."""
+"""Read FASTA files into a store and its keys, in one pass over the text."""
 
 import logging
 import threading
@@ -21,33 +21,48 @@ from esm2kit.sequences.text import prefetch
 
 logger = logging.getLogger(__name__)
 
-# What joins and comparisons need of a record, in file order. Two sequences are held equal if their residues and this
-# 64-bit hash are: of any two different ones that errs once in 1.8e19.
+# Data of a record for joins and comparisons, in file order. Two sequences count as equal if their lengths and this
+# 64-bit hash are equal. Two different sequences have equal hashes with a probability of 1 in 1.8e19.
 KEYS = pa.schema([("id", pa.string()), ("residues", pa.int32()), ("hash", pa.uint64())])
 _HASH = "SELECT id, strlen(sequence)::INTEGER AS residues, hash(sequence) AS hash FROM batch"
 _ROWS_PER_GROUP = 1 << 17
 
 
 class StagedFasta(NamedTuple):
-    """FASTA files as one store and its keys."""
+    """FASTA files as one store and its keys.
+
+    Args:
+        name: Role of the files, such as `train_fasta`.
+        store: Path of the store.
+        keys: Path of the Parquet file with ids, lengths and hashes.
+        num_records: Number of records.
+        num_residues: Number of residues.
+        files: Per input file, path, bytes, mtime_ns, sha256 and first_row.
+    """
 
     name: str
     store: Path
     keys: Path
     num_records: int
     num_residues: int
-    files: list[dict[str, Any]]  # path, bytes, mtime_ns, sha256, first_row
+    files: list[dict[str, Any]]
 
     def locate(self, row: int) -> str:
-        """A row as `file: record number`, for messages."""
+        """Format a row as `file: record number`, for error messages."""
         file = [file for file in self.files if file["first_row"] <= row][-1]
         return f"{file['path']}: record {row - file['first_row'] + 1:,}"
 
 
 def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys: Path) -> tuple[int, int]:
-    """Write records as a store (None: not at all) and their keys as Parquet.
+    """Write records as a store and their keys as Parquet.
 
-    Returns: how many records, and residues.
+    Args:
+        batches: Records with ids and sequences.
+        store: Path of the store; None writes the keys only.
+        keys: Path of the Parquet file.
+
+    Returns:
+        The number of records and of residues.
     """
     num_records = num_residues = 0
     waiting: list[pa.Table] = []
@@ -79,16 +94,21 @@ def write_with_keys(batches: Iterable[pa.RecordBatch], store: Path | None, keys:
 def ingest(
     name: str, files: Sequence[Path], work: Path, keep_sequences: bool = True, stop: threading.Event | None = None
 ) -> StagedFasta:
-    """Read, check and hash FASTA files; a second call finds what a first one finished.
+    """Read, check and hash FASTA files, unless an earlier call has finished them.
 
     Args:
-        name: what the files are, as in `sampler`; names the files written.
-        files: FASTA files, read one after another.
-        work: folder to write `<name>.arrow`, `<name>.parquet` and `<name>.json` into, the last one last.
-        keep_sequences: False writes the keys alone.
-        stop: set by another thread, ends the work at the next block with CancelledError.
-    Returns: the staged files.
-    Raises: InputError for any record that is not as it should be.
+        name: Role of the files, such as `train_fasta`; the output files have this name.
+        files: FASTA files, read one after the other.
+        work: Output folder for `<name>.arrow`, `<name>.parquet` and, when both are complete, `<name>.json`.
+        keep_sequences: False writes the keys only.
+        stop: If another thread sets this event, reading stops at the next block with CancelledError.
+
+    Returns:
+        The staged files.
+
+    Raises:
+        InputError: A record is invalid.
+        CancelledError: `stop` was set.
     """
     store, keys, marker = (work / f"{name}.{kind}" for kind in ("arrow", "parquet", "json"))
     if marker.exists():
@@ -111,7 +131,7 @@ def ingest(
             stamp = {"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
             stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
 
-    # parsed in one thread, hashed and written in another
+    # one thread parses, another hashes and writes
     num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
     staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
     fields = {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")}
@@ -120,6 +140,6 @@ def ingest(
 
 
 def read_staged(marker: Path) -> StagedFasta:
-    """What `ingest` left behind."""
+    """Read the marker that `ingest` wrote."""
     fields = read_sealed_json(marker, f"delete {marker.parent} and run the command again")
     return StagedFasta(store=marker.with_suffix(".arrow"), keys=marker.with_suffix(".parquet"), **fields)

@@ -1,7 +1,7 @@
-"""Ids to rows: which records form each cluster, joined outside memory by DuckDB.
+"""Join cluster ids and record ids in DuckDB, which spills to disk if the memory limit is reached.
 
-Whatever the input, the outcome is the same three plain arrays over the rows of one staged store, clusters in the order
-of their representatives in the FASTA and members in the order of their rows.
+For all kinds of input the result is three arrays over the rows of one staged store. Clusters are in the order of their
+representatives in the FASTA, and members in the order of their rows.
 """
 
 from collections.abc import Iterator
@@ -17,24 +17,37 @@ from esm2kit.preprocessing.cluster_tables import cluster_table_path, mapping_tab
 from esm2kit.preprocessing.ingest import StagedFasta
 
 _FETCH_ROWS = 1 << 20
-# with less for each of its threads DuckDB's joins may not find room to spill from
+# with less memory per thread, DuckDB's joins may run out of memory before they can spill
 _GB_PER_THREAD = 0.25
 
 
 class JoinedClusters(NamedTuple):
-    """Clusters over the rows of a staged store, as .npy files of int64."""
+    """Clusters over the rows of a staged store, as .npy files of int64.
 
-    offsets: Path  # (C + 1,)
+    Args:
+        offsets: (C + 1,) array; the members of cluster c are `members[offsets[c] : offsets[c + 1]]`.
+        members: (M,) rows.
+        representatives: (C,) rows.
+    """
+
+    offsets: Path
     members: Path
-    representatives: Path  # (C,)
+    representatives: Path
 
 
 def joined_paths(work: Path) -> JoinedClusters:
+    """Return the paths of the joined clusters in the work folder."""
     return JoinedClusters(*(work / f"all_{name}.npy" for name in JoinedClusters._fields))
 
 
 class Engine:
-    """A DuckDB database in the work folder, held to a share of the memory and spilling beside itself."""
+    """A DuckDB database in the work folder, with a memory limit and a spill folder; a context manager.
+
+    Args:
+        work: The work folder.
+        memory_gb: Memory limit of DuckDB in GB.
+        threads: Largest number of threads.
+    """
 
     def __init__(self, work: Path, memory_gb: float, threads: int) -> None:
         self._path = work / "join.duckdb"
@@ -44,16 +57,19 @@ class Engine:
         self._connection = duckdb.connect(str(self._path), config=settings | {"preserve_insertion_order": False})
 
     def run(self, sql: str) -> None:
+        """Execute a statement."""
         self._connection.execute(sql)
 
     def fetch_rows(self, sql: str) -> list[tuple]:
+        """Fetch all rows of a query."""
         return self._connection.execute(sql).fetchall()
 
     def fetch_value(self, sql: str) -> int:
+        """Fetch the single value of a query."""
         return self.fetch_rows(sql)[0][0]
 
     def fetch_arrays(self, sql: str) -> Iterator[list[np.ndarray]]:
-        """A query's integer columns, a stretch of rows at a time."""
+        """Yield the integer columns of a query in blocks of rows."""
         with self._connection.sql(sql).to_arrow_reader(_FETCH_ROWS) as reader:
             for batch in reader:
                 yield [column.to_numpy() for column in batch.columns]
@@ -66,19 +82,27 @@ class Engine:
         self._remove()
 
     def _remove(self) -> None:
-        """Also the log of changes that a killed call leaves, which DuckDB would read into a new database."""
+        """Delete the database and the write-ahead log of a killed call, which DuckDB would replay."""
         for path in (self._path, self._path.with_suffix(".duckdb.wal")):
             path.unlink(missing_ok=True)
 
 
 def create_unique_view(engine: Engine, view: str, staged: StagedFasta) -> int:
-    """Make `view` (row, id, residues, hash) of the records without repeats; the first of equal ones is kept.
+    """Create a view of the records without repeats; the first of equal records is kept.
 
-    Returns: how many repeats were left out.
-    Raises: InputError for an id that stands for different sequences.
+    Args:
+        engine: The database.
+        view: Name of the view, with columns row, id, residues and hash.
+        staged: The records.
+
+    Returns:
+        The number of repeated records.
+
+    Raises:
+        InputError: Records with the same id have different sequences.
     """
     keys = f"(SELECT file_row_number AS row, * FROM read_parquet('{escape_sql(staged.keys)}', file_row_number = true))"
-    # hashes first: numbers group faster than text, in less memory, and hardly any are left to look at
+    # group by hashes first: numbers need less time and memory than text, and only repeated ids remain
     engine.run(
         f"CREATE TABLE {view}_repeated AS SELECT id, min(row) AS first, min(hash) <> max(hash) OR "
         f"min(residues) <> max(residues) AS differ FROM {keys} k SEMI JOIN (SELECT hash(id) AS same "
@@ -90,8 +114,8 @@ def create_unique_view(engine: Engine, view: str, staged: StagedFasta) -> int:
     ):
         name, first, row = found[0]
         raise InputError(
-            f"{staged.locate(row)}: id {name} came before with another sequence ({staged.locate(first)}); "
-            "rename or remove one of them",
+            f"{staged.locate(row)}: id '{name}' has another sequence than in {staged.locate(first)}. Rename or remove "
+            "one of the two records.",
             code="clusters.ambiguous-id",
             name=name,
         )
@@ -107,7 +131,7 @@ def create_unique_view(engine: Engine, view: str, staged: StagedFasta) -> int:
 
 
 def join_singletons(engine: Engine, records: StagedFasta, work: Path) -> dict[str, int]:
-    """Every record its own cluster."""
+    """Make each record a cluster of its own; returns the counts of omitted records."""
     repeats = create_unique_view(engine, "records", records)
     engine.run("CREATE TABLE clusters AS SELECT row AS cluster, row AS representative FROM records")
     engine.run("CREATE VIEW pairs AS SELECT cluster, representative AS row FROM clusters")
@@ -117,17 +141,21 @@ def join_singletons(engine: Engine, records: StagedFasta, work: Path) -> dict[st
 def join_mapping(
     engine: Engine, records: StagedFasta, uniref50: StagedFasta, mapping: Path, work: Path
 ) -> dict[str, int]:
-    """The esm2nv trio: cluster representatives, the records to draw from, and the table between them.
+    """Join the esm2nv files: cluster representatives, records to sample from, and the mapping between them.
 
     Args:
-        engine: where the join runs.
-        records: the sampler FASTA.
-        uniref50: keys of the train FASTA; a cluster's number follows its order.
-        mapping: mapping.tsv, for messages; what it says is in `mapping_table_paths(work)`.
-        work: where `joined_paths` are written.
-    Returns: counts of what was left out.
-    Raises: InputError for ids that are in one file and not in another, for members of two clusters, and for one id with
-        two sequences.
+        engine: The database.
+        records: The sampler FASTA.
+        uniref50: Keys of the train FASTA, which gives the order of the clusters.
+        mapping: Path of mapping.tsv for error messages; its content is read from `mapping_table_paths(work)`.
+        work: Folder of the result, at `joined_paths(work)`.
+
+    Returns:
+        Counts of omitted records.
+
+    Raises:
+        InputError: An id is missing in one of the files, a record is a member of two clusters, or an id has two
+            sequences.
     """
     clusters, members = mapping_table_paths(work)
     repeats = create_unique_view(engine, "records", records)
@@ -142,7 +170,7 @@ def join_mapping(
     train = uniref50.files[0]["path"]
     for name, line in engine.fetch_rows("SELECT id, line FROM found WHERE cluster IS NULL ORDER BY line LIMIT 1"):
         raise InputError(
-            f"{mapping}: line {line:,}: cluster {name} is not in {train}; add its record or remove the line",
+            f"{mapping}: line {line:,}: cluster '{name}' is not in {train}. Add its record, or remove the line.",
             code="clusters.unknown",
             path=mapping,
             line=line,
@@ -151,23 +179,23 @@ def join_mapping(
     for name, row in engine.fetch_rows(
         "SELECT id, cluster FROM found WHERE representative IS NULL ORDER BY line LIMIT 1"
     ):
-        remedy = "give both files as sampler_fasta, [sampler, train], if the sampler lacks the representatives"
+        remedy = "If the sampler FASTA has no representatives, pass both files: --sampler_fasta sampler train."
         raise InputError(
-            f"{uniref50.locate(row)}: {name} is not in {records.files[0]['path']}; {remedy}",
+            f"{uniref50.locate(row)}: '{name}' is not in {records.files[0]['path']}. {remedy}",
             code="clusters.not-in-sampler",
             name=name,
         )
     for name, row, other in engine.fetch_rows(
         "SELECT id, cluster, representative FROM found WHERE NOT equal ORDER BY line LIMIT 1"
     ):
-        found = f"{records.locate(other)}: id {name} has another sequence than in {uniref50.locate(row)}"
-        raise InputError(f"{found}; correct one of them", code="clusters.ambiguous-id", name=name)
+        found = f"{records.locate(other)}: id '{name}' has another sequence than in {uniref50.locate(row)}"
+        raise InputError(f"{found}. Correct one of the two records.", code="clusters.ambiguous-id", name=name)
     for name, first, second in engine.fetch_rows(
         "SELECT any_value(id), min(line), max(line) AS last FROM found GROUP BY cluster HAVING count(*) > 1 "
         "ORDER BY last LIMIT 1"
     ):
         raise InputError(
-            f"{mapping}: line {second:,}: cluster {name} was on line {first:,} already; join the two lines",
+            f"{mapping}: line {second:,}: cluster '{name}' is also on line {first:,}. Merge the two lines.",
             code="clusters.twice",
             path=mapping,
             line=second,
@@ -177,7 +205,7 @@ def join_mapping(
         "SELECT u.id, u.row FROM uniref50 u ANTI JOIN found f ON f.cluster = u.row ORDER BY u.row LIMIT 1"
     ):
         raise InputError(
-            f"{uniref50.locate(row)}: {name} has no line in {mapping}; add one or remove the record",
+            f"{uniref50.locate(row)}: '{name}' has no line in {mapping}. Add one, or remove the record.",
             code="clusters.no-line",
             path=mapping,
             name=name,
@@ -193,17 +221,21 @@ def join_mapping(
 
 
 def join_cluster_tsv(engine: Engine, records: StagedFasta, tables: list[Path], work: Path) -> dict[str, int]:
-    """MMseqs2's clusters of one FASTA.
+    """Join MMseqs2's clusters with the FASTA that was clustered.
 
     Args:
-        engine: where the join runs.
-        records: the FASTA.
-        tables: one cluster TSV, whose members are drawn; or two, the finer (90%) and the coarser (50%, clustered from
-            the representatives of the finer): then those representatives are drawn. For messages, too: what they say
-            is in `cluster_table_path(work, level)`.
-        work: where `joined_paths` are written.
-    Returns: counts of what was left out.
-    Raises: InputError for ids that are not in the FASTA, levels that do not fit, and members of two clusters.
+        engine: The database.
+        records: The FASTA.
+        tables: One cluster TSV, whose members are sampled. Or two, the finer (90%) and the coarser (50%, clustered
+            from the representatives of the finer), in which case those representatives are sampled. The paths are for
+            error messages; the content is read from `cluster_table_path(work, level)`.
+        work: Folder of the result, at `joined_paths(work)`.
+
+    Returns:
+        Counts of omitted records.
+
+    Raises:
+        InputError: An id is not in the FASTA, the two levels do not match, or a record is a member of two clusters.
     """
     repeats = create_unique_view(engine, "records", records)
     coarse = tables[-1]
@@ -215,8 +247,8 @@ def join_cluster_tsv(engine: Engine, records: StagedFasta, tables: list[Path], w
             "SELECT m.member, m.line FROM level_1 m ANTI JOIN level_0 c ON c.cluster = m.member ORDER BY m.line LIMIT 1"
         ):
             raise InputError(
-                f"{coarse}: line {line:,}: member {name} represents no cluster of {tables[0]}; "
-                "give the finer level first, and cluster the coarser one from its representatives",
+                f"{coarse}: line {line:,}: member '{name}' is not the representative of a cluster in {tables[0]}. "
+                "Pass the finer level first, and cluster the coarser level from its representatives.",
                 code="clusters.levels",
                 path=coarse,
                 line=line,
@@ -227,13 +259,13 @@ def join_cluster_tsv(engine: Engine, records: StagedFasta, tables: list[Path], w
             "ORDER BY c.line LIMIT 1"
         ):
             raise InputError(
-                f"{tables[0]}: line {line:,}: {name} is in no cluster of {coarse}; cluster both levels again",
+                f"{tables[0]}: line {line:,}: '{name}' is not in a cluster of {coarse}. Cluster both levels again.",
                 code="clusters.levels",
                 path=tables[0],
                 line=line,
                 name=name,
             )
-    # MMseqs2 writes the accession alone where a header begins with a database's sp|accession|name
+    # for headers of the form sp|accession|name, MMseqs2 writes only the accession
     engine.run(
         r"CREATE VIEW names AS SELECT id AS name, row FROM records UNION ALL SELECT regexp_extract(id, "
         r"'^(?:sp|tr|up|ur|gi|gb|ref|pdb|lcl)\|([^|]+)(?:\||$)', 1) AS name, row FROM records WHERE contains(id, '|')"
@@ -244,9 +276,9 @@ def join_cluster_tsv(engine: Engine, records: StagedFasta, tables: list[Path], w
         "LEFT JOIN names n ON n.name = c.cluster"
     )
     for name, line in engine.fetch_rows("SELECT id, line FROM clusters WHERE cluster IS NULL ORDER BY line LIMIT 1"):
-        remedy = "give the FASTA that was clustered"
+        fasta = records.files[0]["path"]
         raise InputError(
-            f"{coarse}: line {line:,}: {name} is not in {records.files[0]['path']}; {remedy}",
+            f"{coarse}: line {line:,}: '{name}' is not in {fasta}. Pass the FASTA that was clustered.",
             code="clusters.unknown",
             path=coarse,
             line=line,
@@ -269,7 +301,7 @@ def _check_members_exist(
         )
         fasta = records.files[0]["path"]
         raise InputError(
-            f"{table}: line {line:,}: member {absent} is not in {fasta}; add its record or remove the id",
+            f"{table}: line {line:,}: member '{absent}' is not in {fasta}. Add its record, or remove the id.",
             code="clusters.unknown",
             path=table,
             line=line,
@@ -278,32 +310,32 @@ def _check_members_exist(
 
 
 def _write_arrays(engine: Engine, records: StagedFasta, work: Path, table: Path | None = None) -> dict[str, int]:
-    """`clusters` (cluster, representative) and `pairs` (cluster, row) as arrays, clusters numbered from 0 in order."""
+    """Write `clusters` (cluster, representative) and `pairs` (cluster, row) as arrays; returns the omitted records."""
     files = joined_paths(work)
     num_clusters = engine.fetch_value("SELECT count(*) FROM clusters")
     with NpyWriter(files.representatives) as writer:
         for (rows,) in engine.fetch_arrays("SELECT representative FROM clusters ORDER BY cluster"):
             writer.append(rows)
-    # a byte a record: whether a cluster has it
-    taken = np.zeros(records.num_records, dtype=bool)
+    # one byte per record: whether it is in a cluster
+    is_clustered = np.zeros(records.num_records, dtype=bool)
     previous, last_row = -1, -1
     with NpyWriter(files.members) as member_writer, NpyWriter(files.offsets) as offset_writer:
         offset_writer.append(np.zeros(1, np.int64))
         for ordered, rows in engine.fetch_arrays("SELECT cluster, row FROM pairs ORDER BY cluster, row"):
             is_new = np.diff(ordered, prepend=previous) != 0
-            once = is_new | (np.diff(rows, prepend=last_row) != 0)  # an id may stand twice on a line
+            once = is_new | (np.diff(rows, prepend=last_row) != 0)  # an id may occur twice on a line
             previous, last_row = ordered[-1], rows[-1]
             rows = rows[once]
             starts = np.flatnonzero(is_new[once]) + member_writer.size
             offset_writer.append(starts if member_writer.size else starts[1:])
             member_writer.append(rows)
-            taken[rows] = True
+            is_clustered[rows] = True
         offset_writer.append(np.array([member_writer.size]))
     assert offset_writer.size == num_clusters + 1, "every cluster has members"
-    if np.count_nonzero(taken) < member_writer.size:
+    if np.count_nonzero(is_clustered) < member_writer.size:
         _raise_shared_member(engine, table)
-    taken[np.load(files.representatives, mmap_mode="r")] = True
-    return {"unclustered_records": int(records.num_records - np.count_nonzero(taken))}
+    is_clustered[np.load(files.representatives, mmap_mode="r")] = True
+    return {"unclustered_records": int(records.num_records - np.count_nonzero(is_clustered))}
 
 
 def _raise_shared_member(engine: Engine, table: Path | None) -> None:
@@ -313,7 +345,7 @@ def _raise_shared_member(engine: Engine, table: Path | None) -> None:
         "JOIN clusters a ON a.cluster = p.a JOIN clusters b ON b.cluster = p.b"
     )
     raise InputError(
-        f"{table}: {name} is a member of two clusters, {first} and {second}; keep it in one",
+        f"{table}: '{name}' is a member of two clusters, '{first}' and '{second}'. Remove it from one of them.",
         code="clusters.twice",
         path=table,
         name=name,
@@ -321,7 +353,7 @@ def _raise_shared_member(engine: Engine, table: Path | None) -> None:
 
 
 class NpyWriter:
-    """A one-dimensional .npy file of int64, written piece by piece; whole or absent. Use as a context manager."""
+    """Writes a one-dimensional .npy file of int64 in pieces and atomically; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._atomic = atomic_path(path)
@@ -333,12 +365,13 @@ class NpyWriter:
         return self
 
     def _write_header(self) -> None:
-        # numpy leaves room for the longest shape, so the header of the final size fits where that of size 0 was
+        # numpy pads the header for the longest shape, so the final header has the same length as that of size 0
         header = {"descr": "<i8", "fortran_order": False, "shape": (self.size,)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: np.ndarray) -> None:
-        # not tofile, which does not say why it could not write
+        """Append (n,) integers."""
+        # tofile would hide the reason of a failed write
         self._file.write(np.ascontiguousarray(values, dtype="<i8").data)
         self.size += values.size
 
@@ -353,5 +386,5 @@ class NpyWriter:
 
 
 def escape_sql(path: Path) -> str:
-    """A path inside an SQL string."""
+    """Escape a path for an SQL string."""
     return str(path).replace("'", "''")

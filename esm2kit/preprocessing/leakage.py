@@ -1,4 +1,4 @@
-"""What the splits share: exact duplicates and ids always, sequence identity where MMseqs2 is installed."""
+"""Leakage between splits: equal sequences, shared ids and, if MMseqs2 is installed, similar sequences."""
 
 import logging
 import shutil
@@ -25,17 +25,21 @@ def build_leakage_report(
     memory_gb: float,
     threads: int,
 ) -> dict[str, Any]:
-    """Compare the splits two by two.
+    """Compare all pairs of splits.
 
     Args:
-        engine: where the keys are joined.
-        stores: split -> store; the first split is the one trained on.
-        keys: split -> keys of the same rows.
-        work: folder for MMseqs2's files.
-        identity: identical share of an alignment from which a held-out record counts as close; 0 skips MMseqs2.
-        memory_gb, threads: for MMseqs2.
-    Returns: `pairs`: for each two splits the records of the second whose sequence, or id, also is in the first, with
-        examples; `identity`: for each held-out split how many records come close to the train set, or why not known.
+        engine: The database.
+        stores: Split -> store; the first split is the train set.
+        keys: Split -> keys of the same rows.
+        work: Folder for MMseqs2's files.
+        identity: Sequence identity from which a held-out record counts as close to a train record; 0 skips MMseqs2.
+        memory_gb: Memory limit of MMseqs2 in GB.
+        threads: Threads of MMseqs2.
+
+    Returns:
+        `pairs`: per pair of splits, the number of records in the second split whose sequence or id is also in the
+        first, with examples. `identity`: per held-out split, the number of records that are close to the train set, or
+        the reason why they were not searched.
     """
     for split, path in keys.items():
         engine.run(f"CREATE VIEW split_{split} AS FROM read_parquet('{escape_sql(path)}')")
@@ -49,8 +53,8 @@ def build_leakage_report(
             found[f"{name}_examples"] = [name for (name,) in examples]
         pairs.append(found)
         logger.info(
-            "leakage: of %s's records, %s have a sequence and %s an id that is in %s too",
-            second, f"{found['equal_sequences']:,}", f"{found['shared_ids']:,}", first,
+            "leakage: %s records of the %s set share their sequence and %s their id with the %s set",
+            f"{found['equal_sequences']:,}", second, f"{found['shared_ids']:,}", first,
         )  # fmt: skip
     return {"pairs": pairs, "identity": _find_close_records(stores, work, identity, memory_gb, threads)}
 
@@ -64,7 +68,7 @@ def _find_close_records(
         return {"checked": False, "reason": reason}
     if not shutil.which("mmseqs"):
         reason = (
-            "MMseqs2 is not installed (no `mmseqs` on the path), so close but unequal sequences were not looked for"
+            "MMseqs2 is not installed (no `mmseqs` on the PATH), so similar but unequal sequences were not searched"
         )
         logger.warning("leakage: %s", reason)
         return {"checked": False, "reason": reason}
@@ -76,13 +80,13 @@ def _find_close_records(
         try:
             close = _count_close_records(folder, split, train, identity, memory_gb, threads)
         except subprocess.CalledProcessError as error:
-            said = (error.stderr + error.stdout).strip().splitlines()
-            reason = f"MMseqs2 failed ({said[0] if said else 'without a word'}); more memory_limit_gb may help"
+            output = (error.stderr + error.stdout).strip().splitlines()
+            reason = f"MMseqs2 failed ({output[0] if output else 'no message'}); a higher memory_limit_gb may help"
             logger.warning("leakage: %s", reason)
             return {"checked": False, "reason": reason}
         found["splits"][split] = {"records": num_records, "close_to_train": close}
         logger.info(
-            "leakage: %s of %s %s records have a train record of %.0f%% identity or more (MMseqs2)",
+            "leakage: %s of %s records of the %s set have a sequence identity of at least %.0f%% to a train record",
             f"{close:,}", f"{num_records:,}", split, identity * 100,
         )  # fmt: skip
     shutil.rmtree(folder)
@@ -104,7 +108,7 @@ def _write_fasta(store: Path, path: Path) -> int:
     num_records = 0
     with open(path, "w") as file:
         for batch in read_batches(store):
-            # row numbers for ids: MMseqs2 would shorten the ids themselves
+            # row numbers as ids, because MMseqs2 shortens some ids
             sequences = batch.column("sequence").to_pylist()
             file.writelines(f">{num_records + place}\n{sequence}\n" for place, sequence in enumerate(sequences))
             num_records += batch.num_rows

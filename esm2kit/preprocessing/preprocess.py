@@ -1,7 +1,8 @@
-"""FASTA and clusters in, a training set out: checked, joined, split by cluster, and one memory-mapped file a split.
+"""Build a training dataset from FASTA files and clusters.
 
-The stages write into `<out_dir>/preprocess.unfinished`, and a second call goes on from the last stage that ended. The
-output appears at the end, `manifest.json` last: where that is, the dataset is whole.
+Records are checked, joined with their clusters, split by cluster and written to one memory-mapped file per split. The
+steps write to `<out_dir>/preprocess.unfinished`, and a second call resumes after the last finished step. The output
+files are moved to `out_dir` at the end, `manifest.json` last, so a folder with a manifest holds a complete dataset.
 """
 
 import json
@@ -34,32 +35,33 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 _LEAKAGE, _UNFINISHED = "leakage.json", "preprocess.unfinished"
 _OUTPUTS = (MANIFEST, *(f"{split}.arrow" for split in SPLITS), *INDEX_FILES, _LEAKAGE)
-# what decides the files' bytes, beside the inputs themselves
+# settings that determine the content of the output files, together with the inputs
 _DATA_SETTINGS = ("val_size", "test_size", "seed", "leakage_identity")
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """FASTA, and clusters if there are any, into a dataset to train on.
+    """Build a training dataset from FASTA files and, optionally, sequence clusters.
 
-    Every FASTA may be one file, several, or a folder, plain or compressed (.gz, .zst).
+    Each FASTA option takes one file, several files or a folder, plain or compressed (.gz, .zst).
 
     Args:
-        train_fasta: the records to train on; with a mapping, the UniRef50 representatives of the train clusters.
-        out_dir: folder of the dataset.
-        sampler_fasta: with a mapping, the records drawn from: every UniRef90 member and every UniRef50 representative.
-        mapping: esm2nv's mapping.tsv, a header line, then `UR50 id <TAB> UR90 id,UR90 id,...`.
-        cluster_tsv: MMseqs2's `representative <TAB> member` lines for train_fasta; or two such files, the finer first.
-        valid_fasta: records to validate on, as they are.
-        test_fasta: records to test on, as they are.
-        val_size: clusters to cut from train for validation, a number (int) or a share (float below 1).
-        test_size: the same for the test set.
-        seed: decides which clusters are cut.
-        leakage_identity: report held-out records with a train record of this identity or more (by MMseqs2, if it is
-            installed); 0 turns the search off, which takes hours for UniRef.
-        memory_limit_gb: memory to stay under, in GB; at least 0.5.
-        threads: for the join and MMseqs2; every core that this process may use if not given.
-        overwrite: replace a dataset made from other inputs or settings.
+        train_fasta: Records to train on. With mapping, the UniRef50 representatives of the train clusters.
+        out_dir: Output folder of the dataset.
+        sampler_fasta: Records to sample from, with mapping: all UniRef90 members and all UniRef50 representatives.
+        mapping: The mapping.tsv of esm2nv: a header line, then lines of `UR50 id <TAB> UR90 id,UR90 id,...`.
+        cluster_tsv: MMseqs2 clusters of train_fasta, as lines of `representative <TAB> member`. Pass two files for two
+            levels, the finer level first. Default: each record is its own cluster.
+        valid_fasta: Records of the validation set. Default: val_size clusters of train_fasta.
+        test_fasta: Records of the test set. Default: test_size clusters of train_fasta.
+        val_size: Clusters to hold out for validation, as a number (integer) or a share (below 1, such as 0.01).
+        test_size: Clusters to hold out for testing, as a number (integer) or a share (below 1, such as 0.01).
+        seed: Random seed of the held-out clusters.
+        leakage_identity: Sequence identity from which a held-out record is reported as close to the train set. Requires
+            MMseqs2. 0 turns the search off, which takes hours for UniRef.
+        memory_limit_gb: Memory limit in GB, at least 0.5.
+        threads: Threads of the join and of MMseqs2. Default: all cores available to this process.
+        overwrite: Replace a dataset that was built from other inputs or settings.
     """
 
     train_fasta: Path | list[Path]
@@ -79,15 +81,21 @@ class PreprocessConfig:
 
 
 def preprocess(config: PreprocessConfig) -> dict[str, Any]:
-    """Make a dataset; go on with an unfinished one; say so if it is there.
+    """Build a dataset, resume an unfinished one, or return the manifest of a finished one.
 
     Args:
-        config: inputs and settings.
-    Returns: the manifest, as in `<out_dir>/manifest.json`: provenance, and under "dataset" what was made.
-    Raises: InputError for input that cannot be used (nothing is left behind), and for an out_dir that holds a dataset
-        made otherwise (which is left alone).
+        config: Inputs and settings.
+
+    Returns:
+        The manifest in `<out_dir>/manifest.json`: the provenance and, under "dataset", the counts of all splits.
+
+    Raises:
+        InputError: The input is invalid, in which case nothing is left in out_dir. Or out_dir holds a dataset from
+            other inputs or settings, which is not changed.
+        OSError: A file cannot be read or written for another reason than a full disk.
+        duckdb.Error: The join failed for another reason than too little memory or a full disk.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     inputs = _find_inputs(config)
     out_dir = Path(config.out_dir)
     existed = out_dir.exists()
@@ -95,8 +103,8 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     with hold_lock(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
         manifest = _read_finished(config, inputs)
         if manifest:
-            shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # of a call killed while it tidied up
-            logger.info("%s: already done; nothing to do", out_dir)
+            shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # left by a call that was killed at its end
+            logger.info("%s: the dataset already exists; nothing to do", out_dir)
             return manifest
         try:
             manifest = _build_dataset(config, inputs)
@@ -109,43 +117,41 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
                 raise
             _remove_outputs(out_dir, existed)
             raise problem from error
-    made = manifest["dataset"]
+    counts = manifest["dataset"]
     logger.info(
         "%s: %s in %.0f s", out_dir, "; ".join(
-            f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in made[split].items())
-            for split in SPLITS if split in made
-        ), time.monotonic() - began,
+            f"{split}: " + ", ".join(f"{count:,} {name}" for name, count in counts[split].items())
+            for split in SPLITS if split in counts
+        ), time.monotonic() - started,
     )  # fmt: skip
     return manifest
 
 
 def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
-    """The input files by role, once the settings are known to go together."""
+    """Check the settings and list the input files by role."""
     if (config.mapping is None) != (config.sampler_fasta is None):
-        raise InputError(
-            "mapping and sampler_fasta go together: give both (the esm2nv trio) or neither", code="preprocess.trio"
-        )
+        raise InputError("mapping and sampler_fasta require each other. Pass both or neither.", code="preprocess.trio")
     if config.mapping is not None and config.cluster_tsv is not None:
         raise InputError(
-            "mapping and cluster_tsv are two ways to say the same: give one of them", code="preprocess.two-mappings"
+            "mapping and cluster_tsv both define the clusters. Pass only one of them.", code="preprocess.two-mappings"
         )
     for size, fasta in (("val_size", "valid_fasta"), ("test_size", "test_fasta")):
         value = getattr(config, size)
         if value < 0 or (isinstance(value, float) and value >= 1):
             raise InputError(
-                f"{size} {value}: give a number of clusters (an integer) or a share from 0 to below 1",
+                f"{size} must be a number of clusters (an integer) or a share from 0 to below 1, found {value}",
                 code="option.range",
                 name=size,
                 found=value,
             )
         if value and getattr(config, fasta) is not None:
             raise InputError(
-                f"{size} and {fasta} both name held-out records: give one of them",
+                f"{size} and {fasta} both define held-out records. Pass only one of them.",
                 code="preprocess.two-held-out",
                 name=size,
             )
     check_range(config, "memory_limit_gb", at_least=0.5)
-    check_range(config, "threads", at_least=1, hint="leave it out for every core")
+    check_range(config, "threads", at_least=1, hint="omit it to use all cores")
     check_range(config, "leakage_identity", at_least=0, at_most=1)
     roles = ("train_fasta", "sampler_fasta", "valid_fasta", "test_fasta")
     inputs = {role: find_fasta_files(paths) for role in roles if (paths := getattr(config, role)) is not None}
@@ -156,10 +162,10 @@ def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
         inputs[role] = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
         for path in inputs[role]:
             if not path.is_file():
-                raise InputError(f"{path}: no such file; correct {role}", code="fasta.absent", path=path)
+                raise InputError(f"{path} does not exist. Check {role}.", code="fasta.absent", path=path)
     if len(inputs.get("cluster_tsv", [])) > 2:
         raise InputError(
-            f"cluster_tsv names {len(inputs['cluster_tsv'])} files: give one level, or the finer and the coarser",
+            f"cluster_tsv has {len(inputs['cluster_tsv'])} files. Pass one level, or the finer and the coarser level.",
             code="preprocess.levels",
             found=len(inputs["cluster_tsv"]),
         )
@@ -167,17 +173,17 @@ def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
 
 
 def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> dict[str, Any] | None:
-    """The manifest of a dataset made from the same; None if there is none yet."""
+    """Read the manifest of a finished dataset from the same inputs and settings; None if there is no dataset."""
     out_dir = Path(config.out_dir)
     path = out_dir / MANIFEST
     if not path.exists():
-        strangers = [name for name in _OUTPUTS if (out_dir / name).exists()]
-        if strangers and not (out_dir / _UNFINISHED).exists():
+        unknown = [name for name in _OUTPUTS if (out_dir / name).exists()]
+        if unknown and not (out_dir / _UNFINISHED).exists():
             raise InputError(
-                f"{out_dir}: holds {strangers[0]} without a {MANIFEST}; move it or give another --out_dir",
+                f"{out_dir} holds {unknown[0]}, but no {MANIFEST}. Move the file, or choose another --out_dir.",
                 code="output.strangers",
                 path=out_dir,
-                name=strangers[0],
+                name=unknown[0],
             )
         return None
     try:
@@ -186,11 +192,11 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
         has_stage = False
     if not has_stage:
         raise InputError(
-            f"{path}: not a manifest of `esm2kit preprocess`; choose another --out_dir",
+            f"{path} is not a manifest of `esm2kit preprocess`. Choose another --out_dir.",
             code="output.strangers",
             path=path,
         )
-    if config.overwrite:  # the same input and settings, or not: a damaged dataset is replaced like any other
+    if config.overwrite:  # a damaged dataset is replaced, also one from the same inputs and settings
         try:
             manifest = check_dataset(out_dir)
         except InputError as error:
@@ -203,35 +209,38 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
     if difference is None:
         return manifest
     if not config.overwrite:
-        found = f"holds a dataset made otherwise: {difference}"
         raise InputError(
-            f"{out_dir}: {found}; choose another --out_dir, or --overwrite", code="output.another-run", path=out_dir
+            f"{out_dir} holds a dataset from other inputs or settings: {difference}. Choose another --out_dir, or pass "
+            "--overwrite true.",
+            code="output.another-run",
+            path=out_dir,
         )
     _remove_outputs(out_dir, existed=True)
     return None
 
 
 def _find_difference(manifest: dict[str, Any], config: PreprocessConfig, inputs: dict[str, list[Path]]) -> str | None:
+    """Describe the first difference between a finished dataset and this call; None if there is none."""
     for name in _DATA_SETTINGS:
         then, now = manifest["config"][name], getattr(config, name)
         if then != now:
-            return f"{name} was {then} and is {now}"
+            return f"{name} was {then} and is now {now}"
     for role in sorted(inputs.keys() | manifest["inputs"].keys()):
         then, now = manifest["inputs"].get(role, []), inputs.get(role, [])
         if len(then) != len(now):
-            return f"{role} was {len(then)} files and is {len(now)}"
-        for was, path in zip(then, now, strict=True):
+            return f"{role} had {len(then)} files and has now {len(now)}"
+        for recorded, path in zip(then, now, strict=True):
             status = path.stat()
-            if (was["bytes"], was["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
+            if (recorded["bytes"], recorded["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
                 continue
-            if was["bytes"] != status.st_size or was["sha256"] != sha256_file(path):
-                return f"{role} {path} is another file"
+            if recorded["bytes"] != status.st_size or recorded["sha256"] != sha256_file(path):
+                return f"{role} {path} has changed"
     return None
 
 
 def _remove_outputs(out_dir: Path, existed: bool) -> None:
-    """Remove what preprocess writes, the manifest first, and the folder if this call made it."""
-    # the unfinished folder goes last: it says that what lies around it is ours to remove
+    """Delete all output files, the manifest first, and the folder if this call created it."""
+    # the unfinished folder is deleted last, because it marks the other files as deletable
     (out_dir / _UNFINISHED).mkdir(exist_ok=True)
     for name in _OUTPUTS:
         (out_dir / name).unlink(missing_ok=True)
@@ -241,20 +250,21 @@ def _remove_outputs(out_dir: Path, existed: bool) -> None:
 
 
 def _storage_error(error: Exception, config: PreprocessConfig) -> InputError | None:
-    """A full disk or too little memory, as the person can mend it."""
+    """Convert the error of a full disk or too little memory to an InputError; None for other errors."""
     is_full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG)
-    # duckdb's errors carry the system's reason as text alone
+    # DuckDB's errors hold the reason of the system only as text
     if is_full or "No space left" in str(error) or "File too large" in str(error):
         free = shutil.disk_usage(config.out_dir).free
         return InputError(
-            f"{config.out_dir}: the disk is full ({free / 1e9:.1f} GB free now); free some space or move out_dir",
+            f"{config.out_dir}: the disk is full ({free / 1e9:.1f} GB are free now). Free disk space, or choose "
+            "another --out_dir.",
             code="disk.full",
             path=config.out_dir,
             free=free,
         )
     if isinstance(error, duckdb.OutOfMemoryException):
         return InputError(
-            f"memory_limit_gb {config.memory_limit_gb} does not hold the join; raise it or lower threads",
+            f"memory_limit_gb {config.memory_limit_gb} is too small for the join. Raise it, or lower threads.",
             code="preprocess.memory",
             found=config.memory_limit_gb,
         )
@@ -267,7 +277,7 @@ def _build_dataset(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
     _prepare_work_folder(config, inputs, work)
     if not (work / MANIFEST).exists():
         _run_stages(config, inputs, work)
-    # from here on the dataset is whole; moving it again after a kill finds fewer files to move
+    # The dataset is complete. If a kill interrupts the moves, the next call moves the remaining files.
     for name in _OUTPUTS[1:]:
         if (work / "final" / name).exists():
             os.replace(work / "final" / name, out_dir / name)
@@ -279,14 +289,14 @@ def _build_dataset(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
 
 
 def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]], work: Path) -> None:
-    """Keep the work folder if it was begun for the same, and start it afresh if not."""
+    """Keep the work folder if it is from the same inputs and settings; otherwise start with an empty one."""
     files = {
         role: [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         for role, paths in inputs.items()
     }
     plan = {name: getattr(config, name) for name in _DATA_SETTINGS} | {"inputs": files, "boot": _read_boot_id()}
     if _read_plan(work) == to_json(plan):
-        logger.info("%s: going on with what an earlier call left", config.out_dir)
+        logger.info("%s: resuming an unfinished call", config.out_dir)
     else:
         _remove_outputs(Path(config.out_dir), existed=True)
         write_sealed_json(work / "plan.json", plan)
@@ -296,7 +306,7 @@ def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]]
 
 
 def _read_plan(work: Path) -> dict[str, Any] | None:
-    """The plan of an unfinished call; None if there is none, or a damaged one: then the work starts again."""
+    """Read the plan of an unfinished call; None if it is missing or damaged, so that the work restarts."""
     try:
         return read_sealed_json(work / "plan.json", "")
     except InputError:
@@ -304,7 +314,7 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 
 
 def _read_boot_id() -> str | None:
-    """Work files are not synced to the disk one by one, so after a power cut they cannot be trusted."""
+    """Read the boot id: work files are not synced individually, so they are invalid after a power cut."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -316,26 +326,26 @@ def _run_stages(config: PreprocessConfig, inputs: dict[str, list[Path]], work: P
     staged, sha256 = read_inputs(inputs, work, threads)
     train = staged["train_fasta"]
     records = staged.get("sampler_fasta", train)
-    # DuckDB's limit counts its buffers; the rest is for Python, Arrow and what DuckDB does not count
+    # DuckDB's limit covers only its buffers; the rest is for Python, Arrow and DuckDB's other memory
     memory_gb = config.memory_limit_gb * 0.75 - 0.25
     splitter = Splitter(work)
     with Engine(work, memory_gb, threads) as engine:
         left_out = _join_clusters(engine, inputs, records, train, work)
-        made = splitter.split_clusters(records, joined_paths(work), config.val_size, config.test_size, config.seed)
+        counts = splitter.split_clusters(records, joined_paths(work), config.val_size, config.test_size, config.seed)
         for split in SPLITS[1:]:
             if own := staged.get(f"{split}_fasta"):
-                made[split], left_out[f"repeated_{split}_records"] = splitter.add_held_out(engine, own, split)
-        stores = {split: splitter.store(split) for split in SPLITS if split in made}
+                counts[split], left_out[f"repeated_{split}_records"] = splitter.add_held_out(engine, own, split)
+        stores = {split: splitter.store(split) for split in SPLITS if split in counts}
         keys = {split: splitter.keys(split) for split in stores}
         report = build_leakage_report(
             engine, stores, keys, work, config.leakage_identity, config.memory_limit_gb, threads
         )
     write_json(splitter.final / _LEAKAGE, report)
-    if "valid" not in made:
-        logger.warning("no validation set: give valid_fasta or val_size to have one")
+    if "valid" not in counts:
+        logger.warning("no validation set: training requires one, pass --valid_fasta or --val_size")
     manifest = build_provenance("preprocess", config)
     manifest["inputs"] = build_input_stamps(inputs, staged, sha256)
-    manifest["dataset"] = made | {"left_out": left_out}
+    manifest["dataset"] = counts | {"left_out": left_out}
     manifest["files"] = {path.name: FileChecksums.compute(path) for path in sorted(splitter.final.iterdir())}
     for path in splitter.final.iterdir():
         fsync(path)
@@ -354,6 +364,6 @@ def _join_clusters(
         else:
             counts = join_singletons(engine, records, work)
         if counts["unclustered_records"]:
-            logger.warning("%s records are in no cluster and are left out", f"{counts['unclustered_records']:,}")
+            logger.warning("%s records are not in any cluster and are omitted", f"{counts['unclustered_records']:,}")
         write_sealed_json(marker, counts)
     return read_sealed_json(marker, f"delete {work} and run the command again")

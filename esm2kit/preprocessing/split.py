@@ -1,4 +1,4 @@
-"""Cutting a staged set into splits by whole clusters, and writing each as a store of its own."""
+"""Split staged records by cluster and write one store per split."""
 
 import os
 from collections.abc import Iterator
@@ -23,21 +23,23 @@ _CLUSTERS_AT_ONCE = 1 << 20
 
 
 class Splitter:
-    """Writes `<split>.arrow` and the cluster index into `final`, and `<split>.keys.parquet` beside it."""
+    """Writes `<split>.arrow` and the cluster index to `<work>/final`, and `<split>.keys.parquet` to `<work>`."""
 
     def __init__(self, work: Path) -> None:
         self.work, self.final = work, work / "final"
 
     def keys(self, split: str) -> Path:
+        """Return the path of a split's keys."""
         return self.work / f"{split}.keys.parquet"
 
     def store(self, split: str) -> Path:
+        """Return the path of a split's store."""
         return self.final / f"{split}.arrow"
 
     def add_held_out(self, engine: Engine, staged: StagedFasta, split: str) -> tuple[Counts, int]:
-        """A held-out set given as FASTA; returns its counts, and the repeated records left out."""
-        if made := self._read_marker(split):
-            return made["counts"], made["repeats"]
+        """Write a held-out set that was passed as FASTA; returns its counts and the number of repeated records."""
+        if marker := self._read_marker(split):
+            return marker["counts"], marker["repeats"]
         repeats = create_unique_view(engine, split, staged)
         kept = np.zeros(staged.num_records, dtype=bool)
         for (rows,) in engine.fetch_arrays(f"SELECT row FROM {split}"):
@@ -47,15 +49,20 @@ class Splitter:
     def split_clusters(
         self, records: StagedFasta, joined: JoinedClusters, val_size: int | float, test_size: int | float, seed: int
     ) -> dict[str, Counts]:
-        """Hold whole clusters out, write every split, and renumber what stays.
+        """Hold out clusters, write all splits, and renumber the rows of the train set.
 
         Args:
-            records: the staged set.
-            joined: its clusters.
-            val_size, test_size: a number of clusters, or a share of them if a float.
-            seed: decides which; the first of its permutation are validation, the next ones test.
-        Returns: split -> counts of clusters, records and residues.
-        Raises: InputError if a size is too large for the set, or a share so small that it takes nothing.
+            records: The staged records.
+            joined: Their clusters.
+            val_size: Validation clusters, as a number (int) or a share (float).
+            test_size: Test clusters, as a number (int) or a share (float).
+            seed: Seed of the permutation of clusters; its first clusters are validation, the next ones test.
+
+        Returns:
+            Split -> counts of clusters, records and residues.
+
+        Raises:
+            InputError: The sizes leave no train cluster, or a share is less than half a cluster.
         """
         offsets, members, representatives = (np.load(path, mmap_mode="r") for path in joined)
         num_clusters = representatives.size
@@ -63,10 +70,10 @@ class Splitter:
             _num_held_out(name, size, num_clusters) for name, size in (("val_size", val_size), ("test_size", test_size))
         )
         if num_val + num_test >= num_clusters:
-            found = f"val_size {val_size} and test_size {test_size} take {num_val + num_test:,} clusters"
+            found = f"val_size {val_size} and test_size {test_size} hold out {num_val + num_test:,}"
             source = records.files[0]["path"]
             raise InputError(
-                f"{source}: {found} of its {num_clusters:,}, none is left to train on; lower them",
+                f"{source}: {found} of {num_clusters:,} clusters, so none is left to train on. Lower them.",
                 code="split.no-train",
             )
         held_out = permutation(seed, 0, np.arange(num_val + num_test), num_clusters)
@@ -78,8 +85,8 @@ class Splitter:
                 counts[split] = self._write_split(records, kept, split, {"clusters": chosen.size}, may_move=False)
         held_out.sort()
         kept = self._write_index(held_out, offsets, members, representatives, records.num_records)
-        stay = {"clusters": num_clusters - held_out.size}
-        return {"train": self._write_split(records, kept, "train", stay, may_move=not held_out.size)} | counts
+        train_clusters = {"clusters": num_clusters - held_out.size}
+        return {"train": self._write_split(records, kept, "train", train_clusters, may_move=not held_out.size)} | counts
 
     def _write_index(
         self,
@@ -89,16 +96,16 @@ class Splitter:
         representatives: np.ndarray,
         num_records: int,
     ) -> np.ndarray:
-        """The train clusters' index, over the rows that stay; returns which do, (P,) bool."""
+        """Write the index of the train clusters; returns which of the P rows are in the train set, (P,) bool."""
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             for first in range(0, representatives.size, _CLUSTERS_AT_ONCE):
                 stop = min(first + _CLUSTERS_AT_ONCE, representatives.size)
-                stays = np.ones(stop - first, dtype=bool)
-                stays[held_out[np.searchsorted(held_out, first) : np.searchsorted(held_out, stop)] - first] = False
+                is_train = np.ones(stop - first, dtype=bool)
+                is_train[held_out[np.searchsorted(held_out, first) : np.searchsorted(held_out, stop)] - first] = False
                 num_members = np.diff(offsets[first : stop + 1])
-                rows = members[offsets[first] : offsets[stop]][np.repeat(stays, num_members)]
-                yield num_members[stays], rows, representatives[first:stop][stays]
+                rows = members[offsets[first] : offsets[stop]][np.repeat(is_train, num_members)]
+                yield num_members[is_train], rows, representatives[first:stop][is_train]
 
         kept = np.zeros(num_records, dtype=bool)
         for _, rows, heads in blocks():
@@ -116,12 +123,12 @@ class Splitter:
     def _write_split(
         self, staged: StagedFasta, kept: np.ndarray, split: str, counts: Counts, repeats: int = 0, *, may_move: bool
     ) -> Counts:
-        """The rows that stay, in order; if all do, the staged files themselves become the split's."""
-        if made := self._read_marker(split):
-            return made["counts"]
+        """Write the kept rows in order; if all rows are kept, move the staged files instead."""
+        if marker := self._read_marker(split):
+            return marker["counts"]
         if may_move and kept.all():
             for source, target in ((staged.store, self.store(split)), (staged.keys, self.keys(split))):
-                if source.exists():  # a killed call may have moved it
+                if source.exists():  # a killed call may have moved it already
                     os.replace(source, target)
             return self._write_marker(
                 split, counts | {"records": staged.num_records, "residues": staged.num_residues}, repeats
@@ -130,10 +137,10 @@ class Splitter:
         def batches() -> Iterator[pa.RecordBatch]:
             first = 0
             for batch in read_batches(staged.store):
-                stays = kept[first : first + batch.num_rows]
+                in_batch = kept[first : first + batch.num_rows]
                 first += batch.num_rows
-                if stays.any():
-                    yield batch.filter(pa.array(stays))
+                if in_batch.any():
+                    yield batch.filter(pa.array(in_batch))
 
         num_records, num_residues = write_with_keys(batches(), self.store(split), self.keys(split))
         return self._write_marker(split, counts | {"records": num_records, "residues": num_residues}, repeats)
@@ -143,7 +150,7 @@ class Splitter:
         return counts
 
     def _read_marker(self, split: str) -> dict[str, Any] | None:
-        """What an earlier call wrote, if it ended."""
+        """Read the counts of a split that an earlier call has finished, or None."""
         marker = self.work / f"{split}.made.json"
         return read_sealed_json(marker, f"delete {self.work} and run the command again") if marker.exists() else None
 
@@ -152,7 +159,7 @@ def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:
     number = round(size * num_clusters) if isinstance(size, float) else size
     if size and not number:
         raise InputError(
-            f"{name} {size} of {num_clusters:,} clusters is not one; raise it, or give a number",
+            f"{name} {size} of {num_clusters:,} clusters is less than one cluster. Raise it, or pass an integer.",
             code="split.too-small",
             name=name,
             found=size,
@@ -161,7 +168,7 @@ def _num_held_out(name: str, size: int | float, num_clusters: int) -> int:
 
 
 class _RowRanks:
-    """How many rows are kept before a row, from two bits a row."""
+    """Counts the kept rows before a row, with two bits per row."""
 
     def __init__(self, kept: np.ndarray) -> None:
         bits = np.packbits(kept, bitorder="little")

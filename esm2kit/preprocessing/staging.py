@@ -1,4 +1,4 @@
-"""Every input file read once, side by side: FASTAs into stores and keys, tables of clusters into Parquet."""
+"""Read all input files once and concurrently: FASTA files into stores and keys, cluster tables into Parquet."""
 
 import threading
 from collections.abc import Callable
@@ -16,22 +16,26 @@ Job = Callable[[threading.Event], Any]
 def read_inputs(
     inputs: dict[str, list[Path]], work: Path, workers: int
 ) -> tuple[dict[str, StagedFasta], dict[Path, str]]:
-    """Read what `preprocess` was given; a second call finds what a first one finished.
+    """Read the input files, except those that an earlier call has finished.
 
     Args:
-        inputs: role -> files.
-        work: folder for what the files become.
-        workers: files at a time.
-    Returns: the FASTAs by role, and the SHA-256 of every other file.
-    Raises: InputError for the first file found that is not as it should be.
+        inputs: Role -> files.
+        work: Output folder.
+        workers: Number of files to read concurrently.
+
+    Returns:
+        The staged FASTA files by role, and the SHA-256 of each cluster table.
+
+    Raises:
+        InputError: A file is invalid.
     """
     jobs: dict[str, Job] = {}
-    # the longest first
+    # the largest files first
     for role in ("sampler_fasta", "train_fasta", "valid_fasta", "test_fasta"):
         if role in inputs:
-            # with a mapping, train_fasta names the representatives, and the sampler has their sequences
-            keeps = role != "train_fasta" or "mapping" not in inputs
-            jobs[role] = lambda stop, role=role, keeps=keeps: ingest(role, inputs[role], work, keeps, stop)
+            # with a mapping, train_fasta only lists the representatives; sampler_fasta has their sequences
+            keep = role != "train_fasta" or "mapping" not in inputs
+            jobs[role] = lambda stop, role=role, keep=keep: ingest(role, inputs[role], work, keep, stop)
     tables: dict[str, Path] = {}
     for path in inputs.get("mapping", []):
         tables["mapping"] = path
@@ -40,13 +44,13 @@ def read_inputs(
         name, table = f"cluster_tsv {level}", cluster_table_path(work, level)
         tables[name] = path
         jobs[name] = lambda stop, path=path, table=table: _read_table_once(path, stop, read_cluster_tsv, table)
-    made = run_concurrently(jobs, workers)
-    sha256 = {path: made.pop(name) for name, path in tables.items()}
-    return made, sha256
+    results = run_concurrently(jobs, workers)
+    sha256 = {path: results.pop(name) for name, path in tables.items()}
+    return results, sha256
 
 
 def _read_table_once(path: Path, stop: threading.Event, read: Callable[..., str], *written: Path) -> str:
-    """A table's SHA-256, once it is read into its Parquet files; the marker beside them says that they are whole."""
+    """Read a table unless its marker shows that it has been read completely; returns its SHA-256."""
     marker = written[-1].with_suffix(".json")
     if not marker.exists():
         write_sealed_json(marker, {"sha256_of_table": read(path, *written, stop)})
@@ -54,12 +58,14 @@ def _read_table_once(path: Path, stop: threading.Event, read: Callable[..., str]
 
 
 def run_concurrently(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
-    """Run jobs in threads of their own; the first to fail has its error raised, and the others stop.
+    """Run jobs in threads; if one fails, stop the others and raise its error.
 
     Args:
-        jobs: name -> function of an event, which is set when there is no more use in going on.
-        workers: jobs at a time; most of their work is done outside Python's lock.
-    Returns: name -> what the job gave.
+        jobs: Name -> function that takes an event, which is set when the job should stop.
+        workers: Number of threads; most of the work is done outside Python's global lock.
+
+    Returns:
+        Name -> result of the job.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
@@ -77,7 +83,7 @@ def run_concurrently(jobs: dict[str, Job], workers: int) -> dict[str, Any]:
 def build_input_stamps(
     inputs: dict[str, list[Path]], staged: dict[str, StagedFasta], sha256: dict[Path, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Path, size, time and SHA-256 of every input file, by role, for the manifest."""
+    """List path, size, modification time and SHA-256 of all input files by role, for the manifest."""
     stamps = {
         role: [{key: file[key] for key in ("path", "bytes", "mtime_ns", "sha256")} for file in records.files]
         for role, records in staged.items()

@@ -1,4 +1,4 @@
-"""Preprocess on every kind of input, killed at any moment, on faults, and on the real set."""
+"""Preprocessing of all kinds of input, after kills, with faults, and of the real dataset."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ from esm2kit.sequences.fasta import read_fasta
 from esm2kit.sequences.store import ROWS_PER_BATCH, SequenceStore
 
 RANDOM = random.Random(0)
-# eight clusters of 1 to 8 members; the members' ids sort otherwise than the clusters'
+# eight clusters of 1 to 8 members; the ids of members and clusters sort differently
 MEMBERS = {f"UR50_{c}": [f"UR90_{(c * 7 + m) % 100:02d}{c}" for m in range(c + 1)] for c in range(8)}
 
 
@@ -58,7 +58,7 @@ Trio = Callable[..., PreprocessConfig]
 
 @pytest.fixture
 def trio(tmp_path) -> Trio:
-    """Writes the esm2nv trio, with any file's text replaced, and gives its config."""
+    """Return a function that writes the three esm2nv files, with replaced text, and builds their configuration."""
 
     def make(train=TRAIN, sampler=SAMPLER, table=TABLE, **settings):
         for name, text in (("train.fasta", train), ("sampler.fasta", sampler), ("mapping.tsv", table)):
@@ -80,7 +80,7 @@ def one_fasta(folder: Path, text: str, **settings) -> PreprocessConfig:
 
 
 def read_clusters(out_dir: Path) -> dict[str, set[str]]:
-    """Representative -> members, by id."""
+    """Read the ids of representatives and their members."""
     index, train = ClusterIndex.open(out_dir), SequenceStore.open(out_dir / "train.arrow")
     return {
         train.id(int(index.representative_rows[cluster])): {train.id(int(row)) for row in index.members(cluster)}
@@ -94,7 +94,7 @@ def records_of(path: Path) -> dict[str, str]:
 
 
 def contents(out_dir: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest all but the time and the commit it was made at, and so its digest."""
+    """Read the bytes of all files, without the time, the commit and so the digest of the manifest."""
     found = {str(path.relative_to(out_dir)): path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
     manifest = json.loads(found["manifest.json"])
     kept = manifest | {"created": None, "git_commit": None, "sha256": None}
@@ -104,12 +104,12 @@ def contents(out_dir: Path) -> dict[str, bytes]:
 EXPECTED = {name: set(ids) for name, ids in MEMBERS.items()}
 
 
-def test_trio(trio):
+def test_the_three_esm2nv_files(trio):
     config = trio()
-    made = preprocess(config)["dataset"]
-    assert made["train"] == {"clusters": 8, "records": 44, "residues": 44 * 40}
+    counts = preprocess(config)["dataset"]
+    assert counts["train"] == {"clusters": 8, "records": 44, "residues": 44 * 40}
     assert read_clusters(config.out_dir) == EXPECTED
-    assert list(read_clusters(config.out_dir)) == list(MEMBERS), "clusters in the order of the train FASTA"
+    assert list(read_clusters(config.out_dir)) == list(MEMBERS), "clusters are in the order of the train FASTA"
     assert records_of(config.out_dir / "train.arrow") == SEQUENCES
     assert sorted(path.name for path in config.out_dir.iterdir()) == [
         "cluster_members.npy",
@@ -149,13 +149,13 @@ def preprocess_to(config: PreprocessConfig, out_dir: Path) -> Path:
     ],
     ids=["no header", "CRLF", "blanks", "columns", "blank lines", "gzip", "zstd", "a member twice"],
 )
-def test_mapping_as_people_write_it(trio, table):
+def test_variants_of_mapping_files(trio, table):
     config = trio(table=table)
     preprocess(config)
     assert read_clusters(config.out_dir) == EXPECTED
 
 
-def test_mapping_of_long_rows_across_blocks(tmp_path, monkeypatch):
+def test_mapping_lines_longer_than_a_block(tmp_path, monkeypatch):
     from esm2kit.preprocessing import cluster_tables as table_reader
 
     monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 37)
@@ -171,9 +171,9 @@ def test_mapping_of_long_rows_across_blocks(tmp_path, monkeypatch):
     assert read_clusters(config.out_dir) == {"c0": set(names[:400]), "c1": set(names[400:])}
 
 
-def test_held_out_clusters_are_cut_whole_and_scored_on_representatives(trio, tmp_path):
+def test_complete_clusters_are_held_out_with_their_representatives_only(trio, tmp_path):
     config = trio(val_size=2, test_size=0.25, seed=3)
-    made = preprocess(config)["dataset"]
+    counts = preprocess(config)["dataset"]
     train = read_clusters(config.out_dir)
     valid, test = (records_of(config.out_dir / f"{split}.arrow") for split in ("valid", "test"))
     assert (len(train), len(valid), len(test)) == (4, 2, 2)
@@ -182,24 +182,24 @@ def test_held_out_clusters_are_cut_whole_and_scored_on_representatives(trio, tmp
     stored = records_of(config.out_dir / "train.arrow")
     assert stored.keys() == {*train, *(name for ids in train.values() for name in ids)}
     assert all(stored[name] == SEQUENCES[name] for name in stored)
-    assert made["valid"] == {"clusters": 2, "records": 2, "residues": 80}
+    assert counts["valid"] == {"clusters": 2, "records": 2, "residues": 80}
 
     again = read_clusters(preprocess_to(config, tmp_path / "again"))
     assert again == train
     others = [read_clusters(preprocess_to(trio(val_size=4, seed=seed), tmp_path / f"s{seed}")) for seed in range(4)]
-    assert len({frozenset(other) for other in others}) > 1, "the seed decides"
+    assert len({frozenset(other) for other in others}) > 1, "the seed selects the clusters"
 
 
-def test_own_held_out_sets(trio, tmp_path):
+def test_held_out_sets_from_fasta(trio, tmp_path):
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "b.fasta").write_text(">v2\nMKVV\n>v1\nMKV\n")
     (tmp_path / "held" / "a.fa.gz").write_bytes(gzip.compress(b">v1\nmkv*\n"))
     (tmp_path / "test.fasta").write_text(f">t1\n{SEQUENCES['UR90_000']}\n>UR50_3\nMKV\n>t2\nMKV\n")
     config = trio(valid_fasta=tmp_path / "held", test_fasta=[tmp_path / "test.fasta"])
-    made = preprocess(config)["dataset"]
+    counts = preprocess(config)["dataset"]
     assert list(records_of(config.out_dir / "valid.arrow").items()) == [("v1", "MKV"), ("v2", "MKVV")]
-    assert made["left_out"]["repeated_valid_records"] == 1
-    assert made["train"]["records"] == 44
+    assert counts["left_out"]["repeated_valid_records"] == 1
+    assert counts["train"]["records"] == 44
     report = json.loads((config.out_dir / "leakage.json").read_text())
     found = {(pair["first"], pair["second"]): pair for pair in report["pairs"]}
     assert found["train", "valid"]["equal_sequences"] == found["train", "valid"]["shared_ids"] == 0
@@ -209,14 +209,14 @@ def test_own_held_out_sets(trio, tmp_path):
     assert report["identity"] == {"checked": False, "reason": "turned off by leakage_identity 0"}
 
 
-def test_a_fasta_on_its_own(tmp_path):
+def test_a_fasta_without_clusters(tmp_path):
     names = ALL_MEMBERS
     config = one_fasta(tmp_path, fasta(names) + fasta(names[:3]))
-    made = preprocess(config)["dataset"]
+    counts = preprocess(config)["dataset"]
     assert read_clusters(config.out_dir) == {name: {name} for name in names}
-    assert made["train"]["records"] == 36
-    assert made["left_out"]["repeated_records"] == 3
-    assert not (config.out_dir / "valid.arrow").exists(), "never validate on the train file"
+    assert counts["train"]["records"] == 36
+    assert counts["left_out"]["repeated_records"] == 3
+    assert not (config.out_dir / "valid.arrow").exists(), "the train file must not be used for validation"
 
 
 @pytest.mark.parametrize("packed", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
@@ -225,16 +225,16 @@ def test_one_level_of_mmseqs_clusters(tmp_path, packed):
         packed("".join(f"{ids[0]}\t{name}\n" for ids in MEMBERS.values() for name in ids).encode())
     )
     config = one_fasta(tmp_path, fasta([*ALL_MEMBERS, "UR50_0"]), cluster_tsv=tmp_path / "clusters.tsv", val_size=1)
-    made = preprocess(config)["dataset"]
+    counts = preprocess(config)["dataset"]
     expected = {ids[0]: set(ids) for ids in MEMBERS.values()}
     train = read_clusters(config.out_dir)
     assert len(train) == 7
     assert train == {name: expected[name] for name in train}
-    assert made["left_out"]["unclustered_records"] == 1
+    assert counts["left_out"]["unclustered_records"] == 1
     assert len(records_of(config.out_dir / "valid.arrow")) == 1
 
 
-def test_two_levels_draw_the_finer_representatives(tmp_path):
+def test_two_levels_sample_the_finer_representatives(tmp_path):
     (tmp_path / "fine.tsv").write_text("a\ta\na\tb\nc\tc\nd\td\nd\te\n")
     (tmp_path / "coarse.tsv").write_text("c\ta\nc\tc\nd\td\n")
     text = "".join(f">{name}\n{protein(name)}\n" for name in "abcde")
@@ -244,12 +244,12 @@ def test_two_levels_draw_the_finer_representatives(tmp_path):
     config = one_fasta(
         tmp_path, text, cluster_tsv=[tmp_path / "coarse.tsv", tmp_path / "fine.tsv"], out_dir=tmp_path / "swapped"
     )
-    with pytest.raises(InputError, match=r"fine\.tsv: line 1: member a represents no cluster"):
+    with pytest.raises(InputError, match=r"fine\.tsv: line 1: member 'a' is not the representative of a cluster"):
         preprocess(config)
 
 
 @pytest.mark.skipif(not shutil.which("mmseqs"), reason="MMseqs2 is not installed")
-def test_clusters_and_identity_by_mmseqs_itself(tmp_path):
+def test_clusters_and_identity_from_mmseqs(tmp_path):
     families = {number: protein(f"family {number}", 120) for number in range(6)}
     names = {f"sp|P{number}{member}|X_{member} text": number for number in families for member in range(3)}
     text = "".join(f">{name}\n{families[number][member:]}\n" for member, (name, number) in enumerate(names.items()))
@@ -260,17 +260,17 @@ def test_clusters_and_identity_by_mmseqs_itself(tmp_path):
     subprocess.run(command.split(), check=True, capture_output=True)
     settings = {"cluster_tsv": tmp_path / "mm_cluster.tsv", "leakage_identity": 0.5}
     settings["valid_fasta"] = tmp_path / "close.fasta"
-    changed = "".join("A" if place % 4 == 0 else letter for place, letter in enumerate(families[0]))
+    changed = "".join("A" if index % 4 == 0 else letter for index, letter in enumerate(families[0]))
     settings["valid_fasta"].write_text(f">close\n{changed}\n>far\n{protein('far', 120)}\n")
     config = one_fasta(tmp_path, text, **settings)
     preprocess(config)
     members = list(read_clusters(config.out_dir).values())
-    assert [len(ids) for ids in members] == [3] * 6, "UniProt's ids are found under their accessions"
+    assert [len(ids) for ids in members] == [3] * 6, "MMseqs2 shortens UniProt ids to accessions"
     found = json.loads((config.out_dir / "leakage.json").read_text())["identity"]
     assert found["splits"] == {"valid": {"records": 2, "close_to_train": 1}}
 
 
-def test_without_mmseqs_the_report_says_so(trio, monkeypatch, caplog):
+def test_a_missing_mmseqs_is_reported(trio, monkeypatch, caplog):
     monkeypatch.setattr(leakage.shutil, "which", lambda _: None)
     config = trio(val_size=1, leakage_identity=0.5)
     preprocess(config)
@@ -281,25 +281,25 @@ def test_without_mmseqs_the_report_says_so(trio, monkeypatch, caplog):
 
 
 @pytest.mark.skipif(not shutil.which("mmseqs"), reason="MMseqs2 is not installed")
-def test_where_mmseqs_fails_the_report_says_so(trio):
+def test_a_failed_mmseqs_is_reported(trio):
     config = trio(val_size=1, leakage_identity=0.5, memory_limit_gb=0.5)
     preprocess(config)
     found = json.loads((config.out_dir / "leakage.json").read_text())["identity"]
     assert not found["checked"]
-    assert "more memory_limit_gb may help" in found["reason"]
+    assert "a higher memory_limit_gb may help" in found["reason"]
 
 
-def test_a_second_call_says_it_is_done(trio, caplog):
+def test_a_second_call_finds_the_finished_dataset(trio, caplog):
     caplog.set_level("INFO")
     config = trio()
     first = preprocess(config)
     stamps = {path: path.stat().st_mtime_ns for path in config.out_dir.iterdir()}
     assert preprocess(config) == first
-    assert "already done" in caplog.text
-    (config.out_dir / "preprocess.unfinished").mkdir()  # as a call killed at its very last step leaves it
+    assert "already exists" in caplog.text
+    (config.out_dir / "preprocess.unfinished").mkdir()  # as left by a call that was killed at its last step
     assert preprocess(config) == first
     assert not (config.out_dir / "preprocess.unfinished").exists()
-    os.utime(config.mapping)  # a touched or copied file is still the same file
+    os.utime(config.mapping)  # a new modification time alone does not count as a change
     assert preprocess(config) == first
     assert {path: path.stat().st_mtime_ns for path in config.out_dir.iterdir()} == stamps
 
@@ -307,13 +307,13 @@ def test_a_second_call_says_it_is_done(trio, caplog):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"val_size": 1}, "val_size was 0 and is 1"),
-        ({"sampler": SAMPLER + ">more\nMKV\n"}, "sampler_fasta .* is another file"),
-        ({"sampler": SAMPLER.replace("what it is", "what it IS")}, "is another file"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"val_size": 1}, "val_size was 0 and is now 1"),
+        ({"sampler": SAMPLER + ">more\nMKV\n"}, "sampler_fasta .* has changed"),
+        ({"sampler": SAMPLER.replace("what it is", "what it IS")}, "sampler_fasta .* has changed"),
     ],
 )
-def test_a_dataset_made_otherwise_is_left_alone(trio, change, found):
+def test_a_dataset_from_other_settings_is_not_changed(trio, change, found):
     config = trio()
     preprocess(config)
     before = contents(config.out_dir)
@@ -325,20 +325,20 @@ def test_a_dataset_made_otherwise_is_left_alone(trio, change, found):
     assert contents(config.out_dir) != before
 
 
-def test_a_folder_of_something_else_is_left_alone(trio):
+def test_a_folder_with_other_files_is_not_changed(trio):
     config = trio()
     config.out_dir.mkdir()
     (config.out_dir / "manifest.json").write_text('{"stage": "embed"}')
     with refused("output.strangers"):
         preprocess(config)
     (config.out_dir / "manifest.json").unlink()
-    (config.out_dir / "train.arrow").write_text("mine")
+    (config.out_dir / "train.arrow").write_text("other content")
     with refused("output.strangers", name="train.arrow"):
         preprocess(config)
-    assert (config.out_dir / "train.arrow").read_text() == "mine"
+    assert (config.out_dir / "train.arrow").read_text() == "other content"
 
 
-def test_one_process_at_a_time(trio):
+def test_only_one_process_writes_to_a_folder(trio):
     config = trio()
     config.out_dir.mkdir()
     handle = os.open(config.out_dir, os.O_RDONLY)
@@ -349,11 +349,11 @@ def test_one_process_at_a_time(trio):
     preprocess(config)
 
 
-def test_a_disk_without_locks_is_no_obstacle(trio, monkeypatch, caplog):
-    def refuse(*arguments):
+def test_a_file_system_without_locks_is_supported(trio, monkeypatch, caplog):
+    def unsupported(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     config = trio()
     assert preprocess(config)["dataset"]["train"]["clusters"] == 8
     assert f"{config.out_dir}: the file system has no locks ([Errno {errno.ENOLCK}] No locks available)" in caplog.text
@@ -366,32 +366,35 @@ def replaced(old: str, new: str, text: str) -> str:
 
 FAULTS = {
     "empty": ({"train": ""}, r"train\.fasta: no records"),
-    "two sequences": ({"sampler": SAMPLER + ">UR90_000\nMKV\n"}, r"sampler\.fasta: record 45: id UR90_000 came before"),
+    "two sequences": (
+        {"sampler": SAMPLER + ">UR90_000\nMKV\n"},
+        r"sampler\.fasta: record 45: id 'UR90_000' has another",
+    ),
     "two files": (
         {"train": replaced(SEQUENCES["UR50_2"], "MKV", fasta(list(MEMBERS)))},
-        r"sampler\.fasta: record 39: id UR50_2 has another sequence than in .*train\.fasta: record 3",
+        r"sampler\.fasta: record 39: id 'UR50_2' has another sequence than in .*train\.fasta: record 3",
     ),
     "absent member": (
         {"table": replaced("UR90_000", "UR90_xx", TABLE)},
-        r"line 2: member UR90_xx is not in .*samp",
+        r"line 2: member 'UR90_xx' is not in .*samp",
     ),
-    "absent cluster": ({"table": TABLE + "UR50_x\tUR90_000\n"}, r"line 10: cluster UR50_x is not in .*train"),
-    "no line": ({"table": mapping(dict(list(MEMBERS.items())[:-1]))}, r"train\.fasta: record 8: UR50_7 has no line in"),
-    "no representative": ({"sampler": fasta(ALL_MEMBERS)}, r"UR50_0 is not in .*sampler_fasta, \[sampler, train\]"),
+    "absent cluster": ({"table": TABLE + "UR50_x\tUR90_000\n"}, r"line 10: cluster 'UR50_x' is not in .*train"),
+    "no line": ({"table": mapping(dict(list(MEMBERS.items())[:-1]))}, r"train\.fasta: record 8: 'UR50_7' has no line"),
+    "no representative": ({"sampler": fasta(ALL_MEMBERS)}, r"'UR50_0' is not in .*sampler_fasta sampler train"),
     "no members": (
         {"table": replaced("UR50_0\tUR90_000", "UR50_0\t", TABLE)},
-        r"line 2: cluster UR50_0 has no mem",
+        r"line 2: cluster 'UR50_0' has no mem",
     ),
-    "no tab": ({"table": replaced("UR50_0\tUR90_000", "UR50_0", TABLE)}, r"line 2: cluster UR50_0 has no members"),
-    "only commas": ({"table": replaced("\tUR90_000", "\t, ,", TABLE)}, r"line 2: cluster UR50_0 has no members"),
+    "no tab": ({"table": replaced("UR50_0\tUR90_000", "UR50_0", TABLE)}, r"line 2: cluster 'UR50_0' has no members"),
+    "only commas": ({"table": replaced("\tUR90_000", "\t, ,", TABLE)}, r"line 2: cluster 'UR50_0' has no members"),
     "no cluster": ({"table": replaced("UR50_0\t", "\t", TABLE)}, r"mapping\.tsv: line 2 has no cluster id"),
-    "empty table": ({"table": ""}, r"mapping\.tsv: empty"),
+    "empty table": ({"table": ""}, r"mapping\.tsv: the file is empty"),
     "table of bytes": ({"table": b"a\tb\nUR50_0\t\xff\n"}, r"mapping\.tsv: line 2: byte 0xff is not text"),
     "table with NUL": ({"table": TABLE + "\0\t\0\n"}, r"mapping\.tsv: line 10: byte 0x00 is not text"),
-    "twice": ({"table": TABLE + "UR50_0\tUR90_000\n"}, r"line 10: cluster UR50_0 was on line 2 already"),
+    "twice": ({"table": TABLE + "UR50_0\tUR90_000\n"}, r"line 10: cluster 'UR50_0' is also on line 2"),
     "two clusters": (
         {"table": replaced("UR50_0\tUR90_000", "UR50_0\tUR90_000,UR90_071", TABLE)},
-        r"mapping\.tsv: UR90_071 is a member of two clusters, UR50_0 and UR50_1",
+        r"mapping\.tsv: 'UR90_071' is a member of two clusters, 'UR50_0' and 'UR50_1'",
     ),
     "too long": ({"sampler": f">big\n{'A' * 100_001}\n" + SAMPLER}, r"record big \(1\): has 100,001 residues"),
     "not text": (
@@ -401,23 +404,23 @@ FAULTS = {
     "cut gzip": ({"sampler": gzip.compress(SAMPLER.encode())[:-30]}, r"sampler\.fasta: incomplete gzip data"),
     "cut zstd": ({"sampler": zstandard.compress(SAMPLER.encode())[:-30]}, r"incomplete Zstandard data"),
     "cut table": ({"table": gzip.compress(TABLE.encode())[:-20]}, r"mapping\.tsv: incomplete gzip data"),
-    "val_size": ({"val_size": 8}, r"val_size 8 and test_size 0 take 8 clusters of its 8, none is left"),
-    "both sizes": ({"val_size": 0.5, "test_size": 4}, r"take 8 clusters of its 8"),
-    "no share": ({"val_size": 0.01}, r"val_size 0\.01 of 8 clusters is not one"),
-    "val_size -1": ({"val_size": -1}, "val_size -1: give a number of clusters"),
-    "val_size 1.0": ({"val_size": 1.0}, "val_size 1.0: give a number of clusters"),
+    "val_size": ({"val_size": 8}, r"val_size 8 and test_size 0 hold out 8 of 8 clusters, so none is left"),
+    "both sizes": ({"val_size": 0.5, "test_size": 4}, r"hold out 8 of 8 clusters"),
+    "no share": ({"val_size": 0.01}, r"val_size 0\.01 of 8 clusters is less than one"),
+    "val_size -1": ({"val_size": -1}, "val_size must be a number of clusters .* found -1"),
+    "val_size 1.0": ({"val_size": 1.0}, "val_size must be a number of clusters .* found 1.0"),
     "no memory": ({"memory_limit_gb": 0.1}, "memory_limit_gb must be at least 0.5, found 0.1"),
     "no threads": ({"threads": -2}, "threads must be at least 1, found -2"),
     "identity": ({"leakage_identity": 50.0}, "leakage_identity must be at least 0 and at most 1, found 50.0"),
     "both tables": ({"cluster_tsv": Path("x.tsv")}, "mapping and cluster_tsv"),
-    "half a trio": ({"mapping": None}, "mapping and sampler_fasta go together"),
+    "half a trio": ({"mapping": None}, "mapping and sampler_fasta require each other"),
     "size and file": ({"val_size": 1, "valid_fasta": Path("x.fasta")}, "val_size and valid_fasta both"),
-    "absent file": ({"valid_fasta": Path("x.fasta")}, "x.fasta: no such file"),
+    "absent file": ({"valid_fasta": Path("x.fasta")}, "x.fasta"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_gets_one_line_and_leaves_nothing(trio, fault):
+def test_a_fault_raises_a_one_line_error_and_leaves_no_files(trio, fault):
     changes, found = FAULTS[fault]
     texts = {name: changes[name] for name in ("train", "sampler", "table") if name in changes}
     config = trio(**texts)
@@ -428,9 +431,13 @@ def test_a_fault_gets_one_line_and_leaves_nothing(trio, fault):
     assert not config.out_dir.exists()
 
 
-def test_an_absent_id_of_a_cluster_tsv(tmp_path):
+def test_a_missing_id_of_a_cluster_tsv(tmp_path):
     for number, (table, found) in enumerate(
-        (("a\ta\na\tx\n", "line 2: member x is not in"), ("x\ta\n", "line 1: x is not in"), ("a\ta\na\n", "line 2: cl"))
+        (
+            ("a\ta\na\tx\n", "line 2: member 'x' is not in"),
+            ("x\ta\n", "line 1: 'x' is not in"),
+            ("a\ta\na\n", "line 2: cl"),
+        )
     ):
         (tmp_path / "clusters.tsv").write_text(table)
         config = one_fasta(tmp_path, ">a\nMKV\n", cluster_tsv=tmp_path / "clusters.tsv", out_dir=tmp_path / str(number))
@@ -462,7 +469,7 @@ def run(folder: Path, file_limit: int = 0) -> subprocess.Popen:
 
 @pytest.fixture
 def larger_trio(trio, tmp_path) -> Path:
-    """Records enough for two batches, so that there is a moment to kill in every stage."""
+    """Enough records for two batches, so that each step is long enough to be killed."""
     names = [f"UR90_{number}" for number in range(ROWS_PER_BATCH + 1000)]
     members = {f"UR50_{number}": names[number::2000] for number in range(2000)}
     sequences = {name: protein(name, 60) for name in names}
@@ -471,28 +478,28 @@ def larger_trio(trio, tmp_path) -> Path:
     return tmp_path
 
 
-def test_killed_anywhere_a_rerun_ends_with_the_same_bytes(larger_trio):
+def test_a_rerun_after_kills_writes_the_same_bytes(larger_trio):
     out_dir = larger_trio / "out"
-    began = time.monotonic()
+    started = time.monotonic()
     assert run(larger_trio).wait() == 0
-    took, expected = time.monotonic() - began, contents(out_dir)
+    seconds, expected = time.monotonic() - started, contents(out_dir)
     killed = 0
     for kill in range(3):
         shutil.rmtree(out_dir)
         for _ in range(2):  # the rerun may be killed as well
             process = run(larger_trio)
-            time.sleep(took * (0.3 + 0.7 * RANDOM.random()))
+            time.sleep(seconds * (0.3 + 0.7 * RANDOM.random()))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 killed += 1
             process.wait()
         assert run(larger_trio).wait() == 0
         assert contents(out_dir) == expected, f"after kill {kill}"
-    assert killed, "at least one of six came before the end"
+    assert killed, "at least one of six kills must come before the end"
 
 
 @pytest.mark.parametrize("file_limit", [20_000, 400_000, 1_200_000])
-def test_no_room_for_a_file(larger_trio, file_limit):
+def test_a_file_size_limit_is_reported_as_a_full_disk(larger_trio, file_limit):
     process = run(larger_trio, file_limit)
     _, message = process.communicate()
     assert process.returncode == 1
@@ -505,7 +512,7 @@ def test_a_full_disk(trio, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root; test_no_room_for_a_file stands in for it")
+        pytest.skip("mounting a small disk needs root; test_a_file_size_limit_is_reported_as_a_full_disk replaces it")
     try:
         sequences = {name: protein(name, 60) for name in (f"r{number}" for number in range(20_000))}
         config = one_fasta(tmp_path, fasta(list(sequences), sequences), out_dir=disk / "out")
@@ -516,8 +523,7 @@ def test_a_full_disk(trio, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_memory_is_that_of_the_setting(trio, monkeypatch):
-    """What DuckDB is given follows memory_limit_gb, and a join that cannot be held is one line."""
+def test_too_little_memory_for_the_join_raises_an_error(trio, monkeypatch):
     import duckdb
 
     from esm2kit.preprocessing import preprocess as stage
@@ -532,7 +538,7 @@ def test_memory_is_that_of_the_setting(trio, monkeypatch):
     assert not config.out_dir.exists()
 
 
-def test_progress_lines_say_how_far(caplog, trio, monkeypatch):
+def test_progress_lines_report_records_rate_and_time_left(caplog, trio, monkeypatch):
     from esm2kit.core import progress
 
     caplog.set_level("INFO")
@@ -545,16 +551,16 @@ def test_progress_lines_say_how_far(caplog, trio, monkeypatch):
 
 
 @pytest.mark.shared
-def test_real_set(shared_data, tmp_path):
+def test_the_real_dataset(shared_data, tmp_path):
     folder = shared_data / "uniprot_mini"
     config = PreprocessConfig(
         folder / "uniref50_train_filt.fasta", tmp_path / "out", folder / "ur90_ur50_sampler.fasta",
         folder / "mapping.tsv", valid_fasta=folder / "uniref50_valid.fasta", leakage_identity=0,
     )  # fmt: skip
-    made = preprocess(config)["dataset"]
-    assert made["train"]["clusters"] == 6_626
-    assert made["train"]["records"] == 19_504
-    assert made["valid"]["records"] == 350
+    counts = preprocess(config)["dataset"]
+    assert counts["train"]["clusters"] == 6_626
+    assert counts["train"]["records"] == 19_504
+    assert counts["valid"]["records"] == 350
     assert records_of(tmp_path / "out" / "train.arrow") == {
         record.id: record.sequence for record in read_fasta(config.sampler_fasta)
     }
@@ -564,16 +570,16 @@ def test_real_set(shared_data, tmp_path):
     names = list(rows)
     for epoch in range(3):
         for cluster in range(index.num_clusters):
-            drawn = draw_sample(0, epoch, cluster, index, num_residues)
-            assert train.id(drawn.row) in rows[names[cluster]].split(",")
-            assert 0 <= drawn.start < drawn.stop <= num_residues[drawn.row]
+            sample = draw_sample(0, epoch, cluster, index, num_residues)
+            assert train.id(sample.row) in rows[names[cluster]].split(",")
+            assert 0 <= sample.start < sample.stop <= num_residues[sample.row]
     assert [train.id(int(row)) for row in index.representative_rows] == names
     assert np.array_equal(index.num_members(), [row.count(",") + 1 for row in rows.values()])
-    # 10,000 epochs of the first cluster of each size up to twelve: every member within its binomial interval
+    # 10,000 epochs of one cluster of each size up to twelve: all counts are within their binomial interval
     sizes, first = np.unique(index.num_members(), return_index=True)
     for size, cluster in zip(sizes[:12], first[:12], strict=True):
         members = index.members(cluster)
-        drawn = [draw_sample(1, epoch, int(cluster), index, num_residues).row for epoch in range(10_000)]
-        counts = np.bincount(np.searchsorted(members, drawn), minlength=size)
+        sampled = [draw_sample(1, epoch, int(cluster), index, num_residues).row for epoch in range(10_000)]
+        counts = np.bincount(np.searchsorted(members, sampled), minlength=size)
         low, high = stats.binom.interval(1 - 1e-5, 10_000, 1 / size)
         assert low <= counts.min() <= counts.max() <= high

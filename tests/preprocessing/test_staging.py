@@ -1,3 +1,5 @@
+"""Input files are read once and concurrently, and a failure stops all reading."""
+
 import threading
 import time
 from collections.abc import Callable
@@ -13,28 +15,28 @@ from esm2kit.preprocessing.staging import read_inputs, run_concurrently
 
 
 def test_the_first_failure_stops_the_others() -> None:
-    seen: list[bool] = []
+    stopped: list[bool] = []
 
-    def patient(stop: threading.Event) -> None:
-        seen.append(stop.wait(60))
+    def waiting(stop: threading.Event) -> None:
+        stopped.append(stop.wait(60))
         raise CancelledError
 
     def failing(_: threading.Event) -> None:
         raise InputError("broken")
 
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(InputError, match="broken"):
-        run_concurrently({"patient": patient, "failing": failing, "never": patient}, workers=2)
-    assert time.monotonic() - began < 30
-    assert all(seen)
+        run_concurrently({"waiting": waiting, "failing": failing, "never": waiting}, workers=2)
+    assert time.monotonic() - started < 30
+    assert all(stopped)
 
 
-def test_results_come_by_name_with_any_number_of_workers() -> None:
+def test_results_are_returned_by_name_with_any_number_of_workers() -> None:
     jobs = {str(number): lambda _, number=number: number**2 for number in range(7)}
     assert run_concurrently(jobs, 1) == run_concurrently(jobs, 3) == {str(number): number**2 for number in range(7)}
 
 
-def test_ingest_leaves_off_when_told(tmp_path: Path) -> None:
+def test_ingest_stops_when_requested(tmp_path: Path) -> None:
     fasta = tmp_path / "a.fasta"
     fasta.write_text(">a\nMKV\n")
     stop = threading.Event()
@@ -45,7 +47,7 @@ def test_ingest_leaves_off_when_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_cluster_tsv, lambda *given: read_mapping(*given[:2], given[1], given[2])])
-def test_a_table_is_left_off_when_told(tmp_path: Path, read: Callable) -> None:
+def test_reading_a_table_stops_when_requested(tmp_path: Path, read: Callable) -> None:
     table, stop = tmp_path / "table.tsv", threading.Event()
     table.write_text("a\ta\n")
     stop.set()
@@ -54,7 +56,7 @@ def test_a_table_is_left_off_when_told(tmp_path: Path, read: Callable) -> None:
     assert not (tmp_path / "made.parquet").exists()
 
 
-def test_a_table_read_once_is_not_read_again(tmp_path: Path) -> None:
+def test_a_finished_table_is_not_read_again(tmp_path: Path) -> None:
     fasta, table = tmp_path / "a.fasta", tmp_path / "clusters.tsv"
     fasta.write_text(">a\nMKV\n>b\nMKL\n")
     table.write_text("a\ta\na\tb\n")
