@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real data is, and small models."""
+"""Shared fixtures: the folders of the real data, and a preprocessed dataset."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The larger real data: ESM2KIT_SHARED_DATA, by default ../shared/data from the repository's root."""
+    """The folder of the larger real data: ESM2KIT_SHARED_DATA, by default ../shared/data next to the repository."""
     folder = Path(os.environ.get("ESM2KIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"the larger real data is not at {folder}; set ESM2KIT_SHARED_DATA to run this")
+        pytest.skip(f"the larger real data was not found at {folder}; set ESM2KIT_SHARED_DATA to run this test")
     return folder
 
 
@@ -33,19 +33,19 @@ def sample() -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Two-core machines run the tests; one thread keeps sums in one order and processes out of each other's way."""
+    """Use one thread, so that sums have a fixed order and parallel processes do not slow each other down."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def no_level_of_an_earlier_test() -> None:
-    """The command line sets how much our log says, by its rank; the next test in this process begins without."""
+def reset_log_level() -> None:
+    """Reset the log level that the command line sets."""
     logging.getLogger("esm2kit").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """data/sample, preprocessed."""
+    """The preprocessed data/sample."""
     out_dir = tmp_path_factory.mktemp("dataset")
     preprocess(
         PreprocessConfig(

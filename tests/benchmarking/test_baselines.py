@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 from support.errors import refused
-from support.planted import KINDS, planted
+from support.planted import KINDS, make_planted_task
 
 from esm2kit.benchmarking.baselines.fit import (
     compute_composition,
@@ -113,7 +113,7 @@ def test_blosum62_matches_biopython():
 
 @pytest.mark.parametrize(("level", "target"), KINDS)
 def test_every_baseline_predicts_the_complete_test_set(level, target):
-    _, data = planted(level, target, num_proteins=60)
+    _, data = make_planted_task(level, target, num_proteins=60)
     names = list_baselines(data)
     assert names[0] == ("mean" if target == "value" else "majority")
     for name in names:
@@ -124,9 +124,9 @@ def test_every_baseline_predicts_the_complete_test_set(level, target):
 
 
 def test_constant_baselines_use_only_train():
-    _, data = planted("protein", "value")
+    _, data = make_planted_task("protein", "value")
     assert fit_baseline("mean", data).fitted.test_SM[0, 0] == pytest.approx(data.targets[data.rows("train")].mean())
-    _, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
+    _, data = make_planted_task("residue", "class", bits=("metal", "nucleic", "small"))
     assert (fit_baseline("majority", data).fitted.test_SM == 0).all()  # each bit is set in under half of train
 
 
@@ -143,11 +143,11 @@ def test_one_hot_ridge_matches_scikit_learn_with_flips_settings():
 
 
 def test_composition_and_one_hot_features():
-    _, data = planted("protein", "class", num_proteins=20)
+    _, data = make_planted_task("protein", "class", num_proteins=20)
     row = compute_composition(data).values_ND[3]
     assert row[0] == pytest.approx(data.sequences[3].count("L") / len(data.sequences[3]))
     assert row[-1] == pytest.approx(np.log(len(data.sequences[3])))
-    _, data = planted("residue", "class", num_proteins=20)
+    _, data = make_planted_task("residue", "class", num_proteins=20)
     windows = compute_composition(data)
     sequence, start = data.sequences[4], data.offsets[4]
     assert windows.values_ND[start + 2, 1] == pytest.approx(sequence[:13].count("A") / 13, abs=1e-3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.errors import refused
-from support.planted import planted
+from support.planted import make_planted_task
 
 from esm2kit.benchmarking.model_features import read_features
 from esm2kit.benchmarking.probes.config import ProbeConfig
@@ -41,7 +41,7 @@ def write(path, data, values_ND, layout="packed", dtype="float32"):
 @pytest.mark.parametrize("layout", ["packed", "datasets"])
 @pytest.mark.parametrize("level", ["protein", "residue"])
 def test_rows_of_any_file_come_in_the_order_of_the_task(tmp_path, level, layout, dtype):
-    features, data = planted(level, "class", num_proteins=60)
+    features, data = make_planted_task(level, "class", num_proteins=60)
     path = write(tmp_path / "a.h5", data, features.values_ND, layout, dtype)
     read = read_features(path, data, level == "residue").features
     assert (read.offsets == features.offsets).all()
@@ -56,7 +56,7 @@ def test_rows_of_any_file_come_in_the_order_of_the_task(tmp_path, level, layout,
 
 
 def test_a_truncated_file_is_refused(tmp_path):
-    features, data = planted("residue", "class", num_proteins=20)
+    features, data = make_planted_task("residue", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
     read = read_features(path, data, True).features
     with open(path, "r+b") as file:
@@ -69,7 +69,7 @@ MEMORY = """
 import sys
 import numpy as np
 from pathlib import Path
-from support.planted import planted
+from support.planted import make_planted_task
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
@@ -79,7 +79,7 @@ def peak():
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
-data = planted("residue", "class", num_proteins=4000)[1]
+data = make_planted_task("residue", "class", num_proteins=4000)[1]
 config = ProbeConfig("cnn", hidden=2, epochs=1, row_budget=2048)
 fit_probe(read_features(Path(sys.argv[1]), data, True).features, ProbeTargets.from_task(data), config, (0,))
 print(peak())
@@ -89,7 +89,7 @@ print(peak())
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """With rows of 1,280 numbers the process holds one batch in memory, not the file."""
-    data = planted("residue", "class", num_proteins=4000)[1]
+    data = make_planted_task("residue", "class", num_proteins=4000)[1]
     total = int(data.num_residues.sum())
     sizes = {}
     for width in (16, 1280):
@@ -124,7 +124,7 @@ def open_files():
 def test_a_file_stays_open_until_its_features_are_closed(tmp_path, monkeypatch):
     """Threads can read concurrently, and replacing the file on disk does not change the rows."""
     monkeypatch.setattr("esm2kit.benchmarking.probes.features.BYTES_PER_READ", 7)
-    features, data = planted("residue", "class", num_proteins=20)
+    features, data = make_planted_task("residue", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
     read = read_features(path, data, True).features
     held_file = os.fstat(read.values_ND._file.fileno()).st_ino
@@ -141,7 +141,7 @@ def test_a_file_stays_open_until_its_features_are_closed(tmp_path, monkeypatch):
 
 
 def test_protein_vectors_are_in_memory_and_their_file_is_closed(tmp_path):
-    features, data = planted("protein", "class", num_proteins=20)
+    features, data = make_planted_task("protein", "class", num_proteins=20)
     path = write(tmp_path / "a.h5", data, features.values_ND)
     read = read_features(path, data, False)
     assert path.stat().st_ino not in open_files()

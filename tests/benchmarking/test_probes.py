@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from support.errors import refused
-from support.planted import KINDS, planted
+from support.planted import KINDS, make_planted_task
 from torch import nn
 
 from esm2kit.benchmarking.baselines.fit import fit_baseline
@@ -46,7 +46,7 @@ def score(fitted, data):
 
 def fit_planted(level, target, probe, **keywords):
     """Fit a probe; return its scores and their difference from the constant baseline."""
-    features, data = planted(level, target, by_residue=probe == "light_attention", **keywords)
+    features, data = make_planted_task(level, target, by_residue=probe == "light_attention", **keywords)
     scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
     constant, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
     baseline = score(fit_baseline(constant, data).fitted, data)
@@ -60,7 +60,7 @@ def test_cases_cover_every_probe_and_kind():
 
 def fits(probe, level, target):
     try:
-        check_probe(probe, planted(level, target, num_proteins=10)[1].task)
+        check_probe(probe, make_planted_task(level, target, num_proteins=10)[1].task)
     except InputError as error:
         return error.code != "probe.task"
     return True
@@ -88,7 +88,7 @@ def test_shuffled_labels_give_no_signal(level, target, probe):
 
 
 def test_binary_labels_are_learned():
-    features, data = planted("residue", "class", bits=("metal", "nucleic", "small"))
+    features, data = make_planted_task("residue", "class", bits=("metal", "nucleic", "small"))
     for probe in ("logistic", "cnn"):
         scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0,)), data)
         assert scores["macro_f1"].interval.low > 0.6
@@ -96,7 +96,7 @@ def test_binary_labels_are_learned():
 
 
 def test_ridge_matches_scikit_learn_on_z_scores():
-    features, data = planted("protein", "value", noise=3.0)
+    features, data = make_planted_task("protein", "value", noise=3.0)
     fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, test = data.rows("train"), data.rows("test")
     x = features.values_ND.astype(float)
@@ -106,7 +106,7 @@ def test_ridge_matches_scikit_learn_on_z_scores():
 
 
 def test_ridge_selects_the_penalty_with_the_lowest_validation_error():
-    features, data = planted("protein", "value", num_proteins=120, width=60, noise=3.0)
+    features, data = make_planted_task("protein", "value", num_proteins=120, width=60, noise=3.0)
     fitted = fit_ridge(features, ProbeTargets.from_task(data))
     train, held = data.rows("train"), data.rows("validation")
     x = features.values_ND.astype(float)
@@ -124,7 +124,7 @@ def test_ridge_selects_the_penalty_with_the_lowest_validation_error():
 
 
 def test_logistic_matches_scikit_learn_on_z_scores():
-    features, data = planted("protein", "class", noise=2.0)
+    features, data = make_planted_task("protein", "class", noise=2.0)
     fitted = fit_logistic(features, ProbeTargets.from_task(data))
     assert fitted.selected["penalty"] in LOGISTIC_GRID
     train, test = data.rows("train"), data.rows("test")
@@ -148,7 +148,7 @@ def test_column_moments_of_blocks_match_those_of_all_rows(monkeypatch):
 
 @pytest.mark.parametrize(("probe", "level"), [("fnn", "protein"), ("fnn", "residue"), ("cnn", "residue")])
 def test_a_seed_does_not_depend_on_other_seeds(probe, level):
-    features, data = planted(level, "class")
+    features, data = make_planted_task(level, "class")
     config = ProbeConfig(probe, epochs=4, batch_size=50, dropout=0.3, patience=2)
     together = fit_head(features, ProbeTargets.from_task(data), config, (0, 1, 2, 3), CPU)
     alone = fit_head(features, ProbeTargets.from_task(data), config, (2,), CPU)
@@ -159,7 +159,7 @@ def test_a_seed_does_not_depend_on_other_seeds(probe, level):
 
 
 def test_splitting_a_batch_does_not_change_its_gradient():
-    features, data = planted("residue", "class")
+    features, data = make_planted_task("residue", "class")
     config = ProbeConfig("cnn", epochs=2, batch_size=64, dropout=0.0)
     full = fit_head(features, ProbeTargets.from_task(data), config, (0,), CPU)
     parts = fit_head(features, ProbeTargets.from_task(data), dataclasses.replace(config, row_budget=100), (0,), CPU)
@@ -168,7 +168,7 @@ def test_splitting_a_batch_does_not_change_its_gradient():
 
 def test_features_are_not_modified():
     """Consecutive rows in memory are a view of the features, so z-scoring in place would repeat in every epoch."""
-    features, data = planted("protein", "value", num_proteins=321)
+    features, data = make_planted_task("protein", "value", num_proteins=321)
     values_ND = (3 + 2 * features.values_ND.astype(np.float32)).copy()
     sizes = [len(data.rows(name)) for name in ("train", "validation", "test")]
     ranks = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
@@ -227,7 +227,7 @@ def test_the_optimizer_matches_torch(name):
 
 def test_training_a_head_matches_plain_torch():
     """One network and the same batches give the same curve."""
-    features, data = planted("protein", "value", num_proteins=100, noise=1.0)
+    features, data = make_planted_task("protein", "value", num_proteins=100, noise=1.0)
     config = ProbeConfig("fnn", epochs=5, batch_size=16, dropout=0.0, learning_rate=2e-2)
     config = dataclasses.replace(config, standardize=False, scale_targets=False)
     fitted = fit_head(features, ProbeTargets.from_task(data), config, (3,), CPU)
@@ -248,12 +248,12 @@ def test_training_a_head_matches_plain_torch():
 
 IMPORTS = """
 import sys
-from support.planted import planted
+from support.planted import make_planted_task
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 
-features, data = planted("residue", "class", num_proteins=20)
+features, data = make_planted_task("residue", "class", num_proteins=20)
 fit_probe(features, ProbeTargets.from_task(data), ProbeConfig("cnn", epochs=1), (0,))
 print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
 """
@@ -317,7 +317,7 @@ def test_initial_weights_match_torchs_layers():
 
 
 def test_unscored_residues_have_no_effect():
-    features, data = planted("residue", "class")
+    features, data = make_planted_task("residue", "class")
     hidden = data.scored.copy()
     hidden[::3] = False
     spoiled = data.targets.copy()
@@ -333,7 +333,7 @@ def test_unscored_residues_have_no_effect():
 
 @pytest.mark.parametrize("probe", ["ridge", "fnn"])
 def test_test_targets_do_not_affect_the_probe(probe):
-    features, data = planted("protein", "value")
+    features, data = make_planted_task("protein", "value")
     spoiled = data.targets.copy()
     spoiled[data.rows("test")] = 1e3
     config = ProbeConfig(probe, **QUICK)
@@ -343,7 +343,7 @@ def test_test_targets_do_not_affect_the_probe(probe):
 
 
 def test_early_stopping_keeps_the_best_epoch_of_each_seed():
-    features, data = planted("protein", "class", num_proteins=100, noise=3.0)
+    features, data = make_planted_task("protein", "class", num_proteins=100, noise=3.0)
     config = ProbeConfig("fnn", epochs=60, learning_rate=2e-2, batch_size=16, patience=4)
     fitted = fit_probe(features, ProbeTargets.from_task(data), config, (0, 1, 2))
     curves = np.array(fitted.history["validation_loss"])
@@ -354,7 +354,7 @@ def test_early_stopping_keeps_the_best_epoch_of_each_seed():
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_head_that_diverged_is_refused(keep):
-    features, data = planted("protein", "value", num_proteins=60)
+    features, data = make_planted_task("protein", "value", num_proteins=60)
     config = ProbeConfig("fnn", epochs=3, learning_rate=1e30, keep=keep)
     with refused("probe.diverged", probe="fnn", seeds=[4, 7], set="validation"):
         fit_probe(features, ProbeTargets.from_task(data), config, (4, 7))
@@ -364,7 +364,7 @@ def test_a_head_that_diverged_is_refused(keep):
 @pytest.mark.parametrize("set_name", ["train", "validation", "test"])
 def test_features_that_are_not_finite_are_reported_with_their_protein(level, target, probe, set_name):
     """This also holds for the test set, where nan would silently become the first class."""
-    features, data = planted(level, target, num_proteins=40, by_residue=probe == "light_attention")
+    features, data = make_planted_task(level, target, num_proteins=40, by_residue=probe == "light_attention")
     protein = int(data.rows(set_name)[1])
     features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
     with refused("features.not-finite", source="planted", protein=f"p{protein}"):
@@ -372,7 +372,7 @@ def test_features_that_are_not_finite_are_reported_with_their_protein(level, tar
 
 
 def test_a_memory_map_in_half_precision_gives_the_same_predictions(tmp_path):
-    features, data = planted("residue", "class")
+    features, data = make_planted_task("residue", "class")
     np.save(tmp_path / "x.npy", features.values_ND)
     mapped = Features(np.load(tmp_path / "x.npy", mmap_mode="r"), features.offsets)
     config = ProbeConfig("cnn", epochs=1)
@@ -413,13 +413,13 @@ def test_presets_match_the_published_protocols():
     ],
 )
 def test_a_probe_that_does_not_fit_is_refused(level, target, probe, values):
-    features, data = planted(level, target)
+    features, data = make_planted_task(level, target)
     with refused("probe.task", probe=probe, **values):
         fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe))
 
 
 def test_wrong_numbers_of_rows_are_reported_with_their_protein():
-    features, data = planted("residue", "class")
+    features, data = make_planted_task("residue", "class")
     offsets = features.offsets.copy()
     offsets[5:] -= 1
     residues = int(data.num_residues[4])

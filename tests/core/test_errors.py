@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.error_snapshot import SNAPSHOT, raised, snapshot
+from support.error_snapshot import SNAPSHOT, find_errors, format_snapshot
 
 from esm2kit.cli.main import main
 from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, record_error
@@ -13,12 +13,12 @@ from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, rec
 
 def test_every_error_has_a_code() -> None:
     form = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*")
-    wrong = {error.place: error.code for error in raised() if error.code is None or not form.fullmatch(error.code)}
+    wrong = {error.place: error.code for error in find_errors() if error.code is None or not form.fullmatch(error.code)}
     assert not wrong, 'write InputError(message, code="area.what", ...) with a literal, lower-case, hyphenated code'
 
 
-def test_messages_match_the_snapshot() -> None:
-    current = snapshot()
+def test_messages_match_the_format_snapshot() -> None:
+    current = format_snapshot()
     assert SNAPSHOT.read_text() == current, (
         "check the new messages, then run `python tests/support/error_snapshot.py --write`"
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.errors import refused
-from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
+from support.finetune_fixtures import SHAPE, write_tasks, write_tiny_model
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
@@ -65,7 +65,7 @@ def tasks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 def settings(tasks: Path, tiny: Path, out_dir: Path, **given: object) -> dict[str, object]:

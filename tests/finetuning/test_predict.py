@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.errors import refused
-from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
+from support.finetune_fixtures import SHAPE, write_tasks, write_tiny_model
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from esm2kit.cli.main import main
@@ -38,7 +38,7 @@ TASKS_AND_HEADS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
-    write_tiny(folder / "tiny.safetensors")
+    write_tiny_model(folder / "tiny.safetensors")
     write_tasks(folder / "tasks")
     return folder
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
-from support.finetune_fixtures import SHAPE, write_tasks, write_tiny
+from support.finetune_fixtures import SHAPE, write_tasks, write_tiny_model
 
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
@@ -109,7 +109,7 @@ def _linears(esm2: ESM2) -> list[torch.nn.Linear]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
-    tiny, tasks = write_tiny(folder / "tiny.safetensors"), write_tasks(folder / "tasks")
+    tiny, tasks = write_tiny_model(folder / "tiny.safetensors"), write_tasks(folder / "tasks")
     config = FinetuneConfig(
         task="protein_value",
         data_dir=tasks,
@@ -145,11 +145,11 @@ def test_adapters_are_saved_alone_and_reload_on_their_base(trained) -> None:
 
 
 def test_another_base_is_refused_in_one_line(trained, tmp_path) -> None:
-    other = write_tiny(tmp_path / "other.safetensors", seed=1)
+    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
     with pytest.raises(InputError, match=r"trained on tiny \(weights \w{12}\), other has weights \w{12}") as error:
         load_finetuned(trained / "run", base=str(other))
     assert "\n" not in str(error.value)
-    moved = write_tiny(tmp_path / "moved.safetensors")  # the same weights in another file are the same base
+    moved = write_tiny_model(tmp_path / "moved.safetensors")  # the same weights in another file are the same base
     load_finetuned(trained / "run", base=str(moved))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.layouts import LAYOUTS, arguments, train_here, train_together
+from support.layouts import LAYOUTS, arguments, train_in_process, train_with_torchrun
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
@@ -130,8 +130,8 @@ def test_all_layouts_give_the_same_score(dataset, tasks, tmp_path) -> None:
     given = {"downstream_task": "helix_content_pdb", "downstream_data": tasks, "downstream_limit": 40, "max_steps": 2}
     given |= {"val_check_interval": 2}
     runs = {name: LAYOUTS[name][1] for name in ("ddp2", "fsdp2", "tp2")}
-    train_together(2, [arguments(tmp_path / name, dataset, **given, **layout) for name, layout in runs.items()])
-    train_here([arguments(tmp_path / "one", dataset, **given)])
+    train_with_torchrun(2, [arguments(tmp_path / name, dataset, **given, **layout) for name, layout in runs.items()])
+    train_in_process([arguments(tmp_path / "one", dataset, **given)])
     expected = float(column(tmp_path / "one", "downstream_spearman")[2])
     assert abs(expected) > 0.05
     for name in runs:

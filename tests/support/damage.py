@@ -82,10 +82,10 @@ def digest(*arrays: Any) -> str:
 
 
 def write_model(path: Path, seed: int = 0) -> Path:
-    from support.finetune_fixtures import write_tiny
+    from support.finetune_fixtures import write_tiny_model
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_tiny(path, seed)
+    return write_tiny_model(path, seed)
 
 
 def model_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Saves an ESM-2 sharded over two processes, as an FSDP run would: `dcp_worker.py FOLDER`, by torchrun."""
+"""Save an ESM-2 model that is sharded over two processes, as in an FSDP run: `torchrun dcp_worker.py FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ for layer in model.layers:
 fully_shard(model, mesh=mesh)
 optimizer = torch.optim.AdamW(model.parameters())
 model(tokenize(["MKTAYIAK"]))["logits"].square().mean().backward()
-optimizer.step()  # its averages are in the checkpoint too
+optimizer.step()  # so that the checkpoint contains the optimizer's averages
 state = model.state_dict()
 everything = {
     "state_dict": {f"esm2.{name}": tensor for name, tensor in state.items()},
@@ -32,9 +32,9 @@ everything = {
 dcp.save(everything, checkpoint_id=folder / "dcp")
 untied = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
 dcp.save(untied, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / "shards"), save_distributed=True))
-whole = {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in state.items()}
+full_state = {name: getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for name, tensor in state.items()}
 if dist.get_rank() == 0:
-    torch.save(whole, folder / "whole.pt")
-dist.barrier()  # a process that leaves while another still works brings both down
+    torch.save(full_state, folder / "whole.pt")
+dist.barrier()  # a process that exits before the other has finished makes both fail
 dist.destroy_process_group()
 exit_process(0)

@@ -1,4 +1,4 @@
-"""Expect an `InputError` by its code and values, never by its wording."""
+"""Expect an `InputError` by its code and values, not by its message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,14 @@ from esm2kit.core.errors import InputError
 
 @contextmanager
 def refused(code: str, **values: Any) -> Iterator[pytest.ExceptionInfo[InputError]]:
-    """The block must raise an InputError of this code that carries at least these values.
+    """Expect the block to raise an InputError with this code and at least these values.
 
     Args:
         code: `InputError.code`.
-        values: of `InputError.values`; others may be there too.
+        values: Some of `InputError.values`.
+
+    Yields:
+        The caught exception.
     """
     with pytest.raises(InputError) as caught:
         yield caught
@@ -23,4 +26,4 @@ def refused(code: str, **values: Any) -> Iterator[pytest.ExceptionInfo[InputErro
     assert error.code == code, f"expected {code!r}, found {error.code!r}: {error}"
     found = {name: error.values.get(name) for name in values}
     assert found == values, f"{code}: expected {values}, found {found}: {error}"
-    assert "\n" not in str(error), "a message is one line"
+    assert "\n" not in str(error), "the message has several lines"

@@ -1,4 +1,4 @@
-"""A tiny ESM-2 and tasks of all four kinds whose labels can be read off the sequence, for the fine-tuning tests."""
+"""A tiny ESM-2 model, and tasks of all four kinds whose labels follow from the sequence, for the fine-tuning tests."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SHAPE = ESM2Config(2, 32, 4)
 SETS = ("train",) * 4 + ("validation", "test")
 
 
-def write_tiny(path: Path, seed: int = 0, shape: ESM2Config = SHAPE) -> Path:
+def write_tiny_model(path: Path, seed: int = 0, shape: ESM2Config = SHAPE) -> Path:
     esm2 = ESM2.initialised(shape, seed)
     tensors = {f"model.{name}": tensor for name, tensor in esm2.state_dict().items()}
     write_checkpoint(path, tensors, {"model": shape, "step": 0})
@@ -20,9 +20,9 @@ def write_tiny(path: Path, seed: int = 0, shape: ESM2Config = SHAPE) -> Path:
 
 
 def write_tasks(folder: Path, proteins: int = 96, shuffled: bool = False) -> Path:
-    """protein_class, protein_value, residue_class (masked, so very unequal label counts), residue_value.
+    """Write the tasks protein_class, protein_value, residue_class (with masks) and residue_value.
 
-    Leucine is the signal: its share decides a protein's label, its presence among three neighbours a residue's.
+    The share of leucine determines the label of a protein, the leucines among three neighbours that of a residue.
     """
     generator = np.random.default_rng(3)
     protein_class, protein_value, residue_class, residue_value = [], [], [], []

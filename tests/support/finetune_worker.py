@@ -1,7 +1,7 @@
-"""Started by test_finetune.py, alone or by torchrun: fine-tune several configurations, one after another.
+"""Fine-tune several configurations, one after another; test_finetune.py starts it directly or with torchrun.
 
-A run into a fresh folder called `cut` is broken off before its fifth update. A second argument, {"update": n} or
-{"save": n}, has the process kill itself instead, as a crash would, before its n-th update or in its n-th save.
+A run into a new folder called `cut` is interrupted before its fifth update. With a second argument, {"update": n} or
+{"save": n}, the process instead kills itself before its n-th update or during its n-th save, like a crash.
 """
 
 import json
@@ -23,41 +23,41 @@ from esm2kit.training.metrics_log import read_metrics
 
 
 class CutOffError(Exception):
-    """Raised in place of an update."""
+    """Raised instead of an update."""
 
 
-def die() -> None:
+def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arrange_death(moment: dict[str, int]) -> None:
+def schedule_kill(moment: dict[str, int]) -> None:
     left = {"update": -1, "save": -1} | moment
     step, save, write = LabelTrainer.training_step, checkpoint.save_tensors, checkpoint._to_bytes
 
     def counted_step(*arguments):
         left["update"] -= 1
-        return die() if left["update"] == 0 else step(*arguments)
+        return kill_self() if left["update"] == 0 else step(*arguments)
 
     def counted_save(*arguments):
         left["save"] -= 1
         save(*arguments)
 
     def counted_write(tensor):
-        return die() if left["save"] == 0 and tensor.numel() > 1000 else write(tensor)
+        return kill_self() if left["save"] == 0 and tensor.numel() > 1000 else write(tensor)
 
     LabelTrainer.training_step = counted_step
     checkpoint.save_tensors, checkpoint._to_bytes = counted_save, counted_write
 
 
-def cut_off(config: FinetuneConfig) -> None:
+def finetune_interrupted(config: FinetuneConfig) -> None:
     step = LabelTrainer.training_step
 
-    def until_the_fifth(trainer: LabelTrainer, *arguments) -> None:
+    def raise_at_fifth_update(trainer: LabelTrainer, *arguments) -> None:
         if trainer.step == 4:
             raise CutOffError
         step(trainer, *arguments)
 
-    LabelTrainer.training_step = until_the_fifth
+    LabelTrainer.training_step = raise_at_fifth_update
     try:
         finetune.finetune(config)
     except CutOffError:
@@ -73,14 +73,14 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if len(sys.argv) > 2:
-        arrange_death(json.loads(sys.argv[2]))
+        schedule_kill(json.loads(sys.argv[2]))
     seen = set()
     for arguments in json.loads(sys.argv[1]):
         config = parse(FinetuneConfig, "finetune", arguments)
         out_dir = Path(config.out_dir)
         if out_dir.name == "cut" and out_dir not in seen and len(sys.argv) == 2:
             seen.add(out_dir)
-            cut_off(config)
+            finetune_interrupted(config)
         else:
             finetune.finetune(config)
     exit_process(0)

@@ -1,7 +1,6 @@
-"""Started by torchrun from test_layouts.py: pretrain several configurations, one after another, in one group.
+"""Pretrain several configurations, one after another, in one process group; test_layouts.py starts it with torchrun.
 
-With a second argument, a file, it then holds models that are filled after they were laid out to those laid out filled,
-and says so there.
+With a second argument, a file, it then checks models that get their weights after sharding, and writes `equal` to it.
 """
 
 import json
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from sharded_models import assert_filled_is_usual
+from sharded_models import assert_late_weights_match
 
 from esm2kit.cli.arguments import parse
 from esm2kit.core.processes import exit_process
@@ -23,7 +22,7 @@ if __name__ == "__main__":
     for arguments in json.loads(sys.argv[1]):
         pretrain(parse(PretrainConfig, "pretrain", arguments))
     if len(sys.argv) > 2:
-        assert_filled_is_usual()
+        assert_late_weights_match()
         if dist.get_rank() == 0:
             Path(sys.argv[2]).write_text("equal")
     exit_process(0)

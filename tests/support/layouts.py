@@ -1,4 +1,4 @@
-"""Pretraining runs in several layouts, for the tests that compare their numbers."""
+"""Pretraining runs in several layouts, for the tests that compare their metrics."""
 
 import json
 import os
@@ -21,7 +21,7 @@ COMMON = {
     "lr": 1e-3,
     "log_every_n_steps": 1,
     "accelerator": "cpu",
-    # so tight that every update is clipped: a norm that is wrong in one layout shows in its losses
+    # so small that every update is clipped: a wrong norm in one layout changes its losses
     "gradient_clip_val": 0.5,
 }
 # name -> (processes, settings)
@@ -38,8 +38,8 @@ def arguments(out_dir: Path, data: Path, **settings: object) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
-def train_together(processes: int, runs: list[list[str]], *more: str) -> None:
-    """Run configurations, one after another, in one group of so many processes: starting one costs more than a run."""
+def train_with_torchrun(processes: int, runs: list[list[str]], *more: str) -> None:
+    """Run configurations, one after another, in one group of processes, as starting a group takes longer than a run."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [str(Path(__file__).parent / "layout_worker.py"), json.dumps(runs), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -47,7 +47,7 @@ def train_together(processes: int, runs: list[list[str]], *more: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def train_here(runs: list[list[str]]) -> None:
+def train_in_process(runs: list[list[str]]) -> None:
     torch.set_num_threads(1)
     for run in runs:
         pretrain(parse(PretrainConfig, "pretrain", run))

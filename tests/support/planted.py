@@ -1,4 +1,4 @@
-"""Tasks whose answer is known: three of the feature columns decide the target, or nothing does."""
+"""Tasks with a known signal: three of the feature columns determine the target, or none does."""
 
 import numpy as np
 
@@ -10,10 +10,12 @@ LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 KINDS = [(level, target) for level in ("protein", "residue") for target in ("class", "value")]
 
 
-def planted(level, target, num_proteins=320, width=16, seed=0, shuffled=False, noise=0.1, bits=(), by_residue=False):
-    """Features (float16) and a task in which `shuffled` targets carry no signal.
+def make_planted_task(
+    level, target, num_proteins=320, width=16, seed=0, shuffled=False, noise=0.1, bits=(), by_residue=False
+):
+    """Make features (float16) and a task; with `shuffled` the targets carry no signal.
 
-    With `by_residue` a protein has a row a residue: its own vector, and noise that differs from residue to residue.
+    With `by_residue` a protein has one row per residue: the vector of the protein with different noise.
     """
     generator = np.random.default_rng(seed)
     num_residues = generator.integers(15, 30, num_proteins)
@@ -28,8 +30,8 @@ def planted(level, target, num_proteins=320, width=16, seed=0, shuffled=False, n
         y, labels = signal.argmax(1), ("a", "b", "c")
     if shuffled:
         y = generator.permutation(y)
-    held = num_proteins // 5
-    sets = np.array(["train"] * (num_proteins - 3 * held) + ["validation"] * held + ["test"] * 2 * held)
+    part = num_proteins // 5
+    sets = np.array(["train"] * (num_proteins - 3 * part) + ["validation"] * part + ["test"] * 2 * part)
     metric = "spearman" if target == "value" else "macro_f1" if bits else "accuracy"
     task = Task("planted", level, target, metric, {"s": Split()}, "s", labels=labels, binary_labels=bits, unit="units")
     sequences = ["".join(generator.choice(LETTERS, size)) for size in num_residues]

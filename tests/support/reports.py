@@ -1,4 +1,4 @@
-"""Small reports made by hand: only what a sentence, a table or a chart of one reads."""
+"""Small reports with only the fields that summaries, tables and charts read."""
 
 from collections.abc import Sequence
 

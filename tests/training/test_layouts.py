@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.errors import refused
-from support.layouts import COMMON, LAYOUTS, arguments, train_here, train_together
+from support.layouts import COMMON, LAYOUTS, arguments, train_in_process, train_with_torchrun
 
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -48,7 +48,7 @@ def both_runs(out_dir: Path, data: Path, **settings: object) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory, dataset) -> Path:
     out_dir = tmp_path_factory.mktemp("one")
-    train_here(both_runs(out_dir, dataset, accumulate_grad_batches=1))
+    train_in_process(both_runs(out_dir, dataset, accumulate_grad_batches=1))
     return out_dir
 
 
@@ -80,14 +80,14 @@ def two_processes(tmp_path_factory, dataset, one_device) -> Path:
     runs += [bf16_run(precision, out_dir, dataset, name) for precision in PRECISIONS for name in names]
     sharded = second_stage(one_device) | {"devices": 2, "strategy": "fsdp2", "data": dataset}
     runs.append([f"--{name}={value}" for name, value in (sharded | {"out_dir": out_dir / "second"}).items()])
-    train_together(2, runs)
+    train_with_torchrun(2, runs)
     return out_dir
 
 
 @pytest.fixture(scope="module")
 def four_processes(tmp_path_factory, dataset) -> Path:
     out_dir = tmp_path_factory.mktemp("four")
-    train_together(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "result"))
+    train_with_torchrun(4, layout_runs("2x2", out_dir, dataset), str(out_dir / "result"))
     return out_dir
 
 
@@ -114,7 +114,7 @@ def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one
     FSDP2 gathers bfloat16 under both precisions, and tensor-parallel ranks round their partial sums. The curve is close
     to the float32 curve, but not equal.
     """
-    train_here([bf16_run(precision, tmp_path, dataset)])
+    train_in_process([bf16_run(precision, tmp_path, dataset)])
     one = tmp_path / precision / "one"
     expected = {name: torch.tensor(column(one, name)) for name in ("train_loss", "grad_norm", "val_loss")}
     wide = torch.tensor(column(one_device / "curve", "train_loss"))
@@ -136,7 +136,7 @@ def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, dataset, one
 def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device) -> None:
     for accumulate, workers in ((2, 1), (4, 0)):
         first, curve = both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate)
-        train_here([first, [*curve, f"--num_workers={workers}"]])
+        train_in_process([first, [*curve, f"--num_workers={workers}"]])
         assert_same_run(tmp_path / str(accumulate), one_device)
 
 

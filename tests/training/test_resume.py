@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.errors import refused
-from support.layouts import train_here, train_together
+from support.layouts import train_in_process, train_with_torchrun
 
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata
 
@@ -110,8 +110,8 @@ def assert_identical(found: Path, expected: Path) -> None:
 def uninterrupted(tmp_path_factory, dataset) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in LAYOUTS}
     runs = {name: arguments(folder, dataset, **LAYOUTS[name]) for name, folder in folders.items()}
-    train_here([runs.pop("1x1")])
-    train_together(2, list(runs.values()))
+    train_in_process([runs.pop("1x1")])
+    train_with_torchrun(2, list(runs.values()))
     return folders
 
 
@@ -160,7 +160,7 @@ def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted
     os.killpg(process.pid, signal.SIGKILL)  # includes its data workers, which have no session of their own
     process.communicate()
     assert 20 < len(curve(tmp_path)) < len(curve(uninterrupted["1x1"]))
-    train_here([arguments(tmp_path, dataset)])
+    train_in_process([arguments(tmp_path, dataset)])
     assert_identical(tmp_path, uninterrupted["1x1"])
 
 
@@ -193,8 +193,8 @@ def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uni
         shutil.copy(uninterrupted[first] / "metrics.csv", tmp_path / then)
         given = LAYOUTS[then] | {"accumulate_grad_batches": 2, "num_workers": int(then == "1x1")}
         runs[then] = arguments(tmp_path / then, dataset, **given)
-    train_here([runs.pop("1x1")])
-    train_together(2, list(runs.values()))
+    train_in_process([runs.pop("1x1")])
+    train_with_torchrun(2, list(runs.values()))
     expected = curve(uninterrupted["1x1"])
     for then in LAYOUTS:
         found, held = curve(tmp_path / then), tensors(tmp_path / then)
@@ -210,4 +210,4 @@ def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uni
 )
 def test_another_run_is_not_resumed(name: str, before: int, now: int, dataset, uninterrupted) -> None:
     with refused("resume.another-run", changed=f"{name} was {before} and is now {now}"):
-        train_here([arguments(uninterrupted["1x1"], dataset, **{name: now})])
+        train_in_process([arguments(uninterrupted["1x1"], dataset, **{name: now})])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import wandb as lightning_wandb
 from support.errors import refused
-from support.finetune_fixtures import write_tasks, write_tiny
+from support.finetune_fixtures import write_tasks, write_tiny_model
 
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.models.checkpoint import read_checkpoint
@@ -114,7 +114,7 @@ def test_wandb_receives_settings_and_metrics(wandb, dataset, tmp_path) -> None:
 
 
 def test_each_seed_is_a_separate_run(wandb, tmp_path) -> None:
-    tiny = write_tiny(tmp_path / "tiny.safetensors")
+    tiny = write_tiny_model(tmp_path / "tiny.safetensors")
     given = {"task": "protein_value", "data_dir": write_tasks(tmp_path / "tasks"), "model": tiny, "accelerator": "cpu"}
     given |= {"out_dir": tmp_path / "run", "max_steps": 1, "benchmark": False, "resamples": 100, "logger": "wandb"}
     run("finetune", given | {"seeds": "[1, 2]"})
@@ -232,7 +232,7 @@ def test_layers_compute_in_bf16_and_gradients_are_float32() -> None:
 
 
 def test_finetuning_computes_in_bf16_on_float32_master_weights(tmp_path) -> None:
-    tiny = write_tiny(tmp_path / "tiny.safetensors")
+    tiny = write_tiny_model(tmp_path / "tiny.safetensors")
     given = {"task": "residue_class", "data_dir": write_tasks(tmp_path / "tasks"), "model": str(tiny)}
     given |= {"accelerator": "cpu", "benchmark": False, "resamples": 100, "max_steps": 4, "lr": 1e-4}
     curves = {}
