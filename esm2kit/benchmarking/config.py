@@ -20,14 +20,16 @@ class BenchmarkConfig:
         split: Split of the task. Default: FLIP's default split.
         data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
         download: Download a FLIP task that is missing from data_dir.
-        target: Type of the targets. Default: inferred from the labels. Set it for your own task if both are possible.
+        target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
+            both are possible.
         model: Model that computes the embeddings: an official name, a fair-esm .pt file, a Hugging Face folder or an
             esm2kit checkpoint.
         embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
             the model that computed it, so that the untrained baseline has the same architecture.
         hiddens: Existing _hiddens.h5 file (one vector per residue), for residue tasks and light attention.
         repr_layer: Layer whose representations are used. -1 is the last.
-        probe: Model trained on the embeddings. Default: the preset's probe for the task.
+        probe: Model trained on the embeddings: ridge, logistic, fnn, cnn or light_attention. Default: the preset's
+            probe for the task.
         preset: Probing protocol: esm2kit's, or a published one (bionemo, biotrainer-flip, schmirler, flip2021).
         epochs: Training epochs of a neural probe. Default: the preset's.
         seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.

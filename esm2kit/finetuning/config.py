@@ -1,4 +1,4 @@
-"""Everything a fine-tuning run depends on, and the recipes that fill what a run leaves open."""
+"""Settings of fine-tuning and prediction, and the presets that fill in defaults."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -16,13 +16,13 @@ Mode = Literal["full", "last_n", "lora", "frozen"]
 FinetunePreset = Literal["esm2kit", "schmirler"]
 
 SOURCES: dict[str, str] = {
-    "esm2kit": "this library's own: AdamW, warm-up and linear decay, best checkpoint on validation",
+    "esm2kit": "esm2kit recipe: AdamW, warm-up and linear decay, best checkpoint on validation",
     "schmirler": (
-        "Schmirler et al. 2024, 10.1038/s41467-024-51844-2, supplementary table S12 and the published notebooks: the "
-        "head of EsmForSequenceClassification, AdamW without weight decay, constant rate, clip 1.0, LoRA of rank 4"
+        "Schmirler et al. 2024, 10.1038/s41467-024-51844-2, supplementary table S12 and published notebooks: head of "
+        "EsmForSequenceClassification, AdamW without weight decay, constant learning rate, clip 1.0, LoRA rank 4"
     ),
 }
-# Epochs of a full run and of LoRA, and validations an epoch of a full run: table S12.
+# From table S12: epochs of full fine-tuning, epochs of LoRA, validations per epoch of full fine-tuning.
 SCHMIRLER_EPOCHS = {"gb1": (20, 50, 5), "aav": (10, 20, 5), "meltome": (10, 20, 10), "scl": (10, 5, 10)}
 SCHMIRLER_RESIDUE = (5, 5, 20)
 
@@ -31,59 +31,65 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 class FinetuneConfig(TrainingConfig):
     """Fine-tune an ESM-2 with a head on a labelled task.
 
-    Usually enough: task, data_dir, model, mode and out_dir, then epochs, lr, patience and seeds. Where a
-    default is null, the preset's value told below applies, in brackets that of preset schmirler.
+    Most runs set only task, data_dir, model, mode and out_dir, and then epochs, lr, patience and seeds. Some defaults
+    depend on the preset. The value of preset esm2kit comes first, that of preset schmirler follows in brackets.
 
     Args:
-        task: a FLIP task, or the name or path of a folder or file of your own in the same forms.
-        split: of the task; FLIP's default if not given.
-        data_dir: folder of task folders: <data_dir>/<task>/<file>.
-        download: fetch a FLIP task that data_dir lacks.
-        target: class or value, for a task of your own whose targets could be both.
-        out_dir: checkpoints, metrics.csv, finetuned.safetensors, predictions and the report go here.
-        model: where to begin: official name, fair-esm .pt, Hugging Face folder, or our checkpoint.
-        untrained_seed: begin with the model's architecture and random weights from this seed instead.
-        head_from: begin with the head of this fine-tuned model instead of a fresh one.
-        preset: fills what is null below: esm2kit, or schmirler for the published recipe.
-        mode: train all (full), the last_n layers, low-rank adapters (lora), or the head alone (frozen).
-        last_n: layers that mode last_n trains, counted from the last.
-        lora_rank: rank of the adapters; the preset's is 8 [4].
-        lora_alpha: adapters are scaled by lora_alpha / lora_rank; the preset's is 16 [1].
-        lora_targets: matrices that get adapters: q_proj, k_proj, v_proj, out_proj, fc1, fc2.
-        lora_biases: mode lora also trains the layers' biases; the preset's is false [true].
-        head: fnn (on the mean over residues, or on each), cnn (residues), light_attention (proteins), or hf, the heads
-            of transformers' EsmForSequenceClassification and EsmForTokenClassification; the preset's is fnn, for
-            residue tasks cnn [hf].
-        hidden: hidden units of the head; 0 for as many as the model is wide.
-        dropout: share of the head's hidden units set to zero while training; the preset's is 0.25 [0].
-        standardize: z-score what the head reads by its moments on train; for mode frozen, where they stand still;
-            the preset's is true in that mode, else false [false].
-        scale_targets: z-score values on train while training; predictions are in the target's unit either way;
-            the preset's is true [false].
-        class_weights: weigh every class of train the same.
-        limit: proteins of each set at most, a stratified draw.
-        seeds: of head, adapters, order and dropout; each is a run of its own.
-        epochs: passes over train; the preset's are 10 [5 to 50 by task and mode].
-        max_steps: updates in all, instead of epochs.
-        lr: peak learning rate; the preset's is 1e-4, in mode lora 3e-4, frozen 1e-3 [2e-5, in mode lora 3e-4].
-        head_lr: of the head; by default lr.
-        layer_lr_decay: every layer's rate is this times that of the layer above it; 1 gives all the same.
-        warmup_steps: updates of linear warm-up; if not given a twentieth of all [0].
-        schedule: what follows warm-up: linear to zero, cosine to zero, or constant; the preset's is linear, in mode
-            frozen constant [constant].
-        weight_decay: decoupled weight decay; the preset's is 0 [0].
-        patience: validations without a better val_loss before the run stops; null trains to the end.
-        validations_per_epoch: how often to validate and save; the preset's is 1 [1 to 20 by task and mode].
-        val_check_interval: updates between validations, instead.
-        micro_batch_size: sequences one device holds at a time; 8 where nothing else says.
-        accumulate_grad_batches: micro-batches a device works through for one update; 1 where nothing else says.
-        global_batch_size: sequences of one update = micro_batch_size x accumulate_grad_batches x data-parallel ranks
-            [8, for residue tasks 1].
-        max_tokens: train on windows of so many tokens of longer sequences, BOS and EOS included; predict by windows.
-        benchmark: also probe the weights the run began with and compute the baselines, for the report.
-        resamples: bootstrap draws of the report's intervals.
-        merge: mode lora also writes merged.safetensors, adapters added to their matrices: a model like any other.
-        export_hf: also write the result as a Hugging Face folder; wants head hf.
+        task: FLIP task, or the name or path of your own task (a folder or file in one of FLIP's formats).
+        split: Split of the task. Default: FLIP's default split.
+        data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
+        download: Download a FLIP task that is missing from data_dir.
+        target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
+            both are possible.
+        out_dir: Folder for checkpoints, metrics.csv, finetuned.safetensors, predictions and the report.
+        model: Pretrained model: an official name, a fair-esm .pt file, a Hugging Face folder or an esm2kit checkpoint.
+        untrained_seed: Start from random weights with this seed instead of pretrained weights. Default: pretrained.
+        head_from: Start from the head of this fine-tuned model. Default: a head with random weights.
+        preset: Recipe for the defaults below: esm2kit's, or the published one of Schmirler et al. 2024 (schmirler).
+        mode: Weights to train: all (full), the last layers (last_n), low-rank adapters (lora) or the head (frozen).
+        last_n: Number of layers that mode last_n trains, counted from the last.
+        lora_rank: Rank of the adapters. Default: 8 (schmirler: 4).
+        lora_alpha: Scale of the adapters, which are multiplied by lora_alpha / lora_rank. Default: 16 (schmirler: 1).
+        lora_targets: Matrices that get adapters: q_proj, k_proj, v_proj, out_proj, fc1, fc2.
+        lora_biases: In mode lora, also train the biases of the layers. Default: false (schmirler: true).
+        head: Head on the encoder: fnn (on the mean over residues, or on each residue), cnn (residue tasks),
+            light_attention (protein tasks), or hf, which is the head of transformers' EsmForSequenceClassification or
+            EsmForTokenClassification. Default: fnn, or cnn for residue tasks (schmirler: hf).
+        hidden: Hidden units of the head. 0 uses the width of the model.
+        dropout: Dropout rate of the head's hidden units. Default: 0.25 (schmirler: 0).
+        standardize: Z-score the inputs of the head with the moments of the training set. Requires mode frozen.
+            Default: true in mode frozen, false otherwise (schmirler: false).
+        scale_targets: Z-score values during training. Predictions are in the unit of the target either way.
+            Default: true (schmirler: false).
+        class_weights: Weight the loss so that all classes of the training set contribute equally.
+        limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
+        seeds: Seeds of the head, the adapters, the batch order and dropout. Each seed is a separate run.
+        epochs: Passes over the training set. Default: 10 (schmirler: 5 to 50, depending on task and mode).
+        max_steps: Number of updates. Default: derived from epochs.
+        lr: Peak learning rate. Default: 1e-4, 3e-4 in mode lora, 1e-3 in mode frozen (schmirler: 2e-5, 3e-4 in mode
+            lora).
+        head_lr: Peak learning rate of the head. Default: lr.
+        layer_lr_decay: Factor between the learning rate of a layer and that of the layer above it. 1 gives all layers
+            the same rate.
+        warmup_steps: Updates of linear warm-up. Default: 5% of all updates (schmirler: 0).
+        schedule: Learning rate after warm-up: linear to zero, cosine to zero, or constant. Default: linear, constant in
+            mode frozen (schmirler: constant).
+        weight_decay: Decoupled weight decay. Default: 0 (schmirler: 0).
+        patience: Validations without a lower val_loss before the run stops. Default: train to the end.
+        validations_per_epoch: Validations and checkpoints per epoch. Default: 1 (schmirler: 1 to 20, depending on task
+            and mode).
+        val_check_interval: Updates between validations. Default: derived from validations_per_epoch.
+        micro_batch_size: Sequences per device and micro-batch. Default: derived from global_batch_size, otherwise 8.
+        accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size, otherwise
+            1.
+        global_batch_size: Sequences per update = micro_batch_size x accumulate_grad_batches x data-parallel ranks.
+            Default: that product (schmirler: 8, 1 for residue tasks).
+        max_tokens: Maximum window length in tokens, including BOS and EOS. Training samples one window of a longer
+            sequence. Prediction covers it with overlapping windows.
+        benchmark: Also score a probe of the initial weights and the baselines for the report.
+        resamples: Bootstrap replicates for the confidence intervals.
+        merge: In mode lora, also write merged.safetensors, a complete model with the adapters merged.
+        export_hf: Also write the result as a Hugging Face folder. Requires head hf.
     """
 
     task: str = "secondary_structure"
@@ -125,7 +131,7 @@ class FinetuneConfig(TrainingConfig):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
-                f"seeds must be different numbers, at least one; found {self.seeds}",
+                f"seeds must be one or more different integers, found {self.seeds}",
                 code="option.seeds",
                 found=self.seeds,
             )
@@ -133,25 +139,27 @@ class FinetuneConfig(TrainingConfig):
         check_range(self, "hidden", at_least=0)
         check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
         check_range(self, "dropout", at_least=0, below=1)
-        check_range(self, "resamples", at_least=100, hint="fewer give no 95% interval")
+        check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
         if self.standardize and self.mode != "frozen":
             raise InputError(
-                f"standardize requires mode frozen: in mode {self.mode} the head's inputs change while it learns",
+                f"standardize requires mode frozen: in mode {self.mode} the inputs of the head change during training",
                 code="option.standardize",
                 mode=self.mode,
             )
 
 
 def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> FinetuneConfig:
-    """The configuration with everything decided: what the run leaves open comes from its preset.
+    """Fill in the defaults of a configuration from its preset.
 
     Args:
-        config: as given.
-        task: decides level, target and, in the published recipe, epochs.
-        num_train: proteins of train, to turn epochs into updates.
-    Returns: a configuration in which nothing that training reads is None, max_steps and val_check_interval included.
+        config: Configuration of the user.
+        task: Determines level and target, and for preset schmirler the epochs.
+        num_train: Number of training proteins, to convert epochs to updates.
+
+    Returns:
+        A configuration in which all settings that training reads are set, including max_steps and val_check_interval.
     """
-    filled = {name: value for name, value in _preset(config, task).items() if getattr(config, name) is None}
+    filled = {name: value for name, value in _preset_defaults(config, task).items() if getattr(config, name) is None}
     config = replace(config, **filled)
     config = replace(config, head_lr=config.lr if config.head_lr is None else config.head_lr)
     per_epoch = num_train / config.layout.global_batch_size
@@ -161,7 +169,8 @@ def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> Fine
     return replace(config, max_steps=max_steps, warmup_steps=warmup, val_check_interval=min(interval, max_steps))
 
 
-def _preset(config: FinetuneConfig, task: Task) -> dict[str, Any]:
+def _preset_defaults(config: FinetuneConfig, task: Task) -> dict[str, Any]:
+    """Return the defaults of the preset for a task and mode."""
     residue, lora, frozen = task.level == "residue", config.mode == "lora", config.mode == "frozen"
     if config.preset == "schmirler":
         epochs, lora_epochs, validations = SCHMIRLER_EPOCHS.get(
@@ -186,11 +195,14 @@ def _preset(config: FinetuneConfig, task: Task) -> dict[str, Any]:
 
 
 def lr_factor(step: int, config: FinetuneConfig) -> float:
-    """Share of the peak learning rate at update `step` (from 0): linear warm-up, then the schedule.
+    """Compute the factor of the peak learning rate: linear warm-up, then the schedule.
 
     Args:
-        step: updates made before.
-        config: with its defaults resolved.
+        step: Number of the update, from 0.
+        config: Configuration with resolved defaults.
+
+    Returns:
+        A factor between 0 and 1.
     """
     warmup = config.warmup_steps
     return compute_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)
@@ -204,35 +216,38 @@ def training_memory(
     activation_checkpointing: bool = True,
     lora_rank: int = 8,
 ) -> dict[str, float]:
-    """GB (1e9 bytes) that training one micro-batch takes on one device: arithmetic, not a measurement.
+    """Estimate the memory for training one micro-batch on one device. It is calculated, not measured on a GPU.
 
-    Weights, gradients and AdamW's two averages are float32: 4 + 4 + 8 bytes a trained parameter, 4 a frozen one; bf16
-    arithmetic adds a 2-byte copy of every matrix. A layer of width D keeps for its backward pass 42 D bytes a token in
-    bf16-mixed, 33 D in bf16-true, 66 D in float32 (its input, two norms, q, k, v, the attended rows, both sides of the
-    GELU), counted on CPU by the test of this function; with activation checkpointing every layer keeps its input, 4 D
-    (2 D in bf16-true), and one layer at a time the rest. Attention keeps no T x T matrix: its kernels recompute it.
-    Head, logits and whatever the CUDA allocator keeps for itself come on top. Not measured on a GPU.
+    Weights, gradients and the two moments of AdamW are float32: 4 + 4 + 8 bytes per trained parameter, and 4 bytes per
+    frozen parameter. bf16 adds a 2-byte copy of every matrix. For the backward pass a layer of width D saves 42 D bytes
+    per token in bf16-mixed, 33 D in bf16-true and 66 D in float32: its input, two norms, q, k, v, the attention output
+    and both sides of the GELU. The test of this function counts these bytes on a CPU. With activation checkpointing
+    each layer saves only its input, 4 D (2 D in bf16-true), and the rest is saved for one layer at a time. Attention
+    saves no T x T matrix, because its kernels recompute it. The head, the logits and the reserve of the CUDA allocator
+    are not included.
 
-    The sum for 650M, mode full, bf16-mixed, checkpointing, 8,192 tokens: weights 2.60 + gradients 2.60 + AdamW 5.21 +
-    bf16 copy 1.30 + activations 1.82 = 13.5 GB, which leaves 10 of 24 GB. Without checkpointing activations are
-    14.5 GB and the sum 26.2 GB: too much.
+    Example for the 650M model with mode full, bf16-mixed, checkpointing and 8,192 tokens: weights 2.60 + gradients
+    2.60 + AdamW 5.21 + bf16 copy 1.30 + activations 1.82 = 13.5 GB, so it fits in 24 GB. Without checkpointing the
+    activations are 14.5 GB and the sum is 26.2 GB, so it does not fit.
 
     Args:
-        shape: of the encoder.
-        tokens: of a micro-batch.
-        mode: what is trained; last_n and frozen are counted as frozen here, so give full for an upper bound.
-        precision: as FinetuneConfig.
-        activation_checkpointing: as FinetuneConfig.
-        lora_rank: of mode lora, on all six matrices of a layer.
-    Returns: {"weights", "gradients", "optimizer", "bf16_copy", "activations", "total"}.
+        shape: Architecture of the encoder.
+        tokens: Tokens per micro-batch.
+        mode: Weights to train. last_n is estimated as frozen; use full for an upper bound.
+        precision: See FinetuneConfig.
+        activation_checkpointing: See FinetuneConfig.
+        lora_rank: Rank of the adapters in mode lora, on all six matrices of a layer.
+
+    Returns:
+        {"weights", "gradients", "optimizer", "bf16_copy", "activations", "total"} in GB (1e9 bytes).
     """
     width, layers = shape.embed_dim, shape.num_layers
     total = shape.num_parameters
     adapted = lora_rank * layers * (4 * 2 * width + 2 * 5 * width)
     trained = {"full": total, "lora": adapted}.get(mode, 0)
-    kept = {"32-true": 66, "bf16-mixed": 42, "bf16-true": 33}[precision] * width
+    saved = {"32-true": 66, "bf16-mixed": 42, "bf16-true": 33}[precision] * width
     layer_input = (2 if precision == "bf16-true" else 4) * width
-    activations = tokens * (layers * layer_input + kept) if activation_checkpointing else tokens * layers * kept
+    activations = tokens * (layers * layer_input + saved) if activation_checkpointing else tokens * layers * saved
     parts = {
         "weights": 4.0 * (total + (adapted if mode == "lora" else 0)),
         "gradients": 4.0 * trained,
@@ -244,7 +259,7 @@ def training_memory(
     return parts | {"total": sum(parts.values())}
 
 
-# What a table of predictions may end in, and its delimiter.
+# File name endings of prediction tables, and their delimiters.
 SUFFIXES = {".tsv": "\t", ".csv": ","}
 
 
@@ -253,13 +268,13 @@ class PredictConfig:
     """Predict labels for the proteins of a FASTA.
 
     Args:
-        model: finetuned.safetensors of `esm2kit finetune`, or the folder it lies in.
-        fasta: FASTA file (plain, .gz or .zst), several of them, or a folder.
-        out: the file to write: .tsv, .csv or .h5; a manifest goes beside it.
-        base: only for adapters (mode lora): where their base model is now; by default where it was in training.
-        precision: float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
-        device: auto takes a GPU if there is one.
-        batch_tokens: tokens that go through the model together; 1024 on a CPU, 32768 on a GPU if not given.
+        model: finetuned.safetensors of `esm2kit finetune`, or its folder.
+        fasta: FASTA file (plain, .gz or .zst), several files, or a folder.
+        out: Output file: .tsv, .csv or .h5. A manifest is written next to it.
+        base: Base model of adapters (mode lora). Default: its location during training.
+        precision: float32 is exact. bfloat16 and int8 (CPU only) are faster and approximate.
+        device: Device of the model. auto uses a GPU if one is available.
+        batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
     """
 
     model: Path
@@ -274,6 +289,8 @@ class PredictConfig:
         check_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
             raise InputError(
-                f"out {self.out} must end in {', '.join(SUFFIXES)} or .h5", code="predict.suffix", path=self.out
+                f"out must end in {', '.join(SUFFIXES)} or .h5, found {str(self.out)!r}",
+                code="predict.suffix",
+                path=self.out,
             )
         check_range(self, "batch_tokens", at_least=1)

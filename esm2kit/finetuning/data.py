@@ -1,8 +1,8 @@
-"""A labelled task as packed micro-batches: each a pure function of (seed, consumed samples), as in pretraining.
+"""A labelled task as packed micro-batches, each a function of (seed, consumed samples) as in pretraining.
 
-One item of the training set is one update's share of the global batch. Samples run through endless epochs, each a
-seeded permutation of the train set, so no batch is short. Validation and prediction go by a token budget, in windows
-that cover every residue of a long protein.
+One item of the training set is this rank's part of the global batch of one update. Samples follow an endless sequence
+of epochs, each a seeded permutation of the training set, so every batch is full. Validation uses batches with a token
+budget and windows that cover all residues of long proteins.
 """
 
 from lightning import LightningDataModule
@@ -16,7 +16,15 @@ from esm2kit.training.parallel import data_parallel_rank
 
 
 class LabelledBatches(Dataset):
-    """Update number -> this rank's micro-batches of that update's global batch."""
+    """Training set of updates: item i is this rank's micro-batches of the global batch of update i.
+
+    Args:
+        proteins: The task.
+        layout: How the global batch is split.
+        rank: Data-parallel rank.
+        seed: Seed of order and windows.
+        max_steps: Number of updates.
+    """
 
     def __init__(self, proteins: LabelledProteins, layout: BatchLayout, rank: int, seed: int, max_steps: int) -> None:
         self.proteins, self.layout, self.rank = proteins, layout, rank
@@ -27,14 +35,14 @@ class LabelledBatches(Dataset):
         return self.max_steps
 
     def samples(self, step: int) -> list[Window]:
-        """The global batch of an update, in drawing order."""
+        """Return the windows of the global batch of an update, in sampling order."""
         size = self.layout.global_batch_size
-        drawn = []
+        windows = []
         for consumed in range(step * size, (step + 1) * size):
             epoch, position = divmod(consumed, len(self.train))
             protein = int(self.train[permutation(self.seed, epoch, position, len(self.train))])
-            drawn.append(self.proteins.sample(self.seed, epoch, protein))
-        return drawn
+            windows.append(self.proteins.sample(self.seed, epoch, protein))
+        return windows
 
     def __getitem__(self, step: int) -> list[LabelledBatch]:
         samples = self.samples(step)
@@ -45,15 +53,15 @@ class LabelledBatches(Dataset):
 
 
 class FinetuneData(LightningDataModule):
-    """Lightning's view on the two sets above.
+    """Lightning data module of a labelled task.
 
     Args:
-        proteins: the task.
-        layout: how the global batch divides.
-        seed: of order and windows.
-        max_steps: updates in all.
-        first_step: updates done before; the next one to serve.
-        tokens_per_validation_batch: token budget of a rank's validation batch.
+        proteins: The task.
+        layout: How the global batch is split.
+        seed: Seed of order and windows.
+        max_steps: Number of updates.
+        first_step: Update to start from.
+        tokens_per_validation_batch: Token budget of a validation batch per rank.
     """
 
     def __init__(
@@ -70,12 +78,14 @@ class FinetuneData(LightningDataModule):
         self.max_steps, self.first_step, self.budget = max_steps, first_step, tokens_per_validation_batch
 
     def train_dataloader(self) -> DataLoader:
+        """Return the loader of the updates from `first_step` on."""
         rank, _ = data_parallel_rank(self.trainer.strategy)
         batches = LabelledBatches(self.proteins, self.layout, rank, self.seed, self.max_steps)
-        # batch_size None: an item already is a batch; a range as sampler keeps order and start in plain sight
+        # batch_size None, because an item is already a batch
         return DataLoader(batches, batch_size=None, sampler=range(self.first_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader:
+        """Return the loader of this rank's validation batches."""
         batches = EvaluationBatches(
             self.proteins, "validation", self.budget, *data_parallel_rank(self.trainer.strategy)
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning: an ESM-2 and a head trained on labels, under any layout with one loss curve."""
+"""Fine-tune an ESM-2 and a head on labels. The loss curve does not depend on the layout of devices."""
 
 import logging
 from collections.abc import Iterator
@@ -41,14 +41,14 @@ __all__ = ["FinetuneConfig", "finetune"]
 
 
 class SeedRun(NamedTuple):
-    """One seed's training, done or not.
+    """The training of one seed.
 
     Args:
-        config: with defaults resolved, with one seed and a folder of its own.
-        finished: False if it was told to stop before its end.
-        step: updates made.
-        writer: its checkpoints.
-        log: its metrics.csv.
+        config: Configuration with resolved defaults, one seed and the folder of the seed.
+        finished: False if the run was stopped before its end.
+        step: Number of finished updates.
+        writer: Writer of the checkpoints.
+        log: Path of metrics.csv.
     """
 
     config: FinetuneConfig
@@ -59,28 +59,34 @@ class SeedRun(NamedTuple):
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Fine-tune, one run a seed; score the test set once; write the models, predictions and the report.
+    """Fine-tune one model per seed, score the test set, and write the models, the predictions and the report.
 
-    A run that was stopped or killed goes on from its last checkpoint.
+    A run that was stopped or killed resumes from its last checkpoint.
 
     Args:
-        config: every rank is given the same.
-    Returns: {"finished", "runs": [{"seed", "step", "best_step", "val_loss", "model", "metrics"}], "test": {metric: as
-        in a report's row}, "predictions", "report", "html"}, also in `<out_dir>/finetune.json`; a run told to stop
-        gives "finished": False and no "test". Ranks other than the first return {}.
-    Raises: InputError for a task, model, head, layout or checkpoint that does not fit, for a folder in which another
-        run trains, and for a loss that is no number, naming the update and the sequences.
+        config: The same configuration on every rank.
+
+    Returns:
+        {"finished", "runs": [{"seed", "step", "max_steps", "best_step", "val_loss", "model", "metrics"}], "test":
+        {metric: as in a report's row}, "predictions", "report", "html"}, which is also written to
+        `<out_dir>/finetune.json`. A stopped run has "finished": False and no "test". Ranks other than the first return
+        {}.
+
+    Raises:
+        InputError: The task, model, head, layout and checkpoint do not match, another run trains in the same folder,
+            or the loss is not finite. The message then contains the update and the sequences.
     """
     with lock_run_folder(Path(config.out_dir)):
         return _finetune(config)
 
 
 def _finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune in a locked folder; see `finetune`."""
     out_dir = Path(config.out_dir)
-    config.layout  # a contradiction is told before anything is read  # noqa: B018
+    config.layout  # checks the layout before reading data  # noqa: B018
     if config.download and config.task in TASKS:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with hold_lock(out_dir / ".download.lock", None):  # one rank fetches; the others wait, and find the files there
+        with hold_lock(out_dir / ".download.lock", None):  # one rank downloads while the others wait
             download_flip(config.task, Path(config.data_dir), config.split)
     data = load_task(config.task, config.split, Path(config.data_dir), config.target)
     if config.limit is not None:
@@ -88,15 +94,15 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     runs: list[SeedRun] = []
     for seed in config.seeds:
         folder = out_dir if len(config.seeds) == 1 else out_dir / f"seed={seed}"
-        own = resolve_defaults(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
-        run, is_first_rank = _train(own, data)
+        resolved = resolve_defaults(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
+        run, is_first_rank = _train(resolved, data)
         runs.append(run)
         if not run.finished:
             break
     if not is_first_rank:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
-    result["runs"] = [_described(run) for run in runs]
+    result["runs"] = [_describe_run(run) for run in runs]
     manifest = build_provenance("finetune", config, {"data": data.sha256})
     if result["finished"]:
         models = [_publish(run) for run in runs]
@@ -110,12 +116,13 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
                 save_hf_classifier(load_finetuned(folder), folder / "huggingface")
         logger.info("wrote %s", ", ".join(map(str, models)))
     else:
-        logger.info("stopped at update %d of %d; the same command goes on", runs[-1].step, runs[-1].config.max_steps)
+        logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
     write_json(out_dir / "finetune.json", result | {"provenance": manifest})
     return result
 
 
-def _described(run: SeedRun) -> dict[str, Any]:
+def _describe_run(run: SeedRun) -> dict[str, Any]:
+    """Return the entry of a run in finetune.json."""
     best = read_metadata(run.writer.best())
     return {
         "seed": run.config.seeds[0],
@@ -129,7 +136,7 @@ def _described(run: SeedRun) -> dict[str, Any]:
 
 
 def _publish(run: SeedRun) -> Path:
-    """The best checkpoint without what only resuming needs."""
+    """Write the best checkpoint without the optimizer state, and return its path."""
     path = Path(run.config.out_dir) / FILE
     tensors, metadata = read_checkpoint(run.writer.best())
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
@@ -138,7 +145,7 @@ def _publish(run: SeedRun) -> Path:
 
 
 def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
-    """One seed, resuming where its folder holds a checkpoint of the same run; whether this is the first rank."""
+    """Train one seed or resume it from its last checkpoint; also return whether this is the first rank."""
     out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
     check_head(config.head, data.task)
     if config.export_hf and config.head != "hf":
@@ -158,7 +165,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     resumed = find_resume_point(out_dir, config, manifest)
     labels = build_labels(data, config.scale_targets, config.class_weights)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
-    model = _model(config, esm2, data, proteins, resumed)
+    model = _build_model(config, esm2, data, proteins, resumed)
     facts = {
         "mode": config.mode,
         "head": model.spec._asdict(),
@@ -178,7 +185,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     module = LabelTrainer(config, model, proteins, resumed, facts)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(
-        "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters train; %d updates, validated every %d; %s",
+        "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters trained, %d updates, validation every %d, %s",
         *(data.task.name, data.split, seed, config.mode, config.head, f"{trained:,}"),
         f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         *(config.max_steps, config.val_check_interval, layout.equation),
@@ -189,10 +196,10 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     return SeedRun(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
 
 
-def _model(
+def _build_model(
     config: FinetuneConfig, esm2: ESM2, data: TaskData, proteins: LabelledProteins, resumed: ResumePoint | None
 ) -> LabelModel:
-    """Encoder and head as the run begins, or as its last checkpoint has them."""
+    """Build the encoder and head of a new run, or load them from its last checkpoint."""
     seed = config.seeds[0]
     spec = HeadSpec(
         config.head,
@@ -214,7 +221,7 @@ def _model(
             load_tensors(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
-            mean_D, scale_D = compute_column_moments(_rows_of_train(esm2, proteins, config, spec))
+            mean_D, scale_D = compute_column_moments(_encode_train_rows(esm2, proteins, config, spec))
             model.head.mean_D.copy_(mean_D)
             model.head.scale_D.copy_(scale_D)
         if config.head_from is not None:
@@ -223,7 +230,7 @@ def _model(
             tensors, metadata = read_checkpoint(path, "head.")
             if "finetune" not in metadata:
                 raise InputError(
-                    f"{path}: head_from requires a file of `esm2kit finetune`; this one has no head",
+                    f"{path} has no head: head_from requires a file of `esm2kit finetune`",
                     code="finetuned.no-head",
                     path=path,
                 )
@@ -231,8 +238,10 @@ def _model(
     return model.train()
 
 
-def _rows_of_train(esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec) -> Iterator[Tensor]:
-    """What the head reads of train, (N, D) a batch."""
+def _encode_train_rows(
+    esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
+) -> Iterator[Tensor]:
+    """Yield the inputs of the head for the training proteins, (N, D) per batch."""
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
@@ -240,4 +249,4 @@ def _rows_of_train(esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfi
         tokens_N, num_tokens = proteins.pack(windows)
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
         yield pool_rows(hidden_ND, num_tokens, spec.reads)[0]
-    esm2.cpu()  # where the trainer takes it from, whatever it will train on
+    esm2.cpu()  # the trainer moves it to its device

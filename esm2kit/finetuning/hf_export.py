@@ -1,6 +1,6 @@
-"""A fine-tuned model as transformers' EsmForSequenceClassification or EsmForTokenClassification, where the head allows.
+"""Export a fine-tuned model with head hf to transformers' EsmForSequenceClassification or EsmForTokenClassification.
 
-Source: transformers `models/esm/modeling_esm.py`; the heads named `hf` have exactly these shapes.
+Source: transformers `models/esm/modeling_esm.py`. The heads named `hf` have the same shapes.
 """
 
 from pathlib import Path
@@ -16,20 +16,22 @@ from esm2kit.models.formats.huggingface import build_hf_config, save_hf, to_hf
 
 
 def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
-    """Write a folder that AutoModelForSequenceClassification or AutoModelForTokenClassification opens.
+    """Write a folder for AutoModelForSequenceClassification or AutoModelForTokenClassification.
 
-    Values come out of it in the target's unit: the scaling of training is folded into the last layer, as is a z-score
-    into the first.
+    The exported model predicts values in the unit of the target: the scaling of the targets is merged into the last
+    layer, and a z-score of the inputs into the first.
 
     Args:
-        model: with head `hf`; adapters are merged already.
-        folder: gets the model, its configuration with the labels, and the tokenizer.
-    Raises: InputError for another head, which transformers has no class for.
+        model: Model with head `hf` and merged adapters.
+        folder: Folder for the model, its configuration with the labels, and the tokenizer.
+
+    Raises:
+        InputError: The model has another head, for which transformers has no class.
     """
     if model.labels.spec.name != "hf":
         raise InputError(
-            f"{model.source}: transformers has no class for head {model.labels.spec.name}; fine-tune with --head hf, "
-            "or use esm2kit predict",
+            f"{model.source}: transformers has no class for head {model.labels.spec.name}. Fine-tune with --head hf, "
+            "or predict with `esm2kit predict`.",
             code="head.no-hf-class",
             head=model.labels.spec.name,
         )
@@ -37,12 +39,12 @@ def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
     save_hf(model.esm2, folder)
     encoder = to_hf(model.esm2.state_dict(), model.esm2.config)
     encoder = {name: tensor for name, tensor in encoder.items() if name.startswith("esm.")}
-    save_tensors(folder / "model.safetensors", encoder | _classifier(model), {"format": "pt"})
-    write_json(folder / "config.json", build_hf_config(model.esm2.config) | _labels(model, per_residue))
+    save_tensors(folder / "model.safetensors", encoder | _convert_head(model), {"format": "pt"})
+    write_json(folder / "config.json", build_hf_config(model.esm2.config) | _build_label_config(model, per_residue))
 
 
-def _classifier(model: FinetunedModel) -> dict[str, Tensor]:
-    """The head's matrices as nn.Linear keeps them, (outputs, inputs)."""
+def _convert_head(model: FinetunedModel) -> dict[str, Tensor]:
+    """Return the matrices of the head in the orientation of nn.Linear, (outputs, inputs)."""
     spec, head = model.labels.spec, {name: tensor.clone() for name, tensor in model.labels.head.state_dict().items()}
     weight_out, bias_out = head["weight_out"][0], head["bias_out"][0, 0]
     if model.task.target == "value":
@@ -65,7 +67,8 @@ def _classifier(model: FinetunedModel) -> dict[str, Tensor]:
     }
 
 
-def _labels(model: FinetunedModel, per_residue: bool) -> dict[str, Any]:
+def _build_label_config(model: FinetunedModel, per_residue: bool) -> dict[str, Any]:
+    """Return the entries of config.json for the architecture and the labels."""
     task = model.task
     names = task.binary_labels or task.labels or (task.name,)
     kind = "regression" if task.target == "value" else "single_label_classification"

@@ -1,7 +1,7 @@
-"""A fine-tuned model as an artefact: one safetensors file of encoder or adapters, head and task; and what it says.
+"""Files of fine-tuned models: one safetensors file with encoder or adapters, head and task.
 
-Tensors: `model.*` under fair-esm's names (so `esm2kit embed --model` takes the file too), or `adapter.*` where only
-low-rank corrections were trained and the base is named by the SHA-256 of its weights; `head.*`.
+Tensors: `model.*` with the names of fair-esm, so that `esm2kit embed --model` can read the file; or `adapter.*` for
+low-rank adapters, with the SHA-256 of the base model's weights; and `head.*`.
 """
 
 import logging
@@ -37,21 +37,27 @@ TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
 
 
 def describe_task(task: Task) -> dict[str, Any]:
-    """What a fine-tuned model has to know of its task."""
+    """Return the task as metadata of a fine-tuned model."""
     names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
     return {name: getattr(task, name) for name in names}
 
 
 def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -> None:
-    """Put a trained head in the place of a fresh one.
+    """Load the weights of a trained head.
 
-    Raises: InputError with both numbers if it puts out another number of classes, or the first tensor that differs.
+    Args:
+        model: The model with the head.
+        state: Tensors of the trained head.
+        source: File for messages.
+
+    Raises:
+        InputError: The trained head has another number of outputs, or tensors of another name or shape.
     """
     outputs = state["bias_out"].shape[-1] if "bias_out" in state else 0
     if outputs != model.spec.num_outputs:
         raise InputError(
-            f"{source}: its head has {outputs} outputs, the task requires {model.spec.num_outputs}; "
-            "take a head trained on the same labels, or train a fresh one",
+            f"{source}: the head has {outputs} outputs, but the task requires {model.spec.num_outputs}. Choose a head "
+            "that was trained on the same labels, or train a new one.",
             code="head.outputs",
             found=outputs,
             expected=model.spec.num_outputs,
@@ -63,15 +69,15 @@ def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -
 
 @dataclass(frozen=True)
 class FinetunedModel:
-    """A fine-tuned encoder and head, ready to predict.
+    """A fine-tuned encoder and head for prediction.
 
     Args:
-        encoder: the encoder, adapters merged.
-        labels: the head.
-        task: what it predicts.
-        metadata: of its file; `finetune` holds mode, base and scaling.
-        esm2: the encoder as a model, to save or export.
-        source: the file.
+        encoder: The encoder with merged adapters.
+        labels: The head.
+        task: The task.
+        metadata: Metadata of the file; `finetune` contains mode, base and scaling.
+        esm2: The encoder as a module, to save or export.
+        source: The file.
     """
 
     encoder: Encoder
@@ -83,18 +89,21 @@ class FinetunedModel:
 
     @property
     def facts(self) -> dict[str, Any]:
+        """Metadata of fine-tuning: mode, head, task, max_tokens, scaling of the targets, base and lora."""
         return self.metadata["finetune"]
 
     @torch.inference_mode()
     def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
-        """The head's outputs, values in the target's unit.
+        """Compute the outputs of the head, values in the unit of the target.
 
-        A sequence over the trained window is read in overlapping windows, whose outputs are averaged.
+        A sequence longer than the training window is split into overlapping windows, whose outputs are averaged.
 
         Args:
-            sequences: residues.
-            tokens_per_batch: tokens that go through the model together; the result does not depend on it (1e-5).
-        Returns: for each sequence (C,) for a protein task, (residues, C) for a residue task; float32.
+            sequences: Amino-acid sequences.
+            tokens_per_batch: Tokens per batch. It changes the outputs only by rounding (1e-5).
+
+        Returns:
+            For each sequence (C,) for a protein task, or (residues, C) for a residue task, in float32.
         """
         longest = self.facts["max_tokens"] - 2
         segments = Windowing(longest, min(WINDOW_OVERLAP, longest // 2), 0)
@@ -123,12 +132,12 @@ class FinetunedModel:
         return merged if per_residue else [rows[0] for rows in merged]
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
-        """Classes (int64) or values (float64) that outputs (..., C) stand for."""
+        """Convert outputs (..., C) to classes (int64) or values (float64)."""
         decided = decode_outputs(torch.from_numpy(outputs), self.task).numpy()
         return decided.astype(np.float64) if self.task.target == "value" else decided
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """(..., C) probability of every class, or of every binary label; values as they are."""
+        """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
         if self.task.target == "value":
             return outputs
         tensor = torch.from_numpy(outputs)
@@ -138,22 +147,27 @@ class FinetunedModel:
 def load_finetuned(
     path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
 ) -> FinetunedModel:
-    """Read what `esm2kit finetune` wrote.
+    """Load a model of `esm2kit finetune`.
 
     Args:
-        path: finetuned.safetensors, or the folder it lies in.
-        base: only for adapters: where their base model is now; by default where it was.
+        path: finetuned.safetensors, or its folder.
+        base: Base model of adapters. Default: its location during training.
         device: auto, cpu or cuda.
-        precision: as `Encoder`.
-    Raises: InputError if the file is damaged or none of these, or the base is not the one the adapters were trained on,
-        or one is given and the file is whole without.
+        precision: See `Encoder`.
+
+    Returns:
+        The model, with adapters merged.
+
+    Raises:
+        InputError: The file does not exist, is damaged or is not a fine-tuned model; the base differs from the one of
+            the training; or a base is specified for a file that contains its encoder.
     """
     path = Path(path)
     if path.is_dir():
         seeds = sorted(folder.name for folder in path.glob("seed=*") if (folder / FILE).is_file())
         if not (path / FILE).is_file() and seeds:
             raise InputError(
-                f"{path} holds one model a seed ({', '.join(seeds)}); name one of these folders",
+                f"{path} contains one model per seed ({', '.join(seeds)}). Choose one of these folders.",
                 code="finetuned.several",
                 path=path,
                 found=list(seeds),
@@ -161,14 +175,14 @@ def load_finetuned(
         path = path / FILE
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; `esm2kit finetune` makes it when a run has ended",
+            f"{path} does not exist. `esm2kit finetune` writes it at the end of a run.",
             code="finetuned.missing",
             path=path,
         )
     tensors, metadata = read_checkpoint(path)
     if "finetune" not in metadata:
         raise InputError(
-            f"{path}: a pretraining checkpoint, which has no head; `esm2kit finetune` gives it one",
+            f"{path} is a pretraining checkpoint without a head. Fine-tune it with `esm2kit finetune`.",
             code="finetuned.no-head",
             path=path,
         )
@@ -179,29 +193,30 @@ def load_finetuned(
     task = Task(**task_fields, splits={}, default_split="")
     if task.num_outputs != spec.num_outputs:
         raise InputError(
-            f"{path}: its head has {spec.num_outputs} outputs, its task {task.name} {task.num_outputs} labels",
+            f"{path}: the head has {spec.num_outputs} outputs, but task {task.name} requires {task.num_outputs}",
             code="head.outputs",
             found=spec.num_outputs,
             expected=task.num_outputs,
         )
     load_head(labels, parts["head"], path)
-    esm2 = _encoder(path, parts, metadata, base)
+    esm2 = _load_encoder(path, parts, metadata, base)
     return FinetunedModel(Encoder(esm2, precision, resolve_device(device)), labels.eval(), task, metadata, esm2, path)
 
 
 def save_merged(model: FinetunedModel, path: Path) -> None:
-    """Write encoder and head whole, adapters merged: needs no base, and `embed` and `export` take it as any model."""
+    """Write the encoder and head with adapters merged, as a file that needs no base model."""
     tensors = {f"model.{name}": tensor for name, tensor in model.esm2.state_dict().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in model.labels.head.state_dict().items()}
     write_checkpoint(path, tensors, model.metadata)
 
 
-def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:
+def _load_encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:
+    """Load the encoder, with adapters merged into the base model."""
     facts = metadata["finetune"]
     if "adapter" not in parts:
         if base is not None:
             raise InputError(
-                f"{path}: holds its encoder whole, so base {base} would change nothing: leave it out",
+                f"{path} contains the complete encoder, so base {base!r} is not used: omit base",
                 code="finetuned.base-unused",
                 path=path,
                 base=base,
@@ -213,7 +228,7 @@ def _encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str
     if found != named["sha256"]:
         raise InputError(
             f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
-            f"{source.name} has weights {found[:12]}; give the base they belong to",
+            f"but {source.name} has weights {found[:12]}. Pass that base model as base.",
             code="lora.other-base",
             path=path,
             expected=named["sha256"],

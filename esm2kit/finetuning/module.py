@@ -1,4 +1,4 @@
-"""An encoder and a head in the training loop: loss, validation, what is trained and saved."""
+"""Training of an encoder and a head: loss, validation, trained parameters and checkpoints."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ from esm2kit.training.resume import ResumePoint, collect_state
 
 
 def loss_sum(outputs_MC: Tensor, targets_M: Tensor, weights_M: Tensor, task: Task) -> Tensor:
-    """Weighted loss summed over labels: squared error, cross-entropy, or the mean cross-entropy of binary labels."""
+    """Compute the weighted loss summed over labels: squared error, cross-entropy, or mean binary cross-entropy."""
     if task.target == "value":
         return (weights_M * (outputs_MC[:, 0] - targets_M).square()).sum()
     if task.binary_labels:
@@ -36,14 +36,14 @@ def loss_sum(outputs_MC: Tensor, targets_M: Tensor, weights_M: Tensor, task: Tas
 
 
 class LabelTrainer(TrainingLoop):
-    """An encoder and a head trained on labels.
+    """Lightning module of an encoder and a head that are trained on labels.
 
     Args:
-        config: the run, with its defaults resolved.
-        model: whole, the same on every rank.
-        proteins: the task.
-        resumed: the checkpoint to continue from.
-        facts: what predictions need to know of the model; every checkpoint carries them.
+        config: Configuration with resolved defaults.
+        model: The complete model, identical on every rank.
+        proteins: The task.
+        resumed: Checkpoint to resume from, or None.
+        facts: Metadata for predictions, saved in every checkpoint.
     """
 
     def __init__(
@@ -59,45 +59,56 @@ class LabelTrainer(TrainingLoop):
         stopping = resumed.metadata["early_stopping"] if resumed else {}
         self.best_loss, self.since_best = stopping.get("best_loss"), stopping.get("since_best", 0)
         self.validation_rows = EvaluationBatches(proteins, "validation", config.tokens_per_validation_batch)
-        self.slots = torch.from_numpy(proteins.data.scored[_targets_of(proteins.data, "validation")])
+        self.slots = torch.from_numpy(proteins.data.scored[_target_indices(proteins.data, "validation")])
         self.sums_MC: Tensor | None = None
         freeze_parameters(model, config)
 
     @property
     def out_of_patience(self) -> bool:
+        """Whether early stopping ends the run."""
         return self.config.patience is not None and self.since_best >= self.config.patience
 
     @property
     def finished(self) -> bool:
+        """Whether all updates are done or early stopping ends the run."""
         return super().finished or self.out_of_patience
 
     def loss_sum(self, batch: LabelledBatch) -> Tensor:
+        """Compute the weighted loss summed over the labels of a micro-batch."""
         outputs = self.model(batch.tokens_N, batch.num_tokens, batch.keys_B)[batch.rows_M]
         return loss_sum(outputs, batch.targets_M, batch.weights_M, self.task)
 
     def training_flops(self, batch: LabelledBatch) -> float:
+        """Return the floating-point operations of a micro-batch."""
         return training_flops(self.esm2.config, batch.num_tokens, self.config)
 
     def sequence_ids(self, batch: LabelledBatch) -> list[str]:
+        """Return the ids of the proteins in a micro-batch."""
         return [self.proteins.data.ids[protein] for protein in batch.proteins]
 
     def peak_rates(self) -> dict[float, list[nn.Parameter]]:
+        """Return the trained parameters by peak learning rate."""
         return group_by_learning_rate(self.model, self.config)
 
     def learning_rate(self, peak: float) -> float:
+        """Return the learning rate of the current update for a peak learning rate."""
         return peak * lr_factor(self.step, self.config)
 
     @property
     def logged_peak(self) -> float:
+        """Peak learning rate in the log: that of the head in mode frozen."""
         return self.config.head_lr if self.config.mode == "frozen" else self.config.lr
 
     def unsharded_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the head, which FSDP2 does not shard."""
         return list(self.model.head.parameters())
 
     def on_validation_epoch_start(self) -> None:
+        """Reset the sums of the validation outputs."""
         self.sums_MC = torch.zeros(self.validation_rows.num_slots, self.model.spec.num_outputs + 1, device=self.device)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Add the outputs of a validation batch to the sums over windows."""
         with precision_context(self.esm2, self.config.precision):
             outputs = self.model(batch.tokens_N, batch.num_tokens)
         if len(batch.slots_M):
@@ -105,12 +116,14 @@ class LabelTrainer(TrainingLoop):
             self.sums_MC.index_add_(0, batch.slots_M, counted)
 
     def validation_metrics(self) -> dict[str, float]:
+        """Return val_loss and the headline metric, over all ranks."""
         summed = sum_over_group(data_parallel_group(self.trainer.strategy), self.sums_MC).cpu()
         outputs_MC = (summed[:, :-1] / summed[:, -1:])[self.slots]
         val_loss, metrics = evaluate(outputs_MC, self.proteins.labels, self.proteins.data, "validation")
         return {"val_loss": val_loss, **metrics}
 
     def on_validation_epoch_end(self) -> None:
+        """Update early stopping after a validation."""
         super().on_validation_epoch_end()
         val_loss = self.last_validation["val_loss"]
         better = self.best_loss is None or val_loss < self.best_loss
@@ -119,7 +132,7 @@ class LabelTrainer(TrainingLoop):
             self.trainer.should_stop = True
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """`model.*` or, of LoRA, `adapter.*`; `head.*`; `optimizer.*`."""
+        """Return `model.*` (in mode lora `adapter.*`), `head.*` and `optimizer.*`."""
         lora = self.config.mode == "lora"
         trained = {f"esm2.{name}" for name in list_adapters(self.esm2)}
         held = collect_state(
@@ -134,19 +147,27 @@ class LabelTrainer(TrainingLoop):
         }
 
     def checkpoint_details(self) -> dict[str, Any]:
+        """Return the metadata of a checkpoint: the task, the model and early stopping."""
         stopping = {"best_loss": self.best_loss, "since_best": self.since_best}
         return {"finetune": self.facts, "early_stopping": stopping}
 
 
-def _targets_of(data: TaskData, set_name: str) -> np.ndarray:
-    """Indices of all targets of a set, those that do not count included."""
+def _target_indices(data: TaskData, set_name: str) -> np.ndarray:
+    """Return the indices of all targets of a set, including those that are not scored."""
     return np.flatnonzero((data.sets == set_name)[data.protein_of_target])
 
 
 def evaluate(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) -> tuple[float, dict[str, float]]:
-    """Loss and headline metric of a set's scored outputs, as training sees them.
+    """Compute the loss and the headline metric of a set.
 
-    Returns: the loss, and {"val_<metric>": value}; an undefined metric (no spread in the predictions) is 0.
+    Args:
+        outputs_MC: Outputs for the scored targets of the set.
+        labels: Labels of the task as they are used in training.
+        data: The task.
+        set_name: Name of the set.
+
+    Returns:
+        The loss, and {"val_<metric>": value}. An undefined metric (constant predictions) is 0.
     """
     rows = torch.from_numpy(data.target_rows(set_name))
     targets, weights = labels.targets[rows], labels.weights[rows]
@@ -162,14 +183,19 @@ def evaluate(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) 
 
 
 def freeze_parameters(model: LabelModel, config: FinetuneConfig) -> None:
-    """Leave gradients to what the mode trains: parts that no label depends on never have any.
+    """Freeze the parameters that the mode does not train.
 
-    Raises: InputError if the model has fewer layers than last_n.
+    Args:
+        model: The encoder and head.
+        config: Mode and last_n.
+
+    Raises:
+        InputError: last_n exceeds the number of layers.
     """
     esm2, layers = model.esm2, len(model.esm2.layers)
     if config.mode == "last_n" and config.last_n > layers:
         raise InputError(
-            f"last_n is {config.last_n} and the model has {layers} layers: give at most {layers}",
+            f"last_n must be at most {layers}, the number of layers of the model, found {config.last_n}",
             code="option.range",
             name="last_n",
             found=config.last_n,
@@ -185,10 +211,19 @@ def freeze_parameters(model: LabelModel, config: FinetuneConfig) -> None:
 
 
 def training_flops(shape: ESM2Config, num_tokens: list[int], config: FinetuneConfig) -> float:
-    """Useful floating-point operations of an encoder's training step on a packed batch, the head's few left out.
+    """Count the floating-point operations of a training step of the encoder, without the head and the adapters.
 
-    A backward pass costs a forward pass for the rows' gradients and one more for the weights'; it goes down to the
-    lowest layer that trains. Mode lora has the first alone, its adapters' own work aside; frozen has neither.
+    A backward pass costs as much as one forward pass for the gradients of the activations, and another one for the
+    gradients of the weights. It ends at the lowest trained layer. Mode lora requires only the first part, and mode
+    frozen neither.
+
+    Args:
+        shape: Architecture of the encoder.
+        num_tokens: Tokens of each sequence of the packed batch.
+        config: Mode and last_n.
+
+    Returns:
+        Floating-point operations.
     """
     forward = shape.forward_flops(num_tokens, 0)
     trained = config.last_n / shape.num_layers
@@ -196,7 +231,7 @@ def training_flops(shape: ESM2Config, num_tokens: list[int], config: FinetuneCon
 
 
 def group_by_learning_rate(model: LabelModel, config: FinetuneConfig) -> dict[float, list[nn.Parameter]]:
-    """Peak learning rate -> parameters: the head's own, the top layer's lr, and below it ever less."""
+    """Group the trained parameters by peak learning rate: head_lr for the head, and layer-wise decay below lr."""
     rates: dict[float, list[nn.Parameter]] = {}
     layers = len(model.esm2.layers)
     for name, parameter in model.named_parameters():

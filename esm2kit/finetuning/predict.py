@@ -1,4 +1,4 @@
-"""Labels for any FASTA from a fine-tuned model: TSV, CSV or HDF5, in bounded memory, whole or absent."""
+"""Predict labels for a FASTA file with a fine-tuned model. The output is TSV, CSV or HDF5, written atomically."""
 
 import csv
 import itertools
@@ -22,19 +22,26 @@ from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 
 logger = logging.getLogger(__name__)
 
-# Proteins in memory at once; inside them the longest go first, the file keeps the FASTA's order.
+# Proteins in memory together. Batches are sorted by length, the output has the order of the FASTA file.
 PROTEINS_AT_ONCE = 2048
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
-    """Predict and write.
+    """Predict labels and write them to a file.
 
-    A table has one row a protein (`id`, `prediction`, and `p_<label>` for classes) or one row a residue (`id`,
-    `position` from 1, `residue`, ...). HDF5 has one dataset a protein, "0", "1", ... in the FASTA's order with its
-    attribute `original_id`: probabilities or values, (C,) or (residues, C) float32; the root says what the columns are.
+    A table has one row per protein (`id`, `prediction`, and `p_<label>` for classes) or one row per residue (`id`,
+    `position` from 1, `residue`, ...). HDF5 has one dataset per protein, "0", "1", ... in the order of the FASTA file,
+    with the attribute `original_id`. It contains probabilities or values, (C,) or (residues, C) float32. The attributes
+    of the root contain the names of the columns.
 
-    Returns: {"out", "manifest", "num_proteins", "task", "labels"}.
-    Raises: InputError for a file that cannot be read, or a base that is not the adapters' own, or is of no use.
+    Args:
+        config: Model, FASTA file and output file.
+
+    Returns:
+        {"out", "manifest", "num_proteins", "task", "labels"}.
+
+    Raises:
+        InputError: A file cannot be read, or the base is not the one of the adapters.
     """
     out, files = Path(config.out), find_fasta_files(config.fasta)
     model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
@@ -46,8 +53,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
     if out.exists():
-        logger.info("%s is there and will be replaced; another --out keeps both", out)
-    writer = _table if out.suffix in SUFFIXES else _hdf5
+        logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
+    writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
     with atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
         while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
@@ -55,43 +62,45 @@ def predict(config: PredictConfig) -> dict[str, Any]:
             for record, values in zip(block, outputs, strict=True):
                 write(record, values)
             progress.update(progress.done + len(block))
-    beside = out.with_name(f"{out.name}.json")
-    write_json(beside, {**about, "num_proteins": progress.done, "provenance": manifest})
+    path = out.with_name(f"{out.name}.json")
+    write_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
     logger.info("wrote %s: %d proteins in %.1f s", out, progress.done, time.monotonic() - started)
-    return {"out": out, "manifest": beside, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
+    return {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
 
 
 @contextmanager
-def _table(
+def _write_table(
     part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
-    """Rows of text; probabilities and values with seven significant digits."""
+    """Yield a function that writes rows of text, with seven significant digits."""
     task, per_residue = model.task, model.task.level == "residue"
-    shares = [f"p_{label}" for label in about["labels"]]
+    columns = [f"p_{label}" for label in about["labels"]]
     with open(part, "w", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
-        rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *shares])
+        rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *columns])
 
         def write(record: Record, outputs: np.ndarray) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
             decided = model.decide(outputs_MC)
-            shown = [task.labels[place] for place in decided] if task.target == "class" else map(_digits, decided)
+            shown = [task.labels[place] for place in decided] if task.target == "class" else map(_format_value, decided)
             probabilities_MC = model.probabilities(outputs_MC) if task.target == "class" else outputs_MC[:, :0]
-            for place, (label, shares_C) in enumerate(zip(shown, probabilities_MC, strict=True)):
+            for place, (label, probabilities_C) in enumerate(zip(shown, probabilities_MC, strict=True)):
                 where = [place + 1, record.sequence[place]] if per_residue else []
-                rows.writerow([record.id, *where, label, *map(_digits, shares_C)])
+                rows.writerow([record.id, *where, label, *map(_format_value, probabilities_C)])
 
         yield write
 
 
-def _digits(value: float) -> str:
+def _format_value(value: float) -> str:
+    """Format a number with seven significant digits."""
     return f"{value:.7g}"
 
 
 @contextmanager
-def _hdf5(
+def _write_hdf5(
     part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
+    """Yield a function that writes one dataset per protein."""
     with h5py.File(part, "w") as file:
         text = h5py.string_dtype()
         for name, value in about.items():

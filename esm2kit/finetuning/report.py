@@ -1,4 +1,4 @@
-"""A fine-tuned model's report: its test scores compared with a probe of the weights it began with and the baselines."""
+"""Report of a fine-tuned model: test scores compared with a probe of the initial weights and the baselines."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict_set(model: FinetunedModel, data: TaskData, set_name: str) -> np.ndarray:
-    """Predictions (M,) for the targets of a set that count, in the task's order."""
+    """Predict the scored targets of a set (M,), in the order of the task."""
     rows = data.rows(set_name)
     outputs = model.outputs([data.sequences[row] for row in rows])
     if data.task.level == "protein":
@@ -43,18 +43,18 @@ def write_finetune_report(
     histories: Sequence[list[dict[str, str]]],
     manifest: dict[str, Any],
 ) -> dict[str, Any]:
-    """Score the test set once and write predictions.npz and, with `benchmark`, report.json and report.html.
+    """Score the test set and write predictions.npz, and with `benchmark` also report.json and report.html.
 
     Args:
-        config: as given.
-        run: with its defaults resolved.
-        data: the task.
-        models: finetuned.safetensors of every seed.
-        histories: rows of every seed's metrics.csv.
-        manifest: the run's provenance.
+        config: Configuration of the user.
+        run: Configuration with resolved defaults.
+        data: The task.
+        models: finetuned.safetensors of each seed.
+        histories: Rows of each seed's metrics.csv.
+        manifest: Provenance of the run.
 
     Returns:
-        {"name", "test", "predictions", "report", "html"}; the last two are None without `benchmark`.
+        {"name", "test", "predictions", "report", "html"}. The last two are None without `benchmark`.
     """
     out_dir = Path(config.out_dir)
     test, validation = [], []
@@ -65,15 +65,15 @@ def write_finetune_report(
     fitted = Fitted(
         np.stack(test),
         np.stack(validation),
-        _curves(histories),
-        {"epoch": [_kept_validation(rows) for rows in histories]},
-        sum(map(_seconds, histories)),
+        _build_curves(histories),
+        {"epoch": [_find_best_validation(rows) for rows in histories]},
+        sum(map(_sum_seconds, histories)),
     )
     counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)
     base = model.facts["base"]["name"]
     name = f"{base}, fine-tuned ({run.mode}, {run.head})"
-    note = f"{SOURCES[run.preset]}; {run.max_steps} updates of {run.layout.global_batch_size} sequences at most"
-    scored = ScoredModel(name, "finetuned", note, _settings(run), fitted, score_fitted(fitted, data, counts_RP))
+    note = f"{SOURCES[run.preset]}; up to {run.max_steps} updates of {run.layout.global_batch_size} sequences"
+    scored = ScoredModel(name, "finetuned", note, _select_settings(run), fitted, score_fitted(fitted, data, counts_RP))
     logger.info("%s: test %s", name, format_score(data.task.metric, scored.scores[data.task.metric]))
     result: dict[str, Any] = {
         "name": name,
@@ -84,11 +84,11 @@ def write_finetune_report(
     }
     if config.benchmark:
         try:
-            settings = _benchmark_config(config, base)
+            settings = _build_benchmark_config(config, base)
             data, start, untrained = load_task_features(settings, data)
             report, predictions = benchmark_task(data, start, untrained, settings, manifest, scored)
         except InputError as error:
-            logger.warning("no report, only the scores: %s", error)
+            logger.warning("scores are written without a report: %s", error)
         else:
             report = write_report(report, data, predictions, out_dir)
             return result | {"report": str(report.json), "html": str(report.html)}
@@ -96,16 +96,17 @@ def write_finetune_report(
     return result
 
 
-def _settings(run: FinetuneConfig) -> dict[str, Any]:
+def _select_settings(run: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings that the report shows."""
     names = ("mode", "head", "hidden", "dropout", "lr", "head_lr", "layer_lr_decay", "warmup_steps", "schedule")
     settings = {name: getattr(run, name) for name in (*names, "weight_decay", "max_steps", "patience", "precision")}
     return settings | {"global_batch_size": run.layout.global_batch_size}
 
 
-def _curves(histories: Sequence[list[dict[str, str]]]) -> dict[str, list[list[float]]]:
-    """Losses at each validation, validations x seeds; train_loss is the mean of what was logged since the last one.
+def _build_curves(histories: Sequence[list[dict[str, str]]]) -> dict[str, list[list[float]]]:
+    """Return the losses at each validation (validations, seeds); train_loss is the mean since the last validation.
 
-    A seed that stopped early keeps its last figures to the end of the table.
+    A seed that stopped early repeats its last values.
     """
     curves: list[list[tuple[float, float]]] = []
     for rows in histories:
@@ -126,20 +127,20 @@ def _curves(histories: Sequence[list[dict[str, str]]]) -> dict[str, list[list[fl
     }
 
 
-def _seconds(rows: list[dict[str, str]]) -> float:
-    """What training took, over all its processes: the clock of a row is that of the process that wrote it."""
+def _sum_seconds(rows: list[dict[str, str]]) -> float:
+    """Sum the training time of all processes of a run; each process starts its clock at 0."""
     clock = [float(row["seconds"]) for row in rows]
     return sum(now for now, then in zip(clock, [*clock[1:], 0.0], strict=False) if then < now)
 
 
-def _kept_validation(rows: list[dict[str, str]]) -> int:
-    """Number, from 1, of the validation whose weights were kept."""
+def _find_best_validation(rows: list[dict[str, str]]) -> int:
+    """Return the number, from 1, of the validation with the lowest loss; its weights are kept."""
     losses = [float(row["val_loss"]) for row in rows if row["val_loss"]]
     return int(np.argmin(losses)) + 1 if losses else 0
 
 
-def _benchmark_config(config: FinetuneConfig, base: str) -> BenchmarkConfig:
-    """Settings for the probe of the weights the run began with; random ones are written to a file first."""
+def _build_benchmark_config(config: FinetuneConfig, base: str) -> BenchmarkConfig:
+    """Build the settings for the probe of the initial weights; random weights are written to a file first."""
     out_dir, model = Path(config.out_dir) / "benchmark", str(config.model)
     if config.untrained_seed is not None:
         path = out_dir / f"{base}.safetensors"

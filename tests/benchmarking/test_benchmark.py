@@ -1,4 +1,4 @@
-"""The benchmark stage from FASTA to report: honest, resumable, and one line for what is wrong."""
+"""The benchmark stage from FASTA to report: correct scores, resuming, and one-line errors."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small model with random weights, as a checkpoint of ours."""
+    """Write an esm2kit checkpoint of a small model with random weights."""
     config = ESM2Config(2, 32, 4)
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
     state = ESM2.initialised(config, 3).state_dict()
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A value (share of W), a class (which residue is rich) and a residue class (which kind of letter)."""
+    """Write three tasks: a value (fraction of W), a class (the enriched residue) and a residue class."""
     folder, generator = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     sets = ["SET=train VALIDATION=False"] * 60 + ["SET=train VALIDATION=True"] * 20 + ["SET=test VALIDATION=False"] * 40
     value, classes, labels, sequences = [], [], [], []
@@ -86,10 +86,8 @@ def value_report(tasks, model, tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "probe", "metric"), [("rich", "logistic", "accuracy"), ("letters", "cnn", "accuracy")]
 )
-def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, task, probe, metric):
-    report = run(
-        tasks, model, tmp_path, task=task, epochs=150
-    )  # random weights this narrow take the CNN a while to read
+def test_classes_are_learned_and_beat_the_majority_class(tasks, model, tmp_path, task, probe, metric):
+    report = run(tasks, model, tmp_path, task=task, epochs=150)  # the CNN learns slowly from narrow random features
     first, rows = report.first, {row.name: row for row in report.rows}
     assert first.name == f"small, {probe}"
     assert rows["majority"].metrics[metric].value < first.metrics[metric].low
@@ -99,14 +97,14 @@ def test_classes_are_learned_and_the_guess_is_beaten(tasks, model, tmp_path, tas
     assert set(first.per_class) == set(report.task.labels)
 
 
-def test_a_report_is_whole(value_report):
+def test_a_report_is_complete(value_report):
     report = json.loads(value_report.json.read_text())
     assert report["schema"] == SCHEMA == "esm2kit.report/2"
     assert list(report) == [
         "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
         "sha256",
     ]  # fmt: skip
-    assert to_json(Report.read(value_report.json)) == to_json(value_report), "what is read is what was written"
+    assert to_json(Report.read(value_report.json)) == to_json(value_report), "reading returns what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
     kinds = [(row["name"], row["kind"]) for row in report["rows"]]
     assert kinds == [
@@ -126,7 +124,7 @@ def test_a_report_is_whole(value_report):
 
 
 class Page(HTMLParser):
-    """What a browser would be asked to fetch, and what a screen reader would read."""
+    """Collects what a browser would fetch and what a screen reader would read."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +142,7 @@ class Page(HTMLParser):
             self.ids.append(attributes["id"])
 
 
-def test_the_page_is_one_file_that_fetches_nothing(value_report):
+def test_the_page_loads_nothing(value_report):
     html = value_report.html.read_text()
     page = Page()
     page.feed(html)
@@ -172,7 +170,7 @@ def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, val
     assert lead.endswith(f" is {predicted_SM[0].std() / truth.std() / 100:.0%} of that of the measured values.")
 
 
-def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp_path, monkeypatch):
+def test_a_second_run_reuses_finished_rows(tasks, model, tmp_path, monkeypatch):
     first = run(tasks, model, tmp_path, task="share")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
     monkeypatch.setattr(stage, "fit_probe", lambda *a, **k: pytest.fail("fitted again"))
@@ -182,7 +180,7 @@ def test_a_second_run_takes_up_what_is_done_and_gives_the_same(tasks, model, tmp
     assert second.rows == first.rows
 
 
-def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
+def test_other_settings_are_fitted_again(tasks, model, tmp_path):
     first = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False)
     second = run(tasks, model, tmp_path, task="share", baselines=[], untrained=False, probe="fnn")
     assert [row.name for row in second.rows] == ["small, fnn"]
@@ -191,7 +189,7 @@ def test_another_setting_is_fitted_anew(tasks, model, tmp_path):
     assert first.first.history == {}
 
 
-def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
+def test_the_log_has_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
     caplog.set_level("INFO", logger="esm2kit")
     run(tasks, model, tmp_path / "a", task="share", baselines=["mean"], untrained=False)
     run(tasks, model, tmp_path / "b", task="rich", baselines=[], untrained=False, probe="logistic")
@@ -203,14 +201,14 @@ def test_the_console_tells_the_best_penalty_once_and_no_nan(tasks, model, tmp_pa
     assert not [line for line in lines if re.search(r"\bnan\b", line)]
 
 
-def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(tasks, model, tmp_path, caplog):
+def test_a_report_of_other_settings_is_kept_and_an_equal_one_is_replaced(tasks, model, tmp_path, caplog):
     caplog.set_level("INFO", logger="esm2kit")
     few = {"baselines": [], "untrained": False}
     files = ("report.json", "report.html", "predictions.npz")
     run(tasks, model, tmp_path, task="share", **few)
     first = {name: (tmp_path / name).read_bytes() for name in files}
     run(tasks, model, tmp_path, task="share", **few)
-    assert not (tmp_path / "earlier").exists(), "the same question again: one report is enough"
+    assert not (tmp_path / "earlier").exists(), "a report with the same settings is replaced"
     run(tasks, model, tmp_path, task="rich", **few)
     assert json.loads((tmp_path / "report.json").read_text())["task"]["name"] == "rich"
     kept = tmp_path / "earlier" / "1"
@@ -219,10 +217,10 @@ def test_a_report_of_other_settings_is_kept_and_the_same_one_is_not_kept_twice(t
     assert f"moved the earlier report (share small) to {kept / 'report.html'}" in caplog.messages
     run(tasks, model, tmp_path, task="rich", seeds=[7], **few)
     assert (tmp_path / "earlier" / "2" / "predictions.npz").is_file()
-    assert compare(CompareConfig([kept, tmp_path], tmp_path / "joined")).reports, "an earlier report is as good as any"
+    assert compare(CompareConfig([kept, tmp_path], tmp_path / "joined")).reports, "an earlier report can be compared"
 
 
-def test_a_report_that_cannot_be_read_is_kept_too(value_report, tmp_path):
+def test_an_unreadable_report_is_kept(value_report, tmp_path):
     (tmp_path / "report.json").write_text("{}")
     move_earlier_report(tmp_path, value_report)
     assert (tmp_path / "earlier" / "1" / "report.json").read_text() == "{}"
@@ -242,14 +240,14 @@ def test_a_report_that_cannot_be_read_is_kept_too(value_report, tmp_path):
         ({"tasks": "gb1", "out_dir": Path("here")}, "here/gb1"),
     ],
 )
-def test_every_model_and_task_has_a_folder_of_its_own(given, folder, monkeypatch):
+def test_every_model_and_task_has_a_separate_folder(given, folder, monkeypatch):
     folders = []
     monkeypatch.setattr(stage, "_run_task", lambda config: folders.append(config.out_dir))
     benchmark(BenchmarkConfig(**given))
     assert folders == [Path(folder)]
 
 
-def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
+def test_folder_names_of_model_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outside = format_folder_name("../pretrain")
     assert outside == "--".join(tmp_path.parent.parts[1:]) + "--pretrain"
@@ -259,7 +257,7 @@ def test_a_models_path_is_its_folders_name(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_limit_leaves_the_files_alone_and_says_so(tasks, model, tmp_path):
+def test_limit_does_not_change_the_files_and_is_noted(tasks, model, tmp_path):
     before = (tasks / "share.fasta").read_bytes()
     report = run(tasks, model, tmp_path, task="share", limit=15, baselines=[], untrained=False)
     assert report.task.sizes == {"train": 15, "validation": 15, "test": 15}
@@ -275,8 +273,8 @@ def hiddens(tasks, model, tmp_path_factory):
     return embed(config)
 
 
-def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path):
-    made = run(tasks, model, tmp_path / "made", task="letters", baselines=[], untrained=False, epochs=3)
+def test_existing_files_give_the_same_scores_as_embedding(tasks, model, hiddens, tmp_path):
+    embedded = run(tasks, model, tmp_path / "embedded", task="letters", baselines=[], untrained=False, epochs=3)
     given = run(tasks, None, tmp_path / "given", task="letters", baselines=[], hiddens=hiddens.hiddens, epochs=3)
     wide = tmp_path / "wide.safetensors"
     state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(ESM2Config(1, 40, 2), 0).state_dict().items()}
@@ -285,12 +283,12 @@ def test_existing_files_are_as_good_as_embedding(tasks, model, hiddens, tmp_path
     assert any(
         "untrained wide has vectors of 40 dimensions, but the embeddings have 32" in note for note in other.notes
     )
-    a, b = (report.first.metrics["accuracy"].value for report in (made, given))
+    a, b = (report.first.metrics["accuracy"].value for report in (embedded, given))
     assert a == pytest.approx(b, abs=0.01)  # float16 and float32
     assert any("No untrained model was probed" in note for note in given.notes)
 
 
-def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model, tmp_path):
+def test_missing_embeddings_are_refused_unless_allowed(tasks, model, tmp_path):
     fasta = tmp_path / "some.fasta"
     records = (tasks / "letters" / "sequences.fasta").read_text().split(">")[1:]
     fasta.write_text("".join(f">{record}" for record in records[2:]))
@@ -303,7 +301,7 @@ def test_missing_embeddings_are_listed_and_left_out_only_if_allowed(tasks, model
     assert any("2 of 120 proteins have no embedding" in note for note in report.notes)
 
 
-def test_a_set_that_would_be_left_without_embeddings_is_refused(tasks, model, tmp_path):
+def test_a_set_without_embeddings_is_refused(tasks, model, tmp_path):
     data = load_task("letters", None, tasks)
     fasta = tmp_path / "some.fasta"
     fasta.write_text(
@@ -342,7 +340,7 @@ def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
         ({"task": "share", "no_model": True}, "benchmark.no-source", {}),
     ],
 )
-def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, monkeypatch, keywords, code, values):
+def test_bad_input_is_refused_without_a_report(tasks, model, hiddens, tmp_path, monkeypatch, keywords, code, values):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     keywords = dict(keywords)
     if keywords.pop("wrong_kind", False):
@@ -354,14 +352,14 @@ def test_bad_input_is_one_line_and_no_report(tasks, model, hiddens, tmp_path, mo
 
 
 def split_of(*rows):
-    """FASTA of (label, set, held) with a protein each."""
+    """Write a FASTA with one protein for each (label, set, held)."""
     return "".join(
         f">p{i} TARGET={label} SET={chosen} VALIDATION={held}\nMKV{'AG'[i % 2]}\n"
         for i, (label, chosen, held) in enumerate(rows)
     )
 
 
-FLAWS = {
+ERRORS = {
     "labels outside the alphabet": (
         {"scl/mixed_soft.fasta": split_of(("Moon", "train", False), ("Nucleus", "test", False))},
         "scl", "task.label",
@@ -393,23 +391,23 @@ FLAWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("flaw", [*FLAWS, "a zip with ../", "missing embeddings", "rows of other sequences"])
-def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hiddens, tmp_path, capsys, flaw):
+@pytest.mark.parametrize("problem", [*ERRORS, "a zip with ../", "missing embeddings", "rows of other sequences"])
+def test_each_problem_is_one_line_and_nothing_is_written(tasks, hiddens, tmp_path, capsys, problem):
     arguments = ["--download", "false", "--untrained", "false", "--device", "cpu"]
-    files, name, code = FLAWS.get(flaw, ({}, "letters", ""))
+    files, name, code = ERRORS.get(problem, ({}, "letters", ""))
     given = {"download": False, "untrained": False, "device": "cpu"}
     for path, text in files.items():
         (tmp_path / "data" / path).parent.mkdir(parents=True)
         (tmp_path / "data" / path).write_text(text)
-    if flaw == "a zip with ../":
+    if problem == "a zip with ../":
         (tmp_path / "data" / "gb1").mkdir(parents=True)
         with zipfile.ZipFile(tmp_path / "data" / "gb1" / "splits.zip", "w") as archive:
             archive.writestr("../two_vs_rest.csv", "sequence,target,set\n")
         name, code = "gb1", "zip.path"
-    elif flaw not in FLAWS:
+    elif problem not in ERRORS:
         sequences = (tasks / "letters" / "sequences.fasta").read_text()
         split = (tasks / "letters" / "sampled.fasta").read_text()
-        if flaw == "missing embeddings":
+        if problem == "missing embeddings":
             sequences, split = sequences.replace(">r7\n", ">new\n"), split.replace(">r7 ", ">new ")
             code = "embeddings.missing"
         else:
@@ -431,24 +429,24 @@ def test_the_command_says_each_flaw_in_one_line_and_writes_nothing(tasks, hidden
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_several_tasks_in_one_command_end_in_a_comparison(tasks, model, tmp_path):
+def test_several_tasks_give_a_comparison(tasks, model, tmp_path):
     joined = run(tasks, model, tmp_path, tasks="share,rich", baselines=[], untrained=False)
     assert [entry.report.task.name for entry in joined.reports] == ["share", "rich"]
     assert joined.pairs == []  # different test sets have no paired difference
     assert (tmp_path / "comparison.html").is_file()
 
 
-def test_all_tasks_are_those_that_can_be_had(tmp_path, monkeypatch):
-    asked = []
+def test_all_tasks_are_the_available_ones(tmp_path, monkeypatch):
+    tried = []
 
     def refuse(config):
-        asked.append(config.task)
+        tried.append(config.task)
         raise InputError("no network")
 
     monkeypatch.setattr(stage, "_run_task", refuse)
     with refused("benchmark.some-failed", done=0):
         benchmark(BenchmarkConfig(tasks="all", data_dir=tmp_path, out_dir=tmp_path / "out"))
-    assert asked == [task for task in stage.TASKS if task != "secondary_structure_648"]
+    assert tried == [task for task in stage.TASKS if task != "secondary_structure_648"]
 
 
 def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
@@ -458,7 +456,7 @@ def test_a_task_that_fails_does_not_stop_the_others(tasks, model, tmp_path):
     assert (tmp_path / "rich" / "report.json").is_file()
 
 
-def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_report, tmp_path, caplog):
+def test_reports_on_one_test_set_are_compared_in_pairs(tasks, model, value_report, tmp_path, caplog):
     out = run(tasks, model, tmp_path / "fnn", task="share", probe="fnn", epochs=1, baselines=[], untrained=False)
     found = compare(CompareConfig([value_report.json, out.json], tmp_path))
     pair = found.pairs[0].comparison
@@ -477,8 +475,8 @@ def test_reports_on_one_test_set_are_compared_draw_by_draw(tasks, model, value_r
     assert f"share, share: {pair.sentence}" in caplog.messages
 
 
-def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belongs(value_report, tmp_path):
-    """Both tasks have the same names of models; one report has another limit, and another number of draws."""
+def test_each_pair_of_a_comparison_is_in_the_section_of_its_task(value_report, tmp_path):
+    """Both tasks have models of the same names; one report has another limit and number of replicates."""
     folder, reports = value_report.json.parent, []
     with np.load(folder / "predictions.npz") as stored:
         arrays = dict(stored)
@@ -504,7 +502,7 @@ def test_a_comparison_of_two_models_on_two_tasks_tells_each_pair_where_it_belong
     assert "training-set mean (" not in one
 
 
-def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
+def test_unreadable_reports_are_refused(tmp_path, value_report):
     with refused("compare.too-few", found=1):
         compare(CompareConfig([value_report.json], tmp_path))
     (tmp_path / "report.json").write_text('{"schema": "other/9"}')
@@ -520,7 +518,7 @@ def test_a_comparison_says_what_it_cannot_read(tmp_path, value_report):
         Report.read(tmp_path / "nowhere.json")
 
 
-def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
+def test_sentences_contain_beats_only_if_the_interval_excludes_zero():
     assert (
         format_comparison("B", "A", "accuracy", Interval(0.012, 0.004, 0.020))
         == "B beats A by 0.012 [0.004, 0.020] in accuracy"
@@ -535,8 +533,8 @@ def test_sentences_say_beats_only_when_the_interval_is_clear_of_zero():
     assert same == "B and A: MCC differs by +1.000 in every bootstrap replicate, so there is no interval"
 
 
-def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(tmp_path):
-    """Five proteins of each class, told apart by their letters alone: a bootstrap alone would print [1.000, 1.000]."""
+def test_a_perfect_score_on_a_small_test_set_has_a_note(tmp_path):
+    """Five proteins per class that are easy to separate: the bootstrap alone would give [1.000, 1.000]."""
     sets = ["train VALIDATION=False"] * 12 + ["train VALIDATION=True"] * 4 + ["test VALIDATION=False"] * 10
     rows = [(f"p{i}", "WK"[i % 2], chosen) for i, chosen in enumerate(sets)]
     text = "".join(f">{name} TARGET=rich_{letter} SET={chosen}\nM{letter * 9}V\n" for name, letter, chosen in rows)
@@ -557,7 +555,7 @@ def test_a_perfect_score_on_a_small_test_set_is_told_with_what_it_does_not_show(
     assert build_interval_notes({"majority": scores["majority"]}) == []
 
 
-def test_packed_residues_are_read_where_they_lie(tasks, model, tmp_path):
+def test_packed_residues_are_not_copied(tasks, model, tmp_path):
     run(tasks, model, tmp_path, task="letters", baselines=[], untrained=False, epochs=1)
     (path,) = tmp_path.glob("embeddings/*/trained_hiddens.h5")
     with h5py.File(path) as file:

@@ -1,4 +1,4 @@
-"""Fine-tuning: one curve under every layout, exact resumption, the probe as its frozen case, and planted signal."""
+"""Fine-tuning: one loss curve for every layout, exact resuming, mode frozen equals the probe, and planted signal."""
 
 import csv
 import dataclasses
@@ -30,7 +30,7 @@ from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, hash_to_uniforms
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.module import LabelTrainer, freeze_parameters, group_by_learning_rate, loss_sum, training_flops
-from esm2kit.finetuning.report import _seconds
+from esm2kit.finetuning.report import _sum_seconds
 from esm2kit.models import packing as layout
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
@@ -46,10 +46,10 @@ from esm2kit.training.precision import precision_context
 
 STEPS = 10
 PRECISIONS = ("bf16-mixed", "bf16-true")
-CUT = "cut"  # a folder of this name: the worker breaks the first run there off before its fifth update
-# the layouts of two processes that must follow one device's curve
+CUT = "cut"  # the worker interrupts the first run in a folder of this name before its fifth update
+# layouts of two processes that must give the same curve as one device
 LAYOUTS = {"ddp2": {"devices": 2}, "fsdp2": {"devices": 2, "strategy": "fsdp2"}}
-# A residue task with masks and a convolution, a protein task with attention over residues, adapters: dropout in all.
+# A residue task with masks and a convolution, a protein task with attention, a frozen encoder, and adapters.
 KINDS = {
     "residue": {"task": "residue_class", "head": "cnn", "mode": "full"},
     "protein": {"task": "protein_value", "head": "light_attention", "mode": "last_n", "layer_lr_decay": 0.5},
@@ -74,8 +74,8 @@ def settings(tasks: Path, tiny: Path, out_dir: Path, **given: object) -> dict[st
     return common | given
 
 
-def run_apart(processes: int, runs: list[dict[str, object]], *more: str) -> int:
-    """Run configurations, one after another, in one group of so many processes; returns the exit code."""
+def run_in_processes(processes: int, runs: list[dict[str, object]], *more: str) -> int:
+    """Run configurations one after another in one group of processes; return the exit code."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     arguments = [[f"--{name}={value}" for name, value in run.items()] for run in runs]
     command = [
@@ -131,46 +131,48 @@ def bf16_runs(precision: str, tasks: Path, tiny: Path, out_dir: Path, **layout: 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, tasks, tiny) -> Path:
-    """All that takes two processes, in one start of them."""
+    """Run everything that needs two processes in a single launch."""
     out_dir, runs = tmp_path_factory.mktemp("two"), []
     for name, chosen in LAYOUTS.items():
         runs += layout_runs(tasks, tiny, out_dir / name, **chosen)
         for precision in PRECISIONS:
             runs += bf16_runs(precision, tasks, tiny, out_dir / name, **chosen)
         given = {"task": "residue_class", "dropout": 0.3, "val_check_interval": 3, "global_batch_size": 6} | chosen
-        whole, cut = (settings(tasks, tiny, out_dir / name / run, **given) for run in ("whole", CUT))
-        runs += [whole, cut, cut]
-    run_apart(2, runs)
+        full, cut = (settings(tasks, tiny, out_dir / name / run, **given) for run in ("full", CUT))
+        runs += [full, cut, cut]
+    run_in_processes(2, runs)
     return out_dir
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
     for name in ("train_loss", "grad_norm", "val_loss"):
-        ours, theirs = (torch.tensor(column(run, name)) for run in (found, expected))
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0, msg=lambda text, name=name: f"{name}: {text}")
-    ours, theirs = final_tensors(found), final_tensors(expected)
-    assert ours.keys() == theirs.keys()
-    for name in theirs:
-        # a shift of all attention scores changes nothing: this bias has only rounding as gradient; Adam enlarges it
+        curve, reference = (torch.tensor(column(run, name)) for run in (found, expected))
+        torch.testing.assert_close(curve, reference, rtol=1e-5, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+    tensors, others = final_tensors(found), final_tensors(expected)
+    assert tensors.keys() == others.keys()
+    for name in others:
+        # softmax ignores a shift of all attention scores, so the gradient of this bias is rounding that Adam amplifies
         if not name.startswith("optimizer.") and name != "head.bias_attend":
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
+            torch.testing.assert_close(
+                tensors[name], reference[name], rtol=0, atol=2e-5, msg=lambda t, n=name: f"{n}:{t}"
+            )
 
 
-def test_accumulation_follows_one_curve(one_device) -> None:
+def test_accumulation_gives_the_same_curve(one_device) -> None:
     for kind in KINDS:
         assert_same_run(one_device / f"{kind}-2", one_device / f"{kind}-1")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_follows_one_devices_curve(layout: str, one_device, two_processes) -> None:
+def test_layout_gives_the_curve_of_one_device(layout: str, one_device, two_processes) -> None:
     for kind in KINDS:
         for accumulate in (1, 2):
             assert_same_run(two_processes / layout / f"{kind}-{accumulate}", one_device / f"{kind}-1")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, tasks, tiny, one_device, two_processes) -> None:
-    """The first update as one device has it, the next ones within bf16's rounding; float32's curve close by."""
+def test_bf16_gives_one_curve_on_all_layouts(precision: str, tmp_path, tasks, tiny, one_device, two_processes) -> None:
+    """The first update matches one device; later updates match within bf16 rounding; float32 is close."""
     for run in bf16_runs(precision, tasks, tiny, tmp_path):
         finetune(FinetuneConfig(**run))
     for kind in ("residue", "lora"):
@@ -181,14 +183,14 @@ def test_bf16_is_the_same_on_every_layout(precision: str, tmp_path, tasks, tiny,
             # FSDP2 gathers bfloat16 under either precision
             close = 1e-3 if (name, precision) == ("fsdp2", "bf16-mixed") else 1e-6
             assert curves[name][0] == pytest.approx(curves["one"][0], rel=close), (kind, name)
-            assert curves[name][0] != pytest.approx(wide[0], rel=2e-6), f"{name}: bf16 was asked for"
+            assert curves[name][0] != pytest.approx(wide[0], rel=2e-6), f"{name}: bf16 gives the loss of float32"
             np.testing.assert_allclose(curves[name][:4], curves["one"][:4], rtol=2e-2, err_msg=f"{kind}, {name}")
             np.testing.assert_allclose(curves[name], curves["one"], rtol=0.1, err_msg=f"{kind}, {name}")
         np.testing.assert_allclose(curves["one"], wide, rtol=0.1, err_msg=kind)
 
 
-def test_what_the_layout_table_rests_on(one_device, tasks, tiny, tmp_path) -> None:
-    """Clipping bites, curves move, dropout matters, and a larger global batch does give another curve."""
+def test_settings_affect_the_curves(one_device, tasks, tiny, tmp_path) -> None:
+    """Gradients exceed the clipping norm, the loss falls, and dropout and a larger global batch change the curve."""
     for kind in KINDS:
         assert max(column(one_device / f"{kind}-1", "grad_norm")) > 0.3
     losses = column(one_device / "residue-1", "train_loss")
@@ -202,7 +204,7 @@ def test_what_the_layout_table_rests_on(one_device, tasks, tiny, tmp_path) -> No
 
 
 def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
-    """Against one sequence at a time, without packing or Lightning: masks make label counts very unequal."""
+    """Compare with one sequence at a time, without packing or Lightning; masks make label counts very unequal."""
     config = FinetuneConfig(
         **settings(
             tasks, tiny, tmp_path, task="residue_class", max_steps=1, global_batch_size=8, dropout=0.0, seeds=[4]
@@ -226,8 +228,8 @@ def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
     assert column(tmp_path, "train_loss")[0] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_dropout_is_the_samples_own() -> None:
-    """The same mask for a protein whatever stands beside it, another one in another epoch, and its rate."""
+def test_dropout_depends_only_on_the_sample() -> None:
+    """A protein has the same mask in every batch, another one in another epoch, and the mask has the right rate."""
     head = HeadSpec("cnn", "residue", 32, 3, 64, 0.4, False)
     model = LabelModel(None, head).train()
     rows = torch.randn(50, 32)
@@ -245,59 +247,59 @@ def test_dropout_is_the_samples_own() -> None:
 
 
 @pytest.mark.parametrize(("death", "mode"), [({"update": 4}, "lora"), ({"save": 2}, "full")])
-def test_killed_and_resumed_is_the_uninterrupted_run(death, mode, tmp_path, tasks, tiny) -> None:
-    """SIGKILL before an update and in the middle of a save: from there on everything is bit for bit the same."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_run(death, mode, tmp_path, tasks, tiny) -> None:
+    """After SIGKILL before an update or during a save, the resumed run is bit-identical."""
     given = {"task": "residue_class", "dropout": 0.3, "val_check_interval": 3, "global_batch_size": 6, "mode": mode}
-    whole, cut = (settings(tasks, tiny, tmp_path / name, **given) for name in ("whole", "cut"))
-    finetune(FinetuneConfig(**whole))
-    assert run_apart(1, [cut], json.dumps(death)) == -signal.SIGKILL
+    full, cut = (settings(tasks, tiny, tmp_path / name, **given) for name in ("full", "cut"))
+    finetune(FinetuneConfig(**full))
+    assert run_in_processes(1, [cut], json.dumps(death)) == -signal.SIGKILL
     stopped = column(tmp_path / "cut", "step")
-    assert len(stopped) < len(column(tmp_path / "whole", "step"))
+    assert len(stopped) < len(column(tmp_path / "full", "step"))
     result = finetune(FinetuneConfig(**cut))
     assert result["finished"]
     assert_identical(tmp_path)
-    best = [read_checkpoint(tmp_path / name / "finetuned.safetensors")[0] for name in ("whole", "cut")]
+    best = [read_checkpoint(tmp_path / name / "finetuned.safetensors")[0] for name in ("full", "cut")]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
 
 
 def assert_identical(folder: Path) -> None:
-    expected, found = final_tensors(folder / "whole"), final_tensors(folder / CUT)
+    expected, found = final_tensors(folder / "full"), final_tensors(folder / CUT)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for name in ("step", "train_loss", "grad_norm", "val_loss", "val_accuracy"):
-        assert column(folder / CUT, name) == column(folder / "whole", name), name
+        assert column(folder / CUT, name) == column(folder / "full", name), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_cut_off_and_resumed_is_exact_on_every_layout(layout, two_processes) -> None:
-    """Both ranks are cut off before their fifth update; the same command goes on from the third."""
+def test_resuming_is_exact_on_every_layout(layout, two_processes) -> None:
+    """Both ranks are interrupted before their fifth update, and the same command resumes from the third."""
     assert (two_processes / layout / CUT / "cut_off_after").read_text() == "updates 4, checkpoint 3"
     assert_identical(two_processes / layout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_saves_and_goes_on_later(number, tmp_path, tasks, tiny, monkeypatch) -> None:
-    whole, cut = (settings(tasks, tiny, tmp_path / name, task="protein_value") for name in ("whole", "cut"))
-    finetune(FinetuneConfig(**whole))
+def test_a_signal_stops_the_run_and_the_same_command_resumes_it(number, tmp_path, tasks, tiny, monkeypatch) -> None:
+    full, cut = (settings(tasks, tiny, tmp_path / name, task="protein_value") for name in ("full", "cut"))
+    finetune(FinetuneConfig(**full))
     step = LabelTrainer.training_step
 
-    def told(self: LabelTrainer, *arguments: object) -> None:
+    def interrupted_step(self: LabelTrainer, *arguments: object) -> None:
         if self.step == 3:
             os.kill(os.getpid(), number)
         step(self, *arguments)
 
-    monkeypatch.setattr(LabelTrainer, "training_step", told)
+    monkeypatch.setattr(LabelTrainer, "training_step", interrupted_step)
     first = finetune(FinetuneConfig(**cut))
     assert not first["finished"]
     assert first["runs"][0]["step"] in (4, 5)
     assert not (tmp_path / "cut" / "finetuned.safetensors").exists()
     monkeypatch.undo()
     assert finetune(FinetuneConfig(**cut))["finished"]
-    expected, found = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut")
+    expected, found = final_tensors(tmp_path / "full"), final_tensors(tmp_path / "cut")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path, tasks, tiny) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, tasks, tiny) -> None:
     finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", max_steps=1)))
     with refused("resume.another-run", changed="mode was full and is now lora"):
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", max_steps=1, mode="lora")))
@@ -307,13 +309,13 @@ def test_another_runs_checkpoint_is_refused(tmp_path, tasks, tiny) -> None:
 
 
 @pytest.mark.parametrize("task", ["protein_class", "protein_value", "residue_class", "residue_value"])
-def test_planted_signal_is_found_and_shuffled_labels_give_none(task, tmp_path, tasks, tiny) -> None:
-    """The interval lies above chance where there is signal, and holds chance where there is none."""
+def test_planted_signal_is_found_and_shuffled_labels_have_none(task, tmp_path, tasks, tiny) -> None:
+    """The interval is above chance with a signal, and contains chance without one."""
     metric = {"protein_class": "mcc", "residue_class": "mcc"}.get(task, "spearman")
     given = {"task": task, "max_steps": 150, "lr": 3e-3, "val_check_interval": 25, "log_every_n_steps": 25}
     found = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "signal", **given, resamples=300)))
     score = found["test"][metric]
-    # no draw of proteins changes a score without a fault, so it has no interval
+    # a perfect score is equal in all bootstrap replicates, so it has no interval
     assert score["value"] == 1 if score["low"] is None else score["low"] > 0.2
     shuffled = write_tasks(tmp_path / "shuffled", shuffled=True)
     none = finetune(FinetuneConfig(**settings(shuffled, tiny, tmp_path / "none", **given, resamples=300)))
@@ -329,8 +331,8 @@ def test_planted_signal_is_found_and_shuffled_labels_give_none(task, tmp_path, t
         ("residue_class", "cnn", "cnn"),
     ],
 )
-def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
-    """On whole-set batches, where no order can differ: the same head, seed, moments and optimizer, the same answers."""
+def test_mode_frozen_equals_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
+    """With batches of the complete set, the same head, seed, moments and optimizer give the same predictions."""
     epochs, data = 8, load_task(task, None, tasks)
     size = len(data.rows("train"))
     given = {"task": task, "mode": "frozen", "head": head, "dropout": 0.0, "seeds": [3], "max_steps": epochs}
@@ -358,7 +360,7 @@ def test_frozen_is_the_probe(task, head, probe, tmp_path, tasks, tiny) -> None:
         assert (predicted == fitted.test_SM).mean() > 0.999
 
 
-def test_modes_train_what_they_say() -> None:
+def test_modes_train_the_documented_parameters() -> None:
     data_spec = HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False)
 
     def trained(**given: object) -> set[str]:
@@ -380,8 +382,8 @@ def test_modes_train_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("mode", ["full", "last_n", "lora", "frozen"])
-def test_training_flops_are_what_torch_counts(mode) -> None:
-    """By torch's own counter, which leaves out attention on the CPU: sequences of two tokens have next to none."""
+def test_training_flops_match_torchs_counter(mode) -> None:
+    """Torch's counter omits attention on the CPU, so the sequences have two tokens and almost no attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shape, config = ESM2Config(4, 64, 4), FinetuneConfig(mode=mode, last_n=2, head="fnn")
@@ -395,7 +397,7 @@ def test_training_flops_are_what_torch_counts(mode) -> None:
     assert training_flops(shape, [2] * 50, config) == pytest.approx(counter.get_total_flops(), rel=0.12)
 
 
-def test_layer_rates_fall_from_the_head_down() -> None:
+def test_learning_rates_decrease_from_the_top_layer_down() -> None:
     model = LabelModel(ESM2.initialised(ESM2Config(3, 32, 4), 0), HeadSpec("fnn", "protein", 32, 1, 8, 0.0, False))
     config = FinetuneConfig(mode="full", lr=1e-3, head_lr=1e-2, layer_lr_decay=0.5)
     freeze_parameters(model, config)
@@ -416,8 +418,8 @@ def test_schedules() -> None:
     assert lr_factor(103, dataclasses.replace(config, schedule="constant")) == 1.0
 
 
-def test_early_stopping_keeps_the_best(tmp_path, tasks, tiny) -> None:
-    """A rate far too high: validation gets worse, the run stops, and what is kept is the best of what was seen."""
+def test_early_stopping_keeps_the_best_checkpoint(tmp_path, tasks, tiny) -> None:
+    """With a learning rate that is far too high the run stops early and keeps the best checkpoint."""
     given = {"task": "protein_value", "lr": 0.3, "max_steps": 60, "val_check_interval": 2, "patience": 3}
     result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
     losses = column(tmp_path, "val_loss")
@@ -431,7 +433,7 @@ def test_early_stopping_keeps_the_best(tmp_path, tasks, tiny) -> None:
     assert again["runs"][0]["step"] == run["step"]
 
 
-def test_seeds_are_runs_of_their_own_and_the_report_holds_them(tmp_path, tasks, tiny) -> None:
+def test_seeds_are_separate_runs_in_one_report(tmp_path, tasks, tiny) -> None:
     given = {"task": "protein_class", "seeds": [1, 2], "benchmark": True, "max_steps": 6}
     result = finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
     assert [run["seed"] for run in result["runs"]] == [1, 2]
@@ -456,8 +458,8 @@ def test_seeds_are_runs_of_their_own_and_the_report_holds_them(tmp_path, tasks, 
     )
 
 
-def test_from_random_weights_nothing_is_fetched(tmp_path, tasks) -> None:
-    """An official name with untrained_seed: the start is in the report as the probe's features."""
+def test_random_weights_need_no_download(tmp_path, tasks) -> None:
+    """With untrained_seed and an official name the report contains a probe of the initial random weights."""
     given = {"task": "protein_value", "model": "esm2_t6_8M_UR50D", "untrained_seed": 5, "max_steps": 2}
     given |= {"global_batch_size": 2, "benchmark": True, "val_check_interval": 2, "limit": 8}
     finetune(FinetuneConfig(**settings(tasks, tmp_path, tmp_path / "run") | given))
@@ -468,7 +470,7 @@ def test_from_random_weights_nothing_is_fetched(tmp_path, tasks) -> None:
     assert all(row.kind != "untrained" for row in rows)
 
 
-def test_a_head_of_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -> None:
+def test_a_head_with_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -> None:
     finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "three", task="residue_class", head="fnn", max_steps=1)))
     given = {"task": "protein_class", "head": "fnn", "head_from": tmp_path / "three"}
     with refused("head.outputs", found=3, expected=2):
@@ -482,23 +484,23 @@ def test_a_head_of_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -
     torch.testing.assert_close(*heads, rtol=0, atol=1e-6)
 
 
-def test_a_flip_task_is_fetched_where_it_is_absent(tmp_path, tasks, tiny, monkeypatch) -> None:
-    asked = []
+def test_a_missing_flip_task_is_downloaded(tmp_path, tasks, tiny, monkeypatch) -> None:
+    downloads = []
 
-    def deliver(task: str, data_dir: Path, split: str | None) -> None:
-        asked.append((task, split))
+    def copy_task(task: str, data_dir: Path, split: str | None) -> None:
+        downloads.append((task, split))
         (data_dir / task).mkdir(parents=True)
         shutil.copy(tasks / "protein_value" / "own.fasta", data_dir / task / "two_vs_rest.fasta")
 
-    monkeypatch.setattr(stage, "download_flip", deliver)
+    monkeypatch.setattr(stage, "download_flip", copy_task)
     given = {"data_dir": tmp_path / "flip", "split": "two_vs_rest", "max_steps": 1}
     run = settings(tasks, tiny, tmp_path / "run", task="gb1") | given
     with pytest.raises(InputError, match="gb1"):
         finetune(FinetuneConfig(**run | {"download": False}))
-    assert not asked
+    assert not downloads
     assert finetune(FinetuneConfig(**run))["finished"]
     finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "own", task="protein_value", max_steps=1)))
-    assert asked == [("gb1", "two_vs_rest")], "a task of one's own is not looked for"
+    assert downloads == [("gb1", "two_vs_rest")], "only FLIP tasks are downloaded"
 
 
 @pytest.mark.parametrize(
@@ -510,20 +512,20 @@ def test_a_flip_task_is_fetched_where_it_is_absent(tmp_path, tasks, tiny, monkey
         ({"task": "protein_class", "export_hf": True}, "head.no-hf-class"),
     ],
 )
-def test_what_does_not_fit_is_refused(given, code, tmp_path, tasks, tiny) -> None:
+def test_settings_that_do_not_match_are_refused(given, code, tmp_path, tasks, tiny) -> None:
     with refused(code):
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
         ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown 'fc3'"),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tiny) -> None:
-    with pytest.raises(InputError, match=told) as error:
+def test_errors_have_one_line(given, message, tmp_path, tasks, tiny) -> None:
+    with pytest.raises(InputError, match=message) as error:
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
     assert "\n" not in str(error.value)
 
@@ -540,25 +542,25 @@ def test_what_does_not_fit_is_told_in_one_line(given, told, tmp_path, tasks, tin
         ({"dropout": 1.0}, "option.range", {"name": "dropout", "at_least": 0, "below": 1}),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given, code, values) -> None:
+def test_invalid_settings_are_refused(given, code, values) -> None:
     with refused(code, **values):
         FinetuneConfig(**given)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"mode": "Lora"}, "mode cannot be 'Lora'; did you mean 'lora'"),
         ({"schedule": "lin"}, "schedule cannot be 'lin'; did you mean 'linear'"),
         ({"preset": "schmirle"}, "preset cannot be 'schmirle'; did you mean 'schmirler'"),
     ],
 )
-def test_a_mistyped_choice_is_refused_with_the_nearest(given, told) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_mistyped_choice_is_refused_with_the_closest_one(given, message) -> None:
+    with pytest.raises(InputError, match=message):
         FinetuneConfig(**given)
 
 
-def test_a_loss_that_is_no_number_names_the_sequences(tmp_path, tasks, tiny) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_its_sequences(tmp_path, tasks, tiny) -> None:
     given = {"task": "protein_value", "lr": 1e30, "gradient_clip_val": 0.0, "warmup_steps": 0}
     with refused("run.diverged", update=2) as caught:
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, **given)))
@@ -569,8 +571,8 @@ def test_a_loss_that_is_no_number_names_the_sequences(tmp_path, tasks, tiny) -> 
 
 @pytest.mark.parametrize("preset", ["esm2kit", "schmirler"])
 @pytest.mark.parametrize("mode", ["full", "lora", "frozen"])
-def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
-    told = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", inspect.getdoc(FinetuneConfig), re.M | re.S))
+def test_help_texts_contain_the_defaults_of_the_presets(preset: str, mode: str) -> None:
+    texts = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", inspect.getdoc(FinetuneConfig), re.M | re.S))
     config, derived = FinetuneConfig(preset=preset, mode=mode), ("max_steps", "head_lr", "val_check_interval")
     for task in ("gb1", "secondary_structure"):
         filled = resolve_defaults(config, TASKS[task], 1000)
@@ -579,13 +581,13 @@ def test_help_tells_what_a_preset_fills(preset: str, mode: str) -> None:
             value = getattr(filled, name)
             if value is None or name in derived or (name, preset) == ("warmup_steps", "esm2kit"):
                 continue
-            own, _, published = " ".join(told[name].split()).partition("[")
-            said = own.partition("the preset's")[2] if preset == "esm2kit" else published
-            numbers = [float(number) for number in re.findall(r"\d[\d.]*(?:e-\d+)?", said)]
+            own, _, published = " ".join(texts[name].split()).partition("Default: ")[2].partition("(schmirler: ")
+            default = own if preset == "esm2kit" else published
+            numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", default)]
             if isinstance(value, str | bool):
-                assert str(value).lower() in said, name
+                assert str(value).lower() in default, name
             else:
-                assert value in numbers or (" to " in said and numbers[0] <= value <= numbers[1]), name
+                assert value in numbers or (" to " in default and numbers[0] <= value <= numbers[1]), name
 
 
 def test_published_recipe() -> None:
@@ -615,20 +617,20 @@ def test_bf16_and_checkpointing_stay_close_to_float32(tmp_path, tasks, tiny) -> 
 
 
 @pytest.mark.parametrize("width", [160, 320])
-def test_memory_arithmetic_counts_what_autograd_keeps(width, monkeypatch) -> None:
-    """Bytes a token and layer that the backward pass holds on to, counted by autograd's own hook."""
-    # a GPU's attention stays in bf16, where the CPU's is made wide
+def test_estimated_activations_match_what_autograd_saves(width, monkeypatch) -> None:
+    """Count the bytes per token and layer that autograd saves for the backward pass."""
+    # attention stays in bf16 on a GPU, but is computed in float32 on the CPU
     plain = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(layout, "attention", lambda query, key, value, visible=None: plain(query, key, value))
     shape, tokens = ESM2Config(3, width, 20), 300
     for precision, kept in (("32-true", 66), ("bf16-mixed", 42), ("bf16-true", 33)):
         esm2 = ESM2.initialised(shape, 0)
-        held, seen = [], {}
+        saved, sizes = [], {}
 
-        def remember(tensor: torch.Tensor, esm2=esm2, seen=seen, held=held) -> torch.Tensor:
+        def remember(tensor: torch.Tensor, esm2=esm2, sizes=sizes, saved=saved) -> torch.Tensor:
             if all(tensor.data_ptr() != weight.data_ptr() for weight in esm2.parameters()):
-                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-                held.append(tensor)
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                saved.append(tensor)
             return tensor
 
         with (
@@ -638,12 +640,12 @@ def test_memory_arithmetic_counts_what_autograd_keeps(width, monkeypatch) -> Non
         ):
             esm2.encode(torch.randint(4, 24, (tokens,)), Packed([tokens // 2] * 2))
         copies = 2 * 12 * width**2 * shape.num_layers if precision == "bf16-mixed" else 0
-        assert (sum(seen.values()) - copies) / (tokens * shape.num_layers * width) == pytest.approx(kept, rel=0.05)
+        assert (sum(sizes.values()) - copies) / (tokens * shape.num_layers * width) == pytest.approx(kept, rel=0.05)
         counted = training_memory(shape, tokens, precision=precision, activation_checkpointing=False)["activations"]
         assert counted * 1e9 == pytest.approx(kept * width * shape.num_layers * tokens)
 
 
-def test_650m_on_24_gb_by_arithmetic() -> None:
+def test_estimated_memory_of_650m_on_24_gb() -> None:
     large = SIZES["esm2_t33_650M_UR50D"]
     assert training_memory(large, 8192)["total"] == pytest.approx(13.5, abs=0.1)
     assert training_memory(large, 8192, activation_checkpointing=False)["total"] > 24
@@ -664,10 +666,10 @@ def test_token_budget_and_windows(tasks, tmp_path) -> None:
     assert sample.stop - sample.start == 20
 
 
-def test_ranks_that_tokenise_at_once_read_the_same_file(tmp_path, monkeypatch) -> None:
-    """One writes while another comes and goes, and a task that was there before does not stand for this one."""
+def test_ranks_that_tokenise_concurrently_read_the_same_file(tmp_path, monkeypatch) -> None:
+    """One rank writes the file while another rank writes and reads it; a file of another task is not used."""
     sequences, save, unlink = ["MKV", "AC"], np.save, Path.unlink
-    others, taken = [], []
+    others, deleted = [], []
     assert load_tokens(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
 
     def save_late(file, array) -> None:
@@ -679,14 +681,14 @@ def test_ranks_that_tokenise_at_once_read_the_same_file(tmp_path, monkeypatch) -
         save(file, array)
 
     monkeypatch.setattr(np, "save", save_late)
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (taken.append(path), unlink(path, missing_ok)))
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: (deleted.append(path), unlink(path, missing_ok)))
     mine = load_tokens(sequences, tmp_path, "1" * 64)
     assert mine.tolist() == others[1].tolist() == encode("MKVAC").tolist()
-    assert {path.suffix for path in taken} == {".part"}, "what a rank has made, another may be about to read"
+    assert {path.suffix for path in deleted} == {".part"}, "finished files are not deleted, as ranks may read them"
     assert load_tokens(["GG"], tmp_path, "0" * 64).tolist() == encode("GG").tolist()
 
 
-def test_class_weights_make_classes_weigh_the_same(tasks) -> None:
+def test_class_weights_give_all_classes_the_same_weight(tasks) -> None:
     data = load_task("residue_class", None, tasks)
     labels = build_labels(data, False, True)
     train = torch.from_numpy(data.target_rows("train"))
@@ -695,7 +697,7 @@ def test_class_weights_make_classes_weigh_the_same(tasks) -> None:
     assert build_labels(data, False, False).weights.unique().tolist() == [1.0]
 
 
-def test_loss_of_binary_labels_is_their_mean() -> None:
+def test_loss_of_binary_labels_is_the_mean_over_labels() -> None:
     task = TASKS["bind"]
     outputs, targets = torch.randn(5, 3), torch.randint(0, 2, (5, 3)).float()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets) * 5
@@ -704,19 +706,19 @@ def test_loss_of_binary_labels_is_their_mean() -> None:
 
 @pytest.mark.shared
 def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
-    """secondary_structure, limit, accumulate 2, micro batch 4, two devices, as started from a notebook."""
+    """secondary_structure on two devices with accumulation, launched as from a notebook."""
     given = {"task": "secondary_structure", "limit": 16, "max_steps": 3, "val_check_interval": 3, "micro_batch_size": 4}
     common = settings(shared_data / "flip", tiny, tmp_path / "two") | given
     lines: list[str] = []
     result = launch.train("finetune", FinetuneConfig(**common, accumulate_grad_batches=2, devices=2), lines.append)
     assert result["finished"]
-    told = "global_batch_size 16 = micro_batch_size 4 x accumulate_grad_batches 2 x data_parallel_size 2"
-    assert any(told in line for line in lines)
+    message = "global_batch_size 16 = micro_batch_size 4 x accumulate_grad_batches 2 x data_parallel_size 2"
+    assert any(message in line for line in lines)
     assert any("update 3/3  loss" in line for line in lines)
     finetune(FinetuneConfig(**common | {"out_dir": tmp_path / "one"}, accumulate_grad_batches=4))
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_seconds_of_a_run_that_was_resumed_are_those_of_all_its_processes() -> None:
-    assert _seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
-    assert _seconds([]) == 0.0
+def test_training_time_includes_all_processes_of_a_resumed_run() -> None:
+    assert _sum_seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
+    assert _sum_seconds([]) == 0.0

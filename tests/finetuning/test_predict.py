@@ -1,4 +1,4 @@
-"""Predictions: the same at any batch size and in any file form, for long proteins too, and in transformers' classes."""
+"""Predictions are the same for any batch size, file format and protein length, and in transformers' classes."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=TASKS_AND_HEADS, ids="-".join)
 def run(folder, request):
-    """A fine-tuned model's folder, trained on windows of 30 tokens so that many proteins are longer."""
+    """Fine-tune on windows of 30 tokens, so that many proteins are longer; return the folder."""
     task, head = request.param
     out_dir = folder / f"{task}-{head}"
     config = FinetuneConfig(
@@ -70,7 +70,7 @@ def proteins(folder) -> list[str]:
     return load_task("protein_value", None, folder / "tasks").sequences
 
 
-def test_batch_size_changes_nothing(run, proteins) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(run, proteins) -> None:
     model = load_finetuned(run)
     reference = model.outputs(proteins, 1)
     for tokens in (64, 500, 100_000):
@@ -81,8 +81,8 @@ def test_batch_size_changes_nothing(run, proteins) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_outputs_are_the_models_own(run, folder, proteins) -> None:
-    """Against the training model's forward pass, one window at a time, windows averaged by hand."""
+def test_outputs_match_the_training_model(run, folder, proteins) -> None:
+    """Compare with the forward pass of the training model, one window at a time, and average the windows."""
     found = load_finetuned(run)
     model = LabelModel(found.esm2, found.labels.spec)
     model.head.load_state_dict(found.labels.head.state_dict())
@@ -105,7 +105,7 @@ def test_outputs_are_the_models_own(run, folder, proteins) -> None:
         np.testing.assert_allclose(outputs, expected if per_residue else expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_test_predictions_are_those_of_the_report(run, folder) -> None:
+def test_predictions_of_the_test_set_match_the_report(run, folder) -> None:
     model = load_finetuned(run)
     data = load_task(run.name.split("-")[0], None, folder / "tasks")
     with np.load(run / "predictions.npz") as stored:
@@ -115,10 +115,10 @@ def test_test_predictions_are_those_of_the_report(run, folder) -> None:
 
 
 def write_fasta(path, sequences) -> None:
-    path.write_text("".join(f">q{number} of mine\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    path.write_text("".join(f">q{number} of interest\n{sequence}\n" for number, sequence in enumerate(sequences)))
 
 
-def test_every_file_form_says_the_same(run, tmp_path, proteins) -> None:
+def test_all_file_formats_contain_the_same_predictions(run, tmp_path, proteins) -> None:
     model = load_finetuned(run)
     write_fasta(tmp_path / "mine.fasta", proteins)
     outputs = model.outputs(proteins)
@@ -162,7 +162,7 @@ def test_every_file_form_says_the_same(run, tmp_path, proteins) -> None:
 
 
 def save_with_head(path, level: str, task: str, standardize: bool, head: str = "hf") -> FinetunedModel:
-    """A fine-tuned file around random weights: heads, moments and scaling of any kind."""
+    """Write and load a fine-tuned file with random weights and a given head."""
     chosen, esm2 = TASKS[task], ESM2.initialised(SHAPE, 7)
     spec = HeadSpec(head, level, 32, chosen.num_outputs, 32, 0.0, standardize)
     model = LabelModel(None, spec, 3)
@@ -179,35 +179,35 @@ def save_with_head(path, level: str, task: str, standardize: bool, head: str = "
 
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("task", ["meltome", "scl", "conservation", "bind"])
-def test_hugging_face_gives_the_same(task, standardize, tmp_path) -> None:
-    """transformers' own classes, tokenizer and padded batches on the exported folder: values in the target's unit."""
+def test_exported_hugging_face_model_gives_the_same_outputs(task, standardize, tmp_path) -> None:
+    """Load the exported folder with transformers and predict a padded batch; values are in the unit of the target."""
     model = save_with_head(tmp_path / "model.safetensors", TASKS[task].level, task, standardize)
     save_hf_classifier(model, tmp_path / "hf")
     residue = TASKS[task].level == "residue"
     auto = AutoModelForTokenClassification if residue else AutoModelForSequenceClassification
-    theirs, loading = auto.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    exported, loading = auto.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not loading["unexpected_keys"]
     assert not [name for name in loading["missing_keys"] if "position" not in name]
     sequences = ["MKTLLVAGGWYP", "ACDEFGHIKLMNPQRSTVWY", "MA"]
     with torch.no_grad():
         inputs = AutoTokenizer.from_pretrained(tmp_path / "hf")(sequences, return_tensors="pt", padding=True)
-        logits = theirs.eval()(**inputs).logits.numpy()
-    for row, (sequence, ours) in enumerate(zip(sequences, model.outputs(sequences), strict=True)):
+        logits = exported.eval()(**inputs).logits.numpy()
+    for row, (sequence, expected) in enumerate(zip(sequences, model.outputs(sequences), strict=True)):
         found = logits[row, 1 : len(sequence) + 1] if residue else logits[row]
-        np.testing.assert_allclose(found, ours, rtol=1e-4, atol=2e-4)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
     names = TASKS[task].binary_labels or TASKS[task].labels or (task,)
-    assert [theirs.config.id2label[place] for place in range(len(names))] == list(names)
+    assert [exported.config.id2label[place] for place in range(len(names))] == list(names)
     kinds = {"meltome": "regression", "bind": "multi_label_classification"}
-    assert theirs.config.problem_type == kinds.get(task, "single_label_classification")
+    assert exported.config.problem_type == kinds.get(task, "single_label_classification")
 
 
-def test_heads_transformers_lacks_are_refused(tmp_path) -> None:
+def test_exporting_a_head_without_a_transformers_class_is_refused(tmp_path) -> None:
     model = save_with_head(tmp_path / "model.safetensors", "protein", "meltome", False, head="fnn")
     with refused("head.no-hf-class", head="fnn"):
         save_hf_classifier(model, tmp_path / "hf")
 
 
-def test_binary_labels_come_as_their_own_probabilities(tmp_path) -> None:
+def test_binary_labels_have_separate_probabilities(tmp_path) -> None:
     model = save_with_head(tmp_path / "model.safetensors", "residue", "bind", False)
     (tmp_path / "one.fasta").write_text(">a\nMKTAYIAK\n")
     predict(PredictConfig(tmp_path / "model.safetensors", tmp_path / "one.fasta", tmp_path / "one.tsv"))
@@ -229,7 +229,7 @@ def test_a_file_whose_head_and_labels_differ_is_refused(tmp_path) -> None:
         load_finetuned(tmp_path / "bad.safetensors")
 
 
-def test_wrong_files_are_told_in_one_line(tmp_path, folder) -> None:
+def test_invalid_files_are_refused(tmp_path, folder) -> None:
     with refused("finetuned.missing", path=tmp_path / "absent.safetensors"):
         load_finetuned(tmp_path / "absent.safetensors")
     with refused("finetuned.no-head", path=folder / "tiny.safetensors"):
@@ -238,14 +238,14 @@ def test_wrong_files_are_told_in_one_line(tmp_path, folder) -> None:
     (tmp_path / "runs" / "seed=1" / "finetuned.safetensors").touch()
     with refused("finetuned.several", path=tmp_path / "runs", found=["seed=1"]):
         load_finetuned(tmp_path / "runs")
-    whole = save_with_head(tmp_path / "whole.safetensors", "protein", "sav", False).source
-    with refused("finetuned.base-unused", path=whole, base="tiny"):
-        load_finetuned(whole, base="tiny")
+    complete = save_with_head(tmp_path / "complete.safetensors", "protein", "sav", False).source
+    with refused("finetuned.base-unused", path=complete, base="tiny"):
+        load_finetuned(complete, base="tiny")
     with refused("predict.suffix", path=tmp_path / "out.xlsx"):
         PredictConfig(folder, folder, tmp_path / "out.xlsx")
 
 
-def test_a_bad_fasta_leaves_nothing_behind(run, tmp_path) -> None:
+def test_an_invalid_fasta_leaves_no_output(run, tmp_path) -> None:
     (tmp_path / "bad.fasta").write_text(">a\nMKT\n>b\nMK1\n")
     with pytest.raises(InputError, match="record b"):
         predict(PredictConfig(run, tmp_path / "bad.fasta", tmp_path / "bad.tsv"))
@@ -253,7 +253,7 @@ def test_a_bad_fasta_leaves_nothing_behind(run, tmp_path) -> None:
 
 
 def test_command_line_from_task_to_labels(folder, tmp_path, capsys) -> None:
-    """finetune and predict as typed, and the encoder of a full run as a model like any other."""
+    """Run finetune and predict from the command line, and load the encoder of the result as a model."""
     arguments = {"task": "protein_class", "data_dir": folder / "tasks", "model": folder / "tiny.safetensors"}
     arguments |= {"out_dir": tmp_path / "run", "max_steps": 3, "accelerator": "cpu", "benchmark": False, "head": "hf"}
     arguments |= {"export_hf": True, "resamples": 100}
