@@ -1,4 +1,4 @@
-"""The project's own promises: one list of dependencies, one lock, nothing of a machine in the tree."""
+"""Checks of the repository: dependencies, lock file, command-line help, and no paths of a machine in the files."""
 
 import ast
 import json
@@ -30,43 +30,43 @@ def project(root: Path) -> dict:
     return tomllib.loads((root / "pyproject.toml").read_text())["project"]
 
 
-def name_of(requirement: str) -> str:
+def package_name(requirement: str) -> str:
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
-def test_conda_installs_the_same_list(root: Path) -> None:
+def test_conda_installs_the_same_packages(root: Path) -> None:
     environment = yaml.safe_load((root / "environment.yml").read_text())
     conda = [item for item in environment["dependencies"] if isinstance(item, str)]
     pip = next(item for item in environment["dependencies"] if isinstance(item, dict))["pip"]
     assert pip == ["-e .[notebooks]"], "packages are listed in pyproject.toml and nowhere else"
-    assert sorted(map(name_of, conda)) == ["pip", "python"]
+    assert sorted(map(package_name, conda)) == ["pip", "python"]
 
 
-def test_conda_and_project_ask_for_the_same_python(root: Path, project: dict) -> None:
+def test_conda_and_project_require_the_same_python(root: Path, project: dict) -> None:
     environment = yaml.safe_load((root / "environment.yml").read_text())
     assert f"python{project['requires-python']}" in environment["dependencies"]
 
 
-def test_the_lock_holds_every_dependency(root: Path, project: dict) -> None:
+def test_the_lock_file_contains_every_dependency(root: Path, project: dict) -> None:
     locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (root / "requirements.lock").read_text(), re.M))
-    wanted = project["dependencies"] + project["optional-dependencies"]["notebooks"]
-    wanted += project["optional-dependencies"]["dev"] + project["optional-dependencies"]["docs"]
-    absent = {name_of(requirement) for requirement in wanted} - {name.lower() for name in locked}
-    assert not absent, f"run `make lock`: {absent} are not in requirements.lock"
+    required = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    required += project["optional-dependencies"]["dev"] + project["optional-dependencies"]["docs"]
+    missing = {package_name(requirement) for requirement in required} - {name.lower() for name in locked}
+    assert not missing, f"run `make lock`: {missing} are not in requirements.lock"
     assert locked["torch"] == "2.13.0"
-    assert not [name for name in locked if name.startswith("nvidia")], "torch's build is the platform's choice"
+    assert not [name for name in locked if name.startswith("nvidia")], "the lock file must not require CUDA"
 
 
-def test_every_dependency_is_justified(root: Path, project: dict) -> None:
+def test_contributing_explains_every_dependency(root: Path, project: dict) -> None:
     text = (root / "CONTRIBUTING.md").read_text()
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    absent = {name_of(item) for group in groups for item in group if f"`{name_of(item)}`" not in text}
-    assert not absent, f"CONTRIBUTING.md says in a line why each package is here; not yet: {absent}"
+    missing = {package_name(item) for group in groups for item in group if f"`{package_name(item)}`" not in text}
+    assert not missing, f"CONTRIBUTING.md must explain why each package is needed: {missing}"
 
 
-# imported where somebody asks for it and has it
+# imported only if the user requests a feature and has installed the package
 OPTIONAL = {"umap": "umap-learn", "wandb": "wandb"}
-# of the notebooks, started and not imported
+# started by the notebooks, not imported
 PROGRAMS = {"ipykernel", "jupyterlab"}
 
 
@@ -80,55 +80,55 @@ def imported_packages(sources: Iterable[str]) -> set[str]:
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.partition(".")[0])
-    return {name_of(distributions[module]) for module in modules - sys.stdlib_module_names - {"esm2kit"}}
+    return {package_name(distributions[module]) for module in modules - sys.stdlib_module_names - {"esm2kit"}}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported(root: Path, project: dict) -> None:
-    wing = root / "esm2kit" / "notebook"
+def test_imports_and_declared_dependencies_agree(root: Path, project: dict) -> None:
+    notebook_package = root / "esm2kit" / "notebook"
     paths = sorted((root / "esm2kit").rglob("*.py"))
-    library = imported_packages(path.read_text() for path in paths if not path.is_relative_to(wing))
-    jupyter = imported_packages(path.read_text() for path in paths if path.is_relative_to(wing))
+    library = imported_packages(path.read_text() for path in paths if not path.is_relative_to(notebook_package))
+    jupyter = imported_packages(path.read_text() for path in paths if path.is_relative_to(notebook_package))
     cells = imported_packages(
         "".join(cell["source"])
         for path in (root / "notebooks").glob("*.ipynb")
         for cell in json.loads(path.read_text())["cells"]
         if cell["cell_type"] == "code"
     )
-    required = set(map(name_of, project["dependencies"]))
-    notebooks = set(map(name_of, project["optional-dependencies"]["notebooks"]))
+    required = set(map(package_name, project["dependencies"]))
+    notebooks = set(map(package_name, project["optional-dependencies"]["notebooks"]))
     assert library - set(OPTIONAL.values()) == required
     assert (jupyter | cells) - required - set(OPTIONAL.values()) == notebooks - PROGRAMS
     assert set(OPTIONAL.values()) <= {
-        name_of(item) for group in project["optional-dependencies"].values() for item in group
+        package_name(item) for group in project["optional-dependencies"].values() for item in group
     }
 
 
-def test_the_picture_of_the_packages_is_current(root: Path) -> None:
+def test_the_diagram_of_the_packages_is_current(root: Path) -> None:
     packages = runpy.run_path(str(root / "docs" / "packages.py"))
     assert packages["PICTURE"].read_text() == packages["picture"](), "run `python docs/packages.py`"
 
 
-def test_nothing_of_a_machine_in_the_tree(root: Path) -> None:
-    # the pattern is put together so that it does not find itself
+def test_no_file_contains_a_path_of_a_machine(root: Path) -> None:
+    # concatenated, so that the pattern does not match this file
     paths = re.compile("|".join(("/wor" + "k/", "/roo" + "t/", "/hom" + "e/", "/op" + "t/wheels")))
     for path in tracked(root):
         if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ""} and path.name != "LICENSE":
             found = paths.search(path.read_text(errors="replace"))
-            assert not found, f"{path.relative_to(root)} names a path of somebody's machine: {found[0]}"
+            assert not found, f"{path.relative_to(root)} contains a path of a machine: {found[0]}"
 
 
-def test_nothing_is_left_for_later(root: Path) -> None:
+def test_no_unfinished_work(root: Path) -> None:
     marks = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")))
     for path in tracked(root):
         if path.suffix in {".py", ".ipynb", ".md"}:
-            assert not marks.search(path.read_text()), f"{path.relative_to(root)} holds something left for later"
+            assert not marks.search(path.read_text()), f"{path.relative_to(root)} contains a mark for unfinished work"
 
 
-def test_nothing_large_in_the_tree(root: Path) -> None:
+def test_no_large_files(root: Path) -> None:
     assert not [path for path in tracked(root) if path.stat().st_size > 1_000_000]
 
 
-# runs the command line, and adds the CPU seconds it took and whether torch was imported
+# run the command line, then print the CPU seconds and whether torch was imported
 TIMED_HELP = """
 import resource, sys
 from esm2kit.cli.main import main
@@ -141,8 +141,8 @@ print(used.ru_utime + used.ru_stime, "torch" in sys.modules)
 """
 
 
-def shown_help(*words: str) -> tuple[str, float, bool]:
-    """What `--help` prints, the CPU seconds it takes, and whether it imports torch."""
+def run_help(*words: str) -> tuple[str, float, bool]:
+    """Return the output of `--help`, the CPU seconds it takes, and whether it imports torch."""
     command = [sys.executable, "-c", TIMED_HELP, *words, "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text, _, last = shown.strip().rpartition("\n")
@@ -150,8 +150,8 @@ def shown_help(*words: str) -> tuple[str, float, bool]:
     return text, float(seconds), torch == "True"
 
 
-def test_help_takes_half_a_second_and_names_every_stage() -> None:
-    text, seconds, torch = shown_help()
+def test_help_takes_half_a_second_and_lists_every_stage() -> None:
+    text, seconds, torch = run_help()
     assert not torch
     assert seconds < 0.5
     assert all(f"  {name}" in text for name in STAGES)
@@ -159,7 +159,7 @@ def test_help_takes_half_a_second_and_names_every_stage() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_of_a_stage_does_not_import_torch(stage: str) -> None:
-    text, _, torch = shown_help(stage)
+    text, _, torch = run_help(stage)
     assert not torch
     assert STAGES[stage].example in text
 
@@ -176,16 +176,17 @@ def test_make_alone_lists_every_target(root: Path) -> None:
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     (targets,) = re.findall(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(), re.M)
     assert sorted(listed) == sorted(targets.split())
-    assert all(len(line.split()) > 2 for line in done.stdout.splitlines()), "a target without a word on what it does"
+    assert all(len(line.split()) > 2 for line in done.stdout.splitlines()), "a target without a description"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_parameter_is_explained(stage: str) -> None:
+def test_every_parameter_is_documented(stage: str) -> None:
     import dataclasses
 
     config = import_object(STAGES[stage].config)
     for field in dataclasses.fields(config):
-        assert re.search(rf"^\s+{field.name}: \S", config.__doc__, re.M), f"{config.__name__}.{field.name} has no line"
+        described = re.search(rf"^\s+{field.name}: \S", config.__doc__, re.M)
+        assert described, f"{config.__name__}.{field.name} has no description"
     assert config.__dataclass_params__.frozen
 
 
@@ -204,22 +205,22 @@ def test_every_parameter_is_explained(stage: str) -> None:
         (["export", "--model", "nowhere.pt", "--out", "{tmp}/x"], "nowhere.pt"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
+def test_bad_input_gives_one_line_and_writes_no_files(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
-    assert len(said) == 1
-    assert message in said[0]
+    messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
+    assert len(messages) == 1
+    assert message in messages[0]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
-def test_a_result_with_named_fields_is_told_by_name() -> None:
-    told = json.loads(summarise(EmbedResult(Path("a_embeddings.h5"), None, 5, [Path("a_embeddings.h5")])))
-    assert told == {"embeddings": "a_embeddings.h5", "hiddens": None, "num_proteins": 5}
+def test_a_named_tuple_is_summarised_by_field_name() -> None:
+    summary = json.loads(summarise(EmbedResult(Path("a_embeddings.h5"), None, 5, [Path("a_embeddings.h5")])))
+    assert summary == {"embeddings": "a_embeddings.h5", "hiddens": None, "num_proteins": 5}
 
 
-def test_a_person_on_a_terminal_reads_a_path_and_no_json() -> None:
+def test_on_a_terminal_the_summary_is_a_path() -> None:
     result = {"finished": True, "predictions": "run/predictions.npz", "html": Path("run/report.html")}
     assert summarise(result, on_terminal=True) == "report: run/report.html"
     assert summarise(result | {"html": None}, on_terminal=True) == "predictions: run/predictions.npz"

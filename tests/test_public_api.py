@@ -1,4 +1,4 @@
-"""The public API: documented name by name, importable without waiting for torch, and all that the notebooks use."""
+"""The public API: documented, importable without torch, and sufficient for the notebooks."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ def documented(package: ModuleType) -> list[str]:
 
 
 @each_package
-def test_every_public_name_is_documented_once_and_imports(package: ModuleType) -> None:
+def test_every_public_name_is_documented_once_and_importable(package: ModuleType) -> None:
     assert sorted(documented(package)) == package.__all__
     for name in package.__all__:
         assert getattr(package, name) is not None
@@ -41,14 +41,14 @@ def test_an_unknown_name_is_an_attribute_error(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("package", ["esm2kit", "esm2kit.notebook"])
-def test_the_import_alone_loads_nothing_slow(package: str) -> None:
+def test_importing_a_package_loads_no_slow_module(package: str) -> None:
     code = f"import sys, {package}; print(*(name for name in {SLOW} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.split()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_uses_the_public_api_and_nothing_else(path: Path) -> None:
+def test_notebooks_use_only_the_public_api(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
     public = {"esm2kit": esm2kit.__all__, "esm2kit.notebook": esm2kit.notebook.__all__}

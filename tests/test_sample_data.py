@@ -1,4 +1,4 @@
-"""data/ as shipped: the files are whole, of the layouts they claim, and no label or sequence leaks across a split."""
+"""The data in data/: complete files in the documented formats, and no leakage between splits."""
 
 import hashlib
 import re
@@ -29,7 +29,7 @@ SETS = {("train", "False"): "train", ("train", "True"): "validation", ("test", "
 
 
 def read_fasta(path: Path) -> dict[str, str]:
-    """Header -> sequence, by Biopython; a header may stand there once only."""
+    """Read a FASTA file with Biopython, as header -> sequence; headers must be unique."""
     with open(path) as lines:
         records = list(SimpleFastaParser(lines))
     assert len(dict(records)) == len(records), f"a header is repeated in {path.name}"
@@ -37,7 +37,7 @@ def read_fasta(path: Path) -> dict[str, str]:
 
 
 def read_task(name: str) -> dict[str, tuple[str, str, str]]:
-    """Protein id -> (set, residues, label): the label is TARGET, or a letter a residue."""
+    """Read a task as protein id -> (set, residues, label); the label is TARGET, or one letter per residue."""
     folder = SAMPLE / "tasks" / name
     sequences = read_fasta(folder / "sequences.fasta") if name in RESIDUE_TASKS else {}
     proteins = {}
@@ -90,11 +90,11 @@ def test_mapping_rows_follow_the_train_fasta(train: dict[str, str], mapping: lis
     assert [ur50 for ur50, _ in mapping] == list(train)
 
 
-def test_sampler_holds_the_ids_of_the_mapping_and_no_other(
+def test_sampler_contains_exactly_the_ids_of_the_mapping(
     train: dict[str, str], sampler: dict[str, str], mapping: list[tuple[str, list[str]]]
 ) -> None:
     ur90 = [member for _, members in mapping for member in members]
-    assert len(ur90) == len(set(ur90)), "a UR90 id stands in two clusters"
+    assert len(ur90) == len(set(ur90)), "a UR90 id is in two clusters"
     assert set(sampler) == set(ur90) | set(train)
     assert all(sampler[ur50] == sequence for ur50, sequence in train.items())
 
@@ -105,7 +105,7 @@ def test_representative_is_a_member_of_its_cluster(
     assert all(any(sampler[member] == train[ur50] for member in members) for ur50, members in mapping)
 
 
-def test_validation_is_apart_from_training(valid: dict[str, str], sampler: dict[str, str]) -> None:
+def test_validation_and_training_share_no_protein(valid: dict[str, str], sampler: dict[str, str]) -> None:
     accessions = {identifier.split("_", 1)[1] for identifier in sampler}
     assert len(valid) >= 60
     assert not {identifier.split("_", 1)[1] for identifier in valid} & accessions
@@ -118,10 +118,10 @@ def test_every_record_is_a_protein(name: str) -> None:
         assert re.fullmatch(r"UR[59]0_[A-Z0-9]+", identifier)
         assert 40 <= len(sequence) <= 400
         assert set(sequence) <= set(RESIDUE_LETTERS)
-        assert len(set(sequence)) >= 8, f"{identifier} is no natural protein"
+        assert len(set(sequence)) >= 8, f"{identifier} is not a natural protein"
 
 
-def test_families_name_every_cluster(train: dict[str, str], valid: dict[str, str]) -> None:
+def test_families_list_every_cluster(train: dict[str, str], valid: dict[str, str]) -> None:
     rows = [line.split("\t") for line in (SAMPLE / "families.tsv").read_text().splitlines()]
     assert rows[0] == ["ur50_id", "set", "family", "protein_name"]
     assert {row[0]: row[1] for row in rows[1:]} == dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid")
@@ -129,7 +129,7 @@ def test_families_name_every_cluster(train: dict[str, str], valid: dict[str, str
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_facts_match_its_folder(name: str) -> None:
+def test_task_metadata_match_the_folder(name: str) -> None:
     task = TASKS[name]
     assert task["level"] in ("residue", "protein")
     assert task["target"] in ("class", "value")
@@ -142,7 +142,7 @@ def test_task_facts_match_its_folder(name: str) -> None:
     assert all((SAMPLE / "tasks" / name / file).is_file() for file in task["files"].values())
 
 
-def test_tasks_are_one_of_each_kind() -> None:
+def test_tasks_cover_every_kind() -> None:
     kinds = {(task["level"], task["target"]) for task in TASKS.values()}
     assert kinds >= {("residue", "class"), ("protein", "class"), ("protein", "value")}
     folders = {path.name for path in (SAMPLE / "tasks").iterdir() if path.is_dir()}
@@ -150,7 +150,7 @@ def test_tasks_are_one_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_splits_are_filled_and_share_no_sequence(name: str) -> None:
+def test_task_splits_share_no_sequence(name: str) -> None:
     proteins = read_task(name)
     sizes = Counter(where for where, _, _ in proteins.values())
     assert sizes["train"] >= 200
@@ -172,19 +172,19 @@ def kmers(sequence: str, size: int = 12) -> set[str]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_splits_share_no_long_stretch(name: str) -> None:
-    """Homology was kept apart with MMseqs2; twelve equal residues in a row would be the plainest sign it was not.
+def test_task_splits_share_no_long_segment(name: str) -> None:
+    """MMseqs2 separated homologous proteins; many shared 12-mers would show that it failed.
 
-    A fifth of a sequence is the bar: short equal stretches, such as purification tags of PDB chains, do occur.
+    The threshold is a fifth of a sequence, as short shared segments, such as purification tags of PDB chains, do occur.
     """
-    stretches: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    segments: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
     for where, sequence, _ in read_task(name).values():
-        stretches[where] |= kmers(sequence)
-    for left, right in combinations(stretches, 2):
+        segments[where] |= kmers(sequence)
+    for left, right in combinations(segments, 2):
         for identifier, (where, sequence, _) in read_task(name).items():
             if where == right:
-                shared = kmers(sequence) & stretches[left]
-                assert len(shared) <= len(sequence) / 5, f"{identifier} of {right} shares a stretch with {left}"
+                shared = kmers(sequence) & segments[left]
+                assert len(shared) <= len(sequence) / 5, f"{identifier} of {right} shares a segment with {left}"
 
 
 @pytest.mark.parametrize("name", RESIDUE_TASKS)
@@ -195,13 +195,13 @@ def test_residue_labels_and_masks_match_their_sequence(name: str) -> None:
     scored: Counter[str] = Counter()
     for identifier, (_, sequence, labels) in proteins.items():
         assert len(sequence) == len(labels) == len(masks[identifier])
-        assert re.fullmatch("01+0", masks[identifier]), "the ends of a chain have no state, all else has"
+        assert re.fullmatch("01+0", masks[identifier]), "only the ends of a chain have no state"
         scored.update(label for label, mask in zip(labels, masks[identifier], strict=True) if mask == "1")
     assert set(scored) == set(TASKS[name]["classes"])
-    assert min(scored.values()) > 0.2 * scored.total(), f"too unequal to learn from: {scored}"
+    assert min(scored.values()) > 0.2 * scored.total(), f"the classes are too unequal: {scored}"
 
 
-def test_domains_of_life_are_balanced_and_agree_with_the_organisms() -> None:
+def test_domains_of_life_are_balanced_and_match_the_organisms() -> None:
     rows = [line.split("\t") for line in (SAMPLE / "tasks/domain_of_life/organisms.tsv").read_text().splitlines()]
     assert rows[0] == ["id", "organism", "ncbi_taxid", "domain"]
     proteins = read_task("domain_of_life")
@@ -216,14 +216,14 @@ def test_domains_of_life_are_balanced_and_agree_with_the_organisms() -> None:
         assert len({sizes[where, domain] for domain in TASKS["domain_of_life"]["classes"]}) == 1
 
 
-def test_helix_contents_are_shares_with_a_spread() -> None:
+def test_helix_contents_are_shares_that_vary() -> None:
     values = [float(target) for _, _, target in read_task("helix_content_pdb").values()]
     assert all(0 <= value <= 1 for value in values)
     assert len(set(values)) > len(values) / 2
     assert not set(read_task("helix_content_pdb")) & set(read_task("secondary_structure_pdb"))
 
 
-def test_readme_tells_the_floors(valid: dict[str, str], sampler: dict[str, str]) -> None:
+def test_readme_states_the_unigram_baselines(valid: dict[str, str], sampler: dict[str, str]) -> None:
     sys.path.insert(0, str(DATA))
     try:
         from make_sample import unigram_perplexity
@@ -237,24 +237,24 @@ def test_readme_tells_the_floors(valid: dict[str, str], sampler: dict[str, str])
     assert f"| ESM-2's masking, 80/10/10 | {esm2:.2f} |" in readme
 
 
-def test_readme_counts_the_clusters() -> None:
+def test_readme_states_the_cluster_sizes() -> None:
     rows = (DATA / "sample" / "mapping.tsv").read_text().splitlines()[1:]
     sizes = [len(set(row.split("\t")[1].split(","))) for row in rows]
-    told = [sum(min(size, 4) == number for size in sizes) for number in (1, 2, 3, 4)]
-    counts = " / ".join(map(str, told))
+    numbers = [sum(min(size, 4) == number for size in sizes) for number in (1, 2, 3, 4)]
+    counts = " / ".join(map(str, numbers))
     line = f"Clusters of 1 / 2 / 3 / 4 or more members: {counts}, the largest of {max(sizes)}."
     assert line in (DATA / "README.md").read_text()
 
 
 def composition(sequences: list[str]) -> np.ndarray:
-    """(P, 20) share of each standard residue."""
+    """Compute the share of each standard residue, (P, 20)."""
     return np.array(
         [[sequence.count(letter) / len(sequence) for letter in STANDARD_RESIDUES] for sequence in sequences]
     )
 
 
-def by_set(name: str) -> dict[str, tuple[list[str], list[str]]]:
-    """Set -> its sequences, its labels."""
+def read_sets(name: str) -> dict[str, tuple[list[str], list[str]]]:
+    """Read a task as set -> (sequences, labels)."""
     rows = sorted(read_task(name).values())
     return {
         where: tuple(map(list, zip(*(row[1:] for row in rows if row[0] == where), strict=True)))
@@ -262,11 +262,11 @@ def by_set(name: str) -> dict[str, tuple[list[str], list[str]]]:
     }
 
 
-def test_readme_tells_how_hard_the_tasks_are() -> None:
-    """What no model of proteins should fall below: the commonest label, and each sequence's composition alone."""
+def test_readme_states_the_task_baselines() -> None:
+    """The baselines are the most common label, and the composition of each sequence."""
     readme = (DATA / "README.md").read_text()
 
-    sets = by_set("secondary_structure_pdb")
+    sets = read_sets("secondary_structure_pdb")
     counts = Counter()
     for sequence, labels in zip(*sets["train"], strict=True):
         counts.update(zip(sequence[1:-1], labels[1:-1], strict=True))
@@ -276,13 +276,13 @@ def test_readme_tells_how_hard_the_tasks_are() -> None:
     alone = sum(best[residue] == label for residue, label in test) / len(test)
     assert f"| secondary_structure_pdb | accuracy | {majority:.3f} | {alone:.3f} |" in readme
 
-    sets = by_set("domain_of_life")
+    sets = read_sets("domain_of_life")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(composition(sets["train"][0]), sets["train"][1])
     accuracy = classifier.score(composition(sets["test"][0]), sets["test"][1])
     assert f"| domain_of_life | accuracy | 0.333 | {accuracy:.3f} |" in readme
 
-    sets = by_set("helix_content_pdb")
+    sets = read_sets("helix_content_pdb")
     ridge = make_pipeline(StandardScaler(), Ridge(alpha=1.0))
     ridge.fit(composition(sets["train"][0]), np.array(sets["train"][1], dtype=float))
     rho = spearmanr(ridge.predict(composition(sets["test"][0])), np.array(sets["test"][1], dtype=float)).statistic
@@ -290,19 +290,19 @@ def test_readme_tells_how_hard_the_tasks_are() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.name)
-def test_golden_figures_have_sources(path: Path) -> None:
-    figures = yaml.safe_load(path.read_text())
+def test_golden_values_have_sources(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
     assert "source" in path.read_text()
-    assert figures
+    assert values
 
 
-def test_golden_rows_fill_their_columns() -> None:
+def test_golden_rows_have_all_columns() -> None:
     for table in yaml.safe_load((GOLDEN / "published.yaml").read_text())["flip"]:
         for row in table.get("rows", ()):
             assert set(table["columns"]) <= set(row)
 
 
-def test_golden_slices_are_of_their_inputs() -> None:
+def test_golden_slices_match_their_inputs() -> None:
     for entry in yaml.safe_load((GOLDEN / "esm2_t6_8M.yaml").read_text())["golden"]:
         assert entry["shape"][:2] == [len(entry["input_ids"]), len(entry["input_ids"][0])]
         assert [len(row) for row in entry["values"]] == [3, 3, 3]

@@ -1,4 +1,4 @@
-"""The wheel: built from the tree and installed alone, it has its data files and does a stage's work."""
+"""The wheel: it contains the data files, and a stage runs from it without the source tree."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ SHAPE = ESM2Config(2, 16, 2)
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing an earlier build left in the tree gets in."""
+    """Build the wheel from a copy, without the leftovers of an earlier build."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, folder)
@@ -33,7 +33,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel in it, which sees this one's packages but not the source tree."""
+    """Install the wheel in a new environment that has access to this one's packages but not to the source tree."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
@@ -43,7 +43,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).stdout.strip()  # fmt: skip
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
     subprocess.run(install, check=True)
-    # searched after the wheel; an editable install hangs on a .pth file there, which a path added this way does not run
+    # searched after the wheel; the .pth files of a folder that is added this way, as of editable installs, are ignored
     (Path(target) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
@@ -54,7 +54,7 @@ def test_data_files_are_in_the_wheel(wheel: Path, root: Path) -> None:
     assert {name for name in tree if "__pycache__" not in name} <= packed
 
 
-def test_the_wheel_alone_shows_help_and_embeds(python: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_shows_help_and_embeds(python: Path, tmp_path: Path) -> None:
     def run(*words: str | Path) -> str:
         command = [python, "-m", "esm2kit", *words]
         return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=True).stdout
