@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 @torch.inference_mode()
 def embed_batch(
-    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], segments: Windowing, dtype: str
+    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], windowing: Windowing, dtype: str
 ) -> list[list[np.ndarray]]:
     """Embed the sequences of a batch.
 
@@ -45,7 +45,7 @@ def embed_batch(
         encoder: the model.
         sequences: amino-acid sequences, preferably sorted by length.
         outputs: requested outputs.
-        segments: how long sequences are split into windows.
+        windowing: how long sequences are split.
         dtype: "float32" or "float16".
 
     Returns:
@@ -54,14 +54,14 @@ def embed_batch(
     Raises:
         InputError: a value exceeds the range of float16.
     """
-    if encoder.device.type == "cuda" and max(map(len, sequences)) <= segments.max_residues:
+    if encoder.device.type == "cuda" and max(map(len, sequences)) <= windowing.max_residues:
         with torch.cuda.stream(encoder.stream()):
             return _embed_on_device(encoder, sequences, outputs, dtype)
-    short = [index for index, sequence in enumerate(sequences) if len(sequence) <= segments.max_residues]
+    short = [index for index, sequence in enumerate(sequences) if len(sequence) <= windowing.max_residues]
     rows_of = dict(zip(short, _represent(encoder, [sequences[index] for index in short], outputs), strict=True))
     arrays: list[list[np.ndarray]] = [[] for _ in outputs]
     for index, sequence in enumerate(sequences):
-        rows = rows_of.pop(index) if index in rows_of else _represent_long(encoder, sequence, outputs, segments)
+        rows = rows_of.pop(index) if index in rows_of else _represent_long(encoder, sequence, outputs, windowing)
         for array, output, rows_TD in zip(arrays, outputs, rows, strict=True):
             array.append(_to_array(pool(rows_TD, output.reads), output, dtype))
     return arrays
@@ -120,10 +120,10 @@ def _represent(encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Out
     return [[rows_TD[:-1] for rows_TD in per_output] for per_output in zip(*split, strict=True)]
 
 
-def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], segments: Windowing) -> list[Tensor]:
+def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], windowing: Windowing) -> list[Tensor]:
     """Compute the rows of one long protein, each row as the mean over the windows that contain it."""
-    spans = segments.split(len(sequence))
-    together = max(1, segments.batch_tokens // (segments.max_residues + 2))
+    spans = windowing.split(len(sequence))
+    together = max(1, windowing.batch_tokens // (windowing.max_residues + 2))
     sums = [torch.zeros(1 + len(sequence), output.width) for output in outputs]
     count_T1 = torch.zeros(1 + len(sequence), 1)
     for first in range(0, len(spans), together):

@@ -71,7 +71,7 @@ class EmbedConfig:
         if self.max_residues < 1 or not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
                 f"window_overlap must be at least 0 and below max_residues {self.max_residues}, "
-                f"found {self.window_overlap}.",
+                f"found {self.window_overlap}",
                 code="option.range",
                 name="window_overlap",
                 found=self.window_overlap,

@@ -27,7 +27,7 @@ from esm2kit.core.process_group import Process, join_process_group, run_on_rank_
 from esm2kit.core.provenance import build_provenance
 from esm2kit.embedding.batch import Output
 from esm2kit.embedding.config import EmbedConfig
-from esm2kit.embedding.hdf5 import ProteinEntry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import Entry, Skeleton, create_file
 from esm2kit.embedding.plan import Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
 from esm2kit.models.config import ESM2Config
@@ -107,9 +107,9 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
             encoder = Encoder(job.model.load(), config.precision, job.device)
             if state.stage is RunStage.NEW:
                 state = run_on_rank_0(process, lambda: job.start(state.outputs))
-            segments = Windowing(config.max_residues, config.window_overlap, job.batch_tokens)
+            windowing = Windowing(config.max_residues, config.window_overlap, job.batch_tokens)
             num_embedded_P = _count_embedded_residues(config, Table(job.folder))
-            run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, segments, config.dtype)
+            run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
             EmbeddingRun(*run, process, config.workers).work()
         if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
@@ -217,11 +217,8 @@ class Job:
                     names = ("num_proteins", "settings")  # without the ids, which are attributes as well
                     attributes = {name: file.attrs[name] for name in names if name in file.attrs}
             made_with = attributes.get("settings")
-            differing = (
-                _find_differences(_settings_of_file(self.settings, output), _settings_of_file(made_with, output))
-                if made_with
-                else []
-            )
+            written, requested = (_settings_of_file(text, output) for text in (made_with or "{}", self.settings))
+            differing = _find_differences(requested, written) if made_with else []
             if made_with and not differing:
                 existing[output] = int(attributes["num_proteins"])
             elif not self.replace:
@@ -313,7 +310,7 @@ def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     layers, width = model.resolve_layers(config.repr_layers), model.embed_dim
     if len(set(layers)) < len(layers):
         raise InputError(
-            f"repr_layers {config.repr_layers} contain a layer of the {model.num_layers} twice. Remove one of them.",
+            f"repr_layers {config.repr_layers} contains a layer twice: the model has {model.num_layers}. Remove one.",
             code="embed.layer-twice",
             found=config.repr_layers,
         )
@@ -345,7 +342,7 @@ def _find_differences(settings: dict[str, Any], other: dict[str, Any]) -> list[s
 def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:
     """Return the settings that determine one file, without those of the other outputs."""
     content = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
-    return content | {"outputs": [each for each in content["outputs"] if each == list(output)]}
+    return content | {"outputs": [each for each in content.get("outputs", []) if each == list(output)]}
 
 
 def _create_files(
@@ -372,10 +369,7 @@ def _create_files(
         level = "residue" if output.reads == "residues" else "protein"
         skeleton = Skeleton(level, config.layout, output.width, config.dtype, config.key)
         starts_P = np.lib.format.open_memmap(folder / f"{output.file}.starts.npy", "w+", np.int64, (len(table),))
-        rows = (
-            ProteinEntry(*row)
-            for row in zip(table.ids(), table.keys(config.key), map(int, num_embedded_P), strict=True)
-        )
+        rows = (Entry(*row) for row in zip(table.ids(), table.keys(config.key), map(int, num_embedded_P), strict=True))
         content = {"layer": output.layer, "pooling": output.pooling}
         create_file(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | content, starts_P)
         starts_P.flush()

@@ -31,7 +31,7 @@ STRING = h5py.string_dtype()
 STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
-class ProteinEntry(NamedTuple):
+class Entry(NamedTuple):
     """Id, dataset name and length of a protein in a file."""
 
     id: str
@@ -64,7 +64,7 @@ class Skeleton(NamedTuple):
 def create_file(
     path: Path,
     skeleton: Skeleton,
-    rows: Iterable[ProteinEntry],
+    rows: Iterable[Entry],
     num_proteins: int,
     num_residues: int,
     attributes: Mapping[str, Any],
@@ -113,7 +113,7 @@ def _contiguous_properties() -> h5p.PropDCID:
 def _create_datasets(
     file: h5py.File,
     skeleton: Skeleton,
-    rows: Iterable[ProteinEntry],
+    rows: Iterable[Entry],
     num_proteins: int,
     num_residues: int,
     starts_P: np.ndarray,
@@ -161,7 +161,7 @@ def _write_block(file: h5py.File, name: str, lines: list[bytes]) -> None:
 def _create_packed(
     file: h5py.File,
     skeleton: Skeleton,
-    rows: Iterable[ProteinEntry],
+    rows: Iterable[Entry],
     num_proteins: int,
     num_residues: int,
     starts_P: np.ndarray,

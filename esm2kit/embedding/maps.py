@@ -120,7 +120,7 @@ def project(vectors_PD: np.ndarray, method: Method = "pca", seed: int = 0) -> Pr
     check_method(method)
     if len(vectors_PD) < 4:
         raise InputError(
-            f"a map requires at least 4 proteins, found {len(vectors_PD)}.",
+            f"a map requires at least 4 proteins, found {len(vectors_PD)}",
             code="map.too-few",
             found=len(vectors_PD),
         )

@@ -58,7 +58,7 @@ class EmbeddingRun:
         num_embedded_P: (P,) number of residues per protein that are embedded.
         encoder: the model.
         outputs: requested outputs.
-        segments: how long sequences are split into windows.
+        windowing: how long sequences are split.
         dtype: "float32" or "float16".
         process: rank and number of processes.
         workers: worker threads on the CPU. None uses one per core.
@@ -71,13 +71,13 @@ class EmbeddingRun:
         num_embedded_P: np.ndarray,
         encoder: Encoder,
         outputs: list[Output],
-        segments: Windowing,
+        windowing: Windowing,
         dtype: str,
         process: Process,
         workers: int | None,
     ) -> None:
         self.table, self.num_embedded_P = Table(folder), num_embedded_P
-        self.files, self.encoder, self.outputs, self.segments, self.dtype = files, encoder, outputs, segments, dtype
+        self.files, self.encoder, self.outputs, self.windowing, self.dtype = files, encoder, outputs, windowing, dtype
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.read_done()
@@ -109,7 +109,7 @@ class EmbeddingRun:
         waiting: deque[tuple[ProteinBatch, Future]] = deque()
         try:
             for batch, sequences in self._read():
-                task = pool.submit(embed_batch, self.encoder, sequences, self.outputs, self.segments, self.dtype)
+                task = pool.submit(embed_batch, self.encoder, sequences, self.outputs, self.windowing, self.dtype)
                 waiting.append((batch, task))
                 if len(waiting) > 3 * self.workers:
                     self._write_batch(*waiting.popleft(), progress)
@@ -146,7 +146,7 @@ class EmbeddingRun:
         number = 0
         for start, stop in split_into_windows(self.num_embedded_P):
             batches = plan_window(
-                np.asarray(self.num_embedded_P[start:stop]) + 2, start, number, self.segments.batch_tokens
+                np.asarray(self.num_embedded_P[start:stop]) + 2, start, number, self.windowing.batch_tokens
             )
             number += len(batches)
             share = (batch for batch in batches if batch.number % self.process.world_size == self.process.rank)

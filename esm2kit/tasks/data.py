@@ -217,7 +217,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
     for row in rows:
         if row.target is None:
             raise InputError(
-                f"{source}: record {row.id!r} has no target.", code="task.no-target", record=row.id, path=source.path
+                f"{source}: record {row.id!r} has no target", code="task.no-target", record=row.id, path=source.path
             )
         if task.level == "residue":
             values = parse_residue_targets(task, row, table, source)
@@ -240,7 +240,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
             targets.append([index[spelling]])
             scored.append([True])
     if not rows:
-        raise InputError(f"{source}: no record belongs to a set.", code="task.no-records", path=source.path)
+        raise InputError(f"{source}: no record belongs to a set", code="task.no-records", path=source.path)
     dtype = np.float64 if task.target == "value" else np.int64
     return TaskData(
         task=task,

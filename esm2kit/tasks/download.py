@@ -97,7 +97,7 @@ class DownloadConfig:
             fields = set()
         if ("file", "", None) not in fields or fields - {(name, "", None) for name in ("file", "folder")}:
             raise InputError(
-                f"mirror {self.mirror!r} must contain {{file}}, may contain {{folder}}, and no other braces.",
+                f"mirror {self.mirror!r} must contain {{file}}, may contain {{folder}}, and no other braces",
                 code="download.mirror",
                 found=self.mirror,
             )
@@ -184,7 +184,7 @@ def download_flip(
     """
     if task not in TASKS:
         raise InputError(
-            f"unknown FLIP task {task!r}: {suggest_name(task, TASKS)}",
+            f"unknown FLIP task {task!r}; {suggest_name(task, TASKS)}",
             code="task.unknown",
             name=task,
             nearest=find_closest(task, TASKS),

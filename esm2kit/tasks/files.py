@@ -204,7 +204,7 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
                 header, body = line[1:].strip(), []
                 if not header:
                     raise InputError(
-                        f"{source}: the header in line {number} has no id.",
+                        f"{source}: the header in line {number} has no id. Write it after '>'.",
                         code="task.no-id",
                         line=number,
                         path=source.path,
@@ -219,7 +219,7 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
             else:
                 body.append(line)
     if header is None:
-        raise InputError(f"{source} contains no FASTA records.", code="task.no-records", path=source.path)
+        raise InputError(f"{source} contains no FASTA records", code="task.no-records", path=source.path)
     yield header, "".join(body)
 
 
@@ -282,7 +282,7 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     """
     sequence = sequence.upper().removesuffix("*")
     if not sequence:
-        raise InputError(f"{source}: record {row_id!r} has no sequence.", code="task.no-sequence", record=row_id)
+        raise InputError(f"{source}: record {row_id!r} has no sequence", code="task.no-sequence", record=row_id)
     codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
@@ -330,7 +330,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         if target is None and sequences is not None:
             if row_id not in by_id:
                 raise InputError(
-                    f"{split}: record {row_id!r} is missing from {sequences}.",
+                    f"{split}: record {row_id!r} is missing from {sequences}. Add its sequence there.",
                     code="task.not-in-sequences",
                     record=row_id,
                     path=split.path,
@@ -338,7 +338,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
             target, sequence = body, by_id[row_id]
         if masks and row_id not in masks:
             raise InputError(
-                f"{split}: record {row_id!r} is missing from {mask}.",
+                f"{split}: record {row_id!r} is missing from {mask}. Add its mask there.",
                 code="task.not-in-mask",
                 record=row_id,
                 path=split.path,

@@ -130,7 +130,7 @@ def infer_task(
         kind = target or declared.get("target") or _infer_protein_target(rows, texts, source)
     if kind not in get_args(Target):
         raise InputError(
-            f"task {name}: target must be class or value, found {kind!r}.",
+            f"task {name}: target must be class or value, found {kind!r}",
             code="task.target-kind",
             task=name,
             found=kind,

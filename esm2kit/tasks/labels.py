@@ -60,7 +60,7 @@ def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source
             )
     if len(values) != len(row.sequence):
         raise InputError(
-            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues.",
+            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues",
             code="task.label-count",
             record=row.id,
             found=len(values),
@@ -86,8 +86,8 @@ def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
         return np.ones(len(row.sequence), dtype=bool)
     if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
         raise InputError(
-            f"{source}: the mask of {row.id!r} must have 0 or 1 for each of the {len(row.sequence)} residues, "
-            f"found {len(row.mask)} characters.",
+            f"{source}: the mask of {row.id!r} must have one 0 or 1 for each of the {len(row.sequence)} residues, "
+            f"found {len(row.mask)} characters from {''.join(sorted(set(row.mask)))!r}",
             code="task.mask",
             record=row.id,
             found=len(row.mask),

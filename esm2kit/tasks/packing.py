@@ -163,9 +163,9 @@ class LabelledProteins:
 
     def windows(self, proteins: np.ndarray) -> list[Window]:
         """Split proteins into windows that cover all their residues."""
-        segments = Windowing(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
+        windowing = Windowing(self.max_residues, min(WINDOW_OVERLAP, self.max_residues // 2), 0)
         sizes = self.data.num_residues
-        return [Window(int(row), *span) for row in proteins for span in segments.split(int(sizes[row]))]
+        return [Window(int(row), *span) for row in proteins for span in windowing.split(int(sizes[row]))]
 
     def pack(self, windows: Sequence[Window]) -> tuple[Tensor, list[int]]:
         """Concatenate the token ids of windows, each with BOS and EOS, and return them with the tokens per window."""

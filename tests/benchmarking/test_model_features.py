@@ -17,7 +17,7 @@ from esm2kit.benchmarking.model_features import read_features
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, read_blocks
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.embedding.hdf5 import ProteinEntry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import Entry, Skeleton, create_file
 
 
 def write(path, data, values_ND, layout="packed", dtype="float32"):
@@ -26,7 +26,7 @@ def write(path, data, values_ND, layout="packed", dtype="float32"):
     counts = data.num_residues if residue else np.ones(len(data.ids), np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     backwards = range(len(data.ids) - 1, -1, -1)
-    rows = [ProteinEntry(data.ids[p], str(place), int(data.num_residues[p])) for place, p in enumerate(backwards)]
+    rows = [Entry(data.ids[p], str(place), int(data.num_residues[p])) for place, p in enumerate(backwards)]
     skeleton = Skeleton("residue" if residue else "protein", layout, values_ND.shape[1], dtype, "index")
     starts = np.zeros(len(rows), np.int64)
     create_file(path, skeleton, rows, len(rows), int(data.num_residues.sum()), {"model_name": "planted"}, starts)

@@ -28,7 +28,7 @@ def test_flip_alone_downloads_all_tasks(monkeypatch: pytest.MonkeyPatch, tmp_pat
     ("words", "message"),
     [
         (["gb1"], "'gb1' is a FLIP task: run `esm2kit download flip gb1`"),
-        (["flip", "gb2"], "unknown FLIP task 'gb2': did you mean 'gb1'?"),
+        (["flip", "gb2"], "unknown FLIP task 'gb2'; did you mean 'gb1'?"),
         (["facebook", "esm2_t6_8M_UR50D"], "is neither a model nor 'flip'"),
     ],
 )

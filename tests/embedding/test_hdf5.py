@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
 
-from esm2kit.embedding.hdf5 import EmbeddingReader, ProteinEntry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file
 
 WIDTH = 5
 
@@ -23,7 +23,7 @@ def write_file(
     starts = np.zeros(len(num_residues), dtype=np.int64)
     keys = keys or [str(index) for index in range(len(num_residues))]
     rows = [
-        ProteinEntry(f"protein é {index}", key, count)
+        Entry(f"protein é {index}", key, count)
         for index, (key, count) in enumerate(zip(keys, num_residues, strict=True))
     ]
     attributes = {"model_name": "esm2_small", "layer": 6, "provenance": '{"stage": "embed"}'}
