@@ -1,0 +1,1 @@
+"""The ESM-2 model: architecture, weights, and inference."""

@@ -1,6 +1,7 @@
-"""A checkpoint is one safetensors file: tensors by name, everything else as JSON in its header, a digest over both.
+"""Read and write checkpoints: a safetensors file with JSON metadata in its header and a SHA-256 of its contents.
 
-Nothing in it is code, nothing is unpickled. `model.*` are fair-esm's names, `optimizer.*` what resuming needs.
+A checkpoint contains no code and is never unpickled. `model.*` tensors have fair-esm's names. `optimizer.*` tensors are
+only needed to resume training.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from esm2kit.models.esm2 import ESM2
 
 FORMAT = 1
 TIED = {"model.lm_head.weight": "model.embed_tokens.weight"}
-# safetensors' names of torch's types
+# torch dtype -> its name in a safetensors header
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -31,92 +32,106 @@ CACHE_LINE = 64
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
-        path: the file; a checkpoint already there is replaced in one step.
-        tensors: by name; the LM head's matrix may be among them and is kept once, as the embedding it is. Shards are
-            gathered one after the other: the ranks that do not write must call `gather` meanwhile.
-        metadata: JSON-able; `model` holds the ESM2Config's fields.
-    Raises: OSError if the disk does not take it; what was there before stays.
+        path: the file. An existing checkpoint is replaced in one step.
+        tensors: name -> tensor. The LM head's matrix is tied to the token embedding and is not stored twice. Sharded
+            tensors are gathered one at a time, so the other ranks must call `gather` on the same tensors.
+        metadata: values that JSON can hold; `model` holds the fields of ESM2Config.
+
+    Raises:
+        OSError: the file cannot be written. An existing checkpoint stays unchanged.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if name not in TIED}
+    untied = {name: tensor for name, tensor in tensors.items() if name not in TIED}
     metadata = to_json({"format": FORMAT} | metadata)
-    seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    save_tensors(path, kept, {"esm2kit": json.dumps(metadata | {"sha256": DIGEST_PLACEHOLDER})}, seal)
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    save_tensors(path, untied, {"esm2kit": json.dumps(metadata | {"sha256": DIGEST_PLACEHOLDER})}, digest)
 
 
 def gather(tensors: Mapping[str, Tensor]) -> None:
-    """A rank's part in `write_checkpoint` of the same tensors where another one writes."""
+    """Take part in another rank's `write_checkpoint` of the same tensors.
+
+    Args:
+        tensors: name -> tensor, the same names on every rank.
+    """
     for name in sorted(tensors):
         if name not in TIED:
             _gather_tensor(tensors[name])
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str], seal: "hashlib._Hash | None" = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], digest: "hashlib._Hash | None" = None
 ) -> None:
-    """Write a safetensors file, whole or not at all, with one whole tensor in memory at a time.
+    """Write a safetensors file atomically, with one full tensor in memory at a time.
 
-    The safetensors package wants all of them at once: at 15B a checkpoint's 180 GB, on the rank that writes.
+    The safetensors package requires all tensors at once: for a 15B checkpoint 180 GB on the rank that writes.
 
     Args:
-        path: the file; one already there is replaced in one step.
-        tensors: by name, on any device, of any strides, shards too.
-        texts: of the header; DIGEST_PLACEHOLDER in one of them becomes the seal's hex digest.
-        seal: is fed the tensors, in the order of their names.
-    Raises: OSError if the disk does not take it.
+        path: the file. An existing file is replaced in one step.
+        tensors: name -> tensor, on any device and with any strides; may be sharded.
+        metadata: the header's metadata. DIGEST_PLACEHOLDER in a value is replaced by the hex digest.
+        digest: is updated with every tensor, in the order of the names.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    header, places = _build_header(tensors, texts)
+    header, offsets = _build_header(tensors, metadata)
     with atomic_path(path) as part, open(part, "wb") as file:
         file.write(header)
         for name in sorted(tensors):
-            whole = _gather_tensor(tensors[name]).cpu().contiguous()
-            if seal is not None:
-                _update_digest(seal, name, whole)
-            file.seek(len(header) + places[name])
-            file.write(_to_bytes(whole))
-        if seal is not None:
+            full = _gather_tensor(tensors[name]).cpu().contiguous()
+            if digest is not None:
+                _update_digest(digest, name, full)
+            file.seek(len(header) + offsets[name])
+            file.write(_to_bytes(full))
+        if digest is not None:
             file.seek(0)
-            file.write(header.replace(DIGEST_PLACEHOLDER.encode(), seal.hexdigest().encode()))
+            file.write(header.replace(DIGEST_PLACEHOLDER.encode(), digest.hexdigest().encode()))
 
 
-def _build_header(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """The header of a safetensors file, and where in what follows each tensor begins: the widest types first."""
-    entries: dict[str, Any] = {"__metadata__": dict(texts)}
-    places, end = {}, 0
+def _build_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """Build a safetensors header and each tensor's byte offset after it; the widest dtypes come first."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         tensor = tensors[name]
-        places[name], end = end, end + tensor.numel() * tensor.itemsize
-        span = [places[name], end]
+        offsets[name], end = end, end + tensor.numel() * tensor.itemsize
+        span = [offsets[name], end]
         entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
-    told = json.dumps(entries).encode()
-    # tensors are mapped where they lie, and matrix products round by their place in memory: a longer header must not
-    # move them against a cache line
-    told += b" " * (-(8 + len(told)) % CACHE_LINE)
-    return len(told).to_bytes(8, "little") + told, places
+    header = json.dumps(entries).encode()
+    # Tensors are memory-mapped, and the rounding of matrix products depends on their memory alignment. The padding
+    # keeps the alignment the same for headers of any length.
+    header += b" " * (-(8 + len(header)) % CACHE_LINE)
+    return len(header).to_bytes(8, "little") + header, offsets
 
 
 def _gather_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; others are returned as they are."""
     tensor = tensor.detach()
-    # a DTensor; its class takes half a second to import, which who has none need not wait for
+    # Importing DTensor for isinstance would cost half a second.
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a checkpoint, after its digest has been checked.
+    """Read a checkpoint and check its digest.
 
     Args:
         path: the file.
-        prefix: give only tensors whose name begins so; the digest is over all of them all the same.
-    Raises: InputError if the file is absent, cut short, damaged, or not an esm2kit checkpoint.
+        prefix: return only the tensors whose names start with this. The digest still covers all tensors.
+
+    Returns:
+        Name -> tensor, and the metadata.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged, or not an esm2kit checkpoint.
     """
     metadata = read_metadata(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
     if metadata.pop("sha256", None) != _compute_digest(tensors, metadata):
         raise InputError(
-            f"{path}: the checkpoint's bytes do not match its own sha256; it is damaged, take another",
+            f"{path}: the checkpoint is damaged: its contents do not match its sha256. Use another checkpoint.",
             code="checkpoint.digest",
             path=path,
         )
@@ -125,17 +140,29 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint, without reading its tensors or checking its digest; raises as `read_checkpoint`."""
+    """Read a checkpoint's JSON metadata without reading its tensors or checking its digest.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The metadata, with the `sha256` that the checkpoint declares.
+
+    Raises:
+        InputError: the file is missing, truncated, or not an esm2kit checkpoint.
+    """
     if not Path(path).is_file():
         raise InputError(
-            f"{path}: no such checkpoint; `esm2kit pretrain` makes one", code="checkpoint.absent", path=path
+            f"{path}: the checkpoint does not exist. `esm2kit pretrain` creates one.",
+            code="checkpoint.absent",
+            path=path,
         )
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(
-            f"{path}: not a whole safetensors file ({error}); take another checkpoint",
+            f"{path}: the safetensors file is incomplete or damaged ({error}). Use another checkpoint.",
             code="checkpoint.damaged",
             path=path,
         ) from error
@@ -143,13 +170,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = json.loads(header["esm2kit"])
     except (KeyError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path}: a safetensors file, but not an esm2kit checkpoint: its header lacks ours",
+            f"{path}: this safetensors file is not an esm2kit checkpoint: its header has no 'esm2kit' entry.",
             code="checkpoint.not-esm2kit",
             path=path,
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError(
-            f"{path}: checkpoint format {metadata.get('format')}, this esm2kit reads {FORMAT}",
+            f"{path}: checkpoint format {metadata.get('format')} is not supported; this esm2kit reads format {FORMAT}.",
             code="checkpoint.format",
             path=path,
             found=metadata.get("format"),
@@ -159,25 +186,38 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> ESM2Config:
-    """The shape of the model a checkpoint holds, no tensor read; raises as `read_checkpoint`."""
+    """Read the configuration of a checkpoint's model without reading tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model's configuration.
+
+    Raises:
+        InputError: as `read_metadata`, or the file is too small for its configuration.
+    """
     config = ESM2Config(**read_metadata(path)["model"])
     check_file_size(config, [path])
     return config
 
 
 def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
-    """Read the model a checkpoint holds.
+    """Read the model in a checkpoint.
+
+    Args:
+        path: the file.
 
     Returns:
-        The model's shape, and its tensors under fair-esm's names.
+        The model's configuration, and its tensors under fair-esm's names.
 
     Raises:
-        InputError: as `read_checkpoint`, or the file holds adapters alone.
+        InputError: as `read_checkpoint`, or the file contains only adapters.
     """
     config, (tensors, _) = read_config(path), read_checkpoint(path, prefix="model.")
     if not tensors:
         raise InputError(
-            f"{path}: holds adapters and no encoder; fine-tune with --merge true for one that does",
+            f"{path}: the file contains LoRA adapters but no encoder. Fine-tune with --merge true to save both.",
             code="checkpoint.adapters-only",
             path=path,
         )
@@ -185,25 +225,36 @@ def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
 
 
 def check_file_size(config: ESM2Config, files: Sequence[Path]) -> None:
-    """Hold a configuration to its files' bytes, before a model of a billion layers is built to find none of them there.
+    """Check that files can hold a configuration's parameters, before a damaged configuration builds a huge model.
 
-    Raises: InputError for over a thousand parameters a byte; a file that was cut short has a line of its own.
+    Args:
+        config: the model's configuration.
+        files: the files with the model's tensors.
+
+    Raises:
+        InputError: the configuration has more than 1,000 parameters per byte. Readers report truncated files.
     """
-    held = sum(Path(file).stat().st_size for file in files)
-    if config.num_parameters > 1000 * held:
+    size = sum(Path(file).stat().st_size for file in files)
+    if config.num_parameters > 1000 * size:
         raise InputError(
-            f"{files[0]}: {held:,} bytes do not hold the {config.num_parameters:,} parameters of its configuration; "
-            "fetch it again",
+            f"{files[0]}: {size:,} bytes are too few for the {config.num_parameters:,} parameters of its "
+            "configuration. Download it again.",
             code="checkpoint.too-small",
             path=files[0],
-            found=held,
+            found=size,
         )
 
 
 def load_tensors(model: ESM2, state: dict[str, Tensor], source: Path | str) -> None:
-    """Put fair-esm-named tensors into a model as they are; names and shapes must be exactly the model's.
+    """Load tensors into a model in place.
 
-    Raises: InputError naming the first tensor that is missing, unknown or of another shape.
+    Args:
+        model: the model; on the meta device, it takes over the tensors instead of copying them.
+        state: fair-esm's name -> tensor, with exactly the model's names and shapes.
+        source: the file, for the message.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape.
     """
     what = f"this model ({model.config.num_layers} layers, embed_dim {model.config.embed_dim})"
     check_tensor_shapes(model.state_dict(), state, source, what, "Choose the model size of the checkpoint.")
@@ -242,16 +293,16 @@ def check_tensor_shapes(
 
 
 def _compute_digest(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> str:
-    """SHA-256 over the metadata and every tensor's name, type, shape and bytes."""
-    seal = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    """Compute the SHA-256 of the metadata and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        _update_digest(seal, name, tensors[name])
-    return seal.hexdigest()
+        _update_digest(digest, name, tensors[name])
+    return digest.hexdigest()
 
 
-def _update_digest(seal: "hashlib._Hash", name: str, tensor: Tensor) -> None:
-    seal.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    seal.update(_to_bytes(tensor))
+def _update_digest(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(_to_bytes(tensor))
 
 
 def _to_bytes(tensor: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The shape of an ESM-2, the six published ones, and what `esm2kit export` is asked for; without torch."""
+"""Configuration of an ESM-2, the six published sizes, and the options of `esm2kit export`; does not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ from esm2kit.sequences.alphabet import VOCAB_SIZE
 
 @dataclass(frozen=True)
 class ESM2Config:
-    """The shape of an ESM-2.
+    """The architecture of an ESM-2.
 
     Args:
-        num_layers: transformer layers.
-        embed_dim: width of a token's vector; a multiple of attention_heads.
-        attention_heads: heads a layer; each has embed_dim / attention_heads channels, an even number.
-        token_dropout: zero the embedding of <mask> and rescale the others by the observed mask ratio, as ESM-2 does.
+        num_layers: Number of transformer layers.
+        embed_dim: Width of a token's vector; a multiple of 2 x attention_heads.
+        attention_heads: Attention heads per layer, each with embed_dim / attention_heads channels.
+        token_dropout: Set the embedding of <mask> to zero and rescale the other embeddings by the sequence's mask
+            ratio, as ESM-2 does.
     """
 
     num_layers: int = 33
@@ -28,14 +29,14 @@ class ESM2Config:
     def __post_init__(self) -> None:
         if min(self.num_layers, self.embed_dim, self.attention_heads) < 1:
             raise InputError(
-                f"num_layers, embed_dim and attention_heads must be 1 or more, found {self}",
+                f"num_layers, embed_dim and attention_heads must be at least 1, found {self}.",
                 code="model.shape",
                 found=self,
             )
         if self.embed_dim % (2 * self.attention_heads):
             raise InputError(
-                f"embed_dim {self.embed_dim} does not divide into {self.attention_heads} heads of an even width "
-                "(rotary positions turn channels in pairs)",
+                f"embed_dim {self.embed_dim} is not a multiple of 2 x attention_heads ({2 * self.attention_heads}). "
+                "Rotary position embeddings require an even number of channels per head.",
                 code="model.heads",
                 embed_dim=self.embed_dim,
                 attention_heads=self.attention_heads,
@@ -43,29 +44,37 @@ class ESM2Config:
 
     @property
     def head_dim(self) -> int:
+        """Channels per attention head."""
         return self.embed_dim // self.attention_heads
 
     @property
     def ffn_dim(self) -> int:
+        """Width of the feed-forward network."""
         return 4 * self.embed_dim
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters, the tied embedding counted once and the contact head left out."""
+        """Number of trainable parameters; counts the tied embedding once and omits the contact head."""
         width, layer = self.embed_dim, 12 * self.embed_dim**2 + 13 * self.embed_dim
         return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + width**2 + 3 * width + VOCAB_SIZE
 
     def resolve_layers(self, repr_layers: Sequence[int]) -> list[int]:
-        """Layer numbers with negative ones counted from the last, as in a list; 0 is the embedding.
+        """Convert negative layer numbers to positive ones, as for indices of a list.
+
+        Args:
+            repr_layers: layer numbers; 0 is the embedding, num_layers or -1 the final layer.
+
+        Returns:
+            Layer numbers from 0 to num_layers.
 
         Raises:
-            InputError: the model lacks a layer.
+            InputError: the model has no such layer.
         """
         last = self.num_layers
         for layer in repr_layers:
             if not -last - 1 <= layer <= last:
                 raise InputError(
-                    f"layer {layer} does not exist: this model has layers 0 to {last} (or -{last + 1} to -1)",
+                    f"layer {layer} does not exist; this model has layers 0 to {last} (or -{last + 1} to -1).",
                     code="model.layer",
                     found=layer,
                     allowed=last,
@@ -73,11 +82,16 @@ class ESM2Config:
         return [layer % (last + 1) for layer in repr_layers]
 
     def forward_flops(self, num_tokens: Sequence[int], num_logits: int) -> float:
-        """Useful floating-point operations of one forward pass: matrix products and attention, no padding.
+        """Count the floating-point operations of one forward pass: matrix products and attention, without padding.
+
+        A training step costs three times as much.
 
         Args:
-            num_tokens: tokens of each sequence, BOS and EOS included.
-            num_logits: rows that go through the LM head. A training step costs three times as much.
+            num_tokens: tokens per sequence, with BOS and EOS.
+            num_logits: rows that go through the LM head.
+
+        Returns:
+            Floating-point operations, two per multiply-add.
         """
         tokens, squares = sum(num_tokens), sum(count**2 for count in num_tokens)
         layers = self.num_layers * (24 * self.embed_dim**2 * tokens + 4 * self.embed_dim * squares)
@@ -93,18 +107,18 @@ SIZES = {
     "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
 }
 
-# The matrices of a layer that can be adapted, by their last name.
+# The matrices of a layer that LoRA can adapt, by the last part of their names.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a model for Hugging Face or fair-esm; every tensor arrives as it is.
+    """Write a model for Hugging Face or fair-esm, with every tensor unchanged.
 
     Args:
-        model: official name, hub repository, fair-esm .pt, Hugging Face folder, or our checkpoint.
-        out: the folder (huggingface) or the .pt file (fair-esm) to write; must not be there yet.
-        format: huggingface (AutoModel.from_pretrained reads it) or fair-esm (esm.pretrained reads it).
+        model: Official name, hub repository, fair-esm .pt, Hugging Face folder, or esm2kit checkpoint.
+        out: Output folder (huggingface) or .pt file (fair-esm). It must not exist yet.
+        format: Output format: huggingface for AutoModel.from_pretrained, or fair-esm for esm.pretrained.
     """
 
     model: str

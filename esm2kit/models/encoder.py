@@ -1,16 +1,16 @@
-"""ESM-2 for reading only, as fast as the machine allows: packed rows, fused weights, buffers used again.
+"""Fast ESM-2 inference: packed sequences, fused weights and reused buffers.
 
-The same numbers as `ESM2.encode` within 1e-5 in fp32, and no gradient. What makes the difference on a CPU, where the
-matrix products run at the machine's own limit and the rest is what there is to win:
+Returns the same numbers as `ESM2.encode` within 1e-5 in float32, without gradients. On a CPU the matrix products
+already run at the machine's limit. These changes reduce the remaining time:
 
-- no padding: the rows of all sequences go through the linear layers together, attention looks inside each;
-- q, k and v are one product; the rotary turn is one complex product in place, because the weights' rows are put
-  in an order in which the pairs it turns are neighbours;
-- the residual is the accumulator of the output product (`addmm` onto itself), the value's bias is folded into the
-  output's, since attention weights sum to one;
-- softmax without its maximum pass, checked afterwards (see `_attend_sequence`), a few heads at a time so that scores
-  stay in the core's own cache;
-- no buffer is allocated twice, so no page is faulted in twice.
+- Sequences are packed without padding. The linear layers process all rows together; attention stays within a sequence.
+- One matrix product computes q, k and v. The weights' rows are reordered so that the channel pairs of the rotary
+  embedding are neighbours, and one complex product in place rotates them.
+- The output product accumulates into the residual (`addmm`). The bias of v is folded into the output bias, because
+  attention weights sum to one.
+- The softmax omits the pass for the maximum and checks the sums afterwards (see `_attend_sequence`). It processes a few
+  heads at a time, so that the scores stay in the core's cache.
+- Buffers are allocated once per thread, which avoids page faults.
 """
 
 import threading
@@ -26,24 +26,26 @@ from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
 from esm2kit.sequences.alphabet import MASK_IDX
 
 Precision = Literal["float32", "bfloat16", "int8"]
-# Scores held at once, in floats: 1 MB, which a recent core's L2 holds twice. No finer tuning than one noisy sweep.
+# Attention scores in memory at a time: 1 MB of floats, half of a recent core's L2 cache. Tuned by one noisy sweep.
 SCORES_PER_BLOCK = 1 << 18
-# From here on SDPA's own blocking is as fast.
+# At this length and above, SDPA's own blocking is as fast.
 LONG_TOKENS = 900
-# Below this, one SDPA call for all sequences of equally many tokens costs less than a few calls for each.
+# Below this length, one SDPA call for all sequences of equal length is faster than a few calls per sequence.
 SHORT_TOKENS = 32
-# A sum of exponentials outside these has lost digits or is about to; the block is then done again by SDPA.
+# Range of the sums of exponentials without loss of precision; SDPA recomputes sequences outside it.
 SAFE_SUM = (1e-30, 1e30)
 
 
 class Encoder:
-    """Packed sequences in, representations out.
+    """Computes representations of packed sequences; threads can share one encoder.
 
     Args:
-        model: in evaluation mode; its weights are copied into a faster arrangement on the CPU, moved on CUDA.
-        precision: "float32" is exact; "bfloat16" and "int8" (CPU only, linear layers alone) are approximations.
-        device: "cpu", or a CUDA device, where attention is torch's variable-length kernel in bfloat16.
-    Raises: InputError for a precision the device lacks.
+        model: in evaluation mode. On the CPU its weights are copied and rearranged; on CUDA it is moved.
+        precision: "float32" is exact. "bfloat16" and "int8" (CPU only, linear layers only) are approximations.
+        device: "cpu" or a CUDA device. On CUDA, bfloat16 uses torch's variable-length attention kernel.
+
+    Raises:
+        InputError: the device does not support the precision.
     """
 
     def __init__(self, model: ESM2, precision: Precision = "float32", device: torch.device | str = "cpu") -> None:
@@ -53,22 +55,24 @@ class Encoder:
         if self.device.type == "cuda":
             if precision == "int8":
                 raise InputError(
-                    "precision int8 is for the CPU: choose bfloat16 on a GPU", code="precision.device", name="int8"
+                    "precision 'int8' runs only on the CPU; choose bfloat16 or float32 on a GPU.",
+                    code="precision.device",
+                    name="int8",
                 )
             self.model = model.to(self.device, dtype=getattr(torch, precision))
-            torch.cuda.synchronize(self.device)  # other threads' streams read the weights
+            torch.cuda.synchronize(self.device)  # other threads read the weights on other streams
             self._local = threading.local()
             return
         if precision == "int8" and not torch.backends.mkldnn.is_available():
             raise InputError(
-                "precision int8 wants a torch with oneDNN, which this one lacks: choose bfloat16 or float32",
+                "precision 'int8' requires a build of torch with oneDNN; choose bfloat16 or float32.",
                 code="precision.missing",
                 name="int8",
             )
         self.model = model
         with torch.inference_mode():
             self.layers = [_rearrange_weights(layer, model.config.head_dim, precision) for layer in model.layers]
-        # as loaded: Meta's checkpoints hold these rounded to float16, and were trained with them so
+        # As loaded: Meta trained with frequencies rounded to float16 and saved these.
         self.inv_freq_P = model.layers[0].self_attn.rot_emb.inv_freq.float()
         self._local = threading.local()
 
@@ -76,14 +80,16 @@ class Encoder:
     def encode(
         self, tokens_N: Tensor, num_tokens: Sequence[int], repr_layers: Sequence[int], on_device: bool = False
     ) -> dict[int, Tensor]:
-        """Representations of packed sequences.
+        """Compute representations of packed sequences.
 
         Args:
-            tokens_N: token ids of all sequences end to end, each with its BOS and EOS.
-            num_tokens: tokens of each; neighbours of equal number share an attention call.
-            repr_layers: which layers, 0 to num_layers; the last has the final LayerNorm applied.
-            on_device: leave them where they were computed, in the model's precision.
-        Returns: {layer: (N, D)} in float32 on the CPU, for the caller to keep.
+            tokens_N: concatenated token ids of all sequences, each with BOS and EOS.
+            num_tokens: tokens per sequence. Adjacent sequences of equal length share an attention call.
+            repr_layers: layers to return, 0 to num_layers. The last one includes the final LayerNorm.
+            on_device: leave the result on the device in the model's precision.
+
+        Returns:
+            {layer: (N, D)} in float32 on the CPU, not overwritten by later calls.
         """
         packed = Packed(num_tokens, self.device)
         if self.device.type == "cuda":
@@ -92,11 +98,11 @@ class Encoder:
         tokens_N = tokens_N.long()
         buffers = self._buffers(packed)
         angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
-        turn_N1P = torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
+        rotation_N1P = torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
         x_ND = self._embed(tokens_N, packed, buffers.x)
         found = {0: x_ND.clone()} if 0 in repr_layers else {}
         for number, layer in enumerate(self.layers[: max(repr_layers)], start=1):
-            layer.run(x_ND, turn_N1P, packed, buffers)
+            layer.run(x_ND, rotation_N1P, packed, buffers)
             if number in repr_layers and number < self.config.num_layers:
                 found[number] = x_ND.clone()
         if self.config.num_layers in repr_layers:
@@ -105,13 +111,21 @@ class Encoder:
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor, on_device: bool = False) -> Tensor:
-        """(N, V) masked-LM logits of the final layer's rows, float32 on the CPU or, with `on_device`, as they are."""
+        """Compute the LM head's logits.
+
+        Args:
+            hidden_ND: representations of the final layer.
+            on_device: leave the result on the device in the model's precision.
+
+        Returns:
+            (N, V) logits, in float32 on the CPU unless `on_device`.
+        """
         weight = self.model.embed_tokens.weight
         logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
         return logits_NV if on_device else logits_NV.float().cpu()
 
     def stream(self) -> torch.cuda.Stream:
-        """This thread's CUDA stream: one thread's copies to the host overlap with another's kernels."""
+        """Return this thread's CUDA stream, so that one thread's copies to the host overlap with another's kernels."""
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self.device)
         return self._local.stream
@@ -120,11 +134,11 @@ class Encoder:
         if (tokens_N == MASK_IDX).any():
             return out_ND.copy_(self.model.embed(tokens_N, packed))
         torch.index_select(self.model.embed_tokens.weight, 0, tokens_N, out=out_ND)
-        # token dropout with no <mask> in sight still scales, to the size that training showed the first layer
+        # Token dropout also scales embeddings without any <mask>, to the mean scale in training.
         return out_ND.mul_(1 - TRAINED_MASK_RATIO) if self.config.token_dropout else out_ND
 
     def _buffers(self, packed: Packed) -> "_Buffers":
-        """This thread's buffers, cut to `num_rows` rows; made anew when a batch is larger than any before."""
+        """Return this thread's buffers with a batch's number of rows; a larger batch than before allocates new ones."""
         rows = packed.num_rows
         if rows > getattr(self._local, "rows", 0):
             width = self.config.embed_dim
@@ -140,7 +154,7 @@ class Encoder:
 
 
 class _Buffers(NamedTuple):
-    """Memory of one thread: x and attended (N, D), qkv (N, 3D), wide (N, 4D), scores flat."""
+    """Buffers of one thread: x and attended (N, D), qkv (N, 3D), wide (N, 4D), scores (SCORES_PER_BLOCK,)."""
 
     x: Tensor
     qkv: Tensor
@@ -161,7 +175,7 @@ class _Buffers(NamedTuple):
 
 
 class _Linear:
-    """y = x W' + b onto a buffer, exact."""
+    """A linear layer y = x W' + b in float32 that writes into a buffer."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight_IO = weight.t()
@@ -171,13 +185,13 @@ class _Linear:
         return torch.addmm(self.bias, x, self.weight_IO, out=out)
 
     def multiply_add(self, x: Tensor, residual: Tensor) -> None:
-        """residual += x W' + b, the product accumulating in place."""
+        """Compute residual += x W' + b in place."""
         residual.add_(self.bias)
         torch.addmm(residual, x, self.weight_IO, out=residual)
 
 
 class _LinearBF16:
-    """The product in bfloat16, its sum and the residual in float32."""
+    """A linear layer with its product in bfloat16 and its residual in float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight.bfloat16(), bias.bfloat16()
@@ -190,9 +204,9 @@ class _LinearBF16:
 
 
 class _LinearInt8:
-    """Weights as int8 with a scale an output, inputs as int8 with a scale a row, by oneDNN's integer product.
+    """A linear layer by oneDNN's int8 product, with one scale per output channel and one per input row.
 
-    A scale a row costs a pass more than one for the whole batch, and leaves a row's numbers its own.
+    A scale per row requires one more pass than a scale per batch, but a row's result does not depend on other rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -202,12 +216,12 @@ class _LinearInt8:
         self.bias = bias
 
     def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The product but for the rows' scales, (N, O), and these, (N, 1)."""
+        """Compute the product before scaling the rows, (N, O), and the rows' scales, (N, 1)."""
         scale_N1 = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
-        whole_NI = (x / scale_N1).round_().to(torch.int8)
-        # scale and zero of the inputs, then the weights', no bias, scale and zero of a result that is float32 anyway
+        quantised_NI = (x / scale_N1).round_().to(torch.int8)
+        # scale and zero point of the inputs, the weights, no bias, scale and zero point of the float32 result
         scales = (1.0, 0, self.packed, self.scale_O, self.zero_O, None, 1.0, 0)
-        return torch.ops.onednn.qlinear_pointwise(whole_NI, *scales, torch.float32, "none", [], ""), scale_N1
+        return torch.ops.onednn.qlinear_pointwise(quantised_NI, *scales, torch.float32, "none", [], ""), scale_N1
 
     def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         return torch.addcmul(self.bias, *self._product(x), out=out)
@@ -220,7 +234,7 @@ LINEARS = {"float32": _Linear, "bfloat16": _LinearBF16, "int8": _LinearInt8}
 
 
 class _Layer(NamedTuple):
-    """One transformer layer's weights, rearranged."""
+    """The rearranged weights of one transformer layer."""
 
     attention_norm: nn.LayerNorm
     qkv: _Linear
@@ -230,14 +244,14 @@ class _Layer(NamedTuple):
     fc2: _Linear
     head_dim: int
 
-    def run(self, x_ND: Tensor, turn_N1P: Tensor, packed: Packed, buffers: _Buffers) -> None:
-        """x becomes the layer's output, in place."""
+    def run(self, x_ND: Tensor, rotation_N1P: Tensor, packed: Packed, buffers: _Buffers) -> None:
+        """Apply the layer to x in place."""
         width = x_ND.shape[1]
         heads = width // self.head_dim
         normed_ND = self.attention_norm(x_ND)
         qkv = self.qkv.multiply(normed_ND, buffers.qkv)
         pairs = torch.view_as_complex(qkv[:, : 2 * width].unflatten(1, (2 * heads, self.head_dim // 2, 2)))
-        pairs.mul_(turn_N1P)
+        pairs.mul_(rotation_N1P)
         query, key, value = qkv.unflatten(1, (3, heads, self.head_dim)).unbind(1)
         attended = buffers.attended.unflatten(1, (heads, self.head_dim))
         start = 0
@@ -252,10 +266,11 @@ class _Layer(NamedTuple):
 
 
 def _rearrange_weights(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:
-    """Fused and reordered copies of a layer's weights."""
+    """Copy a layer's weights into fused and reordered matrices."""
     attention = layer.self_attn
     heads = attention.q_proj.out_features // head_dim
-    # rotary turns channels (i, i + K/2): as neighbours they are one complex number; q.k does not see the order
+    # The rotary embedding rotates channels (i, i + K/2). As neighbours they form one complex number. The order of the
+    # channels does not change q.k.
     order_K = torch.arange(head_dim).view(2, -1).t().reshape(-1)
 
     def reorder(parameter: Tensor) -> Tensor:
@@ -278,7 +293,7 @@ def _rearrange_weights(layer: nn.Module, head_dim: int, precision: Precision) ->
 
 
 def _attend(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, out_NHK: Tensor, count: int, scores: Tensor) -> None:
-    """Attention inside each of `count` sequences of equally many tokens, onto `out`."""
+    """Write the attention within each of `count` sequences of equal length to `out_NHK`."""
     tokens = query_NHK.shape[0] // count
     if SHORT_TOKENS <= tokens < LONG_TOKENS and all(
         _attend_sequence(
@@ -293,25 +308,28 @@ def _attend(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, out_NHK: Tens
 
 
 def _attend_sequence(query_HTK: Tensor, key_HTK: Tensor, value_HTK: Tensor, out_HTK: Tensor, scores: Tensor) -> bool:
-    """One sequence, a few heads at a time, by exp(q.k) / sum without a maximum taken off first.
+    """Compute the attention of one sequence as exp(q.k) / sum, without subtracting the maximum first.
 
-    That is the same softmax as long as no exponential overflows and the sums stay far from the smallest float, which
-    the sums themselves tell afterwards.
-    Returns: False if they did not; `out` then holds nothing of use.
+    This equals the softmax if no exponential overflows and the sums are not close to the smallest float. The sums show
+    both afterwards.
+
+    Returns:
+        False if precision was lost; the content of `out_HTK` is then invalid.
     """
     heads, tokens, _ = query_HTK.shape
     key_HKT = key_HTK.transpose(1, 2)
-    together = max(1, min(heads, SCORES_PER_BLOCK // tokens**2))
-    rows = tokens if together > 1 else min(tokens, SCORES_PER_BLOCK // tokens)
+    num_heads = max(1, min(heads, SCORES_PER_BLOCK // tokens**2))
+    num_rows = tokens if num_heads > 1 else min(tokens, SCORES_PER_BLOCK // tokens)
     sums_HT1 = torch.empty(heads, tokens, 1)
-    for head in range(0, heads, together):
-        some = slice(head, head + together)
-        for row in range(0, tokens, rows):
-            query = query_HTK[some, row : row + rows]
+    for first_head in range(0, heads, num_heads):
+        block_heads = slice(first_head, first_head + num_heads)
+        for first_row in range(0, tokens, num_rows):
+            block_rows = slice(first_row, first_row + num_rows)
+            query = query_HTK[block_heads, block_rows]
             block = scores[: query.shape[0] * query.shape[1] * tokens].view(*query.shape[:2], tokens)
-            torch.bmm(query, key_HKT[some], out=block).exp_()
-            torch.sum(block, -1, keepdim=True, out=sums_HT1[some, row : row + rows])
-            torch.bmm(block, value_HTK[some], out=out_HTK[some, row : row + rows])
-    least, most = sums_HT1.aminmax()
+            torch.bmm(query, key_HKT[block_heads], out=block).exp_()
+            torch.sum(block, -1, keepdim=True, out=sums_HT1[block_heads, block_rows])
+            torch.bmm(block, value_HTK[block_heads], out=out_HTK[block_heads, block_rows])
+    minimum, maximum = sums_HT1.aminmax()
     out_HTK.div_(sums_HT1)
-    return SAFE_SUM[0] < least.item() and most.item() < SAFE_SUM[1]
+    return SAFE_SUM[0] < minimum.item() and maximum.item() < SAFE_SUM[1]

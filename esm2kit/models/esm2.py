@@ -1,7 +1,7 @@
-"""ESM-2 in one file: packed or padded input, fair-esm's parameter names, SDPA or variable-length attention.
+"""The ESM-2 model in one file, with packed or padded input and fair-esm's parameter names.
 
-The layers are written once, over rows of width D. How the rows divide into sequences is the business of the layout:
-`Padded` (B, T) as fair-esm has it, or `Packed` (N rows, no padding). Tests hold both to fair-esm 2.0.0 within 1e-5.
+The layers operate on rows of width D. A layout defines how the rows form sequences: `Padded` (B, T) as in fair-esm, or
+`Packed` (N rows without padding). Tests compare both with fair-esm 2.0.0 and allow a difference of 1e-5.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,28 +17,36 @@ from esm2kit.models.config import ESM2Config
 from esm2kit.models.packing import Packed, Padded
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
 
-# Share of tokens that read <mask> in fair-esm's training: 15% selected, 80% of them masked. Token dropout scales by it.
+# Share of <mask> tokens in fair-esm's training: 15% selected, 80% of them masked. Token dropout scales by it.
 TRAINED_MASK_RATIO = 0.15 * 0.8
 
 
 def rotary_tables(inv_freq: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, (positions, 1, head_dim / 2) each, in float32."""
+    """Compute the cosines and sines of the rotary angles.
+
+    Args:
+        inv_freq: (head_dim / 2,) frequencies.
+        num_positions: number of positions.
+
+    Returns:
+        Cosines and sines, (positions, 1, head_dim / 2) each, in float32.
+    """
     positions = torch.arange(num_positions, device=inv_freq.device, dtype=torch.float32)
     angles = positions[:, None, None] * inv_freq
     return angles.cos(), angles.sin()
 
 
 class _Rotate(torch.autograd.Function):
-    """The turn of all pairs into one new tensor; its gradient is the turn back."""
+    """Rotates all channel pairs into one new tensor; its gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        turned = torch.empty_like(x)
-        (first, second), (into_first, into_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
-        torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
-        torch.mul(second, cos, out=into_second).addcmul_(first, sin)
-        return turned
+        rotated = torch.empty_like(x)
+        (first, second), (out_first, out_second) = x.chunk(2, dim=-1), rotated.chunk(2, dim=-1)
+        torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+        return rotated
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -47,31 +55,42 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + K/2) of x (..., H, K) by their position's angle."""
+    """Apply rotary position embeddings: rotate the channel pairs (i, i + K/2) by their position's angle.
+
+    Args:
+        x: (..., H, K) queries or keys.
+        cos: (..., 1, K / 2) cosines of the angles.
+        sin: (..., 1, K / 2) sines of the angles.
+
+    Returns:
+        (..., H, K) in the dtype of x, computed in at least float32.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if torch.compiler.is_compiling():  # it fuses this by itself, and would end its graph at a product into a part
+    if torch.compiler.is_compiling():  # the compiler fuses this form; writing into a chunk would break its graph
         first, second = wide.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
     return _Rotate.apply(wide, cos, sin).to(x.dtype)
 
 
 class RotaryEmbedding(nn.Module):
-    """Holds the rotary frequencies as the checkpoint has them: Meta trained with values rounded to float16."""
+    """Stores the rotary frequencies of a checkpoint; Meta trained with values rounded to float16."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.register_buffer("inv_freq", 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
-        # another device, never another type: angles grow with the position, and so would the rounding
-        kept = self.inv_freq
+        # The device may change but not the dtype: rounding errors of the angles grow with the position.
+        original = self.inv_freq
         super()._apply(fn, recurse)
-        if self.inv_freq.dtype != kept.dtype:
-            self.inv_freq = kept.to(self.inv_freq.device)
+        if self.inv_freq.dtype != original.dtype:
+            self.inv_freq = original.to(self.inv_freq.device)
         return self
 
 
 class MultiheadAttention(nn.Module):
+    """Multi-head self-attention with rotary position embeddings."""
+
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -82,7 +101,8 @@ class MultiheadAttention(nn.Module):
         self.rot_emb = RotaryEmbedding(config.head_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Packed | Padded) -> Tensor:
-        # -1 heads: under tensor parallelism a rank holds some of them
+        """Map rows (..., D) to rows (..., D)."""
+        # -1: under tensor parallelism a rank has only some of the heads
         heads = (-1, self.head_dim)
         query = rotate(self.q_proj(x).unflatten(-1, heads), cos, sin)
         key = rotate(self.k_proj(x).unflatten(-1, heads), cos, sin)
@@ -91,6 +111,8 @@ class MultiheadAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
+    """A transformer layer with LayerNorm before attention and before the feed-forward network."""
+
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(config)
@@ -100,12 +122,13 @@ class TransformerLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.embed_dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Packed | Padded) -> Tensor:
+        """Map rows (..., D) to rows (..., D)."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, layout)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class RobertaLMHead(nn.Module):
-    """Rows of width D to logits over the vocabulary; the output matrix is the token embedding itself."""
+    """Maps rows of width D to logits over the vocabulary; the output matrix is tied to the token embedding."""
 
     def __init__(self, config: ESM2Config, weight: nn.Parameter) -> None:
         super().__init__()
@@ -115,24 +138,41 @@ class RobertaLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(VOCAB_SIZE))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Map rows (..., D) to logits (..., V)."""
         return F.linear(self.layer_norm(F.gelu(self.dense(hidden))), self.weight, self.bias)
 
 
 def symmetrise_with_apc(maps: Tensor) -> Tensor:
-    """(..., T, T) maps plus their transposes, less what the rows' and columns' sums would have of themselves."""
+    """Symmetrise maps and subtract the average product of their row and column sums (APC).
+
+    Args:
+        maps: (..., T, T) attention maps.
+
+    Returns:
+        (..., T, T) corrected maps.
+    """
     maps = maps + maps.transpose(-1, -2)
     background = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
     return maps - background
 
 
 class ContactPredictionHead(nn.Module):
-    """Logistic regression from symmetrised, average-product-corrected attention maps to residue contacts."""
+    """Logistic regression from symmetrised, APC-corrected attention maps to residue contacts."""
 
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.regression = nn.Linear(config.num_layers * config.attention_heads, 1)
 
     def forward(self, tokens_BT: Tensor, attentions_BLHTT: Tensor) -> Tensor:
+        """Compute contact probabilities.
+
+        Args:
+            tokens_BT: token ids with BOS, EOS and padding.
+            attentions_BLHTT: attention weights, zero at padding.
+
+        Returns:
+            (B, T - 2, T - 2) probabilities; rows of EOS and padding carry no meaning.
+        """
         residue_BT = tokens_BT.ne(EOS_IDX).to(attentions_BLHTT)
         maps = attentions_BLHTT * (residue_BT[:, None, :] * residue_BT[:, :, None])[:, None, None]
         maps = symmetrise_with_apc(maps[..., 1:-1, 1:-1].flatten(1, 2))
@@ -140,17 +180,19 @@ class ContactPredictionHead(nn.Module):
 
 
 class ESM2(nn.Module):
-    """ESM-2 with fair-esm's state dict, to be loaded and saved unchanged.
+    """The ESM-2 protein language model, with the parameter names of fair-esm.
 
     Args:
-        config: the shape; `SIZES[name]` for the six published ones.
-    Source: Lin et al. 2023, 10.1126/science.ade2574; fair-esm 2.0.0 `esm.ESM2`.
+        config: the architecture; `SIZES[name]` has the six published ones.
+
+    Source:
+        Lin et al. 2023, 10.1126/science.ade2574; fair-esm 2.0.0 `esm.ESM2`.
     """
 
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.config = config
-        # recompute each layer in the backward pass instead of keeping what it made
+        # recompute each layer in the backward pass instead of storing its activations
         self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(VOCAB_SIZE, config.embed_dim, padding_idx=PAD_IDX)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
@@ -160,10 +202,18 @@ class ESM2(nn.Module):
 
     @classmethod
     def initialised(cls, config: ESM2Config, seed: int) -> "ESM2":
-        """Fresh weights, a function of the seed alone.
+        """Build a model with random weights that depend only on the seed.
 
-        Embeddings come from N(0, 0.02) as in BERT, matrices from N(0, 1 / inputs), which keeps a row's size at any
-        width; 0.02 throughout starts small models so flat that they take long to learn more than frequencies.
+        Embeddings are sampled with standard deviation 0.02 as in BERT, and matrices with 1 / sqrt(inputs), which
+        preserves the scale of activations at any width. With 0.02 for all weights, small models need many steps to
+        learn more than residue frequencies.
+
+        Args:
+            config: the architecture.
+            seed: of the random generator.
+
+        Returns:
+            The model in training mode, on the CPU.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -185,14 +235,20 @@ class ESM2(nn.Module):
         need_head_weights: bool = False,
         return_contacts: bool = False,
     ) -> dict[str, Any]:
-        """Padded batch in, what fair-esm's `ESM2.forward` gives out.
+        """Run a padded batch, with the arguments and results of fair-esm's `ESM2.forward`.
 
         Args:
-            tokens_BT: token ids, BOS first, EOS last, then padding.
-            repr_layers: layers whose representations to keep; 0 is the embedding, num_layers the final one.
-            need_head_weights: also give the attention weights, (B, L, H, T, T).
-            return_contacts: also give contact probabilities, (B, T - 2, T - 2).
-        Returns: {"logits": (B, T, V), "representations": {layer: (B, T, D)}}, and "attentions", "contacts" when asked.
+            tokens_BT: token ids: BOS, residues, EOS, padding.
+            repr_layers: layers whose representations to return; 0 is the embedding, num_layers the final layer.
+            need_head_weights: also return the attention weights.
+            return_contacts: also return the attention weights and contact probabilities.
+
+        Returns:
+            {"logits": (B, T, V), "representations": {layer: (B, T, D)}} and, if requested,
+            "attentions": (B, L, H, T, T) and "contacts": (B, T - 2, T - 2).
+
+        Raises:
+            InputError: the model has no such layer.
         """
         layout = Padded(tokens_BT, need_head_weights or return_contacts)
         representations = self._run(tokens_BT, layout, repr_layers)
@@ -203,21 +259,26 @@ class ESM2(nn.Module):
         if layout.head_weights is not None:
             attentions = torch.stack(layout.head_weights, 1)
             if layout.padding_BT is not None:
-                seen_BT = (~layout.padding_BT).to(attentions)
-                attentions = attentions * (seen_BT[:, None, :] * seen_BT[:, :, None])[:, None, None]
+                real_BT = (~layout.padding_BT).to(attentions)
+                attentions = attentions * (real_BT[:, None, :] * real_BT[:, :, None])[:, None, None]
             result["attentions"] = attentions
             if return_contacts:
                 result["contacts"] = self.contact_head(tokens_BT, attentions)
         return result
 
     def encode(self, tokens_N: Tensor, packed: Packed, repr_layers: Sequence[int] = ()) -> Tensor | dict[int, Tensor]:
-        """Packed batch in, the final layer's rows out: the same numbers as `forward`, without padding's cost.
+        """Run a packed batch: the same numbers as `forward`, without the cost of padding.
 
         Args:
-            tokens_N: token ids of all sequences end to end, each with its BOS and EOS.
-            packed: where each sequence begins and ends.
-            repr_layers: give {layer: (N, D)} for these layers instead of the final one alone.
-        Returns: (N, D), the final LayerNorm applied, or the dictionary.
+            tokens_N: concatenated token ids of all sequences, each with BOS and EOS.
+            packed: the lengths of the sequences.
+            repr_layers: layers to return; empty for the final layer.
+
+        Returns:
+            (N, D) of the final layer with the final LayerNorm applied, or {layer: (N, D)} for `repr_layers`.
+
+        Raises:
+            InputError: the model has no such layer.
         """
         num_rows = tokens_N.shape[0]
         if packed.num_filler:
@@ -227,11 +288,28 @@ class ESM2(nn.Module):
         return representations if repr_layers else final_ND
 
     def masked_logits(self, tokens_N: Tensor, packed: Packed, rows_M: Tensor) -> Tensor:
-        """(M, V) logits of chosen rows of a packed batch: the LM head's cost is paid only where the loss looks."""
+        """Compute logits for selected rows of a packed batch, such as the masked positions.
+
+        Args:
+            tokens_N: as for `encode`.
+            packed: as for `encode`.
+            rows_M: indices of the rows.
+
+        Returns:
+            (M, V) logits.
+        """
         return self.lm_head(self.encode(tokens_N, packed)[rows_M])
 
     def embed(self, tokens: Tensor, layout: Packed | Padded) -> Tensor:
-        """Token embeddings with token dropout: (..., D) before the first layer."""
+        """Embed tokens, with token dropout if the configuration has it.
+
+        Args:
+            tokens: token ids of any shape.
+            layout: the layout of the tokens.
+
+        Returns:
+            (..., D) input of the first layer.
+        """
         x = self.embed_tokens(tokens)
         if self.config.token_dropout:
             is_mask = tokens.eq(MASK_IDX)
@@ -243,7 +321,7 @@ class ESM2(nn.Module):
         keep = set(repr_layers)
         if keep - set(range(self.config.num_layers + 1)):
             raise InputError(
-                f"repr_layers {sorted(keep)}: this model has layers 0 to {self.config.num_layers}",
+                f"repr_layers {sorted(keep)} do not all exist; this model has layers 0 to {self.config.num_layers}.",
                 code="model.layer",
                 found=sorted(keep),
                 allowed=self.config.num_layers,
@@ -268,7 +346,14 @@ class ESM2(nn.Module):
 
 
 def tokenize(sequences: Sequence[str]) -> Tensor:
-    """(B, T) int64 token ids of residue sequences, each between BOS and EOS, the shorter ones filled up with <pad>."""
+    """Convert sequences to a padded batch of token ids.
+
+    Args:
+        sequences: residues, one string per protein.
+
+    Returns:
+        (B, T) int64 token ids: BOS, residues, EOS, then <pad>.
+    """
     block_BT = torch.full((len(sequences), 2 + max(map(len, sequences))), PAD_IDX)
     block_BT[:, 0] = BOS_IDX
     for tokens_T, sequence in zip(block_BT, sequences, strict=True):

@@ -1,4 +1,4 @@
-"""`esm2kit export`: a model into the forms other programs read."""
+"""`esm2kit export`: convert a model to the formats of other programs."""
 
 from pathlib import Path
 
@@ -10,12 +10,24 @@ from esm2kit.models.load import load_model
 
 
 def export(config: ExportConfig) -> str:
-    """Convert a model; returns where it went. Raises: InputError if the target exists or the model cannot be loaded."""
+    """Convert a model.
+
+    Args:
+        config: the options of the export.
+
+    Returns:
+        A line with the model, the format and the output path.
+
+    Raises:
+        InputError: the output exists, or the model cannot be loaded.
+    """
     out = Path(config.out)
     if out.exists():
-        raise InputError(f"{out} is there already: give another name", code="export.exists", path=out)
+        raise InputError(f"{out} already exists. Choose another name.", code="export.exists", path=out)
     if config.format == "fair-esm" and out.suffix != ".pt":
-        raise InputError(f"{out}: fair-esm reads .pt files: give a name that ends so", code="export.suffix", path=out)
+        raise InputError(
+            f"{out}: fair-esm reads only .pt files. Choose a name that ends in .pt.", code="export.suffix", path=out
+        )
     model, source = load_model(config.model)
     (save_hf if config.format == "huggingface" else save_fair_esm)(model, out)
     return f"{source.name} as {config.format}: {out}"

@@ -1,4 +1,4 @@
-"""OfficialModel ESM-2 weights on the Hugging Face hub: pinned revisions, resumable downloads, checked digests."""
+"""Download ESM-2 weights from the Hugging Face hub: pinned revisions, resumable downloads, verified digests."""
 
 import logging
 import os
@@ -29,12 +29,12 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class OfficialModel(NamedTuple):
-    """One of Meta's ESM-2 on the Hugging Face hub.
+    """One of Meta's ESM-2 models on the Hugging Face hub.
 
     Args:
         repo: owner/name.
-        revision: the commit everyone gets.
-        sha256: of model.safetensors; None where only the hub's own declaration is checked (sharded .bin files).
+        revision: the pinned commit.
+        sha256: of model.safetensors; None if only the digests that the hub declares are known.
     """
 
     repo: str
@@ -42,7 +42,7 @@ class OfficialModel(NamedTuple):
     sha256: str | None = None
 
 
-# Revisions and digests as independent public projects pin them; the hub declares the digests again at each download.
+# Independent public projects pin the same revisions and digests. The hub also declares the digests at each download.
 OFFICIAL_MODELS = {
     "esm2_t6_8M_UR50D": OfficialModel(
         "facebook/esm2_t6_8M_UR50D",
@@ -66,7 +66,14 @@ OFFICIAL_MODELS = {
 
 
 def compute_digest(file: Path) -> str:
-    """SHA-256 of a file, taken once a process for as long as the file stays as it is."""
+    """Compute the SHA-256 of a file, once per process while the file's size and modification time stay the same.
+
+    Args:
+        file: any file.
+
+    Returns:
+        The hex digest.
+    """
     status = file.stat()
     return _cached_digest(file.resolve(), status.st_size, status.st_mtime_ns)
 
@@ -77,12 +84,12 @@ def _cached_digest(file: Path, size: int, modified_ns: int) -> str:
 
 
 class Download(NamedTuple):
-    """A model's files in the hub's cache.
+    """A downloaded model in the Hugging Face cache.
 
     Args:
-        folder: holds them.
-        revision: the commit it is.
-        pinned: SHA-256 that model.safetensors must have; None where only the hub's own declaration is known.
+        folder: the folder with the model's files.
+        revision: the commit.
+        pinned: expected SHA-256 of model.safetensors; None if only the digests that the hub declares are known.
     """
 
     folder: Path
@@ -90,17 +97,19 @@ class Download(NamedTuple):
     pinned: str | None
 
     def files(self) -> list[Path]:
-        """The files that hold tensors."""
+        """Return the files with tensors."""
         return weight_files(self.folder)
 
     def check(self) -> None:
-        """Compare each file that holds tensors with its digest; raises as `check_digest`."""
+        """Compare the files with tensors with their digests; raises as `check_digest`."""
         for file in self.files():
             check_digest(file, self.pinned if file.name == "model.safetensors" else None)
 
 
 def fetch(name: str) -> Download:
-    """Have an ESM-2's files in the hub's cache: downloaded if they are not there, resumed if they are in part.
+    """Download a model's files that the Hugging Face cache lacks; interrupted downloads resume.
+
+    The environment variables HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE apply, as for huggingface_hub.
 
     Args:
         name: an official name, `owner/name` or `owner/name@revision`.
@@ -109,8 +118,7 @@ def fetch(name: str) -> Download:
         The files; `check` compares them with their digests.
 
     Raises:
-        InputError: the hub cannot be reached and the cache lacks a file, or there is no such model. HF_ENDPOINT,
-            HF_HOME and HF_HUB_OFFLINE mean what they mean to huggingface_hub.
+        InputError: the model does not exist, or the hub cannot be reached and the cache lacks a file.
     """
     given, _, revision = name.partition("@")
     official = OFFICIAL_MODELS.get(given, OfficialModel(given, "main"))
@@ -123,7 +131,7 @@ def fetch(name: str) -> Download:
 
 
 class _HubRevision:
-    """One revision of one repository, and whether anything but the cache can be asked for it."""
+    """One revision of a repository, read from the hub or, if the hub is unreachable, from the cache."""
 
     def __init__(self, repo: str, revision: str) -> None:
         self.repo, self.revision = repo, revision
@@ -132,16 +140,23 @@ class _HubRevision:
         self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._check_connection()
 
     def _check_connection(self) -> str | None:
-        """Why nobody answers, found out within seconds; left to itself the hub's client tries for 25."""
+        """Return why the hub is unreachable, or None; fails after 5 seconds where the hub's client tries for 25."""
         try:
             requests.head(self.endpoint, timeout=5)
         except requests.RequestException:
-            logger.warning("%s cannot be reached: only models already in the cache can be used", self.endpoint)
+            logger.warning("%s cannot be reached. Only models in the cache can be used.", self.endpoint)
             return f"{self.endpoint} cannot be reached"
         return None
 
     def list_tensor_files(self) -> list[str]:
-        """The names of the files that hold tensors, safetensors before .bin, whole before sharded."""
+        """Find and download the files with tensors: safetensors before .bin, single files before shards.
+
+        Returns:
+            The names of the files.
+
+        Raises:
+            InputError: the repository has no weights, or the hub is unreachable and the cache lacks a file.
+        """
         for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
             if self._has_file(single):
                 return [single]
@@ -150,7 +165,7 @@ class _HubRevision:
         if self.unreachable:
             raise self._not_cached_error(f"{self.repo} at revision {self.revision}")
         raise InputError(
-            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin; give another repository",
+            f"{self.repo}@{self.revision} has neither model.safetensors nor pytorch_model.bin. Use another repository.",
             code="hub.no-weights",
             name=self.repo,
             revision=self.revision,
@@ -167,7 +182,18 @@ class _HubRevision:
         return True
 
     def download(self, file: str) -> Path:
-        """One file through the hub's cache. Raises: EntryNotFoundError if the repository lacks it, else InputError."""
+        """Download one file to the cache.
+
+        Args:
+            file: its name in the repository.
+
+        Returns:
+            The path in the cache.
+
+        Raises:
+            EntryNotFoundError: the repository has no such file.
+            InputError: the repository or revision does not exist, or the file cannot be downloaded.
+        """
         place, local = f"{self.repo}/{file} at revision {self.revision}", self.unreachable is not None
         try:
             path = hf_hub_download(
@@ -177,28 +203,27 @@ class _HubRevision:
             raise self._not_cached_error(place) from None
         except OfflineModeIsEnabled:
             raise InputError(
-                f"{place} is not in the cache and offline mode is on: unset HF_HUB_OFFLINE",
+                f"{place} is not in the cache, and offline mode is on. Unset HF_HUB_OFFLINE to download it.",
                 code="hub.offline",
                 name=self.repo,
             ) from None
         except RepositoryNotFoundError:
             known = ", ".join(OFFICIAL_MODELS)
             raise InputError(
-                f"{self.endpoint} has no public model {self.repo}: use one of {known}, or owner/name",
+                f"{self.endpoint} has no public model '{self.repo}'. Use one of {known}, or another owner/name.",
                 code="hub.unknown",
                 name=self.repo,
             ) from None
         except RevisionNotFoundError:
-            remedy = "leave it out, or take a commit that exists"
             raise InputError(
-                f"{self.endpoint}/{self.repo} has no revision {self.revision}: {remedy}",
+                f"{self.endpoint}/{self.repo} has no revision '{self.revision}'. Omit it or use an existing commit.",
                 code="hub.revision",
                 name=self.repo,
                 revision=self.revision,
             ) from None
         except HFValidationError as error:
             raise InputError(
-                f"{self.repo!r} is no model's name on a hub: {str(error).splitlines()[0]}",
+                f"{self.repo!r} is not a valid repository name: {str(error).splitlines()[0]}",
                 code="hub.name",
                 name=self.repo,
             ) from None
@@ -207,29 +232,40 @@ class _HubRevision:
         except (HfHubHTTPError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{place}: the download broke off ({reason}); run it again, it goes on from there",
+                f"{place}: the download was interrupted ({reason}). Rerun the command to resume it.",
                 code="hub.interrupted",
                 name=self.repo,
             ) from None
         return Path(path)
 
     def _not_cached_error(self, place: str) -> InputError:
-        why = self.unreachable or f"{self.endpoint} stopped answering"
-        remedy = "fetch it where there is a network and copy HF_HOME, or give a model that is here by its path"
-        return InputError(f"{place} is not in the cache and {why}: {remedy}", code="hub.not-cached", place=place)
+        why = self.unreachable or f"{self.endpoint} no longer responds"
+        remedy = "Download it on a machine with network access and copy HF_HOME, or pass the path of a local model."
+        return InputError(f"{place} is not in the cache, and {why}. {remedy}", code="hub.not-cached", place=place)
 
 
 def read_declared_digest(path: Path) -> str | None:
-    """SHA-256 the server declared for a large file: what the hub's cache stores it under, and its folder links to."""
+    """Read the SHA-256 that the hub declared for a file: the name of the blob that the cache links to.
+
+    Args:
+        path: a file in the cache.
+
+    Returns:
+        The hex digest; None for small files, whose names are not a SHA-256.
+    """
     blob = path.resolve()
     return blob.name if len(blob.name) == 64 else None
 
 
 def check_digest(path: Path, pinned: str | None = None) -> None:
-    """Compare a file of the hub's cache with the digest its name there declares, or with a pinned one.
+    """Compare a file in the Hugging Face cache with its pinned or declared digest.
+
+    Args:
+        path: a file in the cache.
+        pinned: the expected SHA-256. Default: the digest that the hub declared.
 
     Raises:
-        InputError: names both digests. The damaged file is taken out of the cache, so that a new download replaces it.
+        InputError: the digests differ. The file is deleted from the cache, so that it is downloaded again.
     """
     blob = path.resolve()
     expected = pinned or read_declared_digest(path)
@@ -240,7 +276,8 @@ def check_digest(path: Path, pinned: str | None = None) -> None:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise InputError(
-            f"{path.name}: sha256 is {found}, not {expected}; it was removed from the cache, fetch it again",
+            f"{path.name}: the sha256 is {found}, expected {expected}. The file was deleted from the cache; rerun the "
+            "command to download it again.",
             code="hub.digest",
             path=path,
             found=found,

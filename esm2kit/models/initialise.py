@@ -1,6 +1,6 @@
-"""Weights for a model that is laid out already: a tensor at a time, so that no rank need hold the whole model.
+"""Fill a model that is already sharded with weights, one tensor at a time, so that no rank holds the complete model.
 
-They are drawn, or mapped from a file: what no rank changes lies in a node's memory once.
+The weights are sampled, or memory-mapped from a file. The ranks of a node share the mapped memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,25 +15,40 @@ from esm2kit.sequences.alphabet import PAD_IDX
 
 
 def build_meta_model(config: ESM2Config) -> ESM2:
-    """An ESM-2 of shapes alone, which takes no memory: to be laid out, and then filled."""
+    """Build an ESM-2 on the meta device, which allocates no memory.
+
+    Args:
+        config: the architecture.
+
+    Returns:
+        A model without weights, to be sharded and then filled by `materialise`.
+    """
     with torch.device("meta"):
         return ESM2(config)
 
 
 def sample_weights(config: ESM2Config, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of `ESM2.initialised(config, seed)`, bit for bit, one tensor after the other."""
+    """Sample the state dict of `ESM2.initialised(config, seed)`, bit for bit, one tensor at a time.
+
+    Args:
+        config: the architecture.
+        seed: of the random generator.
+
+    Yields:
+        Name and tensor, on the CPU; the tied LM head matrix is omitted.
+    """
     skeleton = build_meta_model(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in skeleton.modules():  # the constructors draw first, each of its layers in turn
+        for module in skeleton.modules():  # advance the generator as the constructors do
             if isinstance(module, nn.Linear):
                 nn.Linear(module.in_features, module.out_features, device="cpu")
             elif isinstance(module, nn.Embedding):
                 nn.Embedding(module.num_embeddings, module.embedding_dim, device="cpu")
         for path, module in skeleton.named_modules():
             for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                if f"{path}.{name}" != "lm_head.weight":  # the embedding's own
-                    with torch.device("cpu"):  # whatever a Trainer has made the default
+                if f"{path}.{name}" != "lm_head.weight":  # tied to the embedding
+                    with torch.device("cpu"):  # a Trainer may have changed the default device
                         value = _sample_tensor(module, name, tensor.shape, config)
                     yield f"{path}.{name}", value
 
@@ -54,21 +69,22 @@ def _sample_tensor(module: nn.Module, name: str, shape: torch.Size, config: ESM2
 
 @torch.no_grad()
 def materialise(model: ESM2, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """Give a model that was laid out on the meta device its memory and its weights, in place.
+    """Allocate a meta-device model's memory and fill it with weights in place.
 
     Args:
-        model: sharded or not; every parameter and buffer is named by `tensors`, the tied LM head aside.
-        tensors: whole ones, the same on every rank; each is cut to this rank's shard and let go.
-        device: where the shards live.
+        model: sharded or not.
+        tensors: name and full tensor for every parameter and buffer except the tied LM head, the same on every rank.
+            Each is reduced to this rank's shard and released.
+        device: the device of the shards.
     """
     model.to_empty(device=device)
-    model.lm_head.weight = model.embed_tokens.weight  # each had got memory of its own
+    model.lm_head.weight = model.embed_tokens.weight  # to_empty unties them
     missing = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, whole in tensors:
-        held = missing.pop(name, None)
-        if isinstance(held, DTensor):
-            shard = distribute_tensor(whole.to(device), held.device_mesh, held.placements, src_data_rank=None)
-            held.to_local().copy_(shard.to_local())
-        elif held is not None:
-            held.copy_(whole)
+    for name, full in tensors:
+        target = missing.pop(name, None)
+        if isinstance(target, DTensor):
+            shard = distribute_tensor(full.to(device), target.device_mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(shard.to_local())
+        elif target is not None:
+            target.copy_(full)
     assert not missing, f"no weights for {sorted(missing)}"

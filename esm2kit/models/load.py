@@ -1,8 +1,10 @@
-"""Any ESM-2 by one call: an official name, a fair-esm .pt, a Hugging Face folder or repository, a checkpoint of ours or
-a distributed one.
+"""Load an ESM-2 from any supported source.
 
-No code is ever unpickled: .pt, .bin and .distcp go through torch's weights-only reader, a distributed checkpoint's
-`.metadata` through one that makes inert records; everything else is safetensors.
+Sources are official names, fair-esm .pt files, Hugging Face folders and repositories, esm2kit checkpoints, and
+distributed checkpoints.
+
+No code is ever unpickled. torch's weights-only reader reads .pt, .bin and .distcp files, and a restricted unpickler
+reads a distributed checkpoint's `.metadata`. All other files are safetensors.
 """
 
 import hashlib
@@ -27,21 +29,21 @@ from esm2kit.models.formats.shards import is_distributed
 from esm2kit.models.hub import OFFICIAL_MODELS, Download, compute_digest, fetch, read_declared_digest
 
 logger = logging.getLogger(__name__)
-# Each has read(path) -> (config, tensors under fair-esm's names) and read_config(path), which reads no tensor.
+# Each module defines list_files(path), read_config(path), and read(path) -> (config, tensors under fair-esm's names).
 FORMATS = {"huggingface": huggingface, "distributed": distributed, "fair-esm": fair_esm, "esm2kit": checkpoint}
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model that has been found; its shape and digest are looked up when asked for, its tensors read by `load`.
+    """A model's file or folder; configuration and digest are read on demand, and tensors by `load`.
 
     Args:
-        name: short, for reports.
-        source: where it came from: a path, an official name, or hub:owner/name@commit.
+        name: short name, for reports.
+        source: a path, an official name, or hub:owner/name@commit.
         format: a key of FORMATS, or "size" for an architecture without weights.
         path: the file or folder; None for a size.
-        untrained_seed: fresh weights of this seed in place of the file's.
-        download: the hub's files, whose digests are checked before they are read.
+        untrained_seed: use random weights of this seed instead of the file's.
+        download: the files from the hub, whose digests are checked before they are read.
     """
 
     name: str
@@ -53,46 +55,59 @@ class ModelFile:
 
     @cached_property
     def config(self) -> ESM2Config:
-        """The shape, without reading a tensor."""
+        """The model's configuration; reads no tensor."""
         return FORMATS[self.format].read_config(self.path) if self.path else SIZES[self.source]
 
     @cached_property
     def sha256(self) -> str:
-        """What tells these weights from others.
+        """Digest that identifies the weights.
 
-        A checkpoint of ours and the hub's files declare their digest; of other formats every byte is read once.
+        esm2kit checkpoints and files from the hub declare it. For other formats it is computed from the files.
         """
-        return self._digest()
+        return self._compute_digest()
 
-    def _digest(self) -> str:
+    def _compute_digest(self) -> str:
         if self.untrained_seed is not None:
-            # the shape too: the same seed gives other weights in another architecture
+            # include the architecture: the same seed gives different weights for another one
             shape = json.dumps(asdict(self.config), sort_keys=True)
             return f"untrained-{self.untrained_seed}-{hashlib.sha256(shape.encode()).hexdigest()[:12]}"
         if self.format == "esm2kit":
-            return checkpoint.read_metadata(self.path).get("sha256", "")  # reading refuses a file without one
+            return checkpoint.read_metadata(self.path).get("sha256", "")  # read_checkpoint rejects a file without one
         files = FORMATS[self.format].list_files(self.path)
         digests = [(self.download and read_declared_digest(file)) or compute_digest(file) for file in files]
         return digests[0] if self.format == "fair-esm" else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def load(self) -> ESM2:
-        """The model in evaluation mode on the CPU, in float32; raises as `load_model`."""
+        """Load the model.
+
+        Returns:
+            The model in evaluation mode, on the CPU, in float32.
+
+        Raises:
+            InputError: the files are damaged, are not an ESM-2, or changed while they were read.
+        """
         if self.untrained_seed is not None:
             return ESM2.initialised(self.config, self.untrained_seed).eval()
         if self.download:
             self.download.check()
-        with ThreadPoolExecutor(1) as pool:  # the digest is taken while the tensors are read
-            digest = pool.submit(lambda: self.sha256)
+        with ThreadPoolExecutor(1) as pool:  # compute the digest while the tensors are read
+            future = pool.submit(lambda: self.sha256)
             config, state = FORMATS[self.format].read(self.path)
-            known = digest.result()
-        if self._digest() != known:  # a training run saves under the same name; hashes of unchanged files are kept
+            digest = future.result()
+        if (
+            self._compute_digest() != digest
+        ):  # a training run may overwrite the file; unchanged files are not read again
             raise InputError(
-                f"{self.path} changed while it was being read; run it again", code="model.changed", path=str(self.path)
+                f"{self.path} changed while it was read. Rerun the command.", code="model.changed", path=str(self.path)
             )
         return build_model(config, state, self.path)
 
     def record(self) -> dict[str, Any]:
-        """For a manifest."""
+        """Describe the model for a manifest.
+
+        Returns:
+            Values that JSON can hold: name, source, format, sha256 and, if set, untrained_seed.
+        """
         found = {"name": self.name, "source": self.source, "format": self.format, "sha256": self.sha256}
         return found if self.untrained_seed is None else found | {"untrained_seed": self.untrained_seed}
 
@@ -102,30 +117,33 @@ def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ES
 
     Args:
         model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
-            fair-esm .pt, a Hugging Face folder (whole or sharded), a checkpoint of `esm2kit pretrain`, its run's folder
-            (the best), or a folder of torch.distributed.checkpoint.
-        untrained_seed: the same architecture with fresh weights from this seed instead: the baseline that shows what
-            the training is worth. For an official name nothing is fetched then.
+            fair-esm .pt, a Hugging Face folder (single file or shards), an esm2kit checkpoint, the folder of a
+            pretraining run (its best checkpoint), or a folder of torch.distributed.checkpoint.
+        untrained_seed: build the same architecture with random weights of this seed instead, as a baseline for the
+            effect of training. An official name is not downloaded in this case.
 
     Returns:
-        The model, and where it came from.
+        The model, and the file or folder it was loaded from.
 
     Raises:
-        InputError: the model cannot be loaded; one line, with what to do.
+        InputError: the model does not exist or cannot be loaded.
     """
     found = find_model(model, untrained_seed)
     return found.load(), found
 
 
 def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFile:
-    """Find a model without reading its tensors; from a hub its files are fetched if the cache lacks them.
+    """Find a model without reading its tensors; downloads files that the Hugging Face cache lacks.
 
     Args:
-        model: as `load_model`.
-        untrained_seed: as `load_model`.
+        model: as for `load_model`.
+        untrained_seed: as for `load_model`.
+
+    Returns:
+        The model's file or folder.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the model does not exist or cannot be downloaded.
     """
     text = str(model)
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
@@ -138,21 +156,29 @@ def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFil
 
 
 def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str) -> ESM2:
-    """Make a model in evaluation mode around tensors under fair-esm's names, in float32.
+    """Build a model from its tensors.
+
+    Args:
+        config: the architecture.
+        state: fair-esm's name -> tensor.
+        source: the file, for the message.
+
+    Returns:
+        The model in evaluation mode, in float32.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape.
     """
     with torch.device("meta"):
         model = ESM2(config)
-    shared: dict[int, Tensor] = {}  # the same float32 tensor for the same tensor: tied ones stay tied
+    shared: dict[int, Tensor] = {}  # converts each tensor once, so that tied tensors stay tied
     wide = {name: shared.setdefault(id(tensor), tensor.float().contiguous()) for name, tensor in state.items()}
     checkpoint.load_tensors(model, wide, source)
     return model.eval()
 
 
 def _find_path(path: Path) -> ModelFile:
-    """By what the path holds."""
+    """Recognise the format of an existing file or folder."""
     if path.is_dir():
         if (path / "config.json").is_file():
             return ModelFile(path.name, str(path), "huggingface", path)
@@ -164,7 +190,7 @@ def _find_path(path: Path) -> ModelFile:
         if (best := _find_run_checkpoint(path)) and (not found or path.name == "checkpoints"):
             return _find_path(best)
         raise InputError(
-            f"{path}: no config.json and {len(found)} .safetensors files in it; name one checkpoint file",
+            f"{path}: the folder has no config.json and {len(found)} .safetensors files. Pass one checkpoint file.",
             code="model.ambiguous",
             path=path,
             found=len(found),
@@ -172,29 +198,30 @@ def _find_path(path: Path) -> ModelFile:
     if path.suffix in (".pt", ".pth"):
         return ModelFile(path.stem, str(path), "fair-esm", path)
     metadata, name = checkpoint.read_metadata(path), path.stem
-    if path.parent.name == "checkpoints":  # of a run: its folder and update say more than best or last
+    if path.parent.name == "checkpoints":  # the run's folder and step identify it better than "best" or "last"
         name = f"{path.absolute().parent.parent.name}_step{metadata['step']}"
     return ModelFile(name, str(path), "esm2kit", path)
 
 
 def _find_run_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a pretraining run's folder, wherever it is now, stands for: its best, else its last."""
+    """Return the best checkpoint of a pretraining run's folder, else the last; the folder may have been moved."""
     checkpoints = folder if folder.name == "checkpoints" else folder / "checkpoints"
     names = ["last.safetensors"]
     summary = checkpoints.parent / "pretrain.json"
-    if summary.is_file():  # a run that has not ended has not recorded which checkpoint is its best
+    if summary.is_file():  # only a finished run records its best checkpoint
         remedy = f"remove it to use {names[0]}, or pass a checkpoint file"
         names.insert(0, Path(read_sealed_json(summary, remedy)["best"]).name)
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
 def _find_published(name: str) -> ModelFile:
+    """Download a model by its official name or repository."""
     _check_missing_path(name)
     if name not in OFFICIAL_MODELS and (
         name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
     ):
         raise InputError(
-            f"model {name!r} is no file, folder or published name; {suggest_name(name, OFFICIAL_MODELS)}",
+            f"model {name!r} is neither a file or folder nor a published model; {suggest_name(name, OFFICIAL_MODELS)}",
             code="model.unknown",
             name=name,
         )
@@ -204,15 +231,16 @@ def _find_published(name: str) -> ModelFile:
 
 
 def _check_missing_path(name: str) -> None:
-    """Raise for what begins with a folder that is there: a path that is wrong, not a name on the hub."""
+    """Raise for a name that starts with an existing folder: a mistyped path rather than a repository."""
     folder = next((parent for parent in Path(name).parents if parent.name and parent.is_dir()), None)
     if folder is None or "@" in name or name in (official.repo for official in OFFICIAL_MODELS.values()):
         return
-    held = sorted(path.name for path in folder.iterdir())
-    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if held[8:] else "")
-    hub = f", or write {name}@main for the hub's" if name.count("/") == 1 and name[0] != "." else ""
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+    contents = f"contains {shown}" if names else "is empty"
+    hub = f", or write {name}@main for the repository on the hub" if name.count("/") == 1 and name[0] != "." else ""
     raise InputError(
-        f"model {name!r} is not there: {folder} holds {shown or 'nothing'}; correct the path{hub}",
+        f"model {name!r} does not exist; {folder} {contents}. Check the path{hub}.",
         code="model.absent",
         name=name,
     )

@@ -1,7 +1,9 @@
-"""LoRA: train a low-rank correction to each chosen matrix of a frozen ESM-2; merge it, or keep it in a file of its own.
+"""LoRA: train low-rank updates of selected matrices of a frozen ESM-2; merge them, or save them in a separate file.
 
-W becomes W + (alpha / rank) B A, with A (rank, inputs) drawn from the seed and B (outputs, rank) zero, so that training
-begins at the base model. Source: Hu et al. 2021, arXiv 2106.09685.
+A matrix W is replaced by W + (alpha / rank) B A. A (rank, inputs) is sampled from the seed and B (outputs, rank) is
+zero, so that training starts at the base model.
+
+Source: Hu et al. 2021, arXiv 2106.09685.
 """
 
 import hashlib
@@ -22,28 +24,29 @@ _LORA_STREAM = 301
 
 
 class LoraLinear(nn.Linear):
-    """A frozen linear layer and its trainable correction; `weight` and `bias` keep their names in a state dict.
+    """A frozen linear layer with a trainable low-rank update; `weight` and `bias` keep their names in a state dict.
 
     Args:
-        linear: the layer whose parameters are taken over, not copied.
-        rank: of the correction.
-        alpha: the correction is scaled by alpha / rank.
-        generator: draws A.
+        linear: the layer; its parameters are shared, not copied.
+        rank: of the update.
+        alpha: the update is scaled by alpha / rank.
+        generator: samples A.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
         bound = 1 / math.sqrt(linear.in_features)
-        drawn = torch.rand(rank, linear.in_features, generator=generator) * (2 * bound) - bound
-        self.lora_a = nn.Parameter(drawn.to(linear.weight))
+        initial = torch.rand(rank, linear.in_features, generator=generator) * (2 * bound) - bound
+        self.lora_a = nn.Parameter(initial.to(linear.weight))
         self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map rows (..., inputs) to rows (..., outputs)."""
         return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b) * self.scale
 
     def merge(self) -> nn.Linear:
-        """A plain layer with the correction added to its matrix."""
+        """Return a plain linear layer with the update added to its matrix."""
         plain = nn.Linear(self.in_features, self.out_features, device="meta")
         plain.weight = nn.Parameter((self.weight + self.scale * self.lora_b @ self.lora_a).detach())
         plain.bias = nn.Parameter(self.bias.detach())
@@ -58,29 +61,33 @@ def add_lora(
     biases: bool = False,
     seed: int = 0,
 ) -> ESM2:
-    """Freeze an ESM-2 and put adapters into it, in place.
+    """Freeze an ESM-2 and add LoRA adapters in place.
 
     Args:
         esm2: the base model.
-        rank: of each correction; at least 1.
-        alpha: corrections are scaled by alpha / rank.
-        targets: which matrices of every layer, from LORA_TARGETS.
-        biases: also train every bias of the layers, as PEFT's bias="all".
-        seed: draws the A matrices.
-    Returns: the same model.
-    Raises: InputError for a rank below 1, no target or one that is not in LORA_TARGETS.
+        rank: of each update; at least 1.
+        alpha: updates are scaled by alpha / rank.
+        targets: the matrices to adapt in every layer, from LORA_TARGETS.
+        biases: also train all biases of the layers, like bias="all" in PEFT.
+        seed: for sampling the A matrices.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: the rank is below 1, or a target is missing or unknown.
     """
     unknown = sorted(set(targets) - set(LORA_TARGETS))
     if rank < 1 or not targets or unknown:
-        found = f"unknown {unknown[0]!r}" if unknown else f"rank {rank}, targets {list(targets)}"
+        found = f"unknown target {unknown[0]!r}" if unknown else f"rank {rank}, targets {list(targets)}"
         raise InputError(
-            f"lora: {found}; give a rank of 1 or more and targets from {', '.join(LORA_TARGETS)}",
+            f"lora: {found}. Choose a rank of at least 1 and one or more targets of {', '.join(LORA_TARGETS)}.",
             code="lora.settings",
             rank=rank,
             targets=list(targets),
         )
     esm2.requires_grad_(False)
-    # a stream of its own: the head draws from the seed itself, and its matrix would begin as the first A does
+    # A separate random stream: the head samples from the seed itself and would start with the same numbers.
     generator = torch.Generator().manual_seed(stream_key(seed, 0, 0, _LORA_STREAM))
     for layer in esm2.layers:
         for parent in (layer.self_attn, layer):
@@ -94,32 +101,38 @@ def add_lora(
 
 
 def list_adapters(esm2: ESM2) -> Iterator[str]:
-    """Names of what is trained in an ESM-2 with adapters."""
+    """Return the names of the trained parameters of an ESM-2 with adapters."""
     return (name for name, parameter in esm2.named_parameters() if parameter.requires_grad)
 
 
 def load_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
-    """Put trained adapters in the place of fresh ones.
+    """Load trained adapters in place.
 
     Args:
-        esm2: what `add_lora` made, with the same settings.
-        state: `list_adapters(esm2)` -> tensor.
-        source: for the message.
-    Raises: InputError naming the first tensor that is missing, unknown or of another shape.
+        esm2: a model after `add_lora` with the same settings.
+        state: name -> tensor for every name of `list_adapters(esm2)`.
+        source: the file, for the message.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape.
     """
-    own = dict(esm2.named_parameters())
-    expected = {name: own[name] for name in list_adapters(esm2)}
+    parameters = dict(esm2.named_parameters())
+    expected = {name: parameters[name] for name in list_adapters(esm2)}
     remedy = "Use the LoRA settings that the adapters were trained with."
     check_tensor_shapes(expected, state, source, "this model with these LoRA settings", remedy)
     with torch.no_grad():
         for name, tensor in state.items():
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
 
 
 def merge_lora(esm2: ESM2) -> ESM2:
-    """Add every correction to its matrix, in place: a plain ESM-2 that gives the same numbers within 1e-5.
+    """Add every low-rank update to its matrix, in place.
 
-    Returns: the same model, which then saves, embeds and exports as any other.
+    Args:
+        esm2: a model after `add_lora`.
+
+    Returns:
+        The same model as a plain ESM-2, with equal outputs within 1e-5.
     """
     for layer in esm2.layers:
         for parent in (layer.self_attn, layer):
@@ -130,9 +143,15 @@ def merge_lora(esm2: ESM2) -> ESM2:
 
 
 def weights_sha256(esm2: ESM2) -> str:
-    """SHA-256 over an encoder's weights, adapters aside: the same for the same weights from whatever file they came.
+    """Compute the SHA-256 of an encoder's weights, which does not depend on the file format.
 
-    The LM head and the contact head stay out: no label is computed from them.
+    Adapters, LM head and contact head are excluded: predictions of labels do not use the two heads.
+
+    Args:
+        esm2: with or without adapters.
+
+    Returns:
+        The hex digest.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(esm2.state_dict().items()):

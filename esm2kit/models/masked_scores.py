@@ -1,4 +1,4 @@
-"""What a model guesses for residues it cannot see: each hidden once, and held against guessing by frequency."""
+"""Predict every residue of a protein while it is masked, and compare with prediction by residue frequency."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,18 +9,18 @@ import torch
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS
 
-# One in so many is hidden at a time, about as many as in training.
+# One residue in MASK_STRIDE is masked at a time, about the mask ratio of training.
 MASK_STRIDE = 7
 
 
 class MaskedPredictions(NamedTuple):
-    """MaskedPredictions for every residue of some proteins that is one of the twenty.
+    """Predictions for every standard residue of several proteins.
 
     Args:
-        residue_M: the residue that was hidden.
-        protein_M: the number of its protein.
-        log_ratio_M: log of how many times likelier the model makes it than its frequency does.
-        is_first_M: whether it is the first of its chain.
+        residue_M: the masked residue.
+        protein_M: index of its protein.
+        log_ratio_M: log of the predicted probability of the residue divided by its frequency.
+        is_first_M: whether it is the first residue of its chain.
     """
 
     residue_M: np.ndarray
@@ -29,71 +29,83 @@ class MaskedPredictions(NamedTuple):
     is_first_M: np.ndarray
 
     def mean_ratios(self) -> dict[str, float]:
-        """Letter -> the geometric mean over its residues, the first of every chain left out, the highest first."""
+        """Average the ratio of predicted probability to frequency per residue type, without the chains' first residues.
+
+        Returns:
+            Residue type -> geometric mean, in decreasing order.
+        """
         inner = ~self.is_first_M
-        times = {
-            letter: float(np.exp(self.log_ratio_M[inner & (self.residue_M == letter)].mean()))
-            for letter in STANDARD_RESIDUES
-            if (inner & (self.residue_M == letter)).any()
+        ratios = {
+            residue: float(np.exp(self.log_ratio_M[inner & (self.residue_M == residue)].mean()))
+            for residue in STANDARD_RESIDUES
+            if (inner & (self.residue_M == residue)).any()
         }
-        return dict(sorted(times.items(), key=lambda item: -item[1]))
+        return dict(sorted(ratios.items(), key=lambda item: -item[1]))
 
     def most_predictable(self) -> int:
-        """The protein whose residues gain most, on average and without the first."""
+        """Return the index of the protein with the highest mean log ratio, without the chains' first residues."""
         inner = ~self.is_first_M
-        sums, counts = (np.bincount(self.protein_M[inner], weights=each) for each in (self.log_ratio_M[inner], None))
+        sums, counts = (np.bincount(self.protein_M[inner], weights) for weights in (self.log_ratio_M[inner], None))
         return int(np.argmax(sums / np.maximum(counts, 1)))
 
 
 def compute_masked_log_probs(model: ESM2, sequence: str, every: int = MASK_STRIDE) -> np.ndarray:
-    """Log-probabilities of the tokens at each residue while that residue is hidden.
+    """Compute the log-probabilities of all tokens at each residue while that residue is masked.
 
     Args:
         model: in evaluation mode.
-        sequence: of at least one residue.
-        every: one residue in so many is hidden at a time.
-    Returns: (T, V), a row a residue.
+        sequence: at least one residue.
+        every: one residue in this many is masked at a time.
+
+    Returns:
+        (T, V) log-probabilities, one row per residue.
     """
-    turns = min(every, len(sequence))
-    tokens_BT = tokenize([sequence] * turns)
-    place_T = torch.arange(len(sequence))
-    tokens_BT[place_T % turns, place_T + 1] = MASK_IDX
+    batch_size = min(every, len(sequence))
+    tokens_BT = tokenize([sequence] * batch_size)
+    position_T = torch.arange(len(sequence))
+    tokens_BT[position_T % batch_size, position_T + 1] = MASK_IDX
     device = next(model.parameters()).device
     with torch.inference_mode():
-        logits_TV = model(tokens_BT.to(device))["logits"][place_T % turns, place_T + 1]
+        logits_TV = model(tokens_BT.to(device))["logits"][position_T % batch_size, position_T + 1]
         return logits_TV.float().log_softmax(-1).cpu().numpy()
 
 
 def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarray) -> MaskedPredictions:
-    """Hide every residue once.
+    """Predict every residue of several proteins while it is masked.
 
     Args:
         model: in evaluation mode.
-        sequences: of the proteins.
-        log_share_V: log of each token's frequency, see `TrainingSet.unigram`.
+        sequences: residues, one string per protein.
+        log_share_V: log frequency of each token, see `TrainingSet.unigram`.
+
+    Returns:
+        Predictions for the standard residues.
     """
-    letters, proteins, gains, first = [], [], [], []
+    residues, proteins, log_ratios, is_first = [], [], [], []
     for protein, sequence in enumerate(sequences):
-        told_TV = compute_masked_log_probs(model, sequence)
-        for place, letter in enumerate(sequence):
-            if letter in STANDARD_RESIDUES:
-                token = TOKENS.index(letter)
-                letters.append(letter)
+        log_prob_TV = compute_masked_log_probs(model, sequence)
+        for position, residue in enumerate(sequence):
+            if residue in STANDARD_RESIDUES:
+                token = TOKENS.index(residue)
+                residues.append(residue)
                 proteins.append(protein)
-                gains.append(told_TV[place, token] - log_share_V[token])
-                first.append(place == 0)
+                log_ratios.append(log_prob_TV[position, token] - log_share_V[token])
+                is_first.append(position == 0)
     return MaskedPredictions(
-        np.array(letters), np.array(proteins), np.array(gains, dtype=float), np.array(first, dtype=bool)
+        np.array(residues), np.array(proteins), np.array(log_ratios, dtype=float), np.array(is_first, dtype=bool)
     )
 
 
 def residue_odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndarray:
-    """(T, 20) binary logarithm of how many times likelier each of the twenty is than by frequency, residue by residue.
+    """Compute the log2 ratio of predicted probability to frequency for all 20 residue types along a protein.
 
     Args:
         model: in evaluation mode.
-        sequence: the protein.
+        sequence: at least one residue.
         log_share_V: as for `guess_residues`.
+
+    Returns:
+        (T, 20) log2 ratios, with columns in the order of STANDARD_RESIDUES.
     """
-    tokens = [TOKENS.index(letter) for letter in STANDARD_RESIDUES]
+    tokens = [TOKENS.index(residue) for residue in STANDARD_RESIDUES]
     return (compute_masked_log_probs(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)

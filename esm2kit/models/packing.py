@@ -1,4 +1,4 @@
-"""How rows divide into sequences: end to end without padding, or as a padded block; and attention inside each."""
+"""Layouts of a batch, packed without padding or padded, and attention within each sequence."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,19 @@ from esm2kit.sequences.alphabet import PAD_IDX
 
 
 def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Tensor | None = None) -> Tensor:
-    """(B, H, T, K) softmax attention of every query over its own sequence's keys."""
+    """Compute softmax attention within each sequence.
+
+    Args:
+        query_BHTK: queries.
+        key_BHTK: keys.
+        value_BHTK: values.
+        visible: boolean mask of the keys that queries attend to, broadcast to (B, H, T, T). Default: all keys.
+
+    Returns:
+        (B, H, T, K) in the dtype of the queries.
+    """
     if query_BHTK.is_cpu and query_BHTK.dtype == torch.bfloat16:
-        # the CPU's bfloat16 kernel takes three times as long as float32's in the backward pass, and is coarser
+        # The CPU's bfloat16 kernel is less precise, and its backward pass takes three times as long as in float32.
         with torch.autocast("cpu", enabled=False):
             wide = attention(query_BHTK.float(), key_BHTK.float(), value_BHTK.float(), visible)
         return wide.to(query_BHTK.dtype)
@@ -22,21 +32,24 @@ def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible:
 
 
 def bucket_size(num_rows: int) -> int:
-    """What to round rows up to a multiple of: 32 different numbers between a power of two and the next."""
+    """Return the multiple to round up to, which leaves 32 different sizes between consecutive powers of two."""
     return 1 << max(0, num_rows.bit_length() - 6)
 
 
 class Packed:
-    """B sequences laid end to end as N rows, without padding.
+    """The layout of B sequences concatenated to N rows, without padding.
 
     Args:
-        num_tokens: tokens of each sequence, BOS and EOS included, in the order of the rows.
-        device: where the rows live.
-        bucketed: add rows of <pad>, 3% at most, as a sequence of their own, so that few numbers of rows occur. The
-            CPU's kernels and allocator keep something for every shape they meet: a long run grew by gigabytes.
+        num_tokens: tokens per sequence, with BOS and EOS, in the order of the rows.
+        device: the device of the rows.
+        bucketed: round the number of rows up with an extra sequence of <pad>, at most 3% of the rows, so that few
+            different sizes occur. The CPU's kernels and allocator cache memory for every size: without this, the
+            memory of a long run grew by gigabytes.
+
     Attributes:
-        runs: (sequences, tokens of each) of neighbours with equally many tokens: one SDPA call a run.
-        position_N, sequence_N: of each row, its place in its sequence and the number of that sequence.
+        runs: (sequences, tokens per sequence) of adjacent sequences of equal length; each run is one SDPA call.
+        position_N: position of each row in its sequence.
+        sequence_N: index of each row's sequence.
     """
 
     def __init__(self, num_tokens: Sequence[int], device: torch.device | str = "cpu", bucketed: bool = False) -> None:
@@ -56,16 +69,23 @@ class Packed:
         self.cu_seqlens = F.pad(ends_B, (1, 0)).to(torch.int32)
 
     def mask_ratio(self, is_mask_N: Tensor) -> Tensor:
-        """(N, 1) share of <mask> among the tokens of each row's sequence."""
+        """Compute the share of <mask> tokens in each row's sequence.
+
+        Args:
+            is_mask_N: whether each token is <mask>.
+
+        Returns:
+            (N, 1) shares.
+        """
         counts_B = torch.zeros(len(self.num_tokens), device=is_mask_N.device)
         counts_B = counts_B.index_add(0, self.sequence_N, is_mask_N.float())
         return (counts_B / self.num_tokens_B)[self.sequence_N, None]
 
     def attend(self, query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> Tensor:
-        """(N, H, K) softmax attention inside each sequence."""
-        heads_fit = query_NHK.shape[-1] % 8 == 0 and query_NHK.shape[-1] <= 256  # as those of every published size do
+        """Compute softmax attention within each sequence: (N, H, K) queries, keys and values to (N, H, K)."""
+        heads_fit = query_NHK.shape[-1] % 8 == 0 and query_NHK.shape[-1] <= 256  # true for all published sizes
         if query_NHK.is_cuda and query_NHK.dtype in (torch.float16, torch.bfloat16) and heads_fit:
-            # CUDA only, half precision only; imported here because CPU builds of torch 2.11 lack its kernels.
+            # imported here because CPU builds of torch 2.11 lack this kernel
             from torch.nn.attention.varlen import varlen_attn
 
             offsets, longest = self.cu_seqlens, self.max_tokens
@@ -80,11 +100,11 @@ class Packed:
 
 
 class Padded:
-    """B sequences as the rows of a (B, T) block, shorter ones filled up with <pad>.
+    """The layout of B sequences in a (B, T) block, with shorter ones padded by <pad>.
 
     Args:
-        tokens_BT: token ids; <pad> marks what keys no query may see.
-        need_head_weights: keep each layer's attention weights in `head_weights`, a list of (B, H, T, T).
+        tokens_BT: token ids; queries do not attend to <pad>.
+        need_head_weights: store each layer's attention weights in `head_weights`, a list of (B, H, T, T).
     """
 
     def __init__(self, tokens_BT: Tensor, need_head_weights: bool = False) -> None:
@@ -96,11 +116,18 @@ class Padded:
         self.head_weights: list[Tensor] | None = [] if need_head_weights else None
 
     def mask_ratio(self, is_mask_BT: Tensor) -> Tensor:
-        """(B, 1, 1) share of <mask> among the tokens of each sequence, padding aside."""
+        """Compute the share of <mask> tokens in each sequence, without padding.
+
+        Args:
+            is_mask_BT: whether each token is <mask>.
+
+        Returns:
+            (B, 1, 1) shares.
+        """
         return (is_mask_BT.sum(-1).float() / self.num_tokens_B)[:, None, None]
 
     def attend(self, query_BTHK: Tensor, key_BTHK: Tensor, value_BTHK: Tensor) -> Tensor:
-        """(B, T, H, K) softmax attention over the keys that are not padding."""
+        """Compute softmax attention without padding keys: (B, T, H, K) queries, keys and values to (B, T, H, K)."""
         query, key, value = (x.transpose(1, 2) for x in (query_BTHK, key_BTHK, value_BTHK))
         visible = None if self.padding_BT is None else ~self.padding_BT[:, None, None, :]
         if self.head_weights is None:

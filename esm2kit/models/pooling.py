@@ -1,4 +1,4 @@
-"""From the rows of packed sequences to what a head or a file is given: means, BOS vectors or residues."""
+"""Pool representations of packed sequences to protein means, BOS vectors or residue vectors."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,11 +13,11 @@ def pool(rows_TD: Tensor, pooling: Pooling) -> Tensor:
     """Pool one protein's representations.
 
     Args:
-        rows_TD: BOS first, then the residues; without EOS.
-        pooling: the mean over the residues, the vector of BOS, or every residue's vector.
+        rows_TD: BOS, then the residues, without EOS.
+        pooling: the mean of the residues, the BOS vector, or all residue vectors.
 
     Returns:
-        (D,), or (residues, D) for residues.
+        (D,), or (residues, D) for "residues".
     """
     if pooling == "bos":
         return rows_TD[0]
@@ -25,19 +25,19 @@ def pool(rows_TD: Tensor, pooling: Pooling) -> Tensor:
 
 
 def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) -> Tensor:
-    """Pool every protein of a packed batch in a few kernels, wherever its rows lie.
+    """Pool every protein of a packed batch with few kernels, on any device.
 
-    A mean is summed residue by residue in float32, so it does not depend on what else is in the batch.
+    Means are summed in float32 residue by residue, so they do not depend on the other proteins of the batch.
 
     Args:
-        hidden_ND: representations of all sequences end to end, each with BOS and EOS.
-        num_tokens: tokens of each, BOS and EOS included.
+        hidden_ND: concatenated representations of all sequences, each with BOS and EOS.
+        num_tokens: tokens per sequence, with BOS and EOS.
         pooling: as for `pool`.
 
     Returns:
-        (B, D) float32 means, (B, D) BOS vectors, or the (residues, D) of all proteins end to end.
+        (B, D) float32 means, (B, D) BOS vectors, or (all residues, D) residue vectors.
     """
-    # of each sequence BOS, its residues, EOS
+    # three segments per sequence: BOS, residues, EOS
     lengths_S = torch.tensor([part for tokens in num_tokens for part in (1, tokens - 2, 1)], device=hidden_ND.device)
     if pooling == "mean":
         return torch.segment_reduce(hidden_ND.float(), "mean", lengths=lengths_S, axis=0, unsafe=True)[1::3]
@@ -48,7 +48,16 @@ def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) 
 
 
 def pool_rows(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) -> tuple[Tensor, list[int]]:
-    """Pool every protein of a packed batch; returns the rows, and how many of them each protein has."""
+    """Pool every protein of a packed batch, one after the other.
+
+    Args:
+        hidden_ND: as for `pool_packed`.
+        num_tokens: as for `pool_packed`.
+        pooling: as for `pool`.
+
+    Returns:
+        The pooled rows of all proteins, (rows, D), and the number of rows per protein.
+    """
     pooled = [pool(rows_TD[:-1], pooling) for rows_TD in hidden_ND.split(list(num_tokens))]
     if pooling == "residues":
         return torch.cat(pooled), [tokens - 2 for tokens in num_tokens]

@@ -520,8 +520,8 @@ def test_settings_that_do_not_match_are_refused(given, code, tmp_path, tasks, ti
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
-        ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown 'fc3'"),
+        ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: the checkpoint does not exist"),
+        ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown target 'fc3'"),
     ],
 )
 def test_errors_have_one_line(given, message, tmp_path, tasks, tiny) -> None:

@@ -1,4 +1,4 @@
-"""The fast encoder against fair-esm at equal random weights, and against itself in any company."""
+"""The fast encoder equals fair-esm with the same random weights; results do not depend on the batch."""
 
 import esm
 import numpy as np
@@ -18,17 +18,17 @@ SHAPES = [ESM2Config(2, 32, 4), ESM2Config(3, 120, 5), ESM2Config(2, 128, 2, tok
 
 
 def pair(config: ESM2Config, std: float = 0.03) -> tuple[Encoder, esm.ESM2]:
-    """Ours and fair-esm's with the same random weights, biases and norms; rotary frequencies rounded as Meta's are."""
-    theirs = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
+    """Build both models with the same random parameters, and with rotary frequencies rounded as in Meta's files."""
+    reference = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
     torch.manual_seed(0)
-    for name, parameter in theirs.named_parameters():
+    for name, parameter in reference.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=std)
-    for name, buffer in theirs.named_buffers():
+    for name, buffer in reference.named_buffers():
         if name.endswith("inv_freq"):
             buffer.copy_(buffer.half().float())
-    ours = ESM2(config)
-    ours.load_state_dict(theirs.state_dict())
-    return Encoder(ours.eval()), theirs.eval()
+    model = ESM2(config)
+    model.load_state_dict(reference.state_dict())
+    return Encoder(model.eval()), reference.eval()
 
 
 def random_tokens(num_tokens: list[int], seed: int = 0, mask_share: float = 0.0) -> list[torch.Tensor]:
@@ -43,7 +43,7 @@ def random_tokens(num_tokens: list[int], seed: int = 0, mask_share: float = 0.0)
 
 
 def encode(encoder: Encoder, sequences: list[torch.Tensor], layers: list[int]) -> list[dict[int, torch.Tensor]]:
-    """Packed together, then taken apart."""
+    """Encode sequences in one batch and split the result."""
     num_tokens = [len(tokens) for tokens in sequences]
     found = encoder.encode(torch.cat(sequences), num_tokens, layers)
     parts = {layer: hidden_ND.split(num_tokens) for layer, hidden_ND in found.items()}
@@ -53,28 +53,28 @@ def encode(encoder: Encoder, sequences: list[torch.Tensor], layers: list[int]) -
 @pytest.mark.parametrize("config", SHAPES, ids=str)
 @pytest.mark.parametrize("mask_share", [0.0, 0.3])
 def test_equals_fair_esm_at_every_layer(config: ESM2Config, mask_share: float) -> None:
-    encoder, theirs = pair(config)
-    # below, at and above every switch of attention: runs of equal tokens, one block of heads, blocks of rows, SDPA
+    encoder, reference = pair(config)
+    # below, at and above every threshold: runs of equal length, one block of heads, blocks of rows, SDPA
     num_tokens = [3, 3, 31, 32, 32, 33, 200, 600, inference.LONG_TOKENS - 1, inference.LONG_TOKENS, 1024]
     layers = list(range(config.num_layers + 1))
     sequences = random_tokens(num_tokens, mask_share=mask_share)
-    for tokens, ours in zip(sequences, encode(encoder, sequences, layers), strict=True):
+    for tokens, found in zip(sequences, encode(encoder, sequences, layers), strict=True):
         with torch.no_grad():
-            expected = theirs(tokens[None], repr_layers=layers)
+            expected = reference(tokens[None], repr_layers=layers)
         for layer in layers:
-            torch.testing.assert_close(ours[layer], expected["representations"][layer][0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(encoder.logits(ours[layers[-1]]), expected["logits"][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found[layer], expected["representations"][layer][0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.logits(found[layers[-1]]), expected["logits"][0], atol=1e-5, rtol=1e-5)
 
 
-def test_rotary_frequencies_are_the_loaded_ones() -> None:
-    # larger weights, so that attention looks at places and not everywhere alike
-    encoder, theirs = pair(SHAPES[0], std=0.3)
+def test_rotary_frequencies_are_loaded_from_the_model() -> None:
+    # larger weights, so that attention depends on positions
+    encoder, reference = pair(SHAPES[0], std=0.3)
     tokens = random_tokens([1000])[0]
     exact = encoder.encode(tokens, [1000], [2])[2]
     encoder.inv_freq_P = 1.0 / 10000 ** (torch.arange(0, 8, 2) / 8)
     with torch.no_grad():
-        expected = theirs(tokens[None], repr_layers=[2])["representations"][2][0]
-    assert (encoder.encode(tokens, [1000], [2])[2] - expected).abs().max() > 1e-3, "this test sees no difference"
+        expected = reference(tokens[None], repr_layers=[2])["representations"][2][0]
+    assert (encoder.encode(tokens, [1000], [2])[2] - expected).abs().max() > 1e-3, "the test detects other frequencies"
     torch.testing.assert_close(exact, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_rotary_frequencies_are_the_loaded_ones() -> None:
     order=st.randoms(use_true_random=False),
     cut=st.integers(1, 12),
 )
-def test_a_representation_does_not_depend_on_its_company(num_tokens: list[int], order, cut: int) -> None:
+def test_a_representation_does_not_depend_on_the_batch(num_tokens: list[int], order, cut: int) -> None:
     encoder, _ = pair(SHAPES[1])
     sequences = random_tokens(num_tokens, seed=len(num_tokens))
     alone = [encode(encoder, [tokens], [0, 2, 3])[0] for tokens in sequences]
@@ -98,29 +98,29 @@ def test_a_representation_does_not_depend_on_its_company(num_tokens: list[int], 
 
 
 @pytest.mark.parametrize("std", [2.0, 20.0])
-def test_scores_too_large_for_the_quick_softmax_take_the_slow_one(std: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_too_large_for_the_fast_softmax_use_sdpa(std: float, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = torch.randn(3, 60, 4, 8, generator=torch.Generator().manual_seed(0)).mul(std).unbind()
-    out, quick = torch.empty(60, 4, 8), []
-    one = inference._attend_sequence
-    monkeypatch.setattr(inference, "_attend_sequence", lambda *views: quick.append(one(*views)) or quick[-1])
+    out, fast = torch.empty(60, 4, 8), []
+    original = inference._attend_sequence
+    monkeypatch.setattr(inference, "_attend_sequence", lambda *views: fast.append(original(*views)) or fast[-1])
     inference._attend(query, key, value, out, 1, torch.empty(inference.SCORES_PER_BLOCK))
     scores = torch.einsum("qhk,nhk->hqn", query.double(), key.double()).softmax(-1)
     expected = torch.einsum("hqn,nhk->qhk", scores, value.double())
     torch.testing.assert_close(out.double(), expected, atol=2e-4 * std, rtol=1e-4)
-    assert quick == [std == 2.0], "the sums should tell when exponentials overflow, and only then"
+    assert fast == [std == 2.0], "the fast softmax is rejected if and only if exponentials overflow"
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.05), ("int8", 0.2)])
-def test_approximate_precisions_stay_near(precision: str, bound: float) -> None:
+def test_approximate_precisions_stay_within_bounds(precision: str, bound: float) -> None:
     exact, _ = pair(SHAPES[1])
     approximate = Encoder(exact.model, precision)
     sequences = random_tokens([40, 90, 150])
     tokens, counts = torch.cat(sequences), [40, 90, 150]
     difference = (approximate.encode(tokens, counts, [3])[3] - exact.encode(tokens, counts, [3])[3]).abs()
-    assert 1e-5 < difference.max() < bound, "approximate, and by as much as is said of it"
+    assert 1e-5 < difference.max() < bound
 
 
-def test_int8_rounds_each_row_by_itself() -> None:
+def test_int8_scales_each_row_separately() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(20, 32, generator=generator) * torch.logspace(-3, 3, 20)[:, None]
@@ -128,22 +128,22 @@ def test_int8_rounds_each_row_by_itself() -> None:
     together, exact = linear.multiply(x, torch.empty(20, 48)), x.double() @ weight.double().T
     alone = torch.cat([linear.multiply(row[None], torch.empty(1, 48)) for row in x])
     torch.testing.assert_close(together, alone, atol=0, rtol=0)
-    onto = torch.ones(20, 48)
-    linear.multiply_add(x, onto)
-    torch.testing.assert_close(onto, together + 1)
-    # half a step of input and of weight, of a product of 32 terms
+    residual = torch.ones(20, 48)
+    linear.multiply_add(x, residual)
+    torch.testing.assert_close(residual, together + 1)
+    # half a quantisation step of input and weight, for a product of 32 terms
     bound = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) * 32 / 127
     assert ((together - bias - exact).abs() < bound + 1e-4).all()
 
 
-def test_int8_without_its_product_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_without_onednn_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, _ = pair(SHAPES[0])
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with refused("precision.missing", name="int8"):
         Encoder(exact.model, "int8")
 
 
-def test_layers_count_from_both_ends() -> None:
+def test_negative_layers_count_from_the_last() -> None:
     encoder, _ = pair(SHAPES[1])
     assert encoder.config.resolve_layers([-1, 0, -4, 2]) == [3, 0, 0, 2]
     for layer in (4, -5):
@@ -151,7 +151,7 @@ def test_layers_count_from_both_ends() -> None:
             encoder.config.resolve_layers([layer])
 
 
-def test_buffers_are_each_threads_own() -> None:
+def test_threads_do_not_share_buffers() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     encoder, _ = pair(SHAPES[0])
@@ -159,5 +159,5 @@ def test_buffers_are_each_threads_own() -> None:
     expected = [encode(encoder, [tokens], [2])[0][2] for tokens in sequences]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda tokens: encode(encoder, [tokens], [2])[0][2], sequences))
-    for ours, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-6)
+    for hidden_ND, expected_ND in zip(found, expected, strict=True):
+        torch.testing.assert_close(hidden_ND, expected_ND, atol=1e-6, rtol=1e-6)

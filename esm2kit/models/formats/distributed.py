@@ -1,4 +1,4 @@
-"""An ESM-2 out of a distributed checkpoint, as FSDP, tensor parallel and 2-D runs of any trainer save it."""
+"""Read an ESM-2 from a distributed checkpoint, as FSDP, tensor-parallel and 2-D runs of any trainer save it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,40 +14,43 @@ MODEL_PARTS = ("embed_tokens.", "layers.", "emb_layer_norm_after.", "lm_head.", 
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files a model's digest is taken of."""
+    """Return the files that the model's digest covers."""
     return [*filter(Path.is_file, [folder / METADATA]), *shard_files(folder)]
 
 
 def read_config(folder: Path) -> ESM2Config:
-    """The shape of the ESM-2 in a distributed checkpoint, no tensor read; raises as `read`."""
+    """Infer the configuration from the tensors' shapes without reading them; raises as `read`."""
     return _open(folder)[0]
 
 
 def read(folder: Path) -> tuple[ESM2Config, State]:
-    """Read a folder of torch.distributed.checkpoint, as Lightning's FSDP and ModelParallelStrategy save.
+    """Read a folder of torch.distributed.checkpoint, as Lightning's FSDP and ModelParallelStrategy save it.
 
-    It may be one of safetensors shards too that say where they lie. Tensors have fair-esm's names behind any prefix,
-    optimizers are left alone, and the shape follows from the tensors.
+    Folders of safetensors shards with offsets are read too. Tensors must have fair-esm's names after any common
+    prefix. Optimizer states are ignored.
+
+    Args:
+        folder: the checkpoint.
 
     Returns:
-        The model's shape, and its tensors under fair-esm's names.
+        The model's configuration, inferred from the tensors' shapes, and its tensors under fair-esm's names.
 
     Raises:
-        InputError: the checkpoint is damaged, holds code, or is not one ESM-2.
+        InputError: the checkpoint is damaged, contains code, or does not contain exactly one ESM-2.
     """
     config, shards, names = _open(folder)
-    return config, add_missing_tensors(config, {own: shards.read(name) for own, name in names.items()})
+    return config, add_missing_tensors(config, {fair_name: shards.read(name) for fair_name, name in names.items()})
 
 
 def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
-    """The shape, the shards, and fair-esm's name -> the checkpoint's name of each of the model's tensors."""
+    """Return the configuration, the shards, and the checkpoint's name of each tensor by its fair-esm name."""
     shards = open_shards(folder)
     prefixes = [name.removesuffix(EMBEDDING) for name in shards.shapes if name.endswith(EMBEDDING)]
     prefixes = [prefix for prefix in prefixes if "optim" not in prefix]
     if len(prefixes) != 1:
         raise InputError(
-            f"{folder}: {len(prefixes)} tensors are called {EMBEDDING}, an ESM-2's checkpoint has one; a folder of "
-            "Hugging Face's names needs its config.json",
+            f"{folder}: expected one tensor {EMBEDDING}, found {len(prefixes)}; this is not the checkpoint of one "
+            "ESM-2. A folder with Hugging Face's tensor names requires its config.json.",
             code="checkpoint.not-esm2",
             path=folder,
             name=EMBEDDING,
@@ -58,15 +61,15 @@ def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
         for name in shards.shapes
         if name.startswith(prefixes[0]) and name.removeprefix(prefixes[0]).startswith(MODEL_PARTS)
     }
-    return _infer_config({own: shards.shapes[name] for own, name in names.items()}, folder), shards, names
+    return _infer_config({fair_name: shards.shapes[name] for fair_name, name in names.items()}, folder), shards, names
 
 
 def _infer_config(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:
-    """An ESM-2's shape from its tensors': the heads from a layer's rotary frequencies, or from the contact head."""
+    """Infer the configuration from tensor shapes; attention heads from rotary frequencies or the contact head."""
     num_layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     if len(shapes[EMBEDDING]) != 2:
         raise InputError(
-            f"{source}: {EMBEDDING} is {shapes[EMBEDDING]}, ESM-2 has (tokens, embed_dim); not an ESM-2",
+            f"{source}: this is not an ESM-2: {EMBEDDING} has shape {shapes[EMBEDDING]}, expected (tokens, embed_dim).",
             code="checkpoint.not-esm2",
             path=source,
             name=EMBEDDING,
@@ -81,8 +84,8 @@ def _infer_config(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Co
         heads = head[-1] // num_layers
     if not heads or not num_layers:
         raise InputError(
-            f"{source}: neither rotary frequencies nor a contact head tell how many heads a layer has; save the whole "
-            "state_dict",
+            f"{source}: the number of attention heads is unknown, because rotary frequencies and contact head are both "
+            "missing. Save the complete state_dict.",
             code="checkpoint.heads",
             path=source,
         )

@@ -1,4 +1,4 @@
-"""fair-esm's .pt files, read and written, and the names it gives an ESM-2's tensors.
+"""Read and write fair-esm's .pt files.
 
 Source: fair-esm 2.0.0 `pretrained._load_model_and_alphabet_core_v2`.
 """
@@ -23,25 +23,28 @@ CONTACT_HEAD = "contact_head.regression."
 
 
 def list_files(path: Path) -> list[Path]:
-    """The files a model's digest is taken of."""
+    """Return the files that the model's digest covers."""
     return [path]
 
 
 def read_config(path: Path) -> ESM2Config:
-    """The shape of the ESM-2 in fair-esm's .pt, whose tensors are mapped and not read; raises as `read`."""
+    """Read the configuration without reading tensors, which are memory-mapped; raises as `read`."""
     return _open(path)[0]
 
 
 def read(path: Path) -> tuple[ESM2Config, State]:
-    """Read fair-esm's .pt; the contact head comes from `<name>-contact-regression.pt` beside it, if there.
+    """Read a fair-esm .pt file, with the contact head from `<name>-contact-regression.pt` in the same folder.
 
-    Without that file the contact head is zero and every contact probability 0.5, and a log line says so.
+    If that file does not exist, the contact head is zero and predicts 0.5 for every pair; a warning is logged.
+
+    Args:
+        path: the .pt file.
 
     Returns:
-        The model's shape, and its tensors under fair-esm's names.
+        The model's configuration, and its tensors under fair-esm's names.
 
     Raises:
-        InputError: the file holds code, is damaged, or is another model (ESM-1b, MSA Transformer ...).
+        InputError: the file is damaged, contains code, or is another model (ESM-1b, MSA Transformer ...).
     """
     config, found = _open(path)
     state = {
@@ -53,11 +56,16 @@ def read(path: Path) -> tuple[ESM2Config, State]:
         head = read_pickle(regression)
         state |= check_tensors(head.get("model") if isinstance(head, dict) else head, regression)
     elif not any(name.startswith(CONTACT_HEAD) for name in state):
-        logger.warning("%s has no %s beside it: contacts will be 0.5 everywhere", path.name, regression.name)
+        logger.warning(
+            "%s: %s was not found in the same folder. All contact probabilities will be 0.5.",
+            path.name,
+            regression.name,
+        )
     return config, add_missing_tensors(config, state)
 
 
 def _open(path: Path) -> tuple[ESM2Config, Any]:
+    """Return the configuration and the unchecked content of `model`."""
     data = read_pickle(path)
     try:
         shape = data["cfg"]["model"]
@@ -67,7 +75,7 @@ def _open(path: Path) -> tuple[ESM2Config, Any]:
         state = data["model"]
     except (KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{path}: a .pt file, but not fair-esm's ESM-2 (no cfg.model in it); only ESM-2 is read",
+            f"{path}: this .pt file is not an ESM-2 of fair-esm: cfg.model is incomplete. Only ESM-2 is supported.",
             code="checkpoint.not-esm2",
             path=path,
         ) from None
@@ -76,11 +84,14 @@ def _open(path: Path) -> tuple[ESM2Config, Any]:
 
 
 def add_missing_tensors(config: ESM2Config, state: State) -> State:
-    """Add what files may leave out: a contact head of zeros, each layer's rotary frequencies, the tied output matrix.
+    """Add tensors that files may omit: contact head (zeros), rotary frequencies, and the tied output matrix.
 
     Args:
-        config: the model's shape.
+        config: the model's configuration.
         state: tensors under fair-esm's names.
+
+    Returns:
+        The tensors with the defaults added.
     """
     inv_freq_P = RotaryEmbedding(config.head_dim).inv_freq
     inputs = config.num_layers * config.attention_heads
@@ -92,15 +103,21 @@ def add_missing_tensors(config: ESM2Config, state: State) -> State:
 
 
 def save_fair_esm(model: ESM2, path: Path) -> None:
-    """Write `<name>.pt` and `<name>-contact-regression.pt`, which fair-esm's `load_model_and_alphabet_local` opens.
+    """Write `<name>.pt` and `<name>-contact-regression.pt` for fair-esm's `load_model_and_alphabet_local`.
+
+    Args:
+        model: any ESM-2.
+        path: the .pt file.
 
     Raises:
-        InputError: the name does not begin with esm2; fair-esm takes any other for an ESM-1.
+        InputError: the file name does not start with esm2, so fair-esm would read it as an ESM-1.
     """
     path = Path(path)
     if not path.name.startswith("esm2") or path.suffix != ".pt":
         raise InputError(
-            f"{path}: fair-esm knows an ESM-2 by its file's name; call it esm2_....pt", code="export.name", path=path
+            f"{path}: fair-esm recognises an ESM-2 by its file name. Choose a name such as esm2_custom.pt.",
+            code="export.name",
+            path=path,
         )
     config = model.config
     shape = Namespace(
@@ -116,7 +133,7 @@ def save_fair_esm(model: ESM2, path: Path) -> None:
         f"encoder.{name}" if name.startswith("lm_head.") else f"encoder.sentence_encoder.{name}": tensor
         for name, tensor in state.items()
     }
-    # the model last: it alone would be read as one without contacts
+    # The model is written last: without the other file it would be read as a model without contact head.
     with atomic_path(path.with_name(f"{path.stem}-contact-regression.pt")) as part:
         torch.save({"model": contact}, part)
     with atomic_path(path) as part:

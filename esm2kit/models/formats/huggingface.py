@@ -1,4 +1,4 @@
-"""Hugging Face's EsmForMaskedLM folders, read and written, nothing lost.
+"""Read and write EsmForMaskedLM folders of Hugging Face without loss.
 
 Source: transformers `models/esm/modeling_esm.py`.
 """
@@ -20,7 +20,7 @@ from esm2kit.models.formats.readers import State, check_tensors, read_pickle, re
 from esm2kit.models.formats.shards import open_safetensors, weight_files
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
 
-# fair-esm's name of a part -> transformers'; what follows (`.weight`, `.bias`) is the same in both.
+# fair-esm's module name -> transformers' module name. Parameter names (`.weight`, `.bias`) are the same in both.
 PARTS = {
     "embed_tokens": "esm.embeddings.word_embeddings",
     "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
@@ -38,80 +38,101 @@ LAYER_PARTS = {
     "fc2": "output.dense",
     "final_layer_norm": "LayerNorm",
 }
-# transformers keeps one table of rotary frequencies a model, older checkpoints one a layer; fair-esm one a layer
+# transformers stores one table of rotary frequencies per model, older checkpoints and fair-esm one per layer
 HF_INV_FREQ = "esm.rotary_embeddings.inv_freq"
-# what save_pretrained of transformers 5 calls these: that table, star and all, and a LayerNorm's two tensors
+# names in files that save_pretrained of transformers 5 writes: the table (with a literal *), and LayerNorm parameters
 HF_STARRED_INV_FREQ = "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq"
 HF_LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 HF_LAYER_INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
-# learned positions and pooler: in some files, used by no ESM-2
+# learned positions and pooler: present in some files, not used by ESM-2
 HF_UNUSED = re.compile(r"esm\.(embeddings\.position_(ids|embeddings\.weight)|pooler\..*)$")
 
 
 def map_names(num_layers: int) -> dict[str, str]:
-    """fair-esm's name -> transformers' name of every tensor both keep, the tied output matrix aside."""
+    """Map fair-esm's tensor names to transformers'.
+
+    Args:
+        num_layers: transformer layers of the model.
+
+    Returns:
+        fair-esm's name -> transformers' name, without rotary frequencies and the tied output matrix.
+    """
     parts = dict(PARTS)
     for layer in range(num_layers):
-        parts |= {
-            f"layers.{layer}.{ours}": f"esm.encoder.layer.{layer}.{theirs}" for ours, theirs in LAYER_PARTS.items()
-        }
-    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")}
+        parts |= {f"layers.{layer}.{fair}": f"esm.encoder.layer.{layer}.{hf}" for fair, hf in LAYER_PARTS.items()}
+    names = {f"{fair}.{kind}": f"{hf}.{kind}" for fair, hf in parts.items() for kind in ("weight", "bias")}
     names.pop("embed_tokens.bias")
     names["lm_head.bias"] = "lm_head.bias"
     return names
 
 
 def to_hf(state: State, config: ESM2Config) -> State:
-    """A state dict under transformers' names, the tied output matrix once."""
+    """Convert a state dict to transformers' names.
+
+    Args:
+        state: tensors under fair-esm's names.
+        config: the model's configuration.
+
+    Returns:
+        Tensors under transformers' names, without the tied output matrix.
+
+    Raises:
+        InputError: the layers have different rotary frequencies.
+    """
     frequencies = [state[f"layers.{layer}.self_attn.rot_emb.inv_freq"] for layer in range(config.num_layers)]
-    if any(not torch.equal(own, frequencies[0]) for own in frequencies):
+    if any(not torch.equal(inv_freq_P, frequencies[0]) for inv_freq_P in frequencies):
         raise InputError(
-            "the layers differ in their rotary frequencies; transformers keeps one table for all",
+            "the layers have different rotary frequencies, but transformers supports only one table for all layers.",
             code="export.frequencies",
         )
-    renamed = {theirs: state[ours] for ours, theirs in map_names(config.num_layers).items()}
-    # one a layer, as Meta's files on the hub have them: what older transformers and other engines look for
-    return renamed | {HF_LAYER_INV_FREQ.format(layer): own for layer, own in enumerate(frequencies)}
+    renamed = {hf: state[fair] for fair, hf in map_names(config.num_layers).items()}
+    # one table per layer as in Meta's files on the hub, which older transformers and other engines require
+    return renamed | {HF_LAYER_INV_FREQ.format(layer): inv_freq_P for layer, inv_freq_P in enumerate(frequencies)}
 
 
 def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
-    """A state dict under fair-esm's names; what a file may leave out (contact head, frequencies) takes its default.
+    """Convert a state dict to fair-esm's names; a missing contact head and rotary frequencies get their defaults.
 
     Args:
-        state: EsmForMaskedLM's tensors, or EsmModel's (no `esm.` in front, no LM head: then not enough).
-        config: the model's shape.
-        source: for the message.
-    Raises: InputError for a tensor that ESM-2 does not have, or that is not there.
+        state: the tensors of an EsmForMaskedLM. An EsmModel is rejected because it has no LM head.
+        config: the model's configuration.
+        source: the file or folder, for the message.
+
+    Returns:
+        Tensors under fair-esm's names.
+
+    Raises:
+        InputError: a tensor is missing or unknown, or the LM head is not tied to the embedding.
     """
     state = {_modernise_name(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
     found: State = {}
-    for ours, theirs in map_names(config.num_layers).items():
-        if theirs in state:
-            found[ours] = state.pop(theirs)
-        elif not ours.startswith(CONTACT_HEAD):
+    for fair, hf in map_names(config.num_layers).items():
+        if hf in state:
+            found[fair] = state.pop(hf)
+        elif not fair.startswith(CONTACT_HEAD):
             raise InputError(
-                f"{source}: tensor {theirs} is absent; give an EsmForMaskedLM checkpoint of ESM-2",
+                f"{source}: tensor '{hf}' is missing. Use an EsmForMaskedLM checkpoint of ESM-2.",
                 code="checkpoint.tensor",
-                name=theirs,
+                name=hf,
                 found=None,
             )
     shared = state.pop(HF_INV_FREQ, None)
     for layer in range(config.num_layers):
-        own = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
-        if own is not None:
-            found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = own
+        inv_freq_P = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
+        if inv_freq_P is not None:
+            found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = inv_freq_P
     if state:
         raise InputError(
-            f"{source}: tensor {sorted(state)[0]} is none of ESM-2's; give an ESM-2 checkpoint",
+            f"{source}: ESM-2 has no tensor '{min(state)}'. Use an ESM-2 checkpoint.",
             code="checkpoint.tensor",
             name=min(state),
             expected=None,
         )
     if decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
         raise InputError(
-            f"{source}: the LM head's matrix is not the token embedding, as it is in ESM-2: another model",
+            f"{source}: this is not an ESM-2: the matrix of its LM head differs from the token embedding.",
             code="checkpoint.not-esm2",
             path=source,
             name="lm_head.decoder.weight",
@@ -120,7 +141,7 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
 
 
 def _modernise_name(name: str) -> str:
-    """A tensor's name as transformers' modules have it, whatever its files call it."""
+    """Convert a tensor name of a file to the name of transformers' modules."""
     if name == HF_STARRED_INV_FREQ:
         return HF_INV_FREQ
     for legacy, modern in HF_LEGACY.items():
@@ -130,7 +151,14 @@ def _modernise_name(name: str) -> str:
 
 
 def build_hf_config(config: ESM2Config) -> dict[str, Any]:
-    """What transformers' config.json says of an ESM-2."""
+    """Build the content of transformers' config.json.
+
+    Args:
+        config: the model's configuration.
+
+    Returns:
+        Values that JSON can hold.
+    """
     return {
         "architectures": ["EsmForMaskedLM"],
         "model_type": "esm",
@@ -154,12 +182,23 @@ def build_hf_config(config: ESM2Config) -> dict[str, Any]:
 
 
 def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
-    """The shape config.json gives. Raises: InputError if it is not an ESM-2's."""
-    wanted = {"model_type": "esm", "position_embedding_type": "rotary", "vocab_size": VOCAB_SIZE}
-    for name, value in wanted.items():
+    """Read a configuration from the content of transformers' config.json.
+
+    Args:
+        found: the content.
+        source: the file, for the message.
+
+    Returns:
+        The model's configuration.
+
+    Raises:
+        InputError: the model is not an ESM-2.
+    """
+    required = {"model_type": "esm", "position_embedding_type": "rotary", "vocab_size": VOCAB_SIZE}
+    for name, value in required.items():
         if found.get(name) != value:
             raise InputError(
-                f"{source}: {name} is {found.get(name)!r}, ESM-2 has {value!r}: not an ESM-2 model",
+                f"{source}: this is not an ESM-2: {name} is {found.get(name)!r}, expected {value!r}.",
                 code="checkpoint.not-esm2",
                 path=source,
                 name=name,
@@ -167,7 +206,7 @@ def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
             )
     if found.get("is_folding_model") or found.get("emb_layer_norm_before"):
         raise InputError(
-            f"{source}: a folding model or one with an early LayerNorm, not an ESM-2 language model",
+            f"{source}: this is not an ESM-2 language model but a folding model or one with emb_layer_norm_before.",
             code="checkpoint.not-esm2",
             path=source,
             name="is_folding_model",
@@ -177,7 +216,8 @@ def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
     )
     if found.get("intermediate_size") != config.ffn_dim:
         raise InputError(
-            f"{source}: intermediate_size is {found.get('intermediate_size')}, ESM-2 has {config.ffn_dim}",
+            f"{source}: this is not an ESM-2: intermediate_size is {found.get('intermediate_size')}, expected "
+            f"{config.ffn_dim}.",
             code="checkpoint.not-esm2",
             path=source,
             name="intermediate_size",
@@ -187,11 +227,11 @@ def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
 
 
 def save_hf(model: ESM2, folder: Path) -> None:
-    """Write a folder that `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained` open.
+    """Write a folder for `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Args:
         model: any ESM-2.
-        folder: gets model.safetensors, config.json, vocab.txt, tokenizer_config.json, special_tokens_map.json.
+        folder: the output: model.safetensors, config.json, vocab.txt, tokenizer_config.json, special_tokens_map.json.
     """
     folder = Path(folder)
     special = {"unk": "<unk>", "cls": "<cls>", "pad": "<pad>", "mask": "<mask>", "eos": "<eos>"}
@@ -207,17 +247,17 @@ def save_hf(model: ESM2, folder: Path) -> None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The files a model's digest is taken of."""
+    """Return the files that the model's digest covers."""
     return weight_files(folder)
 
 
 def read_config(folder: Path) -> ESM2Config:
-    """The shape that a Hugging Face folder's config.json gives; raises as `read`."""
+    """Read the configuration from config.json; raises as `read`."""
     try:
         config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(
-            f"{folder}: no readable config.json of a Hugging Face model ({error})",
+            f"{folder}: config.json cannot be read as that of a Hugging Face model ({error}). Download it again.",
             code="checkpoint.config",
             path=folder,
         ) from None
@@ -226,20 +266,23 @@ def read_config(folder: Path) -> ESM2Config:
 
 
 def read(folder: Path) -> tuple[ESM2Config, State]:
-    """Read a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or sharded.
+    """Read a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, as one file or shards.
+
+    Args:
+        folder: the folder.
 
     Returns:
-        The model's shape, and its tensors under fair-esm's names.
+        The model's configuration, and its tensors under fair-esm's names.
 
     Raises:
         InputError: files are missing or damaged, or the model is not an ESM-2.
     """
-    config, parts = read_config(folder), weight_files(folder)
-    if len(parts) == 1 and parts[0].suffix == ".safetensors":
-        state = read_safetensors(parts[0])
-    elif parts[0].suffix == ".safetensors":
-        shards = open_safetensors(folder, parts)
+    config, files = read_config(folder), weight_files(folder)
+    if len(files) == 1 and files[0].suffix == ".safetensors":
+        state = read_safetensors(files[0])
+    elif files[0].suffix == ".safetensors":
+        shards = open_safetensors(folder, files)
         state = {name: shards.read(name) for name in shards.shapes}
     else:
-        state = {name: tensor for file in parts for name, tensor in check_tensors(read_pickle(file), file).items()}
+        state = {name: tensor for file in files for name, tensor in check_tensors(read_pickle(file), file).items()}
     return config, from_hf(state, config, folder)

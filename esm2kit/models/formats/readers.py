@@ -1,4 +1,4 @@
-"""Weight files read without running anything in them: safetensors, and what torch.save wrote, weights only."""
+"""Read weight files without running code: safetensors files, and files of torch.save by its weights-only reader."""
 
 import pickle
 import re
@@ -20,31 +20,47 @@ State = dict[str, Tensor]
 def read_safetensors(path: Path) -> State:
     """Read all tensors of a safetensors file.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> tensor.
+
     Raises:
-        InputError: the file is cut short or of another format.
+        InputError: the file is truncated or has another format.
     """
     try:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(
-            f"{path}: not a whole safetensors file ({error}); fetch it again", code="checkpoint.damaged", path=path
+            f"{path}: the safetensors file is incomplete or damaged ({error}). Download it again.",
+            code="checkpoint.damaged",
+            path=path,
         ) from None
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a file made by torch.save with the weights-only unpickler: tensors and argparse.Namespace, no code, ever.
+    """Read a file of torch.save with the weights-only unpickler, which allows tensors and argparse.Namespace only.
 
-    Tensors are mapped, not read: the ranks of a node share one copy of what nobody changes.
+    Tensors are memory-mapped, so that the ranks of a node share one copy of unchanged tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content.
 
     Raises:
-        InputError: the file holds anything else, is damaged, or was not made by torch.save.
+        InputError: the file contains anything else, is damaged, or was not written by torch.save.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct the path", code="checkpoint.absent", path=path)
+        raise InputError(f"{path}: the file does not exist. Check the path.", code="checkpoint.absent", path=path)
     if not zipfile.is_zipfile(path):
         raise InputError(
-            f"{path}: not a whole file of torch.save; fetch it again", code="checkpoint.damaged", path=path
+            f"{path}: the file is incomplete, or was not written by torch.save. Download it again.",
+            code="checkpoint.damaged",
+            path=path,
         )
     try:
         with open(path, "rb") as opened:
@@ -53,9 +69,10 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
-        what = f"names {named[1]}, which is code" if named else "holds more than tensors"
+        what = f"code ({named[1]})" if named else "more than tensors"
         raise InputError(
-            f"{path}: refused, it {what}; esm2kit loads weights only, take the publisher's own file",
+            f"{path}: the file contains {what} and was not loaded. esm2kit loads only weights. Download the file from "
+            "its publisher.",
             code="checkpoint.code",
             path=path,
             found=named[1] if named else None,
@@ -63,19 +80,26 @@ def read_pickle(path: Path) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(
-            f"{path}: not a whole file of torch.save ({reason}); fetch it again", code="checkpoint.damaged", path=path
+            f"{path}: the file is damaged ({reason}). Download it again.", code="checkpoint.damaged", path=path
         ) from None
 
 
 def check_tensors(found: Any, source: Path) -> State:
-    """Check that what a pickle gave is a dictionary of plain tensors.
+    """Check that the content of a pickle is a dictionary of plain tensors.
+
+    Args:
+        found: the content.
+        source: the file, for the message.
+
+    Returns:
+        Name -> tensor.
 
     Raises:
-        InputError: names what else it is.
+        InputError: it is not a dictionary, or a value is not a plain tensor.
     """
     if not isinstance(found, dict):
         raise InputError(
-            f"{source}: holds {type(found).__name__} where tensors by name should be; fetch it again",
+            f"{source}: expected a dictionary of tensors, found {type(found).__name__}. Download the file again.",
             code="checkpoint.not-tensors",
             path=source,
             found=type(found).__name__,
@@ -83,14 +107,14 @@ def check_tensors(found: Any, source: Path) -> State:
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise InputError(
-                f"{source}: {name!r:.80} is no plain tensor; take the publisher's own file",
+                f"{source}: {name!r:.80} is not a plain tensor. Download the file from its publisher.",
                 code="checkpoint.not-tensors",
                 path=source,
                 name=name,
             )
-        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # by a stride of 0
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # has a stride of 0
             raise InputError(
-                f"{source}: {name!r:.80} is more than its bytes hold; take the publisher's own file",
+                f"{source}: {name!r:.80} is larger than its data in the file. Download the file from its publisher.",
                 code="checkpoint.not-tensors",
                 path=source,
                 name=name,
@@ -99,23 +123,23 @@ def check_tensors(found: Any, source: Path) -> State:
 
 
 def check_uncompressed(opened: BinaryIO, size: int) -> None:
-    """Check a file of torch.save against its size: it stores every member once and uncompressed.
+    """Check that a file of torch.save stores every member once and uncompressed.
 
-    A compressed one could take a thousand times its size in memory.
+    A compressed file could occupy a thousand times its size in memory.
 
     Args:
-        opened: the file, at any place.
-        size: its bytes.
+        opened: the file, at any position.
+        size: its size in bytes.
 
     Raises:
-        ValueError: a zip is deflated, or holds the same bytes more than once.
+        ValueError: the zip archive is damaged or compressed, or stores the same bytes more than once.
     """
     if not zipfile.is_zipfile(opened):
-        return  # the form before torch 1.6, whose reader takes no more than it finds
+        return  # the format before torch 1.6, whose reader allocates no more than the file's size
     try:
         with zipfile.ZipFile(opened) as archive:
             members = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise ValueError(f"a damaged zip: {error}") from None
+        raise ValueError(f"damaged zip archive: {error}") from None
     if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
-        raise ValueError("it would unpack to more than its bytes")
+        raise ValueError("its content is larger than the file")
