@@ -520,7 +520,7 @@ def test_settings_that_do_not_match_are_refused(given, code, tmp_path, tasks, ti
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: the checkpoint does not exist"),
+        ({"task": "protein_class", "head_from": "nowhere.safetensors"}, "nowhere.safetensors: the checkpoint"),
         ({"task": "protein_class", "mode": "lora", "lora_targets": ["fc3"]}, "unknown target 'fc3'"),
     ],
 )
