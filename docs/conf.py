@@ -47,13 +47,14 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [("py:class", r"(?!esm2kit\.).*"), ("py:class", r"esm2kit\.\w+\..*")]
 
 html_theme = "furo"
-pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
 html_title = "esm2kit"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
+html_use_index = False
+html_domain_indices = False
 html_theme_options = {"navigation_with_keys": True}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
