@@ -44,7 +44,7 @@ python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
 # types in signatures that have no entry here: other packages' classes, and esm2kit's internal ones
-nitpick_ignore_regex = [("py:class", r"(?!esm2kit\.).*"), ("py:class", r"esm2kit\.\w+\..*")]
+nitpick_ignore_regex = [("py:(class|exc)", r"(?!esm2kit\.).*"), ("py:(class|exc)", r"esm2kit\.\w+\..*")]
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"

@@ -58,6 +58,7 @@ def outputs(cell: dict[str, Any]) -> list[dict[str, Any]]:
             found.append(each | {"text": "".join(each["text"])})
         else:
             found.append(each)
+    found = [each for each in found if each["output_type"] != "stream" or each["text"].strip()]
     return [
         fold(each["text"]) if each["output_type"] == "stream" and each["text"].count("\n") > MAX_LINES else each
         for each in found
