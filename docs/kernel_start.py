@@ -1,5 +1,5 @@
-# What `make lab` lets every kernel run as it starts: a cell run out of order is told which cell comes first.
-# Terminals' own Pythons read this file too, and kernels without esm2kit: there it only hands on to the user's own file.
+# Startup file of every kernel of `make lab`: if a cell is run too early, the error names the cell to run first.
+# Python terminals and kernels without esm2kit read this file too; there it only runs the user's own startup file.
 def start() -> None:
     import contextlib
     import os

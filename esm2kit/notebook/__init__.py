@@ -1,8 +1,8 @@
-"""What the notebooks show and ask for; the only package that needs Jupyter's. Its names are imported at first use."""
+"""Widgets, figures and headless runs of the notebooks; the only package that requires Jupyter. Names load lazily."""
 
 from esm2kit.core.lazy import attach
 
-# module -> the public names that live there; a module without names is public itself
+# module -> its public names; a module without names is itself public
 _PUBLIC = {
     "records": ("need", "record", "work_folder"),
     "display": ("captioned", "explain_finetuning", "follow_progress", "label", "score_chart", "summary", "verdict"),

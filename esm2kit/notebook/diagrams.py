@@ -1,4 +1,4 @@
-"""The notebooks' own pictures: the flow of the story, residue shares, draws, schedules and layouts."""
+"""Figures that only the notebooks use: the walkthrough, residue frequencies, samples, schedules and layouts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,11 @@ ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
 
 
 def story_diagram() -> Axes:
-    """The walkthrough as boxes (files) and arrows (notebooks); fine-tuning leaves the checkpoint for the report."""
+    """Plot the walkthrough: files as boxes, notebooks as arrows; fine-tuning leads from checkpoint to report.
+
+    Returns:
+        The axes.
+    """
     _, ax = plt.subplots(figsize=(10.5, 2.4), layout="constrained")
     for place, name in enumerate(STORY):
         box = FancyBboxPatch((2.4 * place, 0), 1.35, 0.8, boxstyle="round,pad=0.08", fc="#eef3fb", ec=PRIMARY)
@@ -36,7 +40,15 @@ def story_diagram() -> Axes:
 
 
 def residue_shares(share: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """Bars of residue frequencies, most frequent first, with one in twenty as a line."""
+    """Plot residue frequencies as bars, most frequent first, with a line at 5% (1 in 20).
+
+    Args:
+        share: residue -> frequency, 0 to 1.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
+    """
     ax = _get_axes(ax, 7.0, 3.0)
     ordered = sorted(share.items(), key=lambda item: -item[1])
     ax.bar([name for name, _ in ordered], [100 * value for _, value in ordered], color=PRIMARY)
@@ -45,46 +57,71 @@ def residue_shares(share: Mapping[str, float], ax: Axes | None = None) -> Axes:
 
 
 def times_likelier(times: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """How many times likelier than by frequency a model makes each residue: bars up from 1 for a gain, down for a loss.
+    """Plot the model's probability of each residue relative to its frequency, as bars up or down from 1.
 
     Args:
-        times: letter -> geometric mean, in the order to draw.
+        times: residue -> geometric mean of probability / frequency, in the order of the bars.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 7.0, 3.0)
     values = np.array(list(times.values()))
     ax.bar(list(times), values - 1, bottom=1, color=[PRIMARY if value >= 1 else MUTED for value in values])
     ax.axhline(1, color="black", linewidth=0.8)
-    return _label_axes(ax, "hidden residue", "times likelier\nthan by frequency")
+    return _label_axes(ax, "hidden residue", "probability /\nfrequency")
 
 
 def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None = None) -> Axes:
-    """What a model would put at each residue, against frequency; a dot marks the residue that is there.
+    """Plot a model's prediction at each position as a heat map; a dot marks the true residue.
 
     Args:
-        odds_TL: binary logarithm of how many times likelier each letter is than by frequency, a row a residue.
-        letters: of the columns of odds_TL.
-        sequence: the residues, one a row of odds_TL.
+        odds_TL: (T, L), log2 of probability / frequency for each position and amino acid.
+        letters: L amino-acid letters, the columns of odds_TL.
+        sequence: T residues, the rows of odds_TL.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
     """
     ax = heat_map(
-        odds_TL.T, "hidden residue", "guess", "log2 of times likelier\nthan by frequency", letters, sequence, 0.0, ax
+        odds_TL.T, "hidden residue", "predicted residue", "log2 (probability /\nfrequency)", letters, sequence, 0.0, ax
     )
     true = [(place + 0.5, letters.index(letter) + 0.5) for place, letter in enumerate(sequence) if letter in letters]
     ax.scatter(*np.array(true).T, s=14, color="black", edgecolors="white", linewidths=0.8)
     return ax
 
 
-def sampled_members(member_rows: np.ndarray, drawn_rows: Sequence[int], ax: Axes | None = None) -> Axes:
-    """Which of a cluster's members each epoch drew: one column an epoch, one row a member."""
+def sampled_members(member_rows: np.ndarray, sampled_rows: Sequence[int], ax: Axes | None = None) -> Axes:
+    """Plot which member of a cluster each epoch samples: one column per epoch, one row per member.
+
+    Args:
+        member_rows: rows of the cluster's members in the sequence store.
+        sampled_rows: row sampled in each epoch, in order.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
+    """
     ax = _get_axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
-    places = [int(np.flatnonzero(member_rows == row)[0]) + 1 for row in drawn_rows]
+    places = [int(np.flatnonzero(member_rows == row)[0]) + 1 for row in sampled_rows]
     ax.scatter(range(len(places)), places, marker="s", s=70, color=PRIMARY)
     ax.set(ylim=(len(member_rows) + 0.7, 0.3), xticks=range(len(places)))
     ax.grid(axis="y", alpha=0.3)
-    return _label_axes(ax, "epoch", f"member, of {len(member_rows)}")
+    return _label_axes(ax, "epoch", f"member (of {len(member_rows)})")
 
 
 def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
-    """A learning rate over the updates."""
+    """Plot the learning rate over the updates.
+
+    Args:
+        rates: learning rate of each update, from the first.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
+    """
     ax = _get_axes(ax, 6.0, 2.4)
     ax.plot(np.arange(1, len(rates) + 1), rates, color=PRIMARY)
     ax.set_ylim(bottom=0)
@@ -94,59 +131,78 @@ def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
 def layouts_compared(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], same: tuple[str, str], ax: Axes | None = None
 ) -> Axes:
-    """Loss curves of several layouts, and below them how far apart two of them are.
+    """Plot the loss curves of up to three layouts and, below them, the relative difference of two of them.
 
     Args:
         curves: name -> (updates, losses).
-        same: the two whose difference is drawn.
-        ax: for the curves alone, without the difference.
+        same: names of the two curves to compare.
+        ax: axes for the curves; the difference is then omitted. Default: new axes for both.
+
+    Returns:
+        The axes of the loss curves.
     """
     lower = None
     if ax is None:
         _, (ax, lower) = plt.subplots(2, figsize=(6.4, 4.6), height_ratios=(3, 1.2), sharex=True, layout="constrained")
-    # the first is broad and pale, so that a second one on top of it leaves it in sight
+    # the first curve is wide and pale, so that it stays visible below the second
     styles = ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5, "linestyle": "--"}, {"linewidth": 1.5})
     for place, (name, (steps, losses)) in enumerate(curves.items()):
         ax.plot(steps, losses, color=(PRIMARY, "black", ACCENT)[place % 3], label=name, **styles[place % 3])
     ax.legend(frameon=False, fontsize=8)
     if lower is not None:
         (steps, one), (_, other) = (curves[name] for name in same)
-        apart = np.abs(np.asarray(one) - np.asarray(other)) / np.abs(np.asarray(one))
-        # equal losses have no logarithm; half a float32 step stands for them
-        lower.plot(steps, np.maximum(apart, 3e-8), color="black", marker="o", markersize=3, linewidth=1)
-        lower.axhline(1e-5, color=SECONDARY, linestyle=":", label="1e-5, what the tests allow")
+        difference = np.abs(np.asarray(one) - np.asarray(other)) / np.abs(np.asarray(one))
+        # a difference of zero has no logarithm: plot half a float32 step instead
+        lower.plot(steps, np.maximum(difference, 3e-8), color="black", marker="o", markersize=3, linewidth=1)
+        lower.axhline(1e-5, color=SECONDARY, linestyle=":", label="1e-5, the limit in the tests")
         lower.set(yscale="log", ylim=(1e-8, 1e-4))
         lower.legend(frameon=False, fontsize=8)
         _label_axes(lower, "update", "relative\ndifference")
     return _label_axes(ax, "update" if lower is None else "", "loss (nats per masked residue)")
 
 
-def divisor_bias(relative_error: Mapping[str, Sequence[float]], turns: Sequence[int], ax: Axes | None = None) -> Axes:
-    """How far the gradient of a divided batch is from the undivided one's, by number of micro-batches.
+def divisor_bias(
+    relative_error: Mapping[str, Sequence[float]], num_micro_batches: Sequence[int], ax: Axes | None = None
+) -> Axes:
+    """Plot the error of the gradient of a split batch, relative to one batch, over the number of micro-batches.
 
     Args:
-        relative_error: way of averaging -> errors, one for each of turns.
-        turns: micro-batches an update.
+        relative_error: name of the average -> two series of errors, one value per entry of num_micro_batches.
+        num_micro_batches: micro-batches per update.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 6.0, 3.0)
     for (name, errors), colour, marker in zip(relative_error.items(), (ACCENT, PRIMARY), "sD", strict=True):
-        ax.plot(turns, errors, color=colour, marker=marker, label=name)
+        ax.plot(num_micro_batches, errors, color=colour, marker=marker, label=name)
     ax.set(yscale="log", xscale="log")
-    ax.set_xticks(list(turns), [str(turn) for turn in turns])
+    ax.set_xticks(list(num_micro_batches), [str(number) for number in num_micro_batches])
     ax.minorticks_off()
     ax.legend(frameon=False)
-    return _label_axes(ax, "micro-batches of one update", "relative error\nof the gradient")
+    return _label_axes(ax, "micro-batches per update", "relative error\nof the gradient")
 
 
 def parallel_pictures() -> Axes:
-    """Two devices under data parallel, sharded and tensor parallel: what each holds, and what they exchange."""
+    """Plot what two devices store and exchange under DDP, FSDP2 and tensor parallelism.
+
+    Returns:
+        The axes of the first panel.
+    """
     _, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
     panels = (
-        ("DDP", "the whole model on each", (1.0, 1.0), "gradients, once an update", (0, 1)),
+        ("DDP", "the complete model on each", (1.0, 1.0), "gradients, once per update", (0, 1)),
         ("FSDP2", "half of every matrix on each", (0.5, 0.5), "weights, layer by layer; gradients", (0, 1)),
-        ("tensor parallel", "half of the heads and columns on each", (0.5, 0.5), "activations, twice a layer", (0, 0)),
+        (
+            "tensor parallel",
+            "half of the heads and columns on each",
+            (0.5, 0.5),
+            "activations, twice per layer",
+            (0, 0),
+        ),
     )
-    for ax, (name, held, shares, exchanged, batches) in zip(axes, panels, strict=True):
+    for ax, (name, stored, shares, exchanged, batches) in zip(axes, panels, strict=True):
         for device, (share, batch) in enumerate(zip(shares, batches, strict=True)):
             left = 2.6 * device
             ax.add_patch(FancyBboxPatch((left, 0), 1.8, 3.1, boxstyle="round,pad=0.1", fc="none", ec=SECONDARY))
@@ -162,7 +218,7 @@ def parallel_pictures() -> Axes:
                 spot = (left + 0.22 + 0.36 * place, 0.3)
                 ax.add_patch(plt.Rectangle(spot, 0.28, 0.4, fc=PALETTE[1 + 2 * batch], ec="none"))
         ax.add_patch(FancyArrowPatch((1.95, 1.6), (2.45, 1.6), arrowstyle="<|-|>", mutation_scale=12, color="black"))
-        ax.text(2.2, -0.5, f"{held}\nexchanged: {exchanged}", ha="center", va="top", fontsize=8.5)
+        ax.text(2.2, -0.5, f"{stored}\nexchanged: {exchanged}", ha="center", va="top", fontsize=8.5)
         ax.set_title(name, fontsize=11)
         ax.set(xlim=(-0.3, 4.7), ylim=(-1.3, 3.7))
         ax.axis("off")
@@ -170,10 +226,14 @@ def parallel_pictures() -> Axes:
 
 
 def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
-    """What share of an epoch the largest clusters take, drawn record by record or cluster by cluster.
+    """Plot the share of an epoch that the largest clusters take, with sampling by record and by cluster.
 
     Args:
-        num_members_C: members of every cluster.
+        num_members_C: (C,), number of members of each cluster.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 6.4, 3.2)
     sizes = np.sort(np.asarray(num_members_C))[::-1]
@@ -181,22 +241,26 @@ def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     ax.plot(100 * share, 100 * np.cumsum(sizes) / sizes.sum(), color=ACCENT, linestyle="--", label="record by record")
     ax.plot(100 * share, 100 * share, color=PRIMARY, label="cluster by cluster")
     ax.legend(frameon=False)
-    return _label_axes(ax, "clusters, the largest first (%)", "share of what training sees (%)")
+    return _label_axes(ax, "clusters, largest first (%)", "share of what training sees (%)")
 
 
 def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:
-    """How often each member of a cluster was drawn, with the interval that fair draws keep to.
+    """Plot how often each member of a cluster was sampled, with the interval expected of uniform sampling.
 
     Args:
-        counts_K: draws of every member.
-        low: lower end of the interval that fair draws keep to.
-        high: upper end.
+        counts_K: (K,), samples of each member.
+        low: lower end of the expected interval.
+        high: upper end of the expected interval.
+        ax: axes to plot on. Default: new ones.
+
+    Returns:
+        The axes.
     """
     ax = _get_axes(ax, 6.4, 2.8)
     ax.bar(range(1, len(counts_K) + 1), counts_K, color=PRIMARY)
-    ax.axhspan(low, high, color=SECONDARY, alpha=0.25, linewidth=0, label="where fair draws lie")
+    ax.axhspan(low, high, color=SECONDARY, alpha=0.25, linewidth=0, label="expected of uniform sampling")
     ax.set_ylim(0, 1.35 * max(high, *counts_K))
     ax.set_xlim(0.3, len(counts_K) + 0.7)
     ax.xaxis.set_major_locator(MaxNLocator(16, integer=True, prune="lower"))
     ax.legend(frameon=False, loc="upper right")
-    return _label_axes(ax, "member of the cluster", "times drawn")
+    return _label_axes(ax, "member of the cluster", "times sampled")

@@ -1,4 +1,4 @@
-"""What a notebook shows: figures with captions, a stage's progress, a benchmark report as a chart and a sentence."""
+"""Output of the notebooks: figures with captions, the progress of a stage, a benchmark report as chart and sentence."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
 
 
 def captioned(ax: Axes, caption: str) -> None:
-    """Show a figure with a caption below it; the same words become the image's alternative text.
+    """Show a figure with its caption below; the caption is also the alternative text of the image.
 
     Args:
         ax: any axes of the figure.
-        caption: what the figure shows and what to see in it; Markdown, broken into lines as it likes.
+        caption: Markdown; line breaks are ignored.
     """
     figure, caption = ax.figure, " ".join(caption.split())
     display(figure, metadata={"image/png": {"alt": caption.replace("*", "").replace("`", "")}})
@@ -32,11 +32,12 @@ def captioned(ax: Axes, caption: str) -> None:
 
 
 class _PrintHandler(logging.Handler):
-    """Progress lines as ordinary output: one every few seconds, and every warning."""
+    """Print progress lines, at most one every few seconds, and every warning."""
 
     shown = float("-inf")
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print the record if it is a warning or enough time has passed."""
         now = time.monotonic()
         if record.levelno >= logging.WARNING or now - self.shown > SECONDS_BETWEEN_LINES:
             self.shown = now
@@ -44,14 +45,21 @@ class _PrintHandler(logging.Handler):
 
 
 def follow_progress() -> None:
-    """Show how the stages come along in the cell that runs them."""
+    """Show the progress of the stages in the cell that runs them."""
     source = logging.getLogger("esm2kit")
     source.setLevel(logging.INFO)
     source.handlers, source.propagate = [_PrintHandler()], False
 
 
 def label(row: ReportRow) -> str:
-    """A report's row as text: what was trained, and on what."""
+    """Describe a row of a report: what was trained, and on which features.
+
+    Args:
+        row: a row of a benchmark or fine-tuning report.
+
+    Returns:
+        A short noun phrase, such as "CNN probe on the frozen encoder".
+    """
     if row.kind == "finetuned":
         return f"fine-tuned encoder {row.name[row.name.rfind('(') :]}"
     probe = row.name.rpartition(", ")[2]
@@ -61,7 +69,14 @@ def label(row: ReportRow) -> str:
 
 
 def score_chart(report: Report) -> Axes:
-    """A report's rows as points with their intervals, in the headline metric; the first row stands out."""
+    """Plot the headline metric of every row with its confidence interval; the first row is highlighted.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        The axes.
+    """
     rows = [row for row in report.rows if report.headline(row).value is not None]
     scores = [report.headline(row) for row in rows]
     values, lows, highs = ([getattr(score, end) for score in scores] for end in ("value", "low", "high"))
@@ -70,7 +85,14 @@ def score_chart(report: Report) -> Axes:
 
 
 def verdict(report: Report) -> str:
-    """How the first row compares with its probe, the untrained encoder and the best baseline, on the same proteins."""
+    """Compare the first row with its probe, the untrained encoder and the best baseline, on the same proteins.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        One sentence with paired differences and their confidence intervals.
+    """
     best, metric = report.best_baseline, report.task.metric
     rows = {row.name: row for row in report.rows}
     relations = []
@@ -79,47 +101,60 @@ def verdict(report: Report) -> str:
         if other is best:
             value = report.headline(other).value
             relations.append(describe_difference(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
-        # a constant has no rank to compare, and no place in the chart
+        # a constant prediction has no rank to compare and is not in the chart
         elif other.kind in ("probe", "untrained") or pair.metric != metric:
             name = UNTRAINED if other.kind == "untrained" else label(other)
             relations.append(describe_difference(pair, f"the {name}", metric))
     value = report.headline(report.first).value
-    score = "no figure" if value is None else f"{value:.3f}"
+    score = "no score" if value is None else f"{value:.3f}"
     return f"The {label(report.first)} has {score}: {'; '.join(relations) or 'there is nothing to compare it with'}."
 
 
 def describe_difference(pair: Comparison, other: str, metric: str) -> str:
-    """Ahead, behind, or no clear difference: what a paired comparison shows of the first row, in words.
+    """Describe a paired comparison: better, worse, or no clear difference.
 
     Args:
-        pair: one of a report's comparisons; a positive difference is better.
-        other: what the first row is compared with.
-        metric: the headline's; another one is named.
+        pair: a comparison of a report; a positive difference favours the first row.
+        other: text for the row that the first row is compared with.
+        metric: the headline metric; another metric is named in the text.
+
+    Returns:
+        A phrase with the difference and its confidence interval.
     """
     difference, low, high = pair.difference, pair.low, pair.high
     unit = "" if pair.metric == metric else f" in {metric_name(pair.metric)}"
-    sign = " (+ is lower, so better)" if pair.metric in LOWER_IS_BETTER else ""
+    sign = " (positive means a lower error)" if pair.metric in LOWER_IS_BETTER else ""
     if difference is None:
-        return f"no figure to compare with {other.rstrip(',')}"
+        return f"no score to compare with {other.rstrip(',')}"
     if low is None or high is None:
-        return f"{difference:+.3f}{unit}{sign} from {other.rstrip(',')}, in every draw"
+        return f"{difference:+.3f}{unit}{sign} compared with {other.rstrip(',')}, in every bootstrap replicate"
     if low > 0:
-        return f"ahead of {other} by {difference:.3f} [{low:.3f}, {high:.3f}]{unit}"
+        return f"better than {other} by {difference:.3f} [{low:.3f}, {high:.3f}]{unit}"
     if high < 0:
-        return f"behind {other} by {-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit}"
+        return f"worse than {other} by {-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit}"
     return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sign}"
 
 
 def beats_all(report: Report) -> bool:
-    """Whether the first row is ahead of every other one, beyond what the draw of test proteins explains."""
+    """Check whether the first row is better than every other row, with intervals that exclude zero.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        True if the lower end of every paired difference is positive.
+    """
     return all(pair.low is not None and pair.low > 0 for pair in report.comparisons)
 
 
 def summary(reports: Mapping[str, Report]) -> str:
-    """One sentence on all tasks: on how many the model is ahead of every baseline, and where it is most so.
+    """Summarise several tasks: on how many the model beats every baseline, and where by the largest margin.
 
     Args:
-        reports: task -> its report, the first row a probe.
+        reports: task -> its report, whose first row is a probe.
+
+    Returns:
+        One sentence.
     """
 
     def margin(task: str) -> float:
@@ -127,46 +162,61 @@ def summary(reports: Mapping[str, Report]) -> str:
         found = [pair.difference for pair in reports[task].comparisons if best and pair.theirs == best.name]
         return found[0] if found and found[0] is not None else -math.inf
 
-    ahead = [task for task in reports if beats_all(reports[task])]
-    task = max(ahead or reports, key=margin)
+    won = [task for task in reports if beats_all(reports[task])]
+    task = max(won or reports, key=margin)
     report, best = reports[task], reports[task].best_baseline
     value = report.headline(report.first).value
     score = f"{metric_name(report.task.metric)} {'undefined' if value is None else f'{value:.3f}'}"
-    against = f", where the best baseline, {label(best)}, has {report.headline(best).value:.3f}" if best else ""
-    count = f"on {len(ahead)} of {len(reports)} tasks, " if len(reports) > 1 else ""
-    clear = "" if ahead else "do not clearly " if len(reports) == 1 else "clearly "
-    most = "on " if len(reports) == 1 else "nearest to it on " if not ahead else "most so on " if len(ahead) > 1 else ""
+    against = f"; the best baseline, {label(best)}, has {report.headline(best).value:.3f}" if best else ""
+    count = f"on {len(won)} of {len(reports)} tasks, " if len(reports) > 1 else ""
+    clear = "" if won else "do not clearly " if len(reports) == 1 else "clearly "
+    most = (
+        "on "
+        if len(reports) == 1
+        else "with the smallest gap on "
+        if not won
+        else "with the largest margin on "
+        if len(won) > 1
+        else ""
+    )
     return f"The vectors {clear}beat every baseline {count}{most}{task}: {score}{against}."
 
 
 def explain_finetuning(report: Report) -> str:
-    """What fine-tuning gave beyond the probe, at these figures, why, and what to change.
+    """Explain whether fine-tuning beat the probe, the likely reason, and what to change.
 
     Args:
-        report: of a fine-tuning, its row first.
+        report: a fine-tuning report, whose first row is the fine-tuned encoder.
+
+    Returns:
+        One to four sentences.
     """
     first = report.first
     probe = next((row.name for row in report.rows if row.kind == "probe"), None)
     pair = next((pair for pair in report.comparisons if pair.theirs == probe), None)
     if pair is None:
-        return "There is no probe on the frozen encoder to compare it with."
+        return "The report has no probe on the frozen encoder to compare with."
     if pair.low is None:
-        return "The test proteins cannot tell it from the probe on the frozen encoder: they are too few, or too easy."
+        return (
+            "The test proteins do not separate it from the probe on the frozen encoder: they are too few, or too easy."
+        )
     if first.config["mode"] == "frozen":
-        return "Only the head was trained: a probe by another road, and what differs is how the two are trained."
+        return "Only the head was trained, so this is a second probe; the two differ only in how they are trained."
     proteins = f"{report.task.sizes['train']:,} labelled proteins"
     if pair.low > 0:
-        return f"Worth it: {proteins} were enough to bend the encoder further towards the labels than a probe can read."
-    kept, looks = first.selected["epoch"][0], len(first.history.get("validation_loss", []))
+        return f"It was worth it: {proteins} were enough to adapt the encoder beyond what a probe can read from it."
+    best, validations = first.selected["epoch"][0], len(first.history.get("validation_loss", []))
     fewer = "fewer weights (`mode` lora or last_n), " if first.config["mode"] == "full" else ""
     why = (
-        f"Validation was best at look {kept} of {looks}; after that it got no better, as when training labels are "
-        f"learned by heart. Try {fewer}a lower `lr`, or more labels."
-        if kept < looks
-        else "Validation was still improving when it ended: give it more `epochs` first."
+        f"Validation was best at evaluation {best} of {validations} and did not improve after that, a sign of "
+        f"overfitting. Try {fewer}a lower `lr`, or more labels."
+        if best < validations
+        else "Validation was still improving at the end: first try more `epochs`."
     )
-    much = "Not worth it at these settings" if pair.high < 0 else "These proteins cannot tell if it was worth it"
+    conclusion = (
+        "It was not worth it at these settings" if pair.high < 0 else "The test proteins do not show a clear gain"
+    )
     return (
-        f"{much}: {proteins} are few to move an encoder with, and the probe reads the same vectors with far fewer "
-        f"weights to fit. {why} An official `model` knows more to begin with, and has more to bend."
+        f"{conclusion}: {proteins} are few for adapting an encoder, and the probe fits far fewer weights. {why} "
+        "An official `model` starts with more knowledge."
     )

@@ -1,7 +1,7 @@
-"""Training that is watched: curves that move while it runs, and a button that stops it with a checkpoint.
+"""Live view of a training run: curves that update while it runs, and a button that stops it with a checkpoint.
 
-The worker is launch.py's, the figures are its metrics.csv, and the button sends the signal any terminal could send.
-Without a front end the worker's lines are printed instead.
+The curves come from metrics.csv of the worker that training/launch.py starts; the button sends it SIGTERM.
+Without a front end the log lines of the worker are printed instead.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ MAX_POINTS = 400
 # readable on white paper and on JupyterLab's dark one
 BLUE, ORANGE = "#1b80c4", "#c77700"
 NOISE_PREFIXES = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
-# what a probe's baselines say of themselves is for their own log
+# log lines of the probe's baselines are not shown
 PROBE_NOISE = re.compile(r": fitting$|: penalty |^wrote ")
-# words on top of a curve stay readable: a rim in the colour of the page
+# an outline in the page colour keeps text readable on top of a curve
 HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
 
 
 class Curve(NamedTuple):
-    """Points of one line, with its name and colour."""
+    """Name, points and colour of one line of a chart."""
 
     name: str
     points: list[tuple[float, float]]
@@ -48,22 +48,23 @@ class Curve(NamedTuple):
 def train(
     stage: str, config: Any, guide_loss: float | None = None, overwrite: bool = False, name: str = ""
 ) -> dict[str, Any]:
-    """Run a training stage to its end, or to the Stop button, and show how it goes.
+    """Run a training stage until it ends or the Stop button is pressed, and show its progress.
 
-    A run of the same settings is resumed; one of other settings is an error, or is overwritten.
+    A run with the same settings is resumed. A run with other settings is an error, or is overwritten.
 
     Args:
         stage: pretrain or finetune.
-        config: the stage's dataclass.
-        guide_loss: a loss to draw as a line, such as the unigram guess's.
-        overwrite: start over where the folder holds a run of other settings; what it made is lost.
-        name: put before each line of the log, where a cell trains more than once.
+        config: the stage's config dataclass.
+        guide_loss: loss to plot as a horizontal line, such as that of the unigram guess, in nats.
+        overwrite: start over if the folder holds a run with other settings; its files are lost.
+        name: prefix of each log line, for cells that train more than once.
 
     Returns:
-        What the stage wrote to `<out_dir>/<stage>.json`; after a stop, the state so far.
+        The content of `<out_dir>/<stage>.json`; after a stop, the state so far.
 
     Raises:
-        InputError: as `launch.train`; of code `resume.another-run` with the notebook's parameters in its message.
+        InputError: raised by `launch.train`. With code `resume.another-run`, the message names the parameters of the
+            notebook.
     """
     try:
         return _train(stage, config, guide_loss, name)
@@ -71,12 +72,12 @@ def train(
         if error.code != "resume.another-run":
             raise
         if overwrite:
-            print("the folder holds a run of other settings: starting over")
+            print("the folder holds a run with other settings: starting over")
             return _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
-        # the command's own message names its options; a notebook has parameters
+        # the original message names command-line options; a notebook has parameters
         raise InputError(
-            f"{error.values['path']} is of another run: {error.values['changed']}; "
-            "set overwrite to True to start over, or work_dir to another folder",
+            f"{error.values['path']} belongs to another run: {error.values['changed']}. "
+            "Set overwrite to True to start over, or work_dir to another folder.",
             code="resume.another-run",
             **error.values,
         ) from None
@@ -96,12 +97,12 @@ def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict
             view.show_line(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
             return result
     finally:
-        # the picture stays with the notebook, where a widget would be gone when it is opened again
+        # replace the widget by a static picture, which a saved notebook keeps
         shown.update(HTML(view.render()))
 
 
 def _print(line: str, before: str) -> None:
-    """A line of the log, less what torchrun says of itself and the result, which the notebook has as a dict."""
+    """Print a log line, except torchrun's own lines and the result, which the notebook receives as a dict."""
     if _is_informative(line):
         print(f"{before}{line}", flush=True)
 
@@ -112,13 +113,13 @@ def _is_informative(line: str) -> bool:
 
 
 class TrainingView:
-    """The curves of a run folder's metrics.csv, its last line of log, and the Stop button.
+    """Curves of a run folder's metrics.csv, its last log line, and the Stop button.
 
     Args:
         stage: pretrain or finetune.
-        out_dir: the run's folder.
-        max_steps: where the axis of updates ends; None while it is not known.
-        guide_loss: drawn as a line among the losses.
+        out_dir: folder of the run.
+        max_steps: last update of the run, the end of the horizontal axis. Default: None, not known.
+        guide_loss: loss to plot as a horizontal line, in nats.
     """
 
     def __init__(self, stage: str, out_dir: Path, max_steps: int | None, guide_loss: float | None = None) -> None:
@@ -127,30 +128,41 @@ class TrainingView:
         self.line = "starting"
         self.curves = ipywidgets.HTML()
         self.button = ipywidgets.Button(
-            description="Stop and save", tooltip="Finish this update, write a checkpoint, end", button_style="warning"
+            description="Stop and save",
+            tooltip="Finish this update, write a checkpoint and stop",
+            button_style="warning",
         )
         self.button.on_click(lambda button: self.stop())
         self.box = ipywidgets.VBox([self.button, self.curves])
 
     def keep_button_responsive(self) -> None:
-        """Let the button be heard while the cell runs.
+        """Make the button respond while the cell runs.
 
-        JupyterLab sends what widgets say to a subshell, a thread beside the cells. ipykernel 7.4 diverts it to the loop
-        that last wrote to the widget, which is the one this cell keeps busy; forgotten, the message goes where it was
-        sent. Without subshells the kernel's own interrupt button does the same.
+        JupyterLab sends widget messages to a subshell, which runs in another thread. ipykernel 7.4 redirects them to
+        the loop that last wrote to the widget, which this cell keeps busy. Deleting that entry restores the original
+        target. Without subshells, the kernel's interrupt button has the same effect.
         """
         vars(self.button.comm).pop("_reply_subshell_id", None)
 
     def set_worker(self, worker: subprocess.Popen) -> None:
-        """Take the worker that the button stops."""
+        """Set the worker process that the button stops.
+
+        Args:
+            worker: the process, leader of its own process group.
+        """
         self.worker = worker
 
     def show_line(self, line: str, before: str = "") -> None:
-        """A line of the worker's log; the last one is shown."""
+        """Set the log line to show, if it is informative.
+
+        Args:
+            line: a line of the worker's log.
+            before: prefix of the line.
+        """
         self.line = f"{before}{line}" if _is_informative(line) else self.line
 
     def stop(self) -> None:
-        """Ask the worker to finish its update, save and end; pressed before it has begun, nothing is lost either."""
+        """Send SIGTERM: the worker finishes its update, saves and exits. Before the first update nothing is lost."""
         self.button.disabled, self.button.description = True, "Stopping …"
         if self.worker is not None and self.worker.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -158,7 +170,11 @@ class TrainingView:
 
     @contextlib.contextmanager
     def redraw_while_running(self) -> Any:
-        """Redraw about once a second until the block ends."""
+        """Update the curves about once per second while the block runs.
+
+        Yields:
+            Nothing.
+        """
         ended = threading.Event()
 
         def redraw() -> None:
@@ -175,28 +191,36 @@ class TrainingView:
             self.curves.value = self.render()
 
     def read_rows(self) -> list[dict[str, str]]:
-        """The rows of the run, or of the seed that is at work."""
+        """Read metrics.csv of the run, or of the seed that is running.
+
+        Returns:
+            Column -> text, one dict per row; empty if there is no file yet.
+        """
         files = [
             path for path in (self.out_dir / "metrics.csv", *self.out_dir.glob("seed=*/metrics.csv")) if path.exists()
         ]
         return read_metrics(max(files, key=lambda path: path.stat().st_mtime)) if files else []
 
     def render(self) -> str:
-        """The curves as HTML that needs nothing else."""
+        """Render the curves and the log line as self-contained HTML.
+
+        Returns:
+            HTML with one SVG chart per metric.
+        """
         rows = self.read_rows()
-        # the curves fill the frame while the end is far, and near their place in the whole run once it is in sight
+        # the axis follows the curves up to a fifth of the run, and then shows the complete run
         latest = max((float(row["step"]) for row in rows), default=1.0)
         end = self.max_steps if self.max_steps and latest > 0.2 * self.max_steps else 1.25 * latest
         columns = rows[0] if rows else {}
-        figures = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
-        figures += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
+        metrics = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
+        metrics += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
         losses = [
             Curve("training loss", column_points(rows, "train_loss"), BLUE),
             Curve("validation", column_points(rows, "val_loss"), ORANGE, dots=True),
         ]
         panels = [panel_svg(losses, end, self.guide_loss)]
         panels += [
-            panel_svg([Curve(panel_title(name), column_points(rows, name), ORANGE, dots=True)], end) for name in figures
+            panel_svg([Curve(panel_title(name), column_points(rows, name), ORANGE, dots=True)], end) for name in metrics
         ]
         panels.append(panel_svg([Curve("learning rate", column_points(rows, "lr"), BLUE)], end))
         panels.append(panel_svg([Curve("tokens/s", column_points(rows, "tokens_per_s"), BLUE)], end))
@@ -205,19 +229,43 @@ class TrainingView:
 
 
 def panel_title(column: str) -> str:
-    """A validation figure's column as its panel is headed."""
+    """Convert a column of metrics.csv into the title of its chart.
+
+    Args:
+        column: such as val_accuracy or downstream_accuracy.
+
+    Returns:
+        The title.
+    """
     return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
 
 
 def column_points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
-    """(update, value) of a column where it has one, thinned to what a screen can show; the last point stays."""
+    """Extract the points of a column, thinned to screen resolution; the last point is retained.
+
+    Args:
+        rows: rows of metrics.csv.
+        name: column.
+
+    Returns:
+        (update, value) of each row that has a value.
+    """
     found = [(float(row["step"]), float(row[name])) for row in rows if row.get(name)]
     every = max(1, len(found) // MAX_POINTS)
     return found[::every] + (found[-1:] if found and (len(found) - 1) % every else [])
 
 
 def panel_svg(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
-    """A small line chart as SVG: the axis of updates ends at `end`, the title tells the latest values."""
+    """Render a small line chart as SVG, with the latest values in its title.
+
+    Args:
+        curves: the lines.
+        end: last update of the horizontal axis.
+        guide: value of a horizontal line. Default: none.
+
+    Returns:
+        An <svg> element.
+    """
     values = [y for curve in curves for _, y in curve.points] + ([guide] if guide is not None else [])
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = (high - low) * 0.06 or abs(high) * 0.06 or 1.0

@@ -1,7 +1,7 @@
-"""A cell run out of order names the cell to run first, instead of a bare NameError.
+"""If a cell is run out of order, name the cell to run first instead of a bare NameError.
 
-`make lab` installs it in every kernel as it starts (docs/kernel_start.py), so that it helps after a restart too;
-elsewhere a notebook installs it by its first call, `work_folder`.
+`make lab` installs this in every kernel at startup (docs/kernel_start.py), so that it also helps after a restart.
+Elsewhere a notebook installs it by its first call, `work_folder`.
 """
 
 import ast
@@ -13,26 +13,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Of a cell's first line, so that the answer stays a line or two.
+# Maximum length of the quoted first line of a cell.
 MAX_LINE_LENGTH = 80
-# What keeps its names to itself, or needs them to be there: `x += 1` makes no x.
+# Nodes that bind names only locally, or need them to exist: `x += 1` does not define x.
 OWN_SCOPE = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.AugAssign)
 
 
 def install() -> None:
-    """Let this kernel answer a name that is not there yet; outside a notebook nothing changes."""
+    """Register the handler for undefined names in this kernel; does nothing outside a notebook."""
     try:
         from IPython import get_ipython
     except ImportError:
         return
     shell = get_ipython()
-    # one who has an answer of their own to errors keeps it
+    # do not replace a custom handler of the user
     if shell is not None and notebook_path(shell) is not None and not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _show_name_error)
 
 
 def notebook_path(shell: Any) -> Path | None:
-    """The notebook that is open in this kernel: JupyterLab and VS Code say so; None where nobody looks at it."""
+    """Find the notebook that is open in this kernel, as JupyterLab or VS Code reports it.
+
+    Args:
+        shell: the IPython shell.
+
+    Returns:
+        Path of the .ipynb file; None in a headless kernel.
+    """
     named = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME", "")
     path = Path(named)
     return path if path.suffix == ".ipynb" and path.is_file() else None
@@ -41,12 +48,12 @@ def notebook_path(shell: Any) -> Path | None:
 def _show_name_error(
     shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, tb_offset: int | None = None
 ) -> None:
-    """Called by IPython for a NameError: one line where a cell of the notebook makes the name, else the traceback."""
+    """Handle a NameError: show one line if a cell of the notebook defines the name, else the traceback."""
     innermost = trace
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     path, name = notebook_path(shell), getattr(error, "name", None)
-    # a name missing in a library's own code is a fault of that library, a local read too early one of its function
+    # ignore names that are missing in library code, and UnboundLocalError
     in_a_cell = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
     line = find_defining_cell(path, name) if in_a_cell and path and name else None
     if line is not None:
@@ -55,11 +62,14 @@ def _show_name_error(
 
 
 def find_defining_cell(path: Path, name: str) -> str | None:
-    """Which cell of a notebook makes a name; None where none does.
+    """Find the first code cell of a notebook that defines a name.
 
     Args:
         path: the .ipynb file.
         name: a variable, function or module.
+
+    Returns:
+        A line that names the cell; None if no cell defines the name.
     """
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
@@ -67,14 +77,14 @@ def find_defining_cell(path: Path, name: str) -> str | None:
         with suppress(SyntaxError):
             if name in _bound_names(ast.parse(source)):
                 first = source.strip().splitlines()[0]
-                begins = first if len(first) <= MAX_LINE_LENGTH else f"{first[:MAX_LINE_LENGTH]}…"
-                what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{begins}`"
-                return f"{name!r} is made by code cell {number} ({what}): run it first"
+                start = first if len(first) <= MAX_LINE_LENGTH else f"{first[:MAX_LINE_LENGTH]}…"
+                what = "the parameters cell" if "parameters" in cell["metadata"].get("tags", []) else f"`{start}`"
+                return f"{name!r} is defined in code cell {number} ({what}): run it first"
     return None
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:
-    """Names that a cell gives to the cells after it: assigned, imported or defined, at the top or in its blocks."""
+    """Names that a cell defines for later cells: assigned, imported or defined, at the top level or in blocks."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""What a notebook needs, makes and measures: its working folder, its inputs, and its record for the run's manifest."""
+"""Working folder, inputs and record of a notebook; the record goes into the manifest of the run."""
 
 import tempfile
 from collections.abc import Mapping
@@ -10,12 +10,18 @@ from esm2kit.notebook import name_errors
 
 
 def work_folder(work_dir: str | Path) -> Path:
-    """The folder a notebook writes to, created where it is absent, and checked.
+    """Create the folder that a notebook writes to and check that it is writable.
 
-    Every notebook calls this first, so from here on its kernel names the cell to run for a name that is not there yet.
+    Every notebook calls this first. It also installs `name_errors` in the kernel.
+
+    Args:
+        work_dir: folder, created if it does not exist.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder cannot be created or written.
     """
     name_errors.install()
     work_dir = Path(work_dir)
@@ -25,17 +31,28 @@ def work_folder(work_dir: str | Path) -> Path:
             return work_dir
     except OSError as error:
         raise InputError(
-            f"cannot write to {work_dir}: {error.strerror}; set work_dir to another folder",
+            f"cannot write to {work_dir}: {error.strerror}. Set work_dir to another folder.",
             code="work-dir.unwritable",
             path=str(work_dir),
         ) from error
 
 
 def need(path: str | Path, notebook: str) -> Path:
-    """A file that an earlier notebook makes. Raises: InputError naming that notebook where it is absent."""
+    """Check that a file of an earlier notebook exists.
+
+    Args:
+        path: the file.
+        notebook: name of the notebook (or script) that creates it.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the file does not exist; the message names the notebook to run.
+    """
     if not Path(path).exists():
         raise InputError(
-            f"{path} is not there: run {notebook} first", code="notebook.needs", path=str(path), notebook=notebook
+            f"{path} does not exist: run {notebook} first", code="notebook.needs", path=str(path), notebook=notebook
         )
     return Path(path)
 
@@ -47,20 +64,23 @@ def record(
     figures: Mapping[str, float],
     result: str = "",
 ) -> None:
-    """What a notebook made and measured, for its reader and for the run's manifest.
+    """Record the artefacts and metrics of a notebook, for its reader and for the manifest of the run.
 
     Args:
         notebook: its name, such as 01_preprocess.
-        work_dir: the notebook's folder of artefacts; the record goes to `<work_dir>/records/<notebook>.json`.
-        made: name -> file or folder.
-        figures: name -> number.
-        result: the result in a sentence, for the head of the run's page.
+        work_dir: folder of the artefacts; the record is written to `<work_dir>/records/<notebook>.json`.
+        made: name -> file or folder that the notebook created.
+        figures: name -> value of a metric.
+        result: one sentence with the result, for the top of the run's page.
+
+    Raises:
+        InputError: a file of `made` does not exist.
     """
     work_dir = Path(work_dir)
     absent = [str(path) for path in made.values() if not Path(path).exists()]
     if absent:
         raise InputError(
-            f"{notebook} names artefacts that are not there: {', '.join(absent)}",
+            f"{notebook} records artefacts that do not exist: {', '.join(absent)}",
             code="record.absent",
             notebook=notebook,
             paths=absent,
@@ -69,4 +89,4 @@ def record(
         work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "result": result}
     )
     for name, path in made.items():
-        print(f"made {name}: {path}")
+        print(f"created {name}: {path}")

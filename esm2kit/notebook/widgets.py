@@ -1,7 +1,7 @@
-"""What every control of the notebooks is: a view on parameters, whose `.value` the next cell reads.
+"""Widgets of the notebooks: each is a view of notebook parameters, and the next cell reads its `.value`.
 
-A view begins with what the parameters cell says, so papermill's parameters win. Its value is worked out when it is
-read, from what its controls show, and from nothing else. Without a front end it shows the value and goes on.
+A view starts with the values of the parameters cell, so that papermill's parameters apply. Its value is computed when
+it is read, from its controls alone. Without a front end a view shows its value as HTML.
 """
 
 import os
@@ -20,7 +20,7 @@ from esm2kit.core.files import atomic_path
 from esm2kit.notebook.runs.history import HEADLESS
 
 SHIPPED_TIERS = ("sample", "small", "full")
-# JupyterLab's own colours where they are known, so that light and dark both read well
+# JupyterLab's theme colours, with fallbacks elsewhere
 INK, QUIET, LINE = "var(--jp-ui-font-color1, #333)", "var(--jp-ui-font-color2, #666)", "var(--jp-border-color2, #bbb)"
 ERROR = "var(--jp-error-color0, #b3261e)"
 MONO = "margin:.4em 0 0;font-family:var(--jp-code-font-family, monospace);font-size:.9em"
@@ -29,9 +29,12 @@ WIDE = {"width": "34em"}
 
 
 def has_front_end() -> bool:
-    """Whether somebody looks at this kernel: JupyterLab and Notebook say so, VS Code and Colab leave their traces.
+    """Check whether a front end is attached to this kernel: JupyterLab, Notebook, VS Code or Colab.
 
-    `esm2kit run` says the opposite by ESM2KIT_HEADLESS; a kernel that papermill or nbconvert started has no session.
+    `esm2kit run` sets ESM2KIT_HEADLESS. Kernels of papermill and nbconvert have no session name.
+
+    Returns:
+        True if widgets can be shown.
     """
     if os.environ.get(HEADLESS):
         return False
@@ -44,12 +47,12 @@ def has_front_end() -> bool:
 
 
 class View:
-    """Controls, and a card below them that tells about the choice, or why it cannot be made.
+    """Controls, and a card below them that describes the choice or explains why it is invalid.
 
     Args:
         controls: notebook parameter -> the ipywidget that shows it.
-        value_of: the parameters' literals -> the value, and the card's HTML. Raises: InputError for a choice that
-            cannot be made, which the card shows and which reading `.value` raises.
+        value_of: function from the parameters to the value and the HTML of the card. An InputError that it raises
+            is shown in the card, and raised again when `.value` is read.
     """
 
     def __init__(
@@ -65,16 +68,24 @@ class View:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The notebook's parameters as the controls show them: name -> literal."""
+        """Notebook parameter -> value of its control."""
         return {name: control.value for name, control in self.controls.items()}
 
     @property
     def value(self) -> Any:
-        """The choice. Raises: InputError where it cannot be made, the line the card shows."""
+        """The chosen value.
+
+        Raises:
+            InputError: the choice is invalid; the card shows the same message.
+        """
         return self.value_of(self.parameters)[0]
 
     def follow(self, other: "View") -> None:
-        """Show this view's card anew when another view, which its value is worked out from, is changed."""
+        """Update this view's card whenever another view changes.
+
+        Args:
+            other: a view that this view's value depends on.
+        """
         for control in other.controls.values():
             control.observe(lambda change: self._show(), "value")
 
@@ -89,7 +100,7 @@ class View:
 
     @property
     def empty_values(self) -> dict[str, str]:
-        """What the empty ones among the parameters stand for: name -> the words that the control shows for them."""
+        """Empty parameter -> the text that its control shows for it."""
         return {name: describe_empty_value(control) for name, control in self.controls.items() if control.value == ""}
 
     def __repr__(self) -> str:
@@ -103,14 +114,21 @@ class View:
 
 
 def describe_empty_value(control: ipywidgets.ValueWidget) -> str:
-    """The words a control shows for its value where that is empty: an option's label, or what its field suggests."""
+    """Read the text that a control shows for an empty value.
+
+    Args:
+        control: a widget with an empty value.
+
+    Returns:
+        The label of the option, or the placeholder of the text field.
+    """
     options = getattr(control, "options", ())
     named = {option[1]: option[0] for option in options if isinstance(option, tuple)}
     return str(named.get(control.value) or getattr(control, "placeholder", "")).replace("\u200b", "")
 
 
-# A list that has the focus wants its arrow keys, and letters to be found by; JupyterLab takes them for commands on
-# cells. Keys without a modifier stay with the control; Escape and Shift-Enter still reach the notebook.
+# A focused list uses arrow keys and letters, which JupyterLab would treat as cell commands. Keys without a modifier
+# stay with the control; Escape and Shift-Enter still reach the notebook.
 KEYS = """
 const area = element.closest(".jp-OutputArea") || document.body;
 area.addEventListener("keydown", event => {
@@ -121,30 +139,58 @@ area.addEventListener("keydown", event => {
 
 
 def front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
-    """Widgets one below the other as what a front end shows, with their keys kept to themselves."""
+    """Stack widgets for a front end and keep their keyboard events from JupyterLab.
+
+    Args:
+        rows: widgets, from top to bottom.
+
+    Returns:
+        A MIME bundle.
+    """
     display(Javascript(KEYS))
     return ipywidgets.VBox(rows)._repr_mimebundle_()
 
 
 def card(body: str) -> str:
-    """A bordered block of HTML in the page's own colours."""
+    """Wrap HTML in a bordered block in the colours of the page.
+
+    Args:
+        body: HTML.
+
+    Returns:
+        A <div>.
+    """
     style = f"border:1px solid {LINE};border-radius:4px;padding:.5em .9em;max-width:54em;line-height:1.45;color:{INK}"
     return f'<div style="{style}">{body}</div>'
 
 
 def error_card(message: str) -> str:
-    """A card that says what is wrong, and is read out as soon as it appears."""
+    """Format an error as a card that screen readers announce.
+
+    Args:
+        message: plain text.
+
+    Returns:
+        A <div>.
+    """
     style = f"border-left:4px solid {ERROR};padding:.4em .9em;max-width:54em;line-height:1.45;color:{INK}"
     return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
 
 
 def definition_list(rows: Mapping[str, Any]) -> str:
-    """Names and what is said of each, as a list of two columns; a value that is None is left out."""
-    # a notebook as a page floats both in columns of a fifth and the rest: not here
-    own = "margin:0;float:none;width:auto"
+    """Format names and values as a list of two columns.
+
+    Args:
+        rows: name -> HTML; a value of None is omitted.
+
+    Returns:
+        A <dl> element.
+    """
+    # override the floating columns of nbconvert's HTML
+    layout = "margin:0;float:none;width:auto"
     entries = "".join(
-        f'<dt style="{own};color:{QUIET};font-weight:normal;white-space:nowrap">{escape(name)}</dt>'
-        f'<dd style="{own}">{value}</dd>'
+        f'<dt style="{layout};color:{QUIET};font-weight:normal;white-space:nowrap">{escape(name)}</dt>'
+        f'<dd style="{layout}">{value}</dd>'
         for name, value in rows.items()
         if value is not None
     )
@@ -153,27 +199,36 @@ def definition_list(rows: Mapping[str, Any]) -> str:
 
 
 def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
-    """Write choices as a tier of `folder` that `esm2kit run --tier` repeats.
+    """Save choices as a tier that `esm2kit run --tier NAME` repeats.
 
-    A new tier begins as a copy of `sample`, so that it makes every input it needs; an earlier one of the name keeps
-    what is not chosen anew.
+    A new tier starts as a copy of `sample`, so that it creates every input it needs. An existing tier retains the
+    parameters that are not in `choices`.
 
     Args:
-        name: of the tier.
-        choices: notebook -> {parameter: literal}.
+        name: name of the tier: letters, digits, - and _.
+        choices: notebook -> {parameter: value}.
         folder: papermill_runs.
-    Raises: InputError for a name that is no file's name, or one of the shipped tiers.
+
+    Returns:
+        Path of the YAML file.
+
+    Raises:
+        InputError: the name is not valid, or is that of a shipped tier.
     """
     if not name or not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"{name!r} cannot name a tier: use letters, digits, - and _", code="tier.name", name=name)
+        raise InputError(
+            f"{name!r} is not a valid tier name: use letters, digits, - and _", code="tier.name", name=name
+        )
     if name in SHIPPED_TIERS:
         raise InputError(
-            f"{name} is a shipped tier and stays as it is: take another name", code="tier.shipped", name=name
+            f"tier {name!r} is part of esm2kit and cannot be changed: choose another name",
+            code="tier.shipped",
+            name=name,
         )
     folder = Path(folder)
     path = folder / f"{name}.yaml"
-    begin = path if path.exists() else folder / "sample.yaml"
-    tier = {notebook: dict(given or {}) for notebook, given in (yaml.safe_load(begin.read_text()) or {}).items()}
+    template = path if path.exists() else folder / "sample.yaml"
+    tier = {notebook: dict(given or {}) for notebook, given in (yaml.safe_load(template.read_text()) or {}).items()}
     for notebook, given in choices.items():
         tier.setdefault(notebook, {}).update(given)
     with atomic_path(path) as part:
@@ -184,36 +239,47 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
 
 
 class Export:
-    """A name and a button that save the choices of some views as a tier; without a front end, the YAML itself.
+    """Name field and button that save the choices of views as a tier; without a front end, the YAML itself.
 
     Args:
-        notebook: whose parameters the views show.
-        views: the views.
+        notebook: notebook whose parameters the views show.
+        views: the views to save.
         folder: papermill_runs.
     """
 
     def __init__(self, notebook: str, *views: View, folder: Path | str = "../papermill_runs") -> None:
         self.notebook, self.views, self.folder = notebook, views, Path(folder)
         self.name = ipywidgets.Text(description="Save as tier", placeholder="a name", style=LABEL)
-        self.button = ipywidgets.Button(description="Save", tooltip="Write the choices above as a tier")
+        self.button = ipywidgets.Button(description="Save", tooltip="Save the choices above as a tier")
         self.message = ipywidgets.HTML()
         self.button.on_click(lambda button: self._save())
 
     @property
     def choices(self) -> dict[str, dict[str, Any]]:
-        """Notebook -> the parameters its views show. Raises: InputError where a view's choice cannot be made."""
+        """Notebook -> {parameter: value} of its views.
+
+        Raises:
+            InputError: a choice is invalid.
+        """
         for view in self.views:
             _ = view.value
         return {self.notebook: {name: value for view in self.views for name, value in view.parameters.items()}}
 
     def save(self, name: str) -> Path:
-        """Write the tier; see `save_tier`."""
+        """Save the tier, see `save_tier`.
+
+        Args:
+            name: name of the tier.
+
+        Returns:
+            Path of the YAML file.
+        """
         return save_tier(name, self.choices, self.folder)
 
     def _save(self) -> None:
         try:
             path = self.save(self.name.value)
-            self.message.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat it by machine: "
+            self.message.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat these choices with "
                                    f"<code>esm2kit run --tier {escape(path.stem)}</code>")  # fmt: skip
         except (InputError, OSError) as error:
             self.message.value = error_card(str(error))

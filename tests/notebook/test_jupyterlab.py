@@ -1,7 +1,8 @@
-"""The notebooks in a real JupyterLab, in a real browser: mouse, keyboard, errors, the Stop button.
+"""The notebooks in JupyterLab in a real browser: mouse, keyboard, errors, the Stop button.
 
-Screenshots of every step go to papermill_runs/screenshots, to be looked at. With ESM2KIT_WALKED=RUN/artefacts in the
-environment they are of the model of that run, not of one made here in seconds: so was README's picture made.
+Screenshots of every step are saved in papermill_runs/screenshots. If the environment sets
+ESM2KIT_WALKED=RUN/artefacts, they show the model of that run instead of one trained here in seconds, like the
+screenshot in the README.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
 WALKED = os.environ.get("ESM2KIT_WALKED")
-# what the notebooks are given instead of their defaults, as papermill would: seconds instead of minutes
+# parameters that replace the defaults, so that the notebooks take seconds instead of minutes
 SMALL = {
     "02_pretrain": {
         "max_steps": 1_000_000, "num_layers": 1, "embed_dim": 16, "attention_heads": 4, "val_check_interval": 40,
@@ -57,7 +58,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working copy with the dataset and a checkpoint made, and the notebooks at small parameters."""
+    """A working copy with a dataset, a checkpoint, and the notebooks with small parameters."""
     root = tmp_path_factory.mktemp("clone")
     (root / "data").symlink_to(ROOT / "data")
     (root / "papermill_runs").mkdir()
@@ -93,7 +94,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(clone: Path) -> Iterator[str]:
-    """A JupyterLab over that copy; yields its address."""
+    """A JupyterLab server for that copy; yields its address."""
     for name, settings in SETTINGS.items():
         path = clone / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +138,11 @@ def browser() -> Iterator[Any]:
 
 
 class Lab:
-    """A notebook open in JupyterLab, and what a person does with it.
+    """A notebook that is open in JupyterLab, and the actions of a user.
 
     Args:
-        page: the browser's page.
-        name: the notebook.
+        page: page of the browser.
+        name: name of the notebook.
     """
 
     def __init__(self, page: Any, name: str) -> None:
@@ -149,17 +150,17 @@ class Lab:
         self.sources = [cell.source for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells]
 
     def cell(self, containing: str) -> Any:
-        """The first code cell whose source contains some text; an editor out of sight does not draw all of its own."""
+        """First cell whose source contains the text; the page may not render all of an editor that is out of view."""
         place = next(number for number, source in enumerate(self.sources) if containing in source)
         return self.page.locator(".jp-Notebook .jp-Cell").nth(place)
 
     def menu(self, item: str, menu: str = "Run") -> None:
-        """Choose from a menu."""
+        """Choose an item of a menu."""
         self.page.locator(".lm-MenuBar-item", has_text=menu).first.click()
         self.page.locator(".lm-Menu-item", has_text=item).first.click()
 
     def select(self, containing: str) -> None:
-        """Click beside a cell, which selects it without entering it."""
+        """Select a cell by clicking its prompt, without entering it."""
         self.cell(containing).locator(".jp-InputPrompt").first.click()
 
     def run_from(self, containing: str) -> None:
@@ -167,7 +168,7 @@ class Lab:
         self.menu("Run Selected Cell and All Below")
 
     def wait(self, containing: str) -> None:
-        """Until a cell has been executed."""
+        """Wait until a cell has been executed."""
         prompt = self.cell(containing).locator(".jp-InputPrompt").first
         sync_api.expect(prompt).to_have_text(NUMBERED, timeout=SECONDS * 1000)
 
@@ -175,7 +176,7 @@ class Lab:
         return self.cell(containing).locator(".jp-OutputArea-output")
 
     def shot(self, what: str, at: str | None = None) -> None:
-        """Keep a picture, scrolled to a cell."""
+        """Save a screenshot, scrolled to a cell."""
         if at is not None:
             self.cell(at).scroll_into_view_if_needed()
             self.page.wait_for_timeout(300)
@@ -194,9 +195,9 @@ def opened(browser: Any, lab: str, name: str, theme: str = "light") -> Iterator[
     try:
         page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-        asked = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
-        # a kernel that is slow to start makes JupyterLab ask which one to take
-        page.add_locator_handler(asked, lambda button: button.click())
+        dialog_button = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
+        # if the kernel starts slowly, JupyterLab asks which one to use
+        page.add_locator_handler(dialog_button, lambda button: button.click())
         page.locator("#jp-bottom-panel, .jp-StatusBar-Item").get_by_text("| Idle").first.wait_for()
         yield Lab(page, name)
     finally:
@@ -209,21 +210,21 @@ def expect_text(locator: Any, text: str | re.Pattern[str]) -> None:
     sync_api.expect(locator.filter(has_text=text).first).to_be_visible(timeout=SECONDS * 1000)
 
 
-# without a walked run the notebook is given 20 proteins a set
+# without ESM2KIT_WALKED the notebook uses 20 proteins per set
 TRAINED = {
     task: re.compile(rf"{task}: trained on {'[0-9]+' if WALKED else '20'} proteins")
     for task in ("secondary_structure_pdb", "helix_content_pdb", "domain_of_life")
 }
 
 
-def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone: Path) -> None:
+def test_the_task_changes_by_mouse_and_by_keyboard(browser: Any, lab: str, clone: Path) -> None:
     with opened(browser, lab, "04_benchmark") as notebook:
         notebook.menu("Run All Cells")
         notebook.wait('record("04_benchmark"')
         expect_text(notebook.output("report = score("), TRAINED["secondary_structure_pdb"])
         notebook.shot("all-run", "score_chart(report)")
 
-        # by mouse: the list shows its tasks, one is clicked
+        # mouse: click a task in the list
         tasks = notebook.output("task_choice = ").get_by_label("Task")
         tasks.locator("option", has_text="helix_content_pdb").click()
         expect_text(notebook.output("task_choice = "), "a value")
@@ -233,16 +234,16 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         notebook.wait('record("04_benchmark"')
         notebook.shot("mouse-result", "score_chart(report)")
 
-        # by keyboard: from helix_content_pdb up to domain_of_life, the one above it
+        # keyboard: arrow up from helix_content_pdb to domain_of_life
         tasks.focus()
         notebook.page.keyboard.press("ArrowUp")
-        expect_text(notebook.output("task_choice = "), "3 classes for every protein")
+        expect_text(notebook.output("task_choice = "), "3 classes per protein")
         notebook.run_from("def score(")
         expect_text(notebook.output("report = score("), TRAINED["domain_of_life"])
         notebook.wait('record("04_benchmark"')
         notebook.shot("keyboard-result", "score_chart(report)")
 
-        # an unknown split of FLIP's, and the traffic light of a random one
+        # a random split of FLIP has an orange traffic light
         tasks.locator("option", has_text="gb1").click()
         notebook.output("task_choice = ").get_by_label("Split").select_option(
             label="sampled (orange, 1,745 test proteins)"
@@ -250,7 +251,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         expect_text(notebook.output("task_choice = "), "orange: overestimates")
         notebook.shot("traffic-light", "task_choice = ")
 
-        # what was clicked is saved for a machine to repeat
+        # save the choices as a tier
         tasks.locator("option", has_text="domain_of_life").click()
         panel = notebook.output('Export("04_benchmark"')
         panel.get_by_label("Save as tier").fill("clicked")
@@ -260,7 +261,7 @@ def test_task_is_changed_by_mouse_and_by_keyboard(browser: Any, lab: str, clone:
         notebook.shot("saved", 'Export("04_benchmark"')
 
 
-def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follows_the_size(
+def test_an_invalid_layout_is_shown_in_the_widget_and_the_next_cell_and_follows_the_size(
     browser: Any, lab: str
 ) -> None:
     with opened(browser, lab, "02_pretrain") as notebook:
@@ -278,19 +279,19 @@ def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follo
         expect_text(notebook.output("chosen = layout.value"), "InputError: global_batch_size 16 was requested")
         assert "Traceback" not in notebook.output("chosen = layout.value").first.inner_text()
         notebook.shot("layout-error", "layout = ")
-        # with the arrow key back to what divides: no trace of the error is left
+        # arrow down to a valid number: the error disappears
         field.click()
         notebook.page.keyboard.press("ArrowDown")
         notebook.page.keyboard.press("Tab")
         expect_text(notebook.output("layout = "), "micro_batch_size 8 x accumulate_grad_batches 2")
         assert notebook.output("layout = ").get_by_role("alert").count() == 0
 
-        # five devices that share a model: 4 heads of the custom one do not divide, 20 of the published one do
+        # five tensor-parallel devices: not valid for the custom model's 4 heads, valid for the published model's 20
         layout, size = notebook.output("layout = "), notebook.output("size = size_picker(")
         for label in ("Devices", "Tensor parallel"):
             layout.get_by_label(label).fill("5")
             notebook.page.keyboard.press("Tab")
-        expect_text(layout, "Cannot be used: attention_heads 4 do not divide among tensor_model_parallel_size 5")
+        expect_text(layout, "Cannot be used: attention_heads 4 is not divisible by tensor_model_parallel_size 5")
         notebook.shot("heads-error", "layout = ")
         size.get_by_label("Model").focus()
         notebook.page.keyboard.press("ArrowDown")
@@ -303,7 +304,7 @@ def test_a_layout_that_does_not_divide_is_said_in_widget_and_next_cell_and_follo
         expect_text(notebook.output("chosen = layout.value"), "7.51 million parameters")
 
 
-def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(browser: Any, lab: str) -> None:
+def test_after_a_restart_a_middle_cell_names_the_cell_to_run_first(browser: Any, lab: str) -> None:
     with opened(browser, lab, "02_pretrain") as notebook:
         notebook.select('Export("02_pretrain"')
         notebook.menu("Run All Above Selected Cell")
@@ -313,18 +314,18 @@ def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(browser: Any,
         notebook.page.locator("#jp-bottom-panel, .jp-StatusBar-Item").get_by_text("| Idle").first.wait_for()
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
-        told = notebook.output("chosen = layout.value")
-        expect_text(told, "'size' is made by code cell 3 (`size = size_picker(")
-        assert "Traceback" not in told.first.inner_text()
+        output = notebook.output("chosen = layout.value")
+        expect_text(output, "'size' is defined in code cell 3 (`size = size_picker(")
+        assert "Traceback" not in output.first.inner_text()
         notebook.shot("restarted", "chosen = layout.value")
         notebook.menu("Run All Above Selected Cell")
         notebook.wait('Export("02_pretrain"')
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
-        expect_text(told, "million parameters")
+        expect_text(output, "million parameters")
 
 
-def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clone: Path) -> None:
+def test_the_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clone: Path) -> None:
     shutil.rmtree(clone / "work" / "pretrain")
     with opened(browser, lab, "02_pretrain", theme="dark") as notebook:
         notebook.menu("Run All Cells")
@@ -335,7 +336,7 @@ def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clo
         sync_api.expect(view.locator("svg").first).not_to_have_attribute("aria-label", before, timeout=30_000)
         view.get_by_role("button", name="Stop and save").click()
         notebook.wait("result = live.train")
-        # the picture stays where the widget was, so that a saved notebook keeps it
+        # a static picture replaces the widget, so that a saved notebook retains it
         assert view.locator("svg").count() == 4
         assert view.get_by_role("button").count() == 0
         notebook.shot("stopped", "result = live.train")
@@ -346,7 +347,7 @@ def test_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str, clo
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_over_all_runs_sorts_by_keyboard_and_fetches_nothing(browser: Any, tmp_path: Path, theme: str) -> None:
+def test_the_overview_of_runs_sorts_by_keyboard_and_needs_no_network(browser: Any, tmp_path: Path, theme: str) -> None:
     for name, loss, seconds in (("a-20260101-000000", 2.5, 90.0), ("b-20260102-000000", 3.5, 600.0)):
         report = tmp_path / name / "artefacts" / "report.html"
         report.parent.mkdir(parents=True)
@@ -356,12 +357,12 @@ def test_the_page_over_all_runs_sorts_by_keyboard_and_fetches_nothing(browser: A
         manifest = {"tier": name[0], "created": f"2026-01-0{1 + (name[0] == 'b')}T00:00:00", "git_commit": "0" * 40}
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest | {"notebooks": {"02_pretrain": entry}}))
     page = browser.new_page(color_scheme=theme)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(runs_page(tmp_path).as_uri())
     first = page.locator("tbody").first.locator("tr td:first-child")
     assert first.all_inner_texts() == ["b-20260102-000000", "a-20260101-000000"]
-    for _ in range(7):  # the newest run, the table, Run, Tier, Status, Started, Minutes
+    for _ in range(7):  # newest run, table, Run, Tier, Status, Started, Minutes
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert first.all_inner_texts() == ["a-20260101-000000", "b-20260102-000000"], "1.5 minutes come before 10"
@@ -372,14 +373,14 @@ def test_the_page_over_all_runs_sorts_by_keyboard_and_fetches_nothing(browser: A
                                     ".map((style, at) => at ? style.color : style.colorScheme)")  # fmt: skip
     assert background == "light dark"
     assert ink == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[theme]
-    assert all(url.startswith("file:") for url in asked)
+    assert all(url.startswith("file:") for url in requested)
     page.get_by_role("link", name="report").first.click()
     assert page.inner_text("body") == "report"
     page.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_page_of_an_executed_notebook_fetches_nothing_and_has_both_themes(
+def test_the_page_of_an_executed_notebook_needs_no_network_and_has_both_themes(
     browser: Any, tmp_path: Path, theme: str
 ) -> None:
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("print(1)  # one")]
@@ -387,13 +388,13 @@ def test_the_page_of_an_executed_notebook_fetches_nothing_and_has_both_themes(
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "made.ipynb")
     (tmp_path / "made.html").write_text(notebook_page(tmp_path / "made.ipynb"))
     page = browser.new_page(color_scheme=theme)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto((tmp_path / "made.html").as_uri())
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     ink = page.evaluate("getComputedStyle(document.querySelector('h1')).color")
     assert (paper, ink) == {
         "light": ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0.87)"), "dark": ("rgb(17, 17, 17)", "rgb(255, 255, 255)"),
     }[theme]  # fmt: skip
-    assert asked == [(tmp_path / "made.html").as_uri()]
+    assert requested == [(tmp_path / "made.html").as_uri()]
     page.close()

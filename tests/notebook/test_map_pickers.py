@@ -1,4 +1,4 @@
-"""The pickers of the map and of one protein: values, errors, what their cards tell."""
+"""Pickers of the map and of one protein: values, errors and cards."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_map_is_coloured_by_any_field_of_the_headers(records: list[Record]) 
     view = map_pickers.map_picker("pca", "TARGET", records)
     assert view.value == ("pca", "TARGET")
     assert view.parameters == {"projection": "pca", "colour_by": "TARGET"}
-    assert "3 words: Eukaryota 150, Bacteria 150, Archaea 150" in text(view)
+    assert "3 different: Eukaryota 150, Bacteria 150, Archaea 150" in text(view)
     offered = [value for _, value in view.controls["colour_by"].options]
     assert offered == ["TARGET", "SET", "VALIDATION", "residues"]
     view.controls["colour_by"].value = "residues"
@@ -34,7 +34,7 @@ def test_the_map_is_coloured_by_any_field_of_the_headers(records: list[Record]) 
     assert view.value == ("pca", "residues")
 
 
-def test_many_words_are_cut_and_headers_cannot_bring_markup(records: list[Record]) -> None:
+def test_many_values_are_cut_and_headers_are_escaped(records: list[Record]) -> None:
     strange = [Record(f"p{place}", f"p{place} OS=<b>{place}</b>", "MKT") for place in range(8)]
     view = map_pickers.map_picker("pca", "OS", strange)
     assert "and 3 more" in text(view)
@@ -44,22 +44,25 @@ def test_many_words_are_cut_and_headers_cannot_bring_markup(records: list[Record
     assert "&lt;b&gt;1" in protein.card.value
 
 
-def test_a_choice_that_cannot_be_made_is_shown_and_raised(records: list[Record], monkeypatch) -> None:
+def test_an_invalid_choice_is_shown_and_raised(records: list[Record], monkeypatch) -> None:
     monkeypatch.setattr(maps, "find_spec", lambda name: None)
-    for view, told in (
+    for view, message in (
         (map_pickers.map_picker("pca", "OS", records), "no header has the field 'OS'. Use one of TARGET, SET"),
         (map_pickers.map_picker("umap", "TARGET", records), "requires the umap-learn package: pip install umap-learn"),
         (map_pickers.map_picker("tsne", "TARGET", records), "unknown projection 'tsne'. Choose pca or umap"),
-        (map_pickers.protein_picker("A0A022Q765", records), "no protein 'A0A022Q765' among the 450: .*A0A022Q764"),
+        (
+            map_pickers.protein_picker("A0A022Q765", records),
+            "protein 'A0A022Q765' is not among the 450 proteins: .*A0A022Q764",
+        ),
     ):
         assert 'role="alert"' in view.card.value
-        with pytest.raises(InputError, match=told) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             _ = view.value
         assert "\n" not in str(caught.value)
         assert "Cannot be used" in text(view)
 
 
-def test_a_protein_is_chosen_by_its_id_the_first_if_none(records: list[Record]) -> None:
+def test_a_protein_is_chosen_by_its_id_and_the_first_without_one(records: list[Record]) -> None:
     view = map_pickers.protein_picker("", records)
     assert view.value == 0
     assert f"residues {len(records[0].sequence)}" in text(view)

@@ -1,4 +1,4 @@
-"""A cell run before the one it needs, in a real kernel: right after a restart, and after the imports alone."""
+"""A cell that is run too early, in a real kernel: right after a restart, and after the imports alone."""
 
 import runpy
 import subprocess
@@ -18,7 +18,7 @@ NOTEBOOK = ROOT / "notebooks" / "02_pretrain.ipynb"
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]]:
-    """A kernel as JupyterLab starts it for notebook 02 under `make lab`: code -> the lines of its error."""
+    """A kernel as `make lab` starts it for notebook 02: code -> the lines of its error."""
     monkeypatch.setenv("JPY_SESSION_NAME", str(NOTEBOOK))
     monkeypatch.setenv("PYTHONSTARTUP", str(ROOT / "docs" / "kernel_start.py"))
     manager, client = start_new_kernel(cwd=str(NOTEBOOK.parent))
@@ -28,7 +28,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str
         reply = client.execute_interactive(
             code, timeout=120, output_hook=lambda message: shown.extend(message["content"].get("traceback", []))
         )["content"]
-        assert (reply["status"] == "error") == bool(shown), "the cell must be seen to fail, or not"
+        assert (reply["status"] == "error") == bool(shown), "an error and its output must agree"
         return shown
 
     yield run
@@ -36,38 +36,38 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str
     manager.shutdown_kernel(now=True)
 
 
-def test_after_a_restart_a_middle_cell_says_which_cell_comes_first(kernel: Callable[[str], list[str]]) -> None:
+def test_after_a_restart_a_middle_cell_names_the_cell_to_run_first(kernel: Callable[[str], list[str]]) -> None:
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     middle = next(number for number, source in enumerate(cells) if "result = live.train" in source)
     (line,) = kernel(cells[middle])
-    assert line == "NameError: 'TrainingSet' is made by code cell 2 (`import numpy as np`): run it first"
+    assert line == "NameError: 'TrainingSet' is defined in code cell 2 (`import numpy as np`): run it first"
     (line,) = kernel("print(max_steps)")
-    assert "is made by code cell 1 (the parameters cell)" in line
+    assert "is defined in code cell 1 (the parameters cell)" in line
     (line,) = kernel("print(config)")
-    maker = next(number for number, source in enumerate(cells, 1) if "config = PretrainConfig(" in source)
-    assert f"'config' is made by code cell {maker} (" in line
-    # what the notebook does not make, and what a library misses, are errors as ever
-    assert len(kernel("nobody_makes_this")) > 1
+    cell = next(number for number, source in enumerate(cells, 1) if "config = PretrainConfig(" in source)
+    assert f"'config' is defined in code cell {cell} (" in line
+    # other undefined names, also in library code, show the usual traceback
+    assert len(kernel("undefined_name")) > 1
     library = (
         "import types; made = types.ModuleType('made'); exec('def call(): return config', made.__dict__); made.call()"
     )
     assert len(kernel(library)) > 1
-    # the start-up file leaves nothing behind, and other errors are their own
+    # the startup file defines no names, and other errors are unchanged
     assert "guide" in "".join(kernel("print(guide)"))
     assert "ZeroDivisionError" in "".join(kernel("1 / 0"))
     assert kernel("config = 3; config") == []
     local = kernel("def early():\n    print(max_steps)\n    max_steps = 1\nearly()")
     assert "UnboundLocalError" in "".join(local)
-    assert "is made by" not in "".join(local)
+    assert "is defined in" not in "".join(local)
 
 
-def test_an_answer_of_ones_own_and_a_start_up_file_of_ones_own_are_kept(
+def test_a_custom_error_handler_and_a_custom_startup_file_are_retained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     own = "from IPython import get_ipython\n"
-    own += "def answer(shell, kind, error, trace, tb_offset=None):\n    error._render_traceback_ = lambda: ['mine']\n"
+    own += "def handler(shell, kind, error, trace, tb_offset=None):\n    error._render_traceback_ = lambda: ['mine']\n"
     own += "    shell.showtraceback((kind, error, trace))\n"
-    own += "mine = 7\nget_ipython().set_custom_exc((Exception,), answer)\n"
+    own += "mine = 7\nget_ipython().set_custom_exc((Exception,), handler)\n"
     (tmp_path / "own.py").write_text(own)
     monkeypatch.setenv("ESM2KIT_OWN_PYTHONSTARTUP", str(tmp_path / "own.py"))
     kernel = request.getfixturevalue("kernel")
@@ -77,14 +77,14 @@ def test_an_answer_of_ones_own_and_a_start_up_file_of_ones_own_are_kept(
 
 
 @pytest.mark.parametrize("without", [[], ["-S"]], ids=["a terminal's Python", "one without esm2kit"])
-def test_a_plain_python_starts_without_a_word(without: list[str], tmp_path: Path) -> None:
+def test_a_plain_python_starts_silently(without: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("mine = 7\n")
     environment = {"PYTHONSTARTUP": str(ROOT / "docs" / "kernel_start.py")}
     environment |= {"ESM2KIT_OWN_PYTHONSTARTUP": str(tmp_path / "own.py")}
-    told = "import sys; print(mine, 'start' in globals(), 'esm2kit' in sys.modules)\n"
+    code = "import sys; print(mine, 'start' in globals(), 'esm2kit' in sys.modules)\n"
     done = subprocess.run(
         [sys.executable, *without, "-i", "-q"],
-        input=told,
+        input=code,
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -94,14 +94,14 @@ def test_a_plain_python_starts_without_a_word(without: list[str], tmp_path: Path
     assert "Error" not in done.stderr
 
 
-def test_a_kernel_without_esm2kit_starts_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_esm2kit_starts_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     monkeypatch.setitem(sys.modules, "esm2kit", None)
     monkeypatch.delenv("ESM2KIT_OWN_PYTHONSTARTUP", raising=False)
     assert "start" not in runpy.run_path(str(ROOT / "docs" / "kernel_start.py"))
 
 
-def test_the_first_cell_that_makes_a_name_is_told(tmp_path: Path) -> None:
+def test_the_first_cell_that_defines_a_name_is_found(tmp_path: Path) -> None:
     made = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell("x = 0"),
@@ -115,9 +115,9 @@ def test_the_first_cell_that_makes_a_name_is_told(tmp_path: Path) -> None:
         ]
     )
     nbformat.write(made, tmp_path / "made.ipynb")
-    makers = {"np": 1, "c": 1, "work": 2, "row": 2, "file": 2, "x": 2, "seen": 4, "call": 4}
-    makers |= {"y": 5, "z": 5, "hit": 5, "part": 5, "Kept": 5, "found": 7}
-    for name, cell in makers.items():
+    defining_cells = {"np": 1, "c": 1, "work": 2, "row": 2, "file": 2, "x": 2, "seen": 4, "call": 4}
+    defining_cells |= {"y": 5, "z": 5, "hit": 5, "part": 5, "Kept": 5, "found": 7}
+    for name, cell in defining_cells.items():
         assert f"code cell {cell} " in find_defining_cell(tmp_path / "made.ipynb", name)
     for name in ("numpy", "range", "kept", "local", "inner", "error"):
         assert find_defining_cell(tmp_path / "made.ipynb", name) is None, name

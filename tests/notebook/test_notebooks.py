@@ -1,4 +1,4 @@
-"""The notebooks: kept clean in git, and run headless at tiny parameters."""
+"""The notebooks: clean in git, and executed headless with tiny parameters."""
 
 import ast
 import json
@@ -42,7 +42,7 @@ def parameters_cell(path: Path) -> Any:
     return next(cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", []))
 
 
-def test_there_are_seven_in_order() -> None:
+def test_there_are_seven_notebooks_in_order() -> None:
     assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(7)]
 
 
@@ -51,45 +51,45 @@ def test_committed_without_outputs_counts_or_papermill_metadata(path: Path) -> N
     notebook = read(path)
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}, f"notebook metadata: {sorted(notebook.metadata)}"
     for number, cell in enumerate(notebook.cells):
-        assert set(cell.metadata) <= {"tags"}, f"cell {number} carries metadata {sorted(cell.metadata)}"
+        assert set(cell.metadata) <= {"tags"}, f"cell {number} has metadata {sorted(cell.metadata)}"
         if cell.cell_type == "code":
             assert not cell.outputs, f"cell {number} is committed with its outputs: run nbstripout"
-            assert cell.execution_count is None, f"cell {number} is committed with its count: run nbstripout"
+            assert cell.execution_count is None, f"cell {number} is committed with its execution count: run nbstripout"
 
 
 @each_notebook
-def test_one_parameters_cell_of_literals_documented_and_used(path: Path) -> None:
+def test_one_parameters_cell_of_documented_and_used_literals(path: Path) -> None:
     cells = code_cells(path)
     tagged = [number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-    assert tagged == [0], f"cells tagged parameters: {tagged}; there must be one, before all other code"
+    assert tagged == [0], f"cells tagged parameters: {tagged}; expected one, before all other code"
     names = []
     for line in cells[0].source.splitlines():
         match = PARAMETER.match(line)
-        assert match, f"{line!r} is not `name: type = literal  # what it is`"
+        assert match, f"{line!r} is not `name: type = literal  # description`"
         ast.literal_eval(ast.parse(line).body[0].value)
         names.append(match[1])
-    assert list(known_parameters(path)) == names, "papermill reads other parameters than the cell has"
-    # a notebook may give a parameter its type by assigning to its own name; that is no use of it
+    assert list(known_parameters(path)) == names, "papermill reads other parameters than those in the cell"
+    # assigning to a parameter does not count as using it
     rest = ast.parse("\n".join(cell.source for cell in cells[1:]))
     used = {node.id for node in ast.walk(rest) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert not set(names) - used, f"never used: {sorted(set(names) - used)}"
 
 
 @each_notebook
-def test_craft(path: Path) -> None:
+def test_structure(path: Path) -> None:
     notebook = read(path)
     head = notebook.cells[0].source
     assert head.startswith(f"# {path.stem[:2]} · "), "the first cell is the title"
     for word in ("*Needs*", "*Makes*", "*Takes*", "**"):
-        assert word in head, f"the title cell lacks {word}"
+        assert word in head, f"the title cell has no {word}"
     headings = re.findall(r"^## (.+)$", prose(path), flags=re.M)
-    assert headings[-2:] == ["Check", "Next"], f"ends with {headings[-2:]}"
+    assert headings[-2:] == ["Check", "Next"], f"the last headings are {headings[-2:]}"
     assert "assert " in code_cells(path)[-1].source
     assert f'record("{path.stem}"' in code_cells(path)[-1].source
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []):
             continue
-        assert not re.search(r"^\s*[!%]", cell.source, flags=re.M), f"cell {number} leaves Python"
+        assert not re.search(r"^\s*[!%]", cell.source, flags=re.M), f"cell {number} is not pure Python"
         tree = ast.parse(cell.source)
         steps = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
         assert len(steps) <= MAX_STATEMENTS, f"cell {number} has {len(steps)} statements"
@@ -97,7 +97,9 @@ def test_craft(path: Path) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.body[0].lineno + 1
-                assert lines <= MAX_FUNCTION_LINES, f"cell {number}: {node.name} has {lines} lines, a library's worth"
+                assert lines <= MAX_FUNCTION_LINES, (
+                    f"cell {number}: {node.name} has {lines} lines: move it to the library"
+                )
 
 
 @each_notebook
@@ -105,14 +107,14 @@ def test_links_resolve(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose(path))
     for target in targets:
         if not target.startswith(("http://", "https://")):
-            assert (path.parent / target).exists(), f"{target} is not there"
+            assert (path.parent / target).exists(), f"{target} does not exist"
     number = int(path.stem[:2])
     following = [other.name for other in NOTEBOOKS if other.stem.startswith(f"{number + 1:02d}")]
-    assert all(name in targets for name in following), f"does not lead to {following}"
+    assert all(name in targets for name in following), f"does not link to {following}"
 
 
 @each_notebook
-def test_nothing_of_this_machine(path: Path) -> None:
+def test_no_path_of_this_machine(path: Path) -> None:
     assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text())
 
 
@@ -152,7 +154,7 @@ def clone(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of all notebooks, from nothing, at parameters that take seconds."""
+    """Folder of one run of all notebooks, from scratch, with parameters that take seconds."""
     root = clone(tmp_path_factory.mktemp("clone"))
     run(RunConfig(tier="tiny", root=root))
     return next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
@@ -176,7 +178,7 @@ def test_nothing_on_stderr_and_no_warnings(executed: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_no_bare_widgets_and_no_bare_reprs(executed: Path, name: str) -> None:
-    """Without a front end a widget shows its value as HTML, never a view that nothing can draw, nor `HBox(...)`."""
+    """Without a front end a widget shows its value as HTML, neither a widget view nor `HBox(...)`."""
     for output in outputs(executed, name):
         data = output.get("data", {})
         assert "application/vnd.jupyter.widget-view+json" not in data, data
@@ -186,8 +188,8 @@ def test_no_bare_widgets_and_no_bare_reprs(executed: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["01_preprocess", "02_pretrain", "03_embed", "04_benchmark", "05_finetune"])
-def test_what_is_exported_is_what_the_notebook_ran_with(executed: Path, name: str) -> None:
-    """The YAML under the controls is a tier: its names are the notebook's, its values those of this very run."""
+def test_the_exported_tier_contains_the_parameters_of_the_run(executed: Path, name: str) -> None:
+    """The YAML below the widgets is a tier with the parameters of the notebook and the values of this run."""
     shown = [output.get("data", {}).get("text/plain", "") for output in outputs(executed, name)]
     (text,) = [each for each in shown if each.startswith(f"{name}:\n")]
     choices = yaml.safe_load(text)[name]
@@ -214,7 +216,7 @@ def test_every_figure_has_a_caption_and_alternative_text(executed: Path, name: s
     figures = [number for number, output in enumerate(shown) if "image/png" in output.get("data", {})]
     for number in figures:
         caption = shown[number + 1]["data"]["text/markdown"]
-        assert caption.startswith("*"), f"a figure without its caption: {caption}"
+        assert caption.startswith("*"), f"a figure without a caption: {caption}"
         assert shown[number]["metadata"]["image/png"]["alt"] == caption.replace("*", "").replace("`", "")
     page = Images()
     page.feed((executed / f"{name}.html").read_text())
@@ -223,43 +225,43 @@ def test_every_figure_has_a_caption_and_alternative_text(executed: Path, name: s
     assert not vague, f"images without a description: {vague}"
 
 
-# what a notebook says first when it is opened on its own, with its defaults, and nothing was made yet
+# error of a notebook that is run alone with its defaults, before any other
 ALONE = {
     "00_start_here": None,
     "01_preprocess": None,
-    "02_pretrain": "is not there: run 01_preprocess first",
-    "03_embed": "is not there: run 02_pretrain first, or choose an official model",
-    "04_benchmark": "is not there: run 02_pretrain first, or choose an official model",
-    "05_finetune": "is not there: run 02_pretrain first, or choose an official model",
-    "06_know_how": "is not there: run 01_preprocess first",
+    "02_pretrain": "does not exist: run 01_preprocess first",
+    "03_embed": "does not exist: run 02_pretrain first, or choose an official model",
+    "04_benchmark": "does not exist: run 02_pretrain first, or choose an official model",
+    "05_finetune": "does not exist: run 02_pretrain first, or choose an official model",
+    "06_know_how": "does not exist: run 01_preprocess first",
 }
 
 
-@pytest.mark.parametrize(("name", "told"), ALONE.items(), ids=list(ALONE))
-def test_alone_from_a_clean_kernel_a_notebook_works_or_names_the_one_it_needs(
-    tmp_path: Path, name: str, told: str | None
+@pytest.mark.parametrize(("name", "message"), ALONE.items(), ids=list(ALONE))
+def test_a_notebook_run_alone_works_or_names_the_notebook_to_run_first(
+    tmp_path: Path, name: str, message: str | None
 ) -> None:
     root = clone(tmp_path)
     (root / "papermill_runs" / "own.yaml").write_text(yaml.safe_dump({name: {} for name in TINY}))
-    if told is None:
+    if message is None:
         assert "report: " in run(RunConfig(tier="own", root=root, only=name))
     else:
         with refused("run.notebook-failed", notebook=name) as caught:
             run(RunConfig(tier="own", root=root, only=name))
-        assert re.match(rf"cell \d+: InputError: \S+ {told}", caught.value.values["error"])
+        assert re.match(rf"cell \d+: InputError: \S+ {message}", caught.value.values["error"])
     folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
     assert f"{name}.html" in {path.name for path in folder.iterdir()}
 
 
-def test_no_cell_is_silent_for_long(executed: Path) -> None:
-    """At these sizes; `esm2kit run` says it of every run, and its own test plants a silent cell."""
+def test_every_cell_prints_output_regularly(executed: Path) -> None:
+    """With tiny parameters. `esm2kit run` reports such cells for every run."""
     manifest = read_manifest(executed)
     assert silent_cells(manifest) == []
-    assert any(entry.silent_seconds for entry in manifest.notebooks.values()), "silence was not measured"
+    assert any(entry.silent_seconds for entry in manifest.notebooks.values()), "times without output were not measured"
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_page_fetches_nothing_and_has_light_and_dark(executed: Path, name: str) -> None:
+def test_a_page_needs_no_network_and_has_both_themes(executed: Path, name: str) -> None:
     page = (executed / f"{name}.html").read_text()
     assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']https?:""", page)
     assert "@import" not in page
@@ -269,11 +271,11 @@ def test_a_page_fetches_nothing_and_has_light_and_dark(executed: Path, name: str
     assert 'lang="en"' in page
 
 
-def test_the_run_says_what_it_made(executed: Path) -> None:
+def test_the_manifest_records_existing_files(executed: Path) -> None:
     manifest = json.loads((executed / "manifest.json").read_text())
     for name, entry in manifest["notebooks"].items():
         assert entry["status"] == "done"
         for made in entry["made"].values():
-            assert Path(made["path"]).exists(), f"{name} names {made['path']}, which is not there"
+            assert Path(made["path"]).exists(), f"{name} names {made['path']}, which does not exist"
             assert len(made["sha256"]) == 64, f"{name}: {made['path']}"
     assert (executed.parent / "index.html").exists()

@@ -1,4 +1,4 @@
-"""The pages over runs: a headline that says what came out, and which notebook a run is at or failed in."""
+"""Pages of the runs: the result, the progress, and the notebook that is running or failed."""
 
 import json
 import re
@@ -21,14 +21,14 @@ from esm2kit.core.files import write_json
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, this_process
 from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
 
-RESULT = "Validation perplexity 16.73, where guessing by frequency has 17.52."
+RESULT = "Validation perplexity is 16.73; guessing by frequency gives 17.52."
 
 
 ERROR = "cell 5: InputError: letter 'J' <b>at</b> residue 12"
 
 
 def manifest(*statuses: str, **more: Any) -> RunManifest:
-    """Of a run of three notebooks that came as far as these statuses."""
+    """Manifest of a run of three notebooks with these statuses."""
     names = ("00_first", "01_second", "02_third")
     entries = {
         name: NotebookRun(
@@ -44,27 +44,27 @@ def manifest(*statuses: str, **more: Any) -> RunManifest:
     return RunManifest(**head | {"process": this_process(), "notebooks": entries} | more)
 
 
-def words(page: str, tag: str) -> str:
-    """The text of a page's first element of a kind, tags left out."""
+def element_text(page: str, tag: str) -> str:
+    """Text of the first element of a kind on a page."""
 
     class Found(HTMLParser):
-        depth, told = 0, ""
+        depth, text = 0, ""
 
         def handle_starttag(self, name: str, attributes: Any) -> None:
-            self.depth += name == tag and not self.told
+            self.depth += name == tag and not self.text
 
         def handle_endtag(self, name: str) -> None:
             self.depth = 0 if name == tag else self.depth
 
         def handle_data(self, data: str) -> None:
-            self.told += data if self.depth else ""
+            self.text += data if self.depth else ""
 
     found = Found()
     found.feed(page)
-    return " ".join(found.told.split())
+    return " ".join(found.text.split())
 
 
-def gone() -> dict[str, Any]:
+def ended_process() -> dict[str, Any]:
     """A process of this machine that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -75,27 +75,27 @@ def gone() -> dict[str, Any]:
     ("found", "status", "headline"),
     [
         (manifest("done", "done", "done"), "done", "Tier sample: 3 notebooks in 3.0 minutes"),
-        (manifest("done", "running"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
-        (manifest("done"), "running", "Tier sample: at work on 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "running"), "running", "Tier sample: running 01_second, 1 of 3 notebooks done"),
+        (manifest("done"), "running", "Tier sample: running 01_second, 1 of 3 notebooks done"),
         (manifest("done", "failed"), "failed", "Tier sample: failed in 01_second, 1 of 3 notebooks done"),
-        (manifest("done", "running", process=gone()), "interrupted",
+        (manifest("done", "running", process=ended_process()), "interrupted",
          "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
-        (manifest("done", process=gone()), "interrupted",
+        (manifest("done", process=ended_process()), "interrupted",
          "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
-        (manifest(process=gone(), planned=()), "interrupted",
+        (manifest(process=ended_process(), planned=()), "interrupted",
          "Tier sample: interrupted in its first notebook, 0 of 0 notebooks done"),
         (manifest("running", process={"host": "elsewhere", "pid": 1}), "running",
-         "Tier sample: at work on 00_first, 0 of 3 notebooks done"),
+         "Tier sample: running 00_first, 0 of 3 notebooks done"),
     ],
 )  # fmt: skip
-def test_the_headline_says_how_far_a_run_came(found: RunManifest, status: str, headline: str) -> None:
+def test_the_headline_shows_the_progress_of_a_run(found: RunManifest, status: str, headline: str) -> None:
     assert found.status == status
     page = run_page("sample-1", found)
-    assert words(page, "h1") == headline
+    assert element_text(page, "h1") == headline
     assert f"{headline}</title>" in page
     assert (RESULT in page) == bool(found.result)
-    assert ('http-equiv="refresh"' in page) == (status == "running"), "only a run at work is looked at again"
-    assert ("--resume goes on from there" in page) == (status in ("failed", "interrupted"))
+    assert ('http-equiv="refresh"' in page) == (status == "running"), "only the page of a running run reloads"
+    assert ("To resume: " in page) == (status in ("failed", "interrupted"))
     links = re.findall(r'href="(\w+)\.html">\1<', page)
     assert links == [name for name, each in found.notebooks.items() if each.status in ("done", "failed")]
 
@@ -109,13 +109,13 @@ def test_a_run_from_before_the_plan_was_recorded_is_done_when_its_notebooks_are(
     assert manifest("done", "done", planned=(), process=None).status == "done"
 
 
-def test_a_manifest_comes_back_from_disk_as_it_was_and_older_ones_are_read(tmp_path: Path) -> None:
+def test_a_manifest_survives_a_round_trip_and_older_ones_are_read(tmp_path: Path) -> None:
     made = {"index": Artefact("/runs/a/index.html", 3, "0" * 64), "large": Artefact("/runs/a/large", 2**40)}
-    whole = manifest("done").with_notebook("01_second", NotebookRun({"seed": 1}, "running", inputs=made, made=made))
-    whole.write(tmp_path)
-    assert read_manifest(tmp_path) == whole
+    complete = manifest("done").with_notebook("01_second", NotebookRun({"seed": 1}, "running", inputs=made, made=made))
+    complete.write(tmp_path)
+    assert read_manifest(tmp_path) == complete
     found = json.loads((tmp_path / "manifest.json").read_text())
-    assert "seconds" not in found["notebooks"]["01_second"], "what is not known yet is left out"
+    assert "seconds" not in found["notebooks"]["01_second"], "unknown values are omitted"
     assert found["notebooks"]["01_second"]["made"]["large"] == {"path": "/runs/a/large", "bytes": 2**40}
     old = {"tier": "t", "created": "2026", "git_commit": None, "status": "done", "at": "", "seconds": 1.0,
            "notebooks": {"00_x": {"parameters": {}, "status": "done", "made": {}, "figures": {"a": 1}}}}  # fmt: skip
@@ -126,18 +126,18 @@ def test_a_manifest_comes_back_from_disk_as_it_was_and_older_ones_are_read(tmp_p
         read_manifest(tmp_path)
 
 
-def test_the_page_over_all_runs_begins_with_the_newest(tmp_path: Path) -> None:
+def test_the_overview_starts_with_the_newest_run(tmp_path: Path) -> None:
     for day, found in enumerate((manifest("done", "done", "done"), manifest("done", "failed")), 1):
         folder = tmp_path / f"sample-{day}"
         folder.mkdir()
         replace(found, created=f"2026-01-0{day}T00:00:00").write(folder)
         assert read_manifest(folder).seconds == 60.0 * len(found.notebooks)
     page = runs_page(tmp_path).read_text()
-    assert words(page, "h1") == "2 runs of the notebooks"
-    assert words(page, "p") == f"The newest, sample-2: failed in 01_second. {RESULT}"
+    assert element_text(page, "h1") == "2 runs of the notebooks"
+    assert element_text(page, "p") == f"Newest run: sample-2: failed in 01_second. {RESULT}"
 
 
-def test_the_page_of_a_notebook_leads_to_other_pages_and_folds_a_long_log(tmp_path: Path) -> None:
+def test_the_page_of_a_notebook_links_to_other_pages_and_folds_a_long_log(tmp_path: Path) -> None:
     links = "[03](03_embed.ipynb), [runs](../papermill_runs/README.md), [site](https://example.org/a.ipynb)"
     cells = [nbformat.v4.new_markdown_cell(links)]
     for lines in (20, 8):
@@ -164,7 +164,7 @@ ROWS = [
 ]
 
 
-def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
+def test_a_table_of_scores_describes_each_row_and_marks_the_first() -> None:
     table = build_score_table(report("rmse", ROWS))
     assert [row["highlighted"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
@@ -175,7 +175,7 @@ def test_a_table_of_scores_says_what_each_row_is_and_marks_the_first() -> None:
         "linear on letters",
     ]
     assert table["rows"][0]["cells"][1]["small"] == "[1.250, 1.750]"
-    assert table["rows"][3]["cells"][1]["small"] == "", "no interval is no pair of dashes"
+    assert table["rows"][3]["cells"][1]["small"] == "", "a row without an interval shows no dashes"
 
 
 def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
@@ -185,17 +185,17 @@ def test_the_best_baseline_is_the_lowest_error_or_the_highest_score() -> None:
     assert report("rmse", ROWS[:3]).best_baseline is None
 
 
-def test_a_label_with_dollars_is_no_formula() -> None:
-    drawn = render_svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
-    assert r"$5 \bad{" in drawn
+def test_a_label_with_dollars_is_not_a_formula() -> None:
+    image = render_svg(lambda: plots.confusion_matrix([[1, 0], [0, 1]], [r"$5 \bad{", "$6"]), "salt")
+    assert r"$5 \bad{" in image
 
 
-def test_a_figure_of_a_report_takes_the_page_s_colours() -> None:
-    drawn = render_svg(
+def test_a_figure_of_a_report_uses_the_colours_of_the_page() -> None:
+    image = render_svg(
         lambda: plots.scores_with_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", highlighted=["a"]), "scores"
     )
-    assert "var(--ours)" in drawn
-    assert "currentColor" in drawn
-    assert to_hex(plots.PRIMARY) not in drawn
+    assert "var(--ours)" in image
+    assert "currentColor" in image
+    assert to_hex(plots.PRIMARY) not in image
     for theme in ("#0173b2", "#5cb0e8"):
         assert f"--ours: {theme}" in render_page("", "", [], [])

@@ -1,4 +1,4 @@
-"""Headless runs: strict parameters, failures that keep what came before, comparisons, repeats."""
+"""Headless runs: parameter checks, failures that retain finished notebooks, comparisons, repeats."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ from esm2kit.notebook.records import need, record
 from esm2kit.core.errors import InputError
 first = int(need(Path(work_dir) / "first.txt", "00_first").read_text())
 if Path(flag).exists():
-    raise InputError("the flag is up: take it down")
+    raise InputError("the flag file exists: delete it")
 record("01_second", work_dir, {}, {"sum": first + 0.5})
 """
 
@@ -54,7 +54,9 @@ def notebook(path: Path, parameters: str, code: str) -> None:
 def root(tmp_path: Path) -> Path:
     """A folder with two notebooks of one second each; the second fails while `flag` exists."""
     notebook(tmp_path / "notebooks" / "00_first.ipynb", 'work_dir: str = "w"  # x\nsize: int = 3  # rows', FIRST)
-    second = f'work_dir: str = "w"  # x\nflag: str = {str(tmp_path / "flag")!r}  # fails while it is there'
+    second = (
+        f'work_dir: str = "w"  # x\nflag: str = {str(tmp_path / "flag")!r}  # the notebook fails if this file exists'
+    )
     notebook(tmp_path / "notebooks" / "01_second.ipynb", second, SECOND)
     (tmp_path / "papermill_runs").mkdir()
     (tmp_path / "papermill_runs" / "tiny.yaml").write_text("00_first: {size: 4}\n01_second: {}\n")
@@ -78,7 +80,7 @@ def config(root: Path, **changes: Any) -> RunConfig:
         ({"only": "00", "resume": True}, "run.several-choices", {"options": ["--only", "--resume"]}, ""),
     ],
 )
-def test_bad_requests_are_refused_before_anything_runs(
+def test_invalid_options_are_refused_before_anything_runs(
     root: Path, changes: dict[str, Any], code: str, values: dict[str, Any], hint: str
 ) -> None:
     with refused(code, **values) as caught:
@@ -95,16 +97,16 @@ def test_bad_requests_are_refused_before_anything_runs(
         ("- 00_first", "tier.form", ""),
     ],
 )
-def test_bad_tiers_are_refused(root: Path, text: str, code: str, hint: str) -> None:
+def test_invalid_tiers_are_refused(root: Path, text: str, code: str, hint: str) -> None:
     (root / "papermill_runs" / "bad.yaml").write_text(text)
     with refused(code) as caught:
         run(config(root, tier="bad"))
     assert hint in str(caught.value)
 
 
-def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None:
+def test_a_failure_retains_finished_notebooks_and_resume_continues(root: Path) -> None:
     (root / "flag").write_text("")
-    error = "cell 2: InputError: the flag is up: take it down"
+    error = "cell 2: InputError: the flag file exists: delete it"
     with refused("run.notebook-failed", notebook="01_second", error=error) as caught:
         run(config(root))
     assert "esm2kit run --tier tiny --resume" in str(caught.value)
@@ -113,7 +115,7 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
     assert [entry.status for entry in manifest.notebooks.values()] == ["done", "failed"]
     assert manifest.status == "failed"
     assert (folder / "artefacts" / "first.txt").read_text() == "4"
-    assert "the flag is up" in (folder / "01_second.html").read_text()
+    assert "the flag file exists" in (folder / "01_second.html").read_text()
     assert "failed" in (root / "papermill_runs" / "index.html").read_text()
     before = (folder / "00_first.ipynb").stat().st_mtime_ns
 
@@ -130,13 +132,13 @@ def test_a_failure_keeps_what_came_before_and_resume_goes_on(root: Path) -> None
 
 
 @pytest.mark.parametrize("default", ["10 * 2", "Path('a')", "size +"])
-def test_a_parameter_that_is_worked_out_is_refused(root: Path, default: str) -> None:
+def test_a_default_that_is_not_a_literal_is_refused(root: Path, default: str) -> None:
     notebook(root / "notebooks" / "00_first.ipynb", f"size: int = {default}  # rows", "print(size)")
     with refused("notebook.default", name="size", found=default):
         run(config(root))
 
 
-def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
+def test_a_notebook_whose_kernel_dies_has_failed(root: Path) -> None:
     parameters = 'work_dir: str = "w"  # x\nsize: int = 3  # rows'
     notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
     with refused("run.notebook-failed", error="cell 2: the kernel died, possibly out of memory"):
@@ -146,25 +148,25 @@ def test_a_notebook_whose_process_dies_has_failed(root: Path) -> None:
     assert "the kernel died" in (folder / "index.html").read_text()
 
 
-def test_a_page_that_cannot_be_written_leaves_the_one_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_cannot_be_written_leaves_the_previous_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(root, only="00"))
     folder = latest_run(root, "tiny")
     before = {page.name: page.read_text() for page in (folder / "00_first.html", folder / "index.html")}
     for name in ("notebook_page", "run_page"):
-        kept = (folder / "index.html").read_text()
+        previous = (folder / "index.html").read_text()
         with monkeypatch.context() as patch:
-            patch.setattr(headless, name, lambda *given: "half a page, and then \ud800, which no file takes")
+            patch.setattr(headless, name, lambda *given: "half a page, then \ud800, which cannot be encoded")
             with pytest.raises(UnicodeEncodeError):
                 run(config(root, only="00"))
         page = (folder / "index.html").read_text()
-        assert page.endswith("</html>"), "a page is whole"
-        assert (page == kept) == (name == "run_page"), "the run's page told that a notebook began"
+        assert page.endswith("</html>"), "a page is complete"
+        assert (page == previous) == (name == "run_page"), "the page of the run shows that a notebook started"
         assert before["00_first.html"][:40] == (folder / "00_first.html").read_text()[:40]
         assert not list(folder.glob("*.part"))
 
 
 @pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
-def test_a_work_folder_of_ones_own_is_recorded_as_well(root: Path, place: str) -> None:
+def test_a_custom_work_folder_is_recorded_as_well(root: Path, place: str) -> None:
     run(config(root, only="00", parameters=[f"work_dir={place.format(root=root)}"]))
     entry = read_manifest(latest_run(root, "tiny")).notebooks["00_first"]
     assert entry.figures["twice"] == 8
@@ -200,7 +202,7 @@ sys.stdin.read()
         other.stdin.close()
 
 
-def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> None:
+def test_two_runs_started_in_one_second_have_separate_folders(root: Path) -> None:
     def one() -> None:
         code = f"from esm2kit.notebook.runs.run import *; run(RunConfig('tiny', root={str(root)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -215,13 +217,13 @@ def test_two_runs_begun_in_one_second_have_folders_of_their_own(root: Path) -> N
     assert all(manifest.status == "done" for manifest in found.values())
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Path.mkdir
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.mkdir
 
     def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
         if "papermill_runs" in path.parts:
             raise OSError(errno.EROFS, "Read-only file system", str(path))
-        whole(path, *args, **kwargs)
+        original(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with refused("run.unwritable") as caught:
@@ -229,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(root: Path, monkeypatch: py
     assert "tiny-" in caught.value.values["path"]
 
 
-def test_latest_run_is_of_the_tier_alone(root: Path) -> None:
+def test_latest_run_ignores_other_tiers(root: Path) -> None:
     for name in ("tiny-20260101-000000", "tiny-20260102-000000", "tiny-big-20270101-000000"):
         (root / "papermill_runs" / name).mkdir()
     assert latest_run(root, "tiny").name == "tiny-20260102-000000"
@@ -237,10 +239,10 @@ def test_latest_run_is_of_the_tier_alone(root: Path) -> None:
     assert latest_run(root, "other") is None
 
 
-def test_rerun_repeats_the_recorded_parameters_and_tells_what_differs(root: Path) -> None:
+def test_rerun_repeats_the_recorded_parameters_and_reports_differences(root: Path) -> None:
     run(config(root, parameters=["size=7"]))
     first = latest_run(root, "tiny")
-    assert "no figure differs" in rerun(RerunConfig(first.name, root=root))
+    assert "no metric differs" in rerun(RerunConfig(first.name, root=root))
     again = latest_run(root, "tiny")
     assert again != first
     assert read_manifest(again).notebooks["00_first"].figures["twice"] == 14
@@ -249,9 +251,9 @@ def test_rerun_repeats_the_recorded_parameters_and_tells_what_differs(root: Path
     changed.write_text(changed.read_text().replace("2 * size", "2.001 * size"))
     with refused("rerun.figures-differ", figures=["00 twice"]):
         rerun(RerunConfig(first.name, root=root))
-    told = rerun(RerunConfig(first.name, tolerance=0.01, root=root))
-    assert "within tolerance" in told
-    assert "speed" in told, "a rate is shown, and not held against the old one"
+    shown = rerun(RerunConfig(first.name, tolerance=0.01, root=root))
+    assert "within tolerance" in shown
+    assert "speed" in shown, "a speed is shown and not compared"
 
 
 def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,9 +265,9 @@ def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[
     listed = capsys.readouterr().out
     assert all(name in listed for name in names)
     assert main(["runs", names[1], names[0], "--root", str(root)]) == 0
-    told = capsys.readouterr().out
-    assert [line.split() for line in told.splitlines() if "size" in line] == [["00_first.size", "4", "5"]]
-    assert ["00", "twice", "8", "10"] in [line.split() for line in told.splitlines()]
+    shown = capsys.readouterr().out
+    assert [line.split() for line in shown.splitlines() if "size" in line] == [["00_first.size", "4", "5"]]
+    assert ["00", "twice", "8", "10"] in [line.split() for line in shown.splitlines()]
     with refused("run.not-two", found=[names[0]]):
         runs(RunsConfig([names[0]], root))
     with refused("run.unknown", name="nosuch", near=None):
@@ -275,7 +277,7 @@ def test_runs_are_listed_and_compared(root: Path, capsys: pytest.CaptureFixture[
     assert line.endswith(f"did you mean {names[0]!r}?") or line.endswith(f"did you mean {names[1]!r}?")
     assert main(["runs", f"papermill_runs/{names[0]}", "--root", str(root)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"found 1: {names[0]}, as in `esm2kit runs {names[0]} {names[1]}`")
+    assert line.endswith(f"found 1: {names[0]}. Example: esm2kit runs {names[0]} {names[1]}")
 
 
 def test_runs_and_their_comparison_as_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,16 +291,16 @@ def test_runs_and_their_comparison_as_json(root: Path, capsys: pytest.CaptureFix
     assert [entry["figures"]["00 twice"] for entry in listed] == [10, 8]
     assert all(entry["status"] == "done" and entry["seconds"] > 0 for entry in listed)
     assert main(["runs", names[1], names[0], "--format", "json", "--root", str(root)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["runs"] == [names[1], names[0]]
-    assert told["parameters"] == [{"name": "00_first.size", "before": 4, "after": 5, "beyond": True}]
-    figures = {each["name"]: (each["before"], each["after"], each["beyond"]) for each in told["figures"]}
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["runs"] == [names[1], names[0]]
+    assert comparison["parameters"] == [{"name": "00_first.size", "before": 4, "after": 5, "beyond": True}]
+    figures = {each["name"]: (each["before"], each["after"], each["beyond"]) for each in comparison["figures"]}
     assert figures["00 twice"] == (8, 10, True)
     assert figures["01 sum"] == (4.5, 5.5, True)
-    assert figures["00 rows_per_s"][2] is None, "a speed is no difference"
+    assert figures["00 rows_per_s"][2] is None, "a speed is not compared"
 
 
-def test_a_command_without_arguments_is_its_defaults() -> None:
+def test_a_command_without_arguments_uses_the_defaults() -> None:
     assert parse(RunsConfig, "esm2kit runs", []) == RunsConfig()
     assert parse(RunConfig, "esm2kit run", []) == RunConfig()
     assert main(["pretrain"]) == 2
@@ -313,33 +315,31 @@ for turn in range({turns}):
 """
 
 
-def test_a_cell_that_is_silent_for_long_is_named_and_one_that_tells_is_not(root: Path) -> None:
-    """Two planted cells of three seconds: one says so every half second, one keeps its reader wondering."""
+def test_a_cell_without_output_is_reported_and_one_with_output_is_not(root: Path) -> None:
+    """Two cells of three seconds: one prints every half second, one prints nothing."""
     path = root / "notebooks" / "01_second.ipynb"
     made = nbformat.read(path, as_version=4)
-    made.cells.insert(1, nbformat.v4.new_markdown_cell("A word between does not count as a cell."))
+    made.cells.insert(1, nbformat.v4.new_markdown_cell("A markdown cell is not counted."))
     made.cells.insert(2, nbformat.v4.new_code_cell(SLOW.format(turns=6, seconds=0.5).strip()))
     made.cells.append(nbformat.v4.new_code_cell(SLOW.format(turns=1, seconds=3).strip()))
     nbformat.write(made, path)
-    told = run(config(root))
+    shown = run(config(root))
     manifest = read_manifest(latest_run(root, "tiny"))
     ((notebook, cell, seconds),) = silent_cells(manifest, 2.5)
-    assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's own"
+    assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's"
     assert 2.5 < seconds < 20
-    line = f"at work for over 2.5 s without a line, as on a busy machine: 01_second cell 4 ({seconds:.0f} s)"
+    line = f"no output for over 2.5 s, as on a busy machine: 01_second cell 4 ({seconds:.0f} s)"
     assert describe_silent_cells(manifest, 2.5) == line
-    assert ("at work for over" in told) == (describe_silent_cells(manifest) != ""), (
-        "a line only where there is something to say"
-    )
+    assert ("no output for over" in shown) == (describe_silent_cells(manifest) != "")
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [(21414.0, "21,414"), (2384, "2,384"), (14.3679, "14.37"), (4.7e-8, "4.7e-08"), (True, "True"), ("x", "x"),
      (-1234.6, "-1,235"), (float("nan"), "nan"), (0.0, "0")],
 )  # fmt: skip
-def test_a_figure_as_a_person_reads_it(value: Any, told: str) -> None:
-    assert format_number(value) == told
+def test_numbers_are_formatted_for_reading(value: Any, text: str) -> None:
+    assert format_number(value) == text
 
 
 def test_comparison_by_tolerance() -> None:
@@ -358,12 +358,12 @@ def test_comparison_by_tolerance() -> None:
     }  # fmt: skip
 
 
-def test_a_record_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_record_of_a_missing_file_is_refused(tmp_path: Path) -> None:
     with refused("record.absent", notebook="00_first", paths=[str(tmp_path / "nowhere")]):
         record("00_first", tmp_path, {"first": tmp_path / "nowhere"}, {})
 
 
-def test_the_page_over_all_runs_needs_no_network_and_sorts_by_button(root: Path) -> None:
+def test_the_overview_needs_no_network_and_sorts_by_button(root: Path) -> None:
     run(config(root))
     broken = root / "papermill_runs" / "tiny-20200101-000000"
     broken.mkdir()

@@ -1,4 +1,4 @@
-"""Tiers: every parameter known, of its type, among its stage's choices, its file there, before anything runs."""
+"""Tiers: names, types, choices and files are checked before anything runs."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ NAMES = sorted(path.stem for path in (ROOT / "papermill_runs").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, dict[str, Any]]:
-    """Every notebook's own parameters."""
+    """Parameters of every notebook and their defaults."""
     return {path.stem: known_parameters(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 
 @pytest.mark.parametrize("name", ["sample", "small", "full"])
-def test_what_a_tier_asks_for_exists(name: str, known: dict[str, dict[str, Any]]) -> None:
-    """Models are published ones, tasks and splits are FLIP's or the sample's, modes are the stage's."""
+def test_models_tasks_and_splits_of_a_tier_exist(name: str, known: dict[str, dict[str, Any]]) -> None:
+    """Models are published sizes, tasks and splits are in FLIP or in the sample."""
     plan = plan_tier(ROOT, tier_path(ROOT, name))
     assert list(plan) == list(known)
     for notebook, given in plan.items():
@@ -36,17 +36,17 @@ def test_what_a_tier_asks_for_exists(name: str, known: dict[str, dict[str, Any]]
         tasks = [values["task"], *filter(None, values["others"].split(","))] if "others" in values else []
         for task in [*tasks, *([values["task"]] if notebook == "05_finetune" else [])]:
             folder = ROOT / "notebooks" / values["data_dir"] / task
-            assert task in TASKS or folder.is_dir(), f"{notebook}: nothing makes task {task}"
+            assert task in TASKS or folder.is_dir(), f"{notebook}: task {task} does not exist"
             splits = TASKS[task].splits if task in TASKS else find_split_names(folder)
             assert task != values["task"] or values["split"] in ("", *splits), f"{notebook}: split {values['split']}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_dry_run_tells_every_parameter_and_runs_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_every_parameter_and_runs_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = set((ROOT / "papermill_runs").iterdir())
     assert main(["run", "--tier", name, "--dry_run", "-p", "lr=2e-3", "-p", "seed=7"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["05_finetune", "lr", "0.002", "given"] in rows, "YAML reads 2e-3 as text; the parameter is a number"
+    assert ["05_finetune", "lr", "0.002", "given"] in rows, "YAML reads 2e-3 as a string; the parameter is a number"
     assert ["01_preprocess", "seed", "7", "given"] in rows
     assert ["02_pretrain", "work_dir", "artefacts/", "of", "the", "run"] in rows
     assert "nothing was run" in " ".join(rows[-1])
@@ -60,7 +60,7 @@ def test_a_dry_run_tells_every_parameter_and_runs_nothing(name: str, capsys: pyt
 @pytest.mark.parametrize(
     ("notebook", "given", "code", "hint"),
     [
-        ("02_pretrain", {"max_steps": "many"}, "parameter.type", "of type int, like 800"),
+        ("02_pretrain", {"max_steps": "many"}, "parameter.type", "must be of type int, such as 800"),
         ("02_pretrain", {"max_steps": 1.5}, "parameter.type", ""),
         ("02_pretrain", {"max_steps": True}, "parameter.type", ""),
         ("02_pretrain", {"lr": "high"}, "parameter.type", ""),
@@ -76,7 +76,7 @@ def test_a_dry_run_tells_every_parameter_and_runs_nothing(name: str, capsys: pyt
         ("06_know_how", {"device": 2}, "parameter.unknown", "did you mean 'devices'?"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(
+def test_an_invalid_value_is_refused(
     notebook: str, given: dict[str, Any], code: str, hint: str, known: dict[str, dict[str, Any]]
 ) -> None:
     with refused(code, notebook=notebook, name=next(iter(given))) as caught:
@@ -84,18 +84,18 @@ def test_a_value_that_cannot_be_is_refused(
     assert hint in str(caught.value)
 
 
-def test_values_that_can_be(known: dict[str, dict[str, Any]]) -> None:
+def test_valid_values(known: dict[str, dict[str, Any]]) -> None:
     pretrain = check_parameters(ROOT, "02_pretrain", {"lr": 1, "must_reach": "9e-1"}, known["02_pretrain"])
     assert pretrain == {"lr": 1.0, "must_reach": 0.9}
     assert type(pretrain["lr"]) is float
-    # FLIP's folder is made by the download; an optional file may be left out
+    # the download creates FLIP's folder; an optional file may be omitted
     assert check_parameters(ROOT, "04_benchmark", {"data_dir": "../flip"}, known["04_benchmark"]) == {
         "data_dir": "../flip"
     }
     assert check_parameters(ROOT, "01_preprocess", {"mapping": ""}, known["01_preprocess"]) == {"mapping": ""}
 
 
-def test_text_on_the_command_line_stays_text(tmp_path: Path) -> None:
+def test_a_string_parameter_on_the_command_line_stays_a_string(tmp_path: Path) -> None:
     tier = tmp_path / "mine.yaml"
     tier.write_text("04_benchmark: {seeds: 2}")
     plan = plan_tier(ROOT, tier, ["split=1e3", "04_benchmark.seeds=4"])
@@ -103,11 +103,11 @@ def test_text_on_the_command_line_stays_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "code"), [("04_benchmark: 3", "tier.form"), ("a: [", "tier.not-yaml")])
-def test_a_file_that_is_no_tier_is_one_line(tmp_path: Path, text: str, code: str) -> None:
+def test_a_file_that_is_not_a_tier_is_refused(tmp_path: Path, text: str, code: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with refused(code, path=str(tmp_path / "bad.yaml")):
         plan_tier(ROOT, tmp_path / "bad.yaml")
 
 
-def test_every_notebook_of_a_stage_knows_where_its_choices_are(known: dict[str, dict[str, Any]]) -> None:
+def test_every_notebook_but_the_first_and_last_has_a_stage(known: dict[str, dict[str, Any]]) -> None:
     assert {name for name in known if name.partition("_")[2] in STAGES} == set(known) - {"00_start_here", "06_know_how"}

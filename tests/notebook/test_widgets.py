@@ -1,4 +1,4 @@
-"""Views on parameters: values, errors, what is shown without a front end, tiers saved from them."""
+"""Views of parameters: values, errors, output without a front end, and tiers saved from them."""
 
 import dataclasses
 import json
@@ -40,17 +40,17 @@ NUMBERS = st.integers(1, 64)
 
 
 def text(view: widgets.View) -> str:
-    """The card as a reader sees it, without tags."""
+    """Text of the card, without tags."""
 
-    class Words(HTMLParser):
+    class TextParser(HTMLParser):
         found = ""
 
         def handle_data(self, data: str) -> None:
             self.found += f" {data}"
 
-    words = Words()
-    words.feed(view.card.value)
-    return " ".join(words.found.split())
+    parser = TextParser()
+    parser.feed(view.card.value)
+    return " ".join(parser.found.split())
 
 
 @pytest.fixture
@@ -69,16 +69,16 @@ def test_every_flip_task_and_split_can_be_picked(task: str, tasks: Path) -> None
         assert f" {spec.light}: " in text(view)
 
 
-def test_a_task_of_ones_own_is_read_for_its_numbers(tasks: Path) -> None:
+def test_a_local_task_is_read_for_its_numbers(tasks: Path) -> None:
     view = pickers.task_picker("domain_of_life", "", tasks)
     assert view.value == ("domain_of_life", "")
-    assert "3 classes for every protein" in text(view)
+    assert "3 classes per protein" in text(view)
     records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
     tested = records.count("SET=test")
     assert f"test {tested:,}" in text(view)
 
 
-def test_a_task_that_changed_or_is_damaged_is_told_as_it_is_now(tasks: Path, tmp_path: Path) -> None:
+def test_a_task_that_changed_or_is_damaged_is_read_again(tasks: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
@@ -92,7 +92,7 @@ def test_a_task_that_changed_or_is_damaged_is_told_as_it_is_now(tasks: Path, tmp
     assert "other.zip is damaged" in text(pickers.task_picker("mine", "", tmp_path))
 
 
-def test_another_task_offers_its_own_splits_and_begins_with_the_default(tasks: Path) -> None:
+def test_another_task_offers_its_splits_and_starts_with_the_default(tasks: Path) -> None:
     view = pickers.task_picker("gb1", "sampled", tasks)
     assert "overestimates" in text(view)
     view.controls["task"].value = "meltome"
@@ -113,28 +113,28 @@ def test_an_unknown_task_or_split_is_shown_and_raised_when_read(tasks: Path) -> 
         assert str(caught.value) in text(view)
 
 
-def test_model_sizes_are_the_models_own(tmp_path: Path) -> None:
+def test_the_model_picker_shows_the_published_sizes(tmp_path: Path) -> None:
     view = pickers.model_picker("esm2_t33_650M_UR50D", tmp_path)
     assert view.value == "esm2_t33_650M_UR50D"
     assert "33 × 1280 651.0M 2.6 GB 10 GB" in text(view)
     assert all(name in text(view) for name in SIZES)
 
 
-def test_the_own_checkpoint_needs_notebook_02(tmp_path: Path) -> None:
+def test_the_trained_checkpoint_requires_notebook_02(tmp_path: Path) -> None:
     view = pickers.model_picker("", tmp_path)
     with refused("notebook.needs", notebook="02_pretrain"):
         _ = view.value
     best = pretrained(tmp_path, ESM2Config(1, 16, 2))
-    assert view.value == str(best), "the value is worked out when it is read"
-    told = text(pickers.model_picker("", tmp_path))
-    assert "update 700 of the 1,200 trained, where validation was best: perplexity 14.37" in told
-    assert "1 layer × 16" in told
+    assert view.value == str(best), "the value is computed when it is read"
+    shown = text(pickers.model_picker("", tmp_path))
+    assert "update 700 of 1,200, the best by validation: perplexity 14.37" in shown
+    assert "1 layer × 16" in shown
     with refused("model.absent", name="esm2_t7"):
         _ = pickers.model_picker("esm2_t7", tmp_path).value
 
 
-def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = None) -> Path:
-    """What notebook 02 leaves of a model of some size, its pretrain.json telling of the same or of another one."""
+def pretrained(work_dir: Path, size: ESM2Config, recorded: ESM2Config | None = None) -> Path:
+    """Write the checkpoint and pretrain.json of notebook 02, with the same or another recorded size."""
     best = work_dir / "pretrain" / "checkpoints" / "step=1.safetensors"
     best.parent.mkdir(parents=True, exist_ok=True)
     model = ESM2.initialised(size, 0)
@@ -143,13 +143,13 @@ def pretrained(work_dir: Path, size: ESM2Config, promised: ESM2Config | None = N
         {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
         {"model": dataclasses.asdict(size), "step": 700},
     )
-    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(promised or size)}
+    result = {"best": str(best), "step": 1200, "val_perplexity": 14.368, "model": dataclasses.asdict(recorded or size)}
     write_sealed_json(work_dir / "pretrain" / "pretrain.json", result)
     return best
 
 
 def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> None:
-    """`esm2kit pretrain` without a word on the model, and one that takes its size from other weights."""
+    """`esm2kit pretrain` without a model option, and with the size of other weights."""
     default = PretrainConfig(
         data=dataset, out_dir=tmp_path / "a" / "pretrain", max_steps=1, global_batch_size=1, accelerator="cpu"
     )
@@ -161,20 +161,20 @@ def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> 
         view = pickers.model_picker("", config.out_dir.parent)
         assert view.value == str(best)
         assert shape in text(view)
-    told = config.out_dir / "pretrain.json"
-    recorded = json.loads(told.read_text())
-    write_sealed_json(told, {key: value for key, value in recorded.items() if key not in ("model", "sha256")})
-    assert pickers.model_picker("", config.out_dir.parent).value == str(best), "a run from before the shape was told"
+    result = config.out_dir / "pretrain.json"
+    content = {key: value for key, value in json.loads(result.read_text()).items() if key not in ("model", "sha256")}
+    write_sealed_json(result, content)
+    assert pickers.model_picker("", config.out_dir.parent).value == str(best), "an older run does not record the shape"
 
 
-def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path) -> None:
-    """Of another size than pretrain.json says, gone, or moved along with its folder."""
-    best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), promised=ESM2Config(4, 128, 4))
+def test_a_stale_checkpoint_is_recognised(tmp_path: Path) -> None:
+    """A checkpoint with another size than in pretrain.json, a missing one, and one in a moved folder."""
+    best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), recorded=ESM2Config(4, 128, 4))
     view = pickers.model_picker("", tmp_path / "a")
     with refused("checkpoint.another-shape", found="1 layer × 16", recorded="4 layers × 128"):
         _ = view.value
     assert 'role="alert"' in view.card.value
-    assert best.exists(), "nothing is thrown away"
+    assert best.exists(), "no file is deleted"
 
     pretrained(tmp_path / "b", ESM2Config(1, 16, 2))
     (tmp_path / "b").rename(tmp_path / "c")
@@ -185,29 +185,27 @@ def test_a_stale_checkpoint_is_told_from_the_one_that_was_trained(tmp_path: Path
         _ = pickers.model_picker("", tmp_path / "c").value
 
 
-def test_whether_a_model_is_on_disk_is_read_off_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_models_in_the_cache_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
 
     def cached(repo: str, file: str, revision: str) -> str | None:
-        asked.append((repo, file, revision))
+        requests.append((repo, file, revision))
         return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
 
     monkeypatch.setattr(shape_pickers, "try_to_load_from_cache", cached)
     assert shape_pickers.is_cached("esm2_t6_8M_UR50D")
     assert not shape_pickers.is_cached("esm2_t36_3B_UR50D")
-    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in asked)
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in requests)
 
 
-def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
+def test_a_file_is_read_immediately(sample: Path, tmp_path: Path) -> None:
     path = sample / "uniref50_valid.fasta"
     view = pickers.file_picker(str(path))
     sequences = [part.split("\n", 1)[1].replace("\n", "") for part in path.read_text().split(">")[1:]]
     lengths = [len(sequence) for sequence in sequences]
     assert view.value == path
     median = f"{np.median(lengths):,.0f}"
-    assert f"records {len(lengths)} residues {min(lengths):,} to {max(lengths):,}, half of them up to {median}" in text(
-        view
-    )
+    assert f"records {len(lengths)} residues {min(lengths):,} to {max(lengths):,}, median {median}" in text(view)
 
     bad = tmp_path / "bad.fasta"
     bad.write_text(">one\nMKV\n>two\nMK1V\n")
@@ -217,7 +215,7 @@ def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
     for chosen, code, hint in (
         (tmp_path / "nowhere.fasta", "fasta.absent", "has bad.fasta"),
         (tmp_path, "fasta.folder", ""),
-        (Path("/nowhere/at/all.fasta"), "fasta.absent", "nor is the folder"),
+        (Path("/nowhere/at/all.fasta"), "fasta.absent", "nor does /nowhere/at"),
     ):
         view.controls["fasta"].value = str(chosen)
         with refused(code) as caught:
@@ -226,11 +224,11 @@ def test_a_file_is_read_on_the_spot(sample: Path, tmp_path: Path) -> None:
         assert 'role="alert"' in view.card.value
     bad.write_text(">one\nMKV\n")
     view.controls["fasta"].value = str(bad)
-    assert view.value == bad, "a file mended is a file read anew"
+    assert view.value == bad, "a corrected file is read again"
 
 
 @given(size=NUMBERS, devices=NUMBERS, tensor=NUMBERS, turns=NUMBERS)
-def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, tensor: int, turns: int) -> None:
+def test_the_layout_picker_agrees_with_the_library(size: int, devices: int, tensor: int, turns: int) -> None:
     view = shape_pickers.layout_picker(size, devices, tensor, turns)
     try:
         expected = BatchLayout.of(
@@ -246,7 +244,7 @@ def test_the_layout_picker_says_what_the_library_says(size: int, devices: int, t
         assert expected.global_batch_size == size
 
 
-def test_heads_that_do_not_divide_are_an_error() -> None:
+def test_heads_that_are_not_divisible_are_an_error() -> None:
     size = shape_pickers.size_picker("custom", 2, 48, 6)
     view = shape_pickers.layout_picker(8, 4, 4, 1, size)
     with refused("layout.heads", attention_heads=6, tensor_model_parallel_size=4):
@@ -257,20 +255,20 @@ def test_heads_that_do_not_divide_are_an_error() -> None:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_layout_follows_the_chosen_model_not_the_custom_one(name: str) -> None:
-    """The custom model's 6 heads do not divide among 4; a published one's 20 or 40 do, and 3 is the other way round."""
+    """6 heads of the custom model are divisible by 3 but not by 4; 20 or 40 of a published model by 4 but not by 3."""
     size = shape_pickers.size_picker("custom", 2, 48, 6)
     four, three = (shape_pickers.layout_picker(12, devices, devices, 1, size) for devices in (4, 3))
-    assert "attention_heads 6 do not divide" in text(four)
+    assert "attention_heads 6 is not divisible" in text(four)
     size.controls["model"].value = name
     assert four.value.tensor_model_parallel_size == 4
-    assert "Cannot be used" not in text(four), "the card has to follow the model at once"
+    assert "Cannot be used" not in text(four), "the card must follow the model immediately"
     heads = SIZES[name].attention_heads
-    assert f"attention_heads {heads} do not divide among tensor_model_parallel_size 3" in text(three)
+    assert f"attention_heads {heads} is not divisible by tensor_model_parallel_size 3" in text(three)
     size.controls["model"].value = "custom"
     assert three.value.tensor_model_parallel_size == 3
 
 
-def test_a_size_is_the_library_s_own() -> None:
+def test_the_size_picker_agrees_with_the_library() -> None:
     view = shape_pickers.size_picker("custom", 4, 128, 4)
     assert view.value == ESM2Config(4, 128, 4)
     assert "0.8M" in text(view)
@@ -281,18 +279,18 @@ def test_a_size_is_the_library_s_own() -> None:
     view.controls["model"].value = "esm2_t33_650M_UR50D"
     assert view.value == SIZES["esm2_t33_650M_UR50D"]
     assert "33 layers × 1280, 20 heads of 64 channels parameters 651.0M to train 10 GB" in text(view)
-    assert view.controls["embed_dim"].disabled, "a published size has its own width"
+    assert view.controls["embed_dim"].disabled, "a published size has a fixed width"
     with refused("model.unknown-size", name="esm2_t7"):
         _ = shape_pickers.size_picker("esm2_t7", 4, 128, 4).value
 
 
-def test_a_stage_that_does_not_cut_matrices_has_no_such_control() -> None:
+def test_a_stage_without_tensor_parallelism_has_no_such_control() -> None:
     view = shape_pickers.layout_picker(8, 2, None, 2)
     assert view.parameters == {"global_batch_size": 8, "devices": 2, "accumulate_grad_batches": 2}
     assert view.value.micro_batch_size == 2
 
 
-def test_the_run_browser_shows_the_newest_that_is_done(tmp_path: Path) -> None:
+def test_the_run_browser_shows_the_newest_finished_run(tmp_path: Path) -> None:
     assert run_browser("", tmp_path).value is None
     for name, status, figure in (("a-1", "done", 1.5), ("b-2", "done", 2.5), ("c-3", "failed", 3.5)):
         (tmp_path / name).mkdir()
@@ -354,7 +352,7 @@ def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, t
     assert "Cannot be used" in export.message.value
 
 
-def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:
+def test_curves_are_thinned_and_retain_their_end() -> None:
     rows = [{"step": str(step), "train_loss": str(3 - step / 1e4), "val_loss": ""} for step in range(1, 5001)]
     found = live.column_points(rows, "train_loss")
     assert len(found) <= live.MAX_POINTS + 60
@@ -363,7 +361,7 @@ def test_curves_are_thinned_to_a_screen_and_keep_their_end() -> None:
     assert live.column_points(rows, "val_loss") == []
 
 
-def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
+def test_the_live_view_plots_metrics_csv(tmp_path: Path) -> None:
     view = live.TrainingView("pretrain", tmp_path, 100, guide_loss=2.9)
     assert "validation: none yet" in view.render()
     (tmp_path / "metrics.csv").write_text(
@@ -381,17 +379,17 @@ def test_the_live_view_draws_what_metrics_csv_holds(tmp_path: Path) -> None:
     assert "unigram guess 2.90" in page
     first = re.search(r'<polyline points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', page)
     x0, y0, x1, y1 = map(float, first.groups())
-    assert x1 > x0, "time runs to the right"
-    assert y1 > y0, "a lower loss is drawn lower"
+    assert x1 > x0, "later updates are to the right"
+    assert y1 > y0, "a lower loss is plotted lower"
 
 
-def test_an_empty_choice_is_shown_with_what_it_stands_for(tasks: Path, tmp_path: Path) -> None:
+def test_an_empty_choice_is_shown_with_its_meaning(tasks: Path, tmp_path: Path) -> None:
     pretrained(tmp_path, ESM2Config(1, 16, 2))
     task, model = pickers.task_picker("gb1", "", tasks), pickers.model_picker("", tmp_path)
     assert repr(task) == "task = 'gb1' · split = '' (the default)"
     assert repr(model) == "model = '' (the checkpoint of notebook 02)"
     assert "the checkpoint of notebook 02" in model._repr_mimebundle_()["text/html"]
-    assert repr(run_browser("", tmp_path)) == "run = '' (the newest that is done)"
+    assert repr(run_browser("", tmp_path)) == "run = '' (the newest finished run)"
     assert repr(map_pickers.protein_picker("", [Record("P1", "P1", "MKV")])) == "protein = '' (P1 (the first))"
     export = widgets.Export("04_benchmark", task, model)
     assert yaml.safe_load(repr(export)) == {"04_benchmark": {"task": "gb1", "split": "", "model": ""}}
@@ -400,11 +398,11 @@ def test_an_empty_choice_is_shown_with_what_it_stands_for(tasks: Path, tmp_path:
     assert repr(task) == "task = 'gb1' · split = 'sampled'"
 
 
-def test_the_run_browser_tells_of_the_run_it_is_part_of(tmp_path: Path) -> None:
-    """Notebook 00 looks at runs while its own is at work; a killed one is not taken for one that goes on."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for name, process in (("a", this_process()), ("b", this_process() | {"pid": gone.pid})):
+def test_the_run_browser_shows_running_and_interrupted_runs(tmp_path: Path) -> None:
+    """Notebook 00 lists runs while its own run is running; a killed run is shown as interrupted."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name, process in (("a", this_process()), ("b", this_process() | {"pid": ended.pid})):
         (tmp_path / name).mkdir()
         manifest = {
             "tier": "t",
@@ -416,10 +414,10 @@ def test_the_run_browser_tells_of_the_run_it_is_part_of(tmp_path: Path) -> None:
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
     view = run_browser("", tmp_path)
     assert view.value is None
-    assert text(view) == "a is at work on 00_x; b is interrupted in 00_x. None is done yet."
+    assert text(view) == "a is running 00_x; b is interrupted in 00_x. No run has finished yet."
 
 
-def test_the_live_view_draws_the_downstream_task_where_it_is_probed(tmp_path: Path) -> None:
+def test_the_live_view_plots_the_downstream_task_if_it_is_probed(tmp_path: Path) -> None:
     view = live.TrainingView("pretrain", tmp_path, 100)
     (tmp_path / "metrics.csv").write_text(
         "step,train_loss,val_loss,val_perplexity,downstream_accuracy,downstream_peak_gib,lr,grad_norm,tokens,"
@@ -431,28 +429,28 @@ def test_the_live_view_draws_the_downstream_task_where_it_is_probed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_of_other_settings_is_told_in_the_notebooks_words_or_gives_way(
+def test_a_run_with_other_settings_is_reported_with_notebook_parameters_or_overwritten(
     overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    resumed = []
 
-    def stopped(stage: str, config: PretrainConfig, show: object) -> dict[str, int]:
-        asked.append(config.resume_if_exists)
+    def train(stage: str, config: PretrainConfig, show: object) -> dict[str, int]:
+        resumed.append(config.resume_if_exists)
         if config.resume_if_exists:
             changed = {"path": "run/last.safetensors", "changed": "lr was 1 and is now 2"}
-            raise InputError("in words of the command", code="resume.another-run", **changed)
+            raise InputError("message of the command", code="resume.another-run", **changed)
         return {"step": 3}
 
-    monkeypatch.setattr(live.launch, "train", stopped)
+    monkeypatch.setattr(live.launch, "train", train)
     config = PretrainConfig(tmp_path, out_dir=tmp_path / "run", max_steps=1, global_batch_size=1)
     if overwrite:
         assert live.train("pretrain", config, overwrite=True) == {"step": 3}
-        assert asked == [True, False]
+        assert resumed == [True, False]
     else:
         with refused("resume.another-run", changed="lr was 1 and is now 2") as caught:
             live.train("pretrain", config)
-        assert "set overwrite to True" in str(caught.value), "the notebook's parameters, not the command's options"
-        assert asked == [True]
+        assert "Set overwrite to True" in str(caught.value), "parameters of the notebook, not options of the command"
+        assert resumed == [True]
 
 
 def scored(kind: str, name: str, value: float | None, **more: object) -> ReportRow:
@@ -468,62 +466,66 @@ def compared(first: ReportRow, others: dict[str, tuple[float, float, float]]) ->
     return report("accuracy", [first, *rows], pairs, train=280)
 
 
-AHEAD, LEVEL, BEHIND = (0.1, 0.05, 0.15), (0.01, -0.02, 0.04), (-0.1, -0.15, -0.05)
-OTHERS = {"majority": AHEAD, "composition": LEVEL, "onehot_cnn": AHEAD}
+BETTER, LEVEL, WORSE = (0.1, 0.05, 0.15), (0.01, -0.02, 0.04), (-0.1, -0.15, -0.05)
+OTHERS = {"majority": BETTER, "composition": LEVEL, "onehot_cnn": BETTER}
 
 
 def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
     probe = scored("probe", "p_step3, cnn", 0.6)
-    assert verdict(compared(probe, {"untrained p_step3, cnn": BEHIND} | OTHERS)) == (
-        "The CNN probe on the frozen encoder has 0.600: behind the same probe on an untrained encoder by 0.100 [0.050, "
+    assert verdict(compared(probe, {"untrained p_step3, cnn": WORSE} | OTHERS)) == (
+        "The CNN probe on the frozen encoder has 0.600: worse than the same probe on an untrained encoder by 0.100 [0.050, "
         "0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
     )
     found = compared(probe, OTHERS)
     found = replace(found, rows=[probe, scored("baseline", "majority", 0.9), *found.rows[2:]])
-    assert "ahead of the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(found)
+    assert "better than the best baseline, majority class (0.900), by 0.100 [0.050, 0.150]" in verdict(found)
 
 
-def test_a_verdict_says_where_there_is_nothing_to_compare() -> None:
+def test_a_verdict_reports_missing_scores() -> None:
     found = compared(scored("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
-    assert verdict(found).endswith(
-        "has no figure: no figure to compare with the best baseline, training-set mean (0.600)."
-    )
+    assert verdict(found).endswith("has no score: no score to compare with the best baseline, training-set mean (0.600).")
     found = compared(scored("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
-    assert "+0.250 from the best baseline, one-hot CNN (0.500), in every draw" in verdict(found)
+    assert "+0.250 compared with the best baseline, one-hot CNN (0.500), in every bootstrap" in verdict(found)
     found = replace(found, comparisons=[replace(found.comparisons[0], metric="rmse", low=-0.1, high=0.5)])
-    assert verdict(found).endswith(": +0.250 [-0.100, +0.500] (+ is lower, so better).")
+    assert verdict(found).endswith(": +0.250 [-0.100, +0.500] (positive means a lower error).")
 
 
 def test_all_tasks_in_one_sentence() -> None:
-    good, level = (compared(scored("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (AHEAD, LEVEL))
-    rival = "accuracy 0.600, where the best baseline, composition, has 0.550."
+    good, level = (compared(scored("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (BETTER, LEVEL))
+    scores = "accuracy 0.600; the best baseline, composition, has 0.550."
     beat = "beat every baseline"
-    assert summary({"a": level, "b": good}) == f"The vectors {beat} on 1 of 2 tasks, b: {rival}"
-    assert summary({"a": level}) == f"The vectors do not clearly {beat} on a: {rival}"
-    assert summary({"b": good}) == f"The vectors {beat} on b: {rival}"
+    assert summary({"a": level, "b": good}) == f"The vectors {beat} on 1 of 2 tasks, b: {scores}"
+    assert summary({"a": level}) == f"The vectors do not clearly {beat} on a: {scores}"
+    assert summary({"b": good}) == f"The vectors {beat} on b: {scores}"
     assert (
-        summary({"a": level, "c": level}) == f"The vectors clearly {beat} on 0 of 2 tasks, nearest to it on a: {rival}"
+        summary({"a": level, "c": level})
+        == f"The vectors clearly {beat} on 0 of 2 tasks, with the smallest gap on a: {scores}"
     )
 
 
 @pytest.mark.parametrize(
-    ("pair", "kept", "mode", "told"),
+    ("pair", "best", "mode", "text"),
     [
-        (AHEAD, 5, "full", "Worth it: 280 labelled proteins were enough"),
-        (BEHIND, 5, "full", "Not worth it at these settings.* best at look 5 of 6; .* by heart. Try fewer weights"),
-        (BEHIND, 5, "lora", r"best at look 5 of 6; after that .* by heart. Try a lower `lr`"),
-        (BEHIND, 6, "full", "Not worth it.* still improving when it ended: give it more `epochs` first"),
-        (LEVEL, 6, "lora", "cannot tell"),
+        (BETTER, 5, "full", "It was worth it: 280 labelled proteins were enough"),
+        (
+            WORSE,
+            5,
+            "full",
+            "not worth it at these settings.* best at evaluation 5 of 6 .* overfitting. Try fewer weights",
+        ),
+        (WORSE, 5, "lora", r"best at evaluation 5 of 6 .* overfitting. Try a lower `lr`"),
+        (WORSE, 6, "full", "not worth it.* still improving at the end: first try more `epochs`"),
+        (LEVEL, 6, "lora", "do not show a clear gain"),
         (LEVEL, 6, "frozen", "Only the head was trained"),
-        ((0.0, None, None), 6, "full", "cannot tell it from the probe .* too few, or too easy"),
+        ((0.0, None, None), 6, "full", "do not separate it from the probe .* too few, or too easy"),
     ],
 )
-def test_what_fine_tuning_was_worth_follows_the_figures(
-    pair: tuple[float, float, float], kept: int, mode: str, told: str
+def test_the_explanation_of_fine_tuning_follows_the_scores(
+    pair: tuple[float, float, float], best: int, mode: str, text: str
 ) -> None:
     first = scored(
-        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [kept]},
+        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [best]},
         history={"validation_loss": [[1.0]] * 6},
     )  # fmt: skip
-    assert re.search(told, explain_finetuning(compared(first, {"p_step3, cnn": pair} | OTHERS)))
+    assert re.search(text, explain_finetuning(compared(first, {"p_step3, cnn": pair} | OTHERS)))
     assert "no probe on the frozen encoder" in explain_finetuning(compared(first, OTHERS))

@@ -1,0 +1,1 @@
+"""Widgets that choose the parameters of a notebook."""

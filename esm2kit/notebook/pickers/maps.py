@@ -1,4 +1,4 @@
-"""The pickers that look at embedded proteins: the map and what colours it, and one protein."""
+"""Pickers for embedded proteins: the map and its colour, and one protein."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,31 +14,34 @@ from esm2kit.embedding.maps import METHODS, RESIDUES, check_method, colours, fie
 from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 from esm2kit.sequences.fasta import Record
 
-# Ids a browser is given to complete from; any other can be typed.
+# Maximum number of ids offered for completion; any other id can be typed.
 MAX_SUGGESTED_IDS = 2_000
 SHOWN_VALUES = 5
 
 
 class MapChoice(NamedTuple):
-    """How the map is made, and the header field that colours it."""
+    """Projection of the map, and the header field that colours it."""
 
     projection: str
     colour_by: str
 
 
 def map_picker(projection: str, colour_by: str, records: Sequence[Record]) -> View:
-    """Choose a projection and a colour; parameters `projection` and `colour_by`, value a MapChoice.
+    """Choose a projection and a colour: parameters `projection` and `colour_by`.
 
     Args:
         projection: pca or umap.
-        colour_by: a field of the headers, or `residues`.
-        records: the proteins, whose headers say which fields there are.
+        colour_by: a field of the headers, or `residues` for the length.
+        records: the proteins; their headers determine the available fields.
+
+    Returns:
+        A view whose value is a MapChoice.
     """
     methods = METHODS if projection in METHODS else (*METHODS, projection)
     counts = field_counts(records)
     options = [(f"{name} ({count:,} of {len(records):,} proteins)", name) for name, count in counts.items()]
     if colour_by not in counts:
-        options.append((f"{colour_by} (in no header)", colour_by))
+        options.append((f"{colour_by} (not in any header)", colour_by))
     controls = {
         "projection": ipywidgets.ToggleButtons(
             options=methods, value=projection, description="Projection", style=LABEL | {"button_width": "6em"}
@@ -59,17 +62,20 @@ def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tu
         counts = Counter(found.tolist())
         shown = ", ".join(f"{escape(str(name))} {count:,}" for name, count in counts.most_common(SHOWN_VALUES))
         more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
-        values = f"{len(counts):,} words: {shown}{more}"
-    what = "residues of each protein" if colour_by == RESIDUES else "field of the headers"
+        values = f"{len(counts):,} different: {shown}{more}"
+    what = "length of each protein in residues" if colour_by == RESIDUES else "header field"
     return MapChoice(projection, colour_by), definition_list({escape(colour_by): what, "values": values})
 
 
 def protein_picker(protein: str, records: Sequence[Record]) -> View:
-    """Choose a protein by its id; parameter `protein`, value its place among the records.
+    """Choose a protein by its id: parameter `protein`.
 
     Args:
-        protein: an id; empty for the first.
+        protein: an id; empty for the first protein.
         records: the proteins.
+
+    Returns:
+        A view whose value is the index of the protein in records.
     """
     places: dict[str, int] = {}
     for place, record in enumerate(records):
@@ -91,7 +97,7 @@ def _protein_value(protein: str, records: Sequence[Record], places: dict[str, in
     if place is None:
         near = get_close_matches(protein, list(places)[:MAX_SUGGESTED_IDS], 3) or list(places)[:3]
         raise InputError(
-            f"no protein {protein!r} among the {len(records):,}: give an id, such as {', '.join(near)}",
+            f"protein {protein!r} is not among the {len(records):,} proteins: choose an id such as {', '.join(near)}",
             code="protein.unknown",
             name=protein,
             near=near,

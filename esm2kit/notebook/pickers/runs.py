@@ -1,4 +1,4 @@
-"""The runs made headless, to look through in a notebook: a view on the parameter `run`."""
+"""Picker for headless runs: a view of the parameter `run`."""
 
 from html import escape
 from pathlib import Path
@@ -12,16 +12,19 @@ from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
 
 
 def run_browser(run: str, folder: Path | str) -> View:
-    """Choose one of the executed runs; parameter `run`, value its folder, None where there is none yet.
+    """Choose one of the executed runs: parameter `run`.
 
     Args:
-        run: a run's folder name; empty for the newest that is done.
+        run: folder name of a run; empty for the newest finished run.
         folder: papermill_runs.
+
+    Returns:
+        A view whose value is the folder of the run; None if no run has finished.
     """
     runs = read_runs(Path(folder))
-    options = [("the newest that is done", ""), *((name, name) for name in runs)]
+    options = [("the newest finished run", ""), *((name, name) for name in runs)]
     if run not in [value for _, value in options]:
-        options.append((f"{run} (not there)", run))
+        options.append((f"{run} (not found)", run))
     choice = ipywidgets.Dropdown(options=options, value=run, description="Run", style=LABEL, layout=WIDE)
     return View({"run": choice}, lambda given: _run_value(given["run"], runs, Path(folder)))
 
@@ -32,16 +35,21 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
     if not name:
         working = [f"{escape(other)} is {escape(each.state)}" for other, each in runs.items()]
         start = "<code>make walkthrough</code>, or <code>esm2kit run --tier sample</code>"
-        return None, f"{'; '.join(working)}. None is done yet." if working else f"No run is done yet: {start}."
+        return (
+            None,
+            f"{'; '.join(working)}. No run has finished yet."
+            if working
+            else f"No run has finished yet: start one with {start}.",
+        )
     if name not in runs:
         raise InputError(
-            f"{folder} has no run {name!r}; it has {', '.join(runs) or 'none'}",
+            f"run {name!r} is not in {folder}, which has {', '.join(runs) or 'no runs'}",
             code="run.unknown",
             name=name,
             known=list(runs),
         )
     manifest = runs[name]
-    figures = "<br>".join(
+    metrics = "<br>".join(
         f"{escape(key)} <b>{escape(format_number(value))}</b>" for key, value in manifest.figures.items()
     )
     rows = {
@@ -50,7 +58,7 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
         "status": escape(manifest.state),
         "started": escape(manifest.created),
         "seconds": f"{manifest.seconds:,.0f}",
-        "figures": figures or None,
+        "metrics": metrics or None,
         "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
     }
     return folder / name, definition_list(rows)

@@ -1,4 +1,4 @@
-"""The pickers of training: how large the model is, and how a batch is laid over devices."""
+"""Pickers for training: the size of the model, and the layout of a batch over devices."""
 
 import ipywidgets
 from huggingface_hub import try_to_load_from_cache
@@ -13,15 +13,18 @@ SHAPE = {"num_layers": "Layers", "embed_dim": "Width", "attention_heads": "Heads
 
 
 def size_picker(model: str, num_layers: int, embed_dim: int, attention_heads: int) -> View:
-    """Choose how large a model to train; parameters of these names, value an ESM2Config.
+    """Choose the size of the model to train: parameters with the names of the arguments.
 
     Args:
         model: a published size, or custom.
-        num_layers: of a custom model; a published one has its own, and these three are greyed out.
-        embed_dim: of a custom model.
-        attention_heads: of a custom model.
+        num_layers: layers of a custom model; disabled for a published size, like the next two.
+        embed_dim: embedding width of a custom model.
+        attention_heads: attention heads of a custom model.
+
+    Returns:
+        A view whose value is an ESM2Config.
     """
-    options = [("custom, of the shape below", "custom"), *((name, name) for name in SIZES)]
+    options = [("custom, with the shape below", "custom"), *((name, name) for name in SIZES)]
     if model not in [value for _, value in options]:
         options.append((f"{model} (unknown)", model))
     sizes = ipywidgets.Dropdown(options=options, value=model, description="Model", style=LABEL, layout=WIDE)
@@ -32,11 +35,11 @@ def size_picker(model: str, num_layers: int, embed_dim: int, attention_heads: in
         for (name, label), value in zip(SHAPE.items(), (num_layers, embed_dim, attention_heads), strict=True)
     }
 
-    def grey_out(name: str) -> None:
+    def disable_shape(name: str) -> None:
         for control in shape.values():
             control.disabled = name != "custom"
 
-    sizes.observe(lambda change: grey_out(change["new"]), "value")
+    sizes.observe(lambda change: disable_shape(change["new"]), "value")
     return View({"model": sizes, **shape}, _size_value)
 
 
@@ -44,7 +47,7 @@ def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
     name = given["model"]
     if name != "custom" and name not in SIZES:
         raise InputError(
-            f"model {name!r} is unknown: choose custom or one of {', '.join(SIZES)}",
+            f"unknown model {name!r}: choose custom or one of {', '.join(SIZES)}",
             code="model.unknown-size",
             name=name,
         )
@@ -59,12 +62,26 @@ def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
 
 
 def format_shape(size: ESM2Config) -> str:
-    """Layers and width, the words that name a size."""
+    """Format layers and width of a model.
+
+    Args:
+        size: shape of the model.
+
+    Returns:
+        Text such as "6 layers × 320".
+    """
     return f"{size.num_layers} layer{'s' * (size.num_layers > 1)} × {size.embed_dim}"
 
 
 def size_table(chosen: str) -> str:
-    """The published sizes as a table, the chosen one in bold: shape, memory, and whether its weights are here."""
+    """Format the published sizes as a table with shape, memory and whether the weights are on disk.
+
+    Args:
+        chosen: name of the size in bold.
+
+    Returns:
+        A <table> element with a note.
+    """
     cell = f'style="text-align:right;padding:.1em 0 .1em 1.4em;border-top:1px solid {LINE}"'
     first = f'style="text-align:left;padding:.1em 0;border-top:1px solid {LINE}"'
     rows = ""
@@ -82,7 +99,7 @@ def size_table(chosen: str) -> str:
     heads = ("layers × width", "parameters", "to embed", "to train", "on disk")
     style = f"text-align:right;font-weight:normal;color:{QUIET};padding-left:1.4em"
     head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name in heads)
-    note = "Memory is arithmetic: 4 bytes a parameter for float32 weights, 16 with gradients and AdamW's averages; "
+    note = "Memory is calculated: 4 bytes per parameter for float32 weights, 16 with gradients and AdamW's averages; "
     return (
         f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0">'
         f'<tr style="background:none"><td></td>{head}</tr>{rows}</table>'
@@ -91,21 +108,42 @@ def size_table(chosen: str) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes with a unit, MB or GB.
+
+    Args:
+        size: bytes.
+
+    Returns:
+        Text such as "2.6 GB".
+    """
     if size < 1e8:
         return f"{size / 1e6:,.2g} MB"
     return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
 def format_count(number: int) -> str:
-    """Parameters as a person counts them."""
+    """Format a number of parameters.
+
+    Args:
+        number: parameters.
+
+    Returns:
+        Text such as "7.5M".
+    """
     if number < 1e5:
         return f"{number / 1e3:.0f}K"
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
 
 
 def is_cached(name: str) -> bool:
-    """Whether an official model's tensors lie in the Hugging Face cache, so that no network is needed."""
+    """Check whether the weights of an official model are in the Hugging Face cache.
+
+    Args:
+        name: official name.
+
+    Returns:
+        True if no network is needed.
+    """
     official = OFFICIAL_MODELS[name]
     return any(
         isinstance(try_to_load_from_cache(official.repo, file, revision=official.revision), str)
@@ -128,14 +166,17 @@ def layout_picker(
     accumulate_grad_batches: int,
     size: View | None = None,
 ) -> View:
-    """Lay a global batch over devices; parameters of these names, value a BatchLayout.
+    """Choose how a global batch is split over devices: parameters with the names of the arguments.
 
     Args:
-        global_batch_size: sequences of one update.
-        devices: of this machine.
-        tensor_model_parallel_size: devices that share one model's matrices; None where the stage does not cut them.
-        accumulate_grad_batches: micro-batches a device works through for one update.
-        size: a size picker, whose model's heads tensor parallel has to divide; the layout follows its choice.
+        global_batch_size: sequences per update.
+        devices: devices of this machine.
+        tensor_model_parallel_size: devices that share one model's matrices; None if the stage does not support it.
+        accumulate_grad_batches: micro-batches of each device per update.
+        size: size picker; its attention heads must be divisible by tensor_model_parallel_size.
+
+    Returns:
+        A view whose value is a BatchLayout.
     """
     given = (global_batch_size, devices, tensor_model_parallel_size, accumulate_grad_batches)
     controls = {
@@ -155,7 +196,7 @@ def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchL
     heads = size.value.attention_heads if size is not None and tensor > 1 else tensor
     if heads % tensor:
         raise InputError(
-            f"attention_heads {heads} do not divide among tensor_model_parallel_size {tensor}",
+            f"attention_heads {heads} is not divisible by tensor_model_parallel_size {tensor}",
             code="layout.heads",
             attention_heads=heads,
             tensor_model_parallel_size=tensor,
@@ -164,27 +205,27 @@ def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchL
 
 
 def _layout_sentence(layout: BatchLayout) -> str:
-    groups, turns = layout.data_parallel_size, layout.accumulate_grad_batches
+    groups, micro_batches = layout.data_parallel_size, layout.accumulate_grad_batches
     who = "one device" if groups == 1 else f"{groups} data-parallel groups"
     who += f" of {layout.tensor_model_parallel_size} devices" if layout.tensor_model_parallel_size > 1 else ""
-    when = "in one go" if turns == 1 else f"in {turns} turns"
-    return f"An update: {layout.global_batch_size} sequences, {layout.micro_batch_size} at a time, on {who}, {when}."
+    batches = "1 micro-batch" if micro_batches == 1 else f"{micro_batches} micro-batches"
+    return f"One update: {layout.global_batch_size} sequences on {who}, in {batches} of {layout.micro_batch_size} each."
 
 
 def _batch_svg(layout: BatchLayout) -> str:
-    """A row a data-parallel group, a block a turn, a square a sequence; none where it would be too large."""
-    rows, turns, micro = layout.data_parallel_size, layout.accumulate_grad_batches, layout.micro_batch_size
-    if rows > 16 or turns * micro > 64:
+    """One row per data-parallel group, one block per micro-batch, one square per sequence; empty if too large."""
+    rows, blocks, micro = layout.data_parallel_size, layout.accumulate_grad_batches, layout.micro_batch_size
+    if rows > 16 or blocks * micro > 64:
         return ""
     squares = "".join(
-        f'<rect x="{turn * (micro * 11 + 8) + place * 11}" y="{row * 15}" width="9" height="9" rx="2" '
-        f'fill="{("#0173b2", "#de8f05")[turn % 2]}"/>'
+        f'<rect x="{block * (micro * 11 + 8) + place * 11}" y="{row * 15}" width="9" height="9" rx="2" '
+        f'fill="{("#0173b2", "#de8f05")[block % 2]}"/>'
         for row in range(rows)
-        for turn in range(turns)
+        for block in range(blocks)
         for place in range(micro)
     )
-    width, height = turns * (micro * 11 + 8), rows * 15
-    label = f"{rows} rows of {turns} blocks of {micro} sequences"
+    width, height = blocks * (micro * 11 + 8), rows * 15
+    label = f"{rows} rows of {blocks} blocks of {micro} sequences"
     return (
         f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
         f'style="display:block;margin:.6em 0 .2em">{squares}</svg>'

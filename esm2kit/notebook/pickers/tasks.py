@@ -1,4 +1,4 @@
-"""The pickers of the notebooks: task and split, model, file; each a view on parameters."""
+"""Pickers for tasks, splits, models and FASTA files."""
 
 import logging
 from functools import lru_cache
@@ -25,26 +25,29 @@ from esm2kit.tasks.task import Split, Task
 MAX_RESIDUES = 1022
 CHECKED_RECORDS = 20_000
 LIGHTS = {
-    "green": ("#2e7d32", "compares models"),
-    "orange": ("#b26a00", "overestimates, or repeats another split: not for comparing models"),
-    "red": ("#b3261e", "obsolete: not for comparing models"),
+    "green": ("#2e7d32", "suited to compare models"),
+    "orange": ("#b26a00", "overestimates, or repeats another split: not suited to compare models"),
+    "red": ("#b3261e", "obsolete: not suited to compare models"),
 }
 
 
 class TaskChoice(NamedTuple):
-    """A task and one of its splits; an empty split is the task's default."""
+    """A task and one of its splits; an empty split is the default of the task."""
 
     task: str
     split: str
 
 
 def task_picker(task: str, split: str, data_dir: Path | str) -> View:
-    """Choose a task and a split; parameters `task` and `split`, value a TaskChoice.
+    """Choose a task and a split: parameters `task` and `split`.
 
     Args:
-        task: a FLIP task or a folder of data_dir.
-        split: of the task; empty for its default.
+        task: a FLIP task or a folder in data_dir.
+        split: split of the task; empty for its default.
         data_dir: folder of task folders.
+
+    Returns:
+        A view whose value is a TaskChoice.
     """
     folder = Path(data_dir)
     own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
@@ -70,7 +73,7 @@ def _splits(task: str, folder: Path) -> list[str]:
     try:
         return find_split_names(folder / task) if (folder / task).is_dir() else []
     except InputError:
-        return []  # a damaged zip: the card says it
+        return []  # a damaged zip: the card shows the error
 
 
 def _split_label(task: str, split: str) -> str:
@@ -93,12 +96,12 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
                 split=name,
             )
         sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
-        where = "here" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads it"
+        where = "on disk" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads them"
     else:
-        at = folder / task
-        changed = tuple(file.stat().st_mtime_ns for file in (at, *at.glob("*")) if file.exists())
+        path = folder / task
+        changed = tuple(file.stat().st_mtime_ns for file in (path, *path.glob("*")) if file.exists())
         spec, name, sizes, notes = _load_local_task(task, split, folder, changed)
-        where = "here"
+        where = "on disk"
     return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
 
 
@@ -107,7 +110,7 @@ def _load_local_task(
     task: str, split: str, folder: Path, changed: tuple[int, ...]
 ) -> tuple[Task, str, Split, list[str]]:
     task_log = logging.getLogger("esm2kit.tasks.data")
-    task_log.disabled, before = True, task_log.disabled  # the card says it
+    task_log.disabled, before = True, task_log.disabled  # the card shows these notes
     try:
         data = load_task(task, split or None, folder)
     finally:
@@ -118,38 +121,48 @@ def _load_local_task(
 
 def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:
     counts = ", ".join(
-        f"{name} {'not counted here' if size is None else f'{size:,}'}"
+        f"{name} {'unknown' if size is None else f'{size:,}'}"
         for name, size in (("train", sizes.train), ("validation", sizes.validation), ("test", sizes.test))
     )
     target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
     published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
-    figures = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
+    scores = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
     return definition_list(
         {
             "split": f"{escape(split)} {traffic_light(sizes.light) if spec.name in TASKS else ''}",
-            "predicts": f"{target} for every {spec.level}, scored by {spec.metric}",
+            "predicts": f"{target} per {spec.level}, scored by {spec.metric}",
             "proteins": counts,
             "files": escape(where),
-            "published": f"{spec.metric}: {figures}" if figures else None,
-            "mind": "; ".join(escape(note.rstrip(".").replace(".;", ";")) for note in notes if note) or None,
+            "published": f"{spec.metric}: {scores}" if scores else None,
+            "notes": "; ".join(escape(note.rstrip(".").replace(".;", ";")) for note in notes if note) or None,
             "cite": escape(spec.citation) or None,
         }
     )
 
 
 def traffic_light(name: str) -> str:
-    """FLIP's traffic light as a coloured dot, its name and what it means."""
+    """Format a traffic light of FLIP as a coloured dot, its name and its meaning.
+
+    Args:
+        name: green, orange or red.
+
+    Returns:
+        HTML.
+    """
     colour, meaning = LIGHTS[name]
     dot = f'<span aria-hidden="true" style="display:inline-block;width:.8em;height:.8em;border-radius:50%;background:{colour}"></span>'  # noqa: E501
     return f"{dot} {name}: {meaning}"
 
 
 def model_picker(model: str, work_dir: Path | str) -> View:
-    """Choose a model; parameter `model`, value what `load_model` takes.
+    """Choose a model: parameter `model`.
 
     Args:
         model: empty for the checkpoint of notebook 02; or an official name, or a path.
-        work_dir: where notebook 02 put its run.
+        work_dir: folder that contains the run of notebook 02.
+
+    Returns:
+        A view whose value is an argument of `load_model`.
     """
     trained = Path(work_dir) / "pretrain" / "pretrain.json"
     options = [("the checkpoint of notebook 02", ""), *((f"{name} (official)", name) for name in SIZES)]
@@ -165,7 +178,7 @@ def _model_value(model: str, trained: Path) -> tuple[str, str]:
         return str(best), card + size_table("")
     if model not in SIZES and not Path(model).exists():
         raise InputError(
-            f"model {model!r} is neither an official name nor a file or folder that is there",
+            f"model {model!r} is not an official name, and no such file or folder exists",
             code="model.absent",
             name=model,
         )
@@ -174,34 +187,41 @@ def _model_value(model: str, trained: Path) -> tuple[str, str]:
 
 
 def _find_checkpoint(trained: Path) -> tuple[Path, str]:
-    """The best checkpoint of notebook 02, and what to tell of it.
+    """Find the best checkpoint of notebook 02 and describe it.
 
-    Raises: InputError if it is not there, or is not the one that `trained` tells of.
+    Args:
+        trained: pretrain.json of the run.
+
+    Returns:
+        Path of the checkpoint, and HTML with its shape and training state.
+
+    Raises:
+        InputError: the checkpoint does not exist, or its shape differs from pretrain.json.
     """
     if not trained.exists():
         raise InputError(
-            f"{trained} is not there: run 02_pretrain first, or choose an official model",
+            f"{trained} does not exist: run 02_pretrain first, or choose an official model",
             code="notebook.needs",
             path=str(trained),
             notebook="02_pretrain",
         )
     result = read_sealed_json(trained, "run 02_pretrain again")
     best = Path(result["best"])
-    # a work folder that was moved or copied still holds its checkpoint
+    # a work folder that was moved or copied still contains its checkpoint
     best = best if best.exists() else trained.parent / "checkpoints" / best.name
     if not best.exists():
         raise InputError(
-            f"{trained} names {best.name}, which is not there: run 02_pretrain again",
+            f"{trained} names {best.name}, which does not exist: run 02_pretrain again",
             code="checkpoint.gone",
             path=str(best),
         )
-    kept = read_metadata(best)
-    found = ESM2Config(**kept["model"])
-    recorded = ESM2Config(**result["model"]) if "model" in result else found  # an older run did not tell
+    metadata = read_metadata(best)
+    found = ESM2Config(**metadata["model"])
+    recorded = ESM2Config(**result["model"]) if "model" in result else found  # absent from older runs
     if found != recorded:
         raise InputError(
-            f"{best.name} has {format_shape(found)}, but {trained.name} beside it has {format_shape(recorded)}: "
-            "the checkpoint is of another run; run 02_pretrain again",
+            f"{best.name} has {format_shape(found)}, but {trained.name} records {format_shape(recorded)}: "
+            "the checkpoint belongs to another run. Run 02_pretrain again.",
             code="checkpoint.another-shape",
             found=format_shape(found),
             recorded=format_shape(recorded),
@@ -209,19 +229,22 @@ def _find_checkpoint(trained: Path) -> tuple[Path, str]:
     rows = {
         "file": escape(best.name),
         "shape": f"{format_shape(found)}, {format_count(found.num_parameters)} parameters",
-        "state": f"update {kept['step']:,} of the {result['step']:,} trained, where validation was best: "
+        "state": f"update {metadata['step']:,} of {result['step']:,}, the best by validation: "
         f"perplexity {result['val_perplexity']:.2f}",
     }
     return best, definition_list(rows)
 
 
 def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
-    """Choose a FASTA, read on the spot; value its Path.
+    """Choose a FASTA file; the file is read immediately.
 
     Args:
-        path: the file; its folder's FASTA files are offered beside it.
-        name: the parameter.
-        label: beside the field.
+        path: the file; the other FASTA files of its folder are offered for completion.
+        name: name of the parameter.
+        label: label of the field.
+
+    Returns:
+        A view whose value is the path.
     """
     folder = Path(path).parent
     known = sorted(str(file) for file in folder.glob("*") if file.name.split(".")[-1] in FASTA_ENDINGS)
@@ -239,30 +262,30 @@ def _file_value(text: str) -> tuple[Path, str]:
     if not text or not path.exists():
         near = path.parent if path.parent.is_dir() else None
         found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
-        hint = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA'}" if near else f"nor is the folder {path.parent}"
-        raise InputError(f"{text or 'the empty path'} is not there; {hint}", code="fasta.absent", path=text)
+        hint = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA files'}" if near else f"nor does {path.parent}"
+        raise InputError(f"{text or 'the empty path'} does not exist; {hint}", code="fasta.absent", path=text)
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give a FASTA in it", code="fasta.folder", path=str(path))
+        raise InputError(f"{path} is a folder: choose a FASTA file in it", code="fasta.folder", path=str(path))
     stat = path.stat()
-    num_residues, whole = _read_lengths(path, stat.st_size, stat.st_mtime_ns)
+    num_residues, complete = _read_lengths(path, stat.st_size, stat.st_mtime_ns)
     longer = int((num_residues > MAX_RESIDUES).sum())
-    counted = f"{len(num_residues):,}" + ("" if whole else f" read of more ({stat.st_size / 1e6:,.0f} MB)")
-    spread = f"{num_residues.min():,} to {num_residues.max():,}, half of them up to {np.median(num_residues):,.0f}"
+    counted = f"{len(num_residues):,}" + ("" if complete else f" checked, of more ({stat.st_size / 1e6:,.0f} MB)")
+    spread = f"{num_residues.min():,} to {num_residues.max():,}, median {np.median(num_residues):,.0f}"
     rows = {
         "records": counted,
         "residues": spread,
-        "longer than a window": f"{longer:,} over {MAX_RESIDUES:,} residues",
+        "longer than a window": f"{longer:,} with over {MAX_RESIDUES:,} residues",
     }
     return path, definition_list(rows)
 
 
 @lru_cache(maxsize=16)
 def _read_lengths(path: Path, size: int, changed: int) -> tuple[np.ndarray, bool]:
-    """Residues of the first records, and whether those are all; a bad record raises what a stage would raise."""
-    lengths, whole = [], True
+    """Lengths of the first records, and whether these are all. A bad record raises the same error as in a stage."""
+    lengths, complete = [], True
     for record in read_fasta(path):
         if len(lengths) == CHECKED_RECORDS:
-            whole = False
+            complete = False
             break
         lengths.append(len(record.sequence))
-    return np.array(lengths), whole
+    return np.array(lengths), complete

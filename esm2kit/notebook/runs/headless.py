@@ -1,4 +1,4 @@
-"""One notebook, headless: executed in a kernel of its own, rendered, and what it made put into the run's manifest."""
+"""Run one notebook headless: execute it in its own kernel, render it, and record the results in the manifest."""
 
 import ast
 import hashlib
@@ -27,21 +27,28 @@ from esm2kit.notebook.runs.pages import notebook_page, run_page
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
-MAX_LINE_LENGTH = 100  # letters of a line
-# Inputs larger than this are named in the manifest by size alone; the artefacts made from them carry their hashes.
+MAX_LINE_LENGTH = 100  # characters
+# Larger files are recorded by size alone; the artefacts created from them contain their hashes.
 MAX_HASHED_BYTES = 256 * 2**20
 
 
 def known_parameters(notebook: Path) -> dict[str, Any]:
-    """A notebook's parameters and their defaults, as papermill reads them.
+    """Read the parameters of a notebook and their defaults with papermill.
 
-    Raises: InputError if the notebook is not there, or a default is worked out instead of written down.
+    Args:
+        notebook: the .ipynb file.
+
+    Returns:
+        Parameter -> default.
+
+    Raises:
+        InputError: the notebook does not exist, or a default is not a literal.
     """
     import papermill
 
     if not notebook.is_file():
         raise InputError(
-            f"{notebook} is not there any more; `git log -- {notebook.name}` tells where it went",
+            f"{notebook} no longer exists: `git log -- {notebook.name}` shows when it was moved",
             code="notebook.absent",
             path=str(notebook),
         )
@@ -49,16 +56,16 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         inspected = papermill.inspect_notebook(str(notebook))
     known = {}
-    for name, facts in inspected.items():
+    for name, found in inspected.items():
         try:
-            known[name] = ast.literal_eval(facts["default"])
+            known[name] = ast.literal_eval(found["default"])
         except (ValueError, SyntaxError):
-            problem = f"parameter {name} is {facts['default']}; write a number, a text, True or False"
+            problem = f"the default of {name} is {found['default']}: use a number, a string, True or False"
             raise InputError(
-                f"{notebook}: {problem}, and work out the rest in a cell below",
+                f"{notebook}: {problem}, and compute the rest in a later cell",
                 code="notebook.default",
                 name=name,
-                found=facts["default"],
+                found=found["default"],
             ) from None
     return known
 
@@ -66,13 +73,20 @@ def known_parameters(notebook: Path) -> dict[str, Any]:
 def run_notebook(
     root: Path, folder: Path, notebook: str, parameters: dict[str, Any], manifest: RunManifest
 ) -> RunManifest:
-    """Execute one notebook, render it, and write what it made into the manifest.
+    """Execute one notebook, render it, and record its results in the manifest.
+
+    Args:
+        root: folder that contains notebooks/.
+        folder: folder of the run.
+        notebook: name of the notebook.
+        parameters: parameter -> value; defaults apply to the others.
+        manifest: manifest of the run so far.
 
     Returns:
-        The manifest with the notebook's entry, as it is on disk.
+        The manifest with the notebook's entry, as saved.
 
     Raises:
-        InputError: the notebook failed; the manifest on disk says where.
+        InputError: the notebook failed; the saved manifest contains the error.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -86,9 +100,9 @@ def run_notebook(
     inputs = _hash_inputs(source.parent, known | parameters)
     entry = NotebookRun(known | parameters, "running", source_sha256=sha256_file(source), inputs=inputs)
     _write_run_files(folder, manifest.with_notebook(notebook, entry))
-    began = time.monotonic()
+    started = time.monotonic()
     error = None
-    with _log_progress(notebook, began, folder) as progress, _headless_environment(), warnings.catch_warnings():
+    with _log_progress(notebook, started, folder) as progress, _headless_environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
@@ -99,20 +113,20 @@ def run_notebook(
                 progress_bar=False,
                 log_output=True,
                 kernel_name="python3",
-                # a kernel on this machine's own loopback need not warn of eavesdroppers
+                # suppress the kernel's warning about unencrypted connections: it listens on loopback only
                 extra_arguments=["--IPKernelApp.log_level=50"],
             )
         except PapermillExecutionError as failure:
-            # counted in the notebook as it is in git: papermill puts a cell of parameters before
+            # number the cells as in git: papermill inserts a cell of parameters
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
         except DeadKernelError:
-            begun = json.loads(executed.read_text())["cells"][: progress.cell]
-            number = sum(cell["cell_type"] == "code" for cell in begun) - bool(parameters)
+            executed_cells = json.loads(executed.read_text())["cells"][: progress.cell]
+            number = sum(cell["cell_type"] == "code" for cell in executed_cells) - bool(parameters)
             error = f"cell {number}: the kernel died, possibly out of memory"
     entry = replace(
         entry,
         status="failed" if error else "done",
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - started, 1),
         silent_seconds=progress.longest_silences(executed, bool(parameters)),
         error=error,
         **({} if error else _read_record(source, parameters.get("work_dir", str(artefacts)))),
@@ -121,15 +135,15 @@ def run_notebook(
     manifest = manifest.with_notebook(notebook, entry)
     _write_run_files(folder, manifest)
     if error:
-        again = f"esm2kit run --tier {manifest.tier} --resume"
+        command = f"esm2kit run --tier {manifest.tier} --resume"
         raise InputError(
-            f"{notebook} failed in {error} (see {executed}); fix it, then `{again}`",
+            f"{notebook} failed in {error} (see {executed}). Fix it, then resume: {command}",
             code="run.notebook-failed",
             notebook=notebook,
             error=error,
         )
-    figures = "  ".join(f"{metric_label(name)} {format_number(value)}" for name, value in entry.figures.items())
-    print(f"{notebook:<16}{entry.seconds:>6.0f} s  {figures}", flush=True)
+    metrics = "  ".join(f"{metric_label(name)} {format_number(value)}" for name, value in entry.figures.items())
+    print(f"{notebook:<16}{entry.seconds:>6.0f} s  {metrics}", flush=True)
     return manifest
 
 
@@ -144,54 +158,63 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _read_record(source: Path, work_dir: str) -> dict[str, Any]:
-    """The fields `made`, `figures` and `result` from a notebook's record; relative paths count from its own folder."""
-    path = source.parent / work_dir / "records" / f"{source.stem}.json"
-    if not path.exists():
+    """Read the fields `made`, `figures` and `result` of a notebook's record; paths are relative to its folder."""
+    record = source.parent / work_dir / "records" / f"{source.stem}.json"
+    if not record.exists():
         return {}
-    recorded = json.loads(path.read_text())
+    recorded = json.loads(record.read_text())
     made = {}
-    for name, where in recorded["made"].items():
-        there = os.path.normpath(source.parent / where)
-        made[name] = hash_artefact(there, Path(there))
+    for name, path in recorded["made"].items():
+        absolute = os.path.normpath(source.parent / path)
+        made[name] = hash_artefact(absolute, Path(absolute))
     return {"made": made, "figures": recorded["figures"], "result": recorded.get("result", "")}
 
 
 class _ProgressHandler(logging.Handler):
-    """Papermill's log of a notebook at work: what its cells print, when, and for how long they print nothing.
+    """Log handler for papermill: shows the output of a running notebook and measures times without output.
 
     Args:
-        notebook: its name.
-        began: when, on the monotonic clock.
-        folder: the run's; a path in it is shown from there on.
+        notebook: name of the notebook.
+        started: start time on the monotonic clock.
+        folder: folder of the run; paths in it are shown relative to it.
     """
 
-    def __init__(self, notebook: str, began: float, folder: Path) -> None:
+    def __init__(self, notebook: str, started: float, folder: Path) -> None:
         super().__init__()
-        self.notebook, self.began, self.folder = notebook, began, folder
-        self.shown = self.heard = began
+        self.notebook, self.started, self.folder = notebook, started, folder
+        self.shown = self.last_output = started
         self.cell = 0
         self.silent: dict[int, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Log the last line of output every so often."""
         text, now = record.getMessage(), time.monotonic()
-        started = re.match(r"Executing Cell (\d+)-", text)
-        if started:
-            self.cell, self.heard = int(started[1]), now
+        cell = re.match(r"Executing Cell (\d+)-", text)
+        if cell:
+            self.cell, self.last_output = int(cell[1]), now
             return
-        self.silent[self.cell] = max(self.silent.get(self.cell, 0.0), now - self.heard)
-        self.heard = now
+        self.silent[self.cell] = max(self.silent.get(self.cell, 0.0), now - self.last_output)
+        self.last_output = now
         if text.startswith(("Executing ", "Ending ", "Input Notebook", "Output Notebook")):
             return
-        # a row of a table says nothing by itself
+        # rows of a table are not informative alone
         lines = [line for line in text.splitlines() if line.strip(" -") and line[0] != "<" and " " * 3 not in line]
         if lines and now - self.shown > SECONDS_BETWEEN_LINES:
             self.shown = now
             line = lines[-1].replace(f"{self.folder}/", "")
             line = line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH - 2]} …"
-            logger.info("%-16s%6.0f s  %s", self.notebook, now - self.began, line)
+            logger.info("%-16s%6.0f s  %s", self.notebook, now - self.started, line)
 
     def longest_silences(self, executed: Path, injected: bool) -> dict[str, float]:
-        """Code cell as counted in git -> seconds of its longest silence, where it is a second or more."""
+        """Report the longest time without output of each code cell.
+
+        Args:
+            executed: the executed notebook.
+            injected: papermill inserted a cell of parameters.
+
+        Returns:
+            Number of the code cell as in git -> seconds, if at least one.
+        """
         cells = json.loads(executed.read_text())["cells"]
         counts = {place: cell.get("execution_count") for place, cell in enumerate(cells, 1)}
         return {
@@ -202,13 +225,13 @@ class _ProgressHandler(logging.Handler):
 
 
 @contextmanager
-def _log_progress(notebook: str, began: float, folder: Path) -> Iterator[_ProgressHandler]:
-    """Hand on the notebook's latest line of output every so often, so that a long cell is seen to move."""
+def _log_progress(notebook: str, started: float, folder: Path) -> Iterator[_ProgressHandler]:
+    """Log the latest line of output every so often, so that a long cell shows progress."""
     source = logging.getLogger("papermill")
-    handler = _ProgressHandler(notebook, began, folder)
+    handler = _ProgressHandler(notebook, started, folder)
     source.handlers, source.propagate = [handler], False
     source.setLevel(logging.INFO)
-    # what the kernel and the renderer say about themselves is nothing the reader can act on
+    # the reader cannot act on messages of the kernel and the renderer
     for name in ("traitlets", "asyncio", "blib2to3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -219,7 +242,7 @@ def _log_progress(notebook: str, began: float, folder: Path) -> Iterator[_Progre
 
 @contextmanager
 def _headless_environment() -> Iterator[None]:
-    """Kernels started in here know that nobody looks at them, and that no notebook of JupyterLab's is theirs."""
+    """Start kernels with ESM2KIT_HEADLESS set and without the session name of JupyterLab."""
     before = {name: os.environ.pop(name, None) for name in (HEADLESS, "JPY_SESSION_NAME")}
     os.environ[HEADLESS] = "1"
     try:
@@ -230,11 +253,14 @@ def _headless_environment() -> Iterator[None]:
 
 
 def hash_artefact(name: str, path: Path) -> Artefact:
-    """Bytes and SHA-256 of a file, or of a folder's files and their names; a large one by its bytes alone.
+    """Measure and hash a file, or all files of a folder and their names.
 
     Args:
-        name: the path as the manifest is to have it.
-        path: where it is.
+        name: path to record in the manifest.
+        path: the file or folder.
+
+    Returns:
+        Size and SHA-256; only the size if it is over 256 MiB.
     """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     size = sum(file.stat().st_size for file in files)
@@ -247,7 +273,7 @@ def hash_artefact(name: str, path: Path) -> Artefact:
 
 
 def _hash_inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artefact]:
-    """Parameter -> the file or folder it names."""
+    """Hash the files and folders that parameters name."""
     found = {}
     for name, value in parameters.items():
         path = folder / value if isinstance(value, str) and value and name not in LOCATION_PARAMETERS else None
@@ -258,7 +284,15 @@ def _hash_inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artef
 
 
 def new_manifest(tier: str, folder: Path) -> RunManifest:
-    """A run's manifest before its first notebook; every installed package goes to environment.txt beside it."""
+    """Create the manifest of a new run and write environment.txt with every installed package.
+
+    Args:
+        tier: name of the tier.
+        folder: folder of the run.
+
+    Returns:
+        A manifest without notebooks.
+    """
     installed = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
     _write_text(folder / "environment.txt", "\n".join(sorted(installed, key=str.lower)) + "\n")
     return RunManifest(

@@ -1,32 +1,32 @@
-"""Runs of the notebooks for a reader: figures in words, silent cells, and two runs compared."""
+"""Readable runs of the notebooks: labels of metrics, cells without output, and the comparison of two runs."""
 
 import math
 from typing import Any, NamedTuple
 
 from esm2kit.notebook.runs.manifest import RunManifest
 
-# Figures that tell how fast a machine was just then, not what came out: shown, never held against each other.
+# Suffixes of metrics that measure speed: shown, but never compared.
 SPEEDS = ("_per_s", "_gflops", "_seconds")
-# Set for kernels that nobody watches, so that widgets show their value instead.
+# Environment variable of headless kernels: widgets then show their value.
 HEADLESS = "ESM2KIT_HEADLESS"
-# Names of figures as a page and a terminal say them; a name that is not here is said as it is.
+# Name of a metric -> its label on pages and in the terminal. Default: the name itself.
 METRIC_LABELS = {
-    "matmul_gflops": "GFLOP/s of a matrix product",
+    "matmul_gflops": "matrix product, GFLOP/s",
     "validation_records": "validation records",
     "val_perplexity": "validation perplexity",
-    "unigram_perplexity": "perplexity by frequency",
+    "unigram_perplexity": "unigram perplexity",
     "tokens_per_s": "tokens/s",
     "neighbours_share_label": "nearest neighbours with the same label",
-    "layouts_apart": "relative difference of two layouts' losses",
-    "mean_of_means_error": "gradient's error by mean of means",
-    "loss_at_end": "loss at the end",
+    "layouts_apart": "relative loss difference of two layouts",
+    "mean_of_means_error": "gradient error, mean of means",
+    "loss_at_end": "final loss",
 }
-# A cell that works for longer without a line of output leaves its reader wondering.
+# Longest time without output that is not reported, in seconds.
 MAX_SILENT_SECONDS = 30.0
 
 
 class Difference(NamedTuple):
-    """One name's two values; `beyond` the tolerance or not, None where they cannot be held against each other."""
+    """Two values of one name. `beyond`: they differ by more than the tolerance; None if they are not compared."""
 
     name: str
     before: Any
@@ -35,9 +35,14 @@ class Difference(NamedTuple):
 
 
 def silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> list[tuple[str, int, float]]:
-    """The cells that worked for longer than so many seconds without a line of output, the longest silence first.
+    """Find the cells that printed nothing for a long time, longest first.
 
-    Returns: notebook, code cell as counted in git, seconds of its longest silence.
+    Args:
+        manifest: a run.
+        seconds: longest time without output that is accepted.
+
+    Returns:
+        (notebook, number of the code cell as in git, longest time without output in seconds).
     """
     found = [
         (notebook, int(cell), silent)
@@ -49,20 +54,42 @@ def silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> 
 
 
 def describe_silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> str:
-    """One line on the cells that printed nothing for too long; empty where there are none."""
-    quiet = silent_cells(manifest, seconds)
-    cells = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in quiet)
-    return f"at work for over {seconds:g} s without a line, as on a busy machine: {cells}" if quiet else ""
+    """Format the cells that printed nothing for a long time as one line.
+
+    Args:
+        manifest: a run.
+        seconds: longest time without output that is accepted.
+
+    Returns:
+        The line; empty if there are no such cells.
+    """
+    found = silent_cells(manifest, seconds)
+    cells = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in found)
+    return f"no output for over {seconds:g} s, as on a busy machine: {cells}" if found else ""
 
 
 def metric_label(name: str) -> str:
-    """A figure's name in words, with the notebook's number before it where it had one."""
+    """Convert the name of a metric into its label.
+
+    Args:
+        name: name, optionally preceded by the number of the notebook, such as "02 val_perplexity".
+
+    Returns:
+        The label, preceded by the same number.
+    """
     number, _, rest = name.partition(" ")
     return f"{number} {METRIC_LABELS[rest]}" if rest in METRIC_LABELS else METRIC_LABELS.get(name, name)
 
 
 def format_number(value: Any) -> str:
-    """A number as a person reads it: four significant digits, whole numbers whole, thousands never as powers."""
+    """Format a number with four significant digits; integers and thousands in full.
+
+    Args:
+        value: a number; anything else is converted to text.
+
+    Returns:
+        Text such as "14.37", "21,414" or "4.7e-08".
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, float) and 1000 <= abs(value) < 1e15:
@@ -73,13 +100,15 @@ def format_number(value: Any) -> str:
 def compare_runs(
     before: RunManifest, after: RunManifest, tolerance: float = 0.0
 ) -> tuple[list[Difference], list[Difference]]:
-    """Parameters that differ, and figures that changed.
+    """Compare the parameters and metrics of two runs.
 
     Args:
-        before: a manifest.
-        after: another.
-        tolerance: relative; figures that are closer are beyond=False.
-    Returns: parameters, figures; both only where the two values are not equal. A name one run lacks is None there.
+        before: the first run.
+        after: the second run.
+        tolerance: relative difference up to which two metrics have beyond=False.
+
+    Returns:
+        Parameters that differ, metrics that changed. A value that one run lacks is None.
     """
     parameters = [
         Difference(name, one, other, True)
@@ -105,7 +134,15 @@ def _paired(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, An
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Columns of text, each as wide as its widest cell."""
+    """Format rows as columns of text, each as wide as its widest cell.
+
+    Args:
+        heads: column headings.
+        rows: rows of cells.
+
+    Returns:
+        One line per row, headings first.
+    """
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]

@@ -1,4 +1,4 @@
-"""A run's manifest: what its notebooks ran with and made, and how far the run came; `manifest.json` in its folder."""
+"""Manifest of a run: parameters, artefacts, metrics and status of its notebooks; `manifest.json` in its folder."""
 
 import json
 import os
@@ -11,21 +11,28 @@ from typing import Any, Literal
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
 
-# Parameters that say where, not what.
+# Parameters that name locations and do not affect results.
 LOCATION_PARAMETERS = ("work_dir", "runs_dir")
-STATES = {"failed": "failed in", "running": "at work on", "interrupted": "interrupted in"}
+STATES = {"failed": "failed in", "running": "running", "interrupted": "interrupted in"}
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A file or folder, its size, and its SHA-256 where it is not too large for one."""
+    """A file or folder, its size in bytes, and its SHA-256 unless it is too large to hash."""
 
     path: str
     bytes: int | None = None
     sha256: str | None = None
 
     def path_within(self, run: str) -> str:
-        """Its path from a run's folder on, so that a link moves along with the run; an outside path stays whole."""
+        """Path relative to the folder of a run, so that links still work after the run was moved.
+
+        Args:
+            run: name of the run's folder.
+
+        Returns:
+            The relative path; the full path if it is outside that folder.
+        """
         return self.path.split(f"/{run}/", 1)[-1]
 
 
@@ -34,20 +41,20 @@ class NotebookRun:
     """One notebook of a run.
 
     Args:
-        parameters: all it ran with, its defaults included.
-        status: `to come` is never written, but shown for a notebook that is planned.
-        source_sha256: of the notebook as it is in git.
+        parameters: all parameters, including defaults.
+        status: `planned` is shown for a notebook that has not started; it is never saved.
+        source_sha256: hash of the source notebook.
         inputs: parameter -> the file or folder it names.
-        seconds: None while it runs.
-        silent_seconds: code cell -> its longest time without a line of output.
-        error: of a failed notebook, beginning with its cell.
-        made: name -> what it recorded as made.
-        figures: name -> number it recorded.
-        result: the result in a sentence.
+        seconds: duration; None while the notebook runs.
+        silent_seconds: number of the code cell -> its longest time without output.
+        error: error of a failed notebook; starts with the cell.
+        made: name -> artefact that the notebook recorded.
+        figures: name -> metric that the notebook recorded.
+        result: one sentence with the result.
     """
 
     parameters: dict[str, Any]
-    status: Literal["to come", "running", "done", "failed"]
+    status: Literal["planned", "running", "done", "failed"]
     source_sha256: str = ""
     inputs: dict[str, Artefact] = field(default_factory=dict)
     seconds: float | None = None
@@ -63,14 +70,14 @@ class RunManifest:
     """A run of notebooks.
 
     Args:
-        tier: its parameters' name.
-        created: date and time with the zone.
+        tier: name of its tier.
+        created: date and time with time zone.
         git_commit: None outside a git repository.
         versions: package -> version.
         machine: system, processor and cores.
-        notebooks: those that have begun, by name.
-        planned: those that are to run.
-        process: host and pid of who is or was at work on it.
+        notebooks: notebooks that have started, by name.
+        planned: names of all notebooks of the run.
+        process: host and pid of the process that runs or ran it.
     """
 
     tier: str
@@ -84,12 +91,23 @@ class RunManifest:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "RunManifest":
-        """A manifest from what `manifest.json` holds; keys of other versions of esm2kit are left out."""
+        """Build a manifest from the content of manifest.json; unknown keys are ignored.
+
+        Args:
+            found: the parsed JSON.
+
+        Returns:
+            The manifest.
+        """
         notebooks = {name: _read_notebook_run(entry) for name, entry in found["notebooks"].items()}
         return cls(**_known_fields(cls, found) | {"notebooks": notebooks, "planned": tuple(found.get("planned", ()))})
 
     def write(self, folder: Path) -> None:
-        """Write `<folder>/manifest.json`; what is not known yet is left out."""
+        """Write `<folder>/manifest.json`; values of None are omitted, except the git commit.
+
+        Args:
+            folder: folder of the run.
+        """
         kept = {"git_commit"}
         write_json(
             folder / "manifest.json",
@@ -100,7 +118,15 @@ class RunManifest:
         )
 
     def with_notebook(self, name: str, entry: NotebookRun) -> "RunManifest":
-        """This manifest with one notebook's entry replaced or added."""
+        """Copy the manifest with one notebook's entry replaced or added.
+
+        Args:
+            name: notebook.
+            entry: its entry.
+
+        Returns:
+            The new manifest.
+        """
         return replace(self, notebooks=self.notebooks | {name: entry})
 
     @property
@@ -114,7 +140,7 @@ class RunManifest:
 
     @property
     def status(self) -> Literal["done", "failed", "running", "interrupted"]:
-        """What the entries add up to; interrupted where the process is gone."""
+        """Status of the run; interrupted if its process has ended."""
         if self._failed:
             return "failed"
         if self.notebooks and not self._unfinished:
@@ -123,28 +149,28 @@ class RunManifest:
 
     @property
     def current_notebook(self) -> str:
-        """The notebook that failed, runs or comes next; empty for a run that is done."""
+        """The notebook that failed, is running or is next; empty for a finished run."""
         return next(iter([*self._failed, *self._unfinished]), "")
 
     @property
     def state(self) -> str:
-        """The status in words, with the notebook it is about."""
-        words = STATES.get(self.status)
-        return f"{words} {self.current_notebook or 'its first notebook'}" if words else self.status
+        """The status as text, with the notebook concerned."""
+        text = STATES.get(self.status)
+        return f"{text} {self.current_notebook or 'its first notebook'}" if text else self.status
 
     @property
     def seconds(self) -> float:
-        """Over all notebooks."""
+        """Total duration of all notebooks in seconds."""
         return sum(entry.seconds or 0.0 for entry in self.notebooks.values())
 
     @property
     def result(self) -> str:
-        """What the run came to, in the sentences its notebooks gave."""
+        """The result sentences of the notebooks."""
         return " ".join(entry.result for _, entry in sorted(self.notebooks.items()) if entry.result)
 
     @property
     def figures(self) -> dict[str, float]:
-        """`<notebook number> <figure>` -> number."""
+        """`<notebook number> <name>` -> metric."""
         return {
             f"{notebook.split('_')[0]} {name}": value
             for notebook, entry in self.notebooks.items()
@@ -153,7 +179,7 @@ class RunManifest:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """`<notebook>.<parameter>` -> value, places left out."""
+        """`<notebook>.<parameter>` -> value, without locations."""
         return {
             f"{notebook}.{name}": value
             for notebook, entry in self.notebooks.items()
@@ -174,7 +200,11 @@ def _read_notebook_run(found: Mapping[str, Any]) -> NotebookRun:
 
 
 def this_process() -> dict[str, Any]:
-    """Who is at work on a run, so that a run whose process was killed is not taken for one at work."""
+    """Identify this process, so that a run whose process was killed is recognised as interrupted.
+
+    Returns:
+        host and pid.
+    """
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
@@ -182,7 +212,7 @@ def _is_alive(process: Mapping[str, Any] | None) -> bool:
     if process is None:
         return False
     if process["host"] != socket.gethostname():
-        return True  # nobody here can tell
+        return True  # cannot be checked from this host
     try:
         os.kill(process["pid"], 0)
     except ProcessLookupError:
@@ -193,15 +223,21 @@ def _is_alive(process: Mapping[str, Any] | None) -> bool:
 
 
 def read_manifest(folder: Path) -> RunManifest:
-    """A run's manifest.
+    """Read the manifest of a run.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        The manifest.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: the manifest does not exist or cannot be read.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise InputError(
-            f"{folder} is no run: it has no manifest.json; `esm2kit runs` lists those there are",
+            f"{folder} is not a run: it has no manifest.json. `esm2kit runs` lists all runs.",
             code="run.no-manifest",
             path=str(folder),
         )
@@ -209,12 +245,19 @@ def read_manifest(folder: Path) -> RunManifest:
         return RunManifest.from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}); start a new run", code="run.unreadable", path=str(path)
+            f"{path} cannot be read ({error}): start a new run", code="run.unreadable", path=str(path)
         ) from error
 
 
 def read_runs(folder: Path) -> dict[str, RunManifest]:
-    """Run name -> manifest, the last begun first; a folder whose manifest cannot be read is left out."""
+    """Read the manifests of all runs; a folder whose manifest cannot be read is skipped.
+
+    Args:
+        folder: papermill_runs.
+
+    Returns:
+        Run name -> manifest, newest first.
+    """
     found = {}
     for path in Path(folder).glob("*/manifest.json"):
         try:

@@ -1,4 +1,4 @@
-"""The pages over runs: one a run, one over all of them; single files, no network, light and dark."""
+"""HTML pages of the runs: one per run and one overview; self-contained files with light and dark theme."""
 
 import re
 import warnings
@@ -12,24 +12,32 @@ from esm2kit.notebook.runs.history import describe_silent_cells, format_number, 
 from esm2kit.notebook.runs.manifest import NotebookRun, RunManifest, read_runs
 
 TEMPLATES = PackageLoader(__package__)
-# A page of a run at work is fetched anew every so many seconds: its reader sees it come along.
+# Seconds between reloads of the page of a run in progress.
 REFRESH_SECONDS = 15
 COLUMNS = 6
 
 
 def run_page(name: str, manifest: RunManifest) -> str:
-    """The HTML page of one run, linking its executed notebooks and what they made."""
+    """Render the page of one run, with links to its executed notebooks and artefacts.
+
+    Args:
+        name: folder name of the run.
+        manifest: its manifest.
+
+    Returns:
+        HTML.
+    """
     silent_cells, entries = describe_silent_cells(manifest), manifest.notebooks
-    all_entries = {name: NotebookRun({}, "to come") for name in manifest.planned} | entries
+    all_entries = {name: NotebookRun({}, "planned") for name in manifest.planned} | entries
     done = sum(entry.status == "done" for entry in entries.values())
     if manifest.status == "done":
-        how_far = f"{'1 notebook' if done == 1 else f'{done} notebooks'} in {_format_duration(manifest.seconds)}"
+        progress = f"{'1 notebook' if done == 1 else f'{done} notebooks'} in {_format_duration(manifest.seconds)}"
     else:
-        how_far = f"{manifest.state}, {done} of {len(all_entries)} notebooks done"
+        progress = f"{manifest.state}, {done} of {len(all_entries)} notebooks done"
     return _render(
         "run.html.j2",
         title=name,
-        head=f"Tier {manifest.tier}: {how_far}",
+        head=f"Tier {manifest.tier}: {progress}",
         manifest=manifest,
         notebooks=dict(sorted(all_entries.items())),
         error=entries[manifest.current_notebook].error if manifest.current_notebook in entries else None,
@@ -43,11 +51,18 @@ def _format_duration(seconds: float) -> str:
 
 
 def notebook_page(executed: Path) -> str:
-    """An executed notebook as an HTML page of its own: no network, light or dark as its reader has it."""
+    """Render an executed notebook as a self-contained HTML page.
+
+    Args:
+        executed: the .ipynb file.
+
+    Returns:
+        HTML.
+    """
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    # a cell that printed for minutes has each line as an output of its own; joined, a long log can be folded
+    # join the lines of a long log, which are separate outputs, so that the page can fold them
     settings = Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,17 +75,24 @@ def notebook_page(executed: Path) -> str:
 
 
 def _rewrite_links(page: str) -> str:
-    """A notebook's links, written for the folder `notebooks`, as they lead from the page of a run."""
+    """Rewrite the links of a notebook, which are relative to `notebooks`, for the page of a run."""
     page = re.sub(r'<a href="(\w+)\.ipynb', r'<a href="\1.html', page)
     return page.replace('<a href="../', '<a href="../../')
 
 
 def runs_page(folder: Path) -> Path:
-    """Write `<folder>/index.html` over all runs in it, newest first; returns its path."""
+    """Write `<folder>/index.html`, the overview of all runs, newest first.
+
+    Args:
+        folder: papermill_runs.
+
+    Returns:
+        Path of the page.
+    """
     runs = read_runs(folder)
     columns = list(runs)[:COLUMNS]
-    figures = {figure: [runs[name].figures.get(figure) for name in columns]
-               for each in columns for figure in runs[each].figures}  # fmt: skip
+    metrics = {metric: [runs[name].figures.get(metric) for name in columns]
+               for each in columns for metric in runs[each].figures}  # fmt: skip
     index = folder / "index.html"
     with atomic_path(index) as part:
         part.write_text(
@@ -81,7 +103,7 @@ def runs_page(folder: Path) -> Path:
                 runs=runs,
                 newest=dict(list(runs.items())[:1]),
                 columns=columns,
-                figures=figures,
+                metrics=metrics,
                 reports={name: _report_links(folder / name, manifest) for name, manifest in runs.items()},
             )
         )
@@ -89,7 +111,7 @@ def runs_page(folder: Path) -> Path:
 
 
 def _report_links(run: Path, manifest: RunManifest) -> dict[str, str]:
-    """The HTML pages a run's notebooks made: name -> link from the page over all runs."""
+    """HTML pages that the notebooks of a run created: name -> link from the overview."""
     made = {
         key: item.path_within(run.name) for entry in manifest.notebooks.values() for key, item in entry.made.items()
     }

@@ -1,7 +1,7 @@
-"""The notebooks, headless: one tier's parameters, one folder a run, and a manifest of what came out.
+"""Run the notebooks headless with the parameters of a tier; each run has its own folder and manifest.
 
-Parameters are checked against every notebook before the first one runs; a notebook that fails ends the run with its
-cell and its error, and what came before is kept.
+The parameters of all notebooks are checked before the first one runs. If a notebook fails, the run stops with the cell
+and its error, and the finished notebooks are retained.
 """
 
 import json
@@ -25,16 +25,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Run the notebooks headless with one tier's parameters.
+    """Run the notebooks headless with the parameters of a tier.
 
     Args:
-        tier: a name in papermill_runs, such as sample, or the path of a YAML file: notebook -> {parameter: value}.
-        from_notebook: begin here, on the latest run of this tier; its number (03) or its name.
-        only: run this notebook alone, on the latest run of this tier.
-        resume: go on with the latest run of this tier where it failed.
-        parameters: name=value, for every notebook that has the name, or notebook.name=value; the last word.
-        dry_run: check every parameter of every notebook, print them all, and run nothing.
-        root: the folder that holds notebooks/ and papermill_runs/.
+        tier: Name of a tier in papermill_runs, such as sample, or path of a YAML file: notebook -> {parameter: value}.
+        from_notebook: First notebook to run, by number (03) or name; continues the latest run of this tier.
+        only: The only notebook to run, by number (03) or name; continues the latest run of this tier.
+        resume: Resume the latest run of this tier after its last finished notebook.
+        parameters: Values that override the tier: name=value for every notebook with that parameter, or
+            notebook.name=value.
+        dry_run: Check and print the parameters of every notebook without running anything.
+        root: Folder that contains notebooks/ and papermill_runs/.
     """
 
     tier: str = "sample"
@@ -51,9 +52,9 @@ class RunsConfig:
     """List the runs of the notebooks, or compare two of them.
 
     Args:
-        compare: two runs' folder names: the parameters that differ and the figures that changed.
-        root: the folder that holds papermill_runs/.
-        format: table for people, json for programs.
+        compare: Folder names of two runs, to show the parameters and metrics that differ.
+        root: Folder that contains papermill_runs/.
+        format: Output format.
     """
 
     compare: list[str] = field(default_factory=list)
@@ -66,12 +67,12 @@ class RunsConfig:
 
 @dataclass(frozen=True)
 class RerunConfig:
-    """Repeat a run with the parameters it recorded, and say which figures differ.
+    """Repeat a run with its recorded parameters and report the metrics that differ.
 
     Args:
-        run: the run's folder name in papermill_runs.
-        tolerance: relative difference of a figure that is taken for equal; speeds are not compared.
-        root: the folder that holds notebooks/ and papermill_runs/.
+        run: Folder name of the run in papermill_runs.
+        tolerance: Largest relative difference of two metrics that count as equal. Speeds are not compared.
+        root: Folder that contains notebooks/ and papermill_runs/.
     """
 
     run: str
@@ -80,15 +81,21 @@ class RerunConfig:
 
 
 def run(config: RunConfig) -> str:
-    """Run a tier's notebooks in order.
+    """Run the notebooks of a tier in order.
 
-    Returns: the lines that end it: where the report is, and before it the cells that were silent for long, if any.
-    Raises: InputError for an unknown tier, notebook or parameter, before anything runs; and for a notebook that fails.
+    Args:
+        config: parameters of the run.
+
+    Returns:
+        The path of the report; before it a line on cells without output for a long time, if any.
+
+    Raises:
+        InputError: a tier, notebook or parameter is unknown (before anything runs), or a notebook failed.
     """
-    ways = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
-    if len(given := list(filter(None, ways))) > 1:
+    options = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
+    if len(given := list(filter(None, options))) > 1:
         raise InputError(
-            f"{' and '.join(given)} each say which notebooks to run: give one of them",
+            f"{' and '.join(given)} exclude each other: choose one",
             code="run.several-choices",
             options=given,
         )
@@ -97,16 +104,23 @@ def run(config: RunConfig) -> str:
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
         shown = plan_table(root, {name: plan[name] for name in _select_notebooks(config, plan, RunManifest(name, ""))})
-        return f"{shown}\nevery parameter is known and of its type; nothing was run"
+        return f"{shown}\nevery parameter is known and has the right type; nothing was run"
     folder = latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _select_notebooks(config, plan, manifest))
     return "\n".join(filter(None, [describe_silent_cells(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
 
 
 def runs(config: RunsConfig) -> str:
-    """The runs there are, or what differs between two of them, as a table or as JSON.
+    """List all runs, or compare two of them, as a table or as JSON.
 
-    Raises: InputError for a run that is not there, with the nearest name, or a number of names other than two.
+    Args:
+        config: runs to compare and output format.
+
+    Returns:
+        The text to print.
+
+    Raises:
+        InputError: a run does not exist, or the number of names is not two.
     """
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
@@ -115,9 +129,9 @@ def runs(config: RunsConfig) -> str:
     names = [_run_name(folder, given) for given in config.compare]
     if len(names) != 2:
         other = next((name for name in read_runs(folder) if name not in names), "RUN")
-        example = f", as in `esm2kit runs {names[0]} {other}`" if len(names) == 1 else ""
+        example = f". Example: esm2kit runs {names[0]} {other}" if len(names) == 1 else ""
         raise InputError(
-            f"a comparison takes two runs, found {len(names)}: {', '.join(names)}{example}",
+            f"a comparison requires two runs, found {len(names)}: {', '.join(names)}{example}",
             code="run.not-two",
             found=names,
         )
@@ -133,17 +147,17 @@ def runs(config: RunsConfig) -> str:
 
 
 def _run_name(folder: Path, given: str) -> str:
-    """A run's name, given so or as its folder's path, as a shell completes it."""
+    """Convert the name of a run, or the path of its folder, into the name."""
     name = Path(given).name
     if not (folder / name / "manifest.json").is_file():
         near = find_closest(name, read_runs(folder))
-        hint = f"did you mean {near!r}?" if near else "`esm2kit runs` lists those there are"
-        raise InputError(f"{given} is no run in {folder}; {hint}", code="run.unknown", name=name, near=near)
+        hint = f"did you mean {near!r}?" if near else "`esm2kit runs` lists all runs"
+        raise InputError(f"{given} is not a run in {folder}: {hint}", code="run.unknown", name=name, near=near)
     return name
 
 
 def _run_summaries(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
-    """What `--format json` gives of each run: the head of its manifest, and its figures by name."""
+    """Summarise each run for `--format json`: the head of its manifest, and its metrics by name."""
     heads = ("tier", "status", "created", "seconds", "git_commit")
     return [
         {"run": name, **{head: getattr(manifest, head) for head in heads}, "figures": manifest.figures}
@@ -162,10 +176,16 @@ def _list_table(found: Mapping[str, RunManifest], folder: Path) -> str:
 
 
 def rerun(config: RerunConfig) -> str:
-    """Repeat a run and compare.
+    """Repeat a run and compare the metrics.
 
-    Returns: what differs within the tolerance, and the new run's report.
-    Raises: InputError naming the figures that differ beyond the tolerance, so that a machine sees it by the exit code.
+    Args:
+        config: run and tolerance.
+
+    Returns:
+        The differences within the tolerance, and the path of the new report.
+
+    Raises:
+        InputError: metrics differ by more than the tolerance; the command then exits with code 2.
     """
     root = Path(config.root)
     name = _run_name(root / "papermill_runs", config.run)
@@ -184,16 +204,16 @@ def rerun(config: RerunConfig) -> str:
     if far:
         print(shown)
         raise InputError(
-            f"{len(far)} figures differ by more than {config.tolerance:g} of their value: {', '.join(far)}",
+            f"{len(far)} metrics differ by more than {config.tolerance:g} (relative): {', '.join(far)}",
             code="rerun.figures-differ",
             figures=far,
         )
-    return f"{shown}\nno figure differs by more than {config.tolerance:g} of its value; report: {folder / 'index.html'}"
+    return f"{shown}\nno metric differs by more than {config.tolerance:g} (relative); report: {folder / 'index.html'}"
 
 
 def _comparison_table(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
     parts = []
-    for heading, differences in (("parameters that differ", parameters), ("figures that changed", figures)):
+    for heading, differences in (("parameters that differ", parameters), ("metrics that changed", figures)):
         rows = [
             [
                 name,
@@ -213,21 +233,23 @@ def _execute(
     plan: Mapping[str, dict[str, Any]],
     choose: Callable[[RunManifest], list[str]],
 ) -> Path:
-    """Run notebooks into a run's folder, a new one where none is given; returns the folder."""
+    """Run notebooks in the folder of a run, a new one if none is given; return the folder."""
     try:
         folder = folder or _new_folder(root, name)
-        with hold_lock(folder / ".lock", f"{folder}: another run is at work there; wait for it, or start a new one"):
-            known = (folder / "manifest.json").exists()
-            manifest = read_manifest(folder) if known else new_manifest(name, folder)
+        with hold_lock(
+            folder / ".lock", f"{folder}: another process is using this run. Wait for it, or start a new run."
+        ):
+            exists = (folder / "manifest.json").exists()
+            manifest = read_manifest(folder) if exists else new_manifest(name, folder)
             chosen = choose(manifest)
             planned = tuple(dict.fromkeys([*manifest.planned, *chosen]))
             manifest = replace(manifest, planned=planned, process=this_process())
-            print(f"{len(chosen)} notebooks to run; watch them in {folder / 'index.html'}", flush=True)
+            print(f"{len(chosen)} notebooks to run; follow them in {folder / 'index.html'}", flush=True)
             for notebook in chosen:
                 manifest = run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:
         raise InputError(
-            f"cannot write {error.filename or folder}: {error.strerror}; fix it, then --resume",
+            f"cannot write {error.filename or folder}: {error.strerror}. Fix it, then run with --resume.",
             code="run.unwritable",
             path=str(error.filename or folder),
         ) from error
@@ -238,7 +260,7 @@ def _execute(
 
 
 def _new_folder(root: Path, name: str) -> Path:
-    """A folder nobody else has, even when two runs begin within a second."""
+    """Create a new folder, also if two runs start in the same second."""
     stem = root / "papermill_runs" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         try:
@@ -247,29 +269,48 @@ def _new_folder(root: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise InputError(f"{stem} and 98 more of the name are taken; wait a second", code="run.names-taken", path=str(stem))
+    raise InputError(
+        f"{stem} and 98 folders with the same time stamp already exist: wait a second and try again",
+        code="run.names-taken",
+        path=str(stem),
+    )
 
 
 def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Notebook -> parameters of a run, all checked; see `tiers.plan_tier`."""
+    """Read and check the parameters of a run, see `tiers.plan_tier`.
+
+    Args:
+        config: parameters of the run.
+
+    Returns:
+        Notebook -> {parameter: value}.
+    """
     return plan_tier(Path(config.root), tier_path(Path(config.root), config.tier), config.parameters)
 
 
 def latest_run(root: Path, tier: str) -> Path | None:
-    """The newest run folder of a tier, by name; None where there is none."""
+    """Find the newest run of a tier by the time stamp in its name.
+
+    Args:
+        root: folder that contains papermill_runs/.
+        tier: name of the tier.
+
+    Returns:
+        Folder of the run; None if there are no runs.
+    """
     stamped = re.compile(re.escape(tier) + r"-\d{8}-\d{6}(-\d+)?")
     folders = [path for path in (root / "papermill_runs").glob(f"{tier}-*") if stamped.fullmatch(path.name)]
     return max(folders, default=None)
 
 
 def _select_notebooks(config: RunConfig, plan: Mapping[str, Any], manifest: RunManifest) -> list[str]:
-    """The notebooks to run now."""
+    """Select the notebooks to run now."""
 
     def find(name: str) -> str:
         matches = [notebook for notebook in plan if notebook == name or notebook.split("_")[0] == name]
         if not matches:
             raise InputError(
-                f"the tier has no notebook {name!r}; {suggest_name(name, plan)}", code="tier.notebook", name=name
+                f"notebook {name!r} is not in the tier: {suggest_name(name, plan)}", code="tier.notebook", name=name
             )
         return matches[0]
 

@@ -1,4 +1,4 @@
-"""A tier: notebook -> the parameters that differ from the notebook's own, all of them checked before anything runs."""
+"""Tiers: notebook -> parameters that differ from the defaults; all are checked before anything runs."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +15,25 @@ from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
 
 
 def tier_path(root: Path, tier: str) -> Path:
-    """A tier's file, by its name in papermill_runs or by its path. Raises: InputError with the nearest known name."""
+    """Find the file of a tier.
+
+    Args:
+        root: folder that contains papermill_runs/.
+        tier: name in papermill_runs, or path of a YAML file.
+
+    Returns:
+        Path of the YAML file.
+
+    Raises:
+        InputError: the tier does not exist; the message suggests the nearest name.
+    """
     folder = Path(root) / "papermill_runs"
     for path in (folder / f"{tier}.yaml", Path(tier)):
         if path.is_file():
             return path
     known = [path.stem for path in folder.glob("*.yaml")]
     raise InputError(
-        f"unknown tier {tier!r}; " + (suggest_name(tier, known) if known else f"{folder} has none"),
+        f"unknown tier {tier!r}: " + (suggest_name(tier, known) if known else f"{folder} has no tiers"),
         code="tier.unknown",
         name=tier,
         known=known,
@@ -30,25 +41,30 @@ def tier_path(root: Path, tier: str) -> Path:
 
 
 def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Notebook -> parameters, the tier's with the command line's laid over them.
+    """Read a tier, apply the overrides of the command line, and check every parameter.
 
     Args:
-        root: the folder that holds notebooks/.
-        path: the tier's YAML.
-        given: `name=value` for every notebook that has the name, or `notebook.name=value`.
-    Raises: InputError for an unknown notebook or parameter, with the nearest known name; for a value of another type,
-        none of the stage's choices, or a file that is not there.
+        root: folder that contains notebooks/.
+        path: YAML file of the tier.
+        given: overrides: `name=value` for every notebook with that parameter, or `notebook.name=value`.
+
+    Returns:
+        Notebook -> {parameter: value}.
+
+    Raises:
+        InputError: a notebook or parameter is unknown, a value has the wrong type or is not among the choices of the
+            stage, or a file does not exist.
     """
     files = {file.stem: file for file in sorted((Path(root) / "notebooks").glob("*.ipynb"))}
     try:
         tier = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InputError(
-            f"{path} is no YAML: {' '.join(str(error).split())}", code="tier.not-yaml", path=str(path)
+            f"{path} is not valid YAML: {' '.join(str(error).split())}", code="tier.not-yaml", path=str(path)
         ) from error
     if not isinstance(tier, dict):
         raise InputError(
-            f"{path}: a tier is `notebook: {{parameter: value}}`, found {type(tier).__name__}",
+            f"{path}: expected lines `notebook: {{parameter: value}}`, found {type(tier).__name__}",
             code="tier.form",
             path=str(path),
         )
@@ -56,13 +72,13 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     for notebook, parameters in tier.items():
         if notebook not in files:
             raise InputError(
-                f"{path}: unknown notebook {notebook!r}; {suggest_name(notebook, files)}",
+                f"{path}: unknown notebook {notebook!r}: {suggest_name(notebook, files)}",
                 code="tier.notebook",
                 name=notebook,
             )
         if not isinstance(parameters or {}, dict):
             raise InputError(
-                f"{path}: {notebook} takes `parameter: value` lines, found {parameters!r}",
+                f"{path}: expected lines `parameter: value` for {notebook}, found {parameters!r}",
                 code="tier.form",
                 path=str(path),
                 notebook=notebook,
@@ -78,18 +94,18 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
 
 
 def _parse_override(given: str, known: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, Any]]:
-    """(notebook, parameter, value) of one `-p name=value`; text stays text where the parameter is text."""
+    """Parse one `-p name=value` into (notebook, parameter, value); the value of a string parameter stays a string."""
     name, equals, value = given.partition("=")
     if not equals:
         raise InputError(
-            f"-p {given}: write name=value, or notebook.name=value", code="parameter.no-value", given=given
+            f"-p {given}: expected name=value or notebook.name=value", code="parameter.no-value", given=given
         )
     notebook, dot, parameter = name.rpartition(".")
     targets = [notebook] if dot else [candidate for candidate in known if parameter in known[candidate]]
     if not targets or any(target not in known for target in targets):
         names = sorted({name for names in known.values() for name in names})
         raise InputError(
-            f"-p {given}: no notebook has a parameter {name!r}; {suggest_name(name, names)}",
+            f"-p {given}: unknown parameter {name!r}: {suggest_name(name, names)}",
             code="parameter.unknown",
             name=name,
         )
@@ -99,7 +115,7 @@ def _parse_override(given: str, known: Mapping[str, Mapping[str, Any]]) -> Itera
             yield target, parameter, value if text else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(
-                f"-p {given}: {value!r} is no value of {parameter}",
+                f"-p {given}: {value!r} is not a valid value of {parameter}",
                 code="parameter.not-yaml",
                 name=parameter,
                 found=value,
@@ -109,16 +125,26 @@ def _parse_override(given: str, known: Mapping[str, Mapping[str, Any]]) -> Itera
 def check_parameters(
     root: Path, notebook: str, parameters: Mapping[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A notebook's parameters, each known, of its default's type, among its stage's choices, its file there.
+    """Check the parameters of a notebook: names, types, choices of its stage, and files.
 
-    Raises: InputError for the first that is not.
+    Args:
+        root: folder that contains notebooks/.
+        notebook: name of the notebook.
+        parameters: parameter -> value.
+        known: parameter -> default, from `known_parameters`.
+
+    Returns:
+        Parameter -> value in the type of its default.
+
+    Raises:
+        InputError: a parameter is unknown, a value is not valid, or a file does not exist.
     """
     choices = _allowed_values(notebook) if parameters else {}
     values = {}
     for name, value in parameters.items():
         if name not in known:
             raise InputError(
-                f"{notebook} has no parameter {name!r}; {suggest_name(name, known)}",
+                f"{notebook} has no parameter {name!r}: {suggest_name(name, known)}",
                 code="parameter.unknown",
                 notebook=notebook,
                 name=name,
@@ -127,7 +153,7 @@ def check_parameters(
         if name in choices and value not in choices[name]:
             hint = suggest_name(str(value), [str(each) for each in choices[name]])
             raise InputError(
-                f"{notebook}: {name} cannot be {value!r}; {hint}",
+                f"{notebook}: {name} {value!r} is not valid: {hint}",
                 code="parameter.choice",
                 notebook=notebook,
                 name=name,
@@ -139,14 +165,14 @@ def check_parameters(
 
 
 def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
-    """The value in its default's type; YAML reads 1e-3, without a point, as text."""
+    """Convert a value to the type of its default; YAML reads 1e-3, without a point, as a string."""
     typed = value
     if isinstance(default, float) and not isinstance(value, bool | float):
         with contextlib.suppress(TypeError, ValueError):
             typed = float(value)
     if type(typed) is not type(default) or typed != typed:
         raise InputError(
-            f"{notebook}: {name} is of type {type(default).__name__}, like {default!r}; found {value!r}",
+            f"{notebook}: {name} must be of type {type(default).__name__}, such as {default!r}; found {value!r}",
             code="parameter.type",
             notebook=notebook,
             name=name,
@@ -156,13 +182,13 @@ def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
 
 
 def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any) -> None:
-    """Where the notebook's own value is a file, another one has to be there; a folder may still be made."""
+    """If the default is an existing file, the new value must be one too; a folder may be created later."""
     if not default or not value or not (folder / default).exists():
         return
     path = folder / value
     if (folder / default).is_file() and not path.is_file():
         raise InputError(
-            f"{notebook}: {name} {value} is not a file; a path counts from notebooks/",
+            f"{notebook}: {name} {value} is not a file. Paths are relative to notebooks/.",
             code="parameter.file",
             notebook=notebook,
             name=name,
@@ -170,7 +196,7 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
         )
     if (folder / default).is_dir() and (path.is_file() or not path.parent.is_dir()):
         raise InputError(
-            f"{notebook}: {name} {value} is no folder and cannot be one; a path counts from notebooks/",
+            f"{notebook}: {name} {value} is not a folder and cannot be created. Paths are relative to notebooks/.",
             code="parameter.folder",
             notebook=notebook,
             name=name,
@@ -179,7 +205,7 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
 
 
 def _allowed_values(notebook: str) -> dict[str, tuple[Any, ...]]:
-    """Parameter -> what the stage that the notebook is named after allows, for those where the stage has a list."""
+    """Read the choices of the parameters that the notebook's stage restricts to a list."""
     config = getattr(esm2kit, f"{notebook.partition('_')[2].capitalize()}Config", None)
     if config is None:
         return {}
@@ -188,12 +214,20 @@ def _allowed_values(notebook: str) -> dict[str, tuple[Any, ...]]:
 
 
 def plan_table(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
-    """The plan as a table: every parameter that a notebook runs with, and where the value is from."""
+    """Format a plan as a table: every parameter of every notebook, its value, and whether it was given.
+
+    Args:
+        root: folder that contains notebooks/.
+        plan: notebook -> {parameter: value}.
+
+    Returns:
+        The table.
+    """
     rows = []
     for notebook, parameters in plan.items():
         known = known_parameters(Path(root) / "notebooks" / f"{notebook}.ipynb")
         for name, value in (known | dict(parameters)).items():
-            own = name == "work_dir" and name not in parameters
-            shown = "artefacts/ of the run" if own else repr(value)
+            in_run = name == "work_dir" and name not in parameters
+            shown = "artefacts/ of the run" if in_run else repr(value)
             rows.append([notebook, name, shown, "given" if name in parameters else ""])
     return table(["notebook", "parameter", "value", ""], rows)
