@@ -473,8 +473,8 @@ OTHERS = {"majority": BETTER, "composition": LEVEL, "onehot_cnn": BETTER}
 def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
     probe = scored("probe", "p_step3, cnn", 0.6)
     assert verdict(compared(probe, {"untrained p_step3, cnn": WORSE} | OTHERS)) == (
-        "The CNN probe on the frozen encoder has 0.600: worse than the same probe on an untrained encoder by 0.100 [0.050, "
-        "0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
+        "The CNN probe on the frozen encoder has 0.600: worse than the same probe on an untrained encoder by 0.100 "
+        "[0.050, 0.150]; no clear difference from the best baseline, composition (0.550): +0.010 [-0.020, +0.040]."
     )
     found = compared(probe, OTHERS)
     found = replace(found, rows=[probe, scored("baseline", "majority", 0.9), *found.rows[2:]])
@@ -483,7 +483,9 @@ def test_a_verdict_names_the_best_baseline_whichever_it_is() -> None:
 
 def test_a_verdict_reports_missing_scores() -> None:
     found = compared(scored("probe", "p_step3, ridge", None), {"mean": (None, None, None)})
-    assert verdict(found).endswith("has no score: no score to compare with the best baseline, training-set mean (0.600).")
+    assert verdict(found).endswith(
+        "has no score: no score to compare with the best baseline, training-set mean (0.600)."
+    )
     found = compared(scored("probe", "p_step3, ridge", 0.5), {"onehot_cnn": (0.25, None, None)})
     assert "+0.250 compared with the best baseline, one-hot CNN (0.500), in every bootstrap" in verdict(found)
     found = replace(found, comparisons=[replace(found.comparisons[0], metric="rmse", low=-0.1, high=0.5)])
