@@ -20,7 +20,7 @@ import ipywidgets
 from IPython.display import HTML, display
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.widgets import INK, LINE, QUIET, card, has_front_end
+from esm2kit.notebook.widgets import INK, LINE, QUIET, format_card, has_front_end
 from esm2kit.training import launch
 from esm2kit.training.metrics_log import read_metrics
 
@@ -215,20 +215,21 @@ class TrainingView:
         metrics = [name for name in columns if name.startswith("val_") and name != "val_loss"][:1]
         metrics += [name for name in columns if name.startswith("downstream_") and name != "downstream_peak_gib"]
         losses = [
-            Curve("training loss", column_points(rows, "train_loss"), BLUE),
-            Curve("validation", column_points(rows, "val_loss"), ORANGE, dots=True),
+            Curve("training loss", extract_points(rows, "train_loss"), BLUE),
+            Curve("validation", extract_points(rows, "val_loss"), ORANGE, dots=True),
         ]
-        panels = [panel_svg(losses, end, self.guide_loss)]
+        panels = [render_panel(losses, end, self.guide_loss)]
         panels += [
-            panel_svg([Curve(panel_title(name), column_points(rows, name), ORANGE, dots=True)], end) for name in metrics
+            render_panel([Curve(format_panel_title(name), extract_points(rows, name), ORANGE, dots=True)], end)
+            for name in metrics
         ]
-        panels.append(panel_svg([Curve("learning rate", column_points(rows, "lr"), BLUE)], end))
-        panels.append(panel_svg([Curve("tokens/s", column_points(rows, "tokens_per_s"), BLUE)], end))
+        panels.append(render_panel([Curve("learning rate", extract_points(rows, "lr"), BLUE)], end))
+        panels.append(render_panel([Curve("tokens/s", extract_points(rows, "tokens_per_s"), BLUE)], end))
         body = f'<div style="display:flex;flex-wrap:wrap;gap:.4em 1em">{"".join(panels)}</div>'
-        return card(f'<code role="status">{escape(self.line)}</code>{body}')
+        return format_card(f'<code role="status">{escape(self.line)}</code>{body}')
 
 
-def panel_title(column: str) -> str:
+def format_panel_title(column: str) -> str:
     """Convert a column of metrics.csv into the title of its chart.
 
     Args:
@@ -240,7 +241,7 @@ def panel_title(column: str) -> str:
     return column.replace("val_", "validation ").replace("downstream_", "downstream task, ")
 
 
-def column_points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
+def extract_points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
     """Extract the points of a column, thinned to screen resolution; the last point is retained.
 
     Args:
@@ -255,7 +256,7 @@ def column_points(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float
     return found[::every] + (found[-1:] if found and (len(found) - 1) % every else [])
 
 
-def panel_svg(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
+def render_panel(curves: Sequence[Curve], end: float, guide: float | None = None) -> str:
     """Render a small line chart as SVG, with the latest values in its title.
 
     Args:

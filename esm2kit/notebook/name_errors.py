@@ -27,11 +27,11 @@ def install() -> None:
         return
     shell = get_ipython()
     # do not replace a custom handler of the user
-    if shell is not None and notebook_path(shell) is not None and not shell.custom_exceptions:
+    if shell is not None and find_notebook(shell) is not None and not shell.custom_exceptions:
         shell.set_custom_exc((NameError,), _show_name_error)
 
 
-def notebook_path(shell: Any) -> Path | None:
+def find_notebook(shell: Any) -> Path | None:
     """Find the notebook that is open in this kernel, as JupyterLab or VS Code reports it.
 
     Args:
@@ -52,7 +52,7 @@ def _show_name_error(
     innermost = trace
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
-    path, name = notebook_path(shell), getattr(error, "name", None)
+    path, name = find_notebook(shell), getattr(error, "name", None)
     # ignore names that are missing in library code, and UnboundLocalError
     in_a_cell = kind is NameError and innermost.tb_frame.f_globals is shell.user_global_ns
     line = find_defining_cell(path, name) if in_a_cell and path and name else None

@@ -94,9 +94,9 @@ class View:
 
     def _card(self) -> str:
         try:
-            return card(self.value_of(self.parameters)[1])
+            return format_card(self.value_of(self.parameters)[1])
         except InputError as error:
-            return error_card(str(error))
+            return format_error_card(str(error))
 
     @property
     def empty_values(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class View:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return front_end_bundle(*self.controls.values(), self.card)
+            return build_front_end_bundle(*self.controls.values(), self.card)
         return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
 
 
@@ -138,7 +138,7 @@ area.addEventListener("keydown", event => {
 """
 
 
-def front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
+def build_front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
     """Stack widgets for a front end and keep their keyboard events from JupyterLab.
 
     Args:
@@ -151,7 +151,7 @@ def front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
     return ipywidgets.VBox(rows)._repr_mimebundle_()
 
 
-def card(body: str) -> str:
+def format_card(body: str) -> str:
     """Wrap HTML in a bordered block in the colours of the page.
 
     Args:
@@ -164,7 +164,7 @@ def card(body: str) -> str:
     return f'<div style="{style}">{body}</div>'
 
 
-def error_card(message: str) -> str:
+def format_error_card(message: str) -> str:
     """Format an error as a card that screen readers announce.
 
     Args:
@@ -177,7 +177,7 @@ def error_card(message: str) -> str:
     return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
 
 
-def definition_list(rows: Mapping[str, Any]) -> str:
+def format_definitions(rows: Mapping[str, Any]) -> str:
     """Format names and values as a list of two columns.
 
     Args:
@@ -279,10 +279,10 @@ class Export:
     def _save(self) -> None:
         try:
             path = self.save(self.name.value)
-            self.message.value = card(f"Wrote <code>{escape(path.name)}</code>. Repeat these choices with "
+            self.message.value = format_card(f"Wrote <code>{escape(path.name)}</code>. Repeat these choices with "
                                    f"<code>esm2kit run --tier {escape(path.stem)}</code>")  # fmt: skip
         except (InputError, OSError) as error:
-            self.message.value = error_card(str(error))
+            self.message.value = format_error_card(str(error))
 
     def __repr__(self) -> str:
         text = yaml.safe_dump(self.choices, sort_keys=False, width=1000).rstrip()
@@ -292,6 +292,9 @@ class Export:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return front_end_bundle(ipywidgets.HBox([self.name, self.button]), self.message)
+            return build_front_end_bundle(ipywidgets.HBox([self.name, self.button]), self.message)
         heading = "These choices as a tier for <code>esm2kit run</code>:"
-        return {"text/plain": repr(self), "text/html": card(f"{heading}<pre style='{MONO}'>{escape(repr(self))}</pre>")}
+        return {
+            "text/plain": repr(self),
+            "text/html": format_card(f"{heading}<pre style='{MONO}'>{escape(repr(self))}</pre>"),
+        }

@@ -21,7 +21,7 @@ from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.notebook.pickers import tasks as pickers
 from esm2kit.notebook.records import work_folder
-from esm2kit.notebook.runs.headless import known_parameters
+from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.run import RunConfig, run
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.training.resume import find_resume_point, lock_run_folder
@@ -157,7 +157,7 @@ def test_a_work_folder_that_cannot_be_written_fails_first(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_notebook_checks_its_folder_first(path: Path) -> None:
-    assert "work_dir" in known_parameters(path)
+    assert "work_dir" in read_parameters(path)
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert "work_folder(work_dir)" in "".join(cells[1]["source"])
 

@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from esm2kit.models.checkpoint import read_metadata
-from esm2kit.notebook.runs.pages import notebook_page, runs_page
+from esm2kit.notebook.runs.pages import render_notebook_page, write_runs_page
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 
@@ -359,7 +359,7 @@ def test_the_overview_of_runs_sorts_by_keyboard_and_needs_no_network(browser: An
     page = browser.new_page(color_scheme=theme)
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
-    page.goto(runs_page(tmp_path).as_uri())
+    page.goto(write_runs_page(tmp_path).as_uri())
     first = page.locator("tbody").first.locator("tr td:first-child")
     assert first.all_inner_texts() == ["b-20260102-000000", "a-20260101-000000"]
     for _ in range(7):  # newest run, table, Run, Tier, Status, Started, Minutes
@@ -386,7 +386,7 @@ def test_the_page_of_an_executed_notebook_needs_no_network_and_has_both_themes(
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("print(1)  # one")]
     cells[1].outputs = [nbformat.v4.new_output("stream", text="1\n")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "made.ipynb")
-    (tmp_path / "made.html").write_text(notebook_page(tmp_path / "made.ipynb"))
+    (tmp_path / "made.html").write_text(render_notebook_page(tmp_path / "made.ipynb"))
     page = browser.new_page(color_scheme=theme)
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from support.errors import refused
 
-from esm2kit.notebook.runs.history import silent_cells
+from esm2kit.notebook.runs.history import find_silent_cells
 from esm2kit.notebook.runs.manifest import read_manifest
-from esm2kit.notebook.runs.run import RunConfig, known_parameters, run
+from esm2kit.notebook.runs.run import RunConfig, read_parameters, run
 from esm2kit.notebook.runs.tiers import check_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_one_parameters_cell_of_documented_and_used_literals(path: Path) -> None
         assert match, f"{line!r} is not `name: type = literal  # description`"
         ast.literal_eval(ast.parse(line).body[0].value)
         names.append(match[1])
-    assert list(known_parameters(path)) == names, "papermill reads other parameters than those in the cell"
+    assert list(read_parameters(path)) == names, "papermill reads other parameters than those in the cell"
     # assigning to a parameter does not count as using it
     rest = ast.parse("\n".join(cell.source for cell in cells[1:]))
     used = {node.id for node in ast.walk(rest) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -123,7 +123,7 @@ def test_tiers_name_known_notebooks_and_parameters(path: Path) -> None:
     tier = yaml.safe_load(path.read_text())
     assert list(tier) == [notebook.stem for notebook in NOTEBOOKS], "a tier runs every notebook, in order"
     for name, parameters in tier.items():
-        known = known_parameters(ROOT / "notebooks" / f"{name}.ipynb")
+        known = read_parameters(ROOT / "notebooks" / f"{name}.ipynb")
         assert set(parameters or {}) <= set(known), f"{name}: {set(parameters) - set(known)}"
 
 
@@ -195,7 +195,7 @@ def test_the_exported_tier_contains_the_parameters_of_the_run(executed: Path, na
     choices = yaml.safe_load(text)[name]
     ran = read_manifest(executed).notebooks[name].parameters
     assert choices == {parameter: ran[parameter] for parameter in choices}
-    assert check_parameters(ROOT, name, choices, known_parameters(ROOT / "notebooks" / f"{name}.ipynb")) == choices
+    assert check_parameters(ROOT, name, choices, read_parameters(ROOT / "notebooks" / f"{name}.ipynb")) == choices
 
 
 class Images(HTMLParser):
@@ -256,7 +256,7 @@ def test_a_notebook_run_alone_works_or_names_the_notebook_to_run_first(
 def test_every_cell_prints_output_regularly(executed: Path) -> None:
     """With tiny parameters. `esm2kit run` reports such cells for every run."""
     manifest = read_manifest(executed)
-    assert silent_cells(manifest) == []
+    assert find_silent_cells(manifest) == []
     assert any(entry.silent_seconds for entry in manifest.notebooks.values()), "times without output were not measured"
 
 

@@ -18,8 +18,8 @@ from support.reports import report, row, score
 from esm2kit import plots
 from esm2kit.benchmarking.page import build_score_table, render_page, render_svg
 from esm2kit.core.files import write_json
-from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, this_process
-from esm2kit.notebook.runs.pages import notebook_page, run_page, runs_page
+from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, identify_process, read_manifest
+from esm2kit.notebook.runs.pages import render_notebook_page, render_run_page, write_runs_page
 
 RESULT = "Validation perplexity is 16.73; guessing by frequency gives 17.52."
 
@@ -41,7 +41,7 @@ def manifest(*statuses: str, **more: Any) -> RunManifest:
         for name, status in zip(names, statuses, strict=False)
     }
     head = {"tier": "sample", "created": "2026-01-01T10:20:30+00:00", "git_commit": "0" * 40, "planned": names}
-    return RunManifest(**head | {"process": this_process(), "notebooks": entries} | more)
+    return RunManifest(**head | {"process": identify_process(), "notebooks": entries} | more)
 
 
 def element_text(page: str, tag: str) -> str:
@@ -68,7 +68,7 @@ def ended_process() -> dict[str, Any]:
     """A process of this machine that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return this_process() | {"pid": ended.pid}
+    return identify_process() | {"pid": ended.pid}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def ended_process() -> dict[str, Any]:
 )  # fmt: skip
 def test_the_headline_shows_the_progress_of_a_run(found: RunManifest, status: str, headline: str) -> None:
     assert found.status == status
-    page = run_page("sample-1", found)
+    page = render_run_page("sample-1", found)
     assert element_text(page, "h1") == headline
     assert f"{headline}</title>" in page
     assert (RESULT in page) == bool(found.result)
@@ -101,7 +101,7 @@ def test_the_headline_shows_the_progress_of_a_run(found: RunManifest, status: st
 
 
 def test_an_error_is_shown_as_text() -> None:
-    page = run_page("sample-1", manifest("done", "failed"))
+    page = render_run_page("sample-1", manifest("done", "failed"))
     assert "letter &#39;J&#39; &lt;b&gt;at&lt;/b&gt; residue 12" in page
 
 
@@ -132,7 +132,7 @@ def test_the_overview_starts_with_the_newest_run(tmp_path: Path) -> None:
         folder.mkdir()
         replace(found, created=f"2026-01-0{day}T00:00:00").write(folder)
         assert read_manifest(folder).seconds == 60.0 * len(found.notebooks)
-    page = runs_page(tmp_path).read_text()
+    page = write_runs_page(tmp_path).read_text()
     assert element_text(page, "h1") == "2 runs of the notebooks"
     assert element_text(page, "p") == f"Newest run: sample-2: failed in 01_second. {RESULT}"
 
@@ -144,7 +144,7 @@ def test_the_page_of_a_notebook_links_to_other_pages_and_folds_a_long_log(tmp_pa
         printed = [nbformat.v4.new_output("stream", name="stdout", text=f"of {lines}: <{n}>\n") for n in range(lines)]
         cells.append(nbformat.v4.new_code_cell("train()", outputs=printed))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_pretrain.ipynb")
-    page = notebook_page(tmp_path / "02_pretrain.ipynb")
+    page = render_notebook_page(tmp_path / "02_pretrain.ipynb")
     found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
     assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
     details = r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>"

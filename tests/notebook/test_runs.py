@@ -18,9 +18,9 @@ from esm2kit.cli.main import main
 from esm2kit.core.files import sha256_file
 from esm2kit.notebook.records import need, record
 from esm2kit.notebook.runs import headless
-from esm2kit.notebook.runs.history import compare_runs, describe_silent_cells, format_number, silent_cells
+from esm2kit.notebook.runs.history import compare_runs, describe_silent_cells, find_silent_cells, format_number
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, read_manifest, read_runs
-from esm2kit.notebook.runs.run import RerunConfig, RunConfig, RunsConfig, latest_run, rerun, run, runs
+from esm2kit.notebook.runs.run import RerunConfig, RunConfig, RunsConfig, find_latest_run, rerun, run, runs
 
 FIRST = """
 from esm2kit.notebook.records import record
@@ -110,7 +110,7 @@ def test_a_failure_retains_finished_notebooks_and_resume_continues(root: Path) -
     with refused("run.notebook-failed", notebook="01_second", error=error) as caught:
         run(config(root))
     assert "esm2kit run --tier tiny --resume" in str(caught.value)
-    folder = latest_run(root, "tiny")
+    folder = find_latest_run(root, "tiny")
     manifest = read_manifest(folder)
     assert [entry.status for entry in manifest.notebooks.values()] == ["done", "failed"]
     assert manifest.status == "failed"
@@ -143,16 +143,16 @@ def test_a_notebook_whose_kernel_dies_has_failed(root: Path) -> None:
     notebook(root / "notebooks" / "00_first.ipynb", parameters, "import os\n\nos._exit(9)")
     with refused("run.notebook-failed", error="cell 2: the kernel died, possibly out of memory"):
         run(config(root))
-    folder = latest_run(root, "tiny")
+    folder = find_latest_run(root, "tiny")
     assert read_manifest(folder).status == "failed"
     assert "the kernel died" in (folder / "index.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_leaves_the_previous_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(root, only="00"))
-    folder = latest_run(root, "tiny")
+    folder = find_latest_run(root, "tiny")
     before = {page.name: page.read_text() for page in (folder / "00_first.html", folder / "index.html")}
-    for name in ("notebook_page", "run_page"):
+    for name in ("render_notebook_page", "render_run_page"):
         previous = (folder / "index.html").read_text()
         with monkeypatch.context() as patch:
             patch.setattr(headless, name, lambda *given: "half a page, then \ud800, which cannot be encoded")
@@ -160,7 +160,7 @@ def test_a_page_that_cannot_be_written_leaves_the_previous_one(root: Path, monke
                 run(config(root, only="00"))
         page = (folder / "index.html").read_text()
         assert page.endswith("</html>"), "a page is complete"
-        assert (page == previous) == (name == "run_page"), "the page of the run shows that a notebook started"
+        assert (page == previous) == (name == "render_run_page"), "the page of the run shows that a notebook started"
         assert before["00_first.html"][:40] == (folder / "00_first.html").read_text()[:40]
         assert not list(folder.glob("*.part"))
 
@@ -168,7 +168,7 @@ def test_a_page_that_cannot_be_written_leaves_the_previous_one(root: Path, monke
 @pytest.mark.parametrize("place", ["../elsewhere", "{root}/elsewhere"])
 def test_a_custom_work_folder_is_recorded_as_well(root: Path, place: str) -> None:
     run(config(root, only="00", parameters=[f"work_dir={place.format(root=root)}"]))
-    entry = read_manifest(latest_run(root, "tiny")).notebooks["00_first"]
+    entry = read_manifest(find_latest_run(root, "tiny")).notebooks["00_first"]
     assert entry.figures["twice"] == 8
     made = root / "elsewhere" / "first.txt"
     assert made.read_text() == "4"
@@ -178,14 +178,14 @@ def test_a_custom_work_folder_is_recorded_as_well(root: Path, place: str) -> Non
 def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
     with refused("run.notebook-failed", notebook="01_second") as caught:
         run(config(root, only="01"))
-    assert "first.txt is not there: run 00_first first" in caught.value.values["error"]
+    assert "first.txt does not exist: run 00_first first" in caught.value.values["error"]
     with refused("notebook.needs", path=str(root / "nowhere"), notebook="02_pretrain"):
         need(root / "nowhere", "02_pretrain")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(root: Path) -> None:
     run(config(root))
-    folder = latest_run(root, "tiny")
+    folder = find_latest_run(root, "tiny")
     holder = f"""
 import fcntl, sys
 lock = open({str(folder / ".lock")!r}, "w")
@@ -234,16 +234,16 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_line(root: Path, mon
 def test_latest_run_ignores_other_tiers(root: Path) -> None:
     for name in ("tiny-20260101-000000", "tiny-20260102-000000", "tiny-big-20270101-000000"):
         (root / "papermill_runs" / name).mkdir()
-    assert latest_run(root, "tiny").name == "tiny-20260102-000000"
-    assert latest_run(root, "tiny-big").name == "tiny-big-20270101-000000"
-    assert latest_run(root, "other") is None
+    assert find_latest_run(root, "tiny").name == "tiny-20260102-000000"
+    assert find_latest_run(root, "tiny-big").name == "tiny-big-20270101-000000"
+    assert find_latest_run(root, "other") is None
 
 
 def test_rerun_repeats_the_recorded_parameters_and_reports_differences(root: Path) -> None:
     run(config(root, parameters=["size=7"]))
-    first = latest_run(root, "tiny")
+    first = find_latest_run(root, "tiny")
     assert "no metric differs" in rerun(RerunConfig(first.name, root=root))
-    again = latest_run(root, "tiny")
+    again = find_latest_run(root, "tiny")
     assert again != first
     assert read_manifest(again).notebooks["00_first"].figures["twice"] == 14
 
@@ -324,8 +324,8 @@ def test_a_cell_without_output_is_reported_and_one_with_output_is_not(root: Path
     made.cells.append(nbformat.v4.new_code_cell(SLOW.format(turns=1, seconds=3).strip()))
     nbformat.write(made, path)
     shown = run(config(root))
-    manifest = read_manifest(latest_run(root, "tiny"))
-    ((notebook, cell, seconds),) = silent_cells(manifest, 2.5)
+    manifest = read_manifest(find_latest_run(root, "tiny"))
+    ((notebook, cell, seconds),) = find_silent_cells(manifest, 2.5)
     assert (notebook, cell) == ("01_second", 4), "counted in code cells, without papermill's"
     assert 2.5 < seconds < 20
     line = f"no output for over 2.5 s, as on a busy machine: 01_second cell 4 ({seconds:.0f} s)"
@@ -373,4 +373,4 @@ def test_the_overview_needs_no_network_and_sorts_by_button(root: Path) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert page.count('<th scope="col">') == page.count('<th scope="col"><button type="button">') > 6
     assert broken.name not in page
-    assert json.loads((latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"
+    assert json.loads((find_latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"

@@ -10,8 +10,8 @@ from support.errors import refused
 from esm2kit.cli.commands import STAGES
 from esm2kit.cli.main import main
 from esm2kit.models.config import SIZES
-from esm2kit.notebook.runs.headless import known_parameters
-from esm2kit.notebook.runs.tiers import check_parameters, plan_tier, tier_path
+from esm2kit.notebook.runs.headless import read_parameters
+from esm2kit.notebook.runs.tiers import check_parameters, find_tier, plan_tier
 from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
 
@@ -22,13 +22,13 @@ NAMES = sorted(path.stem for path in (ROOT / "papermill_runs").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def known() -> dict[str, dict[str, Any]]:
     """Parameters of every notebook and their defaults."""
-    return {path.stem: known_parameters(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    return {path.stem: read_parameters(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 
 @pytest.mark.parametrize("name", ["sample", "small", "full"])
 def test_models_tasks_and_splits_of_a_tier_exist(name: str, known: dict[str, dict[str, Any]]) -> None:
     """Models are published sizes, tasks and splits are in FLIP or in the sample."""
-    plan = plan_tier(ROOT, tier_path(ROOT, name))
+    plan = plan_tier(ROOT, find_tier(ROOT, name))
     assert list(plan) == list(known)
     for notebook, given in plan.items():
         values = known[notebook] | given

@@ -30,7 +30,7 @@ from esm2kit.notebook.pickers import maps as map_pickers
 from esm2kit.notebook.pickers import shapes as shape_pickers
 from esm2kit.notebook.pickers import tasks as pickers
 from esm2kit.notebook.pickers.runs import run_browser
-from esm2kit.notebook.runs.manifest import this_process
+from esm2kit.notebook.runs.manifest import identify_process
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.flip import TASKS
@@ -181,7 +181,7 @@ def test_a_stale_checkpoint_is_recognised(tmp_path: Path) -> None:
     moved = tmp_path / "c" / "pretrain" / "checkpoints" / "step=1.safetensors"
     assert pickers.model_picker("", tmp_path / "c").value == str(moved)
     moved.unlink()
-    with refused("checkpoint.gone", path=str(moved)):
+    with refused("checkpoint.missing", path=str(moved)):
         _ = pickers.model_picker("", tmp_path / "c").value
 
 
@@ -354,11 +354,11 @@ def test_choices_are_saved_as_a_tier_on_top_of_sample(root: Path, tasks: Path, t
 
 def test_curves_are_thinned_and_retain_their_end() -> None:
     rows = [{"step": str(step), "train_loss": str(3 - step / 1e4), "val_loss": ""} for step in range(1, 5001)]
-    found = live.column_points(rows, "train_loss")
+    found = live.extract_points(rows, "train_loss")
     assert len(found) <= live.MAX_POINTS + 60
     assert found[0] == (1.0, 2.9999)
     assert found[-1] == (5000.0, 2.5)
-    assert live.column_points(rows, "val_loss") == []
+    assert live.extract_points(rows, "val_loss") == []
 
 
 def test_the_live_view_plots_metrics_csv(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_the_run_browser_shows_running_and_interrupted_runs(tmp_path: Path) -> N
     """Notebook 00 lists runs while its own run is running; a killed run is shown as interrupted."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for name, process in (("a", this_process()), ("b", this_process() | {"pid": ended.pid})):
+    for name, process in (("a", identify_process()), ("b", identify_process() | {"pid": ended.pid})):
         (tmp_path / name).mkdir()
         manifest = {
             "tier": "t",

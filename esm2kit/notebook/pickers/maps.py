@@ -11,7 +11,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.maps import METHODS, RESIDUES, check_method, colours, field_counts
-from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
+from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import Record
 
 # Maximum number of ids offered for completion; any other id can be typed.
@@ -50,10 +50,10 @@ def map_picker(projection: str, colour_by: str, records: Sequence[Record]) -> Vi
             options=options, value=colour_by, description="Colour by", style=LABEL, layout=WIDE
         ),
     }
-    return View(controls, lambda given: _map_value(given["projection"], given["colour_by"], records))
+    return View(controls, lambda given: _resolve_map(given["projection"], given["colour_by"], records))
 
 
-def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tuple[MapChoice, str]:
+def _resolve_map(projection: str, colour_by: str, records: Sequence[Record]) -> tuple[MapChoice, str]:
     check_method(projection)
     found = colours(records, colour_by)
     if np.issubdtype(found.dtype, np.number):
@@ -64,7 +64,7 @@ def _map_value(projection: str, colour_by: str, records: Sequence[Record]) -> tu
         more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
         values = f"{len(counts):,} different: {shown}{more}"
     what = "length of each protein in residues" if colour_by == RESIDUES else "header field"
-    return MapChoice(projection, colour_by), definition_list({escape(colour_by): what, "values": values})
+    return MapChoice(projection, colour_by), format_definitions({escape(colour_by): what, "values": values})
 
 
 def protein_picker(protein: str, records: Sequence[Record]) -> View:
@@ -89,10 +89,10 @@ def protein_picker(protein: str, records: Sequence[Record]) -> View:
         layout=WIDE,
         continuous_update=False,
     )
-    return View({"protein": field}, lambda given: _protein_value(given["protein"].strip(), records, places))
+    return View({"protein": field}, lambda given: _resolve_protein(given["protein"].strip(), records, places))
 
 
-def _protein_value(protein: str, records: Sequence[Record], places: dict[str, int]) -> tuple[int, str]:
+def _resolve_protein(protein: str, records: Sequence[Record], places: dict[str, int]) -> tuple[int, str]:
     place = places.get(protein) if protein else 0
     if place is None:
         near = get_close_matches(protein, list(places)[:MAX_SUGGESTED_IDS], 3) or list(places)[:3]
@@ -104,4 +104,4 @@ def _protein_value(protein: str, records: Sequence[Record], places: dict[str, in
         )
     record = records[place]
     header = record.description if len(record.description) <= 120 else f"{record.description[:120]} …"
-    return place, definition_list({"header": escape(header), "residues": f"{len(record.sequence):,}"})
+    return place, format_definitions({"header": escape(header), "residues": f"{len(record.sequence):,}"})

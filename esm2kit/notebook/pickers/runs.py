@@ -8,7 +8,7 @@ import ipywidgets
 from esm2kit.core.errors import InputError
 from esm2kit.notebook.runs.history import format_number
 from esm2kit.notebook.runs.manifest import RunManifest, read_runs
-from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
+from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 
 
 def run_browser(run: str, folder: Path | str) -> View:
@@ -26,10 +26,10 @@ def run_browser(run: str, folder: Path | str) -> View:
     if run not in [value for _, value in options]:
         options.append((f"{run} (not found)", run))
     choice = ipywidgets.Dropdown(options=options, value=run, description="Run", style=LABEL, layout=WIDE)
-    return View({"run": choice}, lambda given: _run_value(given["run"], runs, Path(folder)))
+    return View({"run": choice}, lambda given: _resolve_run(given["run"], runs, Path(folder)))
 
 
-def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Path | None, str]:
+def _resolve_run(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Path | None, str]:
     finished = [name for name, manifest in runs.items() if manifest.status == "done"]
     name = run or next(iter(finished), "")
     if not name:
@@ -61,4 +61,4 @@ def _run_value(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Pa
         "metrics": metrics or None,
         "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
     }
-    return folder / name, definition_list(rows)
+    return folder / name, format_definitions(rows)

@@ -6,7 +6,7 @@ from huggingface_hub import try_to_load_from_cache
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.hub import INDEXES, OFFICIAL_MODELS, SINGLE_FILES
-from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, definition_list
+from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, format_definitions
 from esm2kit.training.layout import BatchLayout
 
 SHAPE = {"num_layers": "Layers", "embed_dim": "Width", "attention_heads": "Heads"}
@@ -40,10 +40,10 @@ def size_picker(model: str, num_layers: int, embed_dim: int, attention_heads: in
             control.disabled = name != "custom"
 
     sizes.observe(lambda change: disable_shape(change["new"]), "value")
-    return View({"model": sizes, **shape}, _size_value)
+    return View({"model": sizes, **shape}, _resolve_size)
 
 
-def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
+def _resolve_size(given: dict[str, object]) -> tuple[ESM2Config, str]:
     name = given["model"]
     if name != "custom" and name not in SIZES:
         raise InputError(
@@ -58,7 +58,7 @@ def _size_value(given: dict[str, object]) -> tuple[ESM2Config, str]:
         "to train": f"{format_bytes(16 * size.num_parameters)} for weights, gradients and AdamW's averages in float32; "
         "activations come on top",
     }
-    return size, definition_list(rows)
+    return size, format_definitions(rows)
 
 
 def format_shape(size: ESM2Config) -> str:
@@ -73,7 +73,7 @@ def format_shape(size: ESM2Config) -> str:
     return f"{size.num_layers} layer{'s' * (size.num_layers > 1)} × {size.embed_dim}"
 
 
-def size_table(chosen: str) -> str:
+def format_size_table(chosen: str) -> str:
     """Format the published sizes as a table with shape, memory and whether the weights are on disk.
 
     Args:
@@ -184,13 +184,13 @@ def layout_picker(
         for (name, label), value in zip(LAYOUT.items(), given, strict=True)
         if value is not None
     }
-    view = View(controls, lambda parameters: _layout_value(parameters, size))
+    view = View(controls, lambda parameters: _resolve_layout(parameters, size))
     if size is not None:
         view.follow(size)
     return view
 
 
-def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchLayout, str]:
+def _resolve_layout(parameters: dict[str, int], size: View | None) -> tuple[BatchLayout, str]:
     layout = BatchLayout.of(**parameters)
     tensor = layout.tensor_model_parallel_size
     heads = size.value.attention_heads if size is not None and tensor > 1 else tensor
@@ -201,10 +201,10 @@ def _layout_value(parameters: dict[str, int], size: View | None) -> tuple[BatchL
             attention_heads=heads,
             tensor_model_parallel_size=tensor,
         )
-    return layout, f"<b>{layout.equation}</b><br>{_layout_sentence(layout)}{_batch_svg(layout)}"
+    return layout, f"<b>{layout.equation}</b><br>{_describe_layout(layout)}{_render_batch(layout)}"
 
 
-def _layout_sentence(layout: BatchLayout) -> str:
+def _describe_layout(layout: BatchLayout) -> str:
     groups, micro_batches = layout.data_parallel_size, layout.accumulate_grad_batches
     who = "one device" if groups == 1 else f"{groups} data-parallel groups"
     who += f" of {layout.tensor_model_parallel_size} devices" if layout.tensor_model_parallel_size > 1 else ""
@@ -212,7 +212,7 @@ def _layout_sentence(layout: BatchLayout) -> str:
     return f"One update: {layout.global_batch_size} sequences on {who}, in {batches} of {layout.micro_batch_size} each."
 
 
-def _batch_svg(layout: BatchLayout) -> str:
+def _render_batch(layout: BatchLayout) -> str:
     """One row per data-parallel group, one block per micro-batch, one square per sequence; empty if too large."""
     rows, blocks, micro = layout.data_parallel_size, layout.accumulate_grad_batches, layout.micro_batch_size
     if rows > 16 or blocks * micro > 64:

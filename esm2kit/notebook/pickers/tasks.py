@@ -13,8 +13,8 @@ from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.notebook.pickers.shapes import format_count, format_shape, size_table
-from esm2kit.notebook.widgets import LABEL, WIDE, View, definition_list
+from esm2kit.notebook.pickers.shapes import format_count, format_shape, format_size_table
+from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.files import find_split_names
@@ -56,7 +56,7 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
 
     def update_splits(name: str, chosen: str) -> None:
-        options = [("the default", ""), *((_split_label(name, each), each) for each in _splits(name, folder))]
+        options = [("the default", ""), *((_format_split(name, each), each) for each in _list_splits(name, folder))]
         if chosen not in [value for _, value in options]:
             options.append((f"{chosen} (unknown)", chosen))
         splits.options = options
@@ -64,10 +64,10 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
 
     update_splits(task, split)
     tasks.observe(lambda change: update_splits(change["new"], ""), "value")
-    return View({"task": tasks, "split": splits}, lambda given: _task_value(given["task"], given["split"], folder))
+    return View({"task": tasks, "split": splits}, lambda given: _resolve_task(given["task"], given["split"], folder))
 
 
-def _splits(task: str, folder: Path) -> list[str]:
+def _list_splits(task: str, folder: Path) -> list[str]:
     if task in TASKS:
         return list(TASKS[task].splits)
     try:
@@ -76,7 +76,7 @@ def _splits(task: str, folder: Path) -> list[str]:
         return []  # a damaged zip: the card shows the error
 
 
-def _split_label(task: str, split: str) -> str:
+def _format_split(task: str, split: str) -> str:
     if task not in TASKS:
         return split
     spec = TASKS[task].splits[split]
@@ -84,7 +84,7 @@ def _split_label(task: str, split: str) -> str:
     return f"{split} ({spec.light}{test})"
 
 
-def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
+def _resolve_task(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
     if task in TASKS:
         spec = TASKS[task]
         name = split or spec.default_split
@@ -102,7 +102,7 @@ def _task_value(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]:
         changed = tuple(file.stat().st_mtime_ns for file in (path, *path.glob("*")) if file.exists())
         spec, name, sizes, notes = _load_local_task(task, split, folder, changed)
         where = "on disk"
-    return TaskChoice(task, split), _task_card(spec, name, sizes, notes, where)
+    return TaskChoice(task, split), _format_task_card(spec, name, sizes, notes, where)
 
 
 @lru_cache(maxsize=32)
@@ -119,7 +119,7 @@ def _load_local_task(
     return data.task, data.split, counted, list(data.notes)
 
 
-def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:
+def _format_task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: str) -> str:
     counts = ", ".join(
         f"{name} {'unknown' if size is None else f'{size:,}'}"
         for name, size in (("train", sizes.train), ("validation", sizes.validation), ("test", sizes.test))
@@ -127,9 +127,9 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
     target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
     published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
     scores = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
-    return definition_list(
+    return format_definitions(
         {
-            "split": f"{escape(split)} {traffic_light(sizes.light) if spec.name in TASKS else ''}",
+            "split": f"{escape(split)} {format_traffic_light(sizes.light) if spec.name in TASKS else ''}",
             "predicts": f"{target} per {spec.level}, scored by {spec.metric}",
             "proteins": counts,
             "files": escape(where),
@@ -140,7 +140,7 @@ def _task_card(spec: Task, split: str, sizes: Split, notes: list[str], where: st
     )
 
 
-def traffic_light(name: str) -> str:
+def format_traffic_light(name: str) -> str:
     """Format a traffic light of FLIP as a coloured dot, its name and its meaning.
 
     Args:
@@ -169,21 +169,21 @@ def model_picker(model: str, work_dir: Path | str) -> View:
     if model not in [value for _, value in options]:
         options.append((model, model))
     choice = ipywidgets.Dropdown(options=options, value=model, description="Model", style=LABEL, layout=WIDE)
-    return View({"model": choice}, lambda given: _model_value(given["model"], trained))
+    return View({"model": choice}, lambda given: _resolve_model(given["model"], trained))
 
 
-def _model_value(model: str, trained: Path) -> tuple[str, str]:
+def _resolve_model(model: str, trained: Path) -> tuple[str, str]:
     if not model:
         best, card = _find_checkpoint(trained)
-        return str(best), card + size_table("")
+        return str(best), card + format_size_table("")
     if model not in SIZES and not Path(model).exists():
         raise InputError(
             f"model {model!r} is not an official name, and no such file or folder exists",
             code="model.absent",
             name=model,
         )
-    own = "" if model in SIZES else definition_list({"path": escape(model)})
-    return model, own + size_table(model)
+    own = "" if model in SIZES else format_definitions({"path": escape(model)})
+    return model, own + format_size_table(model)
 
 
 def _find_checkpoint(trained: Path) -> tuple[Path, str]:
@@ -212,7 +212,7 @@ def _find_checkpoint(trained: Path) -> tuple[Path, str]:
     if not best.exists():
         raise InputError(
             f"{trained} names {best.name}, which does not exist: run 02_pretrain again",
-            code="checkpoint.gone",
+            code="checkpoint.missing",
             path=str(best),
         )
     metadata = read_metadata(best)
@@ -232,7 +232,7 @@ def _find_checkpoint(trained: Path) -> tuple[Path, str]:
         "state": f"update {metadata['step']:,} of {result['step']:,}, the best by validation: "
         f"perplexity {result['val_perplexity']:.2f}",
     }
-    return best, definition_list(rows)
+    return best, format_definitions(rows)
 
 
 def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
@@ -251,13 +251,13 @@ def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> Vi
     field = ipywidgets.Combobox(
         value=path, options=known, description=label, style=LABEL, layout=WIDE, continuous_update=False
     )
-    return View({name: field}, lambda given: _file_value(given[name]))
+    return View({name: field}, lambda given: _resolve_file(given[name]))
 
 
 FASTA_ENDINGS = ("fasta", "fa", "faa", "gz", "zst")
 
 
-def _file_value(text: str) -> tuple[Path, str]:
+def _resolve_file(text: str) -> tuple[Path, str]:
     path = Path(text)
     if not text or not path.exists():
         near = path.parent if path.parent.is_dir() else None
@@ -276,7 +276,7 @@ def _file_value(text: str) -> tuple[Path, str]:
         "residues": spread,
         "longer than a window": f"{longer:,} with over {MAX_RESIDUES:,} residues",
     }
-    return path, definition_list(rows)
+    return path, format_definitions(rows)
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,7 @@ from esm2kit.core.files import atomic_path, sha256_file
 from esm2kit.core.provenance import git_commit, versions
 from esm2kit.notebook.runs.history import HEADLESS, format_number, metric_label
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, Artefact, NotebookRun, RunManifest
-from esm2kit.notebook.runs.pages import notebook_page, run_page
+from esm2kit.notebook.runs.pages import render_notebook_page, render_run_page
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ MAX_LINE_LENGTH = 100  # characters
 MAX_HASHED_BYTES = 256 * 2**20
 
 
-def known_parameters(notebook: Path) -> dict[str, Any]:
+def read_parameters(notebook: Path) -> dict[str, Any]:
     """Read the parameters of a notebook and their defaults with papermill.
 
     Args:
@@ -94,7 +94,7 @@ def run_notebook(
 
     source, executed = root / "notebooks" / f"{notebook}.ipynb", folder / f"{notebook}.ipynb"
     artefacts = folder / "artefacts"
-    known = known_parameters(source)
+    known = read_parameters(source)
     if "work_dir" in known:
         parameters = {"work_dir": str(artefacts)} | parameters
     inputs = _hash_inputs(source.parent, known | parameters)
@@ -127,11 +127,11 @@ def run_notebook(
         entry,
         status="failed" if error else "done",
         seconds=round(time.monotonic() - started, 1),
-        silent_seconds=progress.longest_silences(executed, bool(parameters)),
+        silent_seconds=progress.measure_silences(executed, bool(parameters)),
         error=error,
         **({} if error else _read_record(source, parameters.get("work_dir", str(artefacts)))),
     )
-    _write_text(folder / f"{notebook}.html", notebook_page(executed))
+    _write_text(folder / f"{notebook}.html", render_notebook_page(executed))
     manifest = manifest.with_notebook(notebook, entry)
     _write_run_files(folder, manifest)
     if error:
@@ -149,7 +149,7 @@ def run_notebook(
 
 def _write_run_files(folder: Path, manifest: RunManifest) -> None:
     manifest.write(folder)
-    _write_text(folder / "index.html", run_page(folder.name, manifest))
+    _write_text(folder / "index.html", render_run_page(folder.name, manifest))
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -205,7 +205,7 @@ class _ProgressHandler(logging.Handler):
             line = line if len(line) <= MAX_LINE_LENGTH else f"{line[: MAX_LINE_LENGTH - 2]} …"
             logger.info("%-16s%6.0f s  %s", self.notebook, now - self.started, line)
 
-    def longest_silences(self, executed: Path, injected: bool) -> dict[str, float]:
+    def measure_silences(self, executed: Path, injected: bool) -> dict[str, float]:
         """Report the longest time without output of each code cell.
 
         Args:
@@ -283,7 +283,7 @@ def _hash_inputs(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Artef
     return found
 
 
-def new_manifest(tier: str, folder: Path) -> RunManifest:
+def create_manifest(tier: str, folder: Path) -> RunManifest:
     """Create the manifest of a new run and write environment.txt with every installed package.
 
     Args:

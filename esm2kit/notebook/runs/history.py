@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     beyond: bool | None
 
 
-def silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> list[tuple[str, int, float]]:
+def find_silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SECONDS) -> list[tuple[str, int, float]]:
     """Find the cells that printed nothing for a long time, longest first.
 
     Args:
@@ -63,7 +63,7 @@ def describe_silent_cells(manifest: RunManifest, seconds: float = MAX_SILENT_SEC
     Returns:
         The line; empty if there are no such cells.
     """
-    found = silent_cells(manifest, seconds)
+    found = find_silent_cells(manifest, seconds)
     cells = ", ".join(f"{notebook} cell {cell} ({silent:.0f} s)" for notebook, cell, silent in found)
     return f"no output for over {seconds:g} s, as on a busy machine: {cells}" if found else ""
 
@@ -112,11 +112,11 @@ def compare_runs(
     """
     parameters = [
         Difference(name, one, other, True)
-        for name, one, other in _paired(before.parameters, after.parameters)
+        for name, one, other in _pair_values(before.parameters, after.parameters)
         if one != other
     ]
     figures = []
-    for name, one, other in _paired(before.figures, after.figures):
+    for name, one, other in _pair_values(before.figures, after.figures):
         if one == other:
             continue
         if name.endswith(SPEEDS):
@@ -129,11 +129,11 @@ def compare_runs(
     return parameters, figures
 
 
-def _paired(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _pair_values(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     return [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
+def format_table(heads: list[str], rows: list[list[str]]) -> str:
     """Format rows as columns of text, each as wide as its widest cell.
 
     Args:

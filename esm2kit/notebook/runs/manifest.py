@@ -199,7 +199,7 @@ def _read_notebook_run(found: Mapping[str, Any]) -> NotebookRun:
     return NotebookRun(**kept)
 
 
-def this_process() -> dict[str, Any]:
+def identify_process() -> dict[str, Any]:
     """Identify this process, so that a run whose process was killed is recognised as interrupted.
 
     Returns:

@@ -17,7 +17,7 @@ REFRESH_SECONDS = 15
 COLUMNS = 6
 
 
-def run_page(name: str, manifest: RunManifest) -> str:
+def render_run_page(name: str, manifest: RunManifest) -> str:
     """Render the page of one run, with links to its executed notebooks and artefacts.
 
     Args:
@@ -50,7 +50,7 @@ def _format_duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
-def notebook_page(executed: Path) -> str:
+def render_notebook_page(executed: Path) -> str:
     """Render an executed notebook as a self-contained HTML page.
 
     Args:
@@ -80,7 +80,7 @@ def _rewrite_links(page: str) -> str:
     return page.replace('<a href="../', '<a href="../../')
 
 
-def runs_page(folder: Path) -> Path:
+def write_runs_page(folder: Path) -> Path:
     """Write `<folder>/index.html`, the overview of all runs, newest first.
 
     Args:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, find_closest, suggest_name
 from esm2kit.core.files import hold_lock
-from esm2kit.notebook.runs.headless import known_parameters, new_manifest, run_notebook
-from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, table
-from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, read_manifest, read_runs, this_process
-from esm2kit.notebook.runs.pages import runs_page
-from esm2kit.notebook.runs.tiers import check_parameters, plan_table, plan_tier, tier_path
+from esm2kit.notebook.runs.headless import create_manifest, read_parameters, run_notebook
+from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, format_table
+from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, identify_process, read_manifest, read_runs
+from esm2kit.notebook.runs.pages import write_runs_page
+from esm2kit.notebook.runs.tiers import check_parameters, find_tier, format_plan, plan_tier
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -100,12 +100,12 @@ def run(config: RunConfig) -> str:
             options=given,
         )
     root, plan = Path(config.root), plan_run(config)
-    name = tier_path(root, config.tier).stem
+    name = find_tier(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
-        shown = plan_table(root, {name: plan[name] for name in _select_notebooks(config, plan, RunManifest(name, ""))})
+        shown = format_plan(root, {name: plan[name] for name in _select_notebooks(config, plan, RunManifest(name, ""))})
         return f"{shown}\nevery parameter is known and has the right type; nothing was run"
-    folder = latest_run(root, name) if continuing else None
+    folder = find_latest_run(root, name) if continuing else None
     folder = _execute(root, name, folder, plan, lambda manifest: _select_notebooks(config, plan, manifest))
     return "\n".join(filter(None, [describe_silent_cells(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
 
@@ -125,7 +125,7 @@ def runs(config: RunsConfig) -> str:
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
         found = read_runs(folder)
-        return json.dumps(_run_summaries(found), indent=2) if config.format == "json" else _list_table(found, folder)
+        return json.dumps(_summarise_runs(found), indent=2) if config.format == "json" else _format_runs(found, folder)
     names = [_run_name(folder, given) for given in config.compare]
     if len(names) != 2:
         other = next((name for name in read_runs(folder) if name not in names), "RUN")
@@ -138,7 +138,7 @@ def runs(config: RunsConfig) -> str:
     before, after = (read_manifest(folder / name) for name in names)
     parameters, figures = compare_runs(before, after)
     if config.format == "table":
-        return _comparison_table(parameters, figures, names)
+        return _format_comparison(parameters, figures, names)
     differences = {
         "parameters": [each._asdict() for each in parameters],
         "figures": [each._asdict() for each in figures],
@@ -156,7 +156,7 @@ def _run_name(folder: Path, given: str) -> str:
     return name
 
 
-def _run_summaries(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
+def _summarise_runs(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
     """Summarise each run for `--format json`: the head of its manifest, and its metrics by name."""
     heads = ("tier", "status", "created", "seconds", "git_commit")
     return [
@@ -165,14 +165,14 @@ def _run_summaries(found: Mapping[str, RunManifest]) -> list[dict[str, Any]]:
     ]
 
 
-def _list_table(found: Mapping[str, RunManifest], folder: Path) -> str:
+def _format_runs(found: Mapping[str, RunManifest], folder: Path) -> str:
     rows = [
         [name, each.status, each.created[:16], f"{each.seconds:,.0f}", str(each.git_commit)[:10]]
         for name, each in found.items()
     ]
     if not rows:
         return f"no runs in {folder} yet: esm2kit run --tier sample"
-    return table(["run", "status", "started", "seconds", "commit"], rows)
+    return format_table(["run", "status", "started", "seconds", "commit"], rows)
 
 
 def rerun(config: RerunConfig) -> str:
@@ -195,11 +195,11 @@ def rerun(config: RerunConfig) -> str:
         for notebook, entry in before.notebooks.items()
     }
     for notebook, parameters in plan.items():
-        check_parameters(root, notebook, parameters, known_parameters(root / "notebooks" / f"{notebook}.ipynb"))
+        check_parameters(root, notebook, parameters, read_parameters(root / "notebooks" / f"{notebook}.ipynb"))
     folder = _execute(root, before.tier, None, plan, lambda manifest: list(plan))
     after = read_manifest(folder)
     parameters, figures = compare_runs(before, after, config.tolerance)
-    shown = _comparison_table(parameters, figures, [name, folder.name])
+    shown = _format_comparison(parameters, figures, [name, folder.name])
     far = [difference.name for difference in figures if difference.beyond]
     if far:
         print(shown)
@@ -211,7 +211,7 @@ def rerun(config: RerunConfig) -> str:
     return f"{shown}\nno metric differs by more than {config.tolerance:g} (relative); report: {folder / 'index.html'}"
 
 
-def _comparison_table(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
+def _format_comparison(parameters: list[Difference], figures: list[Difference], names: list[str]) -> str:
     parts = []
     for heading, differences in (("parameters that differ", parameters), ("metrics that changed", figures)):
         rows = [
@@ -222,7 +222,7 @@ def _comparison_table(parameters: list[Difference], figures: list[Difference], n
             ]
             for name, one, other, beyond in differences
         ]
-        parts.append(table([heading, *names, ""], rows) if rows else f"{heading}: none")
+        parts.append(format_table([heading, *names, ""], rows) if rows else f"{heading}: none")
     return "\n\n".join(parts)
 
 
@@ -240,10 +240,10 @@ def _execute(
             folder / ".lock", f"{folder}: another process is using this run. Wait for it, or start a new run."
         ):
             exists = (folder / "manifest.json").exists()
-            manifest = read_manifest(folder) if exists else new_manifest(name, folder)
+            manifest = read_manifest(folder) if exists else create_manifest(name, folder)
             chosen = choose(manifest)
             planned = tuple(dict.fromkeys([*manifest.planned, *chosen]))
-            manifest = replace(manifest, planned=planned, process=this_process())
+            manifest = replace(manifest, planned=planned, process=identify_process())
             print(f"{len(chosen)} notebooks to run; follow them in {folder / 'index.html'}", flush=True)
             for notebook in chosen:
                 manifest = run_notebook(root, folder, notebook, plan[notebook], manifest)
@@ -255,7 +255,7 @@ def _execute(
         ) from error
     finally:
         if folder is not None and (folder / "manifest.json").exists():
-            runs_page(root / "papermill_runs")
+            write_runs_page(root / "papermill_runs")
     return folder
 
 
@@ -285,10 +285,10 @@ def plan_run(config: RunConfig) -> dict[str, dict[str, Any]]:
     Returns:
         Notebook -> {parameter: value}.
     """
-    return plan_tier(Path(config.root), tier_path(Path(config.root), config.tier), config.parameters)
+    return plan_tier(Path(config.root), find_tier(Path(config.root), config.tier), config.parameters)
 
 
-def latest_run(root: Path, tier: str) -> Path | None:
+def find_latest_run(root: Path, tier: str) -> Path | None:
     """Find the newest run of a tier by the time stamp in its name.
 
     Args:

@@ -9,12 +9,12 @@ import yaml
 
 import esm2kit
 from esm2kit.core.errors import InputError, suggest_name
-from esm2kit.notebook.runs.headless import known_parameters
-from esm2kit.notebook.runs.history import table
+from esm2kit.notebook.runs.headless import read_parameters
+from esm2kit.notebook.runs.history import format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
 
 
-def tier_path(root: Path, tier: str) -> Path:
+def find_tier(root: Path, tier: str) -> Path:
     """Find the file of a tier.
 
     Args:
@@ -84,7 +84,7 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
                 notebook=notebook,
             )
         plan[notebook] = dict(parameters or {})
-    known = {notebook: known_parameters(files[notebook]) for notebook in plan}
+    known = {notebook: read_parameters(files[notebook]) for notebook in plan}
     for each in given:
         for notebook, parameter, value in _parse_override(each, known):
             plan[notebook][parameter] = value
@@ -131,7 +131,7 @@ def check_parameters(
         root: folder that contains notebooks/.
         notebook: name of the notebook.
         parameters: parameter -> value.
-        known: parameter -> default, from `known_parameters`.
+        known: parameter -> default, from `read_parameters`.
 
     Returns:
         Parameter -> value in the type of its default.
@@ -213,7 +213,7 @@ def _allowed_values(notebook: str) -> dict[str, tuple[Any, ...]]:
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
-def plan_table(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
+def format_plan(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
     """Format a plan as a table: every parameter of every notebook, its value, and whether it was given.
 
     Args:
@@ -225,9 +225,9 @@ def plan_table(root: Path, plan: Mapping[str, Mapping[str, Any]]) -> str:
     """
     rows = []
     for notebook, parameters in plan.items():
-        known = known_parameters(Path(root) / "notebooks" / f"{notebook}.ipynb")
+        known = read_parameters(Path(root) / "notebooks" / f"{notebook}.ipynb")
         for name, value in (known | dict(parameters)).items():
             in_run = name == "work_dir" and name not in parameters
             shown = "artefacts/ of the run" if in_run else repr(value)
             rows.append([notebook, name, shown, "given" if name in parameters else ""])
-    return table(["notebook", "parameter", "value", ""], rows)
+    return format_table(["notebook", "parameter", "value", ""], rows)
