@@ -233,7 +233,7 @@ def test_readme_states_the_unigram_baselines(valid: dict[str, str], sampler: dic
     hidden = unigram_perplexity(ur90, valid.values())
     esm2 = unigram_perplexity(ur90, valid.values(), mask_share=0.8, random_share=0.1)
     readme = (DATA / "README.md").read_text()
-    assert f"| unigram: every residue to predict is hidden | {hidden:.2f} |" in readme
+    assert f"| all masked (unigram) | {hidden:.2f} |" in readme
     assert f"| ESM-2's masking, 80/10/10 | {esm2:.2f} |" in readme
 
 
@@ -242,7 +242,7 @@ def test_readme_states_the_cluster_sizes() -> None:
     sizes = [len(set(row.split("\t")[1].split(","))) for row in rows]
     numbers = [sum(min(size, 4) == number for size in sizes) for number in (1, 2, 3, 4)]
     counts = " / ".join(map(str, numbers))
-    line = f"Clusters of 1 / 2 / 3 / 4 or more members: {counts}, the largest of {max(sizes)}."
+    line = f"There are {counts} clusters with 1 / 2 / 3 / 4 or more members; the largest has {max(sizes)}."
     assert line in (DATA / "README.md").read_text()
 
 
