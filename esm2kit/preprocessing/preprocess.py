@@ -61,7 +61,7 @@ class PreprocessConfig:
             MMseqs2. 0 turns the search off, which takes hours for UniRef.
         memory_limit_gb: Memory limit in GB, at least 0.5.
         threads: Threads of the join and of MMseqs2. Default: all cores available to this process.
-        overwrite: Replace a dataset that was built from other inputs or settings.
+        overwrite: Replace a dataset that is damaged or was built from other inputs or settings.
     """
 
     train_fasta: Path | list[Path]
@@ -181,7 +181,7 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
         if unknown and not (out_dir / _UNFINISHED).exists():
             raise InputError(
                 f"{out_dir} holds {unknown[0]}, but no {MANIFEST}. Move the file, or choose another --out_dir.",
-                code="output.strangers",
+                code="output.other-files",
                 path=out_dir,
                 name=unknown[0],
             )
@@ -193,7 +193,7 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
     if not has_stage:
         raise InputError(
             f"{path} is not a manifest of `esm2kit preprocess`. Choose another --out_dir.",
-            code="output.strangers",
+            code="output.other-files",
             path=path,
         )
     if config.overwrite:  # a damaged dataset is replaced, also one from the same inputs and settings

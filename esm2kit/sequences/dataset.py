@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("stage") != "preprocess" or "files" not in manifest:
         raise InputError(
             f"{path} is not a manifest of `esm2kit preprocess`; choose another folder",
-            code="output.strangers",
+            code="output.other-files",
             path=path,
         )
     return manifest

@@ -51,7 +51,7 @@ class TrainingConfig:
         log_every_n_steps: Updates between rows of metrics.csv.
         resume_if_exists: Resume from the last checkpoint in out_dir if there is one.
         logger: Logger in addition to metrics.csv: tensorboard or wandb (Weights & Biases). Each requires its package.
-            Both receive the same metrics and the settings. WANDB_MODE=offline keeps wandb off the network.
+            Both receive the same metrics and the settings. Set WANDB_MODE=offline to use wandb without a network.
         wandb_project: Name of the Weights & Biases project.
     """
 

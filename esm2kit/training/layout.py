@@ -72,11 +72,11 @@ class BatchLayout:
         """
         given = (devices, num_nodes, tensor_model_parallel_size, micro_batch_size, accumulate_grad_batches)
         if any(value is not None and value < 1 for value in (*given, global_batch_size)):
-            raise InputError("devices, num_nodes and all batch sizes must be 1 or more", code="layout.size")
+            raise InputError("devices, num_nodes and all batch sizes must be at least 1", code="layout.size")
         if devices * num_nodes % tensor_model_parallel_size:
             raise InputError(
                 f"devices {devices} x num_nodes {num_nodes} = {devices * num_nodes} is not a multiple of "
-                f"tensor_model_parallel_size {tensor_model_parallel_size}; change one of them",
+                f"tensor_model_parallel_size {tensor_model_parallel_size}. Change one of them.",
                 code="layout.groups",
                 devices=devices * num_nodes,
                 tensor_model_parallel_size=tensor_model_parallel_size,
@@ -93,7 +93,7 @@ class BatchLayout:
             raise InputError(
                 f"global_batch_size {global_batch_size} was requested, but micro_batch_size {layout.micro_batch_size} "
                 f"x accumulate_grad_batches {layout.accumulate_grad_batches} x data_parallel_size {data_parallel} = "
-                f"{layout.global_batch_size}; change one of them",
+                f"{layout.global_batch_size}. Change one of them.",
                 code="layout.equation",
                 requested=global_batch_size,
                 found=layout.global_batch_size,

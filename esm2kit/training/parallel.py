@@ -52,7 +52,7 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
     if model.config.attention_heads % tensor_mesh.size():
         raise InputError(
             f"attention_heads {model.config.attention_heads} is not a multiple of tensor_model_parallel_size "
-            f"{tensor_mesh.size()}; lower tensor_model_parallel_size",
+            f"{tensor_mesh.size()}. Lower tensor_model_parallel_size.",
             code="layout.heads",
             attention_heads=model.config.attention_heads,
             tensor_model_parallel_size=tensor_mesh.size(),

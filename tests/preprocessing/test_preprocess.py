@@ -329,11 +329,11 @@ def test_a_folder_with_other_files_is_not_changed(trio):
     config = trio()
     config.out_dir.mkdir()
     (config.out_dir / "manifest.json").write_text('{"stage": "embed"}')
-    with refused("output.strangers"):
+    with refused("output.other-files"):
         preprocess(config)
     (config.out_dir / "manifest.json").unlink()
     (config.out_dir / "train.arrow").write_text("other content")
-    with refused("output.strangers", name="train.arrow"):
+    with refused("output.other-files", name="train.arrow"):
         preprocess(config)
     assert (config.out_dir / "train.arrow").read_text() == "other content"
 
@@ -413,7 +413,7 @@ FAULTS = {
     "no threads": ({"threads": -2}, "threads must be at least 1, found -2"),
     "identity": ({"leakage_identity": 50.0}, "leakage_identity must be at least 0 and at most 1, found 50.0"),
     "both tables": ({"cluster_tsv": Path("x.tsv")}, "mapping and cluster_tsv"),
-    "half a trio": ({"mapping": None}, "mapping and sampler_fasta require each other"),
+    "sampler_fasta only": ({"mapping": None}, "mapping and sampler_fasta require each other"),
     "size and file": ({"val_size": 1, "valid_fasta": Path("x.fasta")}, "val_size and valid_fasta both"),
     "absent file": ({"valid_fasta": Path("x.fasta")}, "x.fasta"),
 }
