@@ -102,10 +102,10 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
     resamples = min(entry.report.settings.resamples for entry in named)
     scores = [_score_predictions(entry.report, resamples) for entry in named]
     pairs = []
-    for (a, ours), (b, theirs) in itertools.combinations(zip(named, scores, strict=True), 2):
-        if ours[0] == theirs[0]:
+    for (a, (test_a, scores_a)), (b, (test_b, scores_b)) in itertools.combinations(zip(named, scores, strict=True), 2):
+        if test_a == test_b:
             metric = a.report.task.metric
-            difference = compute_paired_difference(metric, ours[1][metric], theirs[1][metric])
+            difference = compute_paired_difference(metric, scores_a[metric], scores_b[metric])
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
     found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
@@ -163,7 +163,7 @@ def _render_comparison(found: ReportComparison) -> str:
     for test in tests:
         chosen = [entry for entry in found.reports if entry.test == test]
         first = chosen[0].report
-        metric, shown = first.task.metric, list(first.first.metrics)
+        metric, names = first.task.metric, list(first.first.metrics)
         lines = {entry.name: entry.report.first for entry in chosen}
         # a baseline does not depend on the model, so it differs only between reports with different settings
         for entry in chosen:
@@ -172,15 +172,12 @@ def _render_comparison(found: ReportComparison) -> str:
                 if row.kind != "baseline" or (name in lines and _get_values(lines[name]) != _get_values(row)):
                     name = f"{name} ({entry.name})"
                 lines.setdefault(name, row)
-        ours = [entry.name for entry in chosen]
+        marked = [entry.name for entry in chosen]
         rows = [
-            {
-                "highlighted": name in ours,
-                "cells": [{"text": name}, *(format_metric_cell(row.metrics.get(m)) for m in shown)],
-            }
+            {"marked": name in marked, "cells": [{"text": name}, *map(format_metric_cell, map(row.metrics.get, names))]}
             for name, row in lines.items()
         ]
-        draw, scores = build_score_plot(list(lines), list(lines.values()), metric, ours, {})
+        draw, scores = build_score_plot(list(lines), list(lines.values()), metric, marked, {})
         title = ", ".join(test)
         figure = build_figure(
             draw, f"scores-{len(sections)}", f"Test {metric_name(metric)} on {title}: {scores}",
@@ -188,7 +185,7 @@ def _render_comparison(found: ReportComparison) -> str:
             "Bars: 95% confidence intervals.",
         )  # fmt: skip
         pairs = [pair.comparison.sentence for pair in found.pairs if (pair.task, pair.split) == test]
-        table = {"headers": build_headers(["model", *map(metric_name, shown)]), "rows": rows}
+        table = {"headers": build_headers(["model", *map(metric_name, names)]), "rows": rows}
         sections.append({"title": title, "table": table, "figures": [figure], "points": pairs})
     lead = f"Reports: {len(found.reports)}. Test sets: {len(tests)}. Paired comparisons: {len(found.pairs)}."
     method = "Paired bootstrap: both models are scored on the same resampled test proteins. Brackets: 95% confidence "

@@ -44,7 +44,7 @@ def render_svg(draw: Callable[[], Axes], salt: str) -> str:
         plotted.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(plotted)
     body = text.getvalue()
-    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.PRIMARY), "var(--ours)")
+    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.PRIMARY), "var(--primary)")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     # Ids must be unique on a page with several figures.
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
@@ -67,7 +67,7 @@ def build_figure(draw: Callable[[], Axes], salt: str, alt: str, caption: str) ->
 
 
 def build_score_plot(
-    names: Sequence[str], rows: Sequence[ReportRow], metric: str, ours: Sequence[str], published: Mapping[str, float]
+    names: Sequence[str], rows: Sequence[ReportRow], metric: str, marked: Sequence[str], published: Mapping[str, float]
 ) -> tuple[Callable[[], Axes], str]:
     """Return a function that plots the scores of rows in one metric, and the scores as text."""
     scores = [row.metrics.get(metric) for row in rows]
@@ -78,7 +78,7 @@ def build_score_plot(
     text = "; ".join(
         f"{name} {format_number(score and score.value)}" for name, score in zip(names, scores, strict=True)
     )
-    return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), ours, published), text
+    return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), marked, published), text
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -106,7 +106,7 @@ def build_score_table(report: Report) -> dict[str, Any]:
     metrics = [headline, *(name for name in report.first.metrics if name != headline)]
     rows = [
         {
-            "highlighted": number == 0,
+            "marked": number == 0,
             "cells": [
                 {"text": display_name(row.name), "small": ROLES.get(row.kind, row.note)},
                 *(format_metric_cell(row.metrics.get(metric)) for metric in metrics),
@@ -196,7 +196,7 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) ->
         headers.append({"text": "source and differences in method"})
         sections.append({"title": "Published scores", "table": {"headers": headers, "rows": rows}})
     if report.notes:
-        sections.append({"title": "Notes", "points": report.notes})
+        sections.append({"title": "Notes", "points": list(map(_format_sentence, report.notes))})
     # the option `baselines` takes the short name
     names = {name: f"{display} ({name})" for name, display in BASELINE_NAMES.items()}
     methods = [f"{names.get(row.name, row.name)}: {row.note} ({row.seconds:.1f} s)" for row in report.rows if row.note]
@@ -212,6 +212,11 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) ->
     return sections
 
 
+def _format_sentence(note: str) -> str:
+    """Add a capital letter and a full stop to a note."""
+    return f"{note[:1].upper()}{note[1:].rstrip('.')}."
+
+
 def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
     """Write the score of the first row, those it is compared with, and for values the spread of the predictions."""
     task, first, best, score = report.task, report.first, report.best_baseline, report.headline(report.first)
@@ -220,11 +225,11 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     others = {ROLES[row.kind]: row for row in report.rows[1:] if row.kind in ROLES}
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
     listed = ", ".join(f"{format_number(report.headline(row).value)} for {name}" for name, row in others.items())
-    lead = f"{first.name} reaches a test {metric_name(task.metric)} of {format_number(score.value)}{unit}"
+    lead = f"Test {metric_name(task.metric)} of {first.name}: {format_number(score.value)}{unit}"
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
     if task.target == "value" and np.std(truth) > 0:
         spread = f"{np.std(predicted) / np.std(truth):.0%} of that of the measured values"
-        lead += f" The standard deviation of its predictions{' (first seed)' if first.seeds else ''} is {spread}."
+        lead += f" The standard deviation of the predictions{' (first seed)' if first.seeds else ''} is {spread}."
     return lead
 
 

@@ -343,7 +343,7 @@ def format_comparison(ours: str, theirs: str, metric: str, difference: Interval)
     if high < 0:
         return f"{theirs} beats {ours} by {size:.3f} [{-high:.3f}, {-low:.3f}] in {name}{lower}"
     between = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}] in {name}{sign}"
-    return f"no significant difference between {ours} and {theirs}: {between}"
+    return f"No significant difference between {ours} and {theirs}: {between}"
 
 
 def compare_rows(

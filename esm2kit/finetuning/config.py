@@ -69,8 +69,8 @@ class FinetuneConfig(TrainingConfig):
         lr: Peak learning rate. Default: 1e-4, 3e-4 in mode lora, 1e-3 in mode frozen (schmirler: 2e-5, 3e-4 in mode
             lora).
         head_lr: Peak learning rate of the head. Default: lr.
-        layer_lr_decay: Factor between the learning rate of a layer and that of the layer above it. 1 gives all layers
-            the same rate.
+        layer_lr_decay: Ratio of the learning rate of a layer to that of the layer above it. With 1 all layers have the
+            same rate.
         warmup_steps: Updates of linear warm-up. Default: 5% of all updates (schmirler: 0).
         schedule: Learning rate after warm-up: linear to zero, cosine to zero, or constant. Default: linear, constant in
             mode frozen (schmirler: constant).

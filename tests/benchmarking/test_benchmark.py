@@ -262,7 +262,7 @@ def test_limit_does_not_change_the_files_and_is_noted(tasks, model, tmp_path):
     report = run(tasks, model, tmp_path, task="share", limit=15, baselines=[], untrained=False)
     assert report.task.sizes == {"train": 15, "validation": 15, "test": 15}
     assert (tasks / "share.fasta").read_bytes() == before
-    assert any("a subset" in note for note in report.notes)
+    assert any("subset" in note for note in report.notes)
     assert report.published == []
 
 
@@ -464,7 +464,7 @@ def test_reports_on_one_test_set_are_compared_in_pairs(tasks, model, value_repor
     a, b = (report.first.metrics["spearman"].value for report in (value_report, out))
     assert pair.difference == pytest.approx(a - b)
     assert pair.low < pair.difference < pair.high
-    assert "beats" in pair.sentence or "no significant difference" in pair.sentence
+    assert "beats" in pair.sentence or "No significant difference" in pair.sentence
     (written,) = json.loads((tmp_path / "comparison.json").read_text())["pairs"]
     assert written == {"task": "share", "split": "share"} | to_json(pair)
     html = (tmp_path / "comparison.html").read_text()
@@ -526,7 +526,7 @@ def test_sentences_contain_beats_only_if_the_interval_excludes_zero():
     assert format_comparison("B", "A", "rmse", Interval(-0.3, -0.5, -0.1)).startswith(
         "A beats B by 0.300 [0.100, 0.500] in RMSE"
     )
-    assert format_comparison("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("no significant difference")
+    assert format_comparison("B", "A", "mcc", Interval(0.01, -0.1, 0.12)).startswith("No significant difference")
     level = format_comparison("B", "A", "rmse", Interval(0.746, -0.1, 1.2))
     assert level.endswith("+0.746 [-0.100, +1.200] in RMSE (positive means a lower RMSE, which is better)")
     same = format_comparison("B", "A", "mcc", Interval(1.0, float("nan"), float("nan")))

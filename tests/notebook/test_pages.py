@@ -166,7 +166,7 @@ ROWS = [
 
 def test_a_table_of_scores_describes_each_row_and_marks_the_first() -> None:
     table = build_score_table(report("rmse", ROWS))
-    assert [row["highlighted"] for row in table["rows"]] == [True, False, False, False, False]
+    assert [row["marked"] for row in table["rows"]] == [True, False, False, False, False]
     assert [row["cells"][0]["small"] for row in table["rows"]] == [
         "the fine-tuned encoder and head",
         "the probe on the frozen encoder",
@@ -194,8 +194,8 @@ def test_a_figure_of_a_report_uses_the_colours_of_the_page() -> None:
     image = render_svg(
         lambda: plots.scores_with_baselines(["a", "b"], [1, 2], [0, 1], [2, 3], "accuracy", highlighted=["a"]), "scores"
     )
-    assert "var(--ours)" in image
+    assert "var(--primary)" in image
     assert "currentColor" in image
     assert to_hex(plots.PRIMARY) not in image
     for theme in ("#0173b2", "#5cb0e8"):
-        assert f"--ours: {theme}" in render_page("", "", [], [])
+        assert f"--primary: {theme}" in render_page("", "", [], [])

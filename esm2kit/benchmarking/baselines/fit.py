@@ -121,10 +121,10 @@ def compute_composition(data: TaskData) -> Features:
         counts = sums[offsets[1:]] - sums[offsets[:-1]]
         size = data.num_residues[:, None]
         return Features(np.hstack([counts / size, np.log(size)]).astype(np.float32), data.offsets, "composition")
-    place = np.arange(len(codes))
+    position = np.arange(len(codes))
     owner = np.repeat(np.arange(len(data.ids)), data.num_residues)
-    low = np.maximum(place - COMPOSITION_WINDOW, offsets[owner])
-    high = np.minimum(place + COMPOSITION_WINDOW + 1, offsets[owner + 1])
+    low = np.maximum(position - COMPOSITION_WINDOW, offsets[owner])
+    high = np.minimum(position + COMPOSITION_WINDOW + 1, offsets[owner + 1])
     shares = (sums[high] - sums[low]) / (high - low)[:, None]
     return Features(shares.astype(np.float16), offsets, "composition")
 

@@ -81,8 +81,8 @@ class Windows:
         self.ids = ids[own]
         counts = np.bincount(owner[own], minlength=len(coded))
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        place = {sequence: index for index, sequence in enumerate(coded)}
-        self.row = np.array([place[sequence] for sequence in sequences])
+        index_of = {sequence: index for index, sequence in enumerate(coded)}
+        self.row = np.array([index_of[sequence] for sequence in sequences])
 
     def batch(self, proteins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct windows (W,) of some proteins, shared ones first, and indices (B, M) padded with -1."""
