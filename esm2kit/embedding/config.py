@@ -24,15 +24,15 @@ class EmbedConfig:
         logits: Write the masked-LM logits, 33 per residue, to `<name>_logits.h5`.
         untrained_seed: Use the model's architecture with random weights from this seed, as a baseline. Default: trained
             weights.
-        long_proteins: Handling of proteins longer than max_residues. error stops and lists them; truncate embeds their
-            first residues; window embeds overlapping windows and averages residues that are in several.
+        long_proteins: Handling of proteins longer than max_residues: error stops and lists them, truncate embeds their
+            first residues, window embeds overlapping windows and averages residues that are in several.
         max_residues: Maximum number of residues per model input. ESM-2 was trained on up to 1022.
         window_overlap: Residues that adjacent windows share. Must be below max_residues.
         dtype: Data type of the stored values.
         key: Name of each dataset: index of the protein, hash of the sequence (as in biotrainer), or id.
         layout: One dataset per protein, or packed arrays with offsets, which are the fastest to read.
-        precision: float32 is exact. bfloat16 and int8 (CPU) are faster and approximate.
-        device: auto uses a GPU if there is one.
+        precision: Precision of the model. float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
+        device: Device of the model. auto uses a GPU if there is one.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.

@@ -238,7 +238,7 @@ def test_help_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_has_the_short_forms_and_the_usual_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
         (["run"], "-p, --parameters TEXT ..."),
-        (["finetune"], "Usually enough: task, data_dir, model, mode and"),
+        (["finetune"], "Most runs set only task, data_dir, model, mode and"),
     ):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
