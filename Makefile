@@ -58,7 +58,7 @@ check: setup  ## the quick part: lint, format, spelling, imports, unit tests (un
 
 # The tutorials are the notebooks as the newest finished sample run executed them; NOTEBOOKS=plain leaves outputs out.
 docs: setup  ## the documentation site in docs/_build/html (after a walkthrough if there is none; NOTEBOOKS=plain needs none)
-	@[ "$(NOTEBOOKS)" = plain ] || $(BIN)/python docs/_ext/tutorials.py >/dev/null || \
+	@[ "$(NOTEBOOKS)" = plain ] || $(BIN)/python docs/_ext/tutorials.py || \
 	  { echo "no finished sample run for the tutorials: running the walkthrough first, about 7 minutes"; $(BIN)/esm2kit run --tier sample; }
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --doctree-dir docs/_build/doctrees \
 	  -D tutorial_notebooks=$(or $(NOTEBOOKS),executed) docs docs/_build/html

@@ -1,6 +1,6 @@
 """Copy the notebooks into `tutorials/`: as the newest finished sample run executed them, or without outputs.
 
-`python docs/_ext/tutorials.py` prints that run's folder, and exits with 1 if there is none.
+`python docs/_ext/tutorials.py` prints that run's name and the notebooks that changed since; 1 if there is no such run.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from write import write_pages
 
+from esm2kit.core.files import sha256_file
 from esm2kit.notebook.runs.manifest import read_manifest, read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,4 +115,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 if __name__ == "__main__":
     found = newest_run()
-    sys.exit(None if found and print(found) is None else 1)
+    if found is None:
+        sys.exit(1)
+    entries = read_manifest(found).notebooks
+    changed = [path.stem for path in notebooks() if sha256_file(path) != entries[path.stem].source_sha256]
+    note = f"; changed since then, so run `make walkthrough` again: {', '.join(changed)}" if changed else ""
+    print(f"tutorials: outputs of {found.name}{note}")
