@@ -11,7 +11,7 @@ from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
 from esm2kit.benchmarking.scores import build_scorers
-from esm2kit.core.checksums import damaged, read_npz
+from esm2kit.core.checksums import raise_damaged, read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json, write_json
 from esm2kit.tasks.flip import TASKS
@@ -127,7 +127,7 @@ def _score_predictions(report: Report, resamples: int) -> tuple[str, dict[str, S
     stored = read_npz(path, "run the benchmark again")
     names = ("truth", "protein", "fingerprint", f"predicted/{report.first.name}")
     if absent := [name for name in names if name not in stored]:
-        raise damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
+        raise_damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
     truth_M, protein_M, fingerprint, predicted_SM = (stored[name] for name in names)
     task, counts_RP = report.task, sample_counts(int(protein_M.max()) + 1, resamples)
     scorers = build_scorers(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)

@@ -101,9 +101,13 @@ class Help(DefaultHelpFormatter):
         action.option_strings = [*short, *action.option_strings]
         hint = getattr(action, "_typehint", None)
         item = _list_item_type(hint)
-        types_ = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
-        if types_:
-            metavar = METAVARS[float if float in types_ else types_[0]] + (" ..." if item else "")
+        choices = [
+            str(value) for part in _union_members(hint) if get_origin(part) is Literal for value in get_args(part)
+        ]
+        simple = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
+        if choices or simple:
+            metavar = f"{{{','.join(choices)}}}" if choices else METAVARS[float if float in simple else simple[0]]
+            metavar += " ..." if item else ""
             return f"{', '.join(action.option_strings)} {metavar}"
         return super()._format_action_invocation(action)
 

@@ -1,7 +1,7 @@
-"""Checksums of esm2kit's own files: damage is found before a damaged file is used, and its place is reported.
+"""Checksums of the files that esm2kit writes, to detect and locate damage before a file is used.
 
-Files are checked in blocks with CRC-32, which finds every flipped bit and any short run of wrong bytes, and misses
-other damage once in 4 billion blocks. JSON files carry a SHA-256 of their content.
+Each block of a file has a CRC-32, which detects every flipped bit and every short run of wrong bytes, and misses other
+damage in one of 4 billion blocks. JSON files contain the SHA-256 of their content.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,18 +21,18 @@ from esm2kit.core.files import to_json, write_json
 from esm2kit.core.processes import count_cores
 
 MIN_BLOCK_BYTES = 1 << 16
-MAX_BLOCKS = 4096  # of a file whose checksums are recorded in a JSON file
+MAX_BLOCKS = 4096  # per file, as its checksums are stored in a JSON file
 _BYTES_PER_READ = 1 << 26
-SEAL = "sha256"  # a JSON file's key for the digest of its other content
+SEAL = "sha256"  # the key of the digest in a JSON file
 
 
 def compute_checksums(path: Path, block_bytes: int, first_byte: int = 0) -> np.ndarray:
-    """Compute the CRC-32 of each block of a file, in threads.
+    """Compute the CRC-32 of each block of a file, in several threads.
 
     Args:
-        path: the file.
-        block_bytes: bytes per block; the last block may be shorter.
-        first_byte: where the first block starts.
+        path: The file.
+        block_bytes: Bytes per block; the last block may be shorter.
+        first_byte: Where the first block starts.
 
     Returns:
         (blocks,) uint32.
@@ -56,9 +56,9 @@ class FileChecksums:
     """The checksums of a file, to be stored in a JSON file.
 
     Args:
-        num_bytes: size of the file.
-        block_bytes: bytes per block.
-        crc32: the blocks' CRC-32, eight hex digits each.
+        num_bytes: Size of the file.
+        block_bytes: Bytes per block.
+        crc32: The CRC-32 of all blocks, eight hex digits each.
     """
 
     num_bytes: int
@@ -78,21 +78,21 @@ class FileChecksums:
         """Compare a file with its checksums.
 
         Args:
-            path: the file.
-            remedy: what to do if it is damaged, as the end of a message.
+            path: The file.
+            remedy: What to do if it is damaged; ends the message.
 
         Raises:
-            InputError: the file is missing or differs.
+            InputError: The file is missing or differs.
         """
         if not path.is_file():
             raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path)
         size = path.stat().st_size
         if size != self.num_bytes:
-            raise damaged(path, f"it has {size:,} bytes instead of {self.num_bytes:,}", remedy)
+            raise_damaged(path, f"it has {size:,} bytes instead of {self.num_bytes:,}", remedy)
         expected = np.frombuffer(bytes.fromhex(self.crc32), dtype=">u4")
         wrong = np.flatnonzero(compute_checksums(path, self.block_bytes) != expected)
         if wrong.size:
-            raise damaged(path, describe_blocks(wrong, self.block_bytes, size), remedy)
+            raise_damaged(path, describe_blocks(wrong, self.block_bytes, size), remedy)
 
 
 def describe_blocks(wrong: np.ndarray, block_bytes: int, num_bytes: int) -> str:
@@ -103,29 +103,32 @@ def describe_blocks(wrong: np.ndarray, block_bytes: int, num_bytes: int) -> str:
     return f"its content differs from its checksum between bytes {start:,} and {stop:,}{more}"
 
 
-def damaged(path: Path, found: str, remedy: str) -> InputError:
-    """The error for a damaged file of esm2kit.
+def raise_damaged(path: Path, found: str, remedy: str) -> NoReturn:
+    """Raise the error for a damaged file.
 
     Args:
-        path: the file.
-        found: what is wrong, a clause.
-        remedy: what to do.
+        path: The file.
+        found: What is wrong, a clause.
+        remedy: What to do.
+
+    Raises:
+        InputError: Always.
     """
-    return InputError(f"{path} is damaged ({found}): {remedy}", code="file.damaged", path=path)
+    raise InputError(f"{path} is damaged ({found}): {remedy}", code="file.damaged", path=path) from None
 
 
 def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Read all arrays of a .npz file, whose zip format has a checksum for each.
+    """Read all arrays of a .npz file; its zip format has a checksum per array.
 
     Args:
-        path: the file.
-        remedy: what to do if it is damaged, as the end of a message.
+        path: The file.
+        remedy: What to do if it is damaged; ends the message.
 
     Returns:
         Name -> array.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         with np.load(path) as stored:
@@ -133,7 +136,7 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path) from None
     except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many kinds
-        raise damaged(path, " ".join(str(error).split()) or type(error).__name__, remedy) from None
+        raise_damaged(path, " ".join(str(error).split()) or type(error).__name__, remedy)
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -146,25 +149,26 @@ def read_sealed_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read what `write_sealed_json` wrote.
 
     Args:
-        path: the file.
-        remedy: what to do if it is damaged, as the end of a message.
+        path: The file.
+        remedy: What to do if it is damaged; ends the message.
 
     Returns:
         The object without its digest.
 
     Raises:
-        InputError: the file is missing, is not a JSON object, or differs from its digest.
+        InputError: The file is missing, is not a JSON object, or differs from its digest.
     """
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, " ".join(str(error).split()), remedy) from None
+        raise_damaged(path, " ".join(str(error).split()), remedy)
     if not isinstance(found, dict) or found.pop(SEAL, None) != _digest(found):
-        raise damaged(path, "its content differs from its checksum", remedy)
+        raise_damaged(path, "its content differs from its checksum", remedy)
     return found
 
 
 def _digest(value: Any) -> str:
+    """Compute the SHA-256 of a JSON value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

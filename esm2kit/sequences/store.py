@@ -104,9 +104,9 @@ class SequenceStore:
                 path=path,
             ) from error
         self._num_rows = max(self._num_batches - 1, 0) * ROWS_PER_BATCH + last
-        whole = self._map.read_buffer()
-        self._address = whole.address
-        self._bytes = np.frombuffer(whole, dtype=np.uint8)
+        buffer = self._map.read_buffer()
+        self._address = buffer.address
+        self._bytes = np.frombuffer(buffer, dtype=np.uint8)
         self._words = self._bytes[: self._bytes.size // 4 * 4].view(np.int32)
         # where each batch's offsets (in words) and text (in bytes) start: of the ids, then of the sequences
         self._base = np.full((self._num_batches, 4), -1, dtype=np.int64)
