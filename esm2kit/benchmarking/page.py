@@ -224,7 +224,8 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     between = f" (95% confidence interval {format_number(score.low)} to {format_number(score.high)})"
     others = {ROLES[row.kind]: row for row in report.rows[1:] if row.kind in ROLES}
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
-    listed = ", ".join(f"{format_number(report.headline(row).value)} for {name}" for name, row in others.items())
+    scores = [f"{format_number(report.headline(row).value)} for {name}" for name, row in others.items()]
+    listed = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]]))
     lead = f"Test {metric_name(task.metric)} of {first.name}: {format_number(score.value)}{unit}"
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
     if task.target == "value" and np.std(truth) > 0:

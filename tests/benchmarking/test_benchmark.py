@@ -165,7 +165,7 @@ def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, val
     write_report(value_report, load_task("share", None, tasks), {"small, ridge": predicted_SM * 0.01}, tmp_path)
     lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
     untrained = value_report.rows[1].metrics["spearman"].value
-    assert f", compared with {untrained:.3f} for the same probe on an untrained encoder, " in lead
+    assert f", compared with {untrained:.3f} for the same probe on an untrained encoder and " in lead
     assert " for the best baseline (" in lead
     assert lead.endswith(f" is {predicted_SM[0].std() / truth.std() / 100:.0%} of that of the measured values.")
 

@@ -79,13 +79,13 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     """Predict the mean or the majority class of train for every target."""
     y = data.targets[data.target_rows("train")]
     if data.task.target == "value":
-        constant, note = float(y.mean()), "predicts the mean of train"
+        constant, note = float(y.mean()), "predicts the mean of the training set"
     elif data.task.binary_labels:
         bits = unpack_bits(y, len(data.task.binary_labels))
         constant = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
-        note = "predicts the majority value of each binary label in train"
+        note = "predicts the majority value of each binary label in the training set"
     else:
-        constant, note = int(np.bincount(y).argmax()), "predicts the majority class of train"
+        constant, note = int(np.bincount(y).argmax()), "predicts the majority class of the training set"
     constants = (np.full((1, len(data.target_rows(set_name))), constant) for set_name in ("test", "validation"))
     return Baseline(name, Fitted(*constants), note)
 
