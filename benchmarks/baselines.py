@@ -1,10 +1,10 @@
-"""What FLIP's tasks yield without a language model: majority or mean, one-hot ridge, one-hot CNN.
+"""Score baselines without a language model on FLIP: majority or mean, one-hot ridge, one-hot CNN.
 
     python benchmarks/baselines.py --flip flip
 
-Prints the machine and the date, then a line a figure: the mean over seeds with its 95% interval over proteins, the
-spread over seeds, and the expected figure where one is known (data/golden/published.yaml, or this recipe run before).
-The ridge is FLIP 2021's recipe; the CNN of residues is conv7-32-conv7 on one-hot letters, six epochs.
+Prints the machine and the date, then one line per score: the mean over seeds with its 95% interval over proteins, the
+spread over seeds, and the expected value (from data/golden/published.yaml or an earlier run of this script). The ridge
+follows FLIP 2021. The residue CNN is conv7-32-conv7 on one-hot residues, trained for six epochs.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from esm2kit.core.hardware import cpu_name
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.metrics import sample_counts
 
-# (task, split, metric, baseline) -> what to expect, and within what.
+# (task, split, metric, baseline) -> expected value and tolerance
 FIGURES = {
     ("gb1", "one_vs_rest", "spearman", "onehot_ridge"): (0.279, 0.005),
     ("gb1", "two_vs_rest", "spearman", "onehot_ridge"): (0.594, 0.005),
@@ -37,9 +37,9 @@ FIGURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flip", type=Path, required=True, help="folder of task folders")
-    parser.add_argument("--tasks", nargs="*", help="these alone")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the CNN")
+    parser.add_argument("--flip", type=Path, required=True, help="Folder with FLIP's task folders.")
+    parser.add_argument("--tasks", nargs="*", help="Tasks to run. Default: all.")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="Seeds of the CNN.")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -59,11 +59,11 @@ def main() -> None:
         score = score_fitted(found.fitted, data, counts_RP)[metric]
         value, low, high = score.interval
         holds = abs(value - expected) <= within
-        between = f"[{low:.4f}, {high:.4f}]" if math.isfinite(low) else "in every draw of proteins"
+        between = f"[{low:.4f}, {high:.4f}]" if math.isfinite(low) else "for every bootstrap replicate"
         outside += not holds
         print(
             f"{task} {split} {name}: {metric} {value:.4f} {between}, seed spread {score.seed_spread:.4f};"
-            f" expected {expected} +- {within}: {'holds' if holds else 'DOES NOT HOLD'}"
+            f" expected {expected} +- {within}: {'as expected' if holds else 'NOT AS EXPECTED'}"
             f" ({time.perf_counter() - start:.0f} s)",
             flush=True,
         )

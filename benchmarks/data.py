@@ -1,12 +1,12 @@
-"""The data stage beside its peers, at three sizes, and killed: prints Markdown, and JSON with --json.
+"""Measure preprocessing: against peer tools, at three sizes, and when killed. Prints Markdown, and JSON with --json.
 
     python -m benchmarks.data peers --work_dir scratch            # 1.1 GB; needs pyfastx (extra `peers`)
     python -m benchmarks.data growth --work_dir scratch           # 0.5, 5 and 20 million records; 30 GB of disk
     python -m benchmarks.data kills --work_dir scratch
 
-Input is made by benchmarks/synthetic.py. Each measurement is a process of its own, so that peak memory is its own; the
-contestants take turns, and the median of the rounds counts. Files are read once before the clock starts, and what was
-written is on the disk (fsync) before it stops, for everybody.
+benchmarks/synthetic.py generates the input. Each measurement runs in a separate process, so that its peak memory is
+known. The tools alternate, and the median over rounds is reported. For all tools, files are read once before the clock
+starts, and output is synchronised to disk (fsync) before it stops.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from esm2kit.sequences.store import SequenceStore
 
 ROUNDS = 3
 
-# UniRef 2024_03 as NVIDIA's recipe counts it; UniRef90's text is about 85 GB
+# Clusters of UniRef 2024_03 according to NVIDIA's recipe; the FASTA of UniRef90 has about 85 GB
 UNIREF90, UNIREF50, UNIREF90_GIGABYTES = 187_382_018, 65_182_365, 85
 
 
 def limits(trio: Trio, work: Path) -> dict[str, float]:
-    """MB/s of reading the input from the page cache, of writing that much to the disk, and of copying memory."""
+    """Measure MB/s of reading the input from the page cache, writing the same amount to disk, and copying memory."""
     paths = list(trio.values())
     megabytes = size_mb(paths)
     block, found = 1 << 22, {}
@@ -72,8 +72,8 @@ def size_mb(paths: list[Path]) -> float:
     return sum(path.stat().st_size for path in paths) / 1e6
 
 
-def measured(*job: str) -> dict[str, float]:
-    """Run one job of this file in a process of its own: its seconds, CPU seconds and peak resident MB."""
+def measure(*job: str) -> dict[str, float]:
+    """Run a job of this file in a separate process; returns seconds, CPU seconds and peak resident MB."""
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.data", "job", *job], stdout=subprocess.PIPE, text=True
@@ -87,7 +87,7 @@ def measured(*job: str) -> dict[str, float]:
 
 
 def job(kind: str, name: str, trio_dir: Path, out_dir: Path, number: int) -> None:
-    """What `measured` starts; prints JSON: its peak memory, and what it timed itself."""
+    """Run a job that `measure` started; prints its peak memory and its own measurements as JSON."""
     trio, found = trio_of(trio_dir), {}
     if kind == "preprocess":
         PREPROCESS[name](trio, out_dir)
@@ -97,9 +97,9 @@ def job(kind: str, name: str, trio_dir: Path, out_dir: Path, number: int) -> Non
         num_rows = len(SequenceStore.open(out_dir / "train.arrow"))
         rows = np.random.default_rng(0).integers(0, num_rows, number)
         found = {"rows_per_s": number / ACCESS[name](trio, out_dir, rows)}
-    elif kind == "draws":
-        found = draw_latency(out_dir, number)
-    # not getrusage, whose peak a process inherits from the one that started it
+    elif kind == "samples":
+        found = sampling_latency(out_dir, number)
+    # not getrusage: a process inherits its parent's peak
     peak_kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     print(json.dumps(found | {"peak_rss_mb": peak_kb / 1e3}))
 
@@ -109,8 +109,8 @@ def trio_of(folder: Path) -> Trio:
             (("train_fasta", "fasta"), ("sampler_fasta", "fasta"), ("mapping", "tsv"))}  # fmt: skip
 
 
-def draw_latency(out_dir: Path, number: int) -> dict[str, float]:
-    """Microseconds a sample, in the order an epoch takes them."""
+def sampling_latency(out_dir: Path, number: int) -> dict[str, float]:
+    """Measure microseconds per training sample, in the order of an epoch."""
     index, store = ClusterIndex.open(out_dir), SequenceStore.open(out_dir / "train.arrow")
     num_residues, n = store.num_residues, index.num_clusters
     seconds = dict.fromkeys(("order", "draw", "residues", "tokens and mask"), 0.0)
@@ -118,11 +118,11 @@ def draw_latency(out_dir: Path, number: int) -> dict[str, float]:
         marks = [time.perf_counter()]
         cluster = permutation(0, 0, position % n, n)
         marks.append(time.perf_counter())
-        drawn = draw_sample(0, 0, cluster, index, num_residues)
+        sample = draw_sample(0, 0, cluster, index, num_residues)
         marks.append(time.perf_counter())
-        residues = store.residues(drawn.row)[drawn.start : drawn.stop]
+        residues = store.residues(sample.row)[sample.start : sample.stop]
         marks.append(time.perf_counter())
-        mask_tokens(np.concatenate([[0], encode(residues), [2]]).astype(np.uint8), drawn.mask_key)
+        mask_tokens(np.concatenate([[0], encode(residues), [2]]).astype(np.uint8), sample.mask_key)
         marks.append(time.perf_counter())
         for name, first, second in zip(seconds, marks, marks[1:], strict=False):
             seconds[name] += second - first
@@ -146,12 +146,12 @@ def peers(work: Path, num_records: int, num_rows: int) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name in PREPROCESS:
             shutil.rmtree(work / name, ignore_errors=True)
-            runs["parse"][name].append(measured("parse", name, str(work / "trio"), str(work / name), "0"))
-            runs["preprocess"][name].append(measured("preprocess", name, str(work / "trio"), str(work / name), "0"))
+            runs["parse"][name].append(measure("parse", name, str(work / "trio"), str(work / name), "0"))
+            runs["preprocess"][name].append(measure("preprocess", name, str(work / "trio"), str(work / name), "0"))
     for _ in range(ROUNDS):
         for name in ACCESS:
             job = ("access", name, str(work / "trio"), str(work / "esm2kit"), str(num_rows))
-            runs["access"][name].append(measured(*job))
+            runs["access"][name].append(measure(*job))
     found = {"megabytes": megabytes, "records": num_records, "rows": num_rows, "limits": limits(trio, work)}
     parsed_mb = size_mb([trio["sampler_fasta"]])
     for name in PREPROCESS:
@@ -170,10 +170,14 @@ def peers(work: Path, num_records: int, num_rows: int) -> dict[str, Any]:
     for name in PREPROCESS:
         print(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in found[name].values()) + " |")
     ratios = f"{better['preprocess_mb_s']:.1f}x preprocess, {better['rows_per_s']:.1f}x random rows"
-    print(f"\nBeside the better peer: {ratios}.")
-    print("Limits here: " + ", ".join(f"{name} {value:,.0f} MB/s" for name, value in found["limits"].items()) + ".")
+    print(f"\nCompared with the better peer tool: {ratios}.")
+    print(
+        "Limits of this machine: "
+        + ", ".join(f"{name} {value:,.0f} MB/s" for name, value in found["limits"].items())
+        + "."
+    )
     share = found["esm2kit"]["preprocess_mb_s"] / found["limits"]["write and fsync"]
-    print(f"Preprocess reaches {share:.0%} of writing as much to the disk, once.")
+    print(f"Preprocessing reaches {share:.0%} of the rate of writing the same amount to disk once.")
     shutil.rmtree(work)
     return found | {"better": better, "runs": runs}
 
@@ -181,19 +185,19 @@ def peers(work: Path, num_records: int, num_rows: int) -> dict[str, Any]:
 def growth(work: Path, sizes: list[int], num_draws: int) -> dict[str, Any]:
     rows = []
     print(f"\nmemory_limit_gb {MEMORY_GB}\n")
-    print("| records | MB | seconds | MB/s | peak RSS MB | output MB | order, draw, residues, mask: us |")
+    print("| records | MB | seconds | MB/s | peak RSS MB | output MB | order, sample, residues, mask: us |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for size in sizes:
         trio = write_trio(work / "trio", size)
         warm(trio)
         out_dir = work / "out"
-        run = measured("preprocess", "esm2kit", str(work / "trio"), str(out_dir), "0")
-        draws = measured("draws", "esm2kit", str(work / "trio"), str(out_dir), str(num_draws))
+        run = measure("preprocess", "esm2kit", str(work / "trio"), str(out_dir), "0")
+        latencies = measure("samples", "esm2kit", str(work / "trio"), str(out_dir), str(num_draws))
         row = {"records": size, "megabytes": size_mb(list(trio.values())), **run}
         row["output_megabytes"] = size_mb(list(out_dir.iterdir()))
-        row |= {name: value for name, value in draws.items() if name.endswith(" us")}
+        row |= {name: value for name, value in latencies.items() if name.endswith(" us")}
         rows.append(row)
-        latency = ", ".join(f"{value:.1f}" for name, value in draws.items() if name.endswith(" us"))
+        latency = ", ".join(f"{value:.1f}" for name, value in latencies.items() if name.endswith(" us"))
         rate = row["megabytes"] / run["seconds"]
         print(f"| {size:,} | {row['megabytes']:,.0f} | {run['seconds']:,.1f} | {rate:,.0f} | {run['peak_rss_mb']:,.0f} "
               f"| {row['output_megabytes']:,.0f} | {latency} |", flush=True)  # fmt: skip
@@ -203,17 +207,17 @@ def growth(work: Path, sizes: list[int], num_draws: int) -> dict[str, Any]:
 
 
 def uniref(row: dict[str, float]) -> str:
-    """The whole of UniRef on paper, from the largest size measured."""
+    """Extrapolate to all of UniRef from the largest measured size."""
     rate, output = row["megabytes"] / row["seconds"], row["output_megabytes"] / row["megabytes"]
     text = UNIREF90_GIGABYTES * (1 + 2 * UNIREF50 / UNIREF90)
     lines = [
-        "\nAll of UniRef50/90, on paper, at the last row's rates:",
+        "\nExtrapolation to all of UniRef50/90 at the rates of the last row:",
         f"text: {UNIREF90_GIGABYTES} GB x (1 + 2 x {UNIREF50:,} / {UNIREF90:,}) = {text:.0f} GB: UniRef90 and the",
         "UniRef50 representatives in the sampler, the latter again in the train FASTA;",
         f"time: {text:.0f} GB / {rate:.0f} MB/s = {text * 1e3 / rate / 60:.0f} min;",
-        f"disk: {text:.0f} GB x {output:.2f} = {text * output:.0f} GB of output, twice while clusters are cut off;",
-        f"memory: the setting; of it {UNIREF90 + UNIREF50:,} records x 1.25 bytes = "
-        f"{(UNIREF90 + UNIREF50) * 1.25 / 1e9:.2f} GB to tell which stay, and renumber them.",
+        f"disk: {text:.0f} GB x {output:.2f} = {text * output:.0f} GB, twice that while clusters are truncated;",
+        f"memory: memory_limit_gb, including {UNIREF90 + UNIREF50:,} records x 1.25 bytes = "
+        f"{(UNIREF90 + UNIREF50) * 1.25 / 1e9:.2f} GB to mark and renumber the retained records.",
     ]
     return "\n".join(lines)
 
@@ -241,20 +245,20 @@ def kills(work: Path, num_records: int, number: int) -> dict[str, Any]:
         for name in sorted(name for name in found | expected if found.get(name) != expected.get(name)):
             print(f"differs: {name}")
     print(f"\nkilled at {number} random moments of {took:.1f} s ({landed} before the end): {same} reruns of {number} "
-          "ended with the same bytes")  # fmt: skip
+          "wrote identical files")  # fmt: skip
     shutil.rmtree(work)
     if same < number:
-        raise SystemExit("a rerun differed")
+        raise SystemExit("the output of a rerun differs")
     return {"kills": number, "before_the_end": landed, "same": same}
 
 
 def fingerprint(out_dir: Path) -> dict[str, str]:
-    """SHA-256 of every file; of the manifest without the time and the commit it was made at."""
+    """Compute the SHA-256 of every file; the manifest's time, commit and digest are excluded."""
     found = {}
     for path in sorted(out_dir.iterdir()):
         content = path.read_bytes()
         if path.name == "manifest.json":
-            content = json.dumps(json.loads(content) | {"created": None, "git_commit": None}).encode()
+            content = json.dumps(json.loads(content) | {"created": None, "git_commit": None, "sha256": None}).encode()
         found[path.name] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -264,7 +268,9 @@ def middle(runs: list[dict[str, float]], key: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    from esm2kit.core.hardware import cpu_name  # not above: it brings torch, and every measured process would carry it
+    from esm2kit.core.hardware import (
+        cpu_name,
+    )  # imported here: it imports torch, which would add memory to every measured process
 
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
 
@@ -275,16 +281,18 @@ def main() -> None:
         return job(kind, name, Path(trio_dir), Path(out_dir), int(number))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["peers", "growth", "kills"])
-    parser.add_argument("--work_dir", type=Path, required=True, help="an absent folder; removed at the end")
-    parser.add_argument("--num_records", type=int, default=2_000_000, help="of `peers`; `kills` takes a tenth")
-    parser.add_argument("--num_rows", type=int, default=1_000_000, help="random rows")
+    parser.add_argument(
+        "--work_dir", type=Path, required=True, help="Temporary folder. It must not exist, and is deleted at the end."
+    )
+    parser.add_argument("--num_records", type=int, default=2_000_000, help="Records for `peers`; `kills` uses a tenth.")
+    parser.add_argument("--num_rows", type=int, default=1_000_000, help="Random rows to read.")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500_000, 5_000_000, 20_000_000])
     parser.add_argument("--num_draws", type=int, default=100_000)
     parser.add_argument("--num_kills", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="Output file for the results.")
     given = parser.parse_args()
     if given.work_dir.exists():
-        parser.error(f"{given.work_dir} exists; name a folder that may be made and removed")
+        parser.error(f"{given.work_dir} already exists. Choose a folder that may be created and deleted.")
     print(", ".join(f"{name} {value}" for name, value in machine().items()) + "\n", flush=True)
     if given.part == "peers":
         found = peers(given.work_dir, given.num_records, given.num_rows)

@@ -1,4 +1,4 @@
-"""The contestants of benchmarks/data.py: the same preparation, and the same random access, by three libraries."""
+"""The tools that benchmarks/data.py compares: the same preprocessing and random access with three libraries."""
 
 import os
 import time
@@ -37,7 +37,7 @@ def _pyfastx(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def by_peer(parse: Callable[[Path], Iterator[tuple[str, str]]], trio: Trio, out_dir: Path) -> None:
-    """The same work as one writes it around a parser: a dict of ids, one file of residues, arrays of offsets."""
+    """Preprocess with a peer's parser and simple code: a dict of ids, one file of residues, arrays of offsets."""
     out_dir.mkdir(parents=True)
     letters = str.maketrans("", "", RESIDUE_LETTERS)
     rows: dict[str, int] = {}
@@ -80,7 +80,7 @@ PREPROCESS = {
 
 
 def parse_alone(name: str, path: Path) -> None:
-    """Reading and nothing else, for the record."""
+    """Parse a FASTA without further processing."""
     if name == "esm2kit":
         sum(len(block.ids) for block in FastaReader(path))
     else:
@@ -89,9 +89,9 @@ def parse_alone(name: str, path: Path) -> None:
 
 def access_by_esm2kit(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
     store = SequenceStore.open(out_dir / "train.arrow")
-    wanted = rows.tolist()
+    requested = rows.tolist()
     began = time.perf_counter()
-    total = sum(store.residues(row).size for row in wanted)
+    total = sum(store.residues(row).size for row in requested)
     assert total
     return time.perf_counter() - began
 
@@ -101,9 +101,9 @@ def access_by_biopython(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
 
     index = SeqIO.index(str(trio["sampler_fasta"]), "fasta")
     names = list(index)
-    wanted = [names[row] for row in rows]
+    requested = [names[row] for row in rows]
     began = time.perf_counter()
-    total = sum(len(index[name].seq) for name in wanted)
+    total = sum(len(index[name].seq) for name in requested)
     assert total
     return time.perf_counter() - began
 
@@ -112,9 +112,9 @@ def access_by_pyfastx(trio: Trio, out_dir: Path, rows: np.ndarray) -> float:
     import pyfastx
 
     index = pyfastx.Fasta(str(trio["sampler_fasta"]))
-    wanted = rows.tolist()
+    requested = rows.tolist()
     began = time.perf_counter()
-    total = sum(len(index[row].seq) for row in wanted)
+    total = sum(len(index[row].seq) for row in requested)
     assert total
     return time.perf_counter() - began
 

@@ -1,19 +1,19 @@
-r"""Embedding speed: ours, fair-esm, transformers and esm-cpp on the same real proteins at equal weights, beside the
-sgemm ceiling.
+r"""Compare the embedding speed of esm2kit, fair-esm, transformers and esm-cpp on the same proteins and weights.
 
     python -m venv peers && peers/bin/pip install esm-cpp==0.2.1
     python benchmarks/embed.py --fasta proteins.fasta --sizes 8M 35M 150M 650M --num_proteins 300 1000 \
         --peer_python peers/bin/python
 
-Each contestant is a process that stays up, holds the same random weights and gets its turn in every round; turns
-alternate, and so does who begins. `model` is the time from token ids to per-protein means in memory, `program` from the
-FASTA to the files (ours: HDF5 by `embed`; fair-esm: one .pt a protein, as its scripts/extract.py). fair-esm gets
-extract.py's batches (sorted, 4,096 tokens, padded), transformers EsmModel with SDPA the same batches, esm-cpp its own
-scheduler; esm-cpp gives logits only, so its LM head is included. The ceiling is a float32 product of 1,024 rows in each
-of as many one-thread workers. int8 and bfloat16 are approximate: their largest difference from our float32 is printed.
-Prints a line a turn, a JSON summary of medians for every size and number of proteins, and a table of all at the end.
+Each contestant is a long-running process with the same random weights. It runs once per round, and the first
+contestant changes from round to round. `model` is the time from token ids to per-protein means in memory. `program`
+is the time from FASTA to files: HDF5 for esm2kit, one .pt per protein for fair-esm's scripts/extract.py. fair-esm
+uses the batches of extract.py (sorted, 4,096 tokens, padded), transformers' EsmModel with SDPA uses the same batches,
+and esm-cpp uses its own scheduler. The time of esm-cpp includes the LM head because it returns only logits. The
+ceiling is the rate of float32 matrix products with 1,024 rows, in one single-threaded worker per thread. int8 and
+bfloat16 are approximate; the summary contains their largest difference from esm2kit's float32. Prints one line per
+run, a JSON summary of medians per model size and number of proteins, and a final table.
 
-650M wants some 3 GB a contestant: choose fewer of them, fewer proteins or fewer rounds where that is too much.
+The 650M model requires about 3 GB per contestant. Choose fewer contestants, proteins or rounds if this is too much.
 """
 
 import argparse
@@ -50,14 +50,16 @@ CONTESTANTS = ("ceiling", "ours", "ours_int8", "ours_bfloat16", "ours_program", 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["8M"], choices=list(NAMES), help="of the official models")
-    parser.add_argument("--fasta", type=Path, help="to draw from; wanted")
-    parser.add_argument("--num_proteins", type=int, nargs="+", default=[300], help="one table row for each")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw and of the weights")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; one more warms up")
+    parser.add_argument("--sizes", nargs="+", default=["8M"], choices=list(NAMES), help="Sizes of the official models.")
+    parser.add_argument("--fasta", type=Path, help="Proteins to sample from; required.")
+    parser.add_argument(
+        "--num_proteins", type=int, nargs="+", default=[300], help="Numbers of proteins, one table row each."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the sample and the weights.")
+    parser.add_argument("--repeats", type=int, default=5, help="Measured rounds, after one warm-up round.")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
-    parser.add_argument("--peer_python", help="python of an environment with esm-cpp; without it, esm-cpp is left out")
+    parser.add_argument("--peer_python", help="Python of an environment with esm-cpp. Default: omit esm-cpp.")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
-    """Make the input, start the contestants, give them their turns; returns what came out."""
+    """Create the input, run the contestants and return the measurements."""
     from esm2kit.core.hardware import cpu_name
     from esm2kit.models.config import SIZES
     from esm2kit.models.formats.fair_esm import save_fair_esm
@@ -128,7 +130,7 @@ def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
 
 
 def take_turns(children: dict[str, subprocess.Popen], rounds: int) -> dict[str, list[float]]:
-    """What each contestant answers, in every round but the first, which warms up; every round begins with another."""
+    """Run each contestant once per round and collect its answers; the first round is a warm-up."""
     answers: dict[str, list[float]] = {name: [] for name in children}
     order = list(children)
     for turn in range(rounds + 1):
@@ -138,7 +140,7 @@ def take_turns(children: dict[str, subprocess.Popen], rounds: int) -> dict[str, 
             child.stdin.flush()
             answer = child.stdout.readline()
             if not answer:
-                sys.exit(f"{name} ended: {child.wait()}")
+                sys.exit(f"{name} exited with code {child.wait()}")
             if turn:
                 answers[name].append(json.loads(answer)["seconds"])
                 unit = "GFLOP/s" if name == "ceiling" else "s"
@@ -150,7 +152,7 @@ def take_turns(children: dict[str, subprocess.Popen], rounds: int) -> dict[str, 
 
 
 def versions(options: argparse.Namespace) -> dict[str, str]:
-    """Of Python and of everything that competes."""
+    """Return the versions of Python and of all contestants."""
     found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "fair-esm", "h5py")}
     if options.peer_python and "esm_cpp" in options.contestants:
         ask = "import importlib.metadata; print(importlib.metadata.version('esm-cpp'))"
@@ -159,14 +161,14 @@ def versions(options: argparse.Namespace) -> dict[str, str]:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """Residues a second of everyone, ours as a multiple of each, and ours as a share of the ceiling; Markdown."""
+    """Print residues per second and esm2kit's speed relative to each contestant and the ceiling, in Markdown."""
     names = list(dict.fromkeys(name for result in results for name in result["contestants"]))
     first = results[0]
-    told = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    print(f"\n{first['machine']}, {first['threads']} threads, {told}, {first['date'][:10]}")
+    packages = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    print(f"\n{first['machine']}, {first['threads']} threads, {packages}, {first['date'][:10]}")
     print(f"`{first['command']}`\n")
-    print(f"residues/s, medians of {first['rounds']}; in brackets ours divided by it, program by program\n")
-    print(f"| model | proteins | {' | '.join(names)} | ours of the ceiling | program beside model |")
+    print(f"residues/s, medians of {first['rounds']}; in brackets: speed of esm2kit relative to it\n")
+    print(f"| model | proteins | {' | '.join(names)} | esm2kit / ceiling | program compared with model |")
     print(f"| {' | '.join(['---'] * (len(names) + 4))} |")
     for result in results:
         rows = result["contestants"]
@@ -180,9 +182,9 @@ def print_table(results: list[dict[str, Any]]) -> None:
             cells.append(f"{rows[name]['residues_per_s']:,}{'' if name in ('ours', 'ours_program') else ratio}")
         share = f"{rows['ours']['share_of_ceiling']:.0%}" if "share_of_ceiling" in rows.get("ours", {}) else ""
         both = {"ours", "ours_program"} <= rows.keys()
-        beside = f"{rows['ours_program']['seconds'] / rows['ours']['seconds'] - 1:+.1%} time" if both else ""
+        overhead = f"{rows['ours_program']['seconds'] / rows['ours']['seconds'] - 1:+.1%} time" if both else ""
         size = result["model"].split("_")[2]
-        print(f"| {size} | {result['proteins']:,} | {' | '.join(cells)} | {share} | {beside} |")
+        print(f"| {size} | {result['proteins']:,} | {' | '.join(cells)} | {share} | {overhead} |")
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
@@ -194,7 +196,7 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Be one contestant: a run for every line that comes in; seconds (ceiling: GFLOP/s) go out."""
+    """Run as one contestant: one run per input line; prints seconds (ceiling: GFLOP/s)."""
     text = (options.folder / "proteins.fasta").read_text()
     sequences = [block.split("\n")[1] for block in text.split(">")[1:]]
     run = globals()[f"make_{options.child.split('_bf')[0].split('_int')[0]}"](options, sequences)
@@ -280,7 +282,7 @@ def make_ours_program(options: argparse.Namespace, sequences: list[str]) -> Call
 
 
 def fair_esm_model(options: argparse.Namespace):
-    """fair-esm's model and alphabet, by its own loading."""
+    """Load the model and alphabet with fair-esm."""
     from argparse import Namespace
 
     import esm

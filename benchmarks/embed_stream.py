@@ -1,20 +1,20 @@
-"""Embedding as a stream: many proteins in bounded memory, killed with SIGKILL, complete and in order in the end.
+"""Embed many proteins in bounded memory, kill runs by SIGKILL, and check that the output is complete and in order.
 
     python -m benchmarks.embed_stream --work_dir scratch [--num_proteins 100000] [--scale 0.1] [--kills 3]
-    python -m benchmarks.embed_stream --work_dir scratch --shape 4 128 4       # a smaller model: minutes less
+    python -m benchmarks.embed_stream --work_dir scratch --shape 4 128 4       # a smaller model: a few minutes less
 
-The proteins are made up, with UniRef's distribution of residues (median 262) times `scale`, so that the whole ends in
-minutes on two cores; what is held in memory follows from the number of proteins in a window and of threads, not from
-that scale. Weights are random. In order:
+The proteins are synthetic. Their lengths follow UniRef's distribution (median 262) times `scale`, so that the benchmark
+takes minutes on two cores. Memory use depends on the number of proteins in a window and of threads, not on `scale`. The
+weights are random. The steps are:
 
-1. the first tenth of the proteins, uninterrupted: its peak memory;
-2. all of them, `esm2kit embed` killed with SIGKILL at random moments and started again until it ends: the peak memory
-   of the largest of its lives;
-3. ids complete and in order, no row empty; the tenth's rows, and a thousand drawn from all and embedded on their own,
-   equal to what the killed run wrote;
-4. reading one protein by id, from a dropped page cache as far as the system allows and from a warm one.
+1. Embed the first tenth of the proteins without interruption and measure the peak memory.
+2. Embed all proteins. Kill `esm2kit embed` with SIGKILL at random times and rerun it until it finishes. Report the
+   highest peak memory of these runs.
+3. Check that the ids are complete and in order and that no row is empty. Compare the rows with those of step 1 and with
+   those of a thousand random proteins that are embedded separately.
+4. Read single proteins by id, from a cold page cache (as far as the system allows) and from a warm one.
 
-Prints a line a step and a JSON summary.
+Prints one line per step and a JSON summary.
 """
 
 import argparse
@@ -47,19 +47,26 @@ from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
 
 MAX_RESIDUES = 1022
-DRAWN, READ_COLD, READ_WARM = 1_000, 200, 5_000
+SAMPLED, READ_COLD, READ_WARM = 1_000, 200, 5_000
 PROGRESS = re.compile(r"embedded ([\d,]+) of ([\d,]+) residues")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="its folder embed_stream is made anew")
+    parser.add_argument(
+        "--work_dir",
+        type=Path,
+        required=True,
+        help="Parent of the folder embed_stream, which is deleted and recreated.",
+    )
     parser.add_argument("--num_proteins", type=int, default=100_000)
-    parser.add_argument("--scale", type=float, default=0.1, help="of UniRef's residues")
+    parser.add_argument("--scale", type=float, default=0.1, help="Factor for UniRef's lengths.")
     parser.add_argument("--size", default="esm2_t6_8M_UR50D", choices=list(SIZES))
-    parser.add_argument("--shape", type=int, nargs=3, metavar=("LAYERS", "WIDTH", "HEADS"), help="instead of a size")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, metavar=("LAYERS", "WIDTH", "HEADS"), help="Model shape instead of a size."
+    )
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="of the proteins, the weights and the moments")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the proteins, weights and times.")
     options = parser.parse_args()
     folder = options.work_dir / "embed_stream"
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,16 +80,16 @@ def main() -> None:
     residues = sum(len(sequence) for _, sequence in proteins)
     fasta = write_fasta(folder / "all.fasta", proteins)
     tenth = write_fasta(folder / "tenth.fasta", proteins[: max(1, len(proteins) // 10)])
-    chosen = np.random.default_rng(options.seed).choice(len(proteins), min(DRAWN, len(proteins)), replace=False)
-    drawn = write_fasta(folder / "drawn.fasta", [proteins[place] for place in np.sort(chosen)])
+    chosen = np.random.default_rng(options.seed).choice(len(proteins), min(SAMPLED, len(proteins)), replace=False)
+    sample = write_fasta(folder / "sample.fasta", [proteins[index] for index in np.sort(chosen)])
     print(f"{len(proteins):,} proteins, {residues:,} residues in {fasta}", flush=True)
 
-    small = live(tenth, model, folder / "tenth", None)
-    print(f"a tenth, uninterrupted: {small['seconds']:.0f} s, peak {small['peak_mb']:,.0f} MB", flush=True)
+    small = run_once(tenth, model, folder / "tenth", None)
+    print(f"a tenth, without interruption: {small['seconds']:.0f} s, peak {small['peak_mb']:,.0f} MB", flush=True)
     lives = killed_run(fasta, model, folder / "all", options.kills, options.seed)
-    live(drawn, model, folder / "drawn", None)
+    run_once(sample, model, folder / "sample", None)
     reader = EmbeddingReader(folder / "all" / "all_embeddings.h5")
-    others = [folder / name / f"{name}_embeddings.h5" for name in ("tenth", "drawn")]
+    others = [folder / name / f"{name}_embeddings.h5" for name in ("tenth", "sample")]
     checked = check(reader, proteins, others)
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -105,7 +112,7 @@ def main() -> None:
 
 
 def make_proteins(number: int, scale: float) -> list[tuple[str, str]]:
-    """(id, sequence): windows of a random pool with UniProt's composition, UniRef's residues times `scale`."""
+    """Generate (id, sequence) pairs with UniProt's composition and UniRef's lengths times `scale`."""
     pool_text = pool().tobytes().decode()
     starts, sizes = residues_of(np.arange(number))
     scaled = np.clip(np.rint(sizes * scale), 5, MAX_RESIDUES).astype(int)
@@ -120,12 +127,17 @@ def write_fasta(path: Path, proteins: list[tuple[str, str]]) -> Path:
     return path
 
 
-def live(fasta: Path, model: Path, out_dir: Path, kill_at: tuple[float, float] | None) -> dict[str, Any]:
-    """One life of `esm2kit embed`: to its end, or to a SIGKILL.
+def run_once(fasta: Path, model: Path, out_dir: Path, kill_at: tuple[float, float] | None) -> dict[str, Any]:
+    """Run `esm2kit embed` until it finishes or is killed.
 
     Args:
-        kill_at: share of the residues, and seconds after it is reached, at which the process dies.
-    Returns: {"ended": bool, "seconds", "peak_mb", "share"}: what had been reached by then, as its log says.
+        fasta: the input.
+        model: the model.
+        out_dir: the output folder.
+        kill_at: share of the residues in the log, and seconds after it is reached, when SIGKILL is sent.
+
+    Returns:
+        {"ended": bool, "seconds", "peak_mb", "share"}, with the last share of the residues in the log.
     """
     command = [sys.executable, "-m", "esm2kit", "embed", "--fasta", str(fasta), "--model", str(model)]
     began, share, log = time.monotonic(), 0.0, ""
@@ -147,15 +159,15 @@ def live(fasta: Path, model: Path, out_dir: Path, kill_at: tuple[float, float] |
     process.wait()
     memory.join()
     if process.returncode not in (0, -signal.SIGKILL):
-        sys.exit(f"esm2kit embed ended with {process.returncode}:\n{log}")
+        sys.exit(f"esm2kit embed exited with code {process.returncode}:\n{log}")
     ended, seconds = process.returncode == 0, time.monotonic() - began
     return {"ended": ended, "seconds": seconds, "peak_mb": memory.peak_mb, "share": round(share, 3)}
 
 
 class Memory(threading.Thread):
-    """The high-water mark of a process's memory, in MB, as Linux keeps it.
+    """Reads the peak memory of a process from Linux, in MB.
 
-    A child's ru_maxrss will not do: it begins with its parent's, and this parent has torch and all proteins in memory.
+    ru_maxrss of a child is not suitable: it starts at the parent's value, which includes torch and all proteins.
     """
 
     def __init__(self, pid: int) -> None:
@@ -170,23 +182,23 @@ class Memory(threading.Thread):
 
 
 def killed_run(fasta: Path, model: Path, out_dir: Path, kills: int, seed: int) -> list[dict[str, Any]]:
-    """Lives until it ends; `kills` of them are cut short, each at a random moment of its own part of the work."""
+    """Rerun until a run finishes; the first `kills` runs are killed at a random time of their part of the work."""
     moments = random.Random(seed)
     lives: list[dict[str, Any]] = []
     while not lives or not lives[-1]["ended"]:
         due = len(lives) < kills
         kill_at = ((len(lives) + moments.uniform(0.1, 0.8)) / (kills + 1), moments.uniform(0, 4)) if due else None
-        lives.append(live(fasta, model, out_dir, kill_at))
+        lives.append(run_once(fasta, model, out_dir, kill_at))
         last = lives[-1]
-        told = "ended" if last["ended"] else f"killed after {last['share']:.0%} of what was left"
-        print(f"life {len(lives)}: {told}, {last['seconds']:.0f} s, peak {last['peak_mb']:,.0f} MB", flush=True)
+        outcome = "finished" if last["ended"] else f"killed after {last['share']:.0%} of the remaining residues"
+        print(f"run {len(lives)}: {outcome}, {last['seconds']:.0f} s, peak {last['peak_mb']:,.0f} MB", flush=True)
     if len(lives) - 1 < kills:
-        sys.exit(f"it ended after {len(lives) - 1} of {kills} kills: give more proteins or a larger model")
+        sys.exit(f"The run finished after {len(lives) - 1} of {kills} kills. Use more proteins or a larger model.")
     return lives
 
 
 def check(reader: EmbeddingReader, proteins: list[tuple[str, str]], others: list[Path]) -> dict[str, Any]:
-    """Complete, in order, without holes, and equal to what uninterrupted runs wrote; ends the benchmark if not."""
+    """Check that the output is complete, in order and equal to that of uninterrupted runs; exits otherwise."""
     vectors_PD = reader.matrix()
     largest, compared = 0.0, 0
     for path in others:
@@ -194,17 +206,19 @@ def check(reader: EmbeddingReader, proteins: list[tuple[str, str]], others: list
         largest = max(largest, float(np.abs(reader.matrix(other.ids) - other.matrix()).max()))
         compared += len(other)
     faults = {
-        "ids are not the FASTA's, in its order": reader.ids != [name for name, _ in proteins],
-        "a row is empty or no number": not (np.isfinite(vectors_PD).all() and vectors_PD.any(1).all()),
+        "ids differ from the FASTA or its order": reader.ids != [name for name, _ in proteins],
+        "a row is empty or not finite": not (np.isfinite(vectors_PD).all() and vectors_PD.any(1).all()),
         f"rows differ by {largest:.1e}": largest > 1e-5,
     }
     if any(faults.values()):
-        sys.exit(f"the killed run is wrong: {', '.join(fault for fault, is_so in faults.items() if is_so)}")
+        sys.exit(
+            f"The output of the killed run is wrong: {', '.join(fault for fault, is_so in faults.items() if is_so)}"
+        )
     return {"complete_and_in_order": True, "rows_compared": compared, "max_difference": largest}
 
 
 def reading_times(reader: EmbeddingReader, seed: int) -> dict[str, float]:
-    """Milliseconds for one protein by its id: median and 99th percentile, and opening the file."""
+    """Measure milliseconds for opening the file and for reading one protein by id (median, 99th percentile)."""
     ids = np.random.default_rng(seed).choice(reader.ids, READ_COLD + READ_WARM)
     reader.close()
     with open(reader.path, "rb") as file:

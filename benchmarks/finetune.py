@@ -1,14 +1,15 @@
-"""Fine-tuning without any pretrained weights: 8M from a random start on gb1 three_vs_rest, by the published recipe.
+"""Fine-tune the 8M model from random weights on gb1 three_vs_rest with the published recipe.
 
     python benchmarks/finetune.py --data_dir flip --out_dir finetune_gb1
 
-Schmirler et al. 2024 (10.1038/s41467-024-51844-2, figure S7) print a test Spearman of 0.857 +- 0.008 for this run;
-FLIP's one-hot ridge gives 0.755. Recipe (their table S12): all weights, lr 2e-5, batch 8, 20 epochs, five validations
-an epoch, the best of which is scored on test. Every seed draws its own initial weights.
+Schmirler et al. 2024 (10.1038/s41467-024-51844-2, figure S7) report a test Spearman correlation of 0.857 +- 0.008 for
+this experiment; FLIP's one-hot ridge reaches 0.755. The recipe (table S12) trains all weights with lr 2e-5, batch size
+8 and 20 epochs, with five validations per epoch, and scores the best checkpoint on the test set. Each seed has
+different initial weights.
 
-Seeds run side by side, one thread each, `--workers` at a time; a run that was stopped goes on when called again. Each
-keeps its log in `<out_dir>/seed=<n>/log.txt` and its curve in metrics.csv beside it. `--max_steps 60` is a trial on
-300 proteins of each set: it prints the rate and how long the whole would take.
+`--workers` seeds run in parallel with one thread each, and interrupted runs resume. The log is
+`<out_dir>/seed=<n>/log.txt`, and metrics.csv is in the same folder. `--max_steps 60` is a trial with 300 proteins per
+set, which prints the speed and the estimated time of the full experiment.
 """
 
 import argparse
@@ -29,11 +30,13 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--out_dir", type=Path, default=Path("finetune_gb1"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max_steps", type=int, help="a trial of so many updates instead of 20 epochs")
-    parser.add_argument("--micro_batch_size", type=int, default=4, help="does not change the result")
+    parser.add_argument("--max_steps", type=int, help="Updates of a trial, instead of 20 epochs.")
+    parser.add_argument(
+        "--micro_batch_size", type=int, default=4, help="Sequences per micro-batch; does not change the result."
+    )
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
-    parser.add_argument("--workers", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--workers", type=int, default=2, help="Seeds that run in parallel.")
     arguments = parser.parse_args()
     waiting, running, started = list(arguments.seeds), {}, time.monotonic()
     while waiting or running:
@@ -43,8 +46,8 @@ def main() -> None:
         for seed, process in list(running.items()):
             if process.poll() is not None:
                 del running[seed]
-                told = last_line(folder_of(arguments, seed) / "log.txt")
-                print(f"seed {seed}: exit code {process.returncode}; {told}", flush=True)
+                message = last_line(folder_of(arguments, seed) / "log.txt")
+                print(f"seed {seed}: exit code {process.returncode}; {message}", flush=True)
         time.sleep(1)
     summarise(arguments, time.monotonic() - started)
 
@@ -54,7 +57,7 @@ def folder_of(arguments: argparse.Namespace, seed: int) -> Path:
 
 
 def start(arguments: argparse.Namespace, seed: int) -> subprocess.Popen:
-    """One seed's `esm2kit finetune`; the first one's report has the baselines."""
+    """Start `esm2kit finetune` for one seed; only the first seed's report includes the baselines."""
     folder = folder_of(arguments, seed)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -111,13 +114,17 @@ def summarise(arguments: argparse.Namespace, seconds: float) -> None:
     }
     if arguments.max_steps is not None:
         rates = [rate(folder_of(arguments, seed) / "metrics.csv") for seed in done]
-        whole = 20 * 2691 * 267 / statistics.fmean(rates)
-        summary = {"trial": True, "tokens_per_s_of_a_seed": rates, "hours_of_a_whole_seed": whole / 3600} | summary
+        seconds_per_seed = 20 * 2691 * 267 / statistics.fmean(rates)
+        summary = {
+            "trial": True,
+            "tokens_per_s_of_a_seed": rates,
+            "hours_of_a_whole_seed": seconds_per_seed / 3600,
+        } | summary
     print(json.dumps(summary, indent=2))
 
 
 def rate(path: Path) -> float:
-    """Median tokens/s of a run's logged updates, the first one aside."""
+    """Compute the median tokens/s of a run's logged updates, without the first one."""
     with open(path, newline="") as file:
         return statistics.median(
             [float(row["tokens_per_s"]) for row in csv.DictReader(file) if row["tokens_per_s"]][1:]

@@ -1,12 +1,12 @@
-"""One GPU in under ten minutes: numbers that must agree, then embedding and training compared with transformers.
+"""Check one GPU in under ten minutes: numerical parity, then embedding and training speed compared with transformers.
 
     python benchmarks/gpu.py --fasta proteins.fasta --out gpu.md
 
-Weights are random and the same for every contestant; the proteins are the FASTA's own, cut at 1,022 residues. Each
-contestant is warmed up until two runs in a row agree within 5%, then all take turns; a figure is the median of seven
-turns, with the fastest and the slowest. Padding is not counted. transformers runs EsmModel / EsmForMaskedLM with
-SDPA in the same precision, on batches sorted by length within the same token budget (half of it in training, where
-its padded batches need the memory), and takes its means on the device.
+All contestants have the same random weights and read the same proteins of the FASTA, truncated to 1,022 residues. Each
+one is warmed up until two consecutive runs agree within 5%. Then all run alternately, and the tables report the median,
+fastest and slowest of seven runs. Padding is not counted. transformers runs EsmModel or EsmForMaskedLM with SDPA in the
+same precision, on batches sorted by length with the same token budget (half of it in training, where its padded batches
+require more memory), and computes means on the device.
 Sections: parity, embed, program (FASTA to HDF5), train (one update), pretrain (whole program).
 """
 
@@ -44,13 +44,15 @@ TRAIN_TOKENS = {"8M": 65_536, "35M": 65_536, "650M": 16_384}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fasta", type=Path, required=True, help="proteins to sample from")
+    parser.add_argument("--fasta", type=Path, required=True, help="Proteins to sample from.")
     parser.add_argument("--sizes", nargs="+", default=["8M", "650M"], choices=list(NAMES))
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS)
-    parser.add_argument("--residues", type=int, default=1_000_000, help="embedded in a turn at 8M; a quarter at 650M")
-    parser.add_argument("--program_proteins", type=int, default=8_000, help="embedded from FASTA to HDF5")
-    parser.add_argument("--device", default="cuda", help="cpu tries the script itself")
-    parser.add_argument("--out", type=Path, help="also write the tables here, as Markdown")
+    parser.add_argument(
+        "--residues", type=int, default=1_000_000, help="Residues to embed per run with 8M; a quarter of it with 650M."
+    )
+    parser.add_argument("--program_proteins", type=int, default=8_000, help="Proteins to embed from FASTA to HDF5.")
+    parser.add_argument("--device", default="cuda", help="Device; cpu tests the script itself.")
+    parser.add_argument("--out", type=Path, help="Output file for the tables in Markdown.")
     options = parser.parse_args()
     proteins = [record.sequence[:MAX_RESIDUES] for record in read_fasta(options.fasta)]
     np.random.default_rng(0).shuffle(proteins)
@@ -66,7 +68,7 @@ def main() -> None:
         began = time.perf_counter()
         try:
             lines += [f"### {section}", "", *globals()[f"section_{section}"](options, proteins, ceiling), ""]
-        except Exception as error:  # the other sections' figures are worth having
+        except Exception as error:  # continue with the other sections
             lines += [f"{section} failed: {type(error).__name__}: {error}", ""]
         torch.cuda.empty_cache()
         lines.append(f"({section}: {time.perf_counter() - began:.0f} s)\n")
@@ -78,7 +80,7 @@ def main() -> None:
 def take_turns(
     contestants: dict[str, Callable[[], object]], device: str, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant's turns, in turns, each warmed up first."""
+    """Measure the seconds of every contestant's runs, alternately, after a warm-up."""
 
     def once(run: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -102,7 +104,7 @@ def table(
     seconds: dict[str, list[float]], work: float, unit: str, flops: float = 0.0, ceiling: float = 0.0
 ) -> list[str]:
     first = statistics.median(next(iter(seconds.values())))
-    rows = [f"| | {unit} | slowest | fastest | of ceiling | ours / it |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [f"| | {unit} | slowest | fastest | of ceiling | esm2kit / it |", "| --- | --- | --- | --- | --- | --- |"]
     for name, times in seconds.items():
         median = statistics.median(times)
         share = f"{flops / median / ceiling:.0%}"
@@ -112,14 +114,14 @@ def table(
 
 
 def batches_of(sequences: Sequence[str], budget: int, padded: bool) -> list[list[str]]:
-    """Sequences, longest first, in batches of a token budget; padding counts where there is any."""
+    """Split sequences, longest first, into batches of a token budget; `padded` batches count their padding."""
     batches: list[list[str]] = []
     for sequence in sorted(sequences, key=len, reverse=True):
         batch = batches[-1] if batches else []
-        held = (
+        num_tokens = (
             (len(batch) + 1) * (len(batch[0]) + 2) if batch and padded else sum(len(s) + 2 for s in (*batch, sequence))
         )
-        if not batch or held > budget:
+        if not batch or num_tokens > budget:
             batches.append([])
         batches[-1].append(sequence)
     return batches
@@ -143,7 +145,7 @@ def hf_model(model: ESM2, kind: str, device: str, dtype: torch.dtype) -> torch.n
 
 
 def section_parity(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
-    """Our float32 and bfloat16 on the device against float64 on the CPU; a protein alone and in a batch."""
+    """Compare float32 and bfloat16 on the device with float64 on the CPU, for a protein alone and in a batch."""
     model = ESM2.initialised(SIZES[NAMES["8M"]], 0).eval()
     some = proteins[:24]
     tokens_N, counts = packed_tokens(some)
@@ -165,7 +167,7 @@ def section_parity(options: argparse.Namespace, proteins: list[str], ceiling: fl
 
 
 def section_embed(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
-    """From sequences in memory to per-protein means in memory."""
+    """Measure the time from sequences in memory to per-protein means in memory."""
     from esm2kit.embedding.batch import Output, Windowing, embed_batch
 
     lines = []
@@ -182,7 +184,7 @@ def section_embed(options: argparse.Namespace, proteins: list[str], ceiling: flo
         blocks = batches_of(some, EMBED_TOKENS, padded=True)
 
         def ours(encoder=encoder, outputs=outputs, segments=segments, packs=packs) -> list:
-            # two threads, as the program has them: one copies while the other's kernels run
+            # two threads as in `esm2kit embed`: one copies while the kernels of the other run
             with ThreadPoolExecutor(2) as pool:
                 done = pool.map(lambda pack: embed_batch(encoder, pack, outputs, segments, "float32")[0], packs)
                 return [row for rows in done for row in rows]
@@ -217,7 +219,7 @@ def section_embed(options: argparse.Namespace, proteins: list[str], ceiling: flo
 
 
 def section_program(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
-    """`esm2kit.embed`: FASTA to HDF5, loading the weights included; means, and per-residue vectors in float16."""
+    """Measure `esm2kit.embed` from FASTA to HDF5, including loading, for means and for float16 residue vectors."""
     rows = ["| | proteins | residues | seconds | residues/s |", "| --- | --- | --- | --- | --- |"]
     for size in options.sizes:
         some = proteins[: options.program_proteins // (1 if size == "8M" else 4)]
@@ -251,7 +253,7 @@ def section_program(options: argparse.Namespace, proteins: list[str], ceiling: f
 
 
 def section_train(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
-    """Forward, backward and AdamW on one micro-batch, bfloat16 autocast, 15% masked."""
+    """Measure forward pass, backward pass and AdamW on one micro-batch with bfloat16 autocast and 15% masking."""
     return [line for size in options.sizes for line in train_size(size, options.device, proteins, ceiling)]
 
 
@@ -302,7 +304,7 @@ def train_size(size: str, device: str, proteins: list[str], ceiling: float) -> l
 
 
 def stepper(model: torch.nn.Module, losses: Callable[[], Iterator[Tensor]], device: str) -> Callable[[], None]:
-    """One update: the losses' gradients added up, then AdamW."""
+    """Run one update: accumulate the gradients of the losses, then apply AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:
@@ -316,7 +318,7 @@ def stepper(model: torch.nn.Module, losses: Callable[[], Iterator[Tensor]], devi
 
 
 def section_pretrain(options: argparse.Namespace, proteins: list[str], ceiling: float) -> list[str]:
-    """`esm2kit pretrain` of 8M: median of metrics.csv's tokens/s after the first quarter, by data workers."""
+    """Measure `esm2kit pretrain` of 8M: median tokens/s after the first quarter, per number of data workers."""
     from esm2kit.training.metrics_log import read_metrics
 
     rows = ["| 8M, 512 sequences an update | tokens/s |", "| --- | --- |"]
@@ -341,7 +343,7 @@ def section_pretrain(options: argparse.Namespace, proteins: list[str], ceiling: 
             rates = [float(row["tokens_per_s"]) for row in read_metrics(out_dir / "metrics.csv") if row["tokens_per_s"]]
             label = f"num_workers {workers}{', compiled' if compiled else ''}"
             rows.append(f"| {label} | {statistics.median(rates[len(rates) // 4 :]):,.0f} |")
-            print(rows[-1], flush=True)  # a later run may not end
+            print(rows[-1], flush=True)  # a later run may fail
     return rows
 
 

@@ -1,12 +1,13 @@
-"""Training steps a second: ours, transformers' EsmForMaskedLM and fair-esm's ESM2, interleaved in one process.
+"""Compare the training speed of esm2kit, transformers' EsmForMaskedLM and fair-esm's ESM2 in one process.
 
     python benchmarks/pretrain.py --fasta uniref50_train_filt.fasta [--sizes 8M 35M] [--rounds 5] [--threads 2]
     python benchmarks/pretrain.py --fasta ... --sizes 650M --device cuda --precision bf16 --sequences 256
 
-All start from the same weights and are given the same masked sequences (real ones, cut at 1,022 residues); a step is
-forward, backward and fused AdamW. Peers run twice: as their users run them (one padded batch, as the sequences come),
-and at their best (sorted, padded micro-batches of 1,024 tokens). Losses must agree before anything is timed. Tokens are
-real ones, no padding; GFLOP/s count useful work; the ceiling is a matrix product measured in the same run.
+All models start from the same weights and process the same masked sequences of at most 1,022 residues. A step is
+forward pass, backward pass and fused AdamW. The peer tools run twice: in their usual way (one padded batch in the order
+of the sequences), and with sorted, padded micro-batches of 1,024 tokens. The script checks that losses agree before it
+measures time. Tokens exclude padding, and GFLOP/s count useful operations only. The ceiling is the rate of a matrix
+product in the same run.
 """
 
 import argparse
@@ -33,11 +34,11 @@ from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
 from esm2kit.sequences.fasta import read_fasta
 
 NAMES = {name.split("_")[2]: name for name in SIZES}
-Sample = tuple[np.ndarray, np.ndarray]  # masked tokens, targets (-100 where nothing is predicted)
+Sample = tuple[np.ndarray, np.ndarray]  # masked tokens, and targets (-100 for tokens that are not scored)
 
 
 def samples(fasta: Path, count: int) -> list[Sample]:
-    """Every k-th record, spread over the file, masked as in training."""
+    """Read every k-th record of the file and mask it as in training."""
     records = list(islice(read_fasta(fasta), 20_000))
     made = []
     for index, record in enumerate(records[:: max(1, len(records) // count)][:count]):
@@ -50,26 +51,26 @@ def samples(fasta: Path, count: int) -> list[Sample]:
 def padded(batch: list[Sample], device: str) -> tuple[Tensor, Tensor]:
     widest = max(len(inputs) for inputs, _ in batch)
     tokens, targets = (torch.full((len(batch), widest), value) for value in (PAD_IDX, -100))
-    for row, (inputs, wanted) in enumerate(batch):
-        tokens[row, : len(inputs)], targets[row, : len(inputs)] = torch.tensor(inputs), torch.tensor(wanted)
+    for row, (inputs, labels) in enumerate(batch):
+        tokens[row, : len(inputs)], targets[row, : len(inputs)] = torch.tensor(inputs), torch.tensor(labels)
     return tokens.to(device), targets.to(device)
 
 
 def by_tokens(batch: list[Sample], budget: int) -> list[list[Sample]]:
-    """Sorted by tokens and cut where a micro-batch would hold more real tokens than the budget."""
+    """Sort by length and split into micro-batches of at most `budget` tokens, without padding."""
     cut: list[list[Sample]] = []
-    held = 0
+    num_tokens = 0
     for sample in sorted(batch, key=lambda sample: -len(sample[0])):
-        if not cut or held + len(sample[0]) > budget:
+        if not cut or num_tokens + len(sample[0]) > budget:
             cut.append([])
-            held = 0
+            num_tokens = 0
         cut[-1].append(sample)
-        held += len(sample[0])
+        num_tokens += len(sample[0])
     return cut
 
 
 class Contender:
-    """A model with its optimizer and a way of running a batch: `step` gives the mean loss over masked tokens."""
+    """A model with its optimizer; `step` trains on a batch and returns the mean loss of the masked tokens."""
 
     def __init__(
         self, name: str, model: nn.Module, logits: Callable[[Tensor], Tensor] | None, budget: int | None
@@ -138,7 +139,7 @@ def measure(size: str, arguments: argparse.Namespace) -> None:
     losses = {runner.name: runner.step(batch, arguments.device, amp) for runner in runners}
     reference = losses["esm2kit"]
     for name, loss in losses.items():
-        assert abs(loss - reference) < (2e-2 if amp else 1e-4) * reference, f"{name}: loss {loss}, ours {reference}"
+        assert abs(loss - reference) < (2e-2 if amp else 1e-4) * reference, f"{name}: loss {loss}, esm2kit {reference}"
     seconds: dict[str, list[float]] = {runner.name: [] for runner in runners}
     ceilings = []
     for _ in range(arguments.rounds):
@@ -155,25 +156,25 @@ def measure(size: str, arguments: argparse.Namespace) -> None:
         f"\n{size}: {len(batch)} sequences, {tokens:,} tokens ({padded_tokens:,} padded), equal losses {reference:.5f}"
     )
     print(f"matrix-product ceiling {ceiling / 1e9:,.0f} GFLOP/s")
-    print(f"{'':<44}{'tokens/s':>10}{'min':>9}{'max':>9}{'GFLOP/s':>9}{'of ceiling':>11}{'ours / it':>10}")
+    print(f"{'':<44}{'tokens/s':>10}{'min':>9}{'max':>9}{'GFLOP/s':>9}{'of ceiling':>11}{'esm2kit/it':>11}")
     mine = statistics.median(seconds["esm2kit"])
     for name, times in seconds.items():
         median = statistics.median(times)
         rates = f"{tokens / median:>10,.0f}{tokens / max(times):>9,.0f}{tokens / min(times):>9,.0f}"
-        print(f"{name:<44}{rates}{flops / median / 1e9:>9,.0f}{flops / median / ceiling:>11.0%}{median / mine:>10.2f}")
+        print(f"{name:<44}{rates}{flops / median / 1e9:>9,.0f}{flops / median / ceiling:>11.0%}{median / mine:>11.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fasta", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", default=["8M", "35M"], choices=NAMES)
-    parser.add_argument("--sequences", type=int, default=12, help="of one step")
-    parser.add_argument("--micro_tokens", type=int, default=1024, help="tokens our micro-batches hold")
+    parser.add_argument("--sequences", type=int, default=12, help="Sequences per step.")
+    parser.add_argument("--micro_tokens", type=int, default=1024, help="Tokens per micro-batch of esm2kit.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32", choices=["32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="compile our layers")
+    parser.add_argument("--compile", action="store_true", help="Compile the layers of esm2kit.")
     parser.add_argument("--no_peers", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

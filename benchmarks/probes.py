@@ -1,19 +1,19 @@
-"""Probes against biotrainer: one embeddings file, one head, equal epochs; time end to end, peak memory, test scores.
+"""Compare probes with biotrainer for the same embeddings, head and epochs: time, peak memory and test scores.
 
     python -m venv peers && peers/bin/pip install biotrainer==1.4.0
     python benchmarks/probes.py --peer peers/bin/python --data_dir flip --task gb1 --width 320
 
-Both sides start as a fresh process, read the task's file and the HDF5 file that `embed` wrote (keys as biotrainer looks
-them up), train the head of biotrainer's FLIP settings for all epochs, and score the test set with biotrainer's 30
-bootstrap samples. Runs alternate. Ours runs twice: with one seed, as biotrainer, and with five at once,
-for which biotrainer would run five times. Embeddings come from random weights of the given width: this measures the
-probes, not the model. Prints one line a run (wall and CPU seconds, peak memory, test score), a JSON summary with both
-ratios, and both metrics: each side's mean over its seeds with their standard deviation, and whether a rank test
-(Mann and Whitney's, two-sided, at 5%) tells the seeds of one side from the other's. `--repeats` is how many seeds
-biotrainer gets, three at least for that; ours gets five times as many.
+Both tools start as a new process and read the task's file and the HDF5 file that `embed` wrote, with the keys that
+biotrainer requires. They train the head of biotrainer's FLIP settings for all epochs and score the test set with
+biotrainer's 30 bootstrap replicates. Runs alternate. esm2kit runs twice: with one seed like biotrainer, and with five
+seeds in one process, for which biotrainer would run five times. The embeddings come from random weights of the given
+width, because this script measures the probes and not the model. Prints one line per run (wall and CPU seconds, peak
+memory, test score) and a JSON summary with both ratios. It also prints the mean metric of each tool with the standard
+deviation over seeds, and whether a two-sided Mann-Whitney test at 5% finds a difference. `--repeats` is the number of
+seeds of biotrainer, at least three for the test; esm2kit has five times as many.
 
-biotrainer validates before an epoch and keeps the weights after it, one epoch past those it chose. So a comparison of
-metrics wants some dozens of steps: with a `--limit`, a smaller `--batch_size`.
+biotrainer validates before an epoch and saves the weights after it, one epoch after the selected ones. A comparison of
+metrics therefore requires several dozen steps: with `--limit`, choose a smaller `--batch_size`.
 """
 
 import argparse
@@ -28,27 +28,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PEER = "biotrainer 1.4.0"
-RESAMPLES = 30  # of the test set, biotrainer's own number
+RESAMPLES = 30  # bootstrap replicates of the test set, as in biotrainer
 WIDTHS = {320: (1, 320, 20), 480: (1, 480, 20), 640: (1, 640, 20), 1280: (1, 1280, 20)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--peer", type=Path, help="python of an environment with biotrainer 1.4.0; without it, ours alone"
+        "--peer", type=Path, help="Python of an environment with biotrainer 1.4.0. Default: run only esm2kit."
     )
-    parser.add_argument("--task", default="gb1", help="secondary_structure or gb1")
-    parser.add_argument("--data_dir", type=Path, help="folder of FLIP's task folders; wanted")
+    parser.add_argument("--task", default="gb1", help="Task: secondary_structure or gb1.")
+    parser.add_argument("--data_dir", type=Path, help="Folder with FLIP's task folders; required.")
     parser.add_argument("--width", type=int, default=320, choices=sorted(WIDTHS))
-    parser.add_argument("--limit", type=int, help="proteins of each set at most")
+    parser.add_argument("--limit", type=int, help="Maximum number of proteins per set.")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument(
-        "--batch_size", type=int, help="proteins a step; biotrainer's own for the task if not given, many for a --limit"
-    )
+    parser.add_argument("--batch_size", type=int, help="Proteins per step. Default: biotrainer's value for the task.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--work_dir", type=Path, help="kept, so that a second call embeds nothing; a temporary one if not given"
+        "--work_dir", type=Path, help="Folder to reuse embeddings in a later run. Default: a temporary folder."
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -99,17 +97,17 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
         described["metrics"] = found
     print(json.dumps(described | {"runs": summary}, indent=2))
     if arguments.peer:
-        told = (
+        scores = (
             f"{name} {side['mean']:.4f} ± {side['spread']:.4f} ({side['seeds']} seeds)"
             for name, side in (("ours", found["ours"]), (PEER, found["theirs"]))
         )
         verdict = "equal within the spread of seeds" if found["p"] >= 0.05 else "NOT EQUAL"
-        print(f"{settings['metric']}: {', '.join(told)}; difference {found['difference']:+.4f}, ", end="")
+        print(f"{settings['metric']}: {', '.join(scores)}; difference {found['difference']:+.4f}, ", end="")
         print(f"p {found['p']:.2g}: {verdict}" if arguments.repeats >= 3 else "too few seeds to compare")
 
 
 def agreement(ours: list[float], theirs: list[float]) -> dict:
-    """Two sides' metric over their seeds: mean and standard deviation, the means' difference, and the test's p."""
+    """Compare the metric of two tools over seeds: means, standard deviations, difference and p value."""
     from scipy.stats import mannwhitneyu
 
     sides = {
@@ -125,7 +123,7 @@ def agreement(ours: list[float], theirs: list[float]) -> dict:
 
 
 def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
-    """The task as one FASTA both read, and the embeddings file both read."""
+    """Write the FASTA and the embeddings that both tools read."""
     from esm2kit.core.files import to_json
     from esm2kit.embedding.config import EmbedConfig
     from esm2kit.embedding.embed import embed
@@ -144,7 +142,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     seen: set[str] = set()
     with open(fasta, "w") as plain, open(labelled, "w") as file:
         for row, (name, sequence) in enumerate(zip(data.ids, data.sequences, strict=True)):
-            # biotrainer finds embeddings by sequence: a repeated sequence cannot stand in two sets
+            # biotrainer finds embeddings by sequence, so a sequence may occur in one set only
             if sequence in seen:
                 continue
             seen.add(sequence)
@@ -175,7 +173,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
 
 
 def used() -> dict[str, float]:
-    """What this process has taken so far; its peak of memory since it began, not since its parent did (ru_maxrss)."""
+    """Measure this process; the peak memory excludes its parent's, which ru_maxrss would include."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     status = Path("/proc/self/status")
     peak = status.read_text().split("VmHWM:")[1].split()[0] if status.is_file() else usage.ru_maxrss

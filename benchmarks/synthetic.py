@@ -1,8 +1,8 @@
-"""UniRef-like input of any size: the esm2nv trio with made-up residues, written at several hundred MB/s.
+"""Generate synthetic UniRef-like input of any size in the format of NVIDIA's esm2nv stage, at several hundred MB/s.
 
-A record's text is a pure function of its number, so the UniRef50 representatives are the same sequences in the sampler
-and in the train FASTA, and nothing has to be remembered. Residues are windows of one random pool with UniProt's
-composition: right in size and letters, without any biology.
+A record's text depends only on its number, so the UniRef50 representatives have the same sequences in the sampler and
+the train FASTA without any state. Sequences are windows of a random pool: their lengths and composition are realistic,
+but they have no biological structure.
 
     python -m benchmarks.synthetic --num_records 500000 --out_dir somewhere
 """
@@ -20,7 +20,7 @@ from esm2kit.sequences.text import copy_pieces
 WRAP = 60
 POOL_RESIDUES = 1 << 24
 BLOCK_CLUSTERS = 8192
-# per cent, about as in UniProtKB
+# residue frequencies in per cent, approximately as in UniProtKB
 COMPOSITION = {
     "A": 8.3, "L": 9.7, "G": 7.1, "V": 6.9, "E": 6.7, "S": 6.6, "I": 5.9, "R": 5.5, "D": 5.5, "T": 5.4,
     "K": 5.8, "P": 4.7, "F": 3.9, "N": 4.1, "Q": 3.9, "Y": 2.9, "M": 2.4, "H": 2.3, "C": 1.4, "W": 1.1,
@@ -28,13 +28,13 @@ COMPOSITION = {
 
 
 def num_members(clusters: np.ndarray) -> np.ndarray:
-    """Members of each cluster: one for 63% of them, a tail as 1 / k^2.44 up to 20,000; 2.9 on average, as in UniRef."""
+    """Sample cluster sizes: 63% have one member, a tail follows 1 / k^2.44 up to 20,000, the mean is 2.9 (UniRef)."""
     uniform = (mix(clusters.astype(np.uint64) + np.uint64(1 << 60)) >> np.uint64(11)) * 2.0**-53
     return np.minimum(np.floor((1 - uniform) ** (-1 / 1.44)), 20_000).astype(np.int64)
 
 
 def residues_of(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the pool each record's residues start, and how many: log-normal, median 262, mean about 345."""
+    """Return each record's start in the pool and its length: log-normal, median 262, mean about 345."""
     words = mix(records.astype(np.uint64))
     low, high = (words & np.uint64(0xFFFFFFFF)) * 2.0**-32, (words >> np.uint64(32)) * 2.0**-32
     normal = np.sqrt(-2 * np.log1p(-low)) * np.cos(2 * np.pi * high)
@@ -50,14 +50,14 @@ def pool() -> np.ndarray:
 
 
 def names(prefix: bytes, records: np.ndarray) -> np.ndarray:
-    """(R, len(prefix) + 11) bytes, such as UniRef90_04711081516: numbers in no order, each once."""
+    """Generate unique names such as UniRef90_04711081516, (R, len(prefix) + 11) bytes, in random order."""
     numbers = permutation(7, 0, records, 10**11)
     digits = numbers[:, None] // 10 ** np.arange(10, -1, -1) % 10 + ord("0")
     return np.hstack([np.tile(np.frombuffer(prefix, np.uint8), (records.size, 1)), digits.astype(np.uint8)])
 
 
 def fasta(pool_N: np.ndarray, prefix: bytes, records: np.ndarray) -> np.ndarray:
-    """The FASTA text of some records, lines of 60 residues."""
+    """Format records as FASTA with lines of 60 residues."""
     header = names(b">" + prefix, records)
     tail = np.tile(
         np.frombuffer(b" Uncharacterized protein n=1 Tax=synthetic TaxID=32630\n", np.uint8), (records.size, 1)

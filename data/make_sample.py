@@ -1,11 +1,11 @@
-"""Make data/sample's pretraining set: real proteins in the layout of NVIDIA's esm2nv stage.
+"""Create the pretraining set in data/sample: real proteins in the format of NVIDIA's esm2nv stage.
 
     python data/make_sample.py [--out data/sample] [--seed 0]
 
-Needs Debian's packages `mmseqs2` and `mmseqs2-examples`, and Biopython; about a minute on one core. UniProtKB records
-are clustered as UniRef does it, at 90% and then 50% identity; whole families of related 50% clusters are taken, the
-largest first, until the files reach their size. All of it is a function of the package's files, MMseqs2's version and
-the seed. data/README.md tells what came out and why it was chosen so.
+Requires Biopython and the Debian packages `mmseqs2` and `mmseqs2-examples`; takes about a minute on one core. Clusters
+UniProtKB records at 90% and then 50% identity, as UniRef does, and selects complete families of related 50% clusters,
+the largest first, until the files reach their size. The result depends only on the package's files, the version of
+MMseqs2 and the seed. data/README.md describes the result and the reasons for the selection.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 EXAMPLES = Path("/usr/share/doc/mmseqs2/example-data")
 MIN_RESIDUES, MAX_RESIDUES = 40, 400
-MAX_FILE_RESIDUES = 830_000  # over the four files together: about 0.93 MB with headers, line ends and mapping
+MAX_FILE_RESIDUES = 830_000  # in the four files together: about 0.93 MB with headers, line ends and mapping
 VALID_SHARE = 0.08  # of the 50% clusters
 FAMILY_EVALUE, FAMILY_COVERAGE = 1e-5, 0.7
 STANDARD_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
@@ -39,7 +39,7 @@ class Protein(NamedTuple):
 
 
 def read_uniprot(folder: Path = EXAMPLES) -> dict[str, Protein]:
-    """Every record of the package once, by accession, in the order of the files."""
+    """Read the package's records by accession, without duplicates, in the order of the files."""
     proteins: dict[str, Protein] = {}
     for file_name in ("DB.fasta.gz", "QUERY.fasta.gz"):
         with gzip.open(folder / file_name, "rt") as lines:
@@ -52,7 +52,7 @@ def read_uniprot(folder: Path = EXAMPLES) -> dict[str, Protein]:
 
 
 def write_fasta(path: Path, records: Iterable[tuple[str, str]], columns: int = 80) -> None:
-    """Records as `>id`, then lines of at most `columns` letters."""
+    """Write records as `>id` and lines of at most `columns` residues."""
     with open(path, "w") as file:
         for identifier, sequence in records:
             rows = (sequence[start : start + columns] for start in range(0, len(sequence), columns))
@@ -60,14 +60,15 @@ def write_fasta(path: Path, records: Iterable[tuple[str, str]], columns: int = 8
 
 
 def mmseqs(*arguments: str | float | Path) -> None:
-    """One MMseqs2 command on one thread, which makes its result repeatable."""
+    """Run an MMseqs2 command on one thread, so that the result is reproducible."""
     subprocess.run(["mmseqs", *map(str, arguments), "--threads", "1", "-v", "1"], check=True)
 
 
 def cluster(sequences: dict[str, str], min_identity: float, work: Path) -> dict[str, list[str]]:
-    """MMseqs2 clusters: representative -> members sorted by id, the representative among them.
+    """Cluster with MMseqs2: representative -> members sorted by id, including the representative.
 
-    A member shares `min_identity` or more with its representative, over 80% of the member (`-c 0.8 --cov-mode 1`).
+    A member has an identity of at least `min_identity` to its representative over 80% of the member
+    (`-c 0.8 --cov-mode 1`).
     """
     query = work / "cluster.fasta"
     write_fasta(query, sequences.items())
@@ -83,7 +84,7 @@ def cluster(sequences: dict[str, str], min_identity: float, work: Path) -> dict[
 
 
 class Hit(NamedTuple):
-    """A local alignment; identity and coverages as shares of one."""
+    """A local alignment; identity and coverages are between 0 and 1."""
 
     query: str
     target: str
@@ -93,7 +94,7 @@ class Hit(NamedTuple):
 
 
 def search(queries: dict[str, str], targets: dict[str, str], work: Path, *options: str | float) -> list[Hit]:
-    """Alignments of every query with every target, MMseqs2 at its highest usual sensitivity (`-s 7`)."""
+    """Align queries with targets by MMseqs2 at high sensitivity (`-s 7`)."""
     write_fasta(work / "query.fasta", queries.items())
     write_fasta(work / "target.fasta", targets.items())
     mmseqs(
@@ -105,7 +106,7 @@ def search(queries: dict[str, str], targets: dict[str, str], work: Path, *option
 
 
 def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Connected components of a graph, largest first; equal sizes in the order of their first node."""
+    """Return the connected components of a graph, largest first; equal sizes in the order of their first node."""
     root = {node: node for node in nodes}
 
     def find(node: str) -> str:
@@ -125,38 +126,38 @@ def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[l
 def unigram_perplexity(
     train: Iterable[str], valid: Iterable[str], mask_share: float = 1.0, random_share: float = 0.0
 ) -> float:
-    """Perplexity of the best guess at each residue of `valid` that knows the frequencies in `train` but no context.
+    """Compute the perplexity of the best prediction of `valid` from the frequencies in `train`, without context.
 
-    The floor a language model has to get below. Where every residue to predict is hidden (the defaults) that is the
-    unigram perplexity. Under ESM-2's masking (0.8, 0.1) a tenth of them stay visible and a tenth are another of the 20
-    residues, drawn evenly, so a guess that trusts the letter it sees does much better, still without any context.
-    Standard residues only.
+    This is the baseline of a language model. If all scored residues are masked (the defaults), it is the unigram
+    perplexity. With ESM-2's masking (0.8, 0.1), 10% of the scored residues stay unchanged and 10% are replaced by a
+    uniformly sampled residue, so a prediction that repeats the visible residue is much better. Counts standard residues
+    only.
     """
     train_counts, valid_counts = Counter("".join(train)), Counter("".join(valid))
     num_train = sum(train_counts[letter] for letter in STANDARD_RESIDUES)
     num_valid = sum(valid_counts[letter] for letter in STANDARD_RESIDUES)
     frequency = {letter: train_counts[letter] / num_train for letter in STANDARD_RESIDUES}
-    kept_share, each_random = 1 - mask_share - random_share, random_share / len(STANDARD_RESIDUES)
+    unchanged_share, each_random = 1 - mask_share - random_share, random_share / len(STANDARD_RESIDUES)
 
-    def loss_when_seen(truth: str, seen: str) -> float:
-        # Bayes: `seen` was kept, or drawn over some other residue
-        kept_as_seen = kept_share * frequency[seen]
-        joint = each_random * frequency[truth] + (kept_as_seen if truth == seen else 0)
-        return -math.log(joint / (each_random + kept_as_seen))
+    def loss_when_visible(truth: str, visible: str) -> float:
+        # Bayes: `visible` is unchanged, or replaces another residue
+        unchanged = unchanged_share * frequency[visible]
+        joint = each_random * frequency[truth] + (unchanged if truth == visible else 0)
+        return -math.log(joint / (each_random + unchanged))
 
     def loss(truth: str) -> float:
         expected = -mask_share * math.log(frequency[truth])
-        if kept_share > 0:
-            expected += kept_share * loss_when_seen(truth, truth)
+        if unchanged_share > 0:
+            expected += unchanged_share * loss_when_visible(truth, truth)
         if random_share > 0:
-            expected += each_random * sum(loss_when_seen(truth, seen) for seen in STANDARD_RESIDUES)
+            expected += each_random * sum(loss_when_visible(truth, visible) for visible in STANDARD_RESIDUES)
         return expected
 
     return math.exp(sum(valid_counts[letter] * loss(letter) for letter in STANDARD_RESIDUES) / num_valid)
 
 
 def make_sample(out: Path, seed: int) -> None:
-    """Write the four files and families.tsv to `out`, and print what they hold."""
+    """Write the four files and families.tsv to `out`, and print a summary."""
     proteins = {
         accession: protein
         for accession, protein in read_uniprot().items()
@@ -177,7 +178,8 @@ def make_sample(out: Path, seed: int) -> None:
                 if min(hit.query_coverage, hit.target_coverage) >= FAMILY_COVERAGE
             ),
         )
-        # the largest families first, until the files are full: a cluster is written once a member, twice more itself
+        # The largest families first, until the files are full. Every member is written once, and a representative twice
+        # more.
         family_of: dict[str, str] = {}
         file_residues = 0
         for family in families:
@@ -192,7 +194,7 @@ def make_sample(out: Path, seed: int) -> None:
         random.Random(seed).shuffle(shuffled)
         num_valid = round(VALID_SHARE * len(shuffled))
         valid, train = sorted(shuffled[:num_valid]), sorted(shuffled[num_valid:])
-        # ESM-2's filter: no train member at 50% identity or more, over 80% of either, to a validation sequence
+        # ESM-2's filter: no train member has 50% identity or more to a validation sequence over 80% of either sequence
         members = {member: residues[member] for row in train for member in clusters_50[row]}
         hits = search(
             *(members, {row: residues[row] for row in valid}, work),
@@ -224,17 +226,17 @@ def make_sample(out: Path, seed: int) -> None:
     related_valid = sum(family_of[row] in train_families for row in valid)
     print(f"{len(proteins)} UniProtKB records -> {len(clusters_90)} UR90 -> {len(clusters_50)} UR50 clusters")
     print(
-        f"{len(family_of)} UR50 clusters in {len(set(family_of.values()))} families taken: {len(valid)} to validation,"
+        f"selected {len(family_of)} UR50 clusters in {len(set(family_of.values()))} families: {len(valid)} validation,"
     )
-    print(f"{len(train) - len(kept)} dropped as 50% identical to one of those, {len(kept)} to train")
+    print(f"{len(train) - len(kept)} removed as 50% identical to one of these, {len(kept)} for training")
     print(f"train: {len(kept)} clusters, {len(train_90)} UR90, {num_residues} residues")
     print(f"valid: {len(valid)} clusters, {sum(len(residues[row]) for row in valid)} residues; ", end="")
     print(f"{related_valid} have a member of their family in train")
-    print(f"perplexity without context: {hidden:.4f} all hidden (unigram), {esm2:.4f} under 80/10/10 masking")
+    print(f"perplexity without context: {hidden:.4f} all masked (unigram), {esm2:.4f} with 80/10/10 masking")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make data/sample's pretraining set.")
+    parser = argparse.ArgumentParser(description="Create the pretraining set in data/sample.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "sample")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

