@@ -91,8 +91,19 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
     return text
 
 
+def overview() -> str:
+    """The list of the tutorials with the sentence that each begins with, which `tutorials/index.md` includes."""
+    entries = []
+    for path in notebooks():
+        text = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        title, sentence = re.match(r"# (.*)\n+\*\*(.*?)\*\*", text).groups()
+        entries.append(f"[{title}]({path.name})\n: {sentence}\n")
+    pages = "\n".join(path.stem for path in notebooks())
+    return "\n".join([*entries, f"```{{toctree}}\n:hidden:\n{pages}\n```\n"])
+
+
 def generate(app: Sphinx) -> None:
-    """Write the notebooks into `tutorials/`."""
+    """Write the notebooks and their list into `tutorials/`."""
     executed = app.config.tutorial_notebooks != "plain"
     run = newest_run() if executed else None
     if executed and run is None:
@@ -103,7 +114,7 @@ def generate(app: Sphinx) -> None:
         place = Path(read_manifest(run).notebooks["00_start_here"].parameters["work_dir"]).parent
         folders = [place, place.parents[1], ROOT]
     pages = {path.name: tutorial(run / path.name if run else path, executed, folders) for path in notebooks()}
-    write_pages(Path(app.srcdir) / "tutorials", pages)
+    write_pages(Path(app.srcdir) / "tutorials", pages | {"notebooks.inc": overview()})
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
