@@ -268,7 +268,9 @@ class Report:
         try:
             found = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not valid JSON: {error}", code="report.not-json", path=path) from None
+            raise InputError(
+                f"{path} is not valid JSON ({error}). Run the benchmark again.", code="report.not-json", path=path
+            ) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
         if schema not in (SCHEMA, UNSEALED_SCHEMA):
             raise InputError(

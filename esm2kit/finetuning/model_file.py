@@ -228,7 +228,7 @@ def _load_encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dic
     if found != named["sha256"]:
         raise InputError(
             f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
-            f"but {source.name} has weights {found[:12]}. Pass that base model as base.",
+            f"but {source.name} has weights {found[:12]}. Set base to the model they were trained on.",
             code="lora.other-base",
             path=path,
             expected=named["sha256"],

@@ -235,7 +235,7 @@ def check_finite(features: Features, targets: ProbeTargets) -> None:
             protein = int(np.searchsorted(features.offsets, row, side="right")) - 1
             raise InputError(
                 f"{features.name or 'features'}: the vectors of protein {targets.name(protein)!r} contain nan or inf. "
-                "Embed it again, in float32 if its numbers exceed the range of float16.",
+                "Embed the protein again, in float32 if the values exceed the range of float16.",
                 code="features.not-finite",
                 source=features.name,
                 protein=targets.name(protein),
