@@ -25,9 +25,9 @@ from esm2kit.tasks.task import Split, Task
 MAX_RESIDUES = 1022
 CHECKED_RECORDS = 20_000
 LIGHTS = {
-    "green": ("#2e7d32", "suited to compare models"),
-    "orange": ("#b26a00", "overestimates, or repeats another split: not suited to compare models"),
-    "red": ("#b3261e", "obsolete: not suited to compare models"),
+    "green": ("#2e7d32", "suited for comparing models"),
+    "orange": ("#b26a00", "overestimates performance, or repeats another split; not suited for comparing models"),
+    "red": ("#b3261e", "obsolete; not suited for comparing models"),
 }
 
 
