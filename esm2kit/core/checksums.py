@@ -85,7 +85,7 @@ class FileChecksums:
             InputError: The file is missing or differs.
         """
         if not path.is_file():
-            raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path)
+            raise InputError(f"{path} is missing. Remedy: {remedy}.", code="file.missing", path=path)
         size = path.stat().st_size
         if size != self.num_bytes:
             raise_damaged(path, f"it has {size:,} bytes instead of {self.num_bytes:,}", remedy)
@@ -114,7 +114,7 @@ def raise_damaged(path: Path, found: str, remedy: str) -> NoReturn:
     Raises:
         InputError: Always.
     """
-    raise InputError(f"{path} is damaged ({found}): {remedy}", code="file.damaged", path=path) from None
+    raise InputError(f"{path} is damaged: {found}. Remedy: {remedy}.", code="file.damaged", path=path) from None
 
 
 def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
         with np.load(path) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path) from None
+        raise InputError(f"{path} is missing. Remedy: {remedy}.", code="file.missing", path=path) from None
     except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many kinds
         raise_damaged(path, " ".join(str(error).split()) or type(error).__name__, remedy)
 
@@ -161,7 +161,7 @@ def read_sealed_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: {remedy}", code="file.missing", path=path) from None
+        raise InputError(f"{path} is missing. Remedy: {remedy}.", code="file.missing", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise_damaged(path, " ".join(str(error).split()), remedy)
     if not isinstance(found, dict) or found.pop(SEAL, None) != _digest(found):

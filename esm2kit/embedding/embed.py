@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import torch
 
+from esm2kit.core.checksums import FileChecksums, raise_damaged
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import fsync
 from esm2kit.core.hardware import resolve_device
@@ -27,9 +28,10 @@ from esm2kit.core.process_group import Process, join_process_group, run_on_rank_
 from esm2kit.core.provenance import build_provenance
 from esm2kit.embedding.batch import Output
 from esm2kit.embedding.config import EmbedConfig
-from esm2kit.embedding.hdf5 import Entry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
 from esm2kit.embedding.plan import Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
+from esm2kit.embedding.seal import REMEDY, Seal, checksum_skeleton, has_seal
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
@@ -180,7 +182,7 @@ class Job:
                     "Use --restart to delete it, or another --name to keep both.",
                     code="embed.run-exists",
                     path=self.folder,
-                    differing=differing,
+                    differing=differing or [],
                 )
             plan = None
         if plan:
@@ -188,6 +190,7 @@ class Job:
             rest = {output: target for output, target in self.targets.items() if output not in planned}
             if len(self._find_existing(rest)) == len(rest):  # otherwise a file was deleted in the meantime
                 if not plan["published"]:
+                    self._check_run(plan)
                     logger.info("resuming the unfinished run in %s", self.folder)
                 stage = RunStage.COMPUTED if plan["published"] else RunStage.INTERRUPTED
                 return RunState(stage, planned, plan["num_proteins"])
@@ -211,25 +214,53 @@ class Job:
         for output, target in targets.items():
             if not target.exists():
                 continue
-            attributes: dict[str, Any] = {}
-            if h5py.is_hdf5(target):
-                with h5py.File(target, "r") as file:
-                    names = ("num_proteins", "settings")  # without the ids, which are attributes as well
-                    attributes = {name: file.attrs[name] for name in names if name in file.attrs}
-            made_with = attributes.get("settings")
-            written, requested = (_settings_of_file(text, output) for text in (made_with or "{}", self.settings))
-            differing = _find_differences(requested, written) if made_with else []
-            if made_with and not differing:
-                existing[output] = int(attributes["num_proteins"])
+            try:
+                differing, num_proteins = self._compare_settings(target, output)
+                if differing == []:
+                    with EmbeddingReader(target) as reader:
+                        reader.check()
+            except InputError as error:
+                if not self.replace:
+                    raise
+                logger.warning("%s", error)
+                continue
+            if differing == []:
+                existing[output] = num_proteins
             elif not self.replace:
                 origin = f"with different settings ({', '.join(differing)})" if differing else "with other content"
                 raise InputError(
                     f"{target} already exists {origin}. Use --restart to replace it, or another --name to keep both.",
                     code="embed.file-exists",
                     path=target,
-                    differing=differing,
+                    differing=differing or [],
                 )
         return existing
+
+    def _compare_settings(self, target: Path, output: Output) -> tuple[list[str] | None, int]:
+        """Names of the settings in which a file differs from the requested ones, and its number of proteins.
+
+        The names are None for a file of another program.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if has_seal(target):
+            seal = Seal(target)
+            try:
+                seal.check_metadata()
+            finally:
+                seal.close()
+        elif not h5py.is_hdf5(target):
+            return None, 0
+        try:
+            with h5py.File(target, "r") as file:  # only these two: the ids are attributes too
+                if "settings" not in file.attrs:
+                    return None, 0
+                recorded, num_proteins = file.attrs["settings"], int(file.attrs["num_proteins"])
+            recorded = _settings_of_file(recorded, output)
+        except Exception as error:  # h5py and json raise errors of many kinds for damaged content
+            raise_damaged(target, " ".join(str(error).split()), REMEDY)
+        return _find_differences(_settings_of_file(self.settings, output), recorded), num_proteins
 
     def start(self, outputs: list[Output]) -> RunState:
         """Start a run: read the FASTA, write the table, create the files and write the plan.
@@ -262,6 +293,7 @@ class Job:
             for path in self.folder.iterdir():
                 fsync(path)
             plan = {"settings": json.loads(self.settings), "num_proteins": len(table), "published": False}
+            plan |= self._checksum_files(table, outputs)
             write_plan(self.folder, plan | {"outputs": [list(output) for output in outputs]})
         except InputError:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -276,6 +308,41 @@ class Job:
                 ) from None
             raise
         return RunState(RunStage.INTERRUPTED, outputs, len(table))
+
+    def _checksum_files(self, table: Table, outputs: list[Output]) -> dict[str, Any]:
+        """Checksums of what does not change while the run works: its tables, and all but the values of its files."""
+        fixed = [path for path in sorted(self.folder.iterdir()) if path.suffix in (".npy", ".bin", ".txt")]
+        fixed = [path for path in fixed if not path.name.startswith("done.")]
+        return {
+            "files": {path.name: FileChecksums.compute(path) for path in fixed},
+            "skeletons": {output.file: self._checksum_skeleton(table, output) for output in outputs},
+        }
+
+    def _checksum_skeleton(self, table: Table, output: Output) -> list[int]:
+        """Size of a file, and CRC-32 of all but its values."""
+        path = self.folder / f"{output.file}.h5"
+        num_embedded_P = _count_embedded_residues(self.config, table).astype(np.int64)
+        vectors_P = num_embedded_P if output.reads == "residues" else np.ones_like(num_embedded_P)
+        bytes_P = vectors_P * (output.width * np.dtype(self.config.dtype).itemsize)
+        starts_P = np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r")
+        return [path.stat().st_size, checksum_skeleton(path, starts_P, bytes_P)]
+
+    def _check_run(self, plan: dict[str, Any]) -> None:
+        """Check the files of an unfinished run against the plan's checksums.
+
+        Raises:
+            InputError: one is missing or damaged.
+        """
+        for name, recorded in plan["files"].items():
+            FileChecksums(**recorded).check(self.folder / name, REMEDY)
+        table = Table(self.folder)
+        for output in _planned_outputs(plan):
+            path = self.folder / f"{output.file}.h5"
+            if not path.is_file():
+                raise InputError(f"{path} is missing. Remedy: {REMEDY}.", code="file.missing", path=path)
+            size, _ = plan["skeletons"][output.file]
+            if path.stat().st_size != size or self._checksum_skeleton(table, output) != plan["skeletons"][output.file]:
+                raise_damaged(path, "its structure differs from its checksum", REMEDY)
 
     def _file_attributes(self) -> dict[str, Any]:
         inputs = [entry["sha256"] for name, entry in self.manifest["inputs"].items() if name != "model"]
@@ -294,11 +361,17 @@ class Job:
     def publish(self) -> None:
         """Move the complete files to out_dir and delete the working folder."""
         plan = read_plan(self.folder)
-        write_plan(self.folder, plan | {"published": True})
         outputs = _planned_outputs(plan)
-        for output in outputs:
-            part = self.folder / f"{output.file}.h5"
+        parts = {output: self.folder / f"{output.file}.h5" for output in outputs}
+        if not plan["published"]:
+            for part in parts.values():
+                seal_file(part)
+            write_plan(self.folder, plan | {"published": True})
+        for output, part in parts.items():
             if part.is_file():
+                if plan["published"]:  # a run that ended between the checksums and here
+                    with EmbeddingReader(part) as reader:
+                        reader.check()
                 os.replace(part, self.targets[output])
         fsync(self.folder.parent)
         shutil.rmtree(self.folder)

@@ -1,8 +1,9 @@
 """Create and read the HDF5 files of embeddings.
 
-A file is created in two steps. First, a complete HDF5 file with all datasets and attributes, and with space allocated
+A file is created in three steps. First, a complete HDF5 file with all datasets and attributes, and with space allocated
 for the values. Then the values are written to their byte offsets, which never change. So any number of processes can
-write one file without MPI, an interrupted run leaves a valid file, and nothing needs to be merged.
+write one file without MPI, an interrupted run leaves a valid file, and nothing needs to be merged. Last, the checksums
+of all blocks (`seal_file`); a file without them is not finished.
 
 Layout `datasets`, which other programs read: one dataset per protein at the root, named "0", "1", ... (or by the hash
 of the sequence, or by id), with shape (D,) or (residues, D) and the attribute `original_id`. Layout `packed`, which is
@@ -19,10 +20,14 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
+from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.errors import InputError
+from esm2kit.embedding.seal import REMEDY, Seal, checksum_contents, has_seal, plan_user_block, write_seal
 from esm2kit.sequences.ids import IdLookup
 
-FORMAT = 1
+FORMAT = 2
+UNSEALED_FORMAT = 1  # of version 0.1.0: without checksums
+METADATA_BYTES = 1024  # of HDF5 per dataset, at most
 Level = Literal["protein", "residue"]
 Layout = Literal["datasets", "packed"]
 # Number of ids per root attribute. Reading one attribute per protein would be 1,000 times slower.
@@ -83,7 +88,9 @@ def create_file(
         attributes: strings and numbers for the root attributes.
         starts_P: (P,) output, the byte offset of each protein's values.
     """
-    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+    vectors = num_proteins if skeleton.level == "protein" else num_residues
+    num_bytes = vectors * skeleton.width * np.dtype(skeleton.dtype).itemsize + METADATA_BYTES * (num_proteins + 64)
+    with h5py.File(path, "w", libver=("v110", "v110"), userblock_size=plan_user_block(num_bytes)) as file:
         file.attrs.update(
             {
                 "esm2kit_format": FORMAT,
@@ -98,6 +105,20 @@ def create_file(
         )
         create_values = _create_datasets if skeleton.layout == "datasets" else _create_packed
         create_values(file, skeleton, rows, num_proteins, num_residues, starts_P)
+
+
+def seal_file(path: Path) -> None:
+    """Write the checksums of a file whose values are complete into it."""
+    with h5py.File(path, "r") as file:
+        user_block, contents = file.userblock_size, checksum_contents(dict(file.attrs), *_read_index(file))
+    write_seal(path, user_block, contents)
+
+
+def _read_index(file: h5py.File) -> list[np.ndarray]:
+    """The ids and offsets of a packed file, where they are datasets."""
+    if file.attrs["layout"] != "packed":
+        return []
+    return [np.frombuffer(b"\n".join(file["ids"][()]), np.uint8), file["offsets"][()]]
 
 
 def _contiguous_properties() -> h5p.PropDCID:
@@ -204,24 +225,44 @@ class EmbeddingReader:
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
             )
+        self._seal = Seal(self.path) if has_seal(self.path) else None
         try:
+            if self._seal:
+                self._seal.check_metadata()
             self._file = h5py.File(self.path, "r")
+        except InputError:
+            self._seal.close()
+            raise
         except OSError as error:
             raise InputError(
-                f"{path} is not a complete HDF5 file ({error}). Create it again with `esm2kit embed`.",
+                f"{path} is not a complete HDF5 file ({error}). To replace it, {REMEDY}.",
                 code="embeddings.damaged",
                 path=path,
             ) from None
+        try:
+            self._open_contents()
+        except Exception as error:
+            self.close()
+            if isinstance(error, InputError):
+                raise
+            # h5py raises KeyError, RuntimeError and others for damaged metadata
+            raise_damaged(self.path, " ".join(str(error).split()), REMEDY)
+
+    def _open_contents(self) -> None:
         attributes = dict(self._file.attrs)
-        if attributes.get("esm2kit_format") != FORMAT:
-            found = attributes.get("esm2kit_format", "no")
-            self._file.close()
+        found = attributes.get("esm2kit_format", "no")
+        if found not in (FORMAT, UNSEALED_FORMAT):
             raise InputError(
-                f"{path} has {found} esm2kit_format, expected {FORMAT}. Create it again with `esm2kit embed`.",
+                f"{self.path} has {found} esm2kit_format, expected {FORMAT}. Create it again with `esm2kit embed`.",
                 code="embeddings.format",
-                path=path,
+                path=self.path,
                 found=found,
             )
+        if found == FORMAT:
+            if not self._seal:
+                raise_damaged(self.path, "it has no checksums, so it is not finished", REMEDY)
+            if checksum_contents(attributes, *_read_index(self._file)) != self._seal.contents:
+                raise_damaged(self.path, "its attributes differ from their checksum", REMEDY)
         self._layout: str = attributes["layout"]
         self.level: str = attributes["level"]
         self.embed_dim = int(attributes["embed_dim"])
@@ -230,9 +271,18 @@ class EmbeddingReader:
         self.attributes = {
             name: _to_python(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
         }
-        self._index = IdLookup(self.ids, str(path))
+        self._index = IdLookup(self.ids, str(self.path))
         if self._layout == "packed":
             self._offsets = self._file["offsets"][()]
+
+    def check(self) -> None:
+        """Check every byte of the file against its checksums.
+
+        Raises:
+            InputError: a block differs.
+        """
+        if self._seal:
+            self._seal.check_all()
 
     def _read_ids(self, attributes: Mapping[str, Any]) -> list[str]:
         if self._layout == "packed":
@@ -263,6 +313,9 @@ class EmbeddingReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._seal:
+            self._seal.close()
+            self._seal = None
 
     def __getitem__(self, protein: str) -> np.ndarray:
         """Read the embedding of one protein.
@@ -308,6 +361,7 @@ class EmbeddingReader:
             )
         indices = self._indices(ids)
         if self._layout == "packed" and ids is None:
+            self.check()
             return self._file["values"].astype(np.float32)[()]
         matrix_PD = np.empty((len(indices), self.embed_dim), dtype=np.float32)
         for place, index in enumerate(indices):
@@ -341,6 +395,8 @@ class EmbeddingReader:
                 dataset = self._open(index)
                 starts_P[place] = dataset.get_offset()
                 counts_P[place] = 1 if self.level == "protein" else dataset.shape[0]
+        if self._seal and len(indices):
+            self._seal.check_ranges(starts_P, starts_P + counts_P * (self.embed_dim * dtype.itemsize))
         return starts_P, np.concatenate([[0], np.cumsum(counts_P)]).astype(np.int64), dtype
 
     def _indices(self, ids: Sequence[str] | None) -> Sequence[int]:
@@ -357,20 +413,31 @@ class EmbeddingReader:
         return [self._index[protein] for protein in ids]
 
     def _open(self, index: int) -> h5d.DatasetID:
-        return h5d.open(self._file.id, str(self._keys[index]).encode())
+        try:
+            return h5d.open(self._file.id, str(self._keys[index]).encode())
+        except (KeyError, OSError, RuntimeError, ValueError) as error:  # by what HDF5 finds wrong
+            raise_damaged(self.path, " ".join(str(error).split()), REMEDY)
 
     def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read the rows of one protein into `out` (rows, D), converted to its data type; float32 by default."""
         if self._layout == "packed":
             start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
             out = np.empty((stop - start, self.embed_dim), np.float32) if out is None else out
-            self._file["values"].read_direct(out, np.s_[start:stop])
+            values = self._file["values"]
+            self._check(values.id.get_offset() + start * self.embed_dim * values.dtype.itemsize, out.size, values.dtype)
+            values.read_direct(out, np.s_[start:stop])
             return out
         dataset = self._open(index)
         num_rows = 1 if self.level == "protein" else dataset.shape[0]
         out = np.empty((num_rows, self.embed_dim), np.float32) if out is None else out
+        self._check(dataset.get_offset(), out.size, dataset.dtype)
         dataset.read(h5s.ALL, h5s.ALL, out[0] if self.level == "protein" else out)
         return out
+
+    def _check(self, start: int, num_values: int, dtype: np.dtype) -> None:
+        """Check the blocks that hold some values; `start` is the first one's byte in the file."""
+        if self._seal:
+            self._seal.check(start, start + num_values * dtype.itemsize)
 
 
 def _read_blocks(attributes: Mapping[str, Any], prefix: str) -> list[str]:

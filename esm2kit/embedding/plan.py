@@ -6,17 +6,18 @@ depend only on the table, so an interrupted or a distributed run has the same ba
 """
 
 import hashlib
-import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import write_json
+from esm2kit.embedding.seal import REMEDY
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
 
@@ -196,36 +197,60 @@ def plan_window(num_tokens: np.ndarray, start: int, number: int, batch_tokens: i
     return [ProteinBatch(number + index, start + positions) for index, positions in enumerate(batches)]
 
 
+# One finished batch: its number, the CRC-32 of the values written for it, and the CRC-32 of these two.
+JOURNAL_ENTRY = np.dtype([("number", "<i8"), ("values", "<u4"), ("entry", "<u4")])
+
+
 class Journal:
-    """Record of the batches that are on disk: one append-only file of int64 per process, read by all processes."""
+    """Record of the batches that are on disk: one append-only file per process, read by all processes."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = Path(folder)
         self.path = self.folder / f"done.{rank}.bin"
 
-    def read_done(self) -> set[int]:
-        """Read the indices of the batches that any process has finished, without an incomplete last entry."""
-        numbers: set[int] = set()
+    def read_done(self) -> dict[int, int]:
+        """Read number -> checksum of the batches that any process has finished; incomplete entries are ignored."""
+        done: dict[int, int] = {}
         for path in self.folder.glob("done.*.bin"):
             data = path.read_bytes()
-            numbers.update(np.frombuffer(data[: len(data) // 8 * 8], dtype="<i8").tolist())
-        return numbers
+            entries = np.frombuffer(data[: len(data) // JOURNAL_ENTRY.itemsize * JOURNAL_ENTRY.itemsize], JOURNAL_ENTRY)
+            for entry in entries:
+                if zlib.crc32(entry.tobytes()[:12]) == entry["entry"]:
+                    done[int(entry["number"])] = int(entry["values"])
+        return done
+
+    @staticmethod
+    def encode(finished: Iterable[tuple[int, int]]) -> bytes:
+        """Encode entries from pairs of batch number and checksum."""
+        entries = np.array([(number, values, 0) for number, values in finished], dtype=JOURNAL_ENTRY)
+        entries["entry"] = [zlib.crc32(entry.tobytes()[:12]) for entry in entries]
+        return entries.tobytes()
 
     def open(self) -> int:
         """Remove an incomplete last entry, and return a file descriptor for appending."""
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-        size = os.lseek(handle, 0, os.SEEK_END) // 8 * 8
+        size = os.lseek(handle, 0, os.SEEK_END) // JOURNAL_ENTRY.itemsize * JOURNAL_ENTRY.itemsize
         os.ftruncate(handle, size)
         os.lseek(handle, size, os.SEEK_SET)
         return handle
 
 
 def read_plan(folder: Path) -> dict | None:
-    """Read the plan of the unfinished run in a folder; None if there is none or its files are incomplete."""
+    """Read the plan of the unfinished run in a folder.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        The plan; None if there is no run, or if its files were not yet all created.
+
+    Raises:
+        InputError: the plan is damaged.
+    """
     path = folder / "plan.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_sealed_json(path, REMEDY) if path.is_file() else None
 
 
 def write_plan(folder: Path, plan: dict) -> None:
     """Write the plan of a run. It is written last, because a run with a plan can be resumed."""
-    write_json(folder / "plan.json", plan)
+    write_sealed_json(folder / "plan.json", plan)

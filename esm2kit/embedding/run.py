@@ -8,12 +8,14 @@ import errno
 import logging
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,15 @@ from esm2kit.core.process_group import Process
 from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
 from esm2kit.embedding.batch import Output, embed_batch
-from esm2kit.embedding.plan import Journal, ProteinBatch, Table, plan_window, read_records, split_into_windows
+from esm2kit.embedding.plan import (
+    JOURNAL_ENTRY,
+    Journal,
+    ProteinBatch,
+    Table,
+    plan_window,
+    read_records,
+    split_into_windows,
+)
 from esm2kit.models.encoder import Encoder
 from esm2kit.sequences.windows import Windowing
 
@@ -92,11 +102,13 @@ class EmbeddingRun:
             OSError: any other failure of the file system.
             KeyboardInterrupt: the run was interrupted; it can be resumed.
         """
-        self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_WRONLY) for output in self.outputs]
+        self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_RDWR) for output in self.outputs]
         self.starts = [np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r") for output in self.outputs]
+        self.owned_P = find_owned_rows(self.starts[0])
+        self._check_done()
         self.journal_handle = self.journal.open()
         self.journal_end = os.lseek(self.journal_handle, 0, os.SEEK_END)
-        self.pending: list[int] = []
+        self.pending: list[tuple[int, int]] = []  # index and checksum of finished batches
         self.num_lost = 0  # batches that may not be on the disk, and the error
         self.sync_error = ""
         self.sync_thread = ThreadPoolExecutor(1)
@@ -109,7 +121,10 @@ class EmbeddingRun:
         waiting: deque[tuple[ProteinBatch, Future]] = deque()
         try:
             for batch, sequences in self._read():
-                task = pool.submit(embed_batch, self.encoder, sequences, self.outputs, self.windowing, self.dtype)
+                owned = self.owned_P[batch.rows]
+                task = pool.submit(
+                    _embed_batch, owned, self.encoder, sequences, self.outputs, self.windowing, self.dtype
+                )
                 waiting.append((batch, task))
                 if len(waiting) > 3 * self.workers:
                     self._write_batch(*waiting.popleft(), progress)
@@ -143,14 +158,37 @@ class EmbeddingRun:
 
     def _plan(self) -> Iterator[list[ProteinBatch]]:
         """Iterate over the windows of the table and plan the batches of this process that are not finished."""
+        for batches in self._own_batches():
+            yield [batch for batch in batches if batch.number not in self.done]
+
+    def _own_batches(self) -> Iterator[list[ProteinBatch]]:
+        """Iterate over the windows of the table and plan all batches of this process."""
         number = 0
         for start, stop in split_into_windows(self.num_embedded_P):
-            batches = plan_window(
-                np.asarray(self.num_embedded_P[start:stop]) + 2, start, number, self.windowing.batch_tokens
-            )
+            num_tokens = np.asarray(self.num_embedded_P[start:stop]) + 2
+            batches = plan_window(num_tokens, start, number, self.windowing.batch_tokens)
             number += len(batches)
-            share = (batch for batch in batches if batch.number % self.process.world_size == self.process.rank)
-            yield [batch for batch in share if batch.number not in self.done]
+            yield [batch for batch in batches if batch.number % self.process.world_size == self.process.rank]
+
+    def _check_done(self) -> None:
+        """Compare the values of an earlier process with the checksums in its journal; embed damaged batches again."""
+        if not self.done:
+            return
+        checked = [batch for batches in self._own_batches() for batch in batches if batch.number in self.done]
+        wrong = [batch.number for batch in checked if self._checksum_batch(batch) != self.done[batch.number]]
+        if wrong:
+            logger.warning("%s: %d damaged batches of the earlier run are embedded again", self.folder, len(wrong))
+            for number in wrong:
+                del self.done[number]
+
+    def _checksum_batch(self, batch: ProteinBatch) -> int:
+        """Compute the CRC-32 of a batch's values in the files."""
+        crc, itemsize = 0, np.dtype(self.dtype).itemsize
+        for output, handle, starts in zip(self.outputs, self.handles, self.starts, strict=True):
+            for row in batch.rows[self.owned_P[batch.rows]].tolist():
+                vectors = int(self.num_embedded_P[row]) if output.reads == "residues" else 1
+                crc = zlib.crc32(os.pread(handle, vectors * output.width * itemsize, int(starts[row])), crc)
+        return crc
 
     def _read(self) -> Iterator[tuple[ProteinBatch, list[str]]]:
         """Iterate over the batches with their sequences, while reading the FASTA.
@@ -178,10 +216,11 @@ class EmbeddingRun:
 
     def _write_batch(self, batch: ProteinBatch, future: Future, progress: Progress) -> None:
         """Write the vectors of a batch to the files, and start a sync if one is due."""
-        for handle, starts, vectors in zip(self.handles, self.starts, future.result(), strict=True):
+        arrays, checksum = future.result()
+        for handle, starts, vectors in zip(self.handles, self.starts, arrays, strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
                 _write_all(handle, vector, int(starts[row]))
-        self.pending.append(batch.number)
+        self.pending.append((batch.number, checksum))
         progress.update(progress.done + self._residues(batch))
         if time.monotonic() - self.synced > SYNC_SECONDS and (self.syncing is None or self.syncing.done()):
             self._await_sync()
@@ -189,33 +228,33 @@ class EmbeddingRun:
             self.pending.clear()
             self.synced = time.monotonic()
 
-    def _sync(self, numbers: Sequence[int]) -> None:
+    def _sync(self, finished: Sequence[tuple[int, int]]) -> None:
         """Sync the values to the disk, then append the batches to the journal.
 
         After a failure there is no further attempt, because a second sync can succeed although data were lost.
 
         Args:
-            numbers: indices of the batches.
+            finished: index and checksum of each batch.
 
         Raises:
             OSError: a write or a sync failed.
         """
         if self.num_lost:
-            self.num_lost += len(numbers)
+            self.num_lost += len(finished)
             return
         try:
             for handle in self.handles:
                 sync(handle)
-            data = np.array(numbers, dtype="<i8").tobytes()
+            data = Journal.encode(finished)
             os.lseek(self.journal_handle, self.journal_end, os.SEEK_SET)
             while data:  # a partial write is possible on an almost full disk
                 data = data[os.write(self.journal_handle, data) :]
             sync(self.journal_handle)
         except OSError as error:
-            self.num_lost += len(numbers)
+            self.num_lost += len(finished)
             self.sync_error = error.strerror or str(error)
             raise
-        self.journal_end += 8 * len(numbers)
+        self.journal_end += JOURNAL_ENTRY.itemsize * len(finished)
 
     def _await_sync(self) -> None:
         running, self.syncing = self.syncing, None
@@ -251,3 +290,19 @@ def _write_all(handle: int, vector: np.ndarray, start: int) -> None:
     while data:
         written = os.pwrite(handle, data, start)
         data, start = data[written:], start + written
+
+
+def find_owned_rows(starts_P: np.ndarray) -> np.ndarray:
+    """(P,) whether a protein's values are its own: proteins of equal key share the last one's, equal up to rounding."""
+    _, place_P, counts = np.unique(starts_P, return_inverse=True, return_counts=True)
+    return counts[place_P] == 1
+
+
+def _embed_batch(owned: np.ndarray, *arguments: Any) -> tuple[list[list[np.ndarray]], int]:
+    """The arrays of `embed_batch`, and the CRC-32 of those that are `owned`."""
+    arrays, crc = embed_batch(*arguments), 0
+    for vectors in arrays:
+        for vector, is_owned in zip(vectors, owned, strict=True):
+            if is_owned:
+                crc = zlib.crc32(np.ascontiguousarray(vector), crc)
+    return arrays, crc

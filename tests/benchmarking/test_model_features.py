@@ -17,7 +17,7 @@ from esm2kit.benchmarking.model_features import read_features
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, FileRows, ProbeTargets, read_blocks
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.embedding.hdf5 import Entry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import Entry, Skeleton, create_file, seal_file
 
 
 def write(path, data, values_ND, layout="packed", dtype="float32"):
@@ -34,6 +34,7 @@ def write(path, data, values_ND, layout="packed", dtype="float32"):
         for start, protein in zip(starts, backwards, strict=True):
             file.seek(start)
             file.write(values_ND[offsets[protein] : offsets[protein + 1]].astype(dtype).tobytes())
+    seal_file(path)
     return path
 
 

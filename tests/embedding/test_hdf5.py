@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
 
-from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file
+from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
 
 WIDTH = 5
 
@@ -32,9 +32,10 @@ def write_file(
     handle = os.open(path, os.O_WRONLY)
     for index in reversed(range(len(rows))):
         count = 1 if skeleton.level == "protein" else num_residues[index]
-        value = values.setdefault(keys[index], generator.normal(size=(count, WIDTH)).astype(skeleton.dtype))
+        value = values.setdefault(keys[index], generator.normal(size=(count, skeleton.width)).astype(skeleton.dtype))
         os.pwrite(handle, value.tobytes(), int(starts[index]))
     os.close(handle)
+    seal_file(path)
     return [values[key] for key in keys]
 
 
@@ -125,7 +126,7 @@ def test_invalid_files_and_ids_are_refused(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path / "other.h5")
     write_file(tmp_path / "cut.h5", Skeleton("protein", "datasets", WIDTH, "float32", "index"), [1] * 50)
     os.truncate(tmp_path / "cut.h5", 3000)
-    with refused("embeddings.damaged"):
+    with refused("file.damaged", path=tmp_path / "cut.h5"):
         EmbeddingReader(tmp_path / "cut.h5")
     write_file(tmp_path / "r_hiddens.h5", Skeleton("residue", "datasets", WIDTH, "float32", "index"), [2, 1])
     reader = EmbeddingReader(tmp_path / "r_hiddens.h5")
@@ -135,3 +136,29 @@ def test_invalid_files_and_ids_are_refused(tmp_path: Path) -> None:
         reader.locate_rows(["protein é 0", "nobody"])
     with pytest.raises(KeyError, match="has no protein"):
         reader["nobody"]
+
+
+@pytest.mark.parametrize("layout", ["datasets", "packed"])
+def test_a_changed_value_is_found_where_it_is_and_not_elsewhere(layout: str, tmp_path: Path, monkeypatch) -> None:
+    """With blocks so small that each protein has its own, and only the file's first block checked at opening."""
+    monkeypatch.setattr("esm2kit.embedding.seal.MIN_BLOCK_BYTES", 64)
+    path = tmp_path / "a.h5"
+    expected = write_file(path, Skeleton("residue", layout, 100, "float32", "index"), [3] * 20)
+    with EmbeddingReader(path) as reader:
+        starts, _, _ = reader.locate_rows()
+        for name, value in zip(reader.ids, expected, strict=True):
+            np.testing.assert_array_equal(reader[name], value)
+    with open(path, "r+b") as file:
+        file.seek(int(starts[7]) + 700)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    monkeypatch.setattr("esm2kit.embedding.seal.CHECKED_BYTES", 64)
+    with EmbeddingReader(path) as reader:
+        np.testing.assert_array_equal(reader[reader.ids[3]], expected[3])
+        np.testing.assert_array_equal(reader[reader.ids[12]], expected[12])
+        for use in (lambda: reader[reader.ids[7]], reader.check, reader.locate_rows):
+            with refused("file.damaged", path=path):
+                use()
+        starts, offsets, _ = reader.locate_rows(reader.ids[8:])
+        assert offsets[-1] == 36

@@ -297,7 +297,7 @@ def build_unfinished_embeddings(folder: Path) -> None:
     if pid == 0:
         from esm2kit.embedding import run
 
-        done, finish = [], run.Run._finish
+        done, finish = [], run.EmbeddingRun._write_batch
 
         def finish_some(self: Any, *arguments: Any) -> None:
             finish(self, *arguments)
@@ -306,7 +306,7 @@ def build_unfinished_embeddings(folder: Path) -> None:
                 self._close()
                 os._exit(0)
 
-        run.Run._finish = finish_some
+        run.EmbeddingRun._write_batch = finish_some
         embed_small(folder)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
