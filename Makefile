@@ -73,7 +73,7 @@ lint: setup  ## fix style, check that imports only go down
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml
 
 # The lock names versions only: the platform decides which build of torch (CPU or CUDA) comes with its own helpers.
-lock: pyproject.toml  ## write requirements.lock anew from pyproject.toml
+lock: pyproject.toml  ## update requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --extra notebooks --extra dev --extra docs --upgrade-package torch==2.13.0 \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --no-annotate --output-file requirements.lock pyproject.toml
 	sed -i -e 's/+cpu$$//' requirements.lock

@@ -237,9 +237,10 @@ class Job:
         return existing
 
     def _compare_settings(self, target: Path, output: Output) -> tuple[list[str] | None, int]:
-        """Names of the settings in which a file differs from the requested ones, and its number of proteins.
+        """Compare the settings recorded in a file with the requested ones.
 
-        The names are None for a file of another program.
+        Returns:
+            The names of the settings that differ, or None for a file of another program; and the number of proteins.
 
         Raises:
             InputError: the file is damaged.

@@ -78,12 +78,15 @@ def write_seal(path: Path, user_block: int, contents: int) -> None:
 
 
 def checksum_skeleton(path: Path, starts_P: np.ndarray, bytes_P: np.ndarray) -> int:
-    """CRC-32 of all bytes of a file that are neither values nor user block.
+    """Compute the CRC-32 of all bytes of a file that are neither values nor user block.
 
     Args:
         path: the file.
         starts_P: the byte at which each protein's values start.
         bytes_P: bytes of each protein's values.
+
+    Returns:
+        The checksum.
     """
     content, crc, position = np.memmap(path, np.uint8, "r"), 0, 512
     while position < content.size and content[position : position + len(SIGNATURE)].tobytes() != SIGNATURE:
