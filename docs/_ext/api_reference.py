@@ -84,7 +84,8 @@ def link(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def keep_text_whole(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Keep napoleon from taking the text before a colon for a type, in `Returns:` and in docstrings of properties."""
+    """Keep text from being taken for markup: a shape such as (P) for a list, what comes before a colon for a type."""
+    lines[:] = [re.sub(r"^( *(?:\w+: )?)\((\w)\) ", r"\1\\(\2) ", line) for line in lines]
     starts = [position + 1 for position, line in enumerate(lines[:-1]) if line.strip() in ("Returns:", "Yields:")]
     if what in ("property", "attribute") and lines:
         starts.append(0)
