@@ -16,6 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.fasta import Record
+from esm2kit.sequences.headers import JOINER
 
 logger = logging.getLogger(__name__)
 Method = Literal["pca", "umap"]
@@ -47,7 +48,7 @@ class Projection(NamedTuple):
 
 def header_fields(description: str) -> dict[str, str]:
     """Parse the `NAME=value` fields of a FASTA header in the style of UniProt, UniRef and FLIP."""
-    return dict(HEADER_FIELD.findall(description))
+    return dict(HEADER_FIELD.findall(description.partition(JOINER)[0]))
 
 
 def field_counts(records: Sequence[Record]) -> dict[str, int]:

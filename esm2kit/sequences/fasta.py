@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
+from esm2kit.sequences.headers import BLANKS, find_control_character
 from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
 
 MAX_RESIDUES = 100_000
@@ -23,6 +24,11 @@ COMPRESSED = ("", ".gz", ".zst")
 _NEWLINE, _HEADER, _STOP = b"\n"[0], b">"[0], b"*"[0]
 _IS_BLANK = np.zeros(256, dtype=bool)
 _IS_BLANK[np.frombuffer(b" \t\r\v\f", dtype=np.uint8)] = True
+# the bytes that end an id, and the bytes of an ordinary header
+_ENDS_ID = np.zeros(256, dtype=bool)
+_ENDS_ID[np.frombuffer(BLANKS.encode(), dtype=np.uint8)] = True
+_IS_ORDINARY = _ENDS_ID.copy()
+_IS_ORDINARY[32:127] = True
 _UPPER = np.arange(256, dtype=np.uint8)
 _UPPER[ord("a") : ord("z") + 1] -= 32
 # a record with more text than this has more than MAX_RESIDUES, or the file is not a FASTA file
@@ -96,7 +102,7 @@ def read_fasta(path: Path) -> Iterator[Record]:
         path: A plain, gzip or Zstandard file; the format is detected from the content.
 
     Yields:
-        The records. An id is the header up to the first blank.
+        The records, with ids as `headers.parse_header` defines them.
 
     Raises:
         InputError: The file is not a valid protein FASTA file; the message states the record and the fix.
@@ -232,11 +238,11 @@ class FastaReader:
         return RecordBlock(ids, headers.strings(), Ragged(residues_N, offsets).strings())
 
     def _parse_ids(self, headers: "Ragged") -> pa.StringArray:
-        """Return the headers up to their first blank; blanks between '>' and the id are skipped."""
+        """Return the ids of headers, as `headers.parse_header` does for one header."""
         text_N, starts, ends = headers.values, headers.offsets[:-1].copy(), headers.offsets[1:]
-        if text_N.size and (text_N.max() > 126 or text_N.min() < 32):
+        if text_N.size and (text_N.max() > 126 or text_N.min() < 32) and not _IS_ORDINARY[text_N].all():
             self._check_text(headers)
-        is_blank_N = (text_N == ord(" ")) | (text_N == ord("\t"))
+        is_blank_N = _ENDS_ID[text_N]
         while (leading := np.flatnonzero(starts < ends)[is_blank_N[starts[starts < ends]]]).size:
             starts[leading] += 1
         blanks = np.append(np.flatnonzero(is_blank_N), text_N.size)
@@ -265,7 +271,7 @@ class FastaReader:
                     path=self.path,
                     record=number,
                 ) from None
-            control = next((byte for byte in text if (ord(byte) < 32 and byte != "\t") or ord(byte) == 127), None)
+            control = find_control_character(text)
             if control == "\r":
                 found = "the lines end with CR only. Convert them with `tr '\\r' '\\n'`."
                 raise InputError(
