@@ -76,6 +76,11 @@ STAGES = {
         "Convert a model to Hugging Face or fair-esm files.",
         "model", "esm2kit export run/checkpoints/last.safetensors --out my_esm2",
     ),
+    "check": Stage(
+        "cli.check.CheckConfig", "cli.check.check",
+        "Check datasets, checkpoints, embeddings and reports for damage.",
+        "path", "esm2kit check vectors",
+    ),
     "run": Stage(
         "notebook.runs.run.RunConfig", "notebook.runs.run.run",
         "Execute the notebooks with the parameters of a tier.",

@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+import zlib
 from collections import deque
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.files import atomic_path
 from esm2kit.core.hardware import matmul_rate, read_memory_use, return_freed_memory
 from esm2kit.training.precision import matmul_dtype
@@ -64,7 +66,8 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             dtype = matmul_dtype(module.config.precision)
             self.peak_flops = _measure_peak_flops(module.device.type, dtype) * trainer.world_size
-            kept = [row for row in read_metrics(self.path) if int(row["step"]) <= self.first_step]
+            rows = read_metrics(self.path)
+            kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) <= self.first_step]
             # before and after a resumption, a run may have different metrics
             self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
             # written to a temporary file first, so that a kill or a full disk cannot lose the existing rows
@@ -159,3 +162,27 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="") as file:
         return [row for row in csv.DictReader(file) if row["seconds"] is not None]
+
+
+def checksum_metrics(path: Path) -> dict[str, int]:
+    """Compute the size and the CRC-32 of a metrics.csv; a file that does not exist is empty."""
+    content = Path(path).read_bytes() if Path(path).exists() else b""
+    return {"bytes": len(content), "crc32": zlib.crc32(content)}
+
+
+def check_metrics(path: Path, recorded: dict[str, int]) -> None:
+    """Check that a metrics.csv still starts with what it contained when a checkpoint was written.
+
+    Args:
+        path: The file. If it does not exist, the run continues without its earlier rows.
+        recorded: The `checksum_metrics` in the checkpoint.
+
+    Raises:
+        InputError: The file was damaged or changed.
+    """
+    if not Path(path).exists():
+        return
+    with open(path, "rb") as file:
+        content = file.read(recorded["bytes"])
+    if len(content) < recorded["bytes"] or zlib.crc32(content) != recorded["crc32"]:
+        raise_damaged(path, "its rows differ from those at the checkpoint", "delete it to continue without these rows")

@@ -27,6 +27,7 @@ from esm2kit.core.process_group import gather_strings
 from esm2kit.core.processes import STOP_SIGNALS, rank
 from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.training.config import TrainingConfig
+from esm2kit.training.metrics_log import check_metrics, checksum_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str,
         The checkpoint; None if there is none or if the configuration turns resuming off.
 
     Raises:
-        InputError: The checkpoint belongs to another run; the message lists the differences.
+        InputError: The checkpoint belongs to another run; the message lists the differences. Or metrics.csv is damaged.
     """
     path = out_dir / "checkpoints" / "last.safetensors"
     if not (config.resume_if_exists and path.exists()):
@@ -97,6 +98,8 @@ def find_resume_point(out_dir: Path, config: TrainingConfig, manifest: dict[str,
             path=str(path),
             changed=listed,
         )
+    if "metrics_csv" in metadata:
+        check_metrics(out_dir / "metrics.csv", metadata["metrics_csv"])
     return ResumePoint(path, metadata, group_by_prefix(tensors))
 
 
@@ -280,6 +283,7 @@ class CheckpointWriter(Callback):
                 **metrics,
                 **module.checkpoint_details(),
                 "provenance": self.manifest,
+                "metrics_csv": checksum_metrics(self.folder.parent / "metrics.csv"),
             }
             try:
                 write_checkpoint(self.last, tensors, metadata)
