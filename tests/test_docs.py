@@ -171,12 +171,14 @@ def test_a_tutorial_folds_long_logs_and_shows_no_path(tmp_path: Path, monkeypatc
     run = tmp_path / "papermill_runs" / "sample-20260101-090000"
     log = [{"output_type": "stream", "name": "stdout", "text": [f"update {step}\n"]} for step in range(20)]
     made = {"output_type": "stream", "name": "stdout", "text": f"made {run}/artefacts/a.h5 in {tmp_path}\n"}
+    added = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "outputs": []}
     notebook = {
         "nbformat": 4,
         "nbformat_minor": 5,
         "metadata": {"kernelspec": {}, "language_info": {}, "papermill": {"output_path": str(run)}},
         "cells": [
-            {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "", "outputs": []},
+            added | {"source": f'# Parameters\nwork_dir = "{run}"\n'},
+            added | {"source": f'# Parameters\nwork_dir = "{run}"\nmax_steps = 60\n'},
             {"cell_type": "code", "metadata": {}, "source": "train()", "outputs": log},
             {"cell_type": "code", "metadata": {}, "source": "show()", "outputs": [made]},
             {"cell_type": "markdown", "metadata": {}, "source": "[a](../data/x.md) [next](03_embed.ipynb)"},
@@ -185,10 +187,11 @@ def test_a_tutorial_folds_long_logs_and_shows_no_path(tmp_path: Path, monkeypatc
     path = tmp_path / "02_pretrain.ipynb"
     path.write_text(json.dumps(notebook))
     page = json.loads(tutorials["tutorial"](path, executed=True, folders=[run, tmp_path]))
-    assert [cell["source"] for cell in page["cells"]] == ["train()", "show()", "a [next](03_embed.ipynb)"]
-    (folded,) = page["cells"][0]["outputs"]
+    sources = [cell["source"] for cell in page["cells"]]
+    assert sources == ["# changed in this run\nmax_steps = 60", "train()", "show()", "a [next](03_embed.ipynb)"]
+    (folded,) = page["cells"][1]["outputs"]
     assert "17 earlier lines" in folded["data"]["text/html"]
     assert str(tmp_path) not in json.dumps(page)
-    assert page["cells"][1]["outputs"][0]["text"] == f"made artefacts/a.h5 in {tmp_path.name}\n"
+    assert page["cells"][2]["outputs"][0]["text"] == f"made artefacts/a.h5 in {tmp_path.name}\n"
     plain = json.loads(tutorials["tutorial"](path, executed=False, folders=[]))
     assert not any(cell.get("outputs") for cell in plain["cells"])

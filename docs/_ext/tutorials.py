@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from write import write_pages
 
 from esm2kit.core.files import sha256_file
-from esm2kit.notebook.runs.manifest import read_manifest, read_runs
+from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, read_manifest, read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 TIER = "sample"
@@ -67,7 +67,7 @@ def outputs(cell: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
-    """The notebook of a page: without the cell that papermill added and without links that lead nowhere.
+    """The notebook of a page, without paths of this machine and without links that lead nowhere.
 
     Args:
         path: the notebook.
@@ -75,8 +75,16 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
         folders: paths are shown relative to these.
     """
     notebook = json.loads(path.read_text())
-    cells = [cell for cell in notebook["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
-    for cell in cells:
+    cells = []
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            # the cell that papermill added: shown if the run changed a parameter other than its folders
+            lines = "".join(cell["source"]).splitlines()
+            changed = [line for line in lines[1:] if line.partition(" =")[0] not in ("", *LOCATION_PARAMETERS)]
+            if not changed:
+                continue
+            cell["source"] = "\n".join(["# changed in this run", *changed])
+        cells.append(cell)
         if cell["cell_type"] == "code":
             cell["outputs"] = outputs(cell) if executed else []
             captions = [each.get("metadata", {}).get("image/png", {}).get("alt") for each in cell["outputs"]]
