@@ -367,20 +367,19 @@ def use_finetuned(folder: Path) -> Any:
 
 
 def build_run_manifest(folder: Path) -> None:
-    from esm2kit.core.files import write_json
     from esm2kit.notebook.runs.manifest import NotebookRun, RunManifest
 
-    notebook = NotebookRun({"seed": 1}, "done", "ab", seconds=3.0, figures={"perplexity": 17.1}, told="A result.")
-    for name in ("sample-1", "sample-2"):
+    notebook = NotebookRun({"seed": 1}, "done", "ab", seconds=3.0, figures={"perplexity": 17.1}, result="A result.")
+    for name in ("sample-20260101-090000", "sample-20260102-090000"):
         (folder / name).mkdir()
-        manifest = RunManifest("sample", "2026-01-01T00:00:00+00:00", notebooks={"00_start_here": notebook}, planned=[])
-        write_json(folder / name / "manifest.json", manifest)
+        RunManifest("sample", "2026-01-01T00:00:00+00:00", notebooks={"00_start_here": notebook}).write(folder / name)
 
 
 def use_run_manifest(folder: Path) -> Any:
-    from esm2kit.notebook.runs.run import RunsConfig, runs
+    from esm2kit.core.files import to_json
+    from esm2kit.notebook.runs.manifest import read_manifest
 
-    return runs(RunsConfig(root=folder)).replace(str(folder), "")
+    return [to_json(read_manifest(path)) for path in sorted(folder.iterdir())]
 
 
 KINDS = [

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from esm2kit.core.checksums import SEAL, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import write_json
 
+FORMAT = 2
 # Parameters that name locations and do not affect results.
 LOCATION_PARAMETERS = ("work_dir", "runs_dir")
 STATES = {"failed": "failed in", "running": "running", "interrupted": "interrupted in"}
@@ -109,13 +110,11 @@ class RunManifest:
             folder: folder of the run.
         """
         kept = {"git_commit"}
-        write_json(
-            folder / "manifest.json",
-            asdict(
-                self,
-                dict_factory=lambda items: {key: value for key, value in items if value is not None or key in kept},
-            ),
+        content = asdict(
+            self,
+            dict_factory=lambda items: {key: value for key, value in items if value is not None or key in kept},
         )
+        write_sealed_json(folder / "manifest.json", {"format": FORMAT} | content)
 
     def with_notebook(self, name: str, entry: NotebookRun) -> "RunManifest":
         """Copy the manifest with one notebook's entry replaced or added.
@@ -242,10 +241,17 @@ def read_manifest(folder: Path) -> RunManifest:
             path=str(folder),
         )
     try:
-        return RunManifest.from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        found = json.loads(path.read_bytes())
+        if "format" in found or SEAL in found:  # not in a manifest of version 0.1.0
+            found = read_sealed_json(path, "start a new run")
+        return RunManifest.from_json(found)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the content of a damaged file leads to
         raise InputError(
-            f"{path} cannot be read ({error}): start a new run", code="run.unreadable", path=str(path)
+            f"{path} cannot be read ({' '.join(str(error).split())}). Start a new run.",
+            code="run.unreadable",
+            path=str(path),
         ) from error
 
 
