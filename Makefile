@@ -57,9 +57,10 @@ check: setup  ## the quick part: lint, format, spelling, imports, unit tests (un
 	@$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile $(QUICK)
 
 # The tutorials are the notebooks as the newest finished sample run executed them; NOTEBOOKS=plain leaves outputs out.
-docs: setup  ## the documentation site in docs/_build/html (after a walkthrough if there is none; NOTEBOOKS=plain needs none)
+docs: setup  ## build the documentation into docs/_build/html (runs the walkthrough first if there is no run to show; NOTEBOOKS=plain needs none)
 	@[ "$(NOTEBOOKS)" = plain ] || $(BIN)/python docs/_ext/tutorials.py || \
 	  { echo "no finished sample run for the tutorials: running the walkthrough first, about 7 minutes"; $(BIN)/esm2kit run --tier sample; }
+	@rm -rf docs/_build/html
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --doctree-dir docs/_build/doctrees \
 	  -D tutorial_notebooks=$(or $(NOTEBOOKS),executed) docs docs/_build/html
 	@echo "docs/_build/html/index.html"
