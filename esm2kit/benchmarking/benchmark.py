@@ -28,7 +28,7 @@ from esm2kit.benchmarking.probes.heads import HEADS
 from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, compare_rows
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import sha256_file
+from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, load_task
@@ -59,6 +59,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     """
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
+    check_output_folder(out_dir)
     if config.tasks is None:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))

@@ -13,7 +13,7 @@ from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_n
 from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, to_json, write_json
+from esm2kit.core.files import atomic_path, check_output_folder, to_json, write_json
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
 
@@ -73,6 +73,7 @@ def compare(config: CompareConfig) -> ReportComparison:
     Raises:
         InputError: There are fewer than two reports, or one cannot be read.
     """
+    check_output_folder(Path(config.out_dir))
     found = write_comparison([Report.read(path) for path in config.reports], config.out_dir)
     for pair in found.pairs:
         logger.info("%s, %s: %s", pair.task, pair.split, pair.comparison.sentence)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.models.config import SIZES
-from esm2kit.tasks.download import DownloadConfig, download
+from esm2kit.tasks.download import DownloadConfig, download, is_downloaded
 from esm2kit.tasks.flip import TASKS
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,6 @@ def _format_list(data_dir: Path) -> str:
         lines.append(f"  {name:<22} {shape:<18} {parameters / 1e6:>8,.1f}M  {megabytes:>9,.0f} MB in float32")
     lines.append("FLIP tasks (esm2kit download flip TASK, or esm2kit download flip for all):")
     for name, task in TASKS.items():
-        downloaded = "downloaded" if (data_dir / name).is_dir() else ""
+        downloaded = "downloaded" if is_downloaded(name, data_dir) else ""
         lines.append(f"  {name:<23} {task.level} {task.target}, {task.licence}  {downloaded}".rstrip())
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Check that files can be written to a folder, before any work; nothing is created.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        InputError: A file is in its place, or the folder cannot be created or written to.
+    """
+    folder = Path(folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(
+            f"{folder}: {existing} is a file, not a folder. Choose another folder.",
+            code="output.unwritable",
+            path=folder,
+        )
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".esm2kit-", dir=existing))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}). Choose another folder.",
+            code="output.unwritable",
+            path=folder,
+            errno=error.errno,
+        ) from None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 
 from esm2kit.core.checksums import FileChecksums, raise_damaged
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import fsync
+from esm2kit.core.files import check_output_folder, fsync
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
 from esm2kit.core.provenance import build_provenance
@@ -102,6 +102,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         InputError: the input is invalid, a file or an unfinished run with other settings exists, or the disk is full.
     """
     process = join_process_group()
+    check_output_folder(config.out_dir)
     job = Job(config, _choose_device(config, process), replace)
     with lock_run(job.folder, process):
         state = run_on_rank_0(process, job.find_state)

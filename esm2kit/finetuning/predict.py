@@ -13,7 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from esm2kit.core.files import atomic_path, sha256_file, to_json, write_json
+from esm2kit.core.errors import InputError
+from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json, write_json
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
@@ -44,6 +45,9 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         InputError: A file cannot be read, or the base is not the one of the adapters.
     """
     out, files = Path(config.out), find_fasta_files(config.fasta)
+    check_output_folder(out.parent)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
     model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import check_output_folder
 from esm2kit.models.config import ExportConfig
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
@@ -28,6 +29,7 @@ def export(config: ExportConfig) -> str:
         raise InputError(
             f"{out}: fair-esm reads only .pt files. Choose a name that ends in .pt.", code="export.suffix", path=out
         )
+    check_output_folder(out.parent)
     model, source = load_model(config.model)
     (save_hf if config.format == "huggingface" else save_fair_esm)(model, out)
     return f"{source.name} as {config.format}: {out}"

@@ -108,7 +108,7 @@ Columns = tuple[np.ndarray, np.ndarray, Ragged, tuple[np.ndarray, np.ndarray]]
 
 def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[Columns]:
     """Yield blocks of lines: line numbers, text, first column, and start and stop of the second column in the text."""
-    lines_before = 0
+    lines_before, is_empty = 0, True
     for text in _read_lines(reader):
         if stop is not None and stop.is_set():
             raise CancelledError
@@ -126,6 +126,7 @@ def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[
         lines, starts, stops = lines[filled], starts[filled], stops[filled]
         if not lines.size:
             continue
+        is_empty = False
         tabs = np.append(np.flatnonzero(text_N == _TAB), [text_N.size] * 2)
         nth = np.searchsorted(tabs, starts)
         first_tab, second_tab = np.minimum(tabs[nth], stops), np.minimum(tabs[nth + 1], stops)
@@ -139,9 +140,11 @@ def _read_columns(reader: TextReader, stop: threading.Event | None) -> Iterator[
             )
         names = copy_pieces(text_N, name_starts, name_stops)
         yield lines, text_N, names, (np.minimum(first_tab + 1, stops), second_tab)
-    if not lines_before:
+    if is_empty:
         raise InputError(
-            f"{reader.path}: the file is empty. It must list the clusters.", code="clusters.empty", path=reader.path
+            f"{reader.path}: the file has no lines with text. It must list the clusters.",
+            code="clusters.empty",
+            path=reader.path,
         )
 
 

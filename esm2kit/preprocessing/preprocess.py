@@ -19,7 +19,7 @@ import duckdb
 
 from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_range
-from esm2kit.core.files import fsync, hold_lock, sha256_file, to_json, write_json
+from esm2kit.core.files import check_output_folder, fsync, hold_lock, sha256_file, to_json, write_json
 from esm2kit.core.processes import count_cores
 from esm2kit.core.provenance import build_provenance
 from esm2kit.preprocessing.ingest import StagedFasta
@@ -99,6 +99,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     inputs = _find_inputs(config)
     out_dir = Path(config.out_dir)
     existed = out_dir.exists()
+    check_output_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     with hold_lock(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
         manifest = _read_finished(config, inputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.fetch import FetchError, fetch
+from esm2kit.core.files import check_output_folder
 from esm2kit.tasks.files import check_zip, find_source
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.task import Task
@@ -115,6 +116,7 @@ def download(config: DownloadConfig) -> list[Path]:
     Raises:
         InputError: a task could not be downloaded; the other tasks are downloaded first.
     """
+    check_output_folder(config.data_dir)
     mirrors = (config.mirror, *FILE_MIRRORS) if config.mirror else FILE_MIRRORS
     if config.task != "all":
         return download_flip(config.task, config.data_dir, config.split, mirrors)
@@ -153,6 +155,12 @@ def _expected_files(spec: Task, splits: list[str]) -> dict[str, tuple[str, ...]]
 
 def _find_missing(expected: dict[str, tuple[str, ...]], folder: Path) -> list[str]:
     return [name for name, forms in expected.items() if not (folder.is_dir() and find_source(folder, forms))]
+
+
+def is_downloaded(task: str, data_dir: Path) -> bool:
+    """Return whether a folder has all files of a FLIP task's default split, in whichever supported format they are."""
+    spec = TASKS[task]
+    return not _find_missing(_expected_files(spec, [find_split(spec, None)]), Path(data_dir) / task)
 
 
 def download_flip(

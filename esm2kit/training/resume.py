@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, hold_lock, to_json
+from esm2kit.core.files import atomic_path, check_output_folder, hold_lock, to_json
 from esm2kit.core.process_group import gather_strings
 from esm2kit.core.processes import STOP_SIGNALS, rank
 from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
@@ -186,6 +186,7 @@ def lock_run_folder(out_dir: Path) -> Iterator[None]:
     if rank():
         yield
         return
+    check_output_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     message = f"{out_dir}: another run is training here; stop it, or choose another --out_dir"
     with hold_lock(out_dir / ".lock", message):

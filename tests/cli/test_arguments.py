@@ -202,7 +202,10 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
         (["run", "--only", "05", "--from", "03"], "--from and --only exclude each other: choose one"),
         (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file. Run `esm2kit prep"),
-        (["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"], "a file with"),
+        (
+            ["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"],
+            "is a file, not a folder",
+        ),
         (["benchmark", "mine", "--data_dir", "{tmp}/no"], "which is not a folder; choose one of secondary_structure"),
         (["run", "-p"], "-p requires a value: text"),
         (["run", "-p", "lr"], "-p lr: expected name=value"),

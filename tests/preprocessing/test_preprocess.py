@@ -234,6 +234,14 @@ def test_one_level_of_mmseqs_clusters(tmp_path, packed):
     assert len(records_of(config.out_dir / "valid.arrow")) == 1
 
 
+@pytest.mark.parametrize("content", ["", "\n", " \n\n"])
+def test_a_cluster_tsv_without_text_is_refused(content, tmp_path):
+    (tmp_path / "clusters.tsv").write_text(content)
+    config = one_fasta(tmp_path, fasta(list(SEQUENCES)[:3]), cluster_tsv=[tmp_path / "clusters.tsv"])
+    with refused("clusters.empty", path=tmp_path / "clusters.tsv"):
+        preprocess(config)
+
+
 def test_two_levels_sample_the_finer_representatives(tmp_path):
     (tmp_path / "fine.tsv").write_text("a\ta\na\tb\nc\tc\nd\td\nd\te\n")
     (tmp_path / "coarse.tsv").write_text("c\ta\nc\tc\nd\td\n")
@@ -388,7 +396,7 @@ FAULTS = {
     "no tab": ({"table": replaced("UR50_0\tUR90_000", "UR50_0", TABLE)}, r"line 2: cluster 'UR50_0' has no members"),
     "only commas": ({"table": replaced("\tUR90_000", "\t, ,", TABLE)}, r"line 2: cluster 'UR50_0' has no members"),
     "no cluster": ({"table": replaced("UR50_0\t", "\t", TABLE)}, r"mapping\.tsv: line 2 has no cluster id"),
-    "empty table": ({"table": ""}, r"mapping\.tsv: the file is empty"),
+    "empty table": ({"table": ""}, r"mapping\.tsv: the file has no lines with text"),
     "table of bytes": ({"table": b"a\tb\nUR50_0\t\xff\n"}, r"mapping\.tsv: line 2: byte 0xff is not text"),
     "table with NUL": ({"table": TABLE + "\0\t\0\n"}, r"mapping\.tsv: line 10: byte 0x00 is not text"),
     "twice": ({"table": TABLE + "UR50_0\tUR90_000\n"}, r"line 10: cluster 'UR50_0' is also on line 2"),

@@ -17,6 +17,7 @@ from esm2kit.notebook.pickers.shapes import format_count, format_shape, format_s
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.tasks.data import load_task
+from esm2kit.tasks.download import is_downloaded
 from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.published import PUBLISHED
@@ -96,7 +97,7 @@ def _resolve_task(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]
                 split=name,
             )
         sizes, notes = spec.splits[name], [spec.note, spec.splits[name].note]
-        where = "on disk" if (folder / task).is_dir() else f"not in {folder} yet: the benchmark downloads them"
+        where = "on disk" if is_downloaded(task, folder) else f"not in {folder} yet: the benchmark downloads them"
     else:
         path = folder / task
         changed = tuple(file.stat().st_mtime_ns for file in (path, *path.glob("*")) if file.exists())

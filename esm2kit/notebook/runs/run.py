@@ -100,6 +100,12 @@ def run(config: RunConfig) -> str:
             options=given,
         )
     root, plan = Path(config.root), plan_run(config)
+    if not plan:
+        raise InputError(
+            f"tier '{config.tier}' lists no notebook. Add one, as in papermill_runs/sample.yaml.",
+            code="tier.empty",
+            name=config.tier,
+        )
     name = find_tier(root, config.tier).stem
     continuing = bool(config.from_notebook or config.only or config.resume)
     if config.dry_run:
