@@ -164,7 +164,11 @@ def read_sealed_json(path: Path, remedy: str) -> dict[str, Any]:
         raise InputError(f"{path} is missing. Remedy: {remedy}.", code="file.missing", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise_damaged(path, " ".join(str(error).split()), remedy)
-    if not isinstance(found, dict) or found.pop(SEAL, None) != _digest(found):
+    if not isinstance(found, dict):
+        raise_damaged(path, "it is not a JSON object", remedy)
+    if SEAL not in found:
+        raise_damaged(path, "it has no checksum (version 0.1.0 of esm2kit wrote none)", remedy)
+    if found.pop(SEAL) != _digest(found):
         raise_damaged(path, "its content differs from its checksum", remedy)
     return found
 
