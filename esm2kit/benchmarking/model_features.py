@@ -70,8 +70,7 @@ def embed_task(
             code="task.repeated-id",
             task=data.task.name,
         )
-    fasta = Path(out_dir) / "proteins.fasta"
-    text = "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
+    fasta, text = Path(out_dir) / "proteins.fasta", _format_fasta(sequences)
     if not fasta.is_file() or fasta.read_text() != text:
         with atomic_path(fasta) as part:
             part.write_text(text)
@@ -96,8 +95,20 @@ def embed_task(
     return result.hiddens if per_residue else result.embeddings
 
 
+def _format_fasta(sequences: dict[str, str]) -> str:
+    return "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
+
+
+def _find_proteins(reader: EmbeddingReader, data: TaskData) -> np.ndarray:
+    """Find the rows of a task's proteins in a file (P,), -1 where it has no vector of the sequence."""
+    # version 0.1.0 did not record sequences; a file that it embedded for this task has the hash of exactly this text
+    text = _format_fasta(dict(zip(data.ids, data.sequences, strict=True)))
+    same_input = reader.attributes.get("input_sha256") == hashlib.sha256(text.encode()).hexdigest()
+    return reader.find_proteins(data.ids, data.sequences, same_input)
+
+
 def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
-    """Drop the proteins of a task that are missing from a file of embeddings.
+    """Drop the proteins of a task whose sequences are missing from a file of embeddings.
 
     Args:
         data: The task.
@@ -108,12 +119,23 @@ def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
         The task with the remaining proteins and a note on the missing ones.
 
     Raises:
-        InputError: Proteins are missing and that is not allowed, or a set would be empty.
+        InputError: Proteins are missing or have other sequences and that is not allowed, or a set would be empty.
     """
     with EmbeddingReader(path) as reader:
-        missing = [row for row, name in enumerate(data.ids) if name not in reader]
+        missing = np.flatnonzero(_find_proteins(reader, data) < 0).tolist()
+        differ = [data.ids[row] for row in missing if data.ids[row] in reader]
     if not missing:
         return data
+    if differ and not allow_missing:
+        raise InputError(
+            f"{path}: protein {differ[0]!r} has another sequence there than in the task ({len(differ)} of "
+            f"{len(data.ids)} proteins differ). Embed the proteins of this task, or skip them with --allow_missing.",
+            code="embeddings.sequence",
+            path=path,
+            protein=differ[0],
+            differ=len(differ),
+            proteins=len(data.ids),
+        )
     named = ", ".join(data.ids[row] for row in missing[:5]) + (", ..." if len(missing) > 5 else "")
     if not allow_missing:
         raise InputError(
@@ -164,7 +186,9 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
                 path=path,
                 expected=expected,
             )
-        starts_P, offsets, dtype = reader.locate_rows(data.ids)
+        found_P = _find_proteins(reader, data)
+        assert (found_P >= 0).all(), "drop_missing was called before"
+        starts_P, offsets, dtype = reader.locate_rows(rows=found_P)
         wrong = np.flatnonzero(np.diff(offsets) != data.num_residues) if per_residue else ()
         if len(wrong):
             first = wrong[0]
@@ -178,6 +202,8 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
                 expected=int(data.num_residues[first]),
                 differ=len(wrong),
             )
+        if unnamed := sum(name not in reader for name in data.ids):
+            logger.info("%s: %d of %d proteins have other ids there; found by their sequences", path, unnamed, len(starts_P))
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))
     if not per_residue:

@@ -444,7 +444,8 @@ def _create_files(
         level = "residue" if output.reads == "residues" else "protein"
         skeleton = Skeleton(level, config.layout, output.width, config.dtype, config.key)
         starts_P = np.lib.format.open_memmap(folder / f"{output.file}.starts.npy", "w+", np.int64, (len(table),))
-        rows = (Entry(*row) for row in zip(table.ids(), table.keys(config.key), map(int, num_embedded_P), strict=True))
+        columns = (table.ids(), table.keys(config.key), map(int, num_embedded_P), table.digests())
+        rows = (Entry(*row) for row in zip(*columns, strict=True))
         content = {"layer": output.layer, "pooling": output.pooling}
         create_file(folder / f"{output.file}.h5", skeleton, rows, len(table), total, attributes | content, starts_P)
         starts_P.flush()

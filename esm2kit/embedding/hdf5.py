@@ -8,6 +8,9 @@ of all blocks (`seal_file`); a file without them is not finished.
 Layout `datasets`, which other programs read: one dataset per protein at the root, named "0", "1", ... (or by the hash
 of the sequence, or by id), with shape (D,) or (residues, D) and the attribute `original_id`. Layout `packed`, which is
 the fastest to read: `values` (N, D), `offsets` (P + 1,) and `ids` (P,).
+
+Both have root attributes `sequences_00000`, ...: DIGEST_BYTES of each protein's hash, for IDS_PER_BLOCK proteins each.
+They show of which sequence a vector is, whatever the ids mean.
 """
 
 import json
@@ -23,7 +26,7 @@ from h5py import h5a, h5d, h5p, h5s, h5t
 from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.seal import REMEDY, Seal, checksum_contents, has_seal, plan_user_block, write_seal
-from esm2kit.sequences.ids import IdLookup
+from esm2kit.sequences.ids import DIGEST_BYTES, IdLookup, digest_sequence, is_position
 
 FORMAT = 2
 UNSEALED_FORMAT = 1  # of version 0.1.0: without checksums
@@ -37,11 +40,12 @@ STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
 class Entry(NamedTuple):
-    """Id, dataset name and length of a protein in a file."""
+    """Id, dataset name, length and digest of the sequence of a protein in a file; files of version 0.1.0 lack the last."""
 
     id: str
     key: str
     num_residues: int
+    sequence: bytes = b""
 
 
 class Skeleton(NamedTuple):
@@ -144,6 +148,7 @@ def _create_datasets(
     spaces: dict[int, h5s.SpaceID] = {}
     ids: list[bytes] = []
     keys: list[bytes] = []
+    sequences: list[bytes] = []
     block = 0
     for index, row in enumerate(rows):
         key = row.key.encode()
@@ -159,11 +164,13 @@ def _create_datasets(
         starts_P[index] = dataset.get_offset()
         ids.append(row.id.encode())
         keys.append(key)
+        sequences.append(row.sequence)
         if len(ids) == IDS_PER_BLOCK or index == num_proteins - 1:
             _write_block(file, f"ids_{block:05d}", ids)
             if skeleton.key == "hash":
                 _write_block(file, f"keys_{block:05d}", keys)
-            ids, keys = [], []
+            _write_digests(file, block, sequences)
+            ids, keys, sequences = [], [], []
             block += 1
 
 
@@ -177,6 +184,11 @@ def _write_string(dataset: h5d.DatasetID, name: bytes, text: str, kind: h5t.Type
 
 def _write_block(file: h5py.File, name: str, lines: list[bytes]) -> None:
     file.attrs[name] = np.frombuffer(b"\n".join(lines), dtype=np.uint8)
+
+
+def _write_digests(file: h5py.File, block: int, sequences: list[bytes]) -> None:
+    if all(sequences):
+        file.attrs[f"sequences_{block:05d}"] = np.frombuffer(b"".join(sequences), dtype=np.uint8)
 
 
 def _create_packed(
@@ -202,6 +214,7 @@ def _create_packed(
         offsets[index + 1 : stop + 1] = ends
         starts_P[index:stop] = first_byte + (ends - counts) * row_bytes
         names[index:stop] = [row.id for row in block]
+        _write_digests(file, index // IDS_PER_BLOCK, [row.sequence for row in block])
         index, position = stop, int(ends[-1])
 
 
@@ -268,8 +281,11 @@ class EmbeddingReader:
         self.embed_dim = int(attributes["embed_dim"])
         self.ids = self._read_ids(attributes)
         self._keys = self._read_keys(attributes)
+        self._digests = self._read_digests(attributes)
         self.attributes = {
-            name: _to_python(value) for name, value in attributes.items() if not name.startswith(("ids_", "keys_"))
+            name: _to_python(value)
+            for name, value in attributes.items()
+            if not name.startswith(("ids_", "keys_", "sequences_"))
         }
         self._index = IdLookup(self.ids, str(self.path))
         if self._layout == "packed":
@@ -293,6 +309,16 @@ class EmbeddingReader:
         if self._layout == "packed" or attributes["key"] == "index":
             return range(len(self.ids))
         return self.ids if attributes["key"] == "id" else _read_blocks(attributes, "keys_")
+
+    def _read_digests(self, attributes: Mapping[str, Any]) -> list[bytes] | None:
+        """The digests of the sequences, None for a file of version 0.1.0 whose keys are not hashes."""
+        names = sorted(name for name in attributes if name.startswith("sequences_"))
+        if names:
+            content = b"".join(attributes[name].tobytes() for name in names)
+            return [content[start : start + DIGEST_BYTES] for start in range(0, len(content), DIGEST_BYTES)]
+        if attributes["key"] == "hash":
+            return [bytes.fromhex(key)[:DIGEST_BYTES] for key in self._keys]
+        return None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -368,11 +394,52 @@ class EmbeddingReader:
             self._read(index, out=matrix_PD[place : place + 1])
         return matrix_PD
 
-    def locate_rows(self, ids: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+    def find_proteins(self, ids: Sequence[str], sequences: Sequence[str], same_input: bool = False) -> np.ndarray:
+        """Find proteins by id and sequence, never by id alone: an id may belong to another sequence in another file.
+
+        Args:
+            ids: the proteins. One of these ids may be another in the file, or the position of another protein.
+            sequences: their residues, upper case.
+            same_input: whether the file was made from exactly these proteins, so that its ids are sufficient.
+
+        Returns:
+            (P,) row of a protein with this sequence, of the same id if there is one; -1 if the file has none.
+
+        Raises:
+            InputError: the file is of version 0.1.0 and does not record sequences, and the ids are only positions.
+        """
+        by_id = [self._index[name] if name in self._index else -1 for name in ids]
+        if self._digests is None:
+            positions = [name for name, row in zip(ids, by_id, strict=True) if row >= 0 and is_position(name)]
+            if positions and not same_input:
+                raise InputError(
+                    f"{self.path} does not record of which sequences its vectors are, and its ids are only positions "
+                    f"({positions[0]!r}). Embed the proteins again.",
+                    code="embeddings.positions",
+                    path=self.path,
+                    id=positions[0],
+                )
+            return np.array(by_id, dtype=np.int64)
+        by_sequence: dict[bytes, int] = {}
+        for row, digest in enumerate(self._digests):
+            by_sequence.setdefault(digest, row)
+        digests = map(digest_sequence, sequences)
+        return np.array(
+            [
+                row if row >= 0 and self._digests[row] == digest else by_sequence.get(digest, -1)
+                for row, digest in zip(by_id, digests, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def locate_rows(
+        self, ids: Sequence[str] | None = None, rows: Sequence[int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Locate vectors in the file, so that they can be memory-mapped without HDF5.
 
         Args:
             ids: the proteins. None selects all, in the order of the file.
+            rows: rows of the proteins from `find_proteins`, instead of ids.
 
         Returns:
             (P,) byte offset of each protein's first row; (P + 1,) offsets, protein i having rows offsets[i] to
@@ -381,7 +448,7 @@ class EmbeddingReader:
         Raises:
             InputError: an id is missing.
         """
-        indices = self._indices(ids)
+        indices = self._indices(ids) if rows is None else [int(row) for row in rows]
         if self._layout == "packed":
             values = self._file["values"]
             first_rows_P = self._offsets[np.asarray(indices, dtype=np.int64)]

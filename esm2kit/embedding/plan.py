@@ -20,6 +20,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.embedding.seal import REMEDY
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
+from esm2kit.sequences.ids import DIGEST_BYTES, hash_sequence
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class Table:
             yield from (row["sequence"].tobytes().hex() for row in self.rows)
         else:
             yield from map(str, range(len(self)))
+
+    def digests(self) -> Iterator[bytes]:
+        """Iterate over the digests of the sequences, see `digest_sequence`."""
+        return (row["sequence"].tobytes()[:DIGEST_BYTES] for row in self.rows)
 
     @classmethod
     def build(cls, files: Iterable[Path], folder: Path) -> "Table":
@@ -148,11 +153,6 @@ def read_records(files: Iterable[Path]) -> Iterator[Record]:
     """Iterate over the records of all files in order."""
     for file in files:
         yield from read_fasta(file)
-
-
-def hash_sequence(sequence: str) -> str:
-    """Compute the key of a sequence in biotrainer: the SHA-256 of `<sequence>_<length>`."""
-    return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
 
 
 def _hash_id(text: str) -> bytes:

@@ -1,11 +1,31 @@
-"""Find a protein by its id, or by the accession or entry name within an id such as sp|P69905|HBA_HUMAN."""
+"""Find a protein by its id, or by the accession or entry name within an id such as sp|P69905|HBA_HUMAN; hashes."""
 
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 
 from esm2kit.core.errors import InputError, find_closest
 
 # how many ids to compare with a mistyped one; takes about 0.1 s
 MAX_COMPARED_IDS = 20_000
+DIGEST_BYTES = 16  # of a sequence's hash: enough to distinguish all known proteins
+# An id that only states the place of a record in its file, as programs write where a file has no ids.
+POSITION = re.compile(r"(?:sequence|seq|protein|record|row|query)?[ _.-]?\d+", re.IGNORECASE)
+
+
+def hash_sequence(sequence: str) -> str:
+    """Compute the key of a sequence in biotrainer: the SHA-256 of `<sequence>_<length>`."""
+    return hashlib.sha256(f"{sequence}_{len(sequence)}".encode()).hexdigest()
+
+
+def digest_sequence(sequence: str) -> bytes:
+    """Return the first DIGEST_BYTES of a sequence's hash, by which files of embeddings and predictions are joined."""
+    return bytes.fromhex(hash_sequence(sequence))[:DIGEST_BYTES]
+
+
+def is_position(protein: str) -> bool:
+    """Return whether an id is only the position of a record, such as "0" or "Sequence0"."""
+    return POSITION.fullmatch(protein) is not None
 
 
 class UnknownIdError(InputError, KeyError):

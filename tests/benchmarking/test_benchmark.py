@@ -408,12 +408,13 @@ def test_each_problem_is_one_line_and_nothing_is_written(tasks, hiddens, tmp_pat
         sequences = (tasks / "letters" / "sequences.fasta").read_text()
         split = (tasks / "letters" / "sampled.fasta").read_text()
         if problem == "missing embeddings":
-            sequences, split = sequences.replace(">r7\n", ">new\n"), split.replace(">r7 ", ">new ")
+            sequences = re.sub(r">r7\n(.*)\n", lambda found: f">new\n{found[1][::-1]}\n", sequences)
+            split = split.replace(">r7 ", ">new ")
             code = "embeddings.missing"
         else:
             labels = re.search(r">r7 .*\n", split).group()
             sequences, split = sequences.replace(">r7\n", ">r7\nMM"), split.replace(labels, labels + "CC")
-            code = "features.rows"
+            code = "embeddings.sequence"
         arguments += ["--hiddens", str(hiddens.hiddens), "--model", "null"]
         given |= {"hiddens": hiddens.hiddens, "model": None}
         (tmp_path / "data" / "letters").mkdir(parents=True)

@@ -1,0 +1,151 @@
+"""Inputs from public bug reports, and what they must give."""
+
+from contextlib import closing
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.errors import refused
+from support.finetune_fixtures import write_tiny_model
+
+from esm2kit.benchmarking.benchmark import benchmark
+from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
+from esm2kit.benchmarking.model_features import drop_missing, read_features
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.embed import embed
+from esm2kit.embedding.hdf5 import EmbeddingReader, seal_file
+from esm2kit.tasks.data import load_task
+
+QUIET = {"seeds": [0], "resamples": 100, "untrained": False, "baselines": [], "download": False, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
+
+
+def write_csv(path: Path, order: np.ndarray, header: str = "sequence,target,set,validation", num: int = 60) -> list[str]:
+    """Write proteins without ids, in any order; the number of leucines is the target."""
+    generator = np.random.default_rng(1)
+    rows = []
+    for place in range(num):
+        letters = generator.choice(list("ACDEFGHIKNPQRSTVWY"), 24)
+        letters[: place % 12] = "L"
+        kind = "test" if place % 3 == 0 else "train"
+        rows.append(f"{''.join(letters)},{place % 12},{kind},{place % 6 == 1}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *(rows[place] for place in order)]) + "\n")
+    return [rows[place].split(",")[0] for place in order]
+
+
+def run(folder: Path, split: str, **keywords) -> tuple[float, Path]:
+    out = folder / f"out_{split}"
+    config = BenchmarkConfig("noid", split=split, data_dir=folder, out_dir=out, **QUIET | keywords)
+    return benchmark(config).first.metrics["spearman"].value, out
+
+
+def shuffled(num: int = 60) -> np.ndarray:
+    return np.random.default_rng(2).permutation(num)
+
+
+@pytest.mark.parametrize("layout", ["packed", "datasets"])
+@pytest.mark.parametrize("probe", ["ridge", "light_attention"])
+def test_vectors_of_the_same_proteins_in_another_order_give_the_same_score(tmp_path, model, layout, probe):
+    """sacdallago/bio_embeddings#42, tsenoner/protspace#472: ids Sequence0, ... were joined by position."""
+    sequences = write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    write_csv(tmp_path / "noid" / "b.csv", shuffled())
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("".join(f">Sequence{place}\n{sequence}\n" for place, sequence in enumerate(sequences)))
+    per_residue = probe == "light_attention"
+    found = embed(EmbedConfig(fasta, tmp_path / "e", model=model, per_residue=True, layout=layout, device="cpu"))
+    path, name = (found.hiddens, "hiddens") if per_residue else (found.embeddings, "embeddings")
+    data = load_task("noid", "b", tmp_path)
+    features = read_features(path, data, per_residue).features
+    with EmbeddingReader(path) as reader, closing(features):
+        expected = np.concatenate([np.atleast_2d(reader[f"Sequence{place}"]) for place in shuffled()])
+    read = features.take(np.arange(len(expected))).numpy()
+    np.testing.assert_array_equal(read, expected)
+    if not per_residue:
+        scores = [run(tmp_path, split, **{name: path}, model=None, probe=probe)[0] for split in "ab"]
+        assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+        assert scores[0] > 0.5, "the task has a signal that a join by position would lose"
+
+
+def test_a_protein_with_another_sequence_is_refused_by_name(tmp_path, model):
+    sequences = write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    changed = [*sequences[:7], "M" + sequences[7], sequences[8][::-1], *sequences[9:]]
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("".join(f">Sequence{place}\n{sequence}\n" for place, sequence in enumerate(changed)))
+    path = embed(EmbedConfig(fasta, tmp_path / "e", model=model, device="cpu")).embeddings
+    data = load_task("noid", "a", tmp_path)
+    with refused("embeddings.sequence", path=path, protein="Sequence7", differ=2, proteins=60):
+        run(tmp_path, "a", embeddings=path, model=None)
+    assert len(drop_missing(data, path, allow_missing=True).ids) == 58
+    # other ids for the same sequences are not a difference
+    fasta.write_text("".join(f">sp|A{place}|X\n{sequence}\n" for place, sequence in enumerate(sequences)))
+    renamed = embed(EmbedConfig(fasta, tmp_path / "r", model=model, device="cpu")).embeddings
+    assert drop_missing(data, renamed, allow_missing=False) is data
+
+
+def test_one_id_for_two_sequences_reads_the_vector_of_each(tmp_path, model):
+    """A task may repeat an id; each record gets the vector of its own sequence."""
+    (tmp_path / "twice").mkdir()
+    records = [("a", "MKTAYIAK"), ("a", "WWWLLLGG"), ("b", "ACDEFGHI"), ("c", "KLMNPQRS"), ("d", "TVWYACDE")]
+    sets = ["train", "train", "train,True", "test", "test"]
+    rows = [f"{name},{sequence},{place}.5,{kind}" for place, ((name, sequence), kind) in enumerate(zip(records, sets))]
+    (tmp_path / "twice" / "s.csv").write_text("id,sequence,target,set,validation\n" + "\n".join(rows) + "\n")
+    fasta = tmp_path / "all.fasta"
+    fasta.write_text("".join(f">x{place}\n{sequence}\n" for place, (_, sequence) in enumerate(records)))
+    path = embed(EmbedConfig(fasta, tmp_path / "e", model=model, device="cpu")).embeddings
+    features = read_features(path, load_task("twice", "s", tmp_path), False).features
+    with EmbeddingReader(path) as reader:
+        np.testing.assert_array_equal(features.take(np.arange(5)).numpy(), reader.matrix())
+
+
+@pytest.mark.parametrize("ids", ["Sequence{}", "P{:05d}A"])
+def test_files_that_do_not_record_sequences_are_joined_by_id_unless_it_is_a_position(tmp_path, model, ids):
+    """Files of version 0.1.0."""
+    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    sequences = write_csv(tmp_path / "noid" / "b.csv", shuffled())
+    names = [ids.format(place) for place in range(60)]
+    text = (tmp_path / "noid" / "b.csv").read_text().splitlines()
+    rows = [f"id,{text[0]}", *(f"{name},{row}" for name, row in zip(names, text[1:]))]
+    (tmp_path / "noid" / "b.csv").write_text("\n".join(rows) + "\n")
+    fasta = tmp_path / "b.fasta"
+    fasta.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in zip(names[::-1], sequences[::-1])))
+    path = embed(EmbedConfig(fasta, tmp_path / "e", model=model, device="cpu")).embeddings
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sequences_00000"]
+    seal_file(path)
+    data = load_task("noid", "b", tmp_path)
+    if ids == "Sequence{}":
+        with refused("embeddings.positions", path=path, id="Sequence0"):
+            drop_missing(data, path, allow_missing=True)
+        return
+    features = read_features(path, data, False).features
+    with EmbeddingReader(path) as reader:
+        np.testing.assert_array_equal(features.take(np.arange(60)).numpy(), reader.matrix(names))
+
+
+def test_a_benchmark_reads_the_file_that_it_embedded_before_sequences_were_recorded(tmp_path, model):
+    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    score, out = run(tmp_path, "a", model=model)
+    (path,) = (out / "embeddings").glob("*/trained_embeddings.h5")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["sequences_00000"]
+    seal_file(path)
+    assert run(tmp_path, "a", model=model)[0] == score
+    with EmbeddingReader(path) as reader:
+        assert reader._digests is None, "the file was not embedded again"
+
+
+def test_reports_on_the_same_proteins_in_another_order_are_compared_protein_by_protein(tmp_path, model):
+    """Predictions are joined by sequence too: the paired difference of one model with itself is zero."""
+    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    write_csv(tmp_path / "noid" / "b.csv", shuffled())
+    (score, a), (_, b) = (run(tmp_path, split, model=model) for split in "ab")
+    assert score > 0.5
+    (pair,) = compare(CompareConfig([a, b], tmp_path / "both")).pairs
+    assert max(map(abs, (pair.comparison.low, pair.comparison.high))) < 0.05
