@@ -1,11 +1,14 @@
 """Compare reports on one page, with a paired bootstrap for each two that were scored on the same proteins."""
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
@@ -101,10 +104,14 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
         )
     named = _name_reports(reports)
     resamples = min(entry.report.settings.resamples for entry in named)
-    scores = [_score_predictions(entry.report, resamples) for entry in named]
+    predictions = _align_predictions([_read_predictions(entry.report) for entry in named])
+    scores = [
+        _score_predictions(entry.report, found, resamples) for entry, found in zip(named, predictions, strict=True)
+    ]
+    scored = zip(named, predictions, scores, strict=True)
     pairs = []
-    for (a, (test_a, scores_a)), (b, (test_b, scores_b)) in itertools.combinations(zip(named, scores, strict=True), 2):
-        if test_a == test_b:
+    for (a, found_a, scores_a), (b, found_b, scores_b) in itertools.combinations(scored, 2):
+        if found_a.test == found_b.test:
             metric = a.report.task.metric
             difference = compute_paired_difference(metric, scores_a[metric], scores_b[metric])
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
@@ -116,8 +123,28 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
     return found
 
 
-def _score_predictions(report: Report, resamples: int) -> tuple[str, dict[str, Score]]:
-    """Recompute the scores of the first row from its predictions; return the fingerprint of the test set with them."""
+class Predictions(NamedTuple):
+    """The targets and the first row's predictions of a report.
+
+    Args:
+        fingerprint: Of the test ids and targets, in their order.
+        test: Key of the test sequences and targets, in any order; equal for reports that can be compared.
+        truth_M: (M,) targets.
+        protein_M: (M,) protein of each target.
+        predicted_SM: (S, M) predictions.
+        sorted_M: (M,) order of the targets by sequence; None in files of version 0.1.0, which lack the sequences.
+    """
+
+    fingerprint: str
+    test: str
+    truth_M: np.ndarray
+    protein_M: np.ndarray
+    predicted_SM: np.ndarray
+    sorted_M: np.ndarray | None
+
+
+def _read_predictions(report: Report) -> Predictions:
+    """Read the predictions of a report."""
     path = report.json.with_name(report.files["predictions"])
     if not path.is_file():
         raise InputError(
@@ -130,9 +157,44 @@ def _score_predictions(report: Report, resamples: int) -> tuple[str, dict[str, S
     if absent := [name for name in names if name not in stored]:
         raise_damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
     truth_M, protein_M, fingerprint, predicted_SM = (stored[name] for name in names)
-    task, counts_RP = report.task, sample_counts(int(protein_M.max()) + 1, resamples)
-    scorers = build_scorers(task.target, len(task.labels), task.num_bits, truth_M, predicted_SM, protein_M)
-    return str(fingerprint), score_seeds(scorers, counts_RP)
+    arrays, fingerprint = (truth_M, protein_M, predicted_SM), str(fingerprint)
+    if "sequence" not in stored:
+        return Predictions(fingerprint, fingerprint, *arrays, None)
+    stops = np.cumsum(stored["num_targets"])
+    places = np.split(np.arange(len(truth_M)), stops[:-1])
+    # the test set as (sequence, targets) pairs, which do not depend on ids or on the order of the records
+    records = [
+        (digest.tobytes(), truth_M[rows].tobytes()) for digest, rows in zip(stored["sequence"], places, strict=True)
+    ]
+    order = sorted(range(len(records)), key=records.__getitem__)
+    test = hashlib.sha256(b"".join(part for record in order for part in records[record])).hexdigest()
+    return Predictions(fingerprint, test, *arrays, np.concatenate([places[record] for record in order]))
+
+
+def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Bring predictions on the same test sequences into one order, that of the first report."""
+    tests = {found.fingerprint: found.test for found in predictions if found.sorted_M is not None}
+    first: dict[str, Predictions] = {}
+    aligned = []
+    for found in predictions:
+        if found.sorted_M is None:
+            aligned.append(found._replace(test=tests.get(found.fingerprint, found.test)))
+            continue
+        model = first.setdefault(found.test, found)
+        rows_M = np.empty_like(found.sorted_M)
+        rows_M[model.sorted_M] = found.sorted_M
+        predicted_SM = found.predicted_SM[:, rows_M]
+        aligned.append(found._replace(truth_M=model.truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM))
+    return aligned
+
+
+def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
+    """Recompute the scores of the first row."""
+    task, counts_RP = report.task, sample_counts(int(found.protein_M.max()) + 1, resamples)
+    scorers = build_scorers(
+        task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, found.protein_M
+    )
+    return score_seeds(scorers, counts_RP)
 
 
 def _name_reports(reports: Sequence[Report]) -> list[NamedReport]:

@@ -203,7 +203,9 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
                 differ=len(wrong),
             )
         if unnamed := sum(name not in reader for name in data.ids):
-            logger.info("%s: %d of %d proteins have other ids there; found by their sequences", path, unnamed, len(starts_P))
+            logger.info(
+                "%s: %d of %d proteins have other ids there; found by their sequences", path, unnamed, len(starts_P)
+            )
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))
     if not per_residue:

@@ -18,6 +18,7 @@ from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.core.checksums import read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
+from esm2kit.sequences.ids import DIGEST_BYTES, digest_sequence
 from esm2kit.tasks.data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,16 @@ def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.n
             task=data.sha256,
             truth=data.targets[rows],
             protein=number_proteins(data),
+            sequence=_digest_sequences(data),
+            num_targets=np.bincount(data.protein_of_target[rows], minlength=len(data.ids))[data.rows("test")],
             **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
         )
+
+
+def _digest_sequences(data: TaskData) -> np.ndarray:
+    """Digest the sequences of the test proteins: (T, DIGEST_BYTES) bytes."""
+    digests = b"".join(digest_sequence(data.sequences[row]) for row in data.rows("test"))
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _test_fingerprint(data: TaskData) -> str:

@@ -40,7 +40,7 @@ STRING_IN_MEMORY = h5t.py_create(STRING)
 
 
 class Entry(NamedTuple):
-    """Id, dataset name, length and digest of the sequence of a protein in a file; files of version 0.1.0 lack the last."""
+    """Id, dataset name, length and sequence digest of a protein in a file; files of version 0.1.0 have no digests."""
 
     id: str
     key: str
@@ -408,7 +408,7 @@ class EmbeddingReader:
         Raises:
             InputError: the file is of version 0.1.0 and does not record sequences, and the ids are only positions.
         """
-        by_id = [self._index[name] if name in self._index else -1 for name in ids]
+        by_id = [self._find(name) for name in ids]
         if self._digests is None:
             positions = [name for name, row in zip(ids, by_id, strict=True) if row >= 0 and is_position(name)]
             if positions and not same_input:
@@ -431,6 +431,9 @@ class EmbeddingReader:
             ],
             dtype=np.int64,
         )
+
+    def _find(self, name: str) -> int:
+        return self._index[name] if name in self else -1
 
     def locate_rows(
         self, ids: Sequence[str] | None = None, rows: Sequence[int] | None = None

@@ -317,8 +317,13 @@ def test_embeddings_of_other_sequences_are_refused(tasks, model, tmp_path):
     text = (tasks / "letters" / "sequences.fasta").read_text()
     (tmp_path / "longer.fasta").write_text(text.replace(">r7\n", ">r7\nMM"))
     other = embed(EmbedConfig(tmp_path / "longer.fasta", tmp_path, model=model, per_residue=True, device="cpu")).hiddens
-    with refused("features.rows", protein="r7", differ=1):
+    with refused("embeddings.sequence", protein="r7", differ=1):
         run(tasks, None, tmp_path / "out", task="letters", hiddens=other, baselines=[], untrained=False)
+    (tmp_path / "same.fasta").write_text(text)
+    cut = {"long_proteins": "truncate", "max_residues": 20, "window_overlap": 0}
+    config = EmbedConfig(tmp_path / "same.fasta", tmp_path, model=model, per_residue=True, device="cpu", **cut)
+    with refused("features.rows", found=20):
+        run(tasks, None, tmp_path / "out", task="letters", hiddens=embed(config).hiddens, baselines=[], untrained=False)
 
 
 @pytest.mark.parametrize(
@@ -489,7 +494,8 @@ def test_each_pair_of_a_comparison_is_in_the_section_of_its_task(value_report, t
             next(row for row in report["rows"] if row["name"] == "mean")["metrics"]["rmse"]["value"] += 1
         copy.mkdir()
         write_sealed_json(copy / "report.json", report)
-        np.savez(copy / "predictions.npz", **arrays | {"fingerprint": task})
+        other = {"fingerprint": task, "sequence": arrays["sequence"] ^ (task == "two")}
+        np.savez(copy / "predictions.npz", **arrays | other)
         reports.append(copy)
     found = compare(CompareConfig(reports, tmp_path))
     assert [(pair.task, pair.comparison.ours[-2:], pair.comparison.theirs[-2:]) for pair in found.pairs] == [

@@ -1,5 +1,6 @@
 """Inputs from public bug reports, and what they must give."""
 
+import re
 from contextlib import closing
 from pathlib import Path
 
@@ -26,28 +27,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
 
 
-def write_csv(path: Path, order: np.ndarray, header: str = "sequence,target,set,validation", num: int = 60) -> list[str]:
+def write_csv(
+    path: Path, order: np.ndarray, header: str = "sequence,target,set,validation", num: int = 60
+) -> list[str]:
     """Write proteins without ids, in any order; the number of leucines is the target."""
     generator = np.random.default_rng(1)
     rows = []
-    for place in range(num):
+    for place in range(60):
         letters = generator.choice(list("ACDEFGHIKNPQRSTVWY"), 24)
         letters[: place % 12] = "L"
         kind = "test" if place % 3 == 0 else "train"
-        rows.append(f"{''.join(letters)},{place % 12},{kind},{place % 6 == 1}")
+        rows.append(f"{''.join(letters)},{place % 12 + 0.5},{kind},{place % 6 == 1}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([header, *(rows[place] for place in order)]) + "\n")
+    path.write_text("\n".join(["sequence,target,set,validation", *(rows[place] for place in order)]) + "\n")
     return [rows[place].split(",")[0] for place in order]
 
 
 def run(folder: Path, split: str, **keywords) -> tuple[float, Path]:
-    out = folder / f"out_{split}"
+    out = keywords.pop("out_dir", folder / f"out_{split}")
     config = BenchmarkConfig("noid", split=split, data_dir=folder, out_dir=out, **QUIET | keywords)
     return benchmark(config).first.metrics["spearman"].value, out
 
 
-def shuffled(num: int = 60) -> np.ndarray:
-    return np.random.default_rng(2).permutation(num)
+def shuffled() -> np.ndarray:
+    return np.random.default_rng(2).permutation(60)
 
 
 @pytest.mark.parametrize("layout", ["packed", "datasets"])
@@ -65,7 +68,7 @@ def test_vectors_of_the_same_proteins_in_another_order_give_the_same_score(tmp_p
     features = read_features(path, data, per_residue).features
     with EmbeddingReader(path) as reader, closing(features):
         expected = np.concatenate([np.atleast_2d(reader[f"Sequence{place}"]) for place in shuffled()])
-    read = features.take(np.arange(len(expected))).numpy()
+        read = features.take(np.arange(len(expected))).numpy()
     np.testing.assert_array_equal(read, expected)
     if not per_residue:
         scores = [run(tmp_path, split, **{name: path}, model=None, probe=probe)[0] for split in "ab"]
@@ -94,7 +97,7 @@ def test_one_id_for_two_sequences_reads_the_vector_of_each(tmp_path, model):
     (tmp_path / "twice").mkdir()
     records = [("a", "MKTAYIAK"), ("a", "WWWLLLGG"), ("b", "ACDEFGHI"), ("c", "KLMNPQRS"), ("d", "TVWYACDE")]
     sets = ["train", "train", "train,True", "test", "test"]
-    rows = [f"{name},{sequence},{place}.5,{kind}" for place, ((name, sequence), kind) in enumerate(zip(records, sets))]
+    rows = [f"{','.join(records[place])},{place}.5,{sets[place]}" for place in range(5)]
     (tmp_path / "twice" / "s.csv").write_text("id,sequence,target,set,validation\n" + "\n".join(rows) + "\n")
     fasta = tmp_path / "all.fasta"
     fasta.write_text("".join(f">x{place}\n{sequence}\n" for place, (_, sequence) in enumerate(records)))
@@ -111,10 +114,11 @@ def test_files_that_do_not_record_sequences_are_joined_by_id_unless_it_is_a_posi
     sequences = write_csv(tmp_path / "noid" / "b.csv", shuffled())
     names = [ids.format(place) for place in range(60)]
     text = (tmp_path / "noid" / "b.csv").read_text().splitlines()
-    rows = [f"id,{text[0]}", *(f"{name},{row}" for name, row in zip(names, text[1:]))]
+    rows = [f"id,{text[0]}", *(f"{name},{row}" for name, row in zip(names, text[1:], strict=True))]
     (tmp_path / "noid" / "b.csv").write_text("\n".join(rows) + "\n")
     fasta = tmp_path / "b.fasta"
-    fasta.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in zip(names[::-1], sequences[::-1])))
+    backwards = zip(names[::-1], sequences[::-1], strict=True)
+    fasta.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in backwards))
     path = embed(EmbedConfig(fasta, tmp_path / "e", model=model, device="cpu")).embeddings
     with h5py.File(path, "r+") as file:
         del file.attrs["sequences_00000"]
@@ -142,10 +146,21 @@ def test_a_benchmark_reads_the_file_that_it_embedded_before_sequences_were_recor
 
 
 def test_reports_on_the_same_proteins_in_another_order_are_compared_protein_by_protein(tmp_path, model):
-    """Predictions are joined by sequence too: the paired difference of one model with itself is zero."""
-    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
-    write_csv(tmp_path / "noid" / "b.csv", shuffled())
-    (score, a), (_, b) = (run(tmp_path, split, model=model) for split in "ab")
-    assert score > 0.5
-    (pair,) = compare(CompareConfig([a, b], tmp_path / "both")).pairs
-    assert max(map(abs, (pair.comparison.low, pair.comparison.high))) < 0.05
+    """Predictions are joined by sequence too, so the paired difference does not depend on the order of the records."""
+    other = str(write_tiny_model(tmp_path / "other.safetensors", seed=1))
+    for name, order in (("same", np.arange(60)), ("moved", shuffled())):
+        write_csv(tmp_path / name / "noid" / "a.csv", order)
+    _, a = run(tmp_path / "same", "a", model=model)
+    pairs = {}
+    for name in ("same", "moved"):
+        _, b = run(tmp_path / name, "a", model=other, out_dir=tmp_path / name / "other")
+        (found,) = compare(CompareConfig([a, b], tmp_path / name)).pairs
+        pairs[name] = [found.comparison.difference, found.comparison.low, found.comparison.high]
+    np.testing.assert_allclose(pairs["moved"], pairs["same"], atol=1e-6)
+    # the same ids and targets with other sequences are another test set
+    text = (tmp_path / "same" / "noid" / "a.csv").read_text()
+    (tmp_path / "third" / "noid").mkdir(parents=True)
+    text = re.sub(r"^[A-Z]+", lambda found: found[0][::-1], text, flags=re.M)
+    (tmp_path / "third" / "noid" / "a.csv").write_text(text)
+    _, c = run(tmp_path / "third", "a", model=model)
+    assert not compare(CompareConfig([a, c], tmp_path / "different")).pairs
