@@ -31,7 +31,8 @@ from esm2kit.core.hardware import matmul_rate
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import SIZES
 from esm2kit.models.esm2 import ESM2, Packed, tokenize
-from esm2kit.models.formats.huggingface import build_hf_config, to_hf
+from esm2kit.models.formats.hf_config import build_hf_config
+from esm2kit.models.formats.huggingface import to_hf
 from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX
 from esm2kit.sequences.fasta import read_fasta
 

@@ -28,7 +28,8 @@ from esm2kit.core.hardware import cpu_name, matmul_rate
 from esm2kit.core.rng import stream_key
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
-from esm2kit.models.formats.huggingface import build_hf_config, to_hf
+from esm2kit.models.formats.hf_config import build_hf_config
+from esm2kit.models.formats.huggingface import to_hf
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, PAD_IDX, encode
 from esm2kit.sequences.fasta import read_fasta

@@ -16,12 +16,35 @@ from typing import Any
 from esm2kit.core.errors import InputError
 
 logger = logging.getLogger(__name__)
+GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 def sha256_file(path: Path) -> str:
     """Compute the hex SHA-256 digest of a file without loading the complete file into memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_git_lfs(path: Path) -> None:
+    """Check that a file is not a git-lfs pointer, the short text in place of a large file that was not downloaded.
+
+    Args:
+        path: any file; a missing one passes.
+
+    Raises:
+        InputError: the file is a pointer.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        start = file.read(len(GIT_LFS_START))
+    if start == GIT_LFS_START:
+        raise InputError(
+            f"{path}: this is a git-lfs pointer, not the file itself. Run 'git lfs pull' in its repository, or "
+            "download the file again.",
+            code="file.git-lfs",
+            path=path,
+        )
 
 
 def to_json(value: Any) -> Any:

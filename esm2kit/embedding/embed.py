@@ -32,7 +32,7 @@ from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file
 from esm2kit.embedding.plan import Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
 from esm2kit.embedding.seal import REMEDY, Seal, checksum_skeleton, has_seal
-from esm2kit.models.config import ESM2Config
+from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
@@ -399,6 +399,7 @@ def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
         if config.per_residue:
             outputs.append(Output(f"{prefix}hiddens", layer, "none", width))
     if config.logits:
+        check_lm_head(model, config.model)
         outputs.append(Output("logits", model.num_layers, "logits", VOCAB_SIZE))
     return outputs
 

@@ -12,7 +12,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
 from esm2kit.finetuning.model_file import FinetunedModel
 from esm2kit.models.checkpoint import save_tensors
-from esm2kit.models.formats.huggingface import build_hf_config, save_hf, to_hf
+from esm2kit.models.formats.hf_config import build_hf_config
+from esm2kit.models.formats.huggingface import save_hf, to_hf
 
 
 def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:

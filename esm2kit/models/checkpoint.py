@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, to_json
+from esm2kit.core.files import atomic_path, check_git_lfs, to_json
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 
@@ -135,7 +135,8 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
             code="checkpoint.digest",
             path=path,
         )
-    tensors |= {name: tensors[source] for name, source in TIED.items() if source in tensors}
+    if "model.lm_head.bias" in tensors:  # the model has an LM head
+        tensors |= {name: tensors[source] for name, source in TIED.items() if source in tensors}
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, metadata
 
 
@@ -157,6 +158,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             code="checkpoint.absent",
             path=path,
         )
+    check_git_lfs(path)
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -259,7 +261,8 @@ def load_tensors(model: ESM2, state: dict[str, Tensor], source: Path | str) -> N
     what = f"this model ({model.config.num_layers} layers, embed_dim {model.config.embed_dim})"
     check_tensor_shapes(model.state_dict(), state, source, what, "Choose the model size of the checkpoint.")
     model.load_state_dict(state, assign=model.embed_tokens.weight.is_meta)
-    model.lm_head.weight = model.embed_tokens.weight
+    if model.lm_head is not None:
+        model.lm_head.weight = model.embed_tokens.weight
 
 
 def check_tensor_shapes(

@@ -1,5 +1,6 @@
 """Configuration of an ESM-2, the six published sizes, and the options of `esm2kit export`; does not import torch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,16 @@ class ESM2Config:
         attention_heads: Attention heads per layer, each with embed_dim / attention_heads channels.
         token_dropout: Set the embedding of <mask> to zero and rescale the other embeddings by the sequence's mask
             ratio, as ESM-2 does.
+        layer_norm_eps: Added to the variance in every LayerNorm. ESM-2 has 1e-5; transformers' default is 1e-12.
+        lm_head: Whether the model has an LM head. Encoders of other programs may lack it.
     """
 
     num_layers: int = 33
     embed_dim: int = 1280
     attention_heads: int = 20
     token_dropout: bool = True
+    layer_norm_eps: float = 1e-5
+    lm_head: bool = True
 
     def __post_init__(self) -> None:
         if min(self.num_layers, self.embed_dim, self.attention_heads) < 1:
@@ -41,6 +46,12 @@ class ESM2Config:
                 embed_dim=self.embed_dim,
                 attention_heads=self.attention_heads,
             )
+        if not (0 < self.layer_norm_eps < math.inf):
+            raise InputError(
+                f"layer_norm_eps must be a positive number, found {self.layer_norm_eps}. ESM-2 has 1e-5.",
+                code="model.layer-norm-eps",
+                found=self.layer_norm_eps,
+            )
 
     @property
     def head_dim(self) -> int:
@@ -56,7 +67,8 @@ class ESM2Config:
     def num_parameters(self) -> int:
         """Number of trainable parameters; counts the tied embedding once and omits the contact head."""
         width, layer = self.embed_dim, 12 * self.embed_dim**2 + 13 * self.embed_dim
-        return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + width**2 + 3 * width + VOCAB_SIZE
+        lm_head = width**2 + 3 * width + VOCAB_SIZE if self.lm_head else 0
+        return VOCAB_SIZE * width + self.num_layers * layer + 2 * width + lm_head
 
     def resolve_layers(self, repr_layers: Sequence[int]) -> list[int]:
         """Convert negative layer numbers to positive ones, as for indices of a list.
@@ -96,6 +108,25 @@ class ESM2Config:
         tokens, squares = sum(num_tokens), sum(count**2 for count in num_tokens)
         layers = self.num_layers * (24 * self.embed_dim**2 * tokens + 4 * self.embed_dim * squares)
         return layers + num_logits * (2 * self.embed_dim**2 + 2 * self.embed_dim * VOCAB_SIZE)
+
+
+def check_lm_head(config: ESM2Config, source: object = "this model") -> None:
+    """Check that a model has an LM head, before logits or masked-language-model training.
+
+    Args:
+        config: the model's configuration.
+        source: the model's name, for the message.
+
+    Raises:
+        InputError: the model has no LM head, or one whose matrix is not tied to the token embedding.
+    """
+    if not config.lm_head:
+        raise InputError(
+            f"{source} has no LM head tied to its token embedding, which logits, masked scores and pretraining "
+            "require. Use an EsmForMaskedLM checkpoint.",
+            code="model.no-lm-head",
+            source=str(source),
+        )
 
 
 SIZES = {

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm2kit.core.errors import InputError
+from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
 from esm2kit.sequences.alphabet import MASK_IDX
 
@@ -119,7 +120,11 @@ class Encoder:
 
         Returns:
             (N, V) logits, in float32 on the CPU unless `on_device`.
+
+        Raises:
+            InputError: the model has no LM head.
         """
+        check_lm_head(self.config)
         weight = self.model.embed_tokens.weight
         logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
         return logits_NV if on_device else logits_NV.float().cpu()

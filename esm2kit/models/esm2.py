@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from esm2kit.core.errors import InputError
-from esm2kit.models.config import ESM2Config
+from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.packing import Packed, Padded
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
 
 # Share of <mask> tokens in fair-esm's training: 15% selected, 80% of them masked. Token dropout scales by it.
 TRAINED_MASK_RATIO = 0.15 * 0.8
+# Base of the rotary frequencies.
+ROPE_THETA = 10000
 
 
 def rotary_tables(inv_freq: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -75,9 +77,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotaryEmbedding(nn.Module):
     """Stores the rotary frequencies of a checkpoint; Meta trained with values rounded to float16."""
 
-    def __init__(self, head_dim: int) -> None:
+    def __init__(self, head_dim: int, base: float = ROPE_THETA) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
+        self.register_buffer("inv_freq", 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         # The device may change but not the dtype: rounding errors of the angles grow with the position.
@@ -116,10 +118,10 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.embed_dim)
+        self.self_attn_layer_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(config.embed_dim, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.embed_dim)
-        self.final_layer_norm = nn.LayerNorm(config.embed_dim)
+        self.final_layer_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Packed | Padded) -> Tensor:
         """Map rows (..., D) to rows (..., D)."""
@@ -133,7 +135,7 @@ class RobertaLMHead(nn.Module):
     def __init__(self, config: ESM2Config, weight: nn.Parameter) -> None:
         super().__init__()
         self.dense = nn.Linear(config.embed_dim, config.embed_dim)
-        self.layer_norm = nn.LayerNorm(config.embed_dim)
+        self.layer_norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(VOCAB_SIZE))
 
@@ -197,8 +199,8 @@ class ESM2(nn.Module):
         self.embed_tokens = nn.Embedding(VOCAB_SIZE, config.embed_dim, padding_idx=PAD_IDX)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.contact_head = ContactPredictionHead(config)
-        self.emb_layer_norm_after = nn.LayerNorm(config.embed_dim)
-        self.lm_head = RobertaLMHead(config, self.embed_tokens.weight)
+        self.emb_layer_norm_after = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.lm_head = RobertaLMHead(config, self.embed_tokens.weight) if config.lm_head else None
 
     @classmethod
     def initialised(cls, config: ESM2Config, seed: int) -> "ESM2":
@@ -245,17 +247,17 @@ class ESM2(nn.Module):
 
         Returns:
             {"logits": (B, T, V), "representations": {layer: (B, T, D)}} and, if requested,
-            "attentions": (B, L, H, T, T) and "contacts": (B, T - 2, T - 2).
+            "attentions": (B, L, H, T, T) and "contacts": (B, T - 2, T - 2). A model without LM head returns no logits.
 
         Raises:
             InputError: the model has no such layer.
         """
         layout = Padded(tokens_BT, need_head_weights or return_contacts)
         representations = self._run(tokens_BT, layout, repr_layers)
-        result = {
-            "logits": self.lm_head(representations.pop("final")),
-            "representations": representations,
-        }
+        final_BTD = representations.pop("final")
+        result = {"representations": representations}
+        if self.lm_head is not None:
+            result = {"logits": self.lm_head(final_BTD)} | result
         if layout.head_weights is not None:
             attentions = torch.stack(layout.head_weights, 1)
             if layout.padding_BT is not None:
@@ -297,7 +299,11 @@ class ESM2(nn.Module):
 
         Returns:
             (M, V) logits.
+
+        Raises:
+            InputError: the model has no LM head.
         """
+        check_lm_head(self.config)
         return self.lm_head(self.encode(tokens_N, packed)[rows_M])
 
     def embed(self, tokens: Tensor, layout: Packed | Padded) -> Tensor:

@@ -78,7 +78,8 @@ def materialise(model: ESM2, tensors: Iterable[tuple[str, Tensor]], device: torc
         device: the device of the shards.
     """
     model.to_empty(device=device)
-    model.lm_head.weight = model.embed_tokens.weight  # to_empty unties them
+    if model.lm_head is not None:
+        model.lm_head.weight = model.embed_tokens.weight  # to_empty unties them
     missing = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, full in tensors:
         target = missing.pop(name, None)

@@ -25,12 +25,15 @@ from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import distributed, fair_esm, huggingface
+from esm2kit.models.formats.readers import raise_adapter
 from esm2kit.models.formats.shards import is_distributed
 from esm2kit.models.hub import OFFICIAL_MODELS, Download, compute_digest, fetch, read_declared_digest
 
 logger = logging.getLogger(__name__)
 # Each module defines list_files(path), read_config(path), and read(path) -> (config, tensors under fair-esm's names).
 FORMATS = {"huggingface": huggingface, "distributed": distributed, "fair-esm": fair_esm, "esm2kit": checkpoint}
+
+SHAPE_FIELDS = ("num_layers", "embed_dim", "attention_heads", "token_dropout")
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,24 @@ class ModelFile:
     def _compute_digest(self) -> str:
         if self.untrained_seed is not None:
             # include the architecture: the same seed gives different weights for another one
-            shape = json.dumps(asdict(self.config), sort_keys=True)
+            shape = {name: getattr(self.config, name) for name in SHAPE_FIELDS} | self._unusual_settings()
+            shape = json.dumps(shape, sort_keys=True)
             return f"untrained-{self.untrained_seed}-{hashlib.sha256(shape.encode()).hexdigest()[:12]}"
         if self.format == "esm2kit":
             return checkpoint.read_metadata(self.path).get("sha256", "")  # read_checkpoint rejects a file without one
         files = FORMATS[self.format].list_files(self.path)
         digests = [(self.download and read_declared_digest(file)) or compute_digest(file) for file in files]
+        if self.format == "huggingface":  # config.json may change the numbers of the same tensors
+            digests += [f"{name}={value}" for name, value in self._unusual_settings().items()]
         return digests[0] if self.format == "fair-esm" else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _unusual_settings(self) -> dict[str, Any]:
+        """Return the settings that differ from those of every published ESM-2."""
+        return {
+            name: value
+            for name, value in asdict(self.config).items()
+            if value != getattr(ESM2Config, name) and name not in SHAPE_FIELDS[:3]
+        }
 
     def load(self) -> ESM2:
         """Load the model.
@@ -167,12 +181,22 @@ def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str
         The model in evaluation mode, in float32.
 
     Raises:
-        InputError: a tensor is missing, unknown or of another shape.
+        InputError: a tensor is missing, unknown, of another shape, or has numbers that are not finite.
     """
     with torch.device("meta"):
         model = ESM2(config)
     shared: dict[int, Tensor] = {}  # converts each tensor once, so that tied tensors stay tied
     wide = {name: shared.setdefault(id(tensor), tensor.float().contiguous()) for name, tensor in state.items()}
+    for name, tensor in wide.items():
+        # the sum is finite for almost every finite tensor, and costs no memory
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise InputError(
+                f"{source}: tensor '{name}' has numbers that are not finite. Use another checkpoint: this one is "
+                "damaged, or its training diverged.",
+                code="checkpoint.not-finite",
+                path=str(source),
+                name=name,
+            )
     checkpoint.load_tensors(model, wide, source)
     return model.eval()
 
@@ -180,6 +204,8 @@ def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str
 def _find_path(path: Path) -> ModelFile:
     """Recognise the format of an existing file or folder."""
     if path.is_dir():
+        if (path / huggingface.ADAPTER_CONFIG).is_file():
+            raise_adapter(path, huggingface.ADAPTER_CONFIG)
         if (path / "config.json").is_file():
             return ModelFile(path.name, str(path), "huggingface", path)
         if is_distributed(path):
@@ -195,7 +221,9 @@ def _find_path(path: Path) -> ModelFile:
             path=path,
             found=len(found),
         )
-    if path.suffix in (".pt", ".pth"):
+    if (path.parent / "config.json").is_file() and path.name in ("model.safetensors", "pytorch_model.bin"):
+        return _find_path(path.parent)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         return ModelFile(path.stem, str(path), "fair-esm", path)
     metadata, name = checkpoint.read_metadata(path), path.stem
     if path.parent.name == "checkpoints":  # the run's folder and step identify it better than "best" or "last"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS
 
@@ -59,7 +60,11 @@ def compute_masked_log_probs(model: ESM2, sequence: str, every: int = MASK_STRID
 
     Returns:
         (T, V) log-probabilities, one row per residue.
+
+    Raises:
+        InputError: the model has no LM head.
     """
+    check_lm_head(model.config)
     batch_size = min(every, len(sequence))
     tokens_BT = tokenize([sequence] * batch_size)
     position_T = torch.arange(len(sequence))

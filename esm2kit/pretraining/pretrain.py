@@ -16,7 +16,7 @@ from esm2kit.core.process_group import sum_over_group
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
 from esm2kit.models.checkpoint import read_metadata
-from esm2kit.models.config import ESM2Config
+from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.initialise import build_meta_model, materialise, sample_weights
 from esm2kit.models.load import load_model
@@ -233,7 +233,8 @@ def _initial_model(
             return esm2, weights
         materialise(esm2, weights, torch.device("cpu"))
         return esm2, None
-    loaded, _ = load_model(config.init_from)
+    loaded, source = load_model(config.init_from)
+    check_lm_head(loaded.config, source.name)
     if config.model is not None and loaded.config != config.model_config:
         raise InputError(
             f"init_from {config.init_from} has the shape {loaded.config}, but model {config.model!r} has "

@@ -21,7 +21,8 @@ from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.formats import shards
 from esm2kit.models.formats.fair_esm import save_fair_esm
-from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, build_hf_config, save_hf
+from esm2kit.models.formats.hf_config import build_hf_config
+from esm2kit.models.formats.huggingface import HF_LAYER_INV_FREQ, HF_STARRED_INV_FREQ, save_hf
 from esm2kit.models.load import load_model
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, TOKENS
 

@@ -23,7 +23,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import shards
-from esm2kit.models.formats.huggingface import build_hf_config, save_hf
+from esm2kit.models.formats.hf_config import build_hf_config
+from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.load import load_model
 
 CONFIG = ESM2Config(2, 32, 4)

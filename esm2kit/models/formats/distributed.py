@@ -1,15 +1,13 @@
 """Read an ESM-2 from a distributed checkpoint, as FSDP, tensor-parallel and 2-D runs of any trainer save it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, EMBEDDING, add_missing_tensors, infer_config
 from esm2kit.models.formats.readers import State
 from esm2kit.models.formats.shards import METADATA, Shards, open_shards, shard_files
 
-EMBEDDING = "embed_tokens.weight"
 MODEL_PARTS = ("embed_tokens.", "layers.", "emb_layer_norm_after.", "lm_head.", CONTACT_HEAD)
 
 
@@ -61,32 +59,4 @@ def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:
         for name in shards.shapes
         if name.startswith(prefixes[0]) and name.removeprefix(prefixes[0]).startswith(MODEL_PARTS)
     }
-    return _infer_config({fair_name: shards.shapes[name] for fair_name, name in names.items()}, folder), shards, names
-
-
-def _infer_config(shapes: Mapping[str, tuple[int, ...]], source: Path) -> ESM2Config:
-    """Infer the configuration from tensor shapes; attention heads from rotary frequencies or the contact head."""
-    num_layers = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    if len(shapes[EMBEDDING]) != 2:
-        raise InputError(
-            f"{source}: this is not an ESM-2: {EMBEDDING} has shape {shapes[EMBEDDING]}, expected (tokens, embed_dim).",
-            code="checkpoint.not-esm2",
-            path=source,
-            name=EMBEDDING,
-            found=shapes[EMBEDDING],
-        )
-    embed_dim = shapes[EMBEDDING][1]
-    frequencies, head = shapes.get("layers.0.self_attn.rot_emb.inv_freq"), shapes.get(f"{CONTACT_HEAD}weight")
-    heads = 0
-    if frequencies and frequencies[0]:
-        heads = embed_dim // (2 * frequencies[0])
-    elif head and num_layers:
-        heads = head[-1] // num_layers
-    if not heads or not num_layers:
-        raise InputError(
-            f"{source}: the number of attention heads is unknown, because rotary frequencies and contact head are both "
-            "missing. Save the complete state_dict.",
-            code="checkpoint.heads",
-            path=source,
-        )
-    return ESM2Config(num_layers, embed_dim, heads)
+    return infer_config({fair_name: shards.shapes[name] for fair_name, name in names.items()}, folder), shards, names

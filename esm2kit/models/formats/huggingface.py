@@ -3,22 +3,28 @@
 Source: transformers `models/esm/modeling_esm.py`.
 """
 
-import json
+import logging
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, write_json
 from esm2kit.models.checkpoint import check_file_size, save_tensors
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2
+from esm2kit.models.esm2 import ESM2, ROPE_THETA, RotaryEmbedding
 from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
-from esm2kit.models.formats.readers import State, check_tensors, read_pickle, read_safetensors
+from esm2kit.models.formats.hf_config import HfConfig, build_hf_config, read_hf_config
+from esm2kit.models.formats.readers import State, check_tensors, clean_names, raise_adapter, read_pickle, unwrap
 from esm2kit.models.formats.shards import open_safetensors, weight_files
-from esm2kit.sequences.alphabet import MASK_IDX, PAD_IDX, TOKENS, VOCAB_SIZE
+from esm2kit.sequences.alphabet import TOKENS
+
+logger = logging.getLogger(__name__)
 
 # fair-esm's module name -> transformers' module name. Parameter names (`.weight`, `.bias`) are the same in both.
 PARTS = {
@@ -38,6 +44,9 @@ LAYER_PARTS = {
     "fc2": "output.dense",
     "final_layer_norm": "LayerNorm",
 }
+# PEFT writes it beside adapters; transformers applies the adapters then, even if the folder has a complete model.
+ADAPTER_CONFIG = "adapter_config.json"
+HF_EMBEDDING = "embeddings.word_embeddings.weight"
 # transformers stores one table of rotary frequencies per model, older checkpoints and fair-esm one per layer
 HF_INV_FREQ = "esm.rotary_embeddings.inv_freq"
 # names in files that save_pretrained of transformers 5 writes: the table (with a literal *), and LayerNorm parameters
@@ -48,22 +57,22 @@ HF_LAYER_INV_FREQ = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_f
 HF_UNUSED = re.compile(r"esm\.(embeddings\.position_(ids|embeddings\.weight)|pooler\..*)$")
 
 
-def map_names(num_layers: int) -> dict[str, str]:
+def map_names(config: ESM2Config) -> dict[str, str]:
     """Map fair-esm's tensor names to transformers'.
 
     Args:
-        num_layers: transformer layers of the model.
+        config: the model's configuration.
 
     Returns:
         fair-esm's name -> transformers' name, without rotary frequencies and the tied output matrix.
     """
     parts = dict(PARTS)
-    for layer in range(num_layers):
+    for layer in range(config.num_layers):
         parts |= {f"layers.{layer}.{fair}": f"esm.encoder.layer.{layer}.{hf}" for fair, hf in LAYER_PARTS.items()}
     names = {f"{fair}.{kind}": f"{hf}.{kind}" for fair, hf in parts.items() for kind in ("weight", "bias")}
     names.pop("embed_tokens.bias")
     names["lm_head.bias"] = "lm_head.bias"
-    return names
+    return {fair: hf for fair, hf in names.items() if config.lm_head or not fair.startswith("lm_head.")}
 
 
 def to_hf(state: State, config: ESM2Config) -> State:
@@ -85,17 +94,20 @@ def to_hf(state: State, config: ESM2Config) -> State:
             "the layers have different rotary frequencies, but transformers supports only one table for all layers.",
             code="export.frequencies",
         )
-    renamed = {hf: state[fair] for fair, hf in map_names(config.num_layers).items()}
+    renamed = {hf: state[fair] for fair, hf in map_names(config).items()}
     # one table per layer as in Meta's files on the hub, which older transformers and other engines require
     return renamed | {HF_LAYER_INV_FREQ.format(layer): inv_freq_P for layer, inv_freq_P in enumerate(frequencies)}
 
 
-def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
+def from_hf(state: State, config: HfConfig, source: Path | str) -> State:
     """Convert a state dict to fair-esm's names; a missing contact head and rotary frequencies get their defaults.
 
+    Tensors of wrappers' names are read, as DataParallel, Lightning and torch.compile save them. Tensors that are not
+    part of the encoder or the LM head, such as a classifier, are not used.
+
     Args:
-        state: the tensors of an EsmForMaskedLM. An EsmModel is rejected because it has no LM head.
-        config: the model's configuration.
+        state: the tensors of an EsmForMaskedLM, an EsmModel, or a model with another head.
+        config: the configuration.
         source: the file or folder, for the message.
 
     Returns:
@@ -104,22 +116,30 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
     Raises:
         InputError: a tensor is missing or unknown, or the LM head is not tied to the embedding.
     """
-    state = {_modernise_name(name): tensor for name, tensor in state.items() if not HF_UNUSED.match(name)}
+    names = find_names(state, source)
+    others = sorted(state.keys() - names.keys())
+    if others:
+        logger.info("%s: %d tensors outside the encoder are not used, such as %s", source, len(others), others[0])
+    state = {names[name]: tensor for name, tensor in state.items() if name in names}
     decoder = state.pop("lm_head.decoder.weight", None)
     state.pop("lm_head.decoder.bias", None)
+    if not config.model.lm_head:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     found: State = {}
-    for fair, hf in map_names(config.num_layers).items():
+    for fair, hf in map_names(config.model).items():
         if hf in state:
             found[fair] = state.pop(hf)
         elif not fair.startswith(CONTACT_HEAD):
             raise InputError(
-                f"{source}: tensor '{hf}' is missing. Use an EsmForMaskedLM checkpoint of ESM-2.",
+                f"{source}: tensor '{hf}' is missing. Download the checkpoint again.",
                 code="checkpoint.tensor",
                 name=hf,
                 found=None,
             )
     shared = state.pop(HF_INV_FREQ, None)
-    for layer in range(config.num_layers):
+    if shared is None and config.rope_theta != ROPE_THETA:
+        shared = RotaryEmbedding(config.model.head_dim, config.rope_theta).inv_freq
+    for layer in range(config.model.num_layers):
         inv_freq_P = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
         if inv_freq_P is not None:
             found[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = inv_freq_P
@@ -130,14 +150,38 @@ def from_hf(state: State, config: ESM2Config, source: Path | str) -> State:
             name=min(state),
             expected=None,
         )
-    if decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
+    if config.model.lm_head and decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
         raise InputError(
             f"{source}: this is not an ESM-2: the matrix of its LM head differs from the token embedding.",
             code="checkpoint.not-esm2",
             path=source,
             name="lm_head.decoder.weight",
         )
-    return add_missing_tensors(config, found)
+    return add_missing_tensors(config.model, found)
+
+
+def find_names(names: Iterable[str], source: Path | str) -> dict[str, str]:
+    """Find the tensors of the encoder and of its LM head.
+
+    Args:
+        names: tensor names of a file.
+        source: the file or folder, for the message.
+
+    Returns:
+        Name in the file -> transformers' name in an EsmForMaskedLM; without tensors that ESM-2 does not use.
+
+    Raises:
+        InputError: the names are not those of one ESM-2.
+    """
+    cleaned, encoder = clean_names(names, HF_EMBEDDING, source)
+    lm_head = f"{encoder.removesuffix('esm.')}lm_head."
+    found = {}
+    for name, clean in cleaned.items():
+        if clean.startswith(lm_head):
+            found[name] = _modernise_name(f"lm_head.{clean.removeprefix(lm_head)}")
+        elif clean.startswith(encoder):
+            found[name] = _modernise_name(f"esm.{clean.removeprefix(encoder)}")
+    return {name: modern for name, modern in found.items() if not HF_UNUSED.match(modern)}
 
 
 def _modernise_name(name: str) -> str:
@@ -148,82 +192,6 @@ def _modernise_name(name: str) -> str:
         if name.endswith(legacy):
             return name.removesuffix(legacy) + modern
     return name
-
-
-def build_hf_config(config: ESM2Config) -> dict[str, Any]:
-    """Build the content of transformers' config.json.
-
-    Args:
-        config: the model's configuration.
-
-    Returns:
-        Values that JSON can hold.
-    """
-    return {
-        "architectures": ["EsmForMaskedLM"],
-        "model_type": "esm",
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.embed_dim,
-        "num_attention_heads": config.attention_heads,
-        "intermediate_size": config.ffn_dim,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": 1026,
-        "position_embedding_type": "rotary",
-        "token_dropout": config.token_dropout,
-        "emb_layer_norm_before": False,
-        "layer_norm_eps": 1e-5,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "pad_token_id": PAD_IDX,
-        "mask_token_id": MASK_IDX,
-        "tie_word_embeddings": True,
-        "dtype": "float32",
-    }
-
-
-def config_from_hf(found: dict[str, Any], source: Path | str) -> ESM2Config:
-    """Read a configuration from the content of transformers' config.json.
-
-    Args:
-        found: the content.
-        source: the file, for the message.
-
-    Returns:
-        The model's configuration.
-
-    Raises:
-        InputError: the model is not an ESM-2.
-    """
-    required = {"model_type": "esm", "position_embedding_type": "rotary", "vocab_size": VOCAB_SIZE}
-    for name, value in required.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{source}: this is not an ESM-2: {name} is {found.get(name)!r}, expected {value!r}.",
-                code="checkpoint.not-esm2",
-                path=source,
-                name=name,
-                found=found.get(name),
-            )
-    if found.get("is_folding_model") or found.get("emb_layer_norm_before"):
-        raise InputError(
-            f"{source}: this is not an ESM-2 language model but a folding model or one with emb_layer_norm_before.",
-            code="checkpoint.not-esm2",
-            path=source,
-            name="is_folding_model",
-        )
-    config = ESM2Config(
-        found["num_hidden_layers"], found["hidden_size"], found["num_attention_heads"], bool(found.get("token_dropout"))
-    )
-    if found.get("intermediate_size") != config.ffn_dim:
-        raise InputError(
-            f"{source}: this is not an ESM-2: intermediate_size is {found.get('intermediate_size')}, expected "
-            f"{config.ffn_dim}.",
-            code="checkpoint.not-esm2",
-            path=source,
-            name="intermediate_size",
-            found=found.get("intermediate_size"),
-        )
-    return config
 
 
 def save_hf(model: ESM2, folder: Path) -> None:
@@ -252,24 +220,41 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> ESM2Config:
-    """Read the configuration from config.json; raises as `read`."""
-    try:
-        config = config_from_hf(json.loads((folder / "config.json").read_text()), folder / "config.json")
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(
-            f"{folder}: config.json cannot be read as that of a Hugging Face model ({error}). Download it again.",
-            code="checkpoint.config",
-            path=folder,
-        ) from None
-    check_file_size(config, weight_files(folder))
-    return config
+    """Read the configuration from config.json and the tensors' names; raises as `read`."""
+    return _open(folder)[0].model
+
+
+def _open(folder: Path) -> tuple[HfConfig, dict[str, Callable[[], Tensor]]]:
+    """Return the configuration, and for every tensor of the folder a function that reads it."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise_adapter(folder, ADAPTER_CONFIG)
+    config, files = read_hf_config(folder), weight_files(folder)
+    check_file_size(config.model, files)
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    if files[0].suffix == ".safetensors":
+        shards = open_safetensors(folder, files)
+        tensors = {name: partial(shards.read, name) for name in shards.shapes}
+    else:
+        for file in files:
+            found = check_tensors(unwrap(read_pickle(file)), file)
+            tensors |= {name: partial(_identity, tensor) for name, tensor in found.items()}
+    has_head = any(name.startswith("lm_head.") for name in find_names(tensors, folder).values())
+    if has_head and not config.tied:
+        logger.warning("%s: the LM head is not used, because tie_word_embeddings is false.", folder)
+    model = replace(config.model, lm_head=has_head and config.tied)
+    return config._replace(model=model), tensors
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def read(folder: Path) -> tuple[ESM2Config, State]:
     """Read a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, as one file or shards.
 
     Args:
-        folder: the folder.
+        folder: the folder of an EsmForMaskedLM, an EsmModel, or a model with another head. Without LM head, the
+            configuration has `lm_head` False.
 
     Returns:
         The model's configuration, and its tensors under fair-esm's names.
@@ -277,12 +262,5 @@ def read(folder: Path) -> tuple[ESM2Config, State]:
     Raises:
         InputError: files are missing or damaged, or the model is not an ESM-2.
     """
-    config, files = read_config(folder), weight_files(folder)
-    if len(files) == 1 and files[0].suffix == ".safetensors":
-        state = read_safetensors(files[0])
-    elif files[0].suffix == ".safetensors":
-        shards = open_safetensors(folder, files)
-        state = {name: shards.read(name) for name in shards.shapes}
-    else:
-        state = {name: tensor for file in files for name, tensor in check_tensors(read_pickle(file), file).items()}
-    return config, from_hf(state, config, folder)
+    config, tensors = _open(folder)
+    return config.model, from_hf({name: read_tensor() for name, read_tensor in tensors.items()}, config, folder)

@@ -1,42 +1,25 @@
-"""Read weight files without running code: safetensors files, and files of torch.save by its weights-only reader."""
+"""Read files of torch.save without running code, and find the tensors of a model among other names."""
 
 import pickle
 import re
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import check_git_lfs
 
 State = dict[str, Tensor]
-
-
-def read_safetensors(path: Path) -> State:
-    """Read all tensors of a safetensors file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Name -> tensor.
-
-    Raises:
-        InputError: the file is truncated or has another format.
-    """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(
-            f"{path}: the safetensors file is incomplete or damaged ({error}). Download it again.",
-            code="checkpoint.damaged",
-            path=path,
-        ) from None
+# Components that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names.
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+ADAPTERS = re.compile(r"(?<![^.])(lora_\w+|base_layer|original_module|modules_to_save|ia3_l)(\.|$)")
+# Keys under which trainers save a model's tensors: Lightning and others, fair-esm.
+STATE_KEYS = ("state_dict", "model", "model_state_dict")
 
 
 def read_pickle(path: Path) -> Any:
@@ -56,6 +39,7 @@ def read_pickle(path: Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: the file does not exist. Check the path.", code="checkpoint.absent", path=path)
+    check_git_lfs(path)
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path}: the file is incomplete, or was not written by torch.save. Download it again.",
@@ -71,8 +55,8 @@ def read_pickle(path: Path) -> Any:
         named = re.search(r"(?:GLOBAL|global|Unsupported class|type) ([\w.]+\.\w+)", str(error))
         what = f"code ({named[1]})" if named else "more than tensors"
         raise InputError(
-            f"{path}: the file contains {what} and was not loaded. esm2kit loads only weights. Download the file from "
-            "its publisher.",
+            f"{path}: the file contains {what} and was not loaded. esm2kit loads only weights: save the model's "
+            "state_dict, or download the file from its publisher.",
             code="checkpoint.code",
             path=path,
             found=named[1] if named else None,
@@ -120,6 +104,78 @@ def check_tensors(found: Any, source: Path) -> State:
                 name=name,
             )
     return {str(name): tensor for name, tensor in found.items()}
+
+
+def unwrap(content: Any) -> Any:
+    """Return the dictionary of tensors in the content of a trainer's file; other content is returned as it is."""
+    for key in STATE_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return content[key]
+    return content
+
+
+def clean_names(names: Iterable[str], embedding: str, source: Path | str) -> tuple[dict[str, str], str]:
+    """Remove the parts of tensor names that wrappers of a model add, and find the model's own prefix.
+
+    Args:
+        names: tensor names, such as `model._orig_mod.esm.embeddings.word_embeddings.weight`.
+        embedding: the last part of the name of the token embedding; exactly one tensor must have it.
+        source: the file, for the message.
+
+    Returns:
+        Name in the file -> name without the components of DataParallel, torch.compile and FSDP; and the prefix before
+        `embedding` in these names.
+
+    Raises:
+        InputError: the file holds adapters, or not exactly one model.
+    """
+    names = list(names)
+    check_no_adapters(names, source)
+    cleaned = {name: WRAPPERS.sub("", name) for name in names}
+    prefixes = [name.removesuffix(embedding) for name in cleaned.values() if f".{name}".endswith(f".{embedding}")]
+    if len(prefixes) != 1 or len(set(cleaned.values())) < len(names):
+        raise InputError(
+            f"{source}: expected the tensors of one ESM-2 with one '{embedding}', found {len(prefixes)}. Save one "
+            "model's state_dict.",
+            code="checkpoint.tensor",
+            name=embedding,
+            found=len(prefixes) or None,
+        )
+    return cleaned, prefixes[0]
+
+
+def check_no_adapters(names: Iterable[str], source: Path | str) -> None:
+    """Check that tensor names are those of a model without adapters.
+
+    Args:
+        names: tensor names.
+        source: the file, for the message.
+
+    Raises:
+        InputError: PEFT wrote a tensor, such as one of LoRA.
+    """
+    found = next((name for name in names if ADAPTERS.search(name)), None)
+    if found:
+        raise_adapter(source, found)
+
+
+def raise_adapter(source: Path | str, name: str) -> NoReturn:
+    """Reject a file or folder of PEFT adapters.
+
+    Args:
+        source: the file or folder.
+        name: a tensor of an adapter, or the file that describes the adapters.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"{source}: these are PEFT adapters that are not merged into their base model ('{name:.80}'). Merge them with "
+        "merge_and_unload() of PEFT, save the result with save_pretrained, and pass that folder.",
+        code="checkpoint.adapter",
+        path=source,
+        name=name,
+    )
 
 
 def check_uncompressed(opened: BinaryIO, size: int) -> None:

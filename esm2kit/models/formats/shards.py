@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import check_git_lfs
 from esm2kit.models.formats.readers import check_uncompressed
 
 METADATA = ".metadata"
@@ -177,8 +178,9 @@ def read_index(index: Path) -> list[str]:
     Raises:
         InputError: the index is damaged, lists no shards, or refers to another folder.
     """
+    check_git_lfs(index)
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index}: the index of shards cannot be read ({error!r}). Download it again.",
@@ -257,6 +259,7 @@ def open_safetensors(source: Path, files: Iterable[Path]) -> Shards:
 
 def _list_tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Yield name, offset in the full tensor, and shape for every tensor of a safetensors file."""
+    check_git_lfs(file)
     try:
         with safe_open(file, "pt") as opened:
             sharding = json.loads((opened.metadata() or {}).get(OFFSETS, "{}"))
@@ -356,6 +359,7 @@ def _open_metadata(folder: Path) -> Shards:
     """Open a distributed checkpoint by its `.metadata`."""
     file = folder / METADATA
     pieces: dict[str, list[Piece]] = {}
+    check_git_lfs(file)
     try:
         with open(file, "rb") as opened:
             fields = _MetadataUnpickler(opened).load().state
@@ -412,6 +416,7 @@ def _resolve_file(folder: Path, relative: Any, end: int) -> Path:
         raise InputError(
             f"{path}: the file is missing. Copy all files of the checkpoint.", code="shards.absent", name=path.name
         )
+    check_git_lfs(path)
     if path.stat().st_size < end:
         raise InputError(
             f"{path}: the file has {path.stat().st_size:,} bytes, expected at least {end:,}. Copy it again.",
