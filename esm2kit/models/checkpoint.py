@@ -199,7 +199,15 @@ def read_config(path: Path) -> ESM2Config:
     Raises:
         InputError: as `read_metadata`, or the file is too small for its configuration.
     """
-    config = ESM2Config(**read_metadata(path)["model"])
+    try:
+        config = ESM2Config(**read_metadata(path)["model"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: the model's configuration cannot be read ({error}). Update esm2kit if a newer version wrote the "
+            "checkpoint, or use another checkpoint.",
+            code="checkpoint.config",
+            path=path,
+        ) from None
     check_file_size(config, [path])
     return config
 
