@@ -107,7 +107,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
     start = time.perf_counter()
     if config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
-    data = load_task(config.task, config.split, Path(config.data_dir), config.target)
+    data = load_task(config.task, config.split, Path(config.data_dir), config.target, config.level)
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding

@@ -6,7 +6,7 @@ from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
-from esm2kit.tasks.task import Target
+from esm2kit.tasks.task import Level, Target
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class BenchmarkConfig:
         download: Download a FLIP task that is missing from data_dir.
         target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
             both are possible.
+        level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
+            of the sequences. Set it for your own task if both are possible.
         model: Model that computes the embeddings: an official name, a fair-esm .pt file, a Hugging Face folder or an
             esm2kit checkpoint.
         embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
@@ -51,6 +53,7 @@ class BenchmarkConfig:
     data_dir: Path = Path("flip")
     download: bool = True
     target: Target | None = None
+    level: Level | None = None
     model: str | None = "esm2_t6_8M_UR50D"
     embeddings: Path | None = None
     hiddens: Path | None = None

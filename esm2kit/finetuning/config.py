@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
-from esm2kit.tasks.task import Target, Task
+from esm2kit.tasks.task import Level, Target, Task
 from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
 from esm2kit.training.schedule import Decay, compute_lr
 
@@ -41,6 +41,8 @@ class FinetuneConfig(TrainingConfig):
         download: Download a FLIP task that is missing from data_dir.
         target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
             both are possible.
+        level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
+            of the sequences. Set it for your own task if both are possible.
         out_dir: Folder for checkpoints, metrics.csv, finetuned.safetensors, predictions and the report.
         model: Pretrained model: an official name, a fair-esm .pt file, a Hugging Face folder or an esm2kit checkpoint.
         untrained_seed: Start from random weights with this seed instead of pretrained weights. Default: pretrained.
@@ -97,6 +99,7 @@ class FinetuneConfig(TrainingConfig):
     data_dir: Path = field(default=Path("flip"), metadata=FREE)
     download: bool = field(default=True, metadata=FREE)
     target: Target | None = None
+    level: Level | None = None
     model: str = "esm2_t6_8M_UR50D"
     untrained_seed: int | None = None
     head_from: Path | None = None

@@ -88,7 +88,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         out_dir.mkdir(parents=True, exist_ok=True)
         with hold_lock(out_dir / ".download.lock", None):  # one rank downloads while the others wait
             download_flip(config.task, Path(config.data_dir), config.split)
-    data = load_task(config.task, config.split, Path(config.data_dir), config.target)
+    data = load_task(config.task, config.split, Path(config.data_dir), config.target, config.level)
     if config.limit is not None:
         data = data.limit_proteins(config.limit)
     runs: list[SeedRun] = []

@@ -14,9 +14,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
-from esm2kit.tasks.labels import is_integer, parse_mask, parse_number, parse_residue_targets
+from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
 from esm2kit.tasks.metrics import unpack_bits
-from esm2kit.tasks.task import Split, Target, Task
+from esm2kit.tasks.task import Level, Split, Target, Task
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,9 @@ def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: 
     )
 
 
-def load_task(task: str, split: str | None, data_dir: Path, target: Target | None = None) -> TaskData:
+def load_task(
+    task: str, split: str | None, data_dir: Path, target: Target | None = None, level: Level | None = None
+) -> TaskData:
     """Read and check one split of a task.
 
     Args:
@@ -158,15 +160,17 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
         split: name of the split. None selects FLIP's default, or the only split of a custom task.
         data_dir: folder that contains the task folders.
         target: "class" or "value" for a custom task. None infers it from the targets.
+        level: "protein" or "residue" for a custom task. None infers it from the targets.
 
     Returns:
-        The checked task.
+        The checked task, with notes on what was inferred where another reading is possible.
 
     Raises:
         InputError: the task, the split or a record is invalid; the message names the file and the record.
     """
     spec, file = TASKS.get(task), None
     if spec is not None:
+        _check_options(spec, target, level)
         split = find_split(spec, split)
         folder = Path(data_dir) / task
         if not folder.is_dir():
@@ -178,25 +182,29 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
             )
     else:
         folder, split, file = find_custom_task(task, split, Path(data_dir))
-    rows, sources, dropped = read_split(folder, split, file)
-    guessed = False
+    rows, sources, dropped, unread = read_split(folder, split, file)
+    inferred: tuple[str, ...] = ()
     if spec is None:
         name = split if file else folder.name
         declared = read_description(folder, name)
-        spec, guessed = infer_task(name, split, rows, sources, target, declared), not (target or declared.get("target"))
+        spec, inferred = infer_task(name, split, rows, sources, target, level, declared)
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
     if spec.splits.get(split, Split()).light != "green":
         notes.append(f"FLIP marks this split {spec.splits[split].light}: do not use it to compare models")
     known_before = len(notes)
-    if guessed and spec.level == "protein" and spec.labels and all(map(is_integer, spec.labels)):
-        notes.append(f"{len(spec.labels)} distinct integer targets are treated as classes; set target to value if not")
+    notes += inferred
+    if unread:
+        what = "columns" if sources["split"].is_table else "header fields"
+        notes.append(f"{what} that are not read: {', '.join(unread)}")
     if dropped:
         notes.append(
             f"{dropped} records of {sources['split'].path.name} belong to no set of this split and were dropped"
         )
-    data = _pack_targets(spec, split, rows, sources)
+    data, unmeasured = _pack_targets(spec, split, rows, sources)
+    if unmeasured:
+        notes.append(f"{unmeasured} residues have no measurement and are not scored")
     _check_sets(data, sources["split"])
     data = _compare_with_flip(data, notes)
     sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
@@ -207,22 +215,38 @@ def load_task(task: str, split: str | None, data_dir: Path, target: Target | Non
     return data
 
 
-def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[str, Source]) -> TaskData:
+def _check_options(task: Task, target: Target | None, level: Level | None) -> None:
+    """Raise InputError if the options contradict a FLIP task."""
+    for option, found, fixed in (("target", target, task.target), ("level", level, task.level)):
+        if found not in (None, fixed):
+            raise InputError(
+                f"{task.name} is a FLIP task with {option} {fixed}, which cannot be changed to {found}. Omit {option}, "
+                "or copy the files to a folder of another name.",
+                code="task.fixed",
+                task=task.name,
+                option=option,
+                found=found,
+            )
+
+
+def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[str, Source]) -> tuple[TaskData, int]:
+    """Return the task and the number of residues without a measurement."""
     source = sources["split"]
     index = task.label_index()
     letters = {ord(label): place for label, place in index.items() if len(label) == 1}
     table = np.full(256, -1, dtype=np.int64)
     table[list(letters)] = list(letters.values())
-    targets, scored = [], []
+    targets, scored, unmeasured = [], [], 0
     for row in rows:
         if row.target is None:
             raise InputError(
                 f"{source}: record {row.id!r} has no target", code="task.no-target", record=row.id, path=source.path
             )
         if task.level == "residue":
-            values = parse_residue_targets(task, row, table, source)
+            values, measured = parse_residue_targets(task, row, table, source)
             targets.append(values)
-            scored.append(parse_mask(row, source) & (np.isfinite(values) if task.target == "value" else True))
+            scored.append(parse_mask(row, source) & measured)
+            unmeasured += int((~measured).sum())
         elif task.target == "value":
             targets.append([parse_number(row, row.target, source)])
             scored.append([True])
@@ -242,7 +266,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
     if not rows:
         raise InputError(f"{source}: no record belongs to a set", code="task.no-records", path=source.path)
     dtype = np.float64 if task.target == "value" else np.int64
-    return TaskData(
+    data = TaskData(
         task=task,
         split=split,
         ids=[row.id for row in rows],
@@ -252,6 +276,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
         scored=np.concatenate(scored).astype(bool),
         files={name: found.path for name, found in sources.items()},
     )
+    return data, unmeasured
 
 
 def _check_sets(data: TaskData, source: Source) -> None:

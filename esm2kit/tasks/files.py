@@ -10,7 +10,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,11 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from esm2kit.core.errors import InputError
-from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE
+from esm2kit.core.errors import InputError, find_closest
+from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
+from esm2kit.sequences.headers import find_control_character, parse_header
 
+# The fields that are read, from headers and from tables.
+FIELDS = ("TARGET", "SET", "VALIDATION", "MASK")
+COLUMNS = ("sequence", "target", "set", "id", "validation", "mask")
+# biotrainer's fields for the second protein of a pair.
+PAIR_FIELDS = ("INTERACTOR", "SEQINTERACTOR")
 # KEY=value pairs. A value ends at the next key, so it may contain spaces, slashes and signs.
-ATTRIBUTE = re.compile(r"(?:^|\s)([A-Z_]+)=(.*?)(?=\s+[A-Z_]+=|\s*$)")
+KEY = rf"[A-Z_][A-Z0-9_]*|(?i:{'|'.join(FIELDS + PAIR_FIELDS)})"
+ATTRIBUTE = re.compile(rf"(?:^|\s)({KEY})=(.*?)(?=\s+(?:{KEY})=|\s*$)")
 SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # Records outside the split: FLIP's `nan`, biotrainer's `pred`, an empty CSV cell.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
@@ -58,6 +65,22 @@ class TaskRecord(NamedTuple):
     target: str | None
     set: str
     mask: str | None
+
+
+class SplitRecords(NamedTuple):
+    """One split as read from its files.
+
+    Args:
+        rows: records of the split.
+        files: "split", and "sequences" and "mask" if they were read.
+        dropped: number of records outside the split.
+        unread: names of the header fields or columns that are not read.
+    """
+
+    rows: list[TaskRecord]
+    files: dict[str, Source]
+    dropped: int
+    unread: tuple[str, ...] = ()
 
 
 def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
@@ -186,7 +209,7 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
         source: the file.
 
     Yields:
-        The header without '>', and the body as one line.
+        The header without '>', and the body; its lines are separated by newlines.
 
     Raises:
         InputError: there is text before the first header, a header has no id, or there is no record.
@@ -200,9 +223,9 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
                 continue
             if line[0] == ">":
                 if header is not None:
-                    yield header, "".join(body)
+                    yield header, "\n".join(body)
                 header, body = line[1:].strip(), []
-                if not header:
+                if not parse_header(header).id:
                     raise InputError(
                         f"{source}: the header in line {number} has no id. Write it after '>'.",
                         code="task.no-id",
@@ -220,13 +243,80 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
                 body.append(line)
     if header is None:
         raise InputError(f"{source} contains no FASTA records", code="task.no-records", path=source.path)
-    yield header, "".join(body)
+    yield header, "\n".join(body)
 
 
-def parse_header(header: str) -> tuple[str, dict[str, str]]:
-    """Split a header `id TARGET=... SET=... VALIDATION=... MASK=...` into the id and the attributes."""
-    name, _, rest = header.partition(" ")
-    return name, {key: value.strip() for key, value in ATTRIBUTE.findall(rest)}
+def parse_attributes(header: str, source: Source) -> tuple[str, dict[str, str]]:
+    """Split a header `id TARGET=... SET=... VALIDATION=... MASK=...` into the id and the attributes.
+
+    Args:
+        header: the header line without '>'.
+        source: its file, for the message.
+
+    Returns:
+        The id, and the values by name. Names of fields that are read are in upper case.
+
+    Raises:
+        InputError: a field occurs twice, or belongs to a pair of proteins.
+    """
+    row_id, text = parse_header(header)
+    found = [(key.upper(), value.strip()) for key, value in ATTRIBUTE.findall(text)]
+    attributes = dict(found)
+    if len(attributes) < len(found):
+        names = [key for key, _ in found]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise InputError(
+            f"{source}: record {row_id!r} has the field {twice}= twice. Keep one.",
+            code="task.repeated-field",
+            record=row_id,
+            field=twice,
+            path=source.path,
+        )
+    _check_pairs(attributes, row_id, source)
+    return row_id, attributes
+
+
+def _check_pairs(names: Iterable[str], row_id: str, source: Source) -> None:
+    """Refuse a record of two proteins."""
+    pair = next((name for name in names if name.upper() in PAIR_FIELDS), None)
+    if pair is not None:
+        found = f"has the column {pair}" if source.is_table else f"record {row_id!r} has the field {pair}="
+        raise InputError(
+            f"{source}: {found}: a target of a pair of proteins. Only targets of single proteins are supported.",
+            code="task.pair",
+            record=row_id,
+            field=pair,
+            path=source.path,
+        )
+
+
+def _find_unread(names: Iterable[str], known: tuple[str, ...], source: Source) -> tuple[str, ...]:
+    """List the fields that are not read, in order.
+
+    Args:
+        names: fields of the file.
+        known: fields that are read.
+        source: the file, for the message.
+
+    Returns:
+        The names, without repetitions.
+
+    Raises:
+        InputError: a name is probably a misspelt field that does not occur.
+    """
+    unread = tuple(dict.fromkeys(name for name in names if name and name not in known))
+    absent = [name for name in known if name not in names]
+    for name in unread:
+        if meant := find_closest(name, absent, 0.85):
+            raise InputError(
+                f"{source}: the {'column' if source.is_table else 'field'} {name!r} is not known; did you mean "
+                f"{meant!r}? Correct or rename it.",
+                code="task.field",
+                found=name,
+                nearest=meant,
+                path=source.path,
+            )
+    return unread
 
 
 def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> str | None:
@@ -250,7 +340,8 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
     if name not in SETS:
         found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
         raise InputError(
-            f"{source}: record {row_id!r} has {found}. Use train, val or test.",
+            f"{source}: record {row_id!r} has {found}. Use train, val or test, or leave the set empty to omit the "
+            "record. A second test set needs a file of its own.",
             code="task.set",
             record=row_id,
             found=set_name,
@@ -267,7 +358,7 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
 
 
 def check_sequence(row_id: str, sequence: str, source: Source) -> str:
-    """Check a sequence, convert it to upper case and remove a trailing stop.
+    """Check a sequence, convert it to upper case, and remove blanks and a trailing stop, as for FASTA files.
 
     Args:
         row_id: the record's id, for the message.
@@ -280,14 +371,19 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     Raises:
         InputError: the sequence is empty or has a character that is not an amino-acid letter.
     """
-    sequence = sequence.upper().removesuffix("*")
+    sequence = "".join(sequence.split()).upper().removesuffix("*")
     if not sequence:
-        raise InputError(f"{source}: record {row_id!r} has no sequence", code="task.no-sequence", record=row_id)
+        raise InputError(
+            f"{source}: record {row_id!r} has no sequence. Add it, or remove the record.",
+            code="task.no-sequence",
+            record=row_id,
+        )
     codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
         raise InputError(
-            f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}.",
+            f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}. "
+            f"Use {RESIDUE_LETTERS}, such as X for an unknown residue, or remove the record.",
             code="task.residue",
             record=row_id,
             found=sequence[wrong[0]],
@@ -296,25 +392,27 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     return sequence
 
 
-def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> tuple[list[TaskRecord], int]:
+def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> SplitRecords:
     """Read a split in FASTA format.
 
     Args:
-        split: FASTA with SET in the headers; the bodies are sequences, or residue labels if `sequences` is given.
+        split: FASTA with SET in the headers; the bodies are sequences, or residue labels for records without TARGET if
+            `sequences` is given.
         sequences: FASTA with the sequences of a residue task in FLIP's format.
         mask: FASTA with 1 for each residue that is scored and 0 for the others.
 
     Returns:
-        The records of the split, and the number of records outside it.
+        The records of the split. `files` has "sequences" only if a record needed it.
 
     Raises:
         InputError: a record is invalid.
     """
-    by_id = dict(_read_by_id(sequences)) if sequences else {}
-    masks = dict(_read_by_id(mask)) if mask else {}
-    rows, dropped = [], 0
+    by_id: dict[str, str] | None = None
+    masks = _read_by_id(mask) if mask else {}
+    rows, dropped, names = [], 0, {}
     for header, body in read_records(split):
-        row_id, attributes = parse_header(header)
+        row_id, attributes = parse_attributes(header, split)
+        names |= attributes
         if "SET" not in attributes:
             raise InputError(
                 f"{split}: record {row_id!r} has no set. Add SET=train, SET=val or SET=test to its header.",
@@ -328,6 +426,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
             continue
         target, sequence = attributes.get("TARGET") or None, body
         if target is None and sequences is not None:
+            by_id = _read_by_id(sequences) if by_id is None else by_id
             if row_id not in by_id:
                 raise InputError(
                     f"{split}: record {row_id!r} is missing from {sequences}. Add its sequence there.",
@@ -343,25 +442,42 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
                 record=row_id,
                 path=split.path,
             )
-        row_mask = attributes.get("MASK", masks.get(row_id))
-        rows.append(TaskRecord(row_id, check_sequence(row_id, sequence, split), target, chosen, row_mask))
-    return rows, dropped
+        sequence = check_sequence(row_id, sequence, split)
+        if target is body:  # a line break separates labels only if they are separated elsewhere
+            target = body if len(body.split()) == len(sequence) else body.replace("\n", "")
+        rows.append(TaskRecord(row_id, sequence, target, chosen, attributes.get("MASK", masks.get(row_id))))
+    files = {"split": split, "sequences": sequences if by_id is not None else None, "mask": mask}
+    unread = _find_unread(names, FIELDS, split)
+    return SplitRecords(rows, {name: found for name, found in files.items() if found}, dropped, unread)
 
 
-def _read_by_id(source: Source) -> Iterator[tuple[str, str]]:
-    return ((header.partition(" ")[0], body) for header, body in read_records(source))
+def _read_by_id(source: Source) -> dict[str, str]:
+    """Read the bodies of a FASTA file by id; an id may only be repeated with the same body."""
+    bodies: dict[str, str] = {}
+    for header, body in read_records(source):
+        row_id, body = parse_header(header).id, "".join(body.split())
+        if bodies.setdefault(row_id, body) != body:
+            raise InputError(
+                f"{source}: the id {row_id!r} occurs twice with different content. Give each record an id of its own, "
+                "also in the file of the split.",
+                code="task.repeated-id",
+                record=row_id,
+                path=source.path,
+            )
+    return bodies
 
 
-def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
+def read_csv_split(split: Source) -> SplitRecords:
     """Read a split in CSV format, with the columns sequence, target, set and, optionally, validation, id and mask.
 
     The delimiter is a comma, a semicolon or a tab, whichever the header line uses. Column names are not case-sensitive.
+    A cell of the column id is the complete id, which may contain blanks.
 
     Args:
         split: the CSV file.
 
     Returns:
-        The records of the split, with ids `Sequence<row>` if there is no id column, and the number of records outside.
+        The records of the split, with ids `Sequence<row>` if there is no id column.
 
     Raises:
         InputError: a column is missing, a row has more fields than the header, or a value is invalid.
@@ -371,12 +487,20 @@ def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
         columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
-            row_id = cells.get("id") or f"Sequence{number}"
+            row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
             if any(map(str.strip, line.get(None, ()))):
                 found = f"record {row_id!r} in row {number + 1} has more than the {len(columns)} fields of the header"
                 raise InputError(
                     f"{split}: {found}. Put quotation marks around values that contain {delimiter!r}.",
                     code="task.fields",
+                    record=row_id,
+                    row=number + 1,
+                    path=split.path,
+                )
+            if find_control_character(row_id):
+                raise InputError(
+                    f"{split}: the id {row_id!r} in row {number + 1} contains a control character. Remove it.",
+                    code="task.id",
                     record=row_id,
                     row=number + 1,
                     path=split.path,
@@ -387,7 +511,7 @@ def read_csv_split(split: Source) -> tuple[list[TaskRecord], int]:
                 continue
             sequence = check_sequence(row_id, cells["sequence"], split)
             rows.append(TaskRecord(row_id, sequence, cells["target"] or None, chosen, cells.get("mask") or None))
-    return rows, dropped
+    return SplitRecords(rows, {"split": split}, dropped, _find_unread(columns, COLUMNS, split))
 
 
 def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
@@ -422,10 +546,11 @@ def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
             repeated=tuple(twice),
             path=split.path,
         )
+    _check_pairs(columns, "", split)
     return columns, delimiter
 
 
-def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list[TaskRecord], dict[str, Source], int]:
+def read_split(folder: Path, split: str, file: Path | None = None) -> SplitRecords:
     """Read one split.
 
     Args:
@@ -434,7 +559,7 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
         file: of the split. None selects the first one of that name in the folder.
 
     Returns:
-        The records of the split, the files that were read, and the number of records outside the split.
+        The records of the split, and the files that were read.
 
     Raises:
         InputError: there is no file of that name, or a record is invalid.
@@ -447,22 +572,18 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> tuple[list
             split=split,
             path=folder,
         )
-    files = {"split": source}
     if source.is_table:
-        rows, dropped = read_csv_split(source)
-        return rows, files, dropped
-    sequences = find_source(folder, ("sequences.fasta",))
-    mask = find_source(folder, ("mask.fasta", "resolved.fasta"))
-    rows, dropped = read_fasta_split(source, sequences, mask)
-    files |= {name: found for name, found in (("sequences", sequences), ("mask", mask)) if found}
-    return rows, files, dropped
+        return read_csv_split(source)
+    return read_fasta_split(
+        source, find_source(folder, ("sequences.fasta",)), find_source(folder, ("mask.fasta", "resolved.fasta"))
+    )
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
     """Read the entry of a custom task in `tasks.yaml`, in the task's folder or its parent.
 
-    Possible keys are target, classes, metric, unit, description, computed (true for a property that was computed and
-    not measured), source and licence.
+    Possible keys are level, target, classes, metric, unit, description, computed (true for a property that was computed
+    and not measured), source and licence.
 
     Args:
         folder: of the task.
@@ -478,7 +599,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            listed = yaml.safe_load(path.read_text())["tasks"]
+            listed = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
             found = [entry for entry in listed if entry["name"] == name]
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise InputError(

@@ -1,17 +1,26 @@
 """Find the files of a custom task, and infer from them what is predicted."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_split_names, parse_split_name
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.labels import has_decimal_comma, is_integer, is_number
+from esm2kit.tasks.labels import UNMEASURED, has_comma, is_integer, is_number, split_residue_labels
 from esm2kit.tasks.metrics import CLASS_METRICS, VALUE_METRICS
-from esm2kit.tasks.task import Split, Target, Task
+from esm2kit.tasks.task import Level, Split, Target, Task
 
 # Integer targets with at most this many distinct values are treated as classes.
 MAX_INTEGER_CLASSES = 20
+# Alphabets of residue labels have fewer letters, such as the 20 states of 3Di.
+MAX_LABEL_LETTERS = 25
+# Integers of more digits are not measurements.
+MEASUREMENT = re.compile(r"[+-]?(0|[1-9]\d{0,14})", re.ASCII)
+# A number with a sign before it or a unit after it: <0.5, 19%, 60.11C, 5 uM.
+QUANTITY = re.compile(r"[<>~=≤≥±]?\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*[^\d\s.,;]{0,8}", re.ASCII)
 
 
 def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
@@ -79,32 +88,38 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
     )
 
 
+class Inferred(NamedTuple):
+    """A custom task, and notes on what was inferred where another reading is possible."""
+
+    task: Task
+    notes: tuple[str, ...]
+
+
 def infer_task(
     name: str,
     split: str,
     rows: list[TaskRecord],
     sources: dict[str, Source],
     target: Target | None,
+    level: Level | None,
     declared: dict[str, Any],
-) -> Task:
+) -> Inferred:
     """Infer a custom task from its records.
-
-    It is a residue task if the labels are in a file of their own, if most targets contain semicolons, or if most have
-    one character per residue.
 
     Args:
         name: of the task.
         split: name of the split.
         rows: records of the split.
-        sources: files that were read.
+        sources: files that were read; "sequences" if the bodies of the split's FASTA are labels.
         target: "class" or "value". None uses tasks.yaml, or infers it from the targets.
+        level: "protein" or "residue". None uses tasks.yaml, or infers it as `_infer_level` describes.
         declared: the task's entry in tasks.yaml.
 
     Returns:
-        The task.
+        The task and notes.
 
     Raises:
-        InputError: a target is missing, or tasks.yaml has an invalid value.
+        InputError: a target is missing, the level is ambiguous, or tasks.yaml has an invalid value.
     """
     source = sources["split"]
     for row in rows:
@@ -117,24 +132,26 @@ def infer_task(
                 record=row.id,
                 path=source.path,
             )
+    notes: list[str] = []
+    level = level or declared.get("level") or _infer_level(rows, "sequences" in sources, source, notes)
+    kind = target or declared.get("target")
+    for option, found, allowed in (("level", level, get_args(Level)), ("target", kind, get_args(Target))):
+        if found is not None and found not in allowed:
+            raise InputError(
+                f"task {name}: {option} must be {' or '.join(allowed)}, found {found!r}",
+                code=f"task.{option}-kind",
+                task=name,
+                found=found,
+            )
     texts = [row.target or "" for row in rows]
-    # The majority decides, so that a record with an invalid target raises an error later and does not change the task.
-    separated = 2 * sum(";" in text for text in texts) > len(rows)
-    fitting = sum(len(text) == len(row.sequence) and text.isalnum() for text, row in zip(texts, rows, strict=True))
-    lettered = "sequences" in sources or 2 * fitting > len(rows)
-    if separated or lettered:
-        level, kind = "residue", "value" if separated else "class"
-        found = {letter for text in texts for letter in text}
+    if level == "residue":
+        split_texts = [split_residue_labels(text, len(row.sequence)) for text, row in zip(texts, rows, strict=True)]
+        kind = kind or _infer_residue_target(split_texts, texts, notes)
+        found = {label for labels in split_texts for label in labels}
+        found -= {label for label in found if len(label) > 1 and label.lower() in UNMEASURED}
     else:
-        level, found = "protein", set(texts)
-        kind = target or declared.get("target") or _infer_protein_target(rows, texts, source)
-    if kind not in get_args(Target):
-        raise InputError(
-            f"task {name}: target must be class or value, found {kind!r}",
-            code="task.target-kind",
-            task=name,
-            found=kind,
-        )
+        kind = kind or _infer_protein_target(rows, texts, source, notes)
+        found = set(texts)
     known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
     metric = declared.get("metric", metric)
     if metric not in known:
@@ -150,11 +167,13 @@ def infer_task(
         numbers = all(map(is_number, found))
         in_order = sorted(found, key=lambda label: (float(label) if numbers else 0.0, label))  # 2 comes before 10
         labels = tuple(str(label) for label in declared.get("classes", in_order))
-    notes = [
+        if level == "protein":
+            notes += _find_alike(labels)
+    descriptions = [
         declared.get("description", ""),
         "the target is computed, not measured" if declared.get("computed") else "",
     ]
-    return Task(
+    task = Task(
         name=name,
         level=level,
         target=kind,
@@ -165,19 +184,116 @@ def infer_task(
         unit=declared.get("unit", ""),
         citation=declared.get("source", ""),
         licence=declared.get("licence", "not specified"),
-        note="; ".join(note.strip().rstrip(".") for note in notes if note),
+        note="; ".join(note.strip().rstrip(".") for note in descriptions if note),
     )
+    return Inferred(task, tuple(notes))
 
 
-def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Source) -> Target:
+def _infer_level(rows: list[TaskRecord], in_bodies: bool, source: Source, notes: list[str]) -> Level:
+    """Infer whether the targets are one per residue or one per protein.
+
+    One per residue is possible if most targets have as many characters, or listed labels, as their sequence has
+    residues. That alone is no evidence: `positive` is as long as a peptide of eight residues. If one class or number
+    per protein is possible as well, the evidence for residues is that the lengths vary and match, or that there are
+    few different labels for the length.
+
+    Args:
+        rows: records of the split.
+        in_bodies: whether the targets are the bodies of a FASTA, which is the form of residue labels.
+        source: the file, for the message.
+        notes: a note is added if both are possible.
+
+    Returns:
+        The level.
+
+    Raises:
+        InputError: both are possible, and nothing speaks for one of them.
+    """
+    texts = [row.target or "" for row in rows]
+    pieces = [split_residue_labels(text, len(row.sequence)) for text, row in zip(texts, rows, strict=True)]
+    fitting = [
+        labels
+        for labels, text, row in zip(pieces, texts, rows, strict=True)
+        if len(labels) == len(row.sequence) and (text.isdigit() or not is_number(text))
+    ]
+    if 2 * len(fitting) <= len(rows):
+        return "residue" if in_bodies else "protein"
+    found = {label for labels in fitting for label in labels}
+    varied = 10 * len(fitting) >= 9 * len(rows) and len({len(labels) for labels in fitting}) > 1
+    few = 2 * len(found) <= min(map(len, fitting))
+    train = {text for row, text in zip(rows, texts, strict=True) if row.set == "train"}
+    others = [text for row, text in zip(rows, texts, strict=True) if row.set != "train"]
+    repeated = 2 * sum(text in train for text in others) > len(others)
+    measured = 2 * sum(MEASUREMENT.fullmatch(text) is not None for text in texts) > len(texts)
+    example = f"such as {texts[0]!r}" if len(texts[0]) < 40 else f"such as {texts[0][:40]!r}..."
+    if not repeated and not measured:
+        lettered = varied or in_bodies or not all(isinstance(labels, str) for labels in fitting)
+        return "residue" if lettered or len(found) <= MAX_LABEL_LETTERS else "protein"
+    if varied or few:
+        notes.append(
+            f"the targets, {example}, are read as one label per residue; set level to protein if they are one target "
+            "per protein"
+        )
+        return "residue"
+    if measured or in_bodies:
+        raise InputError(
+            f"{source}: the targets, {example}, are as long as the sequences and may be one label per residue or one "
+            "target per protein. Set level to residue or protein.",
+            code="task.level",
+            found=texts[0],
+            path=source.path,
+        )
+    notes.append(
+        f"the targets, {example}, are as long as the sequences and are read as one class per protein; set level to "
+        "residue if they are one label per residue"
+    )
+    return "protein"
+
+
+def _infer_residue_target(labels: list[Sequence[str]], texts: list[str], notes: list[str]) -> Target:
+    """Infer the target of a residue task; listed numbers are values, except few different integers.
+
+    Args:
+        labels: of each record; a text has one character per residue.
+        texts: the targets before they were split. Semicolons separate values.
+        notes: a note is added if the numbers may be values or classes.
+
+    Returns:
+        "class" or "value".
+    """
+    listed = [items for items in labels if not isinstance(items, str)]
+    if 2 * len(listed) <= len(labels):
+        return "class"
+    counts = Counter(item for items in listed for item in items if item.lower() not in UNMEASURED)
+    numeric = sum(count for item, count in counts.items() if is_number(item) or has_comma(item))
+    if 2 * numeric <= counts.total():
+        return "class"
+    separated = 2 * sum(";" in text for text in texts) > len(texts)
+    return _choose_for_numbers(set(counts), not separated, notes)
+
+
+def _choose_for_numbers(found: set[str], may_be_classes: bool, notes: list[str]) -> Target:
+    """Choose between classes and values for numbers, and add a note if the other is possible."""
+    if may_be_classes and len(found) <= MAX_INTEGER_CLASSES and all(map(is_integer, found)):
+        notes.append(f"{len(found)} distinct integer targets are treated as classes; set target to value if not")
+        return "class"
+    if all(is_number(text) and float(text).is_integer() for text in found):
+        notes.append(
+            f"{len(found)} distinct integer targets are treated as values; set target to class if they are classes"
+        )
+    return "value"
+
+
+def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Source, notes: list[str]) -> Target:
     """Infer the target from the majority: among numbers, a text is an error and not a class.
 
     Returns:
         "class" or "value".
 
     Raises:
-        InputError: a target is nan, or is not a number although most targets are.
+        InputError: a target is nan, has several labels, or is not a number although most targets are.
     """
+    whole = set(texts)
     for row, text in zip(rows, texts, strict=True):
         if text.lower() == "nan":  # an empty cell of a table, not a class
             raise InputError(
@@ -187,8 +303,19 @@ def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Sour
                 found=text,
                 path=source.path,
             )
-    numeric = [is_number(text) or has_decimal_comma(text) for text in texts]
+        if _has_several_labels(text, whole):
+            raise InputError(
+                f"{source}: record {row.id!r} has the target {text!r}, which is neither one label nor one label for "
+                f"each of its {len(row.sequence)} residues. Several labels per protein are not supported: keep one, "
+                "or set target to class to treat each combination as a class of its own.",
+                code="task.several-labels",
+                record=row.id,
+                found=text,
+                path=source.path,
+            )
+    numeric = [is_number(text) or has_comma(text) for text in texts]
     if 2 * sum(numeric) <= len(rows):
+        _check_units(rows, texts, source)
         return "class"
     for row, text, fits in zip(rows, texts, numeric, strict=True):
         if not fits:
@@ -200,5 +327,42 @@ def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Sour
                 found=text,
                 path=source.path,
             )
-    few = len(set(texts)) <= MAX_INTEGER_CLASSES
-    return "class" if few and all(map(is_integer, texts)) else "value"
+    return _choose_for_numbers(whole, True, notes)
+
+
+def _has_several_labels(text: str, whole: set[str]) -> bool:
+    """Whether a target of a protein lists labels: by its separators, or because the other records have its parts."""
+    if is_number(text) or has_comma(text):
+        return False
+    if any(letter in text for letter in ";|") or (text[:1] == "[" and text[-1:] == "]"):
+        return True
+    parts = [part.strip() for part in re.split(r"[,/+&]|\s", text) if part.strip()]
+    return len(parts) > 1 and whole.issuperset(parts)
+
+
+def _check_units(rows: list[TaskRecord], texts: list[str], source: Source) -> None:
+    """Raise InputError if most targets are numbers with a unit or a sign, such as 19% or <0.5, and not classes."""
+    quantities = [text for text in texts if QUANTITY.fullmatch(text)]
+    measured = len(set(quantities)) > MAX_INTEGER_CLASSES or any(set(text) & set("%°<>~±.,") for text in quantities)
+    if 2 * len(quantities) > len(texts) and measured:
+        row = next(
+            row for row, text in zip(rows, texts, strict=True) if QUANTITY.fullmatch(text) and not is_number(text)
+        )
+        raise InputError(
+            f"{source}: target {row.target!r} of record {row.id!r} is a number with a unit or a sign. Write the number "
+            "only, or set target to class.",
+            code="task.unit",
+            record=row.id,
+            found=row.target,
+            path=source.path,
+        )
+
+
+def _find_alike(labels: tuple[str, ...]) -> list[str]:
+    """Note the first two labels that differ only in spelling, such as Low and low, or 1 and 1.0."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        key = str(float(label)) if is_number(label) else re.sub(r"[\s_-]+", " ", label).casefold()
+        if seen.setdefault(key, label) != label:
+            return [f"the labels {seen[key]!r} and {label!r} are separate classes; correct them if they are the same"]
+    return []

@@ -1,5 +1,8 @@
 """Parse the targets and masks of a task's records, and convert model outputs to predictions."""
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,64 +12,114 @@ from esm2kit.tasks.files import Source, TaskRecord
 from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.task import Task
 
+# Spellings of a residue without a measurement in a list of labels.
+UNMEASURED = {"nan", "na", "n/a", "none", "null"}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+DECIMAL_COMMA = re.compile(r"[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+),\d+", re.ASCII)
+# 42,062 may be a number with thousands separators or one with a decimal comma; 1,234,567 and 1,234.5 are not ambiguous.
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
+QUOTES = "'\""
+
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number, including nan and inf."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """Whether a text is a number, including nan and inf. Python's digit groups, such as 1_000, are not numbers."""
+    return NUMBER.fullmatch(text) is not None
 
 
 def is_integer(text: str) -> bool:
     """Whether a text is an integer."""
-    return text.lstrip("+-").isdigit()
+    return INTEGER.fullmatch(text) is not None
 
 
-def has_decimal_comma(text: str) -> bool:
-    """Whether a text is a number with a decimal comma, such as 60,11."""
-    return text.count(",") == 1 and is_number(text.replace(",", "."))
+def has_comma(text: str) -> bool:
+    """Whether a text is a number with a decimal comma, such as 60,11, or with thousands separators."""
+    return (DECIMAL_COMMA.fullmatch(text) or THOUSANDS.fullmatch(text)) is not None
 
 
-def parse_residue_targets(task: Task, row: TaskRecord, table: np.ndarray, source: Source) -> np.ndarray:
-    """Parse the target of a residue task: one label character per residue, or values separated by semicolons.
+def split_labels(text: str) -> list[str] | None:
+    """Split a target that lists several labels.
+
+    Args:
+        text: labels in brackets, or separated by semicolons, commas or blanks: `1;0;1`, `1 0 1`, `['H', 'C', 'C']`.
+
+    Returns:
+        The labels without quotation marks, or None if the text is a single label.
+    """
+    inner = text.strip()
+    bracketed = len(inner) > 1 and inner[0] + inner[-1] in ("[]", "()")
+    inner = inner[1:-1].strip() if bracketed else inner
+    separator = next((letter for letter in ";," if letter in inner), None)  # None splits at blanks
+    items = [item.strip().strip(QUOTES) for item in inner.split(separator)]
+    return items if bracketed or len(items) > 1 else None
+
+
+def split_residue_labels(text: str, num_residues: int) -> Sequence[str]:
+    """Split the target of a residue task into its labels.
+
+    Args:
+        text: a list as in `split_labels`, or one character per residue.
+        num_residues: of the protein. A text of this length that is not a list of this length has one character each.
+
+    Returns:
+        The labels, ideally one per residue.
+    """
+    items = split_labels(text)
+    return text if items is None or (len(items) != num_residues == len(text)) else items
+
+
+def parse_residue_targets(
+    task: Task, row: TaskRecord, table: np.ndarray, source: Source
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parse the target of a residue task.
 
     Args:
         task: the task.
-        row: the record.
+        row: the record. Its target is as in `split_residue_labels`; nan and NA stand for unmeasured residues.
         table: (256,) byte -> class, -1 for bytes that are not labels.
         source: the file, for the message.
 
     Returns:
-        (residues,) classes or values.
+        (residues,) classes or values, 0 for unmeasured residues; and (residues,) False for unmeasured residues.
 
     Raises:
         InputError: a label is unknown, or the number of labels is not the number of residues.
     """
-    text = row.target or ""
-    if task.target == "value":
-        values = np.array([parse_number(row, part, source) for part in text.split(";")])
-    else:
-        values = table[np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8)]
-        if (values < 0).any():
-            letter = text[int((values < 0).argmax())]
-            raise InputError(
-                f"{source}: record {row.id!r} has the unknown label {letter!r}. Use one of {', '.join(task.labels)}.",
-                code="task.label",
-                record=row.id,
-                found=letter,
-                known=task.labels,
-            )
-    if len(values) != len(row.sequence):
+    labels = split_residue_labels(row.target or "", len(row.sequence))
+    if len(labels) != len(row.sequence):
         raise InputError(
-            f"{source}: record {row.id!r} has {len(values)} labels for {len(row.sequence)} residues",
+            f"{source}: record {row.id!r} has {len(labels)} labels for {len(row.sequence)} residues. Write one label "
+            "per residue; if the target is one per protein, set level to protein.",
             code="task.label-count",
             record=row.id,
-            found=len(values),
+            found=len(labels),
             expected=len(row.sequence),
         )
-    return values
+    measured = np.ones(len(labels), dtype=bool)
+    if not isinstance(labels, str):
+        measured = np.array([label.lower() not in UNMEASURED for label in labels])
+    if task.target == "value":
+        values = [
+            parse_number(row, label, source) if known else 0.0 for label, known in zip(labels, measured, strict=True)
+        ]
+        return np.array(values), measured
+    if isinstance(labels, str):
+        classes = table[np.frombuffer(labels.encode("ascii", errors="replace"), dtype=np.uint8)]
+    else:
+        index = task.label_index()
+        classes = np.array(
+            [index.get(label, -1) if known else 0 for label, known in zip(labels, measured, strict=True)]
+        )
+    if (classes < 0).any():
+        label = labels[int((classes < 0).argmax())]
+        raise InputError(
+            f"{source}: record {row.id!r} has the unknown label {label!r}. Use one of {', '.join(task.labels)}.",
+            code="task.label",
+            record=row.id,
+            found=label,
+            known=task.labels,
+        )
+    return classes, measured
 
 
 def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
@@ -84,16 +137,17 @@ def parse_mask(row: TaskRecord, source: Source) -> np.ndarray:
     """
     if row.mask is None:
         return np.ones(len(row.sequence), dtype=bool)
-    if len(row.mask) != len(row.sequence) or set(row.mask) - {"0", "1"}:
+    mask = "".join(split_labels(row.mask) or row.mask)
+    if len(mask) != len(row.sequence) or set(mask) - {"0", "1"}:
         raise InputError(
             f"{source}: the mask of {row.id!r} must have one 0 or 1 for each of the {len(row.sequence)} residues, "
-            f"found {len(row.mask)} characters from {''.join(sorted(set(row.mask)))!r}",
+            f"found {len(mask)} characters from {''.join(sorted(set(mask)))!r}",
             code="task.mask",
             record=row.id,
-            found=len(row.mask),
+            found=len(mask),
             expected=len(row.sequence),
         )
-    return np.frombuffer(row.mask.encode(), dtype=np.uint8) == ord("1")
+    return np.frombuffer(mask.encode(), dtype=np.uint8) == ord("1")
 
 
 def parse_number(row: TaskRecord, text: str, source: Source) -> float:
@@ -110,16 +164,14 @@ def parse_number(row: TaskRecord, text: str, source: Source) -> float:
     Raises:
         InputError: the text is not a finite number.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        hint = " Use a decimal point instead of a comma." if has_decimal_comma(text) else ""
+    if not is_number(text):
         raise InputError(
-            f"{source}: target {text!r} of record {row.id!r} is not a number.{hint}",
+            f"{source}: target {text!r} of record {row.id!r} is not a number. {_suggest_number(text)}",
             code="task.target",
             record=row.id,
             found=text,
-        ) from None
+        )
+    value = float(text)
     if not np.isfinite(value):
         raise InputError(
             f"{source}: record {row.id!r} has the target {text!r}. Correct it, or remove the record.",
@@ -128,6 +180,21 @@ def parse_number(row: TaskRecord, text: str, source: Source) -> float:
             found=text,
         )
     return value
+
+
+def _suggest_number(text: str) -> str:
+    """Return what to do about a text that should be a number."""
+    plain = text.replace(",", "")
+    if THOUSANDS.fullmatch(text):
+        decimal = f", or {text.replace(',', '.')} if the comma is a decimal comma" if text.count(",") == 1 else ""
+        return f"Write {plain}{'' if '.' in text else decimal}."
+    if DECIMAL_COMMA.fullmatch(text):
+        return f"Write {text.replace('.', '').replace(',', '.')}, with a decimal point instead of a comma."
+    if not text:
+        return "Write nan for a residue without a measurement."
+    if split_labels(text):
+        return "Several targets per protein are not supported; write one."
+    return "Write the number without a unit or another sign, or remove the record."
 
 
 def build_class_targets(classes_N: np.ndarray, task: Task) -> Tensor:

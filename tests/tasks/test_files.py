@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.files import parse_header, parse_set, read_split
+from esm2kit.tasks.files import Source, parse_attributes, parse_set, read_split
 
 GOOD = {
     "s.fasta": (
@@ -20,6 +21,8 @@ GOOD = {
     "sequences.fasta": ">a\nMKV\n>b extra words\nLL\n>c\nACD\n>unlabelled\nWW\n",
     "mask.fasta": ">a\n111\n>b\n01\n>c\n110\n",
 }
+
+FILE = Source(Path("t.fasta"))
 
 
 def write(folder, files):
@@ -193,12 +196,15 @@ texts = st.text(st.characters(codec="ascii", exclude_categories=("Cc", "Zs"), ex
 
 @given(name=texts, target=texts, chosen=texts)
 def test_any_header_is_parsed_back(name, target, chosen):
-    parsed, attributes = parse_header(f"{name} TARGET={target} SET={chosen}")
+    parsed, attributes = parse_attributes(f"{name} TARGET={target} SET={chosen}", FILE)
     assert (parsed, attributes) == (name, {"TARGET": target, "SET": chosen})
 
 
 def test_a_value_with_spaces_ends_at_the_next_key():
-    assert parse_header("p TARGET=Cell membrane SET=train")[1] == {"TARGET": "Cell membrane", "SET": "train"}
+    assert parse_attributes("p TARGET=Cell membrane SET=train", FILE)[1] == {
+        "TARGET": "Cell membrane",
+        "SET": "train",
+    }
 
 
 @pytest.mark.parametrize("name", ["nan", "", "None", "pred"])
@@ -231,9 +237,9 @@ def changed(name, old, new):
         (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "task.empty-set", {"set": "train"}),
         ({"s.fasta": fasta(*THREE[:2], ("c", "nan", "test", "False"))}, "task.target", {"found": "nan"}),
         (
-            {"s.fasta": ">a TARGET=1;nan;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"},
+            {"s.fasta": ">a TARGET=1;inf;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"},
             "task.target",
-            {"record": "a", "found": "nan"},
+            {"record": "a", "found": "inf"},
         ),
         ({"s.csv": "sequence,set\nMKV,train\n"}, "task.columns", {"missing": ("target",), "repeated": ()}),
         ({"s.csv": "Sequenz;Wert\n"}, "task.columns", {"missing": ("sequence", "target", "set")}),
@@ -369,7 +375,7 @@ def test_integer_classes_are_sorted_as_numbers(tmp_path):
 
 
 def test_read_split_returns_the_files_that_it_read(tmp_path):
-    _, files, dropped = read_split(write(tmp_path / "mine", GOOD), "s")
+    _, files, dropped, _ = read_split(write(tmp_path / "mine", GOOD), "s")
     assert {name: source.path.name for name, source in files.items()} == {
         "split": "s.fasta", "sequences": "sequences.fasta", "mask": "mask.fasta"
     }  # fmt: skip
