@@ -6,6 +6,7 @@ damage in one of 4 billion blocks. JSON files contain the SHA-256 of their conte
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json, write_json
 from esm2kit.core.processes import count_cores
 
+logger = logging.getLogger(__name__)
 MIN_BLOCK_BYTES = 1 << 16
+LONG_CHECK_BYTES = 2 << 30  # about two seconds
 MAX_BLOCKS = 4096  # per file, as its checksums are stored in a JSON file
 _BYTES_PER_READ = 1 << 26
 SEAL = "sha256"  # the key of the digest in a JSON file
@@ -89,10 +92,17 @@ class FileChecksums:
         size = path.stat().st_size
         if size != self.num_bytes:
             raise_damaged(path, f"it has {size:,} bytes instead of {self.num_bytes:,}", remedy)
+        log_check(path, size)
         expected = np.frombuffer(bytes.fromhex(self.crc32), dtype=">u4")
         wrong = np.flatnonzero(compute_checksums(path, self.block_bytes) != expected)
         if wrong.size:
             raise_damaged(path, describe_blocks(wrong, self.block_bytes, size), remedy)
+
+
+def log_check(path: Path, num_bytes: int) -> None:
+    """Log that a file is being checked, if that takes more than a moment."""
+    if num_bytes > LONG_CHECK_BYTES:
+        logger.info("checking %s (%.1f GB)", path, num_bytes / 1e9)
 
 
 def describe_blocks(wrong: np.ndarray, block_bytes: int, num_bytes: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.core.checksums import MIN_BLOCK_BYTES, compute_checksums, describe_blocks, raise_damaged
+from esm2kit.core.checksums import MIN_BLOCK_BYTES, compute_checksums, describe_blocks, log_check, raise_damaged
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import fsync
 from esm2kit.core.processes import count_cores
@@ -173,6 +173,7 @@ class Seal:
 
     def check_all(self) -> None:
         """Check every block, as `check`."""
+        log_check(self.path, self.num_bytes)
         self._check_blocks(np.arange(self.checksums.size))
 
     def _check_blocks(self, blocks: np.ndarray) -> None:
