@@ -12,7 +12,16 @@ from typing import Any
 
 from esm2kit.cli.commands import STAGES, import_object
 from esm2kit.core.errors import InputError, find_closest, record_error, suggest_name
-from esm2kit.core.processes import TORCHRUN, exit_with_parent, is_worker, rank
+from esm2kit.core.processes import (
+    describe_launch,
+    exit_with_parent,
+    ignore_incomplete_launch,
+    is_torchrun_worker,
+    is_worker,
+    rank,
+)
+
+logger = logging.getLogger(__name__)
 
 HELP = """esm2kit: train, use and evaluate ESM-2 protein language models
 
@@ -51,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         Exception: A bug in esm2kit or one of its dependencies.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if TORCHRUN in os.environ:
+    if is_torchrun_worker():
         # torchrun starts each worker in its own session, so killing torchrun's process group does not kill the workers;
         # call this first, as a parent that dies while modules are imported would not be noticed
         exit_with_parent()
@@ -121,6 +130,9 @@ def _run(name: str, arguments: list[str]) -> int:
 
     stage = STAGES[name]
     config = parse(import_object(stage.config), f"esm2kit {name}", arguments, stage.positional, stage.example)
+    if (launch := describe_launch()) and rank() == 0:
+        logger.info("%s", launch)
+    ignore_incomplete_launch()
     if stage.trains and not is_worker():
         from esm2kit.training import launch, trainer
 

@@ -1,6 +1,7 @@
 """Collective operations among the processes of a job."""
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import TORCHRUN, destroy_group_at_exit, local_rank, rank, world_size
+from esm2kit.core.processes import destroy_group_at_exit, read_launch
 
 RENDEZVOUS_SECONDS = 600.0  # how long srun's tasks wait for all of them to start
 
@@ -32,11 +33,12 @@ def join_process_group() -> Process:
     Raises:
         InputError: Not all of srun's tasks connected within RENDEZVOUS_SECONDS.
     """
-    process = Process(rank(), world_size(), local_rank())
+    launch = read_launch()
+    process = Process(launch.rank, launch.world_size, launch.local_rank)
     if process.world_size > 1 and not dist.is_initialized():
         # torchrun creates the store and passes its address in the environment; srun's tasks create their own
-        if TORCHRUN in os.environ:
-            options = {}
+        if launch.launcher != "srun":
+            options = {"rank": process.rank, "world_size": process.world_size}
         else:
             options = {"store": _srun_store(process), "rank": process.rank, "world_size": process.world_size}
         dist.init_process_group("gloo", timeout=timedelta(days=30), **options)
@@ -44,14 +46,24 @@ def join_process_group() -> Process:
     return process
 
 
-def _srun_store(process: Process) -> dist.Store:
-    from lightning.fabric.plugins.environments import SLURMEnvironment  # slow to import, and only srun's tasks need it
+def find_srun_host() -> str:
+    """Return the host of srun's first task: MASTER_ADDR, or the first node of the step."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "127.0.0.1"
+    # host[05-09,12],other -> host05; SLURM separates hosts by commas, outside brackets
+    first = re.sub(r"\[([^],-]*)[^]]*\]", r"\1", nodes)
+    return os.environ.get("MASTER_ADDR") or re.split(r"[ ,]", first)[0]
 
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
-    host = os.environ.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes)
-    # derived from the job and the step, so that two jobs on one node use different ports
-    step = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
-    port = int(os.environ.get("MASTER_PORT", 15_000 + step % 10_000))
+
+def choose_srun_port() -> int:
+    """Return the port of srun's tasks: MASTER_PORT, or one that differs between the jobs of a node."""
+    numbers = [os.environ.get(name, "") for name in ("MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")]
+    port, job, step = (int(text) if text.isdigit() else 0 for text in numbers)
+    return port or 15_000 + (job + step) % 10_000
+
+
+def _srun_store(process: Process) -> dist.Store:
+    host = find_srun_host()
+    port = choose_srun_port()
     try:
         return dist.TCPStore(
             host, port, process.world_size, is_master=process.rank == 0, timeout=timedelta(seconds=RENDEZVOUS_SECONDS)

@@ -7,51 +7,129 @@ import signal
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
-# Environment variables that torchrun and srun set for each worker. A single srun task and a shell inside an allocation
-# have SLURM_PROCID too, but are not workers.
-TORCHRUN, SLURM = "LOCAL_RANK", "SLURM_PROCID"
+# Variables that a launcher sets for each worker. Containers, Kubernetes and sbatch set some of them too.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning for its children
+FIRST_SPECIAL_STEP = 0xFFFFFFF0  # numbers of SLURM's batch, interactive and external steps, which are not srun's
 # On each of these signals a training process finishes its update, saves and exits. Lightning's manual recommends that
 # SLURM sends SIGUSR1 before the time limit; Lightning's own handler would save in the middle of an update.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+class Launch(NamedTuple):
+    """The launcher that started this process, and the process's place among the workers.
+
+    Args:
+        launcher: torchrun, srun, Lightning, or "" for a single process.
+        rank: Rank among all workers.
+        world_size: Number of workers.
+        local_rank: Rank among the workers of the node, which is also the index of the GPU.
+        local_world_size: Number of workers on the node.
+    """
+
+    launcher: str = ""
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def read_launch() -> Launch:
+    """Read from the environment which launcher started this process; incomplete or invalid variables are ignored.
+
+    torchrun comes first, because it can be used inside an srun task. A single srun task is a single process.
+
+    Returns:
+        The launcher and the place of this process.
+    """
+    found = {name: _read_number(name) for name in {*TORCHRUN, *SRUN, *LIGHTNING, "LOCAL_WORLD_SIZE"}}
+    rank, size, local = (found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    has_address = bool(os.environ.get("MASTER_ADDR")) and found["MASTER_PORT"] is not None
+    if has_address and None not in (size, local):
+        on_node = found["LOCAL_WORLD_SIZE"] or 1
+        if rank is not None and rank < size:
+            return Launch("torchrun", rank, size, local, on_node)
+        if "RANK" not in os.environ and found["NODE_RANK"] == 0 and local < size:  # Lightning starts one node only
+            return Launch("Lightning", local, size, local, size)
+    rank, size, local = (found[name] for name in SRUN)
+    step = _read_number("SLURM_STEP_ID") or 0
+    # not SLURM_NTASKS: an sbatch script has that and SLURM_PROCID too, but only srun sets the variables of a step
+    if None not in (rank, size, local) and rank < size and size > 1 and step < FIRST_SPECIAL_STEP:
+        return Launch("srun", rank, size, local, -(-size // (_read_number("SLURM_STEP_NUM_NODES") or 1)))
+    return Launch()
+
+
+def describe_launch() -> str | None:
+    """Describe in one line which launcher started this process, or what is ignored; None if there is nothing to say."""
+    launch = read_launch()
+    if launch.launcher:
+        return f"started by {launch.launcher}: rank {launch.rank} of {launch.world_size}"
+    ignored = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
+    if ignored:
+        wrong = [name for name in (*ignored, "MASTER_PORT") if name in os.environ and _read_number(name) is None]
+        absent = [name for name in TORCHRUN if not os.environ.get(name)]
+        if wrong:
+            reason = f"{wrong[0]} is {os.environ[wrong[0]]!r}, not a number"
+        else:
+            reason = f"{', '.join(absent)} not set" if absent else "RANK is not below WORLD_SIZE"
+        return f"{', '.join(ignored)} ignored ({reason}): no launcher started this process, so it runs on its own"
+    if (_read_number("SLURM_NTASKS") or 1) > 1:
+        return "SLURM_NTASKS ignored: srun did not start this process, so it runs on its own"
+    return None
+
+
+def ignore_incomplete_launch() -> None:
+    """Remove the variables of a launcher that did not start this process, which other packages would believe."""
+    launcher = read_launch().launcher
+    for name in (*TORCHRUN[:3], "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE") if launcher in ("", "srun") else ():
+        os.environ.pop(name, None)
+    if launcher != "srun":  # Lightning reads it when it is imported
+        os.environ.pop("SLURM_PROCID", None)
+
+
 def rank() -> int:
     """Return the rank of this process among all workers, 0 for a single process."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    return int(os.environ[SLURM]) if is_worker() else 0
+    return read_launch().rank
 
 
 def world_size() -> int:
     """Return the number of workers, 1 for a single process."""
-    if TORCHRUN in os.environ:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    return _srun_tasks() if is_worker() else 1
+    return read_launch().world_size
 
 
 def local_rank() -> int:
     """Return the rank of this process among the workers of its node, which is also the index of its GPU."""
-    if TORCHRUN in os.environ:
-        return int(os.environ[TORCHRUN])
-    return int(os.environ.get("SLURM_LOCALID", "0")) if is_worker() else 0
+    return read_launch().local_rank
 
 
 def is_worker() -> bool:
-    """Return whether this process is a worker: started by torchrun, or by srun with more than one task."""
-    return TORCHRUN in os.environ or (SLURM in os.environ and _srun_tasks() > 1)
+    """Return whether a launcher started this process: torchrun, or srun with more than one task."""
+    return bool(read_launch().launcher)
+
+
+def is_torchrun_worker() -> bool:
+    """Return whether torchrun started this process."""
+    return read_launch().launcher == "torchrun"
 
 
 def count_cores() -> int:
     """Return how many CPU cores this process may use: its share of the node's cores, at least 1."""
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if TORCHRUN in os.environ:
-        return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if is_worker():  # srun may bind each task to its own cores, or let every task use all of them
-        on_node = int(os.environ.get("SLURM_CPUS_ON_NODE", seen))
-        seen = min(seen, on_node // -(-world_size() // int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))))
+    launch = read_launch()
+    if launch.launcher == "srun":  # it may bind each task to its own cores, or let every task use all of them
+        seen = min(seen, (_read_number("SLURM_CPUS_ON_NODE") or seen) // launch.local_world_size)
+    elif launch.launcher:
+        seen //= launch.local_world_size
     return max(1, seen)
+
+
+def _read_number(name: str) -> int | None:
+    """Read an environment variable as a number from 0; None if it is not set or is not one."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def exit_with_parent() -> None:
@@ -106,9 +184,3 @@ def exit_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _srun_tasks() -> int:
-    """Return the number of tasks of this srun step, 1 outside one."""
-    # not SLURM_NTASKS: an sbatch script has that and SLURM_PROCID too, but only srun sets the variables of a step
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

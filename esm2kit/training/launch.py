@@ -18,7 +18,7 @@ import yaml
 
 from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error
 from esm2kit.core.files import atomic_path, to_json
-from esm2kit.core.processes import SLURM, TORCHRUN
+from esm2kit.core.processes import SRUN, TORCHRUN
 from esm2kit.training.resume import lock_run_folder
 
 
@@ -122,7 +122,7 @@ def write_config(stage: str, config: Any) -> Path:
 
 def _clean_environment() -> dict[str, str]:
     """Copy this process's environment without the variables that would make the worker take itself for a rank."""
-    removed = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", TORCHRUN, SLURM)
+    removed = (*TORCHRUN, *SRUN, "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
     # with this variable, a worker started from a notebook takes itself for a kernel and starts workers of its own
     removed += ("JPY_PARENT_PID",)
     environment = {name: value for name, value in os.environ.items() if name not in removed}

@@ -1,6 +1,5 @@
 """The Lightning Trainer of all training stages, and the check of the available devices."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,8 +7,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import TORCHRUN, destroy_group_at_exit, exit_with_parent, is_worker, world_size
+from esm2kit.core.processes import destroy_group_at_exit, exit_with_parent, is_torchrun_worker, is_worker, world_size
 from esm2kit.training.config import TrainingConfig
+from esm2kit.training.environment import make_environment
 from esm2kit.training.parallel import make_strategy
 from esm2kit.training.precision import lightning_precision
 
@@ -31,7 +31,7 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
     accelerator = config.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if TORCHRUN in os.environ:
+    if is_torchrun_worker():
         exit_with_parent()  # the command line has called it already, but a script that runs under torchrun has not
     destroy_group_at_exit()
     out_dir = Path(config.out_dir)
@@ -52,6 +52,7 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
         use_distributed_sampler=False,
         callbacks=[*callbacks, *([_FinishRun()] if config.logger == "wandb" else [])],
         default_root_dir=out_dir,
+        plugins=[make_environment()],
     )
 
 

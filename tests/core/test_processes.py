@@ -12,6 +12,8 @@ import pytest
 from esm2kit.core import processes
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN |= ADDRESS
 SRUN = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
 SRUN |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "16"}
 
@@ -19,7 +21,7 @@ SRUN |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_CPUS_O
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name in TORCHRUN or name.startswith("SLURM_"):
+        if name in TORCHRUN or name in ("NODE_RANK", "GROUP_RANK") or name.startswith("SLURM_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
 
@@ -42,6 +44,18 @@ def identity() -> tuple[bool, int, int, int, int]:
         (SRUN, (True, 5, 8, 1, 4)),
         (SRUN | TORCHRUN | {"RANK": "2"}, (True, 2, 8, 1, 4)),  # torchrun inside an srun task takes precedence
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, (False, 0, 1, 0, 16)),
+        # a container's variable, and variables that are incomplete, not numbers or contradict each other
+        ({"LOCAL_RANK": "0"}, (False, 0, 1, 0, 16)),
+        ({"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, (False, 0, 1, 0, 16)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (False, 0, 1, 0, 16)),
+        (TORCHRUN | {"RANK": "abc"}, (False, 0, 1, 0, 16)),
+        (TORCHRUN | {"RANK": "8"}, (False, 0, 1, 0, 16)),
+        (TORCHRUN | {"MASTER_PORT": ""}, (False, 0, 1, 0, 16)),
+        (SRUN | {"LOCAL_RANK": "0"}, (True, 5, 8, 1, 4)),
+        (SRUN | {"SLURM_PROCID": "x"}, (False, 0, 1, 0, 16)),
+        (SRUN | {"SLURM_STEP_ID": str(0xFFFFFFFA)}, (False, 0, 1, 0, 16)),  # salloc's interactive step
+        # two processes that Lightning started for a script
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"} | ADDRESS, (True, 1, 2, 1, 8)),
         # a plain command in an sbatch script of 8 tasks
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, (False, 0, 1, 0, 16)),
     ],
@@ -52,6 +66,30 @@ def test_rank_and_cores_follow_torchrun_or_srun(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert identity() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({}, None),
+        (TORCHRUN, "started by torchrun: rank 5 of 8"),
+        (SRUN | {"LOCAL_RANK": "0"}, "started by srun: rank 5 of 8"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK ignored (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set)"),
+        (TORCHRUN | {"RANK": "abc"}, "RANK, LOCAL_RANK, WORLD_SIZE ignored (RANK is 'abc', not a number)"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "SLURM_NTASKS ignored: srun did not start this process"),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+    ],
+)
+def test_one_line_says_which_launcher_is_believed(
+    environment: dict[str, str], line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = processes.describe_launch()
+    assert found == line or found.split(":")[0] == line.split(":")[0]
+    processes.ignore_incomplete_launch()
+    launched = processes.is_worker()
+    assert launched or not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"} & os.environ.keys()
 
 
 def test_cores_that_srun_bound_are_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:

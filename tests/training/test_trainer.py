@@ -150,7 +150,9 @@ def test_the_default_logger_writes_only_metrics_csv(dataset, tmp_path) -> None:
 
 def test_more_workers_than_devices_are_reported_before_training(tmp_path, monkeypatch) -> None:
     """torchrun starts four workers of a command that is configured for one, two or eight devices."""
-    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    ranks = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in (address | ranks).items():
         monkeypatch.setenv(name, value)
     run = TINY | {"data": tmp_path, "out_dir": tmp_path}
     for given, expected in (({}, 1), ({"devices": 2}, 2), ({"devices": 2, "num_nodes": 4}, 8)):
