@@ -349,4 +349,6 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
     classes = np.unique(data.targets[data.target_rows("train")])
     if task.target == "class" and len(classes) == 1:
         notes.append(f"train has a single class, {task.labels[classes[0]]!r}: the scores are meaningless")
+    if task.target == "value" and len(classes) == 1 and len(data.target_rows("train")) > 1:
+        notes.append(f"train has a single value, {classes[0]:g}: the scores are meaningless")
     return dataclasses.replace(data, official=official, notes=tuple(dict.fromkeys(notes)))

@@ -38,6 +38,8 @@ TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
 ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30
+# The first bytes of a zip archive, which an .xlsx file is, and of an .xls file.
+BINARY_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 # Deflate reaches at most 1,032; FLIP's most repetitive CSV, the variants of one protein, stays below 200.
 MAX_ZIP_RATIO = 400
 
@@ -135,7 +137,14 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
                     yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
             return
         with open(source.path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            start = raw.read(4)
+        if start in BINARY_STARTS:
+            raise InputError(
+                f"{source} is a workbook or an archive, not text. Export the table as CSV in UTF-8.",
+                code="task.binary",
+                path=source.path,
+            )
+        packed = start[:2] == b"\x1f\x8b"
         opener = gzip.open if packed else open
         with opener(source.path, "rt", encoding="utf-8-sig") as text:
             yield text
@@ -485,7 +494,7 @@ def read_csv_split(split: Source) -> SplitRecords:
     rows, dropped = [], 0
     with open_text(split) as text:
         columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split)
-        for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter)):
+        for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter, strict=True)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
             if any(map(str.strip, line.get(None, ()))):

@@ -1,6 +1,7 @@
 """Find the files of a custom task, and infer from them what is predicted."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,14 @@ MAX_INTEGER_CLASSES = 20
 MAX_LABEL_LETTERS = 25
 # Integers of more digits are not measurements.
 MEASUREMENT = re.compile(r"[+-]?(0|[1-9]\d{0,14})", re.ASCII)
-# A number with a sign before it or a unit after it: <0.5, 19%, 60.11C, 5 uM.
-QUANTITY = re.compile(r"[<>~=≤≥±]?\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*[^\d\s.,;]{0,8}", re.ASCII)
+# Digits in groups of three: 1 500, 1'500, 1_500.
+GROUPED = r"\d{1,3}(?:[ '’_]\d{3})+(?:[.,]\d*)?"
+# A number with a sign before it, or an uncertainty or a unit after it: <0.5, −1.5, 19%, 60.11C, 5 uM, 1.5 ± 0.2.
+QUANTITY = re.compile(
+    rf"[<>~=≤≥±]?\s*[+−–-]?({GROUPED}|\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?"
+    r"(\s*(±|\+/?-)\s*\d+[.,]?\d*)?\s*[^\d\s.,;]{0,8}",
+    re.ASCII,
+)
 
 
 def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path, str, Path | None]:
@@ -168,6 +175,7 @@ def infer_task(
         in_order = sorted(found, key=lambda label: (float(label) if numbers else 0.0, label))  # 2 comes before 10
         labels = tuple(str(label) for label in declared.get("classes", in_order))
         if level == "protein":
+            _check_appearance(labels)
             notes += _find_alike(labels)
     descriptions = [
         declared.get("description", ""),
@@ -342,15 +350,20 @@ def _has_several_labels(text: str, whole: set[str]) -> bool:
 
 def _check_units(rows: list[TaskRecord], texts: list[str], source: Source) -> None:
     """Raise InputError if most targets are numbers with a unit or a sign, such as 19% or <0.5, and not classes."""
-    quantities = [text for text in texts if QUANTITY.fullmatch(text)]
-    measured = len(set(quantities)) > MAX_INTEGER_CLASSES or any(set(text) & set("%°<>~±.,") for text in quantities)
+    plain = [unicodedata.normalize("NFKC", text) for text in texts]  # blanks and digits of other widths
+    quantities = [text for text in plain if QUANTITY.fullmatch(text)]
+    measured = len(set(quantities)) > MAX_INTEGER_CLASSES or any(
+        set(text) & set("%°<>~±−–.,") or re.search(GROUPED, text) for text in quantities
+    )
     if 2 * len(quantities) > len(texts) and measured:
         row = next(
-            row for row, text in zip(rows, texts, strict=True) if QUANTITY.fullmatch(text) and not is_number(text)
+            row
+            for row, text, form in zip(rows, texts, plain, strict=True)
+            if QUANTITY.fullmatch(form) and not is_number(text)
         )
         raise InputError(
-            f"{source}: target {row.target!r} of record {row.id!r} is a number with a unit or a sign. Write the number "
-            "only, or set target to class.",
+            f"{source}: target {row.target!r} of record {row.id!r} is a number with a unit or a sign. Write digits, a "
+            "decimal point and '-' only, or set target to class.",
             code="task.unit",
             record=row.id,
             found=row.target,
@@ -366,3 +379,17 @@ def _find_alike(labels: tuple[str, ...]) -> list[str]:
         if seen.setdefault(key, label) != label:
             return [f"the labels {seen[key]!r} and {label!r} are separate classes; correct them if they are the same"]
     return []
+
+
+def _check_appearance(labels: tuple[str, ...]) -> None:
+    """Raise InputError if two labels look the same and differ in invisible characters or in their Unicode form."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        visible = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+        other = seen.setdefault(" ".join(visible.split()), label)
+        if other != label:
+            raise InputError(
+                f"the labels {ascii(other)} and {ascii(label)} look the same and would be two classes. Write them alike.",
+                code="task.alike",
+                labels=(other, label),
+            )

@@ -358,3 +358,64 @@ def test_a_sequences_file_beside_a_task_with_targets_is_not_read(tmp_path):
     (folder / "p.fasta").write_text(HEADERS.format(">a", ""))
     data = load_task("t", None, tmp_path)
     assert (data.task.level, data.sequences, list(data.files)) == ("protein", ["MKV", "MKL", "MKI"], ["split"])
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("\u22121.5", "\u22122.5", "3.5"),
+        ("1 500", "2 500", "3 500"),
+        ("1\u00a0500", "2\u00a0500", "3\u202f500"),
+        ("1'500", "2'500", "3'500"),
+        ("1_500", "2_500", "3_500"),
+        ("1.5\u00b10.2", "2.5 \u00b1 0.1", "3.5+/-1"),
+        ("\uff11.\uff15", "\uff12.\uff15", "\uff13.\uff15"),
+    ],
+)
+def test_few_numbers_in_other_notations_are_not_classes(tmp_path, targets):
+    """Spreadsheets of other locales write a minus sign, digit groups or digits of another width."""
+    with refused("task.unit", record="p0", found=targets[0]):
+        load(tmp_path, targets * 10)
+    assert len(load(tmp_path, targets * 10, target="class").task.labels) == 3
+    values = load(tmp_path, ("-1.5", "-2.5", "3.5") * 10)  # a hyphen is the sign of a number
+    assert values.task.target == "value" and list(values.targets[:3]) == [-1.5, -2.5, 3.5]
+    assert load(tmp_path, ("EC 1", "EC 2", "EC 3") * 10).task.target == "class"
+
+
+@pytest.mark.parametrize("other", ["cell\u00a0wall", "cell wall\u200b", "cell  wall", "\ufeffcell wall"])
+def test_labels_that_look_the_same_are_refused(tmp_path, other):
+    """Text copied from web pages and PDF files holds invisible characters."""
+    with refused("task.alike"):
+        load(tmp_path, ("cell wall", other, "nucleus") * 10)
+    assert load(tmp_path, ("cell wall", "nucleus") * 15).task.labels == ("cell wall", "nucleus")
+
+
+def test_decomposed_letters_are_refused(tmp_path):
+    """macOS writes accents as letters of their own."""
+    with refused("task.alike"):
+        load(tmp_path, ("caf\u00e9", "cafe\u0301") * 15)
+
+
+def test_an_open_quotation_mark_swallows_no_records(tmp_path):
+    write_table(tmp_path / "t", [0.5 + i for i in range(30)])
+    path = tmp_path / "t/random.csv"
+    whole = path.read_text()
+    assert len(load_task("t", None, tmp_path).ids) == 30
+    path.write_text(whole.replace('"p27"', '"p27'))
+    with refused("task.table", path=path):
+        load_task("t", None, tmp_path)
+    path.write_text(whole.replace('"p27",', '"p, ""27""",'))  # a quoted cell with its delimiter and quotes
+    assert load_task("t", None, tmp_path).ids[27] == 'p, "27"'
+
+
+def test_a_workbook_called_csv_is_named(tmp_path):
+    (tmp_path / "t").mkdir()
+    for start in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        (tmp_path / "t/random.csv").write_bytes(start + bytes(100))
+        with refused("task.binary", path=tmp_path / "t/random.csv"):
+            load_task("t", None, tmp_path)
+
+
+def test_a_constant_target_is_noted(tmp_path):
+    assert has_note(load(tmp_path, ["1.5"] * 30), "train has a single value, 1.5")
+    assert not has_note(load(tmp_path, ["1.5", "2.5"] * 15), "single value")
