@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,12 +190,30 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
 
 
 def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
-    """Recompute the scores of the first row."""
+    """Recompute the scores of the first row, and check that they are those of the report."""
     task, counts_RP = report.task, sample_counts(int(found.protein_M.max()) + 1, resamples)
     scorers = build_scorers(
         task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, found.protein_M
     )
-    return score_seeds(scorers, counts_RP)
+    scores = score_seeds(scorers, counts_RP)
+    for name, stored in report.first.metrics.items():
+        value = scores[name].interval.value if name in scores else math.nan
+        if (
+            stored.value is not None
+            and math.isfinite(value)
+            and not math.isclose(stored.value, value, rel_tol=1e-3, abs_tol=1e-6)
+        ):
+            path = report.json.with_name(report.files["predictions"])
+            raise InputError(
+                f"{path} belongs to another report: its {name} is {value:.4g}, that of {report.json.name} is "
+                f"{stored.value:.4g}. Restore the file, or run the benchmark again.",
+                code="report.other-predictions",
+                metric=name,
+                found=value,
+                expected=stored.value,
+                path=path,
+            )
+    return scores
 
 
 def _name_reports(reports: Sequence[Report]) -> list[NamedReport]:

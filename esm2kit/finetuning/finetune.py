@@ -148,6 +148,12 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     """Train one seed or resume it from its last checkpoint; also return whether this is the first rank."""
     out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
     check_head(config.head, data.task)
+    if config.class_weights and data.task.target == "value":
+        raise InputError(
+            f"class_weights requires a task of classes; {data.task.name} has values. Leave class_weights out.",
+            code="finetune.class-weights",
+            task=data.task.name,
+        )
     if config.export_hf and config.head != "hf":
         raise InputError(
             f"export_hf requires head hf: transformers has no class for head {config.head}",

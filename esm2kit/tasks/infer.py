@@ -389,7 +389,7 @@ def _check_appearance(labels: tuple[str, ...]) -> None:
         other = seen.setdefault(" ".join(visible.split()), label)
         if other != label:
             raise InputError(
-                f"the labels {ascii(other)} and {ascii(label)} look the same and would be two classes. Write them alike.",
+                f"the labels {other!a} and {label!a} look the same and would be two classes. Write them alike.",
                 code="task.alike",
                 labels=(other, label),
             )

@@ -164,3 +164,14 @@ def test_reports_on_the_same_proteins_in_another_order_are_compared_protein_by_p
     (tmp_path / "third" / "noid" / "a.csv").write_text(text)
     _, c = run(tmp_path / "third", "a", model=model)
     assert not compare(CompareConfig([a, c], tmp_path / "different")).pairs
+
+
+def test_predictions_of_another_report_are_refused(tmp_path, model):
+    """A predictions.npz that was copied from another folder gives a wrong paired difference."""
+    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    folders = [run(tmp_path, "a", model=model, repr_layer=n, out_dir=tmp_path / f"layer{n}")[1] for n in (0, 1, 2)]
+    assert len(compare(CompareConfig(folders[:2], tmp_path / "c")).pairs) == 1
+    path = folders[1] / "predictions.npz"
+    path.write_bytes((folders[2] / "predictions.npz").read_bytes())
+    with refused("report.other-predictions", path=path):
+        compare(CompareConfig(folders[:2], tmp_path / "again"))

@@ -470,6 +470,11 @@ def test_random_weights_need_no_download(tmp_path, tasks) -> None:
     assert all(row.kind != "untrained" for row in rows)
 
 
+def test_class_weights_of_a_value_task_are_refused(tmp_path, tasks, tiny) -> None:
+    with refused("finetune.class-weights", task="protein_value"):
+        finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path, task="protein_value", class_weights=True)))
+
+
 def test_a_head_with_another_number_of_classes_is_refused(tmp_path, tasks, tiny) -> None:
     finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "three", task="residue_class", head="fnn", max_steps=1)))
     given = {"task": "protein_class", "head": "fnn", "head_from": tmp_path / "three"}

@@ -378,7 +378,8 @@ def test_few_numbers_in_other_notations_are_not_classes(tmp_path, targets):
         load(tmp_path, targets * 10)
     assert len(load(tmp_path, targets * 10, target="class").task.labels) == 3
     values = load(tmp_path, ("-1.5", "-2.5", "3.5") * 10)  # a hyphen is the sign of a number
-    assert values.task.target == "value" and list(values.targets[:3]) == [-1.5, -2.5, 3.5]
+    assert values.task.target == "value"
+    assert list(values.targets[:3]) == [-1.5, -2.5, 3.5]
     assert load(tmp_path, ("EC 1", "EC 2", "EC 3") * 10).task.target == "class"
 
 
