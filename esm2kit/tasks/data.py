@@ -234,7 +234,7 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
     source = sources["split"]
     index = task.label_index()
     letters = {ord(label): place for label, place in index.items() if len(label) == 1}
-    table = np.full(256, -1, dtype=np.int64)
+    table = np.full(max(letters, default=0) + 2, -1, dtype=np.int64)
     table[list(letters)] = list(letters.values())
     targets, scored, unmeasured = [], [], 0
     for row in rows:

@@ -76,7 +76,7 @@ def parse_residue_targets(
     Args:
         task: the task.
         row: the record. Its target is as in `split_residue_labels`; nan and NA stand for unmeasured residues.
-        table: (256,) byte -> class, -1 for bytes that are not labels.
+        table: (characters,) code point -> class, -1 for characters that are not labels; the last entry is -1.
         source: the file, for the message.
 
     Returns:
@@ -104,7 +104,8 @@ def parse_residue_targets(
         ]
         return np.array(values), measured
     if isinstance(labels, str):
-        classes = table[np.frombuffer(labels.encode("ascii", errors="replace"), dtype=np.uint8)]
+        codes = np.frombuffer(labels.encode("utf-32-le"), dtype=np.uint32)
+        classes = table[np.minimum(codes, len(table) - 1)]
     else:
         index = task.label_index()
         classes = np.array(
