@@ -6,6 +6,7 @@ from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.paths import expand_paths
 from esm2kit.tasks.task import Level, Target
 
 
@@ -72,6 +73,7 @@ class BenchmarkConfig:
     out_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
@@ -94,3 +96,6 @@ class CompareConfig:
 
     reports: list[Path]
     out_dir: Path = Path("comparison")
+
+    def __post_init__(self) -> None:
+        expand_paths(self)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
+from esm2kit.core.paths import expand_path
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
 from esm2kit.tasks.published import PublishedScore
 
@@ -259,7 +260,7 @@ class Report:
         Raises:
             InputError: The file does not exist, or it is not a report of this schema.
         """
-        path = Path(path)
+        path = expand_path(path)
         path = path / "report.json" if path.is_dir() else path
         if not path.is_file():
             raise InputError(

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.paths import expand_path
 
 # short form -> field; `from` is a keyword in Python and cannot name a field
 SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
@@ -169,6 +170,7 @@ def _pair_names_and_values(
             taken = _take_values(rest, hint, appending)
             value = _to_yaml(word, (appending and _list_item_type(hint)) or hint, taken)
         if field == "config":
+            value = str(expand_path(value))
             _check_config(Path(value), hints)
         given.append((key, value))
     if unnamed and (not positional or positional in (key.removesuffix("+") for key, _ in given)):

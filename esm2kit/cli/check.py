@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_paths
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 10
@@ -26,6 +27,9 @@ class CheckConfig:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def check(config: CheckConfig) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import SIZES
 from esm2kit.tasks.download import DownloadConfig, download, is_downloaded
 from esm2kit.tasks.flip import TASKS
@@ -30,6 +31,9 @@ class CatalogueConfig:
     data_dir: Path = Path("flip")
     mirror: str | None = None
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def list_or_download(config: CatalogueConfig) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.paths import expand_paths
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class EmbedConfig:
     restart: bool = False
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
             raise InputError("nothing to write. Set per_protein, per_residue, bos or logits.", code="embed.nothing")

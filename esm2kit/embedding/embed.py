@@ -37,6 +37,7 @@ from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
+from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     process = join_process_group()
     check_output_folder(config.out_dir)
     job = Job(config, _choose_device(config, process), replace)
-    with lock_run(job.folder, process):
+    copied = copy_pipes(job.files, Path(config.out_dir), f"{job.name}_input.fasta", process.world_size)
+    with copied as job.files, lock_run(job.folder, process):
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             encoder = Encoder(job.model.load(), config.precision, job.device)
@@ -145,6 +147,7 @@ class Job:
         self.model = find_model(config.model, config.untrained_seed)
         self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
         out_dir, name = Path(config.out_dir), config.name or strip_fasta_suffix(self.files[0])
+        self.name = name
         self.folder = out_dir / f"{name}_embed.part"
         outputs = _list_outputs(config, self.model.config)
         self.targets = {output: out_dir / f"{name}_{output.file}.h5" for output in outputs}

@@ -25,6 +25,7 @@ from h5py import h5a, h5d, h5p, h5s, h5t
 
 from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.embedding.seal import REMEDY, Seal, checksum_contents, has_seal, plan_user_block, write_seal
 from esm2kit.sequences.ids import DIGEST_BYTES, IdLookup, digest_sequence, is_position
 
@@ -233,7 +234,7 @@ class EmbeddingReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = expand_path(path)
         if not self.path.is_file():
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.tasks.task import Level, Target, Task
 from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
@@ -289,6 +290,7 @@ class PredictConfig:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
             raise InputError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import resolve_device
+from esm2kit.core.paths import expand_path
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.models.checkpoint import check_tensor_shapes, read_checkpoint, write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -162,7 +163,7 @@ def load_finetuned(
         InputError: The file does not exist, is damaged or is not a fine-tuned model; the base differs from the one of
             the training; or a base is specified for a file that contains its encoder.
     """
-    path = Path(path)
+    path = expand_path(path)
     if path.is_dir():
         seeds = sorted(folder.name for folder in path.glob("seed=*") if (folder / FILE).is_file())
         if not (path / FILE).is_file() and seeds:

@@ -20,6 +20,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
+from esm2kit.sequences.pipes import copy_pipes
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
     model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
+    with copy_pipes(files, out.parent, f"{out.stem}_input.fasta") as files:
+        return _predict_files(config, model, files)
+
+
+def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Path]) -> dict[str, Any]:
+    out = Path(config.out)
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.errors import InputError, check_choices
+from esm2kit.core.paths import expand_paths
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 
 
@@ -157,4 +158,5 @@ class ExportConfig:
     format: Literal["huggingface", "fair-esm"] = "huggingface"
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError, suggest_name
+from esm2kit.core.paths import expand_path
 from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
@@ -159,6 +160,7 @@ def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFil
     Raises:
         InputError: the model does not exist or cannot be downloaded.
     """
+    model = expand_path(model)
     text = str(model)
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
         found = ModelFile(text, text, "size")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import write_json
+from esm2kit.core.paths import expand_path
 from esm2kit.notebook import name_errors
 
 
@@ -24,7 +25,7 @@ def work_folder(work_dir: str | Path) -> Path:
         InputError: the folder cannot be created or written.
     """
     name_errors.install()
-    work_dir = Path(work_dir)
+    work_dir = expand_path(work_dir)
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=work_dir):
@@ -50,11 +51,12 @@ def need(path: str | Path, notebook: str) -> Path:
     Raises:
         InputError: the file does not exist; the message names the notebook to run.
     """
-    if not Path(path).exists():
+    path = expand_path(path)
+    if not path.exists():
         raise InputError(
             f"{path} does not exist: run {notebook} first", code="notebook.needs", path=str(path), notebook=notebook
         )
-    return Path(path)
+    return path
 
 
 def record(
@@ -76,7 +78,7 @@ def record(
     Raises:
         InputError: a file of `made` does not exist.
     """
-    work_dir = Path(work_dir)
+    work_dir = expand_path(work_dir)
     absent = [str(path) for path in made.values() if not Path(path).exists()]
     if absent:
         raise InputError(

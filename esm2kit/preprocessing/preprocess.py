@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -20,6 +21,7 @@ import duckdb
 from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.files import check_output_folder, fsync, hold_lock, sha256_file, to_json, write_json
+from esm2kit.core.paths import expand_paths
 from esm2kit.core.processes import count_cores
 from esm2kit.core.provenance import build_provenance
 from esm2kit.preprocessing.ingest import StagedFasta
@@ -29,6 +31,7 @@ from esm2kit.preprocessing.split import INDEX_FILES, Splitter
 from esm2kit.preprocessing.staging import build_input_stamps, read_inputs
 from esm2kit.sequences.dataset import MANIFEST, check_dataset, read_manifest
 from esm2kit.sequences.fasta import find_fasta_files
+from esm2kit.sequences.pipes import copy_pipes, is_pipe
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,9 @@ class PreprocessConfig:
     threads: int | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        expand_paths(self)
+
 
 def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     """Build a dataset, resume an unfinished one, or return the manifest of a finished one.
@@ -101,7 +107,11 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     existed = out_dir.exists()
     check_output_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    with hold_lock(out_dir, f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"):
+    busy = f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"
+    with hold_lock(out_dir, busy), ExitStack() as copies:
+        for role, paths in inputs.items():
+            name = f"{role}_input.{'fasta' if 'fasta' in role else 'tsv'}"
+            inputs[role] = copies.enter_context(copy_pipes(paths, out_dir, name))
         manifest = _read_finished(config, inputs)
         if manifest:
             shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)  # left by a call that was killed at its end
@@ -162,7 +172,7 @@ def _find_inputs(config: PreprocessConfig) -> dict[str, list[Path]]:
             continue
         inputs[role] = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
         for path in inputs[role]:
-            if not path.is_file():
+            if not path.is_file() and not is_pipe(path):
                 raise InputError(f"{path} does not exist. Check {role}.", code="fasta.absent", path=path)
     if len(inputs.get("cluster_tsv", [])) > 2:
         raise InputError(

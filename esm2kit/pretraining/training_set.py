@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, TOKENS, VOCAB_SIZE, encode
 from esm2kit.sequences.clusters import ClusterIndex
 from esm2kit.sequences.dataset import check_dataset
@@ -61,7 +62,7 @@ class TrainingSet:
         Raises:
             InputError: The folder is missing, unfinished or damaged.
         """
-        folder = Path(folder)
+        folder = expand_path(folder)
         if folder.is_file():
             raise InputError(
                 f"{folder} is a file. Run `esm2kit preprocess {folder}` and pass its output folder.",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.core.rng import GOLDEN, mix, random_below, stream_key
 from esm2kit.sequences.dataset import read_manifest
 
@@ -60,7 +61,7 @@ class ClusterIndex:
         Raises:
             InputError: The dataset is unfinished or damaged.
         """
-        folder = Path(folder)
+        folder = expand_path(folder)
         read_manifest(folder)
         try:
             arrays = [np.load(folder / name, mmap_mode="r") for name in (OFFSETS, MEMBERS, REPRESENTATIVES)]

@@ -4,6 +4,7 @@
 lines and checks the letters, Arrow copies the pieces of text. `read_fasta` yields the same records one by one.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
 from esm2kit.sequences.headers import BLANKS, find_control_character
+from esm2kit.sequences.pipes import is_pipe, name_pipe
 from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
+
+logger = logging.getLogger(__name__)
 
 MAX_RESIDUES = 100_000
 BLOCK_BYTES = 1 << 20
 SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
+# macOS stores the attributes of `x.fasta` in `._x.fasta` on disks of other systems
+COMPANION = "._"
 COMPRESSED = ("", ".gz", ".zst")
 
 _NEWLINE, _HEADER, _STOP = b"\n"[0], b">"[0], b"*"[0]
@@ -58,7 +65,7 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
         paths: One or more files or folders.
 
     Returns:
-        The files; those of a folder are sorted by name.
+        The files; those of a folder are sorted by name. Pipes are among them; `pipes.copy_pipes` makes files of them.
 
     Raises:
         InputError: A path does not exist, or a folder has no FASTA file.
@@ -66,18 +73,19 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     if isinstance(paths, str | Path):
         paths = [paths]
     files = []
-    for path in map(Path, paths):
+    for path in map(expand_path, paths):
         if path.is_dir():
-            names = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSED)
-            found = sorted(file for file in path.iterdir() if file.name.lower().endswith(names) and file.is_file())
+            found = sorted(file for file in path.iterdir() if is_fasta_name(file.name) and file.is_file())
             if not found:
                 raise InputError(
                     f"{path}: no FASTA file in this folder. Names must end in {', '.join(SUFFIXES)} (.gz, .zst).",
                     code="fasta.none",
                     path=path,
                 )
+            if companions := [file.name for file in path.glob(f"{COMPANION}*") if is_fasta_name(file.name[2:])]:
+                logger.warning("%s: skipped macOS's companion files (%s)", path, ", ".join(sorted(companions)[:3]))
             files += found
-        elif path.is_file():
+        elif path.is_file() or is_pipe(path):
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder. Check the path.", code="fasta.absent", path=path)
@@ -86,9 +94,15 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     return files
 
 
+def is_fasta_name(name: str) -> bool:
+    """Return whether a file in a folder is a FASTA file by its name; macOS's companion files `._<name>` are not."""
+    names = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSED)
+    return name.lower().endswith(names) and not name.startswith(COMPANION)
+
+
 def strip_fasta_suffix(path: Path) -> str:
     """Return a file's name without its FASTA and compression suffixes: `my.liver.fasta.gz` -> `my.liver`."""
-    name = Path(path).name
+    name = name_pipe(path) or Path(path).name
     for suffixes in (COMPRESSED[1:], SUFFIXES):
         suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
         name = name[: len(name) - len(suffix)] or name

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import MAX_RESIDUES
 from esm2kit.sequences.text import Ragged, copy_pieces
 
@@ -85,9 +86,9 @@ class SequenceStore:
     """Random access to the rows of a store. Another process that it is sent to opens the file again."""
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = expand_path(path)
         try:
-            self._map = pa.memory_map(str(path))
+            self._map = pa.memory_map(str(self.path))
             self._reader = pa.ipc.open_file(self._map)
             if self._reader.schema.metadata != SCHEMA.metadata:
                 raise InputError(

@@ -14,6 +14,7 @@ import pyarrow as pa
 import zstandard
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 
 Item = TypeVar("Item")
 
@@ -30,16 +31,17 @@ class TextReader:
         Raises:
             InputError: The file cannot be opened, or is compressed with an unsupported program.
         """
-        self.path = Path(path)
+        self.path = expand_path(path)
         try:
-            magic = self._read_magic()
             self._hashing_file = _HashingFile(self.path)
+            magic = self._hashing_file.peek()
         except OSError as error:
             raise InputError(
                 f"{path}: cannot open the file ({error.strerror}). Check the path and its permissions.",
                 code="file.unreadable",
                 path=path,
             ) from error
+        self._check_magic(magic)
         self._compression = ""
         self._file: _HashingFile | gzip.GzipFile | _ZstdFile = self._hashing_file
         if magic.startswith(b"\x1f\x8b"):
@@ -47,17 +49,15 @@ class TextReader:
         elif magic.startswith(b"\x28\xb5\x2f\xfd"):
             self._compression, self._file = "Zstandard", _ZstdFile(self._hashing_file)
 
-    def _read_magic(self) -> bytes:
-        """Return the first bytes of the file, and refuse unsupported compression."""
-        with open(self.path, "rb") as file:
-            magic = file.read(6)
+    def _check_magic(self, magic: bytes) -> None:
+        """Refuse unsupported compression by the first bytes of the file."""
         for name, start in (("bzip2", b"BZh"), ("xz", b"\xfd7zXZ\0"), ("zip", b"PK\x03\x04")):
             if magic.startswith(start):
+                self._hashing_file.close()
                 found = f"compressed with {name}, which is not supported"
                 raise InputError(
                     f"{self.path}: {found}. Compress it with gzip or zstd.", code="file.packed", path=self.path
                 )
-        return magic
 
     def read(self, num_bytes: int) -> bytes:
         """Read text.
@@ -109,11 +109,20 @@ class _HashingFile:
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._peeked = b""
         self.hash = hashlib.sha256()
         self.num_bytes = 0
 
+    def peek(self) -> bytes:
+        """Return the first six bytes without consuming them; a pipe cannot be opened twice."""
+        while len(self._peeked) < 6 and (data := self._file.read(6 - len(self._peeked))):
+            self._peeked += data
+        return self._peeked
+
     def read(self, num_bytes: int) -> bytes:
-        data = self._file.read(num_bytes)
+        data, self._peeked = self._peeked[:num_bytes], self._peeked[num_bytes:]
+        if len(data) < num_bytes:
+            data += self._file.read(num_bytes - len(data))
         self.hash.update(data)
         self.num_bytes += len(data)
         return data

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
@@ -168,11 +169,12 @@ def load_task(
     Raises:
         InputError: the task, the split or a record is invalid; the message names the file and the record.
     """
+    task, data_dir = str(expand_path(task)), expand_path(data_dir)
     spec, file = TASKS.get(task), None
     if spec is not None:
         _check_options(spec, target, level)
         split = find_split(spec, split)
-        folder = Path(data_dir) / task
+        folder = data_dir / task
         if not folder.is_dir():
             raise InputError(
                 f"{folder} does not exist. Run `esm2kit download flip {task}`, or copy FLIP's files into that folder.",
@@ -181,7 +183,7 @@ def load_task(
                 path=folder,
             )
     else:
-        folder, split, file = find_custom_task(task, split, Path(data_dir))
+        folder, split, file = find_custom_task(task, split, data_dir)
     rows, sources, dropped, unread = read_split(folder, split, file)
     inferred: tuple[str, ...] = ()
     if spec is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.fetch import FetchError, fetch
 from esm2kit.core.files import check_output_folder
+from esm2kit.core.paths import expand_paths
 from esm2kit.tasks.files import check_zip, find_source
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.task import Task
@@ -92,6 +93,7 @@ class DownloadConfig:
     mirror: str | None = None
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         try:  # field, format and conversion per pair of braces
             fields = {each[1:] for each in string.Formatter().parse(self.mirror or "{file}")} - {(None, None, None)}
         except ValueError:  # an unmatched brace

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.errors import check_choices, check_range
+from esm2kit.core.paths import expand_paths
 from esm2kit.training.layout import BatchLayout, StrategyName
 
 TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -92,6 +93,7 @@ class TrainingConfig:
         cls.__doc__ = "\n".join([own, *added, ""])
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)
         check_range(self, "max_tokens", at_least=3)  # BOS, one residue and EOS
         at_least_one = ("max_steps", "val_check_interval", "log_every_n_steps", "tokens_per_validation_batch")

@@ -11,11 +11,12 @@ import numpy as np
 
 from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError
+from esm2kit.core.paths import expand_path
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.notebook.pickers.shapes import format_count, format_shape, format_size_table
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
-from esm2kit.sequences.fasta import read_fasta
+from esm2kit.sequences.fasta import is_fasta_name, read_fasta
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.download import is_downloaded
 from esm2kit.tasks.files import find_split_names
@@ -50,7 +51,7 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     Returns:
         A view whose value is a TaskChoice.
     """
-    folder = Path(data_dir)
+    folder = expand_path(data_dir)
     own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
     names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
     tasks = ipywidgets.Select(options=names, value=task, rows=6, description="Task", style=LABEL, layout=WIDE)
@@ -247,22 +248,19 @@ def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> Vi
     Returns:
         A view whose value is the path.
     """
-    folder = Path(path).parent
-    known = sorted(str(file) for file in folder.glob("*") if file.name.split(".")[-1] in FASTA_ENDINGS)
+    folder = expand_path(path).parent
+    known = sorted(str(file) for file in folder.glob("*") if is_fasta_name(file.name))
     field = ipywidgets.Combobox(
         value=path, options=known, description=label, style=LABEL, layout=WIDE, continuous_update=False
     )
     return View({name: field}, lambda given: _resolve_file(given[name]))
 
 
-FASTA_ENDINGS = ("fasta", "fa", "faa", "gz", "zst")
-
-
 def _resolve_file(text: str) -> tuple[Path, str]:
-    path = Path(text)
+    path = expand_path(text)
     if not text or not path.exists():
         near = path.parent if path.parent.is_dir() else None
-        found = sorted(file.name for file in near.iterdir() if file.suffix.lstrip(".") in FASTA_ENDINGS) if near else []
+        found = sorted(file.name for file in near.iterdir() if is_fasta_name(file.name)) if near else []
         hint = f"{path.parent} has {', '.join(found[:5]) or 'no FASTA files'}" if near else f"nor does {path.parent}"
         raise InputError(f"{text or 'the empty path'} does not exist; {hint}", code="fasta.absent", path=text)
     if path.is_dir():

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, find_closest, suggest_name
 from esm2kit.core.files import hold_lock
+from esm2kit.core.paths import expand_paths
 from esm2kit.notebook.runs.headless import create_manifest, read_parameters, run_notebook
 from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, identify_process, read_manifest, read_runs
@@ -46,6 +47,9 @@ class RunConfig:
     dry_run: bool = False
     root: Path = ROOT
 
+    def __post_init__(self) -> None:
+        expand_paths(self)
+
 
 @dataclass(frozen=True)
 class RunsConfig:
@@ -62,6 +66,7 @@ class RunsConfig:
     format: Literal["table", "json"] = "table"
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         check_choices(self)
 
 
@@ -78,6 +83,9 @@ class RerunConfig:
     run: str
     tolerance: float = 1e-4
     root: Path = ROOT
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def run(config: RunConfig) -> str:

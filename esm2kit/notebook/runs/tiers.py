@@ -9,6 +9,7 @@ import yaml
 
 import esm2kit
 from esm2kit.core.errors import InputError, suggest_name
+from esm2kit.core.paths import expand_path
 from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.history import format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
@@ -178,7 +179,7 @@ def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
             name=name,
             found=value,
         )
-    return typed
+    return str(expand_path(typed)) if isinstance(typed, str) and typed.startswith("~") else typed
 
 
 def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any) -> None:
