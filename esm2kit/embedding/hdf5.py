@@ -234,7 +234,7 @@ class EmbeddingReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = expand_path(path)
+        self.path = path = expand_path(path)
         if not self.path.is_file():
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
