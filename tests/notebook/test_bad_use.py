@@ -177,5 +177,5 @@ def test_a_command_that_cannot_write_prints_one_line(
     assert main([argument.format(sample=sample, dataset=dataset, place=place) for argument in arguments]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("esm2kit: ")]
     assert len(errors) == 1
-    assert "Not a directory" in errors[0]
+    assert "is a file, not a folder" in errors[0]
     assert (tmp_path / "file").read_text() == "mine"
