@@ -1,10 +1,13 @@
 """`esm2kit export`: convert a model to the formats of other programs."""
 
+import os
+import tempfile
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_output_folder
 from esm2kit.models.config import ExportConfig
+from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats.fair_esm import save_fair_esm
 from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.load import load_model
@@ -31,5 +34,17 @@ def export(config: ExportConfig) -> str:
         )
     check_output_folder(out.parent)
     model, source = load_model(config.model)
-    (save_hf if config.format == "huggingface" else save_fair_esm)(model, out)
+    if config.format == "huggingface":
+        _save_complete_folder(model, out)
+    else:
+        save_fair_esm(model, out)
     return f"{source.name} as {config.format}: {out}"
+
+
+def _save_complete_folder(model: ESM2, out: Path) -> None:
+    """Write the Hugging Face folder next to its final place, and rename it once it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".esm2kit-", dir=out.parent) as work:
+        folder = Path(work) / "export"
+        save_hf(model, folder)
+        os.replace(folder, out)

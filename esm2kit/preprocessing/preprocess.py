@@ -375,6 +375,8 @@ def _join_clusters(
         else:
             counts = join_singletons(engine, records, work)
         if counts["unclustered_records"]:
-            logger.warning("%s records are not in any cluster and are omitted", f"{counts['unclustered_records']:,}")
+            has_clusters = "mapping" in inputs or "cluster_tsv" in inputs
+            reason = "are not in any cluster" if has_clusters else "repeat the id and sequence of another record"
+            logger.warning("%s records %s and are omitted", f"{counts['unclustered_records']:,}", reason)
         write_sealed_json(marker, counts)
     return read_sealed_json(marker, f"delete {work} and run the command again")

@@ -117,7 +117,15 @@ class MaskedLM(TrainingLoop):
         """Compute val_loss and val_perplexity over all ranks."""
         sums = sum_over_group(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
         self.validation_sums = torch.zeros(2, dtype=torch.float64)
-        val_loss = (sums[0] / sums[1].clamp(min=1)).item()
+        if not sums[1]:
+            raise InputError(
+                f"no residue of the validation set is masked with mask_prob {self.config.mask_prob} and max_tokens "
+                f"{self.config.max_tokens}, so val_loss is undefined. Raise one of them, or add validation sequences.",
+                code="pretrain.no-targets",
+                mask_prob=self.config.mask_prob,
+                max_tokens=self.config.max_tokens,
+            )
+        val_loss = (sums[0] / sums[1]).item()
         perplexity = math.exp(min(val_loss, 700.0))  # e^709 is close to the largest float
         return {"val_loss": val_loss, "val_perplexity": perplexity}
 
