@@ -1,7 +1,6 @@
 """The output folder of a benchmark: finished rows for resuming, predictions, and earlier reports."""
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.core.checksums import read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
+from esm2kit.core.provenance import versions
 from esm2kit.sequences.ids import DIGEST_BYTES, digest_sequence
 from esm2kit.tasks.data import TaskData
 
@@ -84,7 +84,7 @@ def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitte
     Returns:
         The predictions and the note.
     """
-    key = {"inputs": key, "version": importlib.metadata.version("esm2kit")}
+    key = {"inputs": key, "version": versions()["esm2kit"]}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():

@@ -1,12 +1,13 @@
 """The entry point `esm2kit STAGE --key value --config file.yaml`; the table of stages is in `commands`."""
 
 import errno
-import importlib.metadata
 import json
 import logging
 import os
 import sys
+import tempfile
 import time
+import traceback
 import warnings
 from typing import Any
 
@@ -20,6 +21,7 @@ from esm2kit.core.processes import (
     is_worker,
     rank,
 )
+from esm2kit.core.provenance import versions
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,10 @@ New users can start with `make walkthrough`, or with notebooks/00_start_here.ipy
 SECONDS_FOR_FIRST_ERROR = 10
 # the path to print on a terminal: the first of these that a result has; other stages log the path of their file
 RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
+DEBUG = "ESM2KIT_DEBUG"  # environment variable: show tracebacks
+MAX_ERROR_CHARACTERS = 300
 # system errors that a user can fix by choosing another output path or by freeing space
-FIXABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+FIXABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         argv: The arguments. Default: those of the command line.
 
     Returns:
-        The exit code: 0, 2 after an InputError, whose message is printed, or 130 after an interrupt.
+        The exit code: 0, 2 after an InputError, whose message is printed, 130 after an interrupt, or 1 after an
+        unexpected exception, whose traceback is written to a file.
 
     Raises:
-        Exception: A bug in esm2kit or one of its dependencies.
+        Exception: Unexpected exceptions, if the environment variable ESM2KIT_DEBUG is set.
     """
     argv = sys.argv[1:] if argv is None else argv
     if is_torchrun_worker():
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0
     if argv[0] == "--version":
-        print(f"esm2kit {importlib.metadata.version('esm2kit')}")
+        print(f"esm2kit {versions()['esm2kit']}")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # only rank 0 logs its progress
@@ -91,10 +96,25 @@ def main(argv: list[str] | None = None) -> int:
         if error and is_worker() and rank():
             time.sleep(SECONDS_FOR_FIRST_ERROR)
         record_error(error or raised)
-        if error is None:
+        if error is None and os.environ.get(DEBUG):
             raise
-        print(f"esm2kit: {error}", file=sys.stderr)
-        return 2
+        print(f"esm2kit: {error or _describe_bug(raised, argv)}", file=sys.stderr)
+        return 2 if error else 1
+
+
+def _describe_bug(error: Exception, argv: list[str]) -> str:
+    """Write the traceback of an unexpected exception to a file, and describe it in one line that names the file."""
+    text = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS] or "no message"
+    traceback_text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="esm2kit-error-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(f"esm2kit {' '.join(argv)}\n{json.dumps(versions())}\n\n{traceback_text}")
+        place = f"the traceback is in {file.name}"
+    except OSError:
+        place = f"set {DEBUG}=1 to see the traceback"
+    return f"unexpected {type(error).__name__}: {text}. This is a bug; please report it. {place[0].upper()}{place[1:]}."
 
 
 def _as_input_error(error: Exception) -> InputError | None:

@@ -70,7 +70,8 @@ class EmbedConfig:
             raise InputError(
                 "repr_layers is empty. Specify at least one layer, such as [-1] for the last.", code="embed.no-layers"
             )
-        if self.max_residues < 1 or not 0 <= self.window_overlap < self.max_residues:
+        check_range(self, "max_residues", at_least=1)
+        if self.long_proteins == "window" and not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
                 f"window_overlap must be at least 0 and below max_residues {self.max_residues}, "
                 f"found {self.window_overlap}",

@@ -112,7 +112,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
             encoder = Encoder(job.model.load(), config.precision, job.device)
             if state.stage is RunStage.NEW:
                 state = run_on_rank_0(process, lambda: job.start(state.outputs))
-            windowing = Windowing(config.max_residues, config.window_overlap, job.batch_tokens)
+            overlap = config.window_overlap if config.long_proteins == "window" else 0
+            windowing = Windowing(config.max_residues, overlap, job.batch_tokens)
             num_embedded_P = _count_embedded_residues(config, Table(job.folder))
             run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
             EmbeddingRun(*run, process, config.workers).work()

@@ -146,7 +146,8 @@ def infer_task(
         if found is not None and found not in allowed:
             raise InputError(
                 f"task {name}: {option} must be {' or '.join(allowed)}, found {found!r}",
-                code=f"task.{option}-kind",
+                code="task.kind",
+                name=option,
                 task=name,
                 found=found,
             )

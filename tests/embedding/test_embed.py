@@ -657,3 +657,16 @@ def test_pooling_on_the_device_gives_the_same_values(dtype: str) -> None:
     alone = [_embed_on_device(encoder, [sequence], outputs, "float32")[0][0] for sequence in sequences]
     together = _embed_on_device(encoder, sequences, outputs, "float32")[0]
     np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("long_proteins", ["error", "truncate"])
+def test_the_overlap_of_windows_matters_only_for_windows(long_proteins: str, model: Path, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", {"a": "MKVLAAGG"})
+    common = {"model": str(model), "max_residues": 100}
+    short = embed(EmbedConfig(fasta, tmp_path / "short", long_proteins=long_proteins, **common))
+    full = embed(EmbedConfig(fasta, tmp_path / "full", model=str(model)))
+    np.testing.assert_array_equal(EmbeddingReader(short.embeddings)["a"], EmbeddingReader(full.embeddings)["a"])
+    with refused("option.range", name="window_overlap"):
+        EmbedConfig(fasta, tmp_path, long_proteins="window", **common)
+    with refused("option.range", name="max_residues"):
+        EmbedConfig(fasta, tmp_path, long_proteins=long_proteins, max_residues=0)

@@ -268,8 +268,8 @@ def changed(name, old, new):
                 "s.fasta": fasta(*THREE),
                 "tasks.yaml": yaml.safe_dump({"tasks": [{"name": "mine", "target": "number"}]}),
             },
-            "task.target-kind",
-            {"task": "mine", "found": "number"},
+            "task.kind",
+            {"task": "mine", "name": "target", "found": "number"},
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_declared_level_decides(tmp_path):
     assert load(tmp_path, classes, (8,)).task.level == "residue"
     assert load(tmp_path, classes, (8,), level="protein").task.level == "protein"
     (tmp_path / "tasks.yaml").write_text("tasks: [{name: t, level: peptide}]\n")
-    with refused("task.level-kind", task="t", found="peptide"):
+    with refused("task.kind", task="t", name="level", found="peptide"):
         load(tmp_path, classes, (8,))
 
 
