@@ -96,7 +96,8 @@ def embed_task(
 
 
 def _format_fasta(sequences: dict[str, str]) -> str:
-    return "".join(f">{name}\n{sequence}\n" for name, sequence in sequences.items())
+    # the id of a table may contain blanks, at which the id of a header ends
+    return "".join(f">{name.replace(' ', '%20')}\n{sequence}\n" for name, sequence in sequences.items())
 
 
 def _find_proteins(reader: EmbeddingReader, data: TaskData) -> np.ndarray:

@@ -175,3 +175,21 @@ def test_predictions_of_another_report_are_refused(tmp_path, model):
     path.write_bytes((folders[2] / "predictions.npz").read_bytes())
     with refused("report.other-predictions", path=path):
         compare(CompareConfig(folders[:2], tmp_path / "again"))
+
+
+@pytest.mark.parametrize("ids", ["GFP A{}K", "v{} rep1"])
+def test_ids_with_blanks_give_the_same_score_as_ids_without(tmp_path, model, ids):
+    """Ids cut at the first blank: klebgenomics/Kleborate#64."""
+    predicted = []
+    for style in (ids, "p{}"):
+        folder = tmp_path / style[:1]
+        folder.mkdir()
+        write_csv(folder / "t.csv", np.arange(60))
+        header, *rows = (folder / "t.csv").read_text().splitlines()
+        rows = [f"{style.format(number)},{row}" for number, row in enumerate(rows)]
+        (folder / "t.csv").write_text("\n".join([f"id,{header}", *rows]) + "\n")
+        benchmark(BenchmarkConfig("t", data_dir=folder, model=model, out_dir=folder / "out", **QUIET))
+        with np.load(folder / "out" / "predictions.npz") as found:
+            predicted.append(next(found[name] for name in found if name.startswith("predicted/")))
+    np.testing.assert_array_equal(*predicted)
+    assert np.ptp(predicted[0]) > 0
