@@ -161,7 +161,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     check_git_lfs(path)
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header, names = file.metadata() or {}, list(file.keys())
     except SafetensorError as error:
         raise InputError(
             f"{path}: the safetensors file is incomplete or damaged ({error}). Use another checkpoint.",
@@ -172,9 +172,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = json.loads(header["esm2kit"])
     except (KeyError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path}: this safetensors file is not an esm2kit checkpoint: its header has no 'esm2kit' entry.",
+            f"{path}: this safetensors file is not an esm2kit checkpoint; its first tensor is "
+            f"'{min(names, default='absent'):.80}'. For a Hugging Face model, pass the folder with its config.json and "
+            "model.safetensors; merge PEFT adapters into their base model first.",
             code="checkpoint.not-esm2kit",
             path=path,
+            name=min(names, default=None),
         ) from error
     if metadata.get("format") != FORMAT:
         raise InputError(

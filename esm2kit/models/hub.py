@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
+from esm2kit.models.formats.readers import ADAPTER_CONFIG, raise_adapter
 from esm2kit.models.formats.shards import read_index, weight_files
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,16 @@ def fetch(name: str) -> Download:
     official = OFFICIAL_MODELS.get(given, OfficialModel(given, "main"))
     revision = revision or official.revision
     hub = _HubRevision(official.repo, revision)
+    if official.repo not in (each.repo for each in OFFICIAL_MODELS.values()) and hub.has_file(ADAPTER_CONFIG):
+        raise_adapter(given, ADAPTER_CONFIG)
+    if not hub.has_file("config.json") and not hub.unreachable:
+        raise InputError(
+            f"{official.repo}@{revision} has no config.json, so it is not a model of transformers. Use another "
+            "repository, or download its files and pass the path.",
+            code="hub.no-config",
+            name=official.repo,
+            revision=revision,
+        )
     folder = hub.download("config.json").parent
     for file in hub.list_tensor_files():
         hub.download(file)
@@ -158,9 +169,9 @@ class _HubRevision:
             InputError: the repository has no weights, or the hub is unreachable and the cache lacks a file.
         """
         for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
-            if self._has_file(single):
+            if self.has_file(single):
                 return [single]
-            if self._has_file(index):
+            if self.has_file(index):
                 return read_index(self.download(index))
         if self.unreachable:
             raise self._not_cached_error(f"{self.repo} at revision {self.revision}")
@@ -171,7 +182,8 @@ class _HubRevision:
             revision=self.revision,
         )
 
-    def _has_file(self, file: str) -> bool:
+    def has_file(self, file: str) -> bool:
+        """Check whether the repository, or the cache if the hub is unreachable, has a file; downloads it."""
         if self.unreachable:
             cache = constants.HF_HUB_CACHE
             return isinstance(try_to_load_from_cache(self.repo, file, cache_dir=cache, revision=self.revision), str)

@@ -26,7 +26,7 @@ from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import distributed, fair_esm, huggingface
-from esm2kit.models.formats.readers import raise_adapter
+from esm2kit.models.formats.readers import ADAPTER_CONFIG, raise_adapter
 from esm2kit.models.formats.shards import is_distributed
 from esm2kit.models.hub import OFFICIAL_MODELS, Download, compute_digest, fetch, read_declared_digest
 
@@ -206,8 +206,8 @@ def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str
 def _find_path(path: Path) -> ModelFile:
     """Recognise the format of an existing file or folder."""
     if path.is_dir():
-        if (path / huggingface.ADAPTER_CONFIG).is_file():
-            raise_adapter(path, huggingface.ADAPTER_CONFIG)
+        if (path / ADAPTER_CONFIG).is_file():
+            raise_adapter(path, ADAPTER_CONFIG)
         if (path / "config.json").is_file():
             return ModelFile(path.name, str(path), "huggingface", path)
         if is_distributed(path):

@@ -20,7 +20,15 @@ from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, ROPE_THETA, RotaryEmbedding
 from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
 from esm2kit.models.formats.hf_config import HfConfig, build_hf_config, read_hf_config
-from esm2kit.models.formats.readers import State, check_tensors, clean_names, raise_adapter, read_pickle, unwrap
+from esm2kit.models.formats.readers import (
+    ADAPTER_CONFIG,
+    State,
+    check_tensors,
+    clean_names,
+    raise_adapter,
+    read_pickle,
+    unwrap,
+)
 from esm2kit.models.formats.shards import open_safetensors, weight_files
 from esm2kit.sequences.alphabet import TOKENS
 
@@ -44,8 +52,6 @@ LAYER_PARTS = {
     "fc2": "output.dense",
     "final_layer_norm": "LayerNorm",
 }
-# PEFT writes it beside adapters; transformers applies the adapters then, even if the folder has a complete model.
-ADAPTER_CONFIG = "adapter_config.json"
 HF_EMBEDDING = "embeddings.word_embeddings.weight"
 # transformers stores one table of rotary frequencies per model, older checkpoints and fair-esm one per layer
 HF_INV_FREQ = "esm.rotary_embeddings.inv_freq"

@@ -18,6 +18,8 @@ State = dict[str, Tensor]
 # Components that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names.
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 ADAPTERS = re.compile(r"(?<![^.])(lora_\w+|base_layer|original_module|modules_to_save|ia3_l)(\.|$)")
+# PEFT writes it beside adapters; transformers applies the adapters then, even if the folder has a complete model.
+ADAPTER_CONFIG = "adapter_config.json"
 # Keys under which trainers save a model's tensors: Lightning and others, fair-esm.
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
 
