@@ -38,6 +38,8 @@ def tasks(draw):
     labels = draw(st.sampled_from(["semicolons"] if kind == "residue value" else list(FORMS)))
     ids = draw(st.sampled_from([style for style in IDS if form == "csv" or " " not in style]))
     alphabet = draw(st.sampled_from(ALPHABETS))
+    if kind == "residue class" and labels == "semicolons" and alphabet.isdigit():
+        labels = "blanks"  # numbers separated by semicolons are values
     generator = random.Random(draw(st.integers(0, 2**32)))
     names = generator.sample(CLASSES, 3)
     records = []
