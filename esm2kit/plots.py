@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from esm2kit.core.numbers import format_decimals
+
 PALETTE = sns.color_palette("colorblind")
 PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
 VALIDATION = PALETTE[1]  # the colour of validation in all training figures
@@ -122,7 +124,7 @@ def perplexity_curves(
 def _guide_lines(ax: Axes, lines: Mapping[str, float | None]) -> None:
     for style, (name, height) in zip((":", "--"), lines.items(), strict=False):
         if height is not None:
-            ax.axhline(height, color=SECONDARY, linestyle=style, label=f"{name} {height:.2f}")
+            ax.axhline(height, color=SECONDARY, linestyle=style, label=f"{name} {format_decimals(height, 2)}")
     ax.legend(frameon=False)
 
 
@@ -314,6 +316,26 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted class", ylabel="true class")
     return ax
+
+
+def confused_pairs(pairs: Sequence[tuple[str, str, int]], most: int = 20, ax: Axes | None = None) -> Axes:
+    """Plot the most frequent confusions of a task with too many classes for a matrix, one bar per pair of classes.
+
+    Args:
+        pairs: (true class, predicted class, number of targets), the most frequent first.
+        most: maximum number of bars.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    shown = pairs[:most]
+    ax = _get_axes(ax, 6.4, 0.9 + 0.26 * len(shown))
+    ax.barh(range(len(shown)), [count for _, _, count in shown], color=PRIMARY)
+    ax.set_yticks(range(len(shown)), [f"{_shorten(true)} → {_shorten(predicted)}" for true, predicted, _ in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return _label_axes(ax, "test targets", "true → predicted")
 
 
 def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = "", ax: Axes | None = None) -> Axes:

@@ -158,6 +158,9 @@ def _read_predictions(report: Report) -> Predictions:
     if absent := [name for name in names if name not in stored]:
         raise_damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
     truth_M, protein_M, fingerprint, predicted_SM = (stored[name] for name in names)
+    if not truth_M.size or protein_M.shape != truth_M.shape or predicted_SM.shape[1:] != truth_M.shape:
+        shapes = f"{truth_M.shape}, {protein_M.shape} and {predicted_SM.shape}"
+        raise_damaged(path, f"truth, protein and predictions have shapes {shapes}", "run the benchmark again")
     arrays, fingerprint = (truth_M, protein_M, predicted_SM), str(fingerprint)
     if "sequence" not in stored:
         return Predictions(fingerprint, fingerprint, *arrays, None)
@@ -256,8 +259,11 @@ def _render_comparison(found: ReportComparison) -> str:
                 lines.setdefault(name, row)
         marked = [entry.name for entry in chosen]
         rows = [
-            {"marked": name in marked, "cells": [{"text": name}, *map(format_metric_cell, map(row.metrics.get, names))]}
-            for name, row in lines.items()
+            {
+                "marked": shown in marked,
+                "cells": [{"text": shown}, *(format_metric_cell(name, row.metrics.get(name)) for name in names)],
+            }
+            for shown, row in lines.items()
         ]
         draw, scores = build_score_plot(list(lines), list(lines.values()), metric, marked, {})
         title = ", ".join(test)

@@ -15,7 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from esm2kit import plots
-from esm2kit.benchmarking.report import BASELINE_NAMES, Metric, Report, ReportRow, display_name, metric_name
+from esm2kit.benchmarking.report import (
+    BASELINE_NAMES,
+    MAX_CONFUSED_PAIRS,
+    Metric,
+    Report,
+    ReportRow,
+    display_name,
+    format_value,
+    metric_name,
+)
+from esm2kit.tasks.scaling import TargetScale
 
 # Description of a row by its kind. The description of a baseline is its note.
 ROLES = {
@@ -76,23 +86,19 @@ def build_score_plot(
         for end in ("value", "low", "high")
     ]
     text = "; ".join(
-        f"{name} {format_number(score and score.value)}" for name, score in zip(names, scores, strict=True)
+        f"{name} {format_value(metric, score and score.value)}" for name, score in zip(names, scores, strict=True)
     )
     return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), marked, published), text
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    """Format a number for a table; an undefined number is a dash."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def format_metric_cell(metric: Metric | None) -> dict[str, Any]:
-    """Format a table cell: the value, and its interval and spread below."""
+def format_metric_cell(name: str, metric: Metric | None) -> dict[str, Any]:
+    """Format a table cell of a metric: the value, and its interval and spread below."""
     if metric is None or metric.value is None:
-        return {"text": "–", "number": True}
-    between = "" if metric.low is None else f"[{format_number(metric.low)}, {format_number(metric.high)}]"
-    spread = f" ±{metric.seed_spread:.3f}" if len(metric.seeds) > 1 else ""
-    return {"text": format_number(metric.value), "small": between + spread, "number": True}
+        return {"text": format_value(name, None), "number": True}
+    low, high, spread = (format_value(name, end, metric.value) for end in (metric.low, metric.high, metric.seed_spread))
+    between = "" if metric.low is None else f"[{low}, {high}]"
+    deviation = f" ±{spread}" if len(metric.seeds) > 1 else ""
+    return {"text": format_value(name, metric.value), "small": between + deviation, "number": True}
 
 
 def build_headers(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:
@@ -109,7 +115,7 @@ def build_score_table(report: Report) -> dict[str, Any]:
             "marked": number == 0,
             "cells": [
                 {"text": display_name(row.name), "small": ROLES.get(row.kind, row.note)},
-                *(format_metric_cell(row.metrics.get(metric)) for metric in metrics),
+                *(format_metric_cell(metric, row.metrics.get(metric)) for metric in metrics),
             ],
         }
         for number, row in enumerate(report.rows)
@@ -118,6 +124,22 @@ def build_score_table(report: Report) -> dict[str, Any]:
     caption = "Scores on the test set. Brackets: 95% confidence interval from a bootstrap over proteins."
     caption += f" ±: standard deviation over seeds.{unit}"
     return {"headers": build_headers(["model", *map(metric_name, metrics)]), "rows": rows, "caption": caption}
+
+
+def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
+    """Build the figure of the confusion matrix, or of the most frequent confusions of many classes if there are any."""
+    first, labels = report.first, report.task.labels
+    if first.confusion:
+        alt = f"Confusion matrix of {first.name} with {len(labels)} classes"
+        caption = f"Confusion matrix of {first.name} on the test set (first seed)."
+        return [build_figure(lambda: plots.confusion_matrix(first.confusion, labels), "confusion", alt, caption)]
+    if not first.confused:
+        return []
+    shown = [(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused]
+    alt = f"Most frequent confusions of {first.name} among {len(labels)} classes"
+    caption = f"{alt} on the test set (first seed): true class → predicted class. report.json lists up to "
+    caption += f"{MAX_CONFUSED_PAIRS}."
+    return [build_figure(lambda: plots.confused_pairs(shown), "confusion", alt, caption)]
 
 
 def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
@@ -130,14 +152,7 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
     caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
     figures = [build_figure(draw, "scores", f"Test {metric_name(metric)}: {scores}", caption)]
     if task.target == "class":
-        confusion = np.array(first.confusion)
-        figures.append(
-            build_figure(
-                lambda: plots.confusion_matrix(confusion, task.labels), "confusion",
-                f"Confusion matrix of {first.name} with {len(task.labels)} classes",
-                f"Confusion matrix of {first.name} on the test set (first seed).",
-            )
-        )  # fmt: skip
+        figures += _build_confusion_figure(report)
     else:
         figures.append(
             build_figure(
@@ -176,7 +191,7 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) ->
             {
                 "cells": [
                     {"text": label},
-                    *({"text": format_number(entry[key]), "number": True} for key in ("precision", "recall", "f1")),
+                    *({"text": format_value(key, entry[key]), "number": True} for key in ("precision", "recall", "f1")),
                     {"text": f"{entry['support']:,.0f}", "number": True},
                 ]
             }
@@ -187,8 +202,8 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) ->
     if report.published:
         rows = [
             {"cells": [{"text": entry.model}, {"text": metric_name(entry.metric)},
-                       {"text": format_number(entry.value), "number": True},
-                       format_metric_cell(first.metrics.get(entry.metric)),
+                       {"text": format_value(entry.metric, entry.value), "number": True},
+                       format_metric_cell(entry.metric, first.metrics.get(entry.metric)),
                        {"text": f"{entry.source}: {entry.difference}"}]}
             for entry in report.published
         ]  # fmt: skip
@@ -221,15 +236,17 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     """Write the score of the first row, those it is compared with, and for values the spread of the predictions."""
     task, first, best, score = report.task, report.first, report.best_baseline, report.headline(report.first)
     unit = f" {task.unit}" if task.unit and task.metric == "rmse" else ""
-    between = f" (95% confidence interval {format_number(score.low)} to {format_number(score.high)})"
+    low, high = (format_value(task.metric, end, score.value) for end in (score.low, score.high))
+    between = f" (95% confidence interval {low} to {high})"
     others = {ROLES[row.kind]: row for row in report.rows[1:] if row.kind in ROLES}
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
-    scores = [f"{format_number(report.headline(row).value)} for {name}" for name, row in others.items()]
+    scores = [f"{format_value(task.metric, report.headline(row).value)} for {name}" for name, row in others.items()]
     listed = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]]))
-    lead = f"Test {metric_name(task.metric)} of {first.name}: {format_number(score.value)}{unit}"
+    lead = f"Test {metric_name(task.metric)} of {first.name}: {format_value(task.metric, score.value)}{unit}"
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
-    if task.target == "value" and np.std(truth) > 0:
-        spread = f"{np.std(predicted) / np.std(truth):.0%} of that of the measured values"
+    measured = TargetScale.from_values(truth).spread if task.target == "value" else 0.0
+    if measured:
+        spread = f"{TargetScale.from_values(predicted).spread / measured:.0%} of that of the measured values"
         lead += f" The standard deviation of the predictions{' (first seed)' if first.seeds else ''} is {spread}."
     return lead
 

@@ -15,11 +15,13 @@ from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.core.paths import expand_path
-from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
+from esm2kit.tasks.metrics import HAVE_A_UNIT, LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
 from esm2kit.tasks.published import PublishedScore
 
 SCHEMA = "esm2kit.report/2"
 UNSEALED_SCHEMA = "esm2kit.report/1"  # of version 0.1.0: the same content without a digest
+MAX_CONFUSION_CLASSES = 50  # with more, the report has the MAX_CONFUSED_PAIRS most frequent confusions
+MAX_CONFUSED_PAIRS = 100
 METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
@@ -35,6 +37,59 @@ BASELINE_NAMES = {
 def metric_name(metric: str) -> str:
     """Return the display name of a metric."""
     return METRIC_NAMES.get(metric, metric)
+
+
+def format_value(metric: str, value: float | None, reference: float | None = None) -> str:
+    """Format the value of a metric for every text, table and figure.
+
+    Metrics without a unit have three decimals, as have those in the unit of the target from 0.1 to 100; larger and
+    smaller ones have four significant digits.
+
+    Args:
+        metric: Name of the metric.
+        value: The number; None or nan is undefined.
+        reference: The point estimate, for an end of its interval or its spread, which have the same last digit.
+
+    Returns:
+        The text; a dash for an undefined number.
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{_choose_format(value if reference is None else reference, metric, 3)}}"
+
+
+def format_difference(metric: str, difference: Interval, absolute: bool = False) -> str:
+    """Format a difference with its interval in brackets, all numbers with the same last digit.
+
+    Args:
+        metric: Name of the metric.
+        difference: The difference, with its interval if that is defined.
+        absolute: Whether to omit signs and to turn the interval of a negative difference around.
+
+    Returns:
+        The text; at least two significant digits of the largest number.
+    """
+    numbers = [number for number in difference if math.isfinite(number)]
+    largest = max(map(abs, numbers), default=0.0)
+    chosen = _choose_format(largest, metric, max(3, 1 - _find_exponent(largest)) if largest > 1e-9 else 3)
+    if absolute and difference.value < 0:
+        difference = Interval(-difference.value, -difference.high, -difference.low)
+    value, low, high = (f"{number:{'' if absolute else '+'}{chosen}}" for number in difference)
+    return f"{value} [{low}, {high}]" if len(numbers) == 3 else value
+
+
+def _find_exponent(value: float) -> int:
+    """Return the power of ten of the first digit; 0 for 0."""
+    return math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+
+
+def _choose_format(reference: float, metric: str, decimals: int) -> str:
+    """Return the format of numbers of a metric that are as large as the reference."""
+    exponent = _find_exponent(reference)
+    if metric in HAVE_A_UNIT and exponent not in (-1, 0, 1):
+        decimals = max(0, 3 - exponent)
+    small = metric in HAVE_A_UNIT and exponent < -4
+    return ".3e" if small or exponent >= 6 else f".{decimals}f"
 
 
 def display_name(row: str) -> str:
@@ -153,8 +208,11 @@ class ReportRow:
         selected: Settings selected on validation: the penalty, or the epoch of each seed.
         metrics: Metrics by name.
         per_class: Label -> {precision, recall, f1, support} for the first seed; class tasks only.
-        confusion: (K, K) counts for the first seed, rows are true classes; class tasks only.
+        confusion: (K, K) counts for the first seed, rows are true classes; empty for more than
+            MAX_CONFUSION_CLASSES classes.
         history: train_loss and validation_loss, (epochs, seeds).
+        confused: The most frequent wrong predictions for the first seed: {true, predicted, count}, labels and number
+            of test targets; only where there is no confusion matrix.
     """
 
     name: str
@@ -168,6 +226,7 @@ class ReportRow:
     per_class: Mapping[str, Mapping[str, float]]
     confusion: Sequence[Sequence[int]]
     history: Mapping[str, Sequence[Sequence[float | None]]]
+    confused: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -243,6 +302,15 @@ class Report:
         sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
         return max(rows, key=lambda row: sign * self.headline(row).value, default=None)
 
+    def find_missing_part(self) -> str:
+        """Describe the first part that every report has and this one lacks; empty if there is none."""
+        if not self.rows:
+            return "it has no rows"
+        without = [row.name for row in self.rows if self.task.metric not in row.metrics]
+        if without:
+            return f"row {without[0]!r} has no {self.task.metric}"
+        return "" if "predictions" in self.files else "it names no file of predictions"
+
     def headline(self, row: ReportRow) -> Metric:
         """Return the headline metric of a row."""
         return row.metrics[self.task.metric]
@@ -284,13 +352,18 @@ class Report:
         if schema == SCHEMA:
             found = read_sealed_json(path, "run the benchmark again")
         try:
-            return cls(**found | _parse_parts(found), html=path.with_suffix(".html"), json=path)
-        except (KeyError, TypeError, AttributeError) as error:
+            report = cls(**found | _parse_parts(found), html=path.with_suffix(".html"), json=path)
+            absent = report.find_missing_part()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            absent = f"{type(error).__name__}: {error}"
+        if absent:
             raise InputError(
-                f"{path} is not a complete report ({error}). Run the benchmark again.",
+                f"{path} is not a complete report ({absent}). Run the benchmark again.",
                 code="report.incomplete",
                 path=path,
-            ) from None
+                found=absent,
+            )
+        return report
 
     def write(self, folder: Path) -> Self:
         """Write report.json atomically.
@@ -333,20 +406,21 @@ def format_comparison(ours: str, theirs: str, metric: str, difference: Interval)
         The sentence, without a full stop.
     """
     name = metric_name(metric)
-    size, low, high = abs(difference.value), difference.low, difference.high
+    low, high = difference.low, difference.high
+    size = format_difference(metric, difference, absolute=True)
+    signed = format_difference(metric, difference)
     sign = f" (positive means a lower {name}, which is better)" if metric in LOWER_IS_BETTER else ""
-    if math.isfinite(size) and not math.isfinite(low):
-        differs = f"{name} differs by {difference.value:+.3f}{sign} in every bootstrap replicate"
+    if math.isfinite(difference.value) and not math.isfinite(low):
+        differs = f"{name} differs by {signed}{sign} in every bootstrap replicate"
         return f"{ours} and {theirs}: {differs}, so there is no interval"
     if not all(map(math.isfinite, difference)):
         return f"{ours} and {theirs}: {name} is undefined for one of the two"
     lower = " (lower is better)" if metric in LOWER_IS_BETTER else ""
     if low > 0:
-        return f"{ours} beats {theirs} by {size:.3f} [{low:.3f}, {high:.3f}] in {name}{lower}"
+        return f"{ours} beats {theirs} by {size} in {name}{lower}"
     if high < 0:
-        return f"{theirs} beats {ours} by {size:.3f} [{-high:.3f}, {-low:.3f}] in {name}{lower}"
-    between = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}] in {name}{sign}"
-    return f"No significant difference between {ours} and {theirs}: {between}"
+        return f"{theirs} beats {ours} by {size} in {name}{lower}"
+    return f"No significant difference between {ours} and {theirs}: {signed} in {name}{sign}"
 
 
 def compare_rows(

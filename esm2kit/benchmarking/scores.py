@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Fitted
-from esm2kit.benchmarking.report import Metric, ReportRow
+from esm2kit.benchmarking.report import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, Metric, ReportRow, format_value
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import (
     Score,
     build_class_scorer,
     build_value_scorer,
     compute_per_class,
+    count_confused_pairs,
     count_confusions,
     nan_to_none,
     score_seeds,
@@ -80,7 +81,8 @@ def format_score(metric: str, score: Score) -> str:
     value, low, high = score.interval
     if not math.isfinite(value):
         return f"{metric} is undefined: the predictions or the targets are constant"
-    return f"{metric} {value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if math.isfinite(low) else "")
+    between = f" [{format_value(metric, low, value)}, {format_value(metric, high, value)}]"
+    return f"{metric} {format_value(metric, value)}" + (between if math.isfinite(low) else "")
 
 
 def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
@@ -133,7 +135,10 @@ class ScoredModel:
             The row.
         """
         fitted = self.fitted
-        table, confusion = _build_class_tables(data, fitted.test_SM[0]) if data.task.target == "class" else ({}, [])
+        table, confusion, confused = {}, [], []
+        if data.task.target == "class":
+            table = _build_class_table(data, fitted.test_SM[0])
+            confusion, confused = _build_confusions(data, fitted.test_SM[0])
         return ReportRow(
             name=self.name,
             kind=self.kind,
@@ -145,6 +150,7 @@ class ScoredModel:
             metrics={metric: Metric.from_score(score) for metric, score in self.scores.items()},
             per_class=table,
             confusion=confusion,
+            confused=confused,
             history={
                 name: [[nan_to_none(loss) for loss in epoch] for epoch in curve]
                 for name, curve in fitted.history.items()
@@ -152,16 +158,22 @@ class ScoredModel:
         )
 
 
-def _build_class_tables(data: TaskData, predicted_M: np.ndarray) -> tuple[dict[str, dict[str, float]], list[list[int]]]:
-    """Compute precision, recall, F1 and support of each label, and the confusion matrix (K, K)."""
-    truth_M, labels, bits = data.targets[data.target_rows("test")], data.task.labels, data.task.binary_labels
-    one_group = np.zeros(len(truth_M), dtype=np.int64)
-    matrix_KK = count_confusions(truth_M, predicted_M, one_group, 1, len(labels))[0]
+def _build_class_table(data: TaskData, predicted_M: np.ndarray) -> dict[str, dict[str, float]]:
+    """Compute precision, recall, F1 and support of each label."""
+    truth_M, bits = data.targets[data.target_rows("test")], data.task.binary_labels
     if not bits:
-        return compute_per_class(matrix_KK, labels), matrix_KK.tolist()
+        return compute_per_class(truth_M, predicted_M, data.task.labels)
     truth_ML, predicted_ML = unpack_bits(truth_M, len(bits)), unpack_bits(predicted_M, len(bits))
-    table = {}
-    for bit, label in enumerate(bits):
-        counts_22 = count_confusions(truth_ML[:, bit], predicted_ML[:, bit], one_group, 1, 2)[0]
-        table[label] = compute_per_class(counts_22, ("no", label))[label]
-    return table, matrix_KK.tolist()
+    return {
+        label: compute_per_class(truth_ML[:, bit], predicted_ML[:, bit], ("no", label))[label]
+        for bit, label in enumerate(bits)
+    }
+
+
+def _build_confusions(data: TaskData, predicted_M: np.ndarray) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    """Compute the confusion matrix (K, K), or for many classes the most frequent confusions, as in `ReportRow`."""
+    truth_M, labels = data.targets[data.target_rows("test")], data.task.labels
+    if len(labels) <= MAX_CONFUSION_CLASSES:
+        return count_confusions(truth_M, predicted_M, len(labels)).tolist(), []
+    pairs = count_confused_pairs(truth_M, predicted_M, MAX_CONFUSED_PAIRS)
+    return [], [{"true": labels[a], "predicted": labels[b], "count": count} for a, b, count in pairs]

@@ -40,7 +40,10 @@ class Progress:
         """Log a line now, with an optional note at its end."""
         self.logged = time.monotonic()
         rate = (self.done - self.start) / max(self.logged - self.started, 1e-9)
-        parts = [f"{self.what} {self.done:,.0f} {self.unit}", f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s"]
+        parts = [
+            f"{self.what} {self.done:,.0f} {self.unit}",
+            f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2g} {self.unit}/s",
+        ]
         if self.total is not None:
             parts[0] = f"{self.what} {self.done:,.0f} of {self.total:,.0f} {self.unit}"
             if rate > 0:

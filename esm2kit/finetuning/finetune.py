@@ -17,7 +17,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import FinetuneConfig, resolve_defaults
 from esm2kit.finetuning.data import FinetuneData
 from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
-from esm2kit.finetuning.hf_export import save_hf_classifier
+from esm2kit.finetuning.hf_export import UNSCALED_REMEDY, save_hf_classifier
 from esm2kit.finetuning.model_file import FILE, describe_task, load_finetuned, load_head, save_merged
 from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.finetuning.report import write_finetune_report
@@ -31,6 +31,7 @@ from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
+from esm2kit.tasks.scaling import check_float32
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
@@ -170,6 +171,8 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     manifest = build_provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = find_resume_point(out_dir, config, manifest)
     labels = build_labels(data, config.scale_targets, config.class_weights)
+    if config.export_hf:
+        check_float32(labels.scale, UNSCALED_REMEDY)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
     model = _build_model(config, esm2, data, proteins, resumed)
     facts = {
@@ -178,8 +181,8 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
         "task": describe_task(data.task),
         "split": data.split,
         "max_tokens": config.max_tokens,
-        "target_centre": labels.centre,
-        "target_spread": labels.spread,
+        "target_centre": labels.scale.centre,
+        "target_spread": labels.scale.spread,
         "base": base,
         "lora": {
             "rank": config.lora_rank,

@@ -14,6 +14,9 @@ from esm2kit.finetuning.model_file import FinetunedModel
 from esm2kit.models.checkpoint import save_tensors
 from esm2kit.models.formats.hf_config import build_hf_config
 from esm2kit.models.formats.huggingface import save_hf, to_hf
+from esm2kit.tasks.scaling import check_float32
+
+UNSCALED_REMEDY = "Use the model with `esm2kit predict` instead of exporting it, or transform all targets"
 
 
 def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
@@ -27,7 +30,8 @@ def save_hf_classifier(model: FinetunedModel, folder: Path) -> None:
         folder: Folder for the model, its configuration with the labels, and the tokenizer.
 
     Raises:
-        InputError: The model has another head, for which transformers has no class.
+        InputError: The model has another head, for which transformers has no class, or float32, in which it is
+            exported, cannot represent the values that it predicts.
     """
     if model.labels.spec.name != "hf":
         raise InputError(
@@ -49,8 +53,10 @@ def _convert_head(model: FinetunedModel) -> dict[str, Tensor]:
     spec, head = model.labels.spec, {name: tensor.clone() for name, tensor in model.labels.head.state_dict().items()}
     weight_out, bias_out = head["weight_out"][0], head["bias_out"][0, 0]
     if model.task.target == "value":
-        weight_out = weight_out * model.facts["target_spread"]
-        bias_out = bias_out * model.facts["target_spread"] + model.facts["target_centre"]
+        centre, spread = model.scale
+        check_float32(model.scale, UNSCALED_REMEDY)
+        weight_out = (weight_out.double() * spread).float()
+        bias_out = (bias_out.double() * spread + centre).float()
     if spec.level == "residue":
         if spec.standardize:
             bias_out = bias_out - (head["mean_D"] / head["scale_D"]) @ weight_out

@@ -28,6 +28,7 @@ from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
+from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
 from esm2kit.training.resume import group_by_prefix
 
@@ -93,6 +94,11 @@ class FinetunedModel:
         """Metadata of fine-tuning: mode, head, task, max_tokens, scaling of the targets, base and lora."""
         return self.metadata["finetune"]
 
+    @property
+    def scale(self) -> TargetScale:
+        """Scale of the values during training."""
+        return TargetScale(self.facts["target_centre"], self.facts["target_spread"])
+
     @torch.inference_mode()
     def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
         """Compute the outputs of the head, values in the unit of the target.
@@ -104,7 +110,7 @@ class FinetunedModel:
             tokens_per_batch: Tokens per batch. It changes the outputs only by rounding (1e-5).
 
         Returns:
-            For each sequence (C,) for a protein task, or (residues, C) for a residue task, in float32.
+            For each sequence (C,) for a protein task, or (residues, C) for a residue task: float32, values float64.
         """
         longest = self.facts["max_tokens"] - 2
         segments = Windowing(longest, min(WINDOW_OVERLAP, longest // 2), 0)
@@ -128,8 +134,7 @@ class FinetunedModel:
                 counts[window.protein][where] += 1
         merged = [total / count for total, count in zip(sums, counts, strict=True)]
         if self.task.target == "value":
-            centre, spread = self.facts["target_centre"], self.facts["target_spread"]
-            merged = [rows * np.float32(spread) + np.float32(centre) for rows in merged]
+            merged = [self.scale.restore(rows) for rows in merged]
         return merged if per_residue else [rows[0] for rows in merged]
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:

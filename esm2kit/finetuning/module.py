@@ -177,7 +177,7 @@ def evaluate(outputs_MC: Tensor, labels: Labels, data: TaskData, set_name: str) 
     )
     predicted = decode_outputs(outputs_MC, data.task).numpy()
     if data.task.target == "value":
-        predicted = predicted.astype(np.float64) * labels.spread + labels.centre
+        predicted = labels.scale.restore(predicted)
     value = compute_headline(data.task, data.targets[rows.numpy()], predicted)
     return loss.item() / divisor, {f"val_{data.task.metric}": value if math.isfinite(value) else 0.0}
 

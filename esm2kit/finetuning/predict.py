@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import copy_pipes
+from esm2kit.tasks.scaling import TargetScale
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
     A table has one row per protein (`id`, `prediction`, and `p_<label>` for classes) or one row per residue (`id`,
     `position` from 1, `residue`, ...). HDF5 has one dataset per protein, "0", "1", ... in the order of the FASTA file,
-    with the attribute `original_id`. It contains probabilities or values, (C,) or (residues, C) float32. The attributes
-    of the root contain the names of the columns.
+    with the attribute `original_id`: (C,) or (residues, C) probabilities in float32, or values in float64. The
+    attributes of the root contain the names of the columns.
 
     Args:
         config: Model, FASTA file and output file.
@@ -83,7 +85,8 @@ def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Pat
 def _write_table(
     part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
-    """Yield a function that writes rows of text, with seven significant digits."""
+    """Yield a function that writes rows of text, with seven significant digits of probabilities and of spreads."""
+    digits = _count_digits(model.scale)
     task, per_residue = model.task, model.task.level == "residue"
     columns = [f"p_{label}" for label in about["labels"]]
     with open(part, "w", newline="") as file:
@@ -93,18 +96,22 @@ def _write_table(
         def write(record: Record, outputs: np.ndarray) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
             decided = model.decide(outputs_MC)
-            shown = [task.labels[place] for place in decided] if task.target == "class" else map(_format_value, decided)
+            if task.target == "class":
+                shown = [task.labels[place] for place in decided]
+            else:
+                shown = [f"{value:.{digits}g}" for value in decided]
             probabilities_MC = model.probabilities(outputs_MC) if task.target == "class" else outputs_MC[:, :0]
             for place, (label, probabilities_C) in enumerate(zip(shown, probabilities_MC, strict=True)):
                 where = [place + 1, record.sequence[place]] if per_residue else []
-                rows.writerow([record.id, *where, label, *map(_format_value, probabilities_C)])
+                rows.writerow([record.id, *where, label, *(f"{value:.7g}" for value in probabilities_C)])
 
         yield write
 
 
-def _format_value(value: float) -> str:
-    """Format a number with seven significant digits."""
-    return f"{value:.7g}"
+def _count_digits(scale: TargetScale) -> int:
+    """Return the significant digits of a value: seven, and more if values share their first digits."""
+    shared = abs(scale.centre) / scale.spread if scale.spread else math.inf
+    return min(15, 7 + math.ceil(math.log10(min(max(shared, 1.0), 1e8))))
 
 
 @contextmanager
@@ -119,7 +126,7 @@ def _write_hdf5(
         file.attrs["provenance"] = json.dumps(to_json(manifest))
 
         def write(record: Record, outputs: np.ndarray) -> None:
-            dataset = file.create_dataset(str(len(file)), data=model.probabilities(outputs).astype(np.float32))
+            dataset = file.create_dataset(str(len(file)), data=model.probabilities(outputs))
             dataset.attrs["original_id"] = record.id
 
         yield write

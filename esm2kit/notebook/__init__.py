@@ -5,7 +5,17 @@ from esm2kit.core.lazy import attach
 # module -> its public names; a module without names is itself public
 _PUBLIC = {
     "records": ("need", "record", "work_folder"),
-    "display": ("captioned", "explain_finetuning", "follow_progress", "label", "score_chart", "summary", "verdict"),
+    "display": (
+        "captioned",
+        "confusion_chart",
+        "explain_finetuning",
+        "follow_progress",
+        "format_value",
+        "label",
+        "score_chart",
+        "summary",
+        "verdict",
+    ),
     "diagrams": (),
     "live": (),
     "widgets": ("Export",),

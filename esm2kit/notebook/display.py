@@ -10,8 +10,16 @@ from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
-from esm2kit.tasks.metrics import LOWER_IS_BETTER
+from esm2kit.benchmarking.report import (
+    Comparison,
+    Report,
+    ReportRow,
+    display_name,
+    format_difference,
+    format_value,
+    metric_name,
+)
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval
 
 SECONDS_BETWEEN_LINES = 5.0
 UNTRAINED = "same probe on an untrained encoder"
@@ -84,6 +92,21 @@ def score_chart(report: Report) -> Axes:
     return plots.scores_with_baselines(names, values, lows, highs, metric_name(report.task.metric), names[:1])
 
 
+def confusion_chart(report: Report) -> Axes:
+    """Plot the confusion matrix of the first row, or the most frequent confusions of a task with many classes.
+
+    Args:
+        report: a benchmark or fine-tuning report of a class task.
+
+    Returns:
+        The axes.
+    """
+    first = report.first
+    if first.confusion:
+        return plots.confusion_matrix(first.confusion, report.task.labels)
+    return plots.confused_pairs([(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused])
+
+
 def verdict(report: Report) -> str:
     """Compare the first row with its probe, the untrained encoder and the best baseline, on the same proteins.
 
@@ -100,13 +123,15 @@ def verdict(report: Report) -> str:
         other = rows[pair.theirs]
         if other is best:
             value = report.headline(other).value
-            relations.append(describe_difference(pair, f"the best baseline, {label(other)} ({value:.3f}),", metric))
+            relations.append(
+                describe_difference(pair, f"the best baseline, {label(other)} ({format_value(metric, value)}),", metric)
+            )
         # a constant prediction has no rank to compare and is not in the chart
         elif other.kind in ("probe", "untrained") or pair.metric != metric:
             name = UNTRAINED if other.kind == "untrained" else label(other)
             relations.append(describe_difference(pair, f"the {name}", metric))
     value = report.headline(report.first).value
-    score = "no score" if value is None else f"{value:.3f}"
+    score = "no score" if value is None else format_value(metric, value)
     return f"The {label(report.first)} has {score}: {'; '.join(relations) or 'there is nothing to compare it with'}."
 
 
@@ -121,18 +146,21 @@ def describe_difference(pair: Comparison, other: str, metric: str) -> str:
     Returns:
         A phrase with the difference and its confidence interval.
     """
-    difference, low, high = pair.difference, pair.low, pair.high
+    low, high = pair.low, pair.high
     unit = "" if pair.metric == metric else f" in {metric_name(pair.metric)}"
     sign = " (positive means a lower error)" if pair.metric in LOWER_IS_BETTER else ""
-    if difference is None:
+    if pair.difference is None:
         return f"no score to compare with {other.rstrip(',')}"
+    ends = (math.nan if end is None else end for end in (low, high))
+    difference = Interval(pair.difference, *ends)
+    size, signed = (format_difference(pair.metric, difference, absolute) for absolute in (True, False))
     if low is None or high is None:
-        return f"{difference:+.3f}{unit}{sign} compared with {other.rstrip(',')}, in every bootstrap replicate"
+        return f"{signed}{unit}{sign} compared with {other.rstrip(',')}, in every bootstrap replicate"
     if low > 0:
-        return f"better than {other} by {difference:.3f} [{low:.3f}, {high:.3f}]{unit}"
+        return f"better than {other} by {size}{unit}"
     if high < 0:
-        return f"worse than {other} by {-difference:.3f} [{-high:.3f}, {-low:.3f}]{unit}"
-    return f"no clear difference{unit} from {other.rstrip(',')}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]{sign}"
+        return f"worse than {other} by {size}{unit}"
+    return f"no clear difference{unit} from {other.rstrip(',')}: {signed}{sign}"
 
 
 def beats_all(report: Report) -> bool:
@@ -165,9 +193,11 @@ def summary(reports: Mapping[str, Report]) -> str:
     won = [task for task in reports if beats_all(reports[task])]
     task = max(won or reports, key=margin)
     report, best = reports[task], reports[task].best_baseline
-    value = report.headline(report.first).value
-    score = f"{metric_name(report.task.metric)} {'undefined' if value is None else f'{value:.3f}'}"
-    against = f"; the best baseline, {label(best)}, has {report.headline(best).value:.3f}" if best else ""
+    value, metric = report.headline(report.first).value, report.task.metric
+    score = f"{metric_name(metric)} {'undefined' if value is None else format_value(metric, value)}"
+    against = (
+        f"; the best baseline, {label(best)}, has {format_value(metric, report.headline(best).value)}" if best else ""
+    )
     count = f"on {len(won)} of {len(reports)} tasks, " if len(reports) > 1 else ""
     clear = "" if won else "do not clearly " if len(reports) == 1 else "clearly "
     most = (

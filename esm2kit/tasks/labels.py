@@ -20,6 +20,7 @@ DECIMAL_COMMA = re.compile(r"[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+),\d+", re.ASCII)
 # 42,062 may be a number with thousands separators or one with a decimal comma; 1,234,567 and 1,234.5 are not ambiguous.
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
 QUOTES = "'\""
+LARGEST = 1e300  # of a target, so that differences of two and sums of 1e7 targets are finite
 
 
 def is_number(text: str) -> bool:
@@ -179,6 +180,15 @@ def parse_number(row: TaskRecord, text: str, source: Source) -> float:
             code="task.target",
             record=row.id,
             found=text,
+        )
+    if abs(value) > LARGEST:
+        raise InputError(
+            f"{source}: the target {text!r} of record {row.id!r} is not between -{LARGEST:g} and {LARGEST:g}. Divide "
+            "all targets by a common factor, or take their logarithms.",
+            code="task.target-range",
+            record=row.id,
+            found=text,
+            largest=LARGEST,
         )
     return value
 

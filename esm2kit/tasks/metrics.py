@@ -9,17 +9,22 @@ Source: definitions of scikit-learn and scipy, including ties and absent classes
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+
+from esm2kit.tasks.scaling import find_exponent
 
 CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
 LOWER_IS_BETTER = frozenset({"rmse"})
+HAVE_A_UNIT = frozenset({"rmse"})  # in the unit of the target, so that their size has no meaning of its own
 CONFIDENCE = 0.95
-ROUNDING = 1e-12  # replicates that differ by less are equal
+ROUNDING = 1e-12  # replicates that differ by less, relative to their size, are equal
+ROUNDED = 2.0**-50  # relative error of a value after a few operations in float64
 # Elements of one block of (rows, replicates), 2 MB, so that a few blocks fit into the cache.
 BLOCK = 1 << 18
 
@@ -56,7 +61,7 @@ class Score:
     @property
     def is_constant(self) -> bool:
         """Whether all replicates are equal, so that the bootstrap gives no interval."""
-        return bool(np.ptp(self.replicates) < ROUNDING)
+        return _is_constant(self.replicates, _find_scale(self.replicates))
 
 
 def sample_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -77,39 +82,77 @@ def sample_counts(num_proteins: int, num_resamples: int = 1000, seed: int = 0) -
     return counts_RP
 
 
-def count_confusions(
+def count_margins(
     truth_N: np.ndarray, predicted_N: np.ndarray, protein_N: np.ndarray, num_proteins: int, num_classes: int
-) -> np.ndarray:
-    """Count the confusion matrix of each protein: (P, K, K), indexed by [protein, truth, predicted]."""
-    flat = (protein_N * num_classes + truth_N) * num_classes + predicted_N
-    counts = np.bincount(flat, minlength=num_proteins * num_classes**2)
-    return counts.reshape(num_proteins, num_classes, num_classes)
+) -> csr_matrix:
+    """Count the hits, the true labels and the predicted labels of each class in each protein.
+
+    These are the diagonal and the margins of the confusion matrices, all that the metrics require. Their size is that
+    of the labels; that of the matrices grows with the square of the number of classes.
+
+    Args:
+        truth_N: (N,) true classes.
+        predicted_N: (N,) predicted classes.
+        protein_N: (N,) protein of each label.
+        num_proteins: P, number of proteins.
+        num_classes: K, number of classes.
+
+    Returns:
+        (3 K, P) sparse float64: K rows of hits, K rows of true labels, K rows of predicted labels.
+    """
+    hit_N = truth_N == predicted_N
+    rows = np.concatenate([truth_N[hit_N], num_classes + truth_N, 2 * num_classes + predicted_N])
+    columns = np.concatenate([protein_N[hit_N], protein_N, protein_N])
+    return coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(3 * num_classes, num_proteins)).tocsr()
 
 
-def compute_class_metrics(confusion_RKK: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute accuracy, balanced accuracy, macro-F1 and MCC from confusion matrices.
+def count_confusions(truth_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the confusion matrix (K, K), indexed by [truth, predicted]."""
+    counts = np.bincount(truth_N * num_classes + predicted_N, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def count_confused_pairs(truth_N: np.ndarray, predicted_N: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Count wrong predictions by pair of classes: the `most` frequent (truth, predicted, count), frequent ones first.
+
+    Args:
+        truth_N: (N,) true classes.
+        predicted_N: (N,) predicted classes.
+        most: maximum number of pairs.
+
+    Returns:
+        Pairs by falling count; those of equal count by class.
+    """
+    wrong = truth_N != predicted_N
+    pairs, counts = np.unique(np.stack([truth_N[wrong], predicted_N[wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(*map(int, pairs[:, place]), int(counts[place])) for place in order]
+
+
+def compute_class_metrics(hit_RK: np.ndarray, true_RK: np.ndarray, predicted_RK: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute accuracy, balanced accuracy, macro-F1 and MCC from counts per class.
 
     As in scikit-learn, the macro-F1 ignores classes that occur neither in the truth nor in the predictions, the
     balanced accuracy ignores classes that do not occur in the truth, and an undefined MCC is 0.
 
     Args:
-        confusion_RKK: (R, K, K) matrices, indexed by [replicate, truth, predicted].
+        hit_RK: (R, K) correctly predicted labels of each class in each replicate.
+        true_RK: (R, K) true labels.
+        predicted_RK: (R, K) predicted labels.
 
     Returns:
         metric -> (R,) values.
     """
-    confusion = confusion_RKK.astype(np.float64)
-    true, predicted = confusion.sum(2), confusion.sum(1)
-    hit, total = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum((1, 2))
+    total_R = true_RK.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall, f1 = hit / true, 2 * hit / (true + predicted)
-        covariance = hit.sum(1) * total - (true * predicted).sum(1)
-        spread = np.sqrt((total**2 - (true**2).sum(1)) * (total**2 - (predicted**2).sum(1)))
+        recall, f1 = hit_RK / true_RK, 2 * hit_RK / (true_RK + predicted_RK)
+        covariance = hit_RK.sum(1) * total_R - (true_RK * predicted_RK).sum(1)
+        spread = np.sqrt((total_R**2 - (true_RK**2).sum(1)) * (total_R**2 - (predicted_RK**2).sum(1)))
         mcc = np.where(spread > 0, covariance / spread, 0.0)
         return {
-            "accuracy": hit.sum(1) / total,
-            "balanced_accuracy": _masked_mean(recall, true > 0),
-            "macro_f1": _masked_mean(f1, true + predicted > 0),
+            "accuracy": hit_RK.sum(1) / total_R,
+            "balanced_accuracy": _masked_mean(recall, true_RK > 0),
+            "macro_f1": _masked_mean(f1, true_RK + predicted_RK > 0),
             "mcc": mcc,
         }
 
@@ -118,10 +161,17 @@ def _masked_mean(values_RK: np.ndarray, where_RK: np.ndarray) -> np.ndarray:
     return np.where(where_RK, values_RK, 0.0).sum(1) / where_RK.sum(1)
 
 
-def compute_binary_metrics(confusion_RL22: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute F1 of the positive class, MCC and balanced accuracy, (R,) each, as means over L binary labels."""
-    per_label = [compute_class_metrics(confusion_RL22[:, label]) for label in range(confusion_RL22.shape[1])]
-    hits, truly, called = confusion_RL22[:, :, 1, 1], confusion_RL22[:, :, 1].sum(2), confusion_RL22[:, :, :, 1].sum(2)
+def compute_binary_metrics(margins_L3R2: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute F1 of the positive class, MCC and balanced accuracy, (R,) each, as means over L binary labels.
+
+    Args:
+        margins_L3R2: per binary label, the arguments of `compute_class_metrics` for its two classes, 0 and 1.
+
+    Returns:
+        metric -> (R,) values.
+    """
+    per_label = [compute_class_metrics(*margins_3R2) for margins_3R2 in margins_L3R2]
+    hits, truly, called = np.stack(margins_L3R2, axis=2)[..., 1]
     with np.errstate(invalid="ignore", divide="ignore"):
         f1 = np.where(truly + called > 0, 2 * hits / (truly + called), 0.0)
     return {
@@ -136,19 +186,23 @@ def unpack_bits(classes_N: np.ndarray, num_bits: int) -> np.ndarray:
     return (classes_N[:, None] >> np.arange(num_bits)) & 1
 
 
-def compute_per_class(confusion_KK: np.ndarray, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def compute_per_class(
+    truth_N: np.ndarray, predicted_N: np.ndarray, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Compute precision, recall, F1 and support per class; a ratio with denominator 0 is 0."""
-    table = {}
-    for index, label in enumerate(labels):
-        hit, true = float(confusion_KK[index, index]), float(confusion_KK[index].sum())
-        predicted = float(confusion_KK[:, index].sum())
-        table[label] = {
+    hits_K, true_K, predicted_K = (
+        np.bincount(classes, minlength=len(labels)).tolist()
+        for classes in (truth_N[truth_N == predicted_N], truth_N, predicted_N)
+    )
+    return {
+        label: {
             "precision": hit / predicted if predicted else 0.0,
             "recall": hit / true if true else 0.0,
             "f1": 2 * hit / (true + predicted) if true + predicted else 0.0,
-            "support": true,
+            "support": float(true),
         }
-    return table
+        for label, hit, true, predicted in zip(labels, hits_K, true_K, predicted_K, strict=True)
+    }
 
 
 class _Ranking(NamedTuple):
@@ -184,7 +238,9 @@ def _score_value_block(
     columns_XN: np.ndarray,
     gain_N: np.ndarray,
     counts_NR: np.ndarray,
+    exponents: tuple[int, int],
 ) -> dict[str, np.ndarray]:
+    of_truth, of_error = exponents
     total, st, sp, stt, spp, stp, squared = columns_XN @ counts_NR.astype(np.float64)
     num_sampled = counts_NR.sum(0, dtype=np.int64)
     discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, num_sampled.max() + 2)))])
@@ -205,12 +261,12 @@ def _score_value_block(
             sums_GR = ranking.sum_groups(counts_NR * gain_N[:, None])
             gains.append((sums_GR / np.maximum(size_GR, 1) * discount_GR).sum(0))
     rank_product = np.einsum("nr,nr,nr->r", counts_NR, *ranks)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {
             "spearman": rank_product / np.sqrt(np.prod([np.where(s > 0, s, np.nan) for s in rank_squares], axis=0)),
             "pearson": (stp - st * sp / total) / np.sqrt(spread_t * spread_p),
-            "rmse": np.sqrt(squared / total),
-            "r2": 1 - squared / spread_t,
+            "rmse": np.ldexp(np.sqrt(squared / total), of_error),
+            "r2": 1 - np.ldexp(squared / spread_t, 2 * (of_error - of_truth)),
             "ndcg": np.where(gains[0] > 0, gains[1] / gains[0], np.nan),
         }
 
@@ -241,24 +297,43 @@ def build_class_scorer(
     Returns:
         A function from counts (R, P) to metric -> (R,) values; with `num_bits`, all but accuracy are means over labels.
     """
-    confusion_PKK = count_confusions(truth_N, predicted_N, protein_N, num_proteins, num_classes)
-    flat_PX = confusion_PKK.reshape(num_proteins, -1).astype(np.float64)
-    if num_bits:
-        truth_NL, predicted_NL = unpack_bits(truth_N, num_bits), unpack_bits(predicted_N, num_bits)
-        bits_PL22 = np.stack(
-            [count_confusions(truth_NL[:, b], predicted_NL[:, b], protein_N, num_proteins, 2) for b in range(num_bits)],
-            axis=1,
-        )
-        flat_bits_PX = bits_PL22.reshape(num_proteins, -1).astype(np.float64)
+    margins_XP = count_margins(truth_N, predicted_N, protein_N, num_proteins, num_classes)
+    truth_NL, predicted_NL = unpack_bits(truth_N, num_bits), unpack_bits(predicted_N, num_bits)
+    bits_LXP = [
+        count_margins(truth_NL[:, bit], predicted_NL[:, bit], protein_N, num_proteins, 2) for bit in range(num_bits)
+    ]
 
-    def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        counts = counts_RP.astype(np.float64)
-        metrics = compute_class_metrics((counts @ flat_PX).reshape(-1, num_classes, num_classes))
-        if num_bits:
-            metrics |= compute_binary_metrics((counts @ flat_bits_PX).reshape(-1, num_bits, 2, 2))
+    def score_block(counts_PR: np.ndarray) -> dict[str, np.ndarray]:
+        metrics = compute_class_metrics(*_sum_margins(margins_XP, counts_PR))
+        if bits_LXP:
+            metrics |= compute_binary_metrics([_sum_margins(bits_XP, counts_PR) for bits_XP in bits_LXP])
         return metrics
 
+    def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
+        blocks = _split_replicates(counts_RP, max(num_proteins, 3 * num_classes))
+        return _join_blocks([score_block(counts_PR.astype(np.float64)) for counts_PR in blocks])
+
     return score
+
+
+def _sum_margins(margins_XP: csr_matrix, counts_PR: np.ndarray) -> np.ndarray:
+    """Sum the margins over the proteins of each replicate: (3, R, K)."""
+    return np.ascontiguousarray((margins_XP @ counts_PR).reshape(3, -1, counts_PR.shape[1]).transpose(0, 2, 1))
+
+
+def _split_replicates(counts_RP: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
+    """Yield counts (P, R) of blocks of replicates, such that a block of `num_rows` rows fits into the cache.
+
+    Replicates are the last axis, so that sorting and summing access contiguous memory.
+    """
+    step = max(8, BLOCK // max(1, num_rows))
+    for start in range(0, len(counts_RP), step):
+        yield np.ascontiguousarray(counts_RP[start : start + step].T)
+
+
+def _join_blocks(blocks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join the metrics of blocks of replicates."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def build_value_scorer(
@@ -268,6 +343,7 @@ def build_value_scorer(
 
     RMSE is in the target's unit. Correlations with a constant are nan. R2 refers to the mean of the replicate's true
     values. The gains of NDCG are the true values minus their minimum. Ties share their average rank and average gain.
+    Values are divided by a power of two, which is exact, so that no size of values overflows or underflows.
 
     Args:
         truth_N: (N,) true values.
@@ -279,25 +355,37 @@ def build_value_scorer(
     """
     truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
     rankings = _Ranking.from_values(truth), _Ranking.from_values(predicted)
-    t, p = truth - truth.mean(), predicted - predicted.mean()
-    columns_XN = np.stack([np.ones_like(t), t, p, t * t, p * p, t * p, (truth - predicted) ** 2])
-    gain_N = truth - truth.min()
+    of_truth, of_predicted = find_exponent(truth), find_exponent(predicted)
+    of_error = max(of_truth, of_predicted)
+    error = np.ldexp(truth, -of_error) - np.ldexp(predicted, -of_error)
+    # errors that are rounding errors of the values are 0, so that exact predictions have an RMSE of 0
+    error[np.abs(truth - predicted) <= ROUNDED * np.maximum(np.abs(truth), np.abs(predicted))] = 0.0
+    t, p = np.ldexp(truth, -of_truth), np.ldexp(predicted, -of_predicted)
+    gain_N, t, p = t - t.min(), t - t.mean(), p - p.mean()
+    columns_XN = np.stack([np.ones_like(t), t, p, t * t, p * p, t * p, error**2])
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        # Replicates are the last axis, so that sorting and summing access contiguous memory.
-        step = max(8, BLOCK // max(1, len(truth)))
-        blocks = [
-            _score_value_block(
-                rankings, columns_XN, gain_N, np.ascontiguousarray(counts_RP[start : start + step].T)[protein_N]
-            )
-            for start in range(0, len(counts_RP), step)
-        ]
-        return {name: np.concatenate([block[name] for block in blocks]) for name in VALUE_METRICS}
+        blocks = _split_replicates(counts_RP, len(truth))
+        exponents = of_truth, of_error
+        return _join_blocks(
+            [_score_value_block(rankings, columns_XN, gain_N, block[protein_N], exponents) for block in blocks]
+        )
 
     return score
 
 
-def compute_interval(value: float, replicates: np.ndarray) -> Interval:
+def _find_scale(*replicates: np.ndarray, metric: str = "") -> float:
+    """Return the size that rounding errors of replicates are relative to: theirs, and for a metric without a unit 1."""
+    sizes = [float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) for values in replicates]
+    return max(*sizes, 0.0 if metric in HAVE_A_UNIT else 1.0)
+
+
+def _is_constant(replicates: np.ndarray, scale: float) -> bool:
+    """Whether replicates are equal except for rounding errors of numbers of size `scale`."""
+    return bool(np.ptp(replicates) <= ROUNDING * scale)
+
+
+def compute_interval(value: float, replicates: np.ndarray, scale: float | None = None) -> Interval:
     """Compute a 95% percentile interval.
 
     Equal replicates, such as those of a perfect score, carry no information about other proteins, so the ends are nan.
@@ -305,12 +393,15 @@ def compute_interval(value: float, replicates: np.ndarray) -> Interval:
     Args:
         value: the point estimate.
         replicates: (R,) the metric per bootstrap replicate; nan, where it is undefined, is ignored.
+        scale: size of the numbers that the replicates were computed from; replicates that differ by less than its
+            rounding errors are equal. Default: their own size, at least 1.
 
     Returns:
         The value with the ends of its interval, nan if there is none.
     """
     finite = replicates[np.isfinite(replicates)]
-    if not np.isfinite(value) or not finite.size or np.ptp(finite) < ROUNDING:
+    scale = _find_scale(finite) if scale is None else scale
+    if not np.isfinite(value) or not finite.size or _is_constant(finite, scale):
         return Interval(float(value), float("nan"), float("nan"))
     low, high = np.quantile(finite, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(value), float(low), float(high))
@@ -336,7 +427,7 @@ def score_seeds(
         seeds = tuple(float(point[name][0]) for point in points)
         replicates = np.mean([sample[name] for sample in per_seed], axis=0)
         value, num_proteins = float(np.mean(seeds)), counts_RP.shape[1]
-        found = compute_interval(value, replicates)
+        found = compute_interval(value, replicates, _find_scale(replicates, metric=name))
         if name == "accuracy" and not math.isfinite(found.low):
             found = compute_rule_of_three_interval(value, 0.0, 1.0, num_proteins)
         scores[name] = Score(found, seeds, replicates, num_proteins)
@@ -381,7 +472,8 @@ def compute_paired_difference(metric: str, score: Score, other: Score) -> Interv
     """
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     value = sign * (score.interval.value - other.interval.value)
-    found = compute_interval(value, sign * (score.replicates - other.replicates))
+    scale = _find_scale(score.replicates, other.replicates, metric=metric)
+    found = compute_interval(value, sign * (score.replicates - other.replicates), scale)
     if metric == "accuracy" and not math.isfinite(found.low):
         found = compute_rule_of_three_interval(value, -1.0, 1.0, score.num_proteins)
     return found

@@ -20,6 +20,7 @@ from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import build_class_targets
+from esm2kit.tasks.scaling import TargetScale, choose_scale
 
 _SAMPLE_STREAM = 201
 # Residues that adjacent windows of a long protein share.
@@ -75,16 +76,14 @@ class Labels(NamedTuple):
     """Targets of a task in the form that the loss requires.
 
     Args:
-        targets: (N,) int64 classes or float32 values, (value - centre) / spread, or (N, L) binary labels.
+        targets: (N,) int64 classes or float32 values, standardised by `scale`, or (N, L) binary labels.
         weights: same shape or (N,): 1, or class weights.
-        centre: mean of the train values; 0 if the values are not scaled.
-        spread: standard deviation of the train values; 1 if the values are not scaled.
+        scale: mean and standard deviation of the train values; 0 and 1 if the values are not scaled.
     """
 
     targets: Tensor
     weights: Tensor
-    centre: float = 0.0
-    spread: float = 1.0
+    scale: TargetScale = TargetScale()
 
 
 def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> Labels:
@@ -97,13 +96,15 @@ def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> La
 
     Returns:
         Targets and weights, one per protein or residue.
+
+    Raises:
+        InputError: the values are not scaled and exceed the range or the precision of float32.
     """
     train = data.target_rows("train")
     if data.task.target == "value":
-        values = data.targets[train]
-        centre, spread = (float(values.mean()), float(values.std()) or 1.0) if scale_targets else (0.0, 1.0)
-        scaled = torch.from_numpy((data.targets - centre) / spread).float()
-        return Labels(scaled, torch.ones(len(scaled)), centre, spread)
+        scale = choose_scale(data.targets[train], scale_targets)
+        scaled = torch.from_numpy(scale.standardise(data.targets)).float()
+        return Labels(scaled, torch.ones(len(scaled)), scale)
     targets = build_class_targets(data.targets, data.task)
     if not class_weights:
         return Labels(targets, torch.ones(targets.shape))

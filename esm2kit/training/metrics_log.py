@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.files import atomic_path
 from esm2kit.core.hardware import matmul_rate, read_memory_use, return_freed_memory
+from esm2kit.core.numbers import format_decimals
 from esm2kit.training.precision import matmul_dtype
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ class TrainingLog(Callback):
             share = (now - self.started) / max(now - self.started - self.validating, 1e-9)
             left = seconds / updates * (end - module.step) * share
             logger.info(
-                "update %d/%d  loss %.4f  lr %.2e  %s tokens/s%s%s  %s left",
-                *(module.step, end, update["train_loss"], update["lr"], f"{tokens / seconds:,.0f}"),
+                "update %d/%d  loss %s  lr %.2e  %s tokens/s%s%s  %s left",
+                *(module.step, end, format_decimals(update["train_loss"]), update["lr"], f"{tokens / seconds:,.0f}"),
                 f"  MFU {flops / seconds / self.peak_flops:.0%}" if self.flops and self.peak_flops else "",
                 f"  {read_memory_use(module.device, peak=True) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
@@ -125,8 +126,12 @@ class TrainingLog(Callback):
         """Write a row with the validation metrics and log them."""
         metrics = module.last_validation
         self._append(trainer, module.step, metrics)
-        message = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        baseline = "" if self.unigram_perplexity is None else f"  (unigram baseline {self.unigram_perplexity:.4f})"
+        message = "  ".join(f"{name} {format_decimals(value)}" for name, value in metrics.items())
+        baseline = (
+            ""
+            if self.unigram_perplexity is None
+            else f"  (unigram baseline {format_decimals(self.unigram_perplexity)})"
+        )
         logger.info("update %d  %s%s", module.step, message, baseline)
         # validation does not count as training time
         seconds = time.monotonic() - self.validation_started

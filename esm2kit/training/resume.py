@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, check_output_folder, hold_lock, to_json
+from esm2kit.core.numbers import format_decimals
 from esm2kit.core.process_group import gather_strings
 from esm2kit.core.processes import STOP_SIGNALS, rank
 from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
@@ -303,7 +304,7 @@ class CheckpointWriter(Callback):
 
     def _retain(self, step: int, val_loss: float) -> None:
         if self.save_top_k:
-            _link(self.last, self.folder / f"step={step:07d}-val_loss={val_loss:.4f}.safetensors")
+            _link(self.last, self.folder / f"step={step:07d}-val_loss={format_decimals(val_loss)}.safetensors")
             for _, path in sorted(self._list_retained())[self.save_top_k :]:
                 path.unlink()
 

@@ -16,6 +16,7 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.scaling import TargetScale
 
 # Alphabet of FLIP's one-hot encoding. Other letters (B, Z, O) are encoded as zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
@@ -79,7 +80,7 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     """Predict the mean or the majority class of train for every target."""
     y = data.targets[data.target_rows("train")]
     if data.task.target == "value":
-        constant, note = float(y.mean()), "predicts the mean of the training set"
+        constant, note = TargetScale.from_values(y).centre, "predicts the mean of the training set"
     elif data.task.binary_labels:
         bits = unpack_bits(y, len(data.task.binary_labels))
         constant = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
@@ -163,9 +164,13 @@ def _fit_one_hot_ridge(data: TaskData) -> Baseline:
     features = encode_one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
     test, validation = data.rows("test"), data.rows("validation")
-    kind = Ridge if data.task.target == "value" else RidgeClassifier
-    model = kind(alpha=1.0, solver="lsqr", tol=1e-4).fit(features[fit], data.targets[fit])
-    fitted = Fitted(model.predict(features[test])[None], model.predict(features[validation])[None])
+    value = data.task.target == "value"
+    kind = Ridge if value else RidgeClassifier
+    scale = TargetScale.from_values(data.targets[fit]) if value else TargetScale()
+    y = scale.standardise(data.targets[fit]) if value else data.targets[fit]
+    model = kind(alpha=1.0, solver="lsqr", tol=1e-4).fit(features[fit], y)
+    found = (model.predict(features[rows])[None] for rows in (test, validation))
+    fitted = Fitted(*(scale.restore(predicted) if value else predicted for predicted in found))
     return Baseline("onehot_ridge", fitted, "FLIP 2021: ridge on one-hot sequences, alpha 1, train and validation")
 
 

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_decimals
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
+from esm2kit.tasks.scaling import TargetScale
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +164,9 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
     letters = torch.from_numpy(windows.letters_UK)
     y_train = data.targets[data.rows("train")]
     value = data.task.target == "value"
-    centre, spread = (float(y_train.mean()), float(y_train.std()) or 1.0) if value else (0.0, 1.0)
+    scale = TargetScale.from_values(y_train) if value else TargetScale()
     targets = (
-        torch.from_numpy((data.targets - centre) / spread).float()
+        torch.from_numpy(scale.standardise(data.targets)).float()
         if value
         else build_class_targets(data.targets, data.task)
     )
@@ -221,16 +223,16 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
             if time.perf_counter() - last_logged > SECONDS_BETWEEN_LINES:
                 last_logged = time.perf_counter()
                 logger.info(
-                    "one-hot CNN: seed %d, epoch %d of at most %d, validation loss %.4f",
+                    "one-hot CNN: seed %d, epoch %d of at most %d, validation loss %s",
                     seed,
                     epoch,
                     config.epochs,
-                    held,
+                    format_decimals(held),
                 )
         model.load_state_dict(kept)
         for sink, set_name in ((tests, "test"), (validations, "validation")):
             decided = decode_outputs(predict(model, set_name), data.task).numpy()
-            sink.append(decided.astype(np.float64) * spread + centre if value else decided)
+            sink.append(scale.restore(decided) if value else decided)
         epochs.append(best_epoch)
         history["train_loss"].append([train for train, _ in curves])
         history["validation_loss"].append([held for _, held in curves])

@@ -19,6 +19,8 @@ from esm2kit.tasks.task import Task
 
 NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
 BYTES_PER_READ = 1 << 20
+# A column is constant if its standard deviation is below this share of its mean, the rounding error of float32.
+CONSTANT = 2.0**-24
 
 
 class FileRows:
@@ -260,5 +262,5 @@ def compute_column_moments(blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         mean_D = mean_D + delta * size / (count + size)
         count += size
     scale_D = (squares_D / count).sqrt()
-    scale_D[scale_D < 1e-8] = 1.0
-    return mean_D.float(), scale_D.float()
+    scale_D[scale_D <= CONSTANT * mean_D.abs()] = 1.0
+    return mean_D.float(), scale_D.clamp_min(torch.finfo(torch.float32).tiny).float()

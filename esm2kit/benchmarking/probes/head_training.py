@@ -14,9 +14,11 @@ from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
+from esm2kit.tasks.scaling import choose_scale
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,8 @@ class _BatchReader:
         if self.task.target == "class":
             self.targets = build_class_targets(targets.packed, self.task).to(device)
         else:
-            y = targets.packed[targets.rows("train")]
-            self.centre, self.spread = (float(y.mean()), float(y.std()) or 1.0) if config.scale_targets else (0.0, 1.0)
-            self.targets = torch.from_numpy((targets.packed - self.centre) / self.spread).float().to(device)
+            self.scale = choose_scale(targets.packed[targets.rows("train")], config.scale_targets)
+            self.targets = torch.from_numpy(self.scale.standardise(targets.packed)).float().to(device)
         self.scored = targets.scored
         self.num_scored = np.diff(np.concatenate([[0], np.cumsum(targets.scored)])[targets.offsets])
         self.buffer_ND = torch.empty(0, features.width)
@@ -135,7 +136,7 @@ def _predict(rows: _BatchReader, model: SeededHead, set_name: str) -> tuple[np.n
             decided.append(decode_outputs(outputs, rows.task))
     predicted = torch.cat(decided, dim=1).cpu().numpy()
     if rows.task.target == "value":
-        predicted = predicted.astype(np.float64) * rows.spread + rows.centre
+        predicted = rows.scale.restore(predicted)
     return predicted, total / count
 
 
@@ -188,7 +189,7 @@ def fit_head(
         if not running.any():
             break
         may_stop = "" if config.patience is None else ", with early stopping"
-        progress.update(epoch, f"validation loss {float(loss_S.mean()):.4f}{may_stop}")
+        progress.update(epoch, f"validation loss {format_decimals(float(loss_S.mean()))}{may_stop}")
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
+from esm2kit.benchmarking.probes.features import (
+    CONSTANT,
+    Features,
+    Fitted,
+    ProbeTargets,
+    compute_column_moments,
+    read_blocks,
+)
+from esm2kit.core.numbers import format_decimals
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
+from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -57,13 +66,15 @@ def _sum_moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Ten
 def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     """Fit ridge regression on z-scored features; one eigendecomposition serves all penalties."""
     train, validation = targets.rows("train"), targets.rows("validation")
-    y_train, y_validation = (torch.from_numpy(targets.packed[rows]).double() for rows in (train, validation))
+    # the error below is a difference of sums of squares, exact only for values around 0
+    scale = TargetScale.from_values(targets.packed[train])
+    y_train, y_validation = (torch.from_numpy(scale.standardise(targets.packed[rows])) for rows in (train, validation))
     shift_D = next(read_blocks(features, train))[1].double().mean(0)
     fit = _sum_moments(features, train, y_train, shift_D)
     mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
     covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
     scale_D = (covariance_DD.diagonal() / fit.count).clamp_min(0).sqrt()
-    scale_D[scale_D < 1e-12] = 1.0
+    scale_D[scale_D <= CONSTANT * (shift_D + mean_D).abs()] = 1.0
     xy_D = (fit.xy_D - fit.count * mean_D * y_mean) / scale_D
     eigenvalues, vectors = torch.linalg.eigh(covariance_DD / scale_D / scale_D[:, None])
     held = _sum_moments(features, validation, y_validation, shift_D)
@@ -80,15 +91,15 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
         if best is None or error < best[0]:
             best = (error, penalty, torch.cat([weights_D, torch.tensor([bias], dtype=torch.float64)]))
     error, penalty, weights = best
-    spread = math.sqrt(max(error, 0.0) / held.count)
-    logger.info("ridge: penalty %.3g is best, validation RMSE %.4f", penalty, spread)
+    rmse = math.sqrt(max(error, 0.0) / held.count) * scale.spread
+    logger.info("ridge: penalty %.3g is best, validation RMSE %s", penalty, format_decimals(rmse))
 
     def predict(set_name: str) -> np.ndarray:
         rows = targets.rows(set_name)
         out = np.empty(len(rows))
         for where, block in read_blocks(features, rows):
             out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
-        return out[None]
+        return scale.restore(out)[None]
 
     return Fitted(predict("test"), predict("validation"), selected={"penalty_per_row": penalty})
 
@@ -157,7 +168,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
             logged = time.monotonic()
             logger.info("logistic: %d of at most %d penalties, %g is best so far", tried, len(LOGISTIC_GRID), penalty)
     held, penalty, flat = best
-    logger.info("logistic: penalty %.3g is best, validation loss %.4f", penalty, held)
+    logger.info("logistic: penalty %.3g is best, validation loss %s", penalty, format_decimals(held))
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
 
     def predict(set_name: str) -> np.ndarray:
