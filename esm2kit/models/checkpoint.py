@@ -247,6 +247,8 @@ def check_file_size(config: ESM2Config, files: Sequence[Path]) -> None:
     Raises:
         InputError: the configuration has more than 1,000 parameters per byte. Readers report truncated files.
     """
+    for file in files:
+        check_git_lfs(Path(file))
     size = sum(Path(file).stat().st_size for file in files)
     if config.num_parameters > 1000 * size:
         raise InputError(

@@ -64,14 +64,16 @@ def compute_masked_log_probs(model: ESM2, sequence: str, every: int = MASK_STRID
     Raises:
         InputError: the model has no LM head.
     """
-    check_lm_head(model.config)
     batch_size = min(every, len(sequence))
     tokens_BT = tokenize([sequence] * batch_size)
     position_T = torch.arange(len(sequence))
     tokens_BT[position_T % batch_size, position_T + 1] = MASK_IDX
     device = next(model.parameters()).device
     with torch.inference_mode():
-        logits_TV = model(tokens_BT.to(device))["logits"][position_T % batch_size, position_T + 1]
+        found = model(tokens_BT.to(device))
+        if "logits" not in found:
+            check_lm_head(model.config)
+        logits_TV = found["logits"][position_T % batch_size, position_T + 1]
         return logits_TV.float().log_softmax(-1).cpu().numpy()
 
 

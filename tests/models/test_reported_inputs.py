@@ -166,6 +166,12 @@ def test_git_lfs_pointers_are_named_in_every_file(tmp_path: Path, model: ESM2) -
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with refused("file.git-lfs", path=folder / "b.safetensors"):
         load_model(folder)
+    # also where the pointer is too small for the configuration
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").write_bytes(POINTER)
+    (folder / "config.json").write_text(json.dumps(build_hf_config(ESM2Config(4, 128, 4))))
+    with refused("file.git-lfs", path=folder / "model.safetensors"):
+        load_model(folder)
     for name in ("esm2_a.pt", "own.safetensors", "last.ckpt"):
         (tmp_path / name).write_bytes(POINTER)
         with refused("file.git-lfs", path=tmp_path / name):
