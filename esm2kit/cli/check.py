@@ -43,7 +43,7 @@ def check(config: CheckConfig) -> str:
 
     Raises:
         InputError: the path does not exist, nothing in it has a checksum, or files are damaged; the message names the
-            first ones, and each is logged.
+            first ones.
     """
     root = Path(config.path)
     if not root.exists():
@@ -61,7 +61,6 @@ def check(config: CheckConfig) -> str:
             logger.info("%s: correct", path)
         except InputError as error:
             damaged.append(str(error))
-            logger.info("%s", error)
     if damaged:
         more = f" and {len(damaged) - MAX_SHOWN} more" if damaged[MAX_SHOWN:] else ""
         raise InputError(
@@ -76,7 +75,7 @@ def check(config: CheckConfig) -> str:
             code="check.nothing",
             path=root,
         )
-    other = f"; {num_other} other files have no checksum" if num_other else ""
+    other = f"; {num_other} other files have no checksum of their own" if num_other else ""
     return f"{num_files} files ({num_bytes / 1e6:,.1f} MB) agree with their checksums{other}"
 
 

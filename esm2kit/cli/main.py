@@ -169,7 +169,7 @@ def _run(name: str, arguments: list[str]) -> int:
             launch.replace_with_torchrun(name, config)
     result = import_object(stage.function)(config)
     summary = summarise(result, sys.stdout.isatty())
-    if summary:
+    if summary and not rank():  # every process of a torchrun or srun job has the result
         print(summary)
     return 0
 

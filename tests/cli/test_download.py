@@ -47,3 +47,12 @@ def test_without_a_name_it_lists_models_and_tasks(tmp_path: Path, capsys: pytest
     assert [line for line in lines if line.endswith("downloaded")] == [
         line for line in lines if line.split()[0] == "gb1"
     ]
+
+
+@pytest.mark.parametrize(("rank", "is_printed"), [(0, True), (1, False)])
+def test_only_rank_0_prints_the_result(
+    rank: int, is_printed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("esm2kit.cli.main.rank", lambda: rank)
+    assert main(["download", "--data_dir", str(tmp_path)]) == 0
+    assert bool(capsys.readouterr().out) == is_printed
