@@ -460,7 +460,7 @@ def observe(kind: Kind, folder: Path) -> tuple[str, str]:
     return outcome, message
 
 
-def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
+def _run_trials(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
     """Run the trials, one kind after the other in turns.
 
     Args:
@@ -469,9 +469,6 @@ def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) ->
         seed: of the damage.
         seconds: after this time no trial starts.
     """
-    logging.disable(logging.CRITICAL)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
     generator, began = random.Random(seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="damage_") as root:
         base, undamaged = {}, {}
@@ -498,6 +495,18 @@ def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) ->
                 outcome = "harmless" if message == undamaged[kind.name][1] else "different"
             yield Trial(kind.name, f"{path.relative_to(work)}: {done}", outcome, message)
             shutil.rmtree(work, ignore_errors=True)
+
+
+def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
+    """Run the trials as `_run_trials` does, without log lines and warnings; their settings are restored at the end."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            torch.set_num_threads(1)
+            yield from _run_trials(kinds, trials, seed, seconds)
+    finally:
+        logging.disable(disabled)
 
 
 def main() -> int:
