@@ -15,9 +15,9 @@ from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
 from esm2kit.benchmarking.scores import build_scorers
-from esm2kit.core.checksums import raise_damaged, read_npz
+from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, check_output_folder, to_json, write_json
+from esm2kit.core.files import atomic_path, check_output_folder, to_json
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
 
@@ -118,7 +118,7 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
     found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
-    write_json(out_dir / "comparison.json", _to_json(found))
+    write_sealed_json(out_dir / "comparison.json", _to_json(found))
     with atomic_path(found.html) as part:
         part.write_text(_render_comparison(found), encoding="utf-8")
     return found

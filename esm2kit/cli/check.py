@@ -8,6 +8,7 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_paths
+from esm2kit.sequences.dataset import MANIFEST
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 10
@@ -18,7 +19,7 @@ CHECKPOINT_NAMES = ("last.", "step=", "finetuned.")
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check files against their checksums: datasets, checkpoints, embeddings, reports and predictions.
+    """Check files against their checksums: datasets, checkpoints, embeddings and reports with their predictions.
 
     Nothing is changed. Files of other programs have no checksum of esm2kit and are only counted.
 
@@ -48,16 +49,20 @@ def check(config: CheckConfig) -> str:
     root = Path(config.path)
     if not root.exists():
         raise InputError(f"{root} does not exist. Check the path.", code="check.absent", path=root)
-    num_files = num_bytes = num_other = 0
+    num_files = num_bytes = 0
     damaged: list[str] = []
+    others: set[Path] = set()
+    covered: set[Path] = set()  # by the manifest of a dataset
     for path in _list_files(root):
         checker = _find_checker(path)
         if checker is None:
-            num_other += 1
+            others.add(path)
             continue
         num_files, num_bytes = num_files + 1, num_bytes + path.stat().st_size
         try:
-            checker(path)
+            result = checker(path)
+            if isinstance(result, dict) and path.name == MANIFEST:
+                covered |= {path.with_name(name) for name in result.get("files", ())}
             logger.info("%s: correct", path)
         except InputError as error:
             damaged.append(str(error))
@@ -75,6 +80,9 @@ def check(config: CheckConfig) -> str:
             code="check.nothing",
             path=root,
         )
+    num_files += len(covered)
+    num_bytes += sum(path.stat().st_size for path in covered)
+    num_other = len(others - covered)
     other = f"; {num_other} other files have no checksum of their own" if num_other else ""
     return f"{num_files} files ({num_bytes / 1e6:,.1f} MB) agree with their checksums{other}"
 
@@ -92,7 +100,7 @@ def _find_checker(path: Path) -> Callable[[Path], object] | None:
     from esm2kit.embedding.hdf5 import EmbeddingReader
     from esm2kit.embedding.seal import has_seal
     from esm2kit.models.checkpoint import read_checkpoint
-    from esm2kit.sequences.dataset import MANIFEST, check_dataset
+    from esm2kit.sequences.dataset import check_dataset
 
     def check_embeddings(path: Path) -> None:
         with EmbeddingReader(path) as reader:
@@ -113,6 +121,6 @@ def _find_checker(path: Path) -> Callable[[Path], object] | None:
     try:
         sealed = SEAL in json.loads(path.read_bytes())
     except (ValueError, RecursionError, TypeError):
-        # every JSON file that esm2kit writes has a checksum, so one that cannot be parsed may be one of them
+        # nearly every JSON file that esm2kit writes has a checksum, so one that cannot be parsed may be one of them
         sealed = True
     return (lambda path: read_sealed_json(path, "create it again")) if sealed else None

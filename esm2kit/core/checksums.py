@@ -105,9 +105,9 @@ def log_check(path: Path, num_bytes: int) -> None:
         logger.info("checking %s (%.1f GB)", path, num_bytes / 1e9)
 
 
-def describe_blocks(wrong: np.ndarray, block_bytes: int, num_bytes: int) -> str:
+def describe_blocks(wrong: np.ndarray, block_bytes: int, num_bytes: int, first_byte: int = 0) -> str:
     """Describe where a file differs from its checksums."""
-    start = int(wrong[0]) * block_bytes
+    start = first_byte + int(wrong[0]) * block_bytes
     stop = min(start + block_bytes, num_bytes)
     more = f" and in {wrong.size - 1} other blocks" if wrong.size > 1 else ""
     return f"its content differs from its checksum between bytes {start:,} and {stop:,}{more}"

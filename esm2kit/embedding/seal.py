@@ -186,7 +186,7 @@ class Seal:
                 wrong = list(pool.map(self._find_wrong, parts))
         found = np.concatenate(wrong) if wrong else blocks
         if found.size:
-            place = describe_blocks(found, self.block_bytes, self.num_bytes - self.first_byte)
+            place = describe_blocks(found, self.block_bytes, self.num_bytes, self.first_byte)
             raise_damaged(self.path, place, REMEDY)
         self.checked[blocks] = True
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import compute_column_moments
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import hold_lock, write_json
+from esm2kit.core.files import hold_lock
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import FinetuneConfig, resolve_defaults
@@ -118,7 +119,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         logger.info("wrote %s", ", ".join(map(str, models)))
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
-    write_json(out_dir / "finetune.json", result | {"provenance": manifest})
+    write_sealed_json(out_dir / "finetune.json", result | {"provenance": manifest})
     return result
 
 

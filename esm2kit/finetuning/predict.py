@@ -14,8 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json, write_json
+from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
@@ -76,7 +77,7 @@ def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Pat
                 write(record, values)
             progress.update(progress.done + len(block))
     path = out.with_name(f"{out.name}.json")
-    write_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
+    write_sealed_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
     logger.info("wrote %s: %d proteins in %.1f s", out, progress.done, time.monotonic() - started)
     return {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
 

@@ -207,15 +207,14 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
             code="output.other-files",
             path=path,
         )
-    if config.overwrite:  # a damaged dataset is replaced, also one from the same inputs and settings
-        try:
-            manifest = check_dataset(out_dir)
-        except InputError as error:
-            logger.warning("%s", error)
-            _remove_outputs(out_dir, existed=True)
-            return None
-    else:
+    try:
         manifest = check_dataset(out_dir)
+    except InputError as error:
+        if not config.overwrite:
+            raise
+        logger.warning("%s", error)
+        _remove_outputs(out_dir, existed=True)
+        return None
     difference = _find_difference(manifest, config, inputs)
     if difference is None:
         return manifest

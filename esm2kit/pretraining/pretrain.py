@@ -24,7 +24,6 @@ from esm2kit.pretraining.config import PretrainConfig, lr_at
 from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.training_set import TrainingSet
-from esm2kit.sequences.dataset import check_dataset
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.training.layout import is_sharded
@@ -170,9 +169,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def _pretrain(config: PretrainConfig) -> dict[str, Any]:
     layout, out_dir = config.layout, Path(config.out_dir)
-    dataset = TrainingSet.open(config.data)
-    if local_rank() == 0:  # once per node: training itself would not detect a damaged sequence
-        check_dataset(dataset.folder)
+    # every byte once per node: training would not notice a damaged sequence
+    dataset = TrainingSet.open(config.data, every_byte=local_rank() == 0)
     unigram_perplexity = dataset.unigram.perplexity
     task = _downstream_task(config)
     manifest = build_provenance("pretrain", config, {"data": dataset.fingerprint})

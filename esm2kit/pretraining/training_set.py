@@ -50,11 +50,12 @@ class TrainingSet:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> "TrainingSet":
+    def open(cls, folder: Path, every_byte: bool = False) -> "TrainingSet":
         """Open a dataset.
 
         Args:
             folder: A finished output folder of `esm2kit preprocess`.
+            every_byte: Compare also large files completely with their checksums, see `check_dataset`.
 
         Returns:
             The opened dataset.
@@ -73,7 +74,7 @@ class TrainingSet:
             raise InputError(
                 f"{folder} does not exist. Create it with `esm2kit preprocess`.", code="dataset.missing", path=folder
             )
-        manifest = check_dataset(folder, every_byte=False)
+        manifest = check_dataset(folder, every_byte)
         return cls(folder, SequenceStore.open(folder / "train.arrow"), ClusterIndex.open(folder), manifest)
 
     @cached_property

@@ -4,7 +4,6 @@ A Jupyter kernel cannot join a process group, and a crash in training must not e
 starts torchrun for several devices. On several nodes the user starts `esm2kit` with torchrun or SLURM instead.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error
 from esm2kit.core.files import atomic_path, to_json
 from esm2kit.core.processes import SRUN, TORCHRUN
@@ -89,7 +89,7 @@ def train(
             stage=stage,
             exit_code=code,
         )
-    return json.loads((Path(config.out_dir) / f"{stage}.json").read_text())
+    return read_sealed_json(Path(config.out_dir) / f"{stage}.json", "train again")
 
 
 def stop_worker(worker: subprocess.Popen, on_line: Callable[[str], None] = print) -> None:

@@ -31,6 +31,10 @@ def test_undamaged_files_are_counted(artefacts: Path, capsys: pytest.CaptureFixt
     assert main(["check", str(artefacts)]) == 0
     assert "agree with their checksums" in capsys.readouterr().out
     assert check(CheckConfig(artefacts / "model")).startswith("1 files (0.1 MB) agree with their checksums")
+    names = {path.name for path in (artefacts / "dataset" / "data").iterdir()}
+    summary = check(CheckConfig(artefacts / "dataset" / "data"))
+    assert summary.startswith(f"{len(names)} files (")
+    assert "other files" not in summary, "the manifest has the checksums of all files"
 
 
 @pytest.mark.parametrize(
