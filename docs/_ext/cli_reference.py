@@ -48,7 +48,7 @@ def option(field: dataclasses.Field, hint: Any, text: str) -> str:
 def groups(config: type) -> dict[str, list[dataclasses.Field]]:
     """Heading -> options: the required ones, the stage's own, and those of a configuration that stages share."""
     found: dict[str, list[dataclasses.Field]] = {"Required": [], "Options": []}
-    bases = [base for base in config.__mro__[1:] if dataclasses.is_dataclass(base)]
+    bases = [base for base in config.__mro__[1:] if base.__name__ == "TrainingConfig"]
     for field in dataclasses.fields(config):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         shared = any(field.name in base.__annotations__ for base in bases)

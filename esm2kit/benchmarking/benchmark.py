@@ -31,11 +31,12 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.provenance import build_provenance
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import TaskData, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.published import PUBLISHED
+from esm2kit.tasks.tables import format_column_name
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -60,31 +61,15 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     check_output_folder(out_dir)
-    if config.tasks is None:
+    if config.tasks is None and len(config.target or []) < 2:
         folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
-    if config.split is not None:
-        raise InputError(
-            f"split {config.split!r} cannot be combined with tasks: use task for a single task, or omit split",
-            code="benchmark.split",
-            split=config.split,
-        )
-    if config.tasks.strip() == "all":
-        names = list_downloadable_tasks(Path(config.data_dir))
-    else:
-        names = [name.strip() for name in config.tasks.split(",")]
-    folders = [Path(name).stem for name in names]
-    if len(set(folders)) < len(folders):
-        raise InputError(
-            f"tasks {config.tasks!r}: two tasks have the same name and would share a folder. Run them separately.",
-            code="benchmark.same-name",
-            tasks=names,
-        )
+    runs = _list_runs(config, out_dir)
     reports, failed = [], {}
-    for number, name in enumerate(names, 1):
-        logger.info("task %d of %d: %s", number, len(names), name)
+    for number, (name, run) in enumerate(runs.items(), 1):
+        logger.info("task %d of %d: %s", number, len(runs), name)
         try:
-            reports.append(_run_task(replace(config, task=name, tasks=None, out_dir=out_dir / Path(name).stem)))
+            reports.append(_run_task(run))
         except InputError as error:
             failed[name] = error
             logger.warning("%s: %s", name, error)
@@ -94,7 +79,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     result = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
     if failed:
         raise InputError(
-            f"{len(reports)} of {len(names)} tasks finished ({result.html}); failed: {errors}",
+            f"{len(reports)} of {len(runs)} tasks finished ({result.html}); failed: {errors}",
             code="benchmark.some-failed",
             failed=failed,
             done=len(reports),
@@ -102,12 +87,47 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     return result
 
 
+def _list_runs(config: BenchmarkConfig, out_dir: Path) -> dict[str, BenchmarkConfig]:
+    """List the runs for several tasks, or for several targets of one task.
+
+    Returns:
+        Name of the task or target -> configuration.
+
+    Raises:
+        InputError: A split is combined with several tasks, or two runs would share a folder.
+    """
+    if config.tasks is None:
+        folders = {target: format_column_name(target) for target in config.target}
+        runs = {name: replace(config, target=name, out_dir=out_dir / folder) for name, folder in folders.items()}
+    elif config.split is not None:
+        raise InputError(
+            f"split {config.split!r} cannot be combined with tasks: use task for a single task, or omit split",
+            code="benchmark.split",
+            split=config.split,
+        )
+    else:
+        every = config.tasks.strip() == "all"
+        names = list_downloadable_tasks(Path(config.data_dir)) if every else config.tasks.split(",")
+        folders = {name.strip(): Path(name.strip()).stem for name in names}
+        runs = {
+            name: replace(config, task=name, tasks=None, out_dir=out_dir / folder) for name, folder in folders.items()
+        }
+    if len(set(folders.values())) < len(folders):
+        raise InputError(
+            f"{', '.join(map(repr, folders))}: two of them have the same name and would share a folder. Run them "
+            "separately.",
+            code="benchmark.same-name",
+            tasks=list(folders),
+        )
+    return runs
+
+
 def _run_task(config: BenchmarkConfig) -> Report:
     """Load one task, compute its features, score all models and write the report."""
     start = time.perf_counter()
     if config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
-    data = load_task(config.task, config.split, Path(config.data_dir), config.target, config.level)
+    data = load_task_of(config)
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding

@@ -7,24 +7,16 @@ from typing import Literal
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.paths import expand_paths
-from esm2kit.tasks.task import Level, Target
+from esm2kit.tasks.config import TaskConfig, resolve_target
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(TaskConfig):
     """Score embeddings on a labelled task with a probe, an untrained model and simple baselines.
 
     Args:
-        task: FLIP task, or the name or path of your own task (a folder or file in one of FLIP's formats).
         tasks: Several tasks separated by commas, or "all" for every available FLIP task. Replaces task. Each task
             gets a folder in out_dir, and a comparison page covers all of them.
-        split: Split of the task. Default: FLIP's default split.
-        data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
-        download: Download a FLIP task that is missing from data_dir.
-        target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
-            both are possible.
-        level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
-            of the sequences. Set it for your own task if both are possible.
         model: Model that computes the embeddings: an official name, a fair-esm .pt file, a Hugging Face folder or an
             esm2kit checkpoint.
         embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
@@ -48,13 +40,7 @@ class BenchmarkConfig:
             settings is moved to the subfolder earlier.
     """
 
-    task: str = "secondary_structure"
     tasks: str | None = None
-    split: str | None = None
-    data_dir: Path = Path("flip")
-    download: bool = True
-    target: Target | None = None
-    level: Level | None = None
     model: str | None = "esm2_t6_8M_UR50D"
     embeddings: Path | None = None
     hiddens: Path | None = None
@@ -75,6 +61,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         check_choices(self)
+        resolve_target(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be one or more different integers, found {self.seeds}",

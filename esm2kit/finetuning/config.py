@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import LORA_TARGETS, ESM2Config
-from esm2kit.tasks.task import Level, Target, Task
-from esm2kit.training.config import FREE, TrainingConfig, TrainingPrecision
+from esm2kit.tasks.config import TaskConfig, resolve_target
+from esm2kit.tasks.task import Task
+from esm2kit.training.config import TrainingConfig, TrainingPrecision
 from esm2kit.training.schedule import Decay, compute_lr
 
 HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
@@ -29,21 +31,13 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(TrainingConfig, TaskConfig):
     """Fine-tune an ESM-2 with a head on a labelled task.
 
     Most runs set only task, data_dir, model, mode and out_dir, and then epochs, lr, patience and seeds. Some defaults
     depend on the preset. The value of preset esm2kit comes first, that of preset schmirler follows in brackets.
 
     Args:
-        task: FLIP task, or the name or path of your own task (a folder or file in one of FLIP's formats).
-        split: Split of the task. Default: FLIP's default split.
-        data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
-        download: Download a FLIP task that is missing from data_dir.
-        target: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task if
-            both are possible.
-        level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
-            of the sequences. Set it for your own task if both are possible.
         out_dir: Folder for checkpoints, metrics.csv, finetuned.safetensors, predictions and the report.
         model: Pretrained model: an official name, a fair-esm .pt file, a Hugging Face folder or an esm2kit checkpoint.
         untrained_seed: Start from random weights with this seed instead of pretrained weights. Default: pretrained.
@@ -95,12 +89,6 @@ class FinetuneConfig(TrainingConfig):
         export_hf: Also write the result as a Hugging Face folder. Requires head hf.
     """
 
-    task: str = "secondary_structure"
-    split: str | None = None
-    data_dir: Path = field(default=Path("flip"), metadata=FREE)
-    download: bool = field(default=True, metadata=FREE)
-    target: Target | None = None
-    level: Level | None = None
     model: str = "esm2_t6_8M_UR50D"
     untrained_seed: int | None = None
     head_from: Path | None = None
@@ -133,6 +121,7 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        resolve_target(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be one or more different integers, found {self.seeds}",

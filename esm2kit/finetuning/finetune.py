@@ -28,7 +28,7 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.models.load import load_model
 from esm2kit.models.lora import add_lora, load_adapters, weights_sha256
 from esm2kit.models.pooling import pool_rows
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import TaskData, load_task_of
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
@@ -90,7 +90,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         out_dir.mkdir(parents=True, exist_ok=True)
         with hold_lock(out_dir / ".download.lock", None):  # one rank downloads while the others wait
             download_flip(config.task, Path(config.data_dir), config.split)
-    data = load_task(config.task, config.split, Path(config.data_dir), config.target, config.level)
+    data = load_task_of(config)
     if config.limit is not None:
         data = data.limit_proteins(config.limit)
     runs: list[SeedRun] = []

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_range, suggest_name
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.training.config import FREE, TrainingConfig
+from esm2kit.training.config import TrainingConfig
 from esm2kit.training.schedule import compute_lr
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
+from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.tables import format_column_name, split_unit
 from esm2kit.tasks.task import Level, Split, Target, Task
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,12 @@ def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: 
 
 
 def load_task(
-    task: str, split: str | None, data_dir: Path, target: Target | None = None, level: Level | None = None
+    task: str,
+    split: str | None,
+    data_dir: Path,
+    target_type: Target | None = None,
+    level: Level | None = None,
+    target: str | None = None,
 ) -> TaskData:
     """Read and check one split of a task.
 
@@ -160,8 +167,9 @@ def load_task(
         task: FLIP task (its files are in `<data_dir>/<task>/`), or name or path of a custom task's folder or file.
         split: name of the split. None selects FLIP's default, or the only split of a custom task.
         data_dir: folder that contains the task folders.
-        target: "class" or "value" for a custom task. None infers it from the targets.
+        target_type: "class" or "value" for a custom task. None infers it from the targets.
         level: "protein" or "residue" for a custom task. None infers it from the targets.
+        target: column, or header field, of the targets of a custom task. None is the one named target.
 
     Returns:
         The checked task, with notes on what was inferred where another reading is possible.
@@ -172,7 +180,7 @@ def load_task(
     task, data_dir = str(expand_path(task)), expand_path(data_dir)
     spec, file = TASKS.get(task), None
     if spec is not None:
-        _check_options(spec, target, level)
+        _check_options(spec, target_type, level, target)
         split = find_split(spec, split)
         folder = data_dir / task
         if not folder.is_dir():
@@ -184,12 +192,14 @@ def load_task(
             )
     else:
         folder, split, file = find_custom_task(task, split, data_dir)
-    rows, sources, dropped, unread = read_split(folder, split, file)
+    rows, sources, dropped, unread = read_split(folder, split, file, target)
     inferred: tuple[str, ...] = ()
     if spec is None:
         name = split if file else folder.name
         declared = read_description(folder, name)
-        spec, inferred = infer_task(name, split, rows, sources, target, level, declared)
+        if target is not None:
+            name, declared = f"{name}_{format_column_name(target)}", {"unit": split_unit(target)[1]} | declared
+        spec, inferred = infer_task(name, split, rows, sources, target_type, level, declared)
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
@@ -217,9 +227,32 @@ def load_task(
     return data
 
 
-def _check_options(task: Task, target: Target | None, level: Level | None) -> None:
+def load_task_of(config: TaskConfig) -> TaskData:
+    """Load the task that a stage's parameters name.
+
+    Args:
+        config: parameters of the stage, with at most one target.
+
+    Returns:
+        The checked task.
+
+    Raises:
+        InputError: the task, the split or a record is invalid, or there are several targets.
+    """
+    targets = config.target or [None]
+    if len(targets) > 1:
+        raise InputError(
+            f"one target is expected, found {len(targets)}: {', '.join(targets)}. Name one.",
+            code="task.several-targets",
+            found=tuple(targets),
+        )
+    return load_task(config.task, config.split, Path(config.data_dir), config.target_type, config.level, targets[0])
+
+
+def _check_options(task: Task, target_type: Target | None, level: Level | None, target: str | None) -> None:
     """Raise InputError if the options contradict a FLIP task."""
-    for option, found, fixed in (("target", target, task.target), ("level", level, task.level)):
+    options = (("target_type", target_type, task.target), ("level", level, task.level), ("target", target, "target"))
+    for option, found, fixed in options:
         if found not in (None, fixed):
             raise InputError(
                 f"{task.name} is a FLIP task with {option} {fixed}, which cannot be changed to {found}. Omit {option}, "

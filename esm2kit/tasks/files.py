@@ -401,7 +401,9 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     return sequence
 
 
-def read_fasta_split(split: Source, sequences: Source | None, mask: Source | None) -> SplitRecords:
+def read_fasta_split(
+    split: Source, sequences: Source | None, mask: Source | None, target: str | None = None
+) -> SplitRecords:
     """Read a split in FASTA format.
 
     Args:
@@ -409,6 +411,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
             `sequences` is given.
         sequences: FASTA with the sequences of a residue task in FLIP's format.
         mask: FASTA with 1 for each residue that is scored and 0 for the others.
+        target: header field of the targets. None is TARGET.
 
     Returns:
         The records of the split. `files` has "sequences" only if a record needed it.
@@ -418,7 +421,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
     """
     by_id: dict[str, str] | None = None
     masks = _read_by_id(mask) if mask else {}
-    rows, dropped, names = [], 0, {}
+    rows, dropped, names, field = [], 0, {}, (target or "TARGET").upper()
     for header, body in read_records(split):
         row_id, attributes = parse_attributes(header, split)
         names |= attributes
@@ -433,8 +436,8 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
         if chosen is None:
             dropped += 1
             continue
-        target, sequence = attributes.get("TARGET") or None, body
-        if target is None and sequences is not None:
+        label, sequence = attributes.get(field) or None, body
+        if label is None and sequences is not None:
             by_id = _read_by_id(sequences) if by_id is None else by_id
             if row_id not in by_id:
                 raise InputError(
@@ -443,7 +446,7 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
                     record=row_id,
                     path=split.path,
                 )
-            target, sequence = body, by_id[row_id]
+            label, sequence = body, by_id[row_id]
         if masks and row_id not in masks:
             raise InputError(
                 f"{split}: record {row_id!r} is missing from {mask}. Add its mask there.",
@@ -452,11 +455,19 @@ def read_fasta_split(split: Source, sequences: Source | None, mask: Source | Non
                 path=split.path,
             )
         sequence = check_sequence(row_id, sequence, split)
-        if target is body:  # a line break separates labels only if they are separated elsewhere
-            target = body if len(body.split()) == len(sequence) else body.replace("\n", "")
-        rows.append(TaskRecord(row_id, sequence, target, chosen, attributes.get("MASK", masks.get(row_id))))
+        if label is body:  # a line break separates labels only if they are separated elsewhere
+            label = body if len(body.split()) == len(sequence) else body.replace("\n", "")
+        rows.append(TaskRecord(row_id, sequence, label, chosen, attributes.get("MASK", masks.get(row_id))))
     files = {"split": split, "sequences": sequences if by_id is not None else None, "mask": mask}
-    unread = _find_unread(names, FIELDS, split)
+    if target is not None and field not in names:
+        found = ", ".join(name for name in names if name not in FIELDS) or "none"
+        raise InputError(
+            f"{split}: no header has the field {field}=, which target names; the other fields are {found}.",
+            code="task.no-target-field",
+            field=field,
+            path=split.path,
+        )
+    unread = _find_unread(names, (field, *FIELDS[1:]), split)
     return SplitRecords(rows, {name: found for name, found in files.items() if found}, dropped, unread)
 
 
@@ -476,7 +487,7 @@ def _read_by_id(source: Source) -> dict[str, str]:
     return bodies
 
 
-def read_csv_split(split: Source) -> SplitRecords:
+def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
     """Read a split in CSV format, with the columns sequence, target, set and, optionally, validation, id and mask.
 
     The delimiter is a comma, a semicolon or a tab, whichever the header line uses. Column names are not case-sensitive.
@@ -484,6 +495,7 @@ def read_csv_split(split: Source) -> SplitRecords:
 
     Args:
         split: the CSV file.
+        target: column of the targets. None is the one named target.
 
     Returns:
         The records of the split, with ids `Sequence<row>` if there is no id column.
@@ -491,9 +503,9 @@ def read_csv_split(split: Source) -> SplitRecords:
     Raises:
         InputError: a column is missing, a row has more fields than the header, or a value is invalid.
     """
-    rows, dropped = [], 0
+    rows, dropped, label = [], 0, (target or "target").strip().lower()
     with open_text(split) as text:
-        columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split)
+        columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split, target)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter, strict=True)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
@@ -519,16 +531,22 @@ def read_csv_split(split: Source) -> SplitRecords:
                 dropped += 1
                 continue
             sequence = check_sequence(row_id, cells["sequence"], split)
-            rows.append(TaskRecord(row_id, sequence, cells["target"] or None, chosen, cells.get("mask") or None))
-    return SplitRecords(rows, {"split": split}, dropped, _find_unread(columns, COLUMNS, split))
+            rows.append(TaskRecord(row_id, sequence, cells[label] or None, chosen, cells.get("mask") or None))
+    return SplitRecords(
+        rows,
+        {"split": split},
+        dropped,
+        _find_unread(columns, (label, *(name for name in COLUMNS if name != "target")), split),
+    )
 
 
-def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
+def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list[str], str]:
     """Parse the header line of a CSV file.
 
     Args:
         header: the line.
         split: the file, for the message.
+        target: column of the targets. None is the one named target.
 
     Returns:
         The column names in lower case, and the delimiter.
@@ -536,7 +554,7 @@ def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
     Raises:
         InputError: a column is missing or occurs twice.
     """
-    needed = ("sequence", "target", "set")
+    needed = ("sequence", (target or "target").strip().lower(), "set")
 
     def split_header(delimiter: str) -> list[str]:
         return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -559,13 +577,14 @@ def _parse_columns(header: str, split: Source) -> tuple[list[str], str]:
     return columns, delimiter
 
 
-def read_split(folder: Path, split: str, file: Path | None = None) -> SplitRecords:
+def read_split(folder: Path, split: str, file: Path | None = None, target: str | None = None) -> SplitRecords:
     """Read one split.
 
     Args:
         folder: of the split and, for a residue task, of its other files.
         split: name of the split.
         file: of the split. None selects the first one of that name in the folder.
+        target: column or header field of the targets. None is the one named target.
 
     Returns:
         The records of the split, and the files that were read.
@@ -582,9 +601,12 @@ def read_split(folder: Path, split: str, file: Path | None = None) -> SplitRecor
             path=folder,
         )
     if source.is_table:
-        return read_csv_split(source)
+        return read_csv_split(source, target)
     return read_fasta_split(
-        source, find_source(folder, ("sequences.fasta",)), find_source(folder, ("mask.fasta", "resolved.fasta"))
+        source,
+        find_source(folder, ("sequences.fasta",)),
+        find_source(folder, ("mask.fasta", "resolved.fasta")),
+        target,
     )
 
 

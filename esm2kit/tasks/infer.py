@@ -107,7 +107,7 @@ def infer_task(
     split: str,
     rows: list[TaskRecord],
     sources: dict[str, Source],
-    target: Target | None,
+    target_type: Target | None,
     level: Level | None,
     declared: dict[str, Any],
 ) -> Inferred:
@@ -118,7 +118,7 @@ def infer_task(
         split: name of the split.
         rows: records of the split.
         sources: files that were read; "sequences" if the bodies of the split's FASTA are labels.
-        target: "class" or "value". None uses tasks.yaml, or infers it from the targets.
+        target_type: "class" or "value". None uses tasks.yaml, or infers it from the targets.
         level: "protein" or "residue". None uses tasks.yaml, or infers it as `_infer_level` describes.
         declared: the task's entry in tasks.yaml.
 
@@ -141,7 +141,7 @@ def infer_task(
             )
     notes: list[str] = []
     level = level or declared.get("level") or _infer_level(rows, "sequences" in sources, source, notes)
-    kind = target or declared.get("target")
+    kind = target_type or declared.get("target")
     for option, found, allowed in (("level", level, get_args(Level)), ("target", kind, get_args(Target))):
         if found is not None and found not in allowed:
             raise InputError(
@@ -284,11 +284,11 @@ def _infer_residue_target(labels: list[Sequence[str]], texts: list[str], notes: 
 def _choose_for_numbers(found: set[str], may_be_classes: bool, notes: list[str]) -> Target:
     """Choose between classes and values for numbers, and add a note if the other is possible."""
     if may_be_classes and len(found) <= MAX_INTEGER_CLASSES and all(map(is_integer, found)):
-        notes.append(f"{len(found)} distinct integer targets are treated as classes; set target to value if not")
+        notes.append(f"{len(found)} distinct integer targets are treated as classes; set target_type to value if not")
         return "class"
     if all(is_number(text) and float(text).is_integer() for text in found):
         notes.append(
-            f"{len(found)} distinct integer targets are treated as values; set target to class if they are classes"
+            f"{len(found)} distinct integer targets are treated as values; set target_type to class if they are classes"
         )
     return "value"
 
@@ -316,7 +316,7 @@ def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Sour
             raise InputError(
                 f"{source}: record {row.id!r} has the target {text!r}, which is neither one label nor one label for "
                 f"each of its {len(row.sequence)} residues. Several labels per protein are not supported: keep one, "
-                "or set target to class to treat each combination as a class of its own.",
+                "or set target_type to class to treat each combination as a class of its own.",
                 code="task.several-labels",
                 record=row.id,
                 found=text,
@@ -330,7 +330,7 @@ def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Sour
         if not fits:
             found = f"target {text!r} of record {row.id!r} is not a number, but {sum(numeric)} others are"
             raise InputError(
-                f"{source}: {found}. Correct it, remove the record, or set target to class.",
+                f"{source}: {found}. Correct it, remove the record, or set target_type to class.",
                 code="task.target",
                 record=row.id,
                 found=text,
@@ -364,7 +364,7 @@ def _check_units(rows: list[TaskRecord], texts: list[str], source: Source) -> No
         )
         raise InputError(
             f"{source}: target {row.target!r} of record {row.id!r} is a number with a unit or a sign. Write digits, a "
-            "decimal point and '-' only, or set target to class.",
+            "decimal point and '-' only, or set target_type to class.",
             code="task.unit",
             record=row.id,
             found=row.target,

@@ -1,19 +1,15 @@
 """Settings shared by all training stages, with their help texts and range checks."""
 
-import inspect
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from esm2kit.core.config import FREE, inherit_help
 from esm2kit.core.errors import check_choices, check_range
 from esm2kit.core.paths import expand_paths
 from esm2kit.training.layout import BatchLayout, StrategyName
 
 TrainingPrecision = Literal["32-true", "bf16-mixed", "bf16-true"]
-# Metadata of a field that may change when a run resumes: paths and devices, which do not affect the loss curve;
-# max_steps and precision, which a user changes to train longer or faster; and fields that only read the result.
-FREE = {"resume": "free"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +80,8 @@ class TrainingConfig:
     wandb_project: str = field(default="esm2kit", metadata=FREE)
 
     def __init_subclass__(cls) -> None:
-        if not (cls.__doc__ and TrainingConfig.__doc__):  # python -OO strips docstrings
-            return
-        own, entry = inspect.cleandoc(cls.__doc__), re.compile(r"^    (?=\w+: )", re.M)
-        described = {line.partition(":")[0] for line in entry.split(own)[1:]}
-        shared = entry.split(inspect.cleandoc(TrainingConfig.__doc__))[1:]
-        added = [f"    {line.rstrip()}" for line in shared if line.partition(":")[0] not in described]
-        cls.__doc__ = "\n".join([own, *added, ""])
+        super().__init_subclass__()
+        inherit_help(cls, TrainingConfig)
 
     def __post_init__(self) -> None:
         expand_paths(self)

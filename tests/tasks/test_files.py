@@ -129,7 +129,7 @@ def test_integers_are_classes_unless_the_target_is_value(tmp_path):
     data = load_task("t", None, folder)
     assert data.task.target == "class"
     assert "the sequences of 1 of 1 test proteins also occur in train or validation" in data.notes
-    assert load_task("t", None, folder, target="value").task.target == "value"
+    assert load_task("t", None, folder, target_type="value").task.target == "value"
 
 
 TABLE = "id,sequence,target,set,validation\n" + "".join(
@@ -145,8 +145,8 @@ def test_a_text_among_numbers_is_an_error_and_not_a_class(tmp_path, others, odd)
     with refused("task.target", record="p4", found=odd):
         load_task("t", None, folder)
     with refused("task.target", record="p4", found=odd):
-        load_task("t", None, folder, target="value")
-    assert odd in load_task("t", None, folder, target="class").task.labels
+        load_task("t", None, folder, target_type="value")
+    assert odd in load_task("t", None, folder, target_type="class").task.labels
 
 
 def test_a_number_among_texts_is_a_class(tmp_path):
@@ -172,9 +172,9 @@ def test_the_inferred_target_is_logged(tmp_path, caplog):
     caplog.set_level("INFO", "esm2kit")
     load_task("t", None, write(tmp_path, {"t.csv": TABLE.format(*"1212121212")}))
     assert "train 4, validation 3, test 3; one class per protein, scored by accuracy" in caplog.text
-    assert "2 distinct integer targets are treated as classes; set target to value if not" in caplog.text
+    assert "2 distinct integer targets are treated as classes; set target_type to value if not" in caplog.text
     caplog.clear()
-    load_task("t", None, tmp_path, target="value")
+    load_task("t", None, tmp_path, target_type="value")
     assert "one value per protein, scored by spearman" in caplog.text
     assert "treated as classes" not in caplog.text
 

@@ -182,7 +182,7 @@ def test_several_labels_per_protein_are_refused(tmp_path, text, period):
     targets[5], targets[8], targets[15] = "cytoplasm", "nucleus", "nucleus"
     with refused("task.several-labels", record="p0", found=text):
         load(tmp_path, targets)
-    assert text in load(tmp_path, targets, target="class").task.labels
+    assert text in load(tmp_path, targets, target_type="class").task.labels
 
 
 def test_several_values_per_protein_are_refused(tmp_path):
@@ -218,8 +218,8 @@ def test_residue_integers_as_lists_are_classes(tmp_path, form):
     bits = lambda sequence: FORMS[form](helices(sequence).replace("H", "1").replace("C", "0")).replace("'", "")  # noqa: E731
     data = load(tmp_path, [bits] * 20)
     assert (data.task.level, data.task.target, data.task.labels) == ("residue", "class", ("0", "1"))
-    assert has_note(data, "2 distinct integer targets are treated as classes; set target to value")
-    values = load(tmp_path, [bits] * 20, target="value")
+    assert has_note(data, "2 distinct integer targets are treated as classes; set target_type to value")
+    values = load(tmp_path, [bits] * 20, target_type="value")
     assert values.targets.tolist() == data.targets.tolist()
     assert values.targets.dtype == np.float64
 
@@ -247,13 +247,13 @@ def test_numbers_that_may_be_classes_are_noted(tmp_path):
     """Sources: AxeldeRomblay/MLBox#94; TAPE's fold labels are integers up to 1,194."""
     folds = load(tmp_path, [str(7 * (i // 5)) for i in range(125)])
     assert folds.task.target == "value"
-    assert has_note(folds, "25 distinct integer targets are treated as values; set target to class")
+    assert has_note(folds, "25 distinct integer targets are treated as values; set target_type to class")
     floats = load(tmp_path, ["0.0", "1.0"] * 10)
     assert floats.task.target == "value"
-    assert has_note(floats, "2 distinct integer targets are treated as values; set target to class")
-    assert load(tmp_path, ["0.0", "1.0"] * 10, target="class").task.labels == ("0.0", "1.0")
+    assert has_note(floats, "2 distinct integer targets are treated as values; set target_type to class")
+    assert load(tmp_path, ["0.0", "1.0"] * 10, target_type="class").task.labels == ("0.0", "1.0")
     assert not has_note(load(tmp_path, ["0.0", "1.5"] * 10), "distinct integer")
-    assert not has_note(load(tmp_path, ["0.0", "1.0"] * 10, target="value"), "distinct integer")
+    assert not has_note(load(tmp_path, ["0.0", "1.0"] * 10, target_type="value"), "distinct integer")
 
 
 def test_digits_with_underscores_are_not_numbers(tmp_path):
@@ -263,13 +263,13 @@ def test_digits_with_underscores_are_not_numbers(tmp_path):
 
 @pytest.mark.parametrize("pair", [("Low", "low"), ("cell membrane", "Cell_membrane"), ("1", "1.0")])
 def test_spellings_of_one_class_are_noted(tmp_path, pair):
-    data = load(tmp_path, ["high", *pair] * 10, target="class")
+    data = load(tmp_path, ["high", *pair] * 10, target_type="class")
     assert has_note(data, "are separate classes; correct them if they are the same")
 
 
 def test_a_flip_task_has_a_fixed_target_and_level(tmp_path):
-    with refused("task.fixed", task="gb1", option="target", found="class"):
-        load_task("gb1", None, tmp_path, target="class")
+    with refused("task.fixed", task="gb1", option="target_type", found="class"):
+        load_task("gb1", None, tmp_path, target_type="class")
     with refused("task.fixed", task="gb1", option="level", found="residue"):
         load_task("gb1", None, tmp_path, level="residue")
 
@@ -280,7 +280,7 @@ def test_numbers_with_units_are_refused(tmp_path, text):
     with refused("task.unit", record="p0", found=targets[0]):
         load(tmp_path, targets)
     with refused("task.target", record="p0", found=targets[0]):
-        load(tmp_path, targets, target="value")
+        load(tmp_path, targets, target_type="value")
 
 
 @pytest.mark.parametrize("names", [("3a", "7TM", "2H"), ("1st", "2nd"), ("a.1", "b.2")])
@@ -376,7 +376,7 @@ def test_few_numbers_in_other_notations_are_not_classes(tmp_path, targets):
     """Spreadsheets of other locales write a minus sign, digit groups or digits of another width."""
     with refused("task.unit", record="p0", found=targets[0]):
         load(tmp_path, targets * 10)
-    assert len(load(tmp_path, targets * 10, target="class").task.labels) == 3
+    assert len(load(tmp_path, targets * 10, target_type="class").task.labels) == 3
     values = load(tmp_path, ("-1.5", "-2.5", "3.5") * 10)  # a hyphen is the sign of a number
     assert values.task.target == "value"
     assert list(values.targets[:3]) == [-1.5, -2.5, 3.5]

@@ -1,0 +1,69 @@
+"""Targets from any column: their names, units and types."""
+
+import pytest
+from support.errors import refused
+
+from esm2kit.benchmarking.config import BenchmarkConfig
+from esm2kit.finetuning.config import FinetuneConfig
+from esm2kit.tasks.data import load_task, load_task_of
+from esm2kit.tasks.tables import format_column_name, split_unit
+
+SETS = ("train", "train", "val", "test")
+
+
+def write_table(path, header, rows):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "quantity", "unit", "name"),
+    [
+        ("Tm (C)", "Tm", "C", "Tm"),
+        ("activity [U/mg]", "activity", "U/mg", "activity"),
+        ("kcat/Km (1/(M s))", "kcat/Km (1/(M s))", "", "kcat_Km_1_M_s"),
+        ("Tm (n=3)", "Tm (n=3)", "", "Tm_n_3"),
+        (" dG ", "dG", "", "dG"),
+        ("(C)", "(C)", "", "C"),
+        ("%", "%", "", "target"),
+    ],
+)
+def test_the_unit_of_a_column(column, quantity, unit, name):
+    assert split_unit(column) == (quantity, unit)
+    assert format_column_name(column) == name
+
+
+def test_target_names_a_column_of_a_tasks_table(tmp_path):
+    rows = [f"p{i},MKV{'ACDE'[i % 4]}L{'FGHI'[i // 4]},{i / 10},low,{SETS[i % 4]}" for i in range(16)]
+    path = write_table(tmp_path / "mine.csv", "id,sequence,Tm (C),target,set", rows)
+    data = load_task_of(BenchmarkConfig(task=str(path), target="Tm (C)"))
+    assert data.targets.tolist() == [i / 10 for i in range(16)]
+    assert (data.task.name, data.task.unit, data.task.target) == ("mine_Tm", "C", "value")
+    assert "columns that are not read: target" in data.notes
+    other = load_task_of(BenchmarkConfig(task=str(path)))
+    assert (other.task.name, other.task.unit, other.task.labels) == ("mine", "", ("low",))
+    with refused("task.columns", missing=("tagg",)):
+        load_task(str(path), None, tmp_path, target="Tagg")
+    with refused("task.several-targets", found=("Tm (C)", "target")):
+        load_task_of(BenchmarkConfig(task=str(path), target=["Tm (C)", "target"]))
+
+
+def test_target_names_a_field_of_a_tasks_headers(tmp_path):
+    text = "".join(f">p{i} TARGET=no TM={i}.5 SET={SETS[i % 4]}\nMKV{'ACDE'[i % 4]}\n" for i in range(8))
+    (tmp_path / "mine.fasta").write_text(text)
+    data = load_task("mine", None, tmp_path, target="tm")
+    assert data.targets.tolist() == [i + 0.5 for i in range(8)]
+    assert "header fields that are not read: TARGET" in data.notes
+    with refused("task.no-target-field", field="DG"):
+        load_task("mine", None, tmp_path, target="dG")
+
+
+@pytest.mark.parametrize("stage", [BenchmarkConfig, FinetuneConfig])
+def test_class_and_value_are_types_of_targets(stage):
+    assert (stage(target="value").target, stage(target="value").target_type) == (None, "value")
+    assert (stage(target=["class"]).target, stage(target=["class"]).target_type) == (None, "class")
+    assert stage(target="Tm").target == ["Tm"]
+    named = stage(target="value", target_type="value")
+    assert (named.target, named.target_type) == (["value"], "value")
+    with refused("option.target"):
+        stage(target=[])
