@@ -52,7 +52,15 @@ def list_or_download(config: CatalogueConfig) -> str:
     if not what:
         return _format_list(config.data_dir)
     kind, _, task = what.partition("/")
-    if kind == "flip":
+    if kind.lower() == "flip" and "/" in task:
+        raise InputError(
+            f"one FLIP task can be downloaded at a time, found {task.replace('/', ' ')}. Use `esm2kit download flip` "
+            "for all.",
+            code="download.several",
+            found=task.split("/"),
+        )
+    task = task.lower()
+    if kind.lower() == "flip":
         files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
         return "\n".join(str(file) for file in files)
     if what in TASKS:
@@ -61,10 +69,18 @@ def list_or_download(config: CatalogueConfig) -> str:
         )
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
         raise InputError(
-            f"'{what}' is neither a model nor 'flip'; {suggest_name(what, ['flip', *SIZES])}, or pass owner/name",
+            f"'{what}' is neither a model nor 'flip' (other models of the hub are called owner/name); "
+            f"{suggest_name(what, ['flip', *SIZES])}",
             code="download.unknown",
             name=what,
             nearest=find_closest(what, ["flip", *SIZES]),
+        )
+    if unused := [f"--{name}" for name in ("split", "mirror") if getattr(config, name) is not None]:
+        raise InputError(
+            f"{' and '.join(unused)} is only for FLIP tasks, and {what} is a model. Omit it; the variable HF_ENDPOINT "
+            "sets another hub.",
+            code="download.only-flip",
+            names=unused,
         )
     # these import torch, which the list and FLIP tasks do not need
     from esm2kit.models.hub import fetch

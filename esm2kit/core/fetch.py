@@ -16,6 +16,7 @@ from typing import BinaryIO
 import requests
 import urllib3
 
+from esm2kit.core.errors import InputError
 from esm2kit.core.files import fsync, hold_lock, sha256_file
 from esm2kit.core.progress import Progress
 
@@ -38,6 +39,7 @@ def fetch(
     size: int | None = None,
     sha256: str | None = None,
     check: Callable[[Path], None] | None = None,
+    detects_truncation: bool = False,
 ) -> None:
     """Download a file, resuming an earlier partial download of the same file.
 
@@ -49,21 +51,28 @@ def fetch(
         size: Expected size in bytes, if known.
         sha256: Expected digest, if known.
         check: Checks the complete file and raises FetchError if it is not the expected one.
+        detects_truncation: Whether `check` fails for a file that is cut off; then the server need not state the size.
 
     Raises:
         FetchError: The download failed. The partial file is retained if a later call can resume it.
-        InputError: Another process is downloading the file.
+        InputError: Another process is downloading the file, or a folder has the name of the file.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, but a file of this name is to be downloaded. Rename or delete the folder.",
+            code="output.unwritable",
+            path=path,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part, state = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     with hold_lock(part, f"{part}: another process is downloading this file. Wait until it has finished."):
         with open(part, "ab") as file:
             try:
-                _receive(address, file, state, stall_seconds, max_bytes)
+                has_end = _receive(address, file, state, stall_seconds, max_bytes)
             except requests.Timeout:
                 raise FetchError(f"sent nothing for {stall_seconds:.0f} s") from None
             except requests.RequestException as error:
-                raise FetchError(f"failed ({type(error).__name__})") from None
+                raise FetchError(_describe_failure(error)) from None
             finally:
                 if not file.seek(0, os.SEEK_END):  # empty: nothing to resume
                     part.unlink(missing_ok=True)
@@ -76,6 +85,8 @@ def fetch(
                 raise FetchError(f"sent {found} bytes instead of {size}")
             if sha256 is not None and sha256_file(part) != sha256:
                 raise FetchError(f"sent a different version of {path.name} (its SHA-256 differs)")
+            if not has_end and size is None and sha256 is None and not detects_truncation:
+                raise FetchError("does not state the size of the file, so a truncated download would not be noticed")
             if check is not None:
                 check(part)
         except FetchError:
@@ -88,8 +99,26 @@ def fetch(
         fsync(path.parent)
 
 
-def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, max_bytes: int) -> None:
-    """Append the missing bytes; a partial download of another version of the file is discarded first."""
+def _describe_failure(error: requests.RequestException) -> str:
+    """Describe why a request failed; completes `<address> ...`."""
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "cannot be reached through the proxy (check the variables http_proxy, https_proxy and no_proxy)"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "has a certificate that cannot be verified"
+    if isinstance(error, requests.TooManyRedirects):
+        return "redirects in a circle"
+    return "cannot be reached" if isinstance(error, requests.ConnectionError) else f"failed ({type(error).__name__})"
+
+
+def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, max_bytes: int) -> bool:
+    """Append the missing bytes; a partial download of another version of the file is discarded first.
+
+    Returns:
+        Whether the server stated where the file ends, so that it was not cut off.
+
+    Raises:
+        FetchError: The server cannot serve the file, or the connection was closed before its end.
+    """
     have = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"}
     known = json.loads(state.read_text()) if state.is_file() else {}
@@ -104,7 +133,7 @@ def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, ma
         if plain and address.startswith("https:"):  # anybody on the network path could replace the file
             raise FetchError(f"redirects to {plain[0]}, which is not encrypted")
         if response.status_code == 416 and have and have == known.get("total"):
-            return  # the partial file is complete
+            return True  # the partial file is complete
         if response.status_code not in (200, 206):
             raise FetchError(f"returned {response.status_code} {response.reason}")
         if "text/html" in response.headers.get("Content-Type", ""):
@@ -125,6 +154,7 @@ def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, ma
             raise FetchError(f"sends more than {limit:,} bytes, {reason}")
         if total is not None and file.seek(0, os.SEEK_END) != total:
             raise FetchError(f"closed the connection after {file.tell()} of {total} bytes")
+        return total is not None or response.headers.get("Transfer-Encoding", "").lower() == "chunked"
 
 
 def _write_body(

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import sha256_file
@@ -145,6 +146,16 @@ class _HubRevision:
     """One revision of a repository, read from the hub or, if the hub is unreachable, from the cache."""
 
     def __init__(self, repo: str, revision: str) -> None:
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            owner_and_name = "/".join(repo.rstrip("/").split("/")[-2:])
+            fix = f"Pass {owner_and_name!r}" if "://" in repo else "Pass owner/name, or the path of a local model"
+            raise InputError(
+                f"{repo!r} is not the name of a model on the hub: {str(error).splitlines()[0]} {fix}.",
+                code="hub.name",
+                name=repo,
+            ) from None
         self.repo, self.revision = repo, revision
         self.endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
@@ -232,12 +243,6 @@ class _HubRevision:
                 code="hub.revision",
                 name=self.repo,
                 revision=self.revision,
-            ) from None
-        except HFValidationError as error:
-            raise InputError(
-                f"{self.repo!r} is not a valid repository name: {str(error).splitlines()[0]}",
-                code="hub.name",
-                name=self.repo,
             ) from None
         except EntryNotFoundError:
             raise

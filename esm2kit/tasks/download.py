@@ -11,7 +11,7 @@ from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.fetch import FetchError, fetch
 from esm2kit.core.files import check_output_folder
 from esm2kit.core.paths import expand_paths
-from esm2kit.tasks.files import check_zip, find_source
+from esm2kit.tasks.files import Source, check_zip, find_source, parse_attributes, read_csv_split, read_records
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.task import Task
 
@@ -104,6 +104,13 @@ class DownloadConfig:
                 code="download.mirror",
                 found=self.mirror,
             )
+        if self.mirror and not self.mirror.startswith(("http://", "https://")):
+            raise InputError(
+                f"mirror {self.mirror!r} must start with http:// or https://. Copy files of this machine to "
+                f"{self.data_dir}/<task>/ instead.",
+                code="download.mirror",
+                found=self.mirror,
+            )
 
 
 def download(config: DownloadConfig) -> list[Path]:
@@ -161,8 +168,49 @@ def _find_missing(expected: dict[str, tuple[str, ...]], folder: Path) -> list[st
 
 def is_downloaded(task: str, data_dir: Path) -> bool:
     """Return whether a folder has all files of a FLIP task's default split, in whichever supported format they are."""
-    spec = TASKS[task]
-    return not _find_missing(_expected_files(spec, [find_split(spec, None)]), Path(data_dir) / task)
+    spec, folder = TASKS[task], Path(data_dir) / task
+    expected = _expected_files(spec, [find_split(spec, None)])
+    if _find_missing(expected, folder):
+        return False
+    try:
+        for source in (find_source(folder, forms) for forms in expected.values()):
+            if not source.is_table:
+                next(read_records(source))
+    except InputError:  # such as an error page that was saved under the name of the file
+        return False
+    return True
+
+
+def _check_source(source: Source, spec: Task, name: str) -> None:
+    """Check that a file of a task is readable: a table, or FASTA whose headers have the fields of a split.
+
+    Args:
+        source: the file.
+        spec: the task.
+        name: of the file; those of `spec.files` have no fields.
+
+    Raises:
+        InputError: it is another file, such as an error page.
+    """
+    if source.is_table:
+        read_csv_split(source)
+        return
+    needed = {} if name in spec.files else {"SET": 0} | ({"TARGET": 0} if spec.level == "protein" else {})
+    num_records = 0
+    for header, _ in read_records(source):
+        num_records += 1
+        attributes = parse_attributes(header, source)[1] if needed else {}
+        for field in needed.keys() & attributes.keys():
+            needed[field] += 1
+    absent = [field for field, count in needed.items() if not count]
+    if absent:
+        raise InputError(
+            f"{source}: none of the {num_records:,} headers has {absent[0]}=, so it is not a split of {spec.name}. "
+            "Use another file.",
+            code="task.not-a-split",
+            path=source.path,
+            found=absent[0],
+        )
 
 
 def download_flip(
@@ -212,6 +260,18 @@ def download_flip(
             task=task,
             path=folder,
         )
+    for name in expected.keys() - set(absent):
+        source = find_source(folder, expected[name])
+        try:
+            _check_source(source, spec, name)
+        except InputError as error:
+            raise InputError(
+                f"{source.path} exists, but is not a file of {task} ({_get_reason(error, source.path, name)}). Delete "
+                "it, then rerun the command to download it.",
+                code="download.other-file",
+                task=task,
+                path=source.path,
+            ) from None
     reasons: list[str] = []
     for name in absent:
         if not _fetch_from_mirrors(
@@ -247,6 +307,11 @@ def _check_archive(path: Path) -> None:
         raise FetchError(f"is not a valid archive ({error})") from None
 
 
+def _get_reason(error: InputError, path: Path, name: str) -> str:
+    """Return what is wrong with a file, without the remedy; the file is called by its name in the task."""
+    return str(error).replace(str(path), name).split(". ")[0].rstrip(".")
+
+
 def _fetch_from_mirrors(
     task: str,
     name: str,
@@ -258,9 +323,19 @@ def _fetch_from_mirrors(
 ) -> bool:
     """Download a file from the first address that works, and append the reason of each failure to `reasons`."""
     size, sha256 = KNOWN.get((task, name), (None, None))
+    is_archive = check is not None
+
+    def check_fasta(path: Path) -> None:
+        try:
+            _check_source(Source(path), TASKS[task], name)
+        except InputError as error:
+            raise FetchError(f"sent another file than {name} ({_get_reason(error, path, name)})") from None
+
     for address in addresses:
         try:
-            fetch(address, folder / name, stall_seconds, size or MAX_BYTES, size, sha256, check)
+            fetch(
+                address, folder / name, stall_seconds, size or MAX_BYTES, size, sha256, check or check_fasta, is_archive
+            )
             return True
         except FetchError as refusal:
             reasons.append(f"{address} {refusal}")

@@ -8,7 +8,7 @@ from esm2kit.cli import download as command
 from esm2kit.cli.main import main
 
 
-@pytest.mark.parametrize("words", [["flip", "gb1"], ["flip/gb1"], ["--what", "flip/gb1"]])
+@pytest.mark.parametrize("words", [["flip", "gb1"], ["flip/gb1"], ["--what", "flip/gb1"], ["FLIP", "GB1"]])
 def test_a_task_as_one_argument_or_two(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "gb1").mkdir()
     (tmp_path / "gb1" / "two_vs_rest.fasta").write_text(">a TARGET=1 SET=train\nMKT\n")
@@ -30,6 +30,11 @@ def test_flip_alone_downloads_all_tasks(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (["gb1"], "'gb1' is a FLIP task: run `esm2kit download flip gb1`"),
         (["flip", "gb2"], "unknown FLIP task 'gb2'; did you mean 'gb1'?"),
         (["facebook", "esm2_t6_8M_UR50D"], "is neither a model nor 'flip'"),
+        (["flip", "scl", "gb1"], "one FLIP task can be downloaded at a time, found scl gb1"),
+        (["https://huggingface.co/lab/esm2"], "is not the name of a model on the hub"),
+        (["https://huggingface.co/lab/esm2"], "Pass 'lab/esm2'"),
+        (["esm2_t6_8M_UR50D", "--split", "sampled"], "--split is only for FLIP tasks"),
+        (["lab/esm2", "--mirror", "http://lab.org/{file}"], "--mirror is only for FLIP tasks"),
     ],
 )
 def test_an_unknown_name_is_a_one_line_error(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

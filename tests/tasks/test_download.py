@@ -19,7 +19,7 @@ from support.errors import refused
 from esm2kit.core.fetch import fetch
 from esm2kit.core.files import sha256_file
 from esm2kit.tasks import download
-from esm2kit.tasks.download import DownloadConfig, download_flip
+from esm2kit.tasks.download import DownloadConfig, download_flip, is_downloaded
 
 FASTA = "".join(
     f">Sequence{i} TARGET={i}.5 SET={'test' if i % 3 else 'train'} VALIDATION=False\n{'MKV' * 30}\n" for i in range(200)
@@ -56,7 +56,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header("ETag", self.etag)
-        if self.fault != "endless":
+        if self.fault not in ("endless", "no size"):
             self.send_header("Content-Length", str(len(body) - start))
         self.send_header("Content-Type", "text/html" if self.fault == "login page" else "application/octet-stream")
         self.end_headers()
@@ -211,6 +211,84 @@ def test_a_login_page_is_refused(server, tmp_path):
     Server.fault = "login page"
     with expect_failed_download("web page instead of the file"):
         get(tmp_path, server)
+
+
+OTHER_FILES = {
+    "a login page without its type": (b"<!DOCTYPE html><html>Sign in</html>", "line 1 precedes"),
+    "an error as JSON": (b'{"error": "rate limit"}', "line 1 precedes the first header"),
+    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\nsize 2856916\n", "line 1 precedes"),
+    "binary": (bytes(range(256)) * 40, "is not encoded as UTF-8"),
+    "proteins without labels": (b">a SET=train\nMKV\n>b SET=test\nMKV\n", "none of the 2 headers has TARGET="),
+    "proteins without sets": (b">a TARGET=1\nMKV\n", "none of the 1 headers has SET="),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_that_is_not_of_the_task_is_refused_and_the_next_mirror_is_used(name, server, tmp_path):
+    content, reason = OTHER_FILES[name]
+    Server.files = {"/gb1/two_vs_rest.fasta": content, "/good/gb1/two_vs_rest.fasta": BODY}
+    with expect_failed_download(rf"sent another file than two_vs_rest\.fasta \(two_vs_rest\.fasta.* {reason}"):
+        get(tmp_path, server)
+    assert file_names(tmp_path) == []
+    assert get(tmp_path, server, f"{server}/good")[0].read_bytes() == BODY
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_an_existing_file_that_is_not_of_the_task_is_refused(name, server, tmp_path):
+    path = tmp_path / "gb1" / "two_vs_rest.fasta"
+    path.parent.mkdir()
+    path.write_bytes(OTHER_FILES[name][0])
+    with refused("download.other-file", task="gb1", path=path) as caught:
+        get(tmp_path, server)
+    assert "Delete it" in str(caught.value)
+    assert is_downloaded("gb1", tmp_path) == name.startswith("proteins"), "the list reads only the first record"
+    path.unlink()
+    assert get(tmp_path, server)[0].read_bytes() == BODY
+    assert is_downloaded("gb1", tmp_path)
+
+
+def test_a_folder_with_the_name_of_the_file_is_refused(server, tmp_path):
+    (tmp_path / "gb1" / "two_vs_rest.fasta").mkdir(parents=True)
+    with refused("output.unwritable", path=tmp_path / "gb1" / "two_vs_rest.fasta"):
+        get(tmp_path, server)
+
+
+def test_a_server_that_does_not_state_the_size_is_refused_unless_the_size_is_known(server, tmp_path, monkeypatch):
+    Server.fault = "no size"
+    with expect_failed_download("does not state the size of the file"):
+        get(tmp_path, server)
+    assert file_names(tmp_path) == []
+    monkeypatch.setattr(download, "KNOWN", {("gb1", "two_vs_rest.fasta"): (len(BODY), None)})
+    assert get(tmp_path, server)[0].read_bytes() == BODY
+
+
+def test_an_archive_without_stated_size_is_read_because_a_truncated_one_fails_its_checksum(server, tmp_path):
+    Server.fault, whole = "no size", build_zip("splits/two_vs_rest.fasta")
+    Server.files = {"/gb1/splits.zip": whole[: len(whole) - 10]}
+    with expect_failed_download("is not a valid archive"):
+        get(tmp_path, zips=[server + "/{folder}/splits.zip"])
+    Server.files = {"/gb1/splits.zip": whole}
+    assert get(tmp_path, zips=[server + "/{folder}/splits.zip"])[0].read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("address", "proxy", "reason"),
+    [
+        ("http://127.0.0.1:9", "", "cannot be reached$"),
+        ("http://lab.invalid", "http://127.0.0.1:9", "cannot be reached through the proxy"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_described(address, proxy, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with expect_failed_download(reason):
+        get(tmp_path, address)
+
+
+@pytest.mark.parametrize("start", ["ftp://lab.org", "file:///data", "lab.org", "/data"])
+def test_a_mirror_that_is_not_of_the_web_is_refused(start):
+    with refused("download.mirror", found=f"{start}/{{file}}"):
+        DownloadConfig(mirror=f"{start}/{{file}}")
 
 
 def test_the_next_mirror_is_used(server, tmp_path):
