@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def read_rows(metrics: str) -> list[dict[str, str]]:
-    with open(metrics, newline="") as file:
+    with open(metrics, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -76,7 +76,7 @@ def measure(*job: str) -> dict[str, float]:
     """Run a job of this file in a separate process; returns seconds, CPU seconds and peak resident MB."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.data", "job", *job], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "benchmarks.data", "job", *job], stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -100,7 +100,7 @@ def job(kind: str, name: str, trio_dir: Path, out_dir: Path, number: int) -> Non
     elif kind == "samples":
         found = sampling_latency(out_dir, number)
     # not getrusage: a process inherits its parent's peak
-    peak_kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    peak_kb = int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
     print(json.dumps(found | {"peak_rss_mb": peak_kb / 1e3}))
 
 
@@ -301,7 +301,9 @@ def main() -> None:
     else:
         found = kills(given.work_dir, given.num_records // 10, given.num_kills)
     if given.json:
-        given.json.write_text(json.dumps({"part": given.part, "machine": machine()} | found, indent=2) + "\n")
+        given.json.write_text(
+            json.dumps({"part": given.part, "machine": machine()} | found, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

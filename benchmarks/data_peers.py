@@ -24,7 +24,7 @@ def by_esm2kit(trio: Trio, out_dir: Path) -> None:
 def _biopython(path: Path) -> Iterator[tuple[str, str]]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         for title, sequence in SimpleFastaParser(file):
             yield title.split(None, 1)[0], sequence
 
@@ -58,14 +58,14 @@ def by_peer(parse: Callable[[Path], Iterator[tuple[str, str]]], trio: Trio, out_
             raise ValueError(name)
         heads.append(rows[name])
     starts, members = array("q", [0]), array("q")
-    with open(trio["mapping"]) as file:
+    with open(trio["mapping"], encoding="utf-8") as file:
         next(file)
         for line in file:
             members.extend(rows[name] for name in line.rstrip("\n").split("\t")[1].split(","))
             starts.append(len(members))
     for name, values in (("offsets", offsets), ("heads", heads), ("starts", starts), ("members", members)):
         np.save(out_dir / f"{name}.npy", np.frombuffer(values, dtype=np.int64))
-    (out_dir / "ids").write_text("\n".join(rows))
+    (out_dir / "ids").write_text("\n".join(rows), encoding="utf-8")
     for path in out_dir.iterdir():
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)

@@ -92,7 +92,7 @@ def compete(options: argparse.Namespace, num_proteins: int) -> dict[str, Any]:
     chosen = np.sort(np.random.default_rng(options.seed).choice(len(records), num_proteins, replace=False))
     sequences = [records[index].sequence[:MAX_RESIDUES] for index in chosen]
     fasta = "".join(f">p{index}\n{sequence}\n" for index, sequence in enumerate(sequences))
-    (options.folder / "proteins.fasta").write_text(fasta)
+    (options.folder / "proteins.fasta").write_text(fasta, encoding="utf-8")
     model, _ = load_model(options.model, untrained_seed=options.seed)
     save_hf(model, options.folder / "hf")
     save_fair_esm(model, options.folder / f"{options.model}.pt")
@@ -156,7 +156,9 @@ def versions(options: argparse.Namespace) -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "fair-esm", "h5py")}
     if options.peer_python and "esm_cpp" in options.contestants:
         ask = "import importlib.metadata; print(importlib.metadata.version('esm-cpp'))"
-        found["esm-cpp"] = subprocess.check_output([options.peer_python, "-c", ask], text=True).strip()
+        found["esm-cpp"] = subprocess.check_output(
+            [options.peer_python, "-c", ask], text=True, encoding="utf-8"
+        ).strip()
     return {"python": platform.python_version()} | found
 
 
@@ -192,12 +194,14 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
     command = [python, __file__, "--child", name, "--folder", str(options.folder), "--model", options.model]
     command += ["--threads", str(options.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
+    )
 
 
 def serve(options: argparse.Namespace) -> None:
     """Run as one contestant: one run per input line; prints seconds (ceiling: GFLOP/s)."""
-    text = (options.folder / "proteins.fasta").read_text()
+    text = (options.folder / "proteins.fasta").read_text(encoding="utf-8")
     sequences = [block.split("\n")[1] for block in text.split(">")[1:]]
     run = globals()[f"make_{options.child.split('_bf')[0].split('_int')[0]}"](options, sequences)
     for _ in sys.stdin:

@@ -123,7 +123,7 @@ def make_proteins(number: int, scale: float) -> list[tuple[str, str]]:
 
 
 def write_fasta(path: Path, proteins: list[tuple[str, str]]) -> Path:
-    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in proteins))
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in proteins), encoding="utf-8")
     return path
 
 
@@ -142,7 +142,11 @@ def run_once(fasta: Path, model: Path, out_dir: Path, kill_at: tuple[float, floa
     command = [sys.executable, "-m", "esm2kit", "embed", "--fasta", str(fasta), "--model", str(model)]
     began, share, log = time.monotonic(), 0.0, ""
     process = subprocess.Popen(
-        [*command, "--out_dir", str(out_dir)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, "--out_dir", str(out_dir)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     memory = Memory(process.pid)
     memory.start()
@@ -176,7 +180,7 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         with suppress(OSError):  # the process has ended, or there is no /proc
-            while found := re.search(r"VmHWM:\s+(\d+) kB", self.status.read_text()):
+            while found := re.search(r"VmHWM:\s+(\d+) kB", self.status.read_text(encoding="utf-8")):
                 self.peak_mb = int(found[1]) / 1e3
                 time.sleep(0.1)
 

@@ -79,14 +79,14 @@ def start(arguments: argparse.Namespace, seed: int) -> subprocess.Popen:
     if arguments.max_steps is not None:
         settings |= {"limit": 300, "val_check_interval": max(1, arguments.max_steps // 3)}
     command = [sys.executable, "-m", "esm2kit", "finetune", *(f"--{name}={value}" for name, value in settings.items())]
-    with open(folder / "log.txt", "a") as log:
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
 
 
 def last_line(path: Path) -> str:
-    lines = path.read_text().strip().splitlines()
+    lines = path.read_text(encoding="utf-8").strip().splitlines()
     return lines[-1] if lines else "no output"
 
 
@@ -94,7 +94,7 @@ def summarise(arguments: argparse.Namespace, seconds: float) -> None:
     done = {}
     for seed in arguments.seeds:
         path = folder_of(arguments, seed) / "finetune.json"
-        run = json.loads(path.read_text()) if path.is_file() else {"finished": False}
+        run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"finished": False}
         if run["finished"]:
             done[seed] = run
     scores = [run["test"]["spearman"]["value"] for run in done.values()]
@@ -125,7 +125,7 @@ def summarise(arguments: argparse.Namespace, seconds: float) -> None:
 
 def rate(path: Path) -> float:
     """Compute the median tokens/s of a run's logged updates, without the first one."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return statistics.median(
             [float(row["tokens_per_s"]) for row in csv.DictReader(file) if row["tokens_per_s"]][1:]
         )

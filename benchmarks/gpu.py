@@ -75,7 +75,7 @@ def main() -> None:
         lines.append(f"({section}: {time.perf_counter() - began:.0f} s)\n")
         print("\n".join(lines), flush=True)
         if options.out:
-            options.out.write_text("\n".join(lines))
+            options.out.write_text("\n".join(lines), encoding="utf-8")
 
 
 def take_turns(
@@ -226,7 +226,9 @@ def section_program(options: argparse.Namespace, proteins: list[str], ceiling: f
         some = proteins[: options.program_proteins // (1 if size == "8M" else 4)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "proteins.fasta").write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(some)))
+            (folder / "proteins.fasta").write_text(
+                "".join(f">p{i}\n{s}\n" for i, s in enumerate(some)), encoding="utf-8"
+            )
             model = ESM2.initialised(SIZES[NAMES[size]], 0)
             tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
             write_checkpoint(folder / "model.safetensors", tensors, {"model": model.config, "step": 0})
@@ -326,7 +328,7 @@ def section_pretrain(options: argparse.Namespace, proteins: list[str], ceiling: 
     precision = "bf16-mixed" if options.device == "cuda" else "32-true"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "train.fasta").write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins)))
+        (folder / "train.fasta").write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins)), encoding="utf-8")
         esm2kit.preprocess(
             esm2kit.PreprocessConfig(
                 folder / "train.fasta", out_dir=folder / "data", val_size=0.01, leakage_identity=0.0

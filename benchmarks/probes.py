@@ -74,7 +74,9 @@ def compare(arguments: argparse.Namespace, work_dir: Path) -> None:
         for name, (side, python, seeds) in contenders.items():
             child = f"{side}:{json.dumps(settings | {'seeds': [seed + 10 * repeat for seed in seeds]})}"
             start = time.perf_counter()
-            done = subprocess.run([python, __file__, "--child", child], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [python, __file__, "--child", child], capture_output=True, text=True, check=False, encoding="utf-8"
+            )
             seconds = time.perf_counter() - start
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -140,7 +142,7 @@ def prepare(arguments: argparse.Namespace, work_dir: Path) -> dict:
     fasta, labelled = work_dir / "proteins.fasta", work_dir / "task.fasta"
     names = {"train": "train", "validation": "val", "test": "test"}
     seen: set[str] = set()
-    with open(fasta, "w") as plain, open(labelled, "w") as file:
+    with open(fasta, "w", encoding="utf-8") as plain, open(labelled, "w", encoding="utf-8") as file:
         for row, (name, sequence) in enumerate(zip(data.ids, data.sequences, strict=True)):
             # biotrainer finds embeddings by sequence, so a sequence may occur in one set only
             if sequence in seen:
@@ -176,7 +178,7 @@ def used() -> dict[str, float]:
     """Measure this process; the peak memory excludes its parent's, which ru_maxrss would include."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     status = Path("/proc/self/status")
-    peak = status.read_text().split("VmHWM:")[1].split()[0] if status.is_file() else usage.ru_maxrss
+    peak = status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0] if status.is_file() else usage.ru_maxrss
     return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak) / 1024}
 
 

@@ -42,7 +42,7 @@ def read_uniprot(folder: Path = EXAMPLES) -> dict[str, Protein]:
     """Read the package's records by accession, without duplicates, in the order of the files."""
     proteins: dict[str, Protein] = {}
     for file_name in ("DB.fasta.gz", "QUERY.fasta.gz"):
-        with gzip.open(folder / file_name, "rt") as lines:
+        with gzip.open(folder / file_name, "rt", encoding="utf-8") as lines:
             for header, sequence in SimpleFastaParser(lines):
                 accession = header.split("|")[1]
                 name, _, rest = header.split(" ", 1)[1].partition(" OS=")
@@ -53,7 +53,7 @@ def read_uniprot(folder: Path = EXAMPLES) -> dict[str, Protein]:
 
 def write_fasta(path: Path, records: Iterable[tuple[str, str]], columns: int = 80) -> None:
     """Write records as `>id` and lines of at most `columns` residues."""
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for identifier, sequence in records:
             rows = (sequence[start : start + columns] for start in range(0, len(sequence), columns))
             file.write(f">{identifier}\n" + "\n".join(rows) + "\n")
@@ -77,7 +77,7 @@ def cluster(sequences: dict[str, str], min_identity: float, work: Path) -> dict[
         *("--min-seq-id", min_identity, "-c", 0.8, "--cov-mode", 1),
     )
     members: dict[str, list[str]] = {}
-    for line in (work / "cluster_cluster.tsv").read_text().splitlines():
+    for line in (work / "cluster_cluster.tsv").read_text(encoding="utf-8").splitlines():
         representative, member = line.split("\t")
         members.setdefault(representative, []).append(member)
     return {representative: sorted(members[representative]) for representative in sorted(members)}
@@ -101,7 +101,7 @@ def search(queries: dict[str, str], targets: dict[str, str], work: Path, *option
         *("easy-search", work / "query.fasta", work / "target.fasta", work / "hits.tsv", work / "tmp", "-s", 7),
         *("--format-output", "query,target,fident,qcov,tcov", *options),
     )
-    rows = (line.split("\t") for line in (work / "hits.tsv").read_text().splitlines())
+    rows = (line.split("\t") for line in (work / "hits.tsv").read_text(encoding="utf-8").splitlines())
     return [Hit(query, target, *map(float, numbers)) for query, target, *numbers in rows]
 
 
@@ -212,10 +212,10 @@ def make_sample(out: Path, seed: int) -> None:
         + [(f"UR50_{row}", residues[row]) for row in kept],
     )
     mapping = (f"UR50_{row}\t" + ",".join(f"UR90_{member}" for member in clusters_50[row]) for row in kept)
-    (out / "mapping.tsv").write_text("ur50_id\tur90_ids\n" + "\n".join(mapping) + "\n")
+    (out / "mapping.tsv").write_text("ur50_id\tur90_ids\n" + "\n".join(mapping) + "\n", encoding="utf-8")
     splits = dict.fromkeys(kept, "train") | dict.fromkeys(valid, "valid")
     rows = (f"UR50_{row}\t{splits[row]}\t{family_of[row]}\t{proteins[row].name}" for row in sorted(splits))
-    (out / "families.tsv").write_text("ur50_id\tset\tfamily\tprotein_name\n" + "\n".join(rows) + "\n")
+    (out / "families.tsv").write_text("ur50_id\tset\tfamily\tprotein_name\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
     train_families = {family_of[row] for row in kept}
     train_90 = [member for row in kept for member in clusters_50[row]]

@@ -175,7 +175,7 @@ def is_usable(sequence: str, max_residues: int) -> bool:
 def make_tasks(structures: Path, out: Path, valid_fasta: Path, seed: int) -> None:
     """Write the folders of the three tasks to `out`."""
     generator = random.Random(seed)
-    with open(valid_fasta) as lines:
+    with open(valid_fasta, encoding="utf-8") as lines:
         avoid = dict(SimpleFastaParser(lines))
 
     chains = {
@@ -215,7 +215,9 @@ def make_tasks(structures: Path, out: Path, valid_fasta: Path, seed: int) -> Non
         sets,
     )
     rows = (f"{name}\t{proteins[name].organism}\t{taxa[name][0]}\t{taxa[name][1]}" for name in sorted(sets))
-    (out / "domain_of_life" / "organisms.tsv").write_text("id\torganism\tncbi_taxid\tdomain\n" + "\n".join(rows) + "\n")
+    (out / "domain_of_life" / "organisms.tsv").write_text(
+        "id\torganism\tncbi_taxid\tdomain\n" + "\n".join(rows) + "\n", encoding="utf-8"
+    )
     print(f"{len(proteins)} UniProtKB records, {len(named)} with a domain of life, ", end="")
     print(
         f"{len(representatives)} clusters at 50% identity in {len(families)} unrelated families, {len(sets)} selected"

@@ -125,7 +125,7 @@ def test_every_option_of_a_stage_has_an_entry(site: Path, pages: dict[Path, Page
 
 def blocks(path: Path, language: str) -> Iterator[str]:
     """The code blocks of a Markdown file in one language."""
-    yield from re.findall(rf"^ *```{language}\n(.*?)^ *```", path.read_text(), flags=re.M | re.S)
+    yield from re.findall(rf"^ *```{language}\n(.*?)^ *```", path.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def commands(path: Path) -> Iterator[list[str]]:

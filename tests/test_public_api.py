@@ -49,7 +49,7 @@ def test_importing_a_package_loads_no_slow_module(package: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_use_only_the_public_api(path: Path) -> None:
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
     public = {"esm2kit": esm2kit.__all__, "esm2kit.notebook": esm2kit.notebook.__all__}
     for node in ast.walk(tree):

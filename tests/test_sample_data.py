@@ -30,7 +30,7 @@ SETS = {("train", "False"): "train", ("train", "True"): "validation", ("test", "
 
 def read_fasta(path: Path) -> dict[str, str]:
     """Read a FASTA file with Biopython, as header -> sequence; headers must be unique."""
-    with open(path) as lines:
+    with open(path, encoding="utf-8") as lines:
         records = list(SimpleFastaParser(lines))
     assert len(dict(records)) == len(records), f"a header is repeated in {path.name}"
     return dict(records)
@@ -291,8 +291,8 @@ def test_readme_states_the_task_baselines() -> None:
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.yaml")), ids=lambda path: path.name)
 def test_golden_values_have_sources(path: Path) -> None:
-    values = yaml.safe_load(path.read_text())
-    assert "source" in path.read_text()
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert "source" in path.read_text(encoding="utf-8")
     assert values
 
 

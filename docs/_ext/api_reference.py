@@ -60,7 +60,7 @@ def page(section: Section) -> str:
 
 def generate(app: Sphinx) -> None:
     """Write a page per section below `reference/api`."""
-    text = Path(app.srcdir, f"{PAGE}.md").read_text()
+    text = Path(app.srcdir, f"{PAGE}.md").read_text(encoding="utf-8")
     write_pages(Path(app.srcdir, PAGE), {f"{each.slug}.rst": page(each) for each in sections(text)})
 
 

@@ -74,7 +74,7 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
         executed: keep the outputs.
         folders: paths are shown relative to these.
     """
-    notebook = json.loads(path.read_text())
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = []
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
@@ -103,7 +103,7 @@ def overview() -> str:
     """The list of the tutorials with the sentence that each begins with, which `tutorials/index.md` includes."""
     entries = []
     for path in notebooks():
-        text = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, sentence = re.match(r"# (.*)\n+\*\*(.*?)\*\*", text).groups()
         entries.append(f"[{title}]({path.name})\n: {sentence}\n")
     pages = "\n".join(path.stem for path in notebooks())

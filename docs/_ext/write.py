@@ -18,5 +18,5 @@ def write_pages(folder: Path, pages: Mapping[str, str]) -> None:
             path.unlink()
     for name, text in pages.items():
         path = folder / name
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")

@@ -71,9 +71,9 @@ def embed_task(
             task=data.task.name,
         )
     fasta, text = Path(out_dir) / "proteins.fasta", _format_fasta(sequences)
-    if not fasta.is_file() or fasta.read_text() != text:
+    if not fasta.is_file() or fasta.read_text(encoding="utf-8") != text:
         with atomic_path(fasta) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     what = json.dumps([text, str(model), repr_layer, per_residue])
     result = embed(
         EmbedConfig(

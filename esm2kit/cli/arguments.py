@@ -246,7 +246,7 @@ def _check_config(path: Path, hints: dict[str, Any]) -> None:
     if not path.is_file():
         raise InputError(f"{path}: file not found. Check the path after --config.", code="config.absent", path=path)
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not valid YAML ({' '.join(str(error).split())})", code="config.not-yaml", path=path

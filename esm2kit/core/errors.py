@@ -53,7 +53,7 @@ def record_error(error: BaseException) -> None:
     path = Path(os.environ[ERROR_FILE])
     try:  # atomic, and a failure here must not hide the error itself
         part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps({"message": message}, default=str))
+        part.write_text(json.dumps({"message": message}, default=str), encoding="utf-8")
         part.replace(path)
     except (OSError, TypeError, ValueError) as problem:
         logger.warning("%s: cannot write the error file (%s)", path, problem)
@@ -72,7 +72,7 @@ def read_recorded_error(path: Path) -> Exception | None:
     if not path.is_file():
         return None
     try:
-        message = json.loads(path.read_text())["message"]
+        message = json.loads(path.read_text(encoding="utf-8"))["message"]
     except (ValueError, KeyError):
         return None
     if not isinstance(message, dict):  # written by torchrun itself for a worker that wrote no error

@@ -121,7 +121,7 @@ def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, ma
     """
     have = file.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"}
-    known = json.loads(state.read_text()) if state.is_file() else {}
+    known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else {}
     if have and known.get("address") == address and known.get("tag"):
         headers |= {"Range": f"bytes={have}-", "If-Range": known["tag"]}
     else:
@@ -146,7 +146,7 @@ def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, ma
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdecimal() else None
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        state.write_text(json.dumps({"address": address, "tag": tag, "total": total}))
+        state.write_text(json.dumps({"address": address, "tag": tag, "total": total}), encoding="utf-8")
         free = have + shutil.disk_usage(state.parent).free
         limit, reason = min((max_bytes, "the maximum for this file"), (free, f"the free space in {state.parent}"))
         if max(have, total or 0) > limit or not _write_body(response, file, have, total, limit, stall_seconds, address):

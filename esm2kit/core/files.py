@@ -155,4 +155,4 @@ def fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, floats with all their digits."""
     with atomic_path(path) as part:
-        part.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
+        part.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def resolve_device(requested: str) -> str:
 def cpu_name() -> str:
     """Return the processor's model name, or its architecture if the system does not report a name."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
@@ -58,7 +58,7 @@ def read_memory_use(device: torch.device, peak: bool = False) -> int:
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # not ru_maxrss, which on Linux starts from the peak of the parent process
-    return int(status.read_text().split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
+    return int(status.read_text(encoding="utf-8").split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
 
 def return_freed_memory() -> None:

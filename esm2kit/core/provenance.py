@@ -32,7 +32,9 @@ def git_commit() -> str | None:
 
 def _git(root: Path, *arguments: str) -> str:
     """Run a git command and return its output."""
-    return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", root, *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout.strip()
 
 
 @cache

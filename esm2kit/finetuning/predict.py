@@ -90,7 +90,7 @@ def _write_table(
     digits = _count_digits(model.scale)
     task, per_residue = model.task, model.task.level == "residue"
     columns = [f"p_{label}" for label in about["labels"]]
-    with open(part, "w", newline="") as file:
+    with open(part, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
         rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *columns])
 

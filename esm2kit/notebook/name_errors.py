@@ -71,7 +71,7 @@ def find_defining_cell(path: Path, name: str) -> str | None:
     Returns:
         A line that names the cell; None if no cell defines the name.
     """
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
         with suppress(SyntaxError):

@@ -228,12 +228,16 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
     folder = Path(folder)
     path = folder / f"{name}.yaml"
     template = path if path.exists() else folder / "sample.yaml"
-    tier = {notebook: dict(given or {}) for notebook, given in (yaml.safe_load(template.read_text()) or {}).items()}
+    tier = {
+        notebook: dict(given or {})
+        for notebook, given in (yaml.safe_load(template.read_text(encoding="utf-8")) or {}).items()
+    }
     for notebook, given in choices.items():
         tier.setdefault(notebook, {}).update(given)
     with atomic_path(path) as part:
         part.write_text(
-            f"# Saved from the notebooks' widgets: esm2kit run --tier {name}\n" + yaml.safe_dump(tier, sort_keys=False)
+            f"# Saved from the notebooks' widgets: esm2kit run --tier {name}\n" + yaml.safe_dump(tier, sort_keys=False),
+            encoding="utf-8",
         )
     return path
 

@@ -99,14 +99,14 @@ def _count_close_records(folder: Path, split: str, train: str, identity: float, 
     command += ["--min-seq-id", identity, "--alignment-mode", 3, "--max-seqs", 300, "--threads", threads, "-v", 1]
     command += ["--format-output", "query,qcov,tcov"]
     command += ["--split-memory-limit", f"{int(memory_gb * 1000)}M"]
-    subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    rows = (line.split("\t") for line in hits.read_text().splitlines())
+    subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, encoding="utf-8")
+    rows = (line.split("\t") for line in hits.read_text(encoding="utf-8").splitlines())
     return len({query for query, qcov, tcov in rows if max(float(qcov), float(tcov)) >= 0.8})
 
 
 def _write_fasta(store: Path, path: Path) -> int:
     num_records = 0
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for batch in read_batches(store):
             # row numbers as ids, because MMseqs2 shortens some ids
             sequences = batch.column("sequence").to_pylist()

@@ -326,7 +326,7 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 def _read_boot_id() -> str | None:
     """Read the boot id: work files are not synced individually, so they are invalid after a power cut."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return None
 

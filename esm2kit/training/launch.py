@@ -67,6 +67,7 @@ def train(
             bufsize=1,
             start_new_session=True,
             env=_clean_environment() | {ERROR_FILE: str(error_file)},
+            encoding="utf-8",
         )
         on_start(worker)
         try:
@@ -116,7 +117,7 @@ def write_config(stage: str, config: Any) -> Path:
     """
     path = Path(config.out_dir) / f"{stage}.yaml"
     with lock_run_folder(path.parent), atomic_path(path) as part:
-        part.write_text(yaml.safe_dump(to_json(config), sort_keys=False))
+        part.write_text(yaml.safe_dump(to_json(config), sort_keys=False), encoding="utf-8")
     return path
 
 

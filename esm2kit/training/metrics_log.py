@@ -72,7 +72,7 @@ class TrainingLog(Callback):
             # before and after a resumption, a run may have different metrics
             self.columns += tuple(name for name in (kept[0] if kept else ()) if name not in self.columns)
             # written to a temporary file first, so that a kill or a full disk cannot lose the existing rows
-            with atomic_path(self.path) as part, open(part, "w", newline="") as file:
+            with atomic_path(self.path) as part, open(part, "w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(kept)
@@ -142,7 +142,7 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             for external in trainer.loggers:
                 external.log_metrics(metrics, step)
-            with open(self.path, "a", newline="") as file:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 3)} | metrics
                 csv.DictWriter(file, self.columns).writerow(row)
 
@@ -165,7 +165,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """
     if not Path(path).exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["seconds"] is not None]
 
 

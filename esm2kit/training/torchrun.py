@@ -36,7 +36,7 @@ def main() -> int:
         if not reported:
             raise
         if os.environ.get(ERROR_FILE):
-            Path(os.environ[ERROR_FILE]).write_text(json.dumps(reported[0].error_file_data))
+            Path(os.environ[ERROR_FILE]).write_text(json.dumps(reported[0].error_file_data), encoding="utf-8")
         return INPUT_ERROR_EXIT_CODE
     return 0
 

@@ -39,7 +39,9 @@ def write_csv(
         kind = "test" if place % 3 == 0 else "train"
         rows.append(f"{''.join(letters)},{place % 12 + 0.5},{kind},{place % 6 == 1}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["sequence,target,set,validation", *(rows[place] for place in order)]) + "\n")
+    path.write_text(
+        "\n".join(["sequence,target,set,validation", *(rows[place] for place in order)]) + "\n", encoding="utf-8"
+    )
     return [rows[place].split(",")[0] for place in order]
 
 

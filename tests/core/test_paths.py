@@ -54,8 +54,10 @@ def test_every_path_of_every_stage_is_expanded(home: Path, stage: str) -> None:
 
 
 def test_yaml_command_line_and_python_agree(home: Path) -> None:
-    Path("cfg.yaml").write_text("fasta: [~/in.fasta, b.fasta]\nout_dir: ~/vectors\nmodel: ~/m.safetensors\n")
-    (home / "cfg.yaml").write_text(Path("cfg.yaml").read_text())
+    Path("cfg.yaml").write_text(
+        "fasta: [~/in.fasta, b.fasta]\nout_dir: ~/vectors\nmodel: ~/m.safetensors\n", encoding="utf-8"
+    )
+    (home / "cfg.yaml").write_text(Path("cfg.yaml").read_text(encoding="utf-8"))
     python = esm2kit.EmbedConfig([Path("~/in.fasta"), Path("b.fasta")], Path("~/vectors"), model="~/m.safetensors")
     assert python.out_dir == home / "vectors"
     assert python.model == str(home / "m.safetensors")

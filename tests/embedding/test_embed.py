@@ -55,7 +55,7 @@ def random_proteins(num_residues: list[int], seed: int = 0) -> dict[str, str]:
 
 def write_fasta(path: Path, proteins: dict[str, str] | list[tuple[str, str]]) -> Path:
     pairs = proteins.items() if isinstance(proteins, dict) else proteins
-    path.write_text("".join(f">{name} description\n{sequence}\n" for name, sequence in pairs))
+    path.write_text("".join(f">{name} description\n{sequence}\n" for name, sequence in pairs), encoding="utf-8")
     return path
 
 

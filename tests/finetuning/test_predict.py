@@ -126,7 +126,7 @@ def test_all_file_formats_contain_the_same_predictions(run, tmp_path, proteins) 
     for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
         out = tmp_path / f"mine{suffix}"
         assert predict(PredictConfig(run, tmp_path / "mine.fasta", out))["num_proteins"] == len(proteins)
-        with open(out, newline="") as file:
+        with open(out, encoding="utf-8", newline="") as file:
             rows[suffix] = list(csv.DictReader(file, delimiter=delimiter))
     assert rows[".tsv"] == rows[".csv"]
     predict(PredictConfig(run, tmp_path / "mine.fasta", tmp_path / "mine.h5", batch_tokens=40))

@@ -72,7 +72,7 @@ def test_predictions_keep_the_digits_of_their_spread(runs, name, suffix, tmp_pat
         out = tmp_path / f"{task}{suffix}"
         predict(PredictConfig(model=Path(result["runs"][0]["model"]), fasta=fasta, out=out, device="cpu"))
         if suffix == ".tsv":
-            with open(out, newline="") as file:
+            with open(out, encoding="utf-8", newline="") as file:
                 read[task] = np.array([float(line["prediction"]) for line in csv.DictReader(file, delimiter="\t")])
         else:
             with h5py.File(out) as file:

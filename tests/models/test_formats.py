@@ -189,7 +189,9 @@ def test_a_pt_is_memory_mapped(tmp_path: Path) -> None:
     save_fair_esm(random_model(), tmp_path / "esm2_a.pt")
     model = load(tmp_path / "esm2_a.pt")
     spans = [
-        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if "esm2_a.pt" in line
+        line.split()[0].split("-")
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        if "esm2_a.pt" in line
     ]
     for name, parameter in model.named_parameters():
         if not name.startswith("contact_head."):

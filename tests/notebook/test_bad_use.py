@@ -158,7 +158,7 @@ def test_a_work_folder_that_cannot_be_written_fails_first(tmp_path: Path) -> Non
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_notebook_checks_its_folder_first(path: Path) -> None:
     assert "work_dir" in read_parameters(path)
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert "work_folder(work_dir)" in "".join(cells[1]["source"])
 
 

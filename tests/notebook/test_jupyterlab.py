@@ -109,7 +109,7 @@ def lab(clone: Path) -> Iterator[str]:
     environment["PYTHONSTARTUP"] = str(ROOT / "docs" / "kernel_start.py")  # as `make lab` does
     arguments = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                  "--IdentityProvider.token=", f"--ServerApp.root_dir={clone}"]  # fmt: skip
-    with open(clone / "lab.log", "w") as log:
+    with open(clone / "lab.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT
         )

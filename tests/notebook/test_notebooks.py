@@ -115,12 +115,12 @@ def test_links_resolve(path: Path) -> None:
 
 @each_notebook
 def test_no_path_of_this_machine(path: Path) -> None:
-    assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text())
+    assert not re.search(r"/(work|root|home|tmp|Users)/", path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", TIERS, ids=lambda path: path.stem)
 def test_tiers_name_known_notebooks_and_parameters(path: Path) -> None:
-    tier = yaml.safe_load(path.read_text())
+    tier = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert list(tier) == [notebook.stem for notebook in NOTEBOOKS], "a tier runs every notebook, in order"
     for name, parameters in tier.items():
         known = read_parameters(ROOT / "notebooks" / f"{name}.ipynb")

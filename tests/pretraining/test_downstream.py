@@ -35,7 +35,7 @@ TASKS = {"secondary_structure_pdb": "accuracy", "domain_of_life": "accuracy", "h
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:
-    with open(out_dir / "metrics.csv", newline="") as file:
+    with open(out_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -150,7 +150,7 @@ def test_unigram_perplexity_equals_a_direct_count(dataset: Path) -> None:
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:
-    with open(out_dir / "metrics.csv", newline="") as file:
+    with open(out_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -158,7 +158,7 @@ def write_three_residue_proteins(path: Path, count: int, seed: int) -> Path:
     """Write a FASTA of proteins with three random residue types each; overall the 20 types are equally frequent."""
     generator = random.Random(seed)
     proteins = ("".join(generator.choices(generator.sample(STANDARD_RESIDUES, 3), k=40)) for _ in range(count))
-    path.write_text("".join(f">{number}\n{protein}\n" for number, protein in enumerate(proteins)))
+    path.write_text("".join(f">{number}\n{protein}\n" for number, protein in enumerate(proteins)), encoding="utf-8")
     return path
 
 

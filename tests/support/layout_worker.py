@@ -24,5 +24,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         assert_late_weights_match()
         if dist.get_rank() == 0:
-            Path(sys.argv[2]).write_text("equal")
+            Path(sys.argv[2]).write_text("equal", encoding="utf-8")
     exit_process(0)

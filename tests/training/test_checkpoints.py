@@ -161,7 +161,7 @@ def test_a_retained_checkpoint_is_complete_without_hard_links(tmp_path: Path, mo
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     def copy_half(source: Path, target: Path) -> None:
-        Path(target).write_text("n")
+        Path(target).write_text("n", encoding="utf-8")
         raise NO_SPACE
 
     monkeypatch.setattr(os, "link", no_links)

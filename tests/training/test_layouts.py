@@ -27,7 +27,7 @@ PRECISIONS = ("bf16-mixed", "bf16-true")
 
 
 def column(out_dir: Path, name: str) -> list[float]:
-    with open(out_dir / "metrics.csv", newline="") as file:
+    with open(out_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 

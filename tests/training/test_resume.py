@@ -88,7 +88,7 @@ def kill(process: subprocess.Popen) -> None:
 
 def curve(out_dir: Path) -> dict[tuple[int, str], str]:
     """All metrics of metrics.csv as text with all digits, by (update, name)."""
-    with open(out_dir / "metrics.csv", newline="") as file:
+    with open(out_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = ("train_loss", "val_loss", "lr", "grad_norm", "tokens")
     return {(int(row["step"]), name): row[name] for row in rows for name in names if row[name]}

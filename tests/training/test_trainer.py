@@ -57,7 +57,7 @@ def finish():
 
 
 def rows(out_dir: Path) -> list[dict[str, str]]:
-    with open(out_dir / "metrics.csv", newline="") as file:
+    with open(out_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -92,7 +92,7 @@ def run(stage: str, settings: dict[str, object]) -> None:
 
 
 def recorded_calls(notes: Path, call: str) -> list[dict]:
-    return [values for name, values in map(json.loads, notes.read_text().splitlines()) if name == call]
+    return [values for name, values in map(json.loads, notes.read_text(encoding="utf-8").splitlines()) if name == call]
 
 
 def test_wandb_receives_settings_and_metrics(wandb, dataset, tmp_path) -> None:

@@ -73,7 +73,7 @@ def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
 
 def read_blosum62() -> dict[str, dict[str, int]]:
     """Read BLOSUM62, in half bits, indexed by two letters."""
-    text = files("esm2kit.benchmarking.baselines").joinpath("blosum62.txt").read_text()
+    text = files("esm2kit.benchmarking.baselines").joinpath("blosum62.txt").read_text(encoding="utf-8")
     letters, *rows = (line.split() for line in text.splitlines() if not line.startswith("#"))
     return {letter: dict(zip(letters, map(int, scores), strict=True)) for letter, *scores in rows}
 

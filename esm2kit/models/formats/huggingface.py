@@ -215,7 +215,7 @@ def save_hf(model: ESM2, folder: Path) -> None:
     )
     write_json(folder / "special_tokens_map.json", special_map)
     with atomic_path(folder / "vocab.txt") as part:
-        part.write_text("\n".join(TOKENS))
+        part.write_text("\n".join(TOKENS), encoding="utf-8")
     save_tensors(folder / "model.safetensors", to_hf(model.state_dict(), model.config), {"format": "pt"})
     write_json(folder / "config.json", build_hf_config(model.config))
 

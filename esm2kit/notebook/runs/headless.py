@@ -120,7 +120,7 @@ def run_notebook(
             # number the cells as in git: papermill inserts a cell of parameters
             error = f"cell {failure.exec_count - bool(parameters)}: {failure.ename}: {failure.evalue}"
         except DeadKernelError:
-            executed_cells = json.loads(executed.read_text())["cells"][: progress.cell]
+            executed_cells = json.loads(executed.read_text(encoding="utf-8"))["cells"][: progress.cell]
             number = sum(cell["cell_type"] == "code" for cell in executed_cells) - bool(parameters)
             error = f"cell {number}: the kernel died, possibly out of memory"
     entry = replace(
@@ -162,7 +162,7 @@ def _read_record(source: Path, work_dir: str) -> dict[str, Any]:
     record = source.parent / work_dir / "records" / f"{source.stem}.json"
     if not record.exists():
         return {}
-    recorded = json.loads(record.read_text())
+    recorded = json.loads(record.read_text(encoding="utf-8"))
     made = {}
     for name, path in recorded["made"].items():
         absolute = os.path.normpath(source.parent / path)
@@ -215,7 +215,7 @@ class _ProgressHandler(logging.Handler):
         Returns:
             Number of the code cell as in git -> seconds, if at least one.
         """
-        cells = json.loads(executed.read_text())["cells"]
+        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
         counts = {place: cell.get("execution_count") for place, cell in enumerate(cells, 1)}
         return {
             str(counts[place] - injected): round(seconds, 1)

@@ -105,7 +105,8 @@ def write_runs_page(folder: Path) -> Path:
                 columns=columns,
                 metrics=metrics,
                 reports={name: _report_links(folder / name, manifest) for name, manifest in runs.items()},
-            )
+            ),
+            encoding="utf-8",
         )
     return index
 

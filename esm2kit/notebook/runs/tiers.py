@@ -58,7 +58,7 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     """
     files = {file.stem: file for file in sorted((Path(root) / "notebooks").glob("*.ipynb"))}
     try:
-        tier = yaml.safe_load(path.read_text()) or {}
+        tier = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise InputError(
             f"{path} is not valid YAML: {' '.join(str(error).split())}", code="tier.not-yaml", path=str(path)
