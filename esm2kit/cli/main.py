@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         # torchrun starts each worker in its own session, so killing torchrun's process group does not kill the workers;
         # call this first, as a parent that dies while modules are imported would not be noticed
         exit_with_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # escape what the terminal's encoding cannot represent
+            stream.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0
@@ -146,6 +149,7 @@ def _run(name: str, arguments: list[str]) -> int:
             name=name,
             nearest=find_closest(name, STAGES),
         )
+    _check_locale(arguments)
     from esm2kit.cli.arguments import parse
 
     stage = STAGES[name]
@@ -172,6 +176,21 @@ def _run(name: str, arguments: list[str]) -> int:
     if summary and not rank():  # every process of a torchrun or srun job has the result
         print(summary)
     return 0
+
+
+def _check_locale(arguments: list[str]) -> None:
+    """Check that Python could decode the arguments; bytes that the locale's encoding lacks become surrogates."""
+    for argument in arguments:
+        if not argument.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in argument):
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            encoding = sys.getfilesystemencoding()
+            remedy = "rename it" if encoding == "utf-8" else "set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+            raise InputError(
+                f"'{shown}' cannot be read as text in the encoding of this locale, {encoding}: {remedy}",
+                code="locale.argument",
+                found=shown,
+                encoding=encoding,
+            )
 
 
 def summarise(result: Any, on_terminal: bool = False) -> str:
