@@ -11,8 +11,9 @@ from sphinx.application import Sphinx
 from write import write_pages
 
 import esm2kit
-from esm2kit.cli.arguments import SHORT_FORMS, describe_type
+from esm2kit.cli.arguments import COMMON_OPTIONS, describe_type, find_short_forms
 from esm2kit.cli.commands import STAGES, Stage, import_object
+from esm2kit.core.options import TITLES, group_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +36,7 @@ def shown_default(value: Any) -> str:
 
 def option(field: dataclasses.Field, hint: Any, text: str) -> str:
     """The entry of one option: its names, type, default and description."""
-    names = [*(short for short, name in SHORT_FORMS.items() if name.strip("-+") == field.name), f"--{field.name}"]
+    names = [*find_short_forms([field.name]), f"--{field.name}"]
     default = field.default_factory() if callable(field.default_factory) else field.default
     facts = [f"*{escape(describe_type(hint))}*"]
     if default is dataclasses.MISSING:
@@ -43,18 +44,6 @@ def option(field: dataclasses.Field, hint: Any, text: str) -> str:
     elif typed := shown_default(default):
         facts.append(f"default `{typed}`")
     return f"```{{option}} {', '.join(names)}\n{', '.join(facts)}\n\n{escape(text)}\n```"
-
-
-def groups(config: type) -> dict[str, list[dataclasses.Field]]:
-    """Heading -> options: the required ones, the stage's own, and those of a configuration that stages share."""
-    found: dict[str, list[dataclasses.Field]] = {"Required": [], "Options": []}
-    bases = [base for base in config.__mro__[1:] if base.__name__ == "TrainingConfig"]
-    for field in dataclasses.fields(config):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        shared = any(field.name in base.__annotations__ for base in bases)
-        heading = "Required" if required else "Options shared by the training stages" if shared else "Options"
-        found.setdefault(heading, []).append(field)
-    return {heading: fields for heading, fields in found.items() if fields}
 
 
 def public(name: str, role: str) -> str:
@@ -71,14 +60,17 @@ def page(name: str, stage: Stage) -> str:
     hints = get_type_hints(config)
     summary = "\n\n".join(filter(None, [parsed.short_description, parsed.long_description]))
     lines = [f"# esm2kit {name}", escape(summary), f"```bash\n{stage.example}\n```"]
-    lines.append(f"`{stage.positional.upper()}` may be given without `--{stage.positional}`, before the other options.")
+    lines.append(
+        f"`{stage.positional.upper()}` can also be written as `--{stage.positional} {stage.positional.upper()}`."
+    )
     python = [public(stage.config, "class"), public(stage.function, "func")]
     if all(python):
         lines.append(f"From Python: {python[1]} with a {python[0]}.")
     lines.append(f"```{{program}} esm2kit {name}\n```")
-    for heading, fields in groups(config).items():
-        lines.append(f"## {heading}")
-        lines += [option(field, hints[field.name], texts[field.name]) for field in fields]
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for group, members in group_fields(config).items():
+        lines.append(f"## {TITLES[group].capitalize()}")
+        lines += [option(fields[member], hints[member], texts[member]) for member in members]
     return "\n\n".join(lines) + "\n"
 
 
@@ -86,8 +78,13 @@ def overview() -> str:
     """The table of the stages and the list of their pages, which `reference/cli.md` includes."""
     rows = [f"| [`{name}`](cli/{name}.md) | {escape(stage.help)} |" for name, stage in STAGES.items()]
     pages = "\n".join(f"cli/{name}" for name in STAGES)
+    common = [f"| `{names}` | {escape(text)} |" for names, text in COMMON_OPTIONS.items()]
     return "\n".join(
-        ["| stage | what it does |", "| --- | --- |", *rows, "", f"```{{toctree}}\n:hidden:\n{pages}\n```\n"]
+        [
+            *("| stage | what it does |", "| --- | --- |", *rows, "", "Every stage has these options:", ""),
+            *("| option | what it does |", "| --- | --- |", *common, ""),
+            f"```{{toctree}}\n:hidden:\n{pages}\n```\n",
+        ]
     )
 
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
+from esm2kit.models.config import complete_model_names
 from esm2kit.tasks.config import TaskConfig, resolve_target
 
 
@@ -17,8 +19,8 @@ class BenchmarkConfig(TaskConfig):
     Args:
         tasks: Several tasks separated by commas, or "all" for every available FLIP task. Replaces task. Each task
             gets a folder in out_dir, and a comparison page covers all of them.
-        model: Model that computes the embeddings: an official name, a fair-esm .pt file, a Hugging Face folder or an
-            esm2kit checkpoint.
+        model: Model that computes the embeddings: an official name or its short form such as 8M, a fair-esm .pt file, a
+            Hugging Face folder or an esm2kit checkpoint.
         embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
             the model that computed it, so that the untrained baseline has the same architecture.
         hiddens: Existing _hiddens.h5 file (one vector per residue), for residue tasks and light attention.
@@ -58,8 +60,17 @@ class BenchmarkConfig(TaskConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out_dir: Path | None = None
 
+    option_groups = OptionGroups(
+        usual="task model out_dir probe baselines untrained limit",
+        data="tasks embeddings hiddens allow_missing seed",
+        probing="preset repr_layer epochs seeds",
+        evaluation="resamples",
+        hardware="device",
+    )
+
     def __post_init__(self) -> None:
         expand_paths(self)
+        complete_model_names(self, "model")
         check_choices(self)
         resolve_target(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -83,6 +94,8 @@ class CompareConfig:
 
     reports: list[Path]
     out_dir: Path = Path("comparison")
+
+    option_groups = OptionGroups(usual="reports out_dir")
 
     def __post_init__(self) -> None:
         expand_paths(self)

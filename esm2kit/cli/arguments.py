@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import re
+import textwrap
 import types
+from argparse import SUPPRESS
 from collections import deque
 from collections.abc import Iterable
-from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,14 +16,25 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.options import TITLES, group_fields
 from esm2kit.core.paths import expand_path
 
-# short form -> field; `from` is a keyword in Python and cannot name a field
-SHORT_FORMS = {"--from": "--from_notebook", "-p": "--parameters+"}
+# short form -> the first of these fields that a stage has; `from` is a keyword in Python and cannot name a field
+SHORT_FORMS = {"-o": ("out_dir", "out"), "-p": ("parameters",), "--from": ("from_notebook",)}
+# the options of every stage that are not fields of its dataclass; `main` reads -q and -v
+COMMON_OPTIONS = {
+    "-h, --help": "Show this help and exit.",
+    "--help_all": "Show all parameters and exit.",
+    "-q, --quiet": "Show only warnings, errors and the result.",
+    "-v, --verbose": "Also show details, such as each baseline that is fitted.",
+    "--config FILE": "Read parameters from a YAML file.",
+    "--print_config": "Print the parameters as YAML and exit.",
+}
+MAX_DESCRIBED, NAMES_WIDTH = 20, 22
 SWITCH_VALUES = ("true", "false", "yes", "no", "on", "off", "null")
 NUMBER = re.compile(r"-\.?\d")
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-TYPE_NAMES |= {type(None): "null"}
+TYPE_NAMES |= {type(None): "none"}
 PLURALS = {int: "integers", float: "numbers", str: "one or more names", Path: "paths"}
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 # how jsonargparse's messages start
@@ -45,10 +58,13 @@ def parse(config_class: type, program: str, words: list[str], positional: str = 
     Raises:
         InputError: A parameter is unknown or missing, or a value has the wrong type.
     """
-    parser = _build_parser(config_class, program, positional, example)
-    hints = get_type_hints(config_class)
-    hints = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+    hints = list_fields(config_class)
     given = _pair_names_and_values(words, hints, positional, program)
+    shows_all = any(not key and word.replace("-", "_") == "__help_all" for key, word in given)
+    parser = build_parser(config_class, program, positional, example, shows_all)
+    if shows_all:
+        parser.print_help()
+        parser.exit()
     try:
         parsed = parser.parse_args([f"--{key}={value}" if key else value for key, value in given])
     except (ArgumentError, TypeError) as error:
@@ -57,11 +73,38 @@ def parse(config_class: type, program: str, words: list[str], positional: str = 
     return config_class(**{name: parsed[name] for name in hints})
 
 
-def _build_parser(config_class: type, program: str, positional: str, example: str) -> ArgumentParser:
-    """Build the parser whose description is the summary of the dataclass's docstring."""
+def list_fields(config_class: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass by its name."""
+    hints = get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def find_short_forms(fields: Iterable[str]) -> dict[str, str]:
+    """Return the short forms that a stage with these fields has, such as {"-o": "out_dir"}."""
+    fields = set(fields)
+    found = {short: next((name for name in names if name in fields), "") for short, names in SHORT_FORMS.items()}
+    return {short: name for short, name in found.items() if name}
+
+
+def build_parser(
+    config_class: type, program: str, positional: str = "", example: str = "", shows_all: bool = True
+) -> ArgumentParser:
+    """Build the parser of a stage.
+
+    Args:
+        config_class: The dataclass; the summary of its docstring is the description.
+        program: The command, such as `esm2kit embed`.
+        positional: The field that takes the arguments without a name.
+        example: A complete command.
+        shows_all: Whether --help describes all parameters. Otherwise it describes the usual ones and names the others
+            if there are more than MAX_DESCRIBED.
+
+    Returns:
+        The parser, with one group of options per group of fields.
+    """
     argument = f"[{positional.upper()}] " if positional else ""
     summary = [" ".join(part.split()) for part in (config_class.__doc__ or "").split("Args:")[0].split("\n\n")]
-    note = f"{positional.upper()} is the value of --{positional}." if positional else ""
+    note = f"{positional.upper()} can also be written as --{positional} {positional.upper()}." if positional else ""
     parser = ArgumentParser(
         prog=program,
         usage=f"{program} {argument}[--key value ...] [--config file.yaml]",
@@ -69,55 +112,60 @@ def _build_parser(config_class: type, program: str, positional: str, example: st
         formatter_class=Help,
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="Read parameters from a YAML file.", metavar="FILE")
+    parser.add_argument("--config", action="config", help=SUPPRESS)
     parser.add_class_arguments(config_class)
-    parser._action_groups[-1].title = "parameters"
-    for action in parser._actions:
-        if "--print_config" in action.option_strings:
-            action.help, action.metavar = "Print the parameters as YAML and exit.", ""
+    actions = {action.dest: action for action in parser._action_groups.pop()._group_actions}
+    usual, *others = group_fields(config_class).items()
+    describes_all = shows_all or len(actions) <= MAX_DESCRIBED
+    for key, names in [usual, *(others if describes_all else [])]:
+        parser.add_argument_group(TITLES[key])._group_actions += [actions[name] for name in names]
+    if not describes_all:
+        lines = [f"  {TITLES[key]}: {', '.join(names)}" for key, names in others]
+        title = f"more parameters, described by `{program} --help_all`"
+        parser.add_argument_group(title, "\n".join(lines))
+    common = "\n".join(f"  {names:<{NAMES_WIDTH}}{text}" for names, text in COMMON_OPTIONS.items())
+    parser._action_groups[:2] = []  # positional arguments, and argparse's own options
+    parser.add_argument_group("every stage", common)
     return parser
 
 
 class Help(DefaultHelpFormatter):
-    """Shows types as placeholders, defaults in YAML's notation, and each list parameter once (without `--key+`)."""
+    """Shows types as placeholders, defaults as they are typed, and each list parameter once (without `--key+`)."""
 
     def _get_help_string(self, action: Any) -> str:
         """Append `(required)` or the default, unless the text already describes the default."""
         text = action.help or ""
-        if not hasattr(action, "_typehint"):
-            return text[:1].upper() + text[1:].rstrip(".") + "."
         if action.required:
             return f"{text} (required)"
-        if action.default is None or action.default == []:
-            return text if "default:" in text.lower() else f"{text} (default: none)"
         default = action.default
+        if "default:" in text.lower() or default in (None, []):
+            return text
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})"
+        if isinstance(default, bool):
+            shown = "on" if default else "off"
+        return f"{text} (default: {shown})"
 
     def _format_action_invocation(self, action: Any) -> str:
         """Format the names of a parameter and the placeholder for its value, such as `--workers INT`."""
-        action = copy(action)
-        action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
-        short = [name for name, field in SHORT_FORMS.items() if field.removesuffix("+") in action.option_strings]
-        action.option_strings = [*short, *action.option_strings]
-        hint = getattr(action, "_typehint", None)
+        field, hint = action.dest, action._typehint
+        short = [name for name, long in find_short_forms([field]).items() if long == field]
+        if bool in _union_members(hint):
+            return ", ".join([*short, f"--[no-]{field}"])
         item = _list_item_type(hint)
-        choices = [
-            str(value) for part in _union_members(hint) if get_origin(part) is Literal for value in get_args(part)
-        ]
+        choices = [str(value) for value in _list_choices(hint)]
         simple = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
-        if choices or simple:
-            metavar = f"{{{','.join(choices)}}}" if choices else METAVARS[float if float in simple else simple[0]]
-            metavar += " ..." if item else ""
-            return f"{', '.join(action.option_strings)} {metavar}"
-        return super()._format_action_invocation(action)
+        metavar = f"{{{','.join(choices)}}}" if choices else METAVARS[float if float in simple else simple[0]]
+        return f"{', '.join([*short, f'--{field}'])} {metavar}{' ...' if item else ''}"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Wrap the description line by line; indented lines, such as the example, are not wrapped."""
-        lines = text.splitlines()
-        return "\n".join(
-            line if line.startswith(" ") else super(Help, self)._fill_text(line, width, indent) for line in lines
-        )
+        """Wrap the text line by line; the further lines of an indented one are indented by two more blanks."""
+        lines = []
+        for line in text.splitlines():
+            margin = " " * (len(line) - len(line.lstrip()))
+            further = margin and f"{margin}  "
+            whole = margin and not re.match(r"  [\w ]+: ", line)  # an example is one line, to be copied
+            lines.append(line if whole else textwrap.fill(line, width, subsequent_indent=further))
+        return "\n".join(lines)
 
 
 def describe_type(hint: Any) -> str:
@@ -143,8 +191,8 @@ def _pair_names_and_values(
 ) -> list[tuple[str, str]]:
     """Split arguments into (key, value) pairs; the pair ("", word) is passed on unchanged, such as --help.
 
-    A list takes every argument up to the next name. A switch without a value is true. Arguments without a name are for
-    the field `positional`.
+    A list takes every argument up to the next name. A switch without a value is true, and with `--no-` before its name
+    false. Arguments without a name are for the field `positional`.
 
     Returns:
         The pairs, with each value as YAML.
@@ -158,20 +206,18 @@ def _pair_names_and_values(
         if not _is_name(word):
             unnamed.append(word)
             continue
-        key = _resolve_name(word, hints, positional, program)
-        if not key:
-            given.append(("", word))
+        key, is_off = _resolve_name(word, hints, positional, program)
+        if not key or is_off:
+            given.append((key, "false" if is_off else word))
             continue
-        _, equals, value = word.partition("=")
+        name, equals, value = word.partition("=")
         field = key.removesuffix("+")
         hint = hints.get(field, Path)
-        if not equals:
-            appending = key != field
-            taken = _take_values(rest, hint, appending)
-            value = _to_yaml(word, (appending and _list_item_type(hint)) or hint, taken)
+        appending = key != field
+        taken = [value] if equals else _take_values(rest, hint, appending)
+        value = _to_yaml(name, (appending and _list_item_type(hint)) or hint, taken)
         if field == "config":
-            value = str(expand_path(value))
-            _check_config(Path(value), hints)
+            value = _read_config(expand_path(value), hints)
         given.append((key, value))
     if unnamed and (not positional or positional in (key.removesuffix("+") for key, _ in given)):
         reason = f"--{positional} is already given" if positional else f"write --key {unnamed[0]}"
@@ -187,21 +233,33 @@ def _pair_names_and_values(
     return [*given, (positional, _to_yaml(f"--{positional}", hints[positional], unnamed))] if unnamed else given
 
 
-def _resolve_name(word: str, fields: Iterable[str], positional: str, program: str) -> str:
-    """Resolve an argument such as `--key=value` to a field, with its + if it has one; "" for --help and the like."""
-    name = word.partition("=")[0]
-    if "from_notebook" in fields:
-        name = SHORT_FORMS.get(name, name)
-    if name in ("-h", "--help", "--print_config"):
-        return ""
-    key = name.lstrip("-")
+def _resolve_name(word: str, hints: dict[str, Any], positional: str, program: str) -> tuple[str, bool]:
+    """Resolve an argument such as `--key=value` to a field.
+
+    Returns:
+        The field with its + if it has one, or "" for --help and the like; and whether the argument is `--no-field`.
+
+    Raises:
+        InputError: There is no such field.
+    """
+    name, equals, _ = word.partition("=")
+    if name in find_short_forms(hints):
+        key = find_short_forms(hints)[name]
+        return f"{key}+" if name == "-p" else key, False  # -p may be repeated
+    key = name.lstrip("-").replace("-", "_")
+    if name == "-h" or (name.startswith("--") and key in ("help", "help_all", "print_config")):
+        return "", False
     field = key.removesuffix("+")
-    if field not in (*fields, "config") or not name.startswith("--"):
-        # --fasta means train_fasta, although test_fasta is as similar
-        near = positional if field in positional.split("_") else find_closest(field, fields)
-        hint = f"did you mean --{near}?" if near else f"`{program} --help` lists all parameters"
-        raise InputError(f"unknown parameter {name}; {hint}", code="argument.unknown", name=name, nearest=near)
-    return key
+    if name.startswith("--") and field in (*hints, "config"):
+        return key, False
+    switches = [f"no_{each}" for each, hint in hints.items() if bool in _union_members(hint)]
+    if name.startswith("--") and not equals and key in switches:
+        return key.removeprefix("no_"), True
+    # --fasta means train_fasta, although test_fasta is as similar
+    near = positional if field in positional.split("_") else find_closest(field, [*hints, *switches])
+    hint = f"did you mean --{near.replace('no_', 'no-') if near in switches else near}?" if near else ""
+    hint = hint or f"`{program} --help_all` lists all parameters"
+    raise InputError(f"unknown parameter {name}; {hint}", code="argument.unknown", name=name, nearest=near)
 
 
 def _is_name(word: str) -> bool:
@@ -225,6 +283,8 @@ def _to_yaml(name: str, hint: Any, words: list[str]) -> str:
         return "true"
     if not words:
         raise InputError(f"{name} requires a value: {describe_type(hint)}", code="argument.no-value", name=name)
+    if len(words) == 1 and (none := _convert_none(hint, words[0])):
+        return none
     item = _list_item_type(hint)
     single = item is None or (len(words) == 1 and item in _union_members(hint))
     if single or words[0].startswith("[") or words == ["null"]:
@@ -241,8 +301,15 @@ def _list_item_type(hint: Any) -> Any:
     return next((get_args(part)[0] for part in _union_members(hint) if get_origin(part) is list), None)
 
 
-def _check_config(path: Path, hints: dict[str, Any]) -> None:
-    """Check that a file of parameters is a YAML mapping with known names."""
+def _read_config(path: Path, hints: dict[str, Any]) -> str:
+    """Read a file of parameters, a YAML mapping with known names.
+
+    Returns:
+        The mapping as YAML, with the names of the fields and null for `none`.
+
+    Raises:
+        InputError: The file does not exist, is not a YAML mapping, or names an unknown parameter.
+    """
     if not path.is_file():
         raise InputError(f"{path}: file not found. Check the path after --config.", code="config.absent", path=path)
     try:
@@ -253,8 +320,10 @@ def _check_config(path: Path, hints: dict[str, Any]) -> None:
         ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected lines such as `key: value`", code="config.not-a-mapping", path=path)
-    for name in found:
-        if name not in hints:
+    values = {}
+    for name, value in found.items():
+        field = str(name).replace("-", "_")
+        if field not in hints:
             raise InputError(
                 f"{path}: unknown parameter {name!r}; {suggest_name(str(name), hints)}",
                 code="argument.unknown",
@@ -262,6 +331,24 @@ def _check_config(path: Path, hints: dict[str, Any]) -> None:
                 nearest=find_closest(str(name), hints),
                 path=path,
             )
+        none = _convert_none(hints[field], value)
+        values[field] = value if none is None else yaml.safe_load(none)
+    return yaml.safe_dump(values, default_flow_style=True, width=math.inf)
+
+
+def _convert_none(hint: Any, value: Any) -> str | None:
+    """Convert `none` to the YAML of an empty list, or of null for other optional types; None for any other value."""
+    members = _union_members(hint)
+    if not isinstance(value, str) or value.lower() != "none" or value in _list_choices(hint):
+        return None
+    if _list_item_type(hint) and not {str, Path} & set(members):
+        return "[]"
+    return "null" if type(None) in members else None
+
+
+def _list_choices(hint: Any) -> list[Any]:
+    """List the choices of a Literal type or of a union with one."""
+    return [choice for part in _union_members(hint) if get_origin(part) is Literal for choice in get_args(part)]
 
 
 def _convert_error(message: str, given: list[tuple[str, str]], hints: dict[str, Any], example: str) -> InputError:
@@ -278,9 +365,7 @@ def _convert_error(message: str, given: list[tuple[str, str]], hints: dict[str, 
     field = refused[1]
     typed = [value for key, value in given if key.removesuffix("+") == field]
     found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", message)[-1]
-    choices = [
-        choice for part in _union_members(hints[field]) if get_origin(part) is Literal for choice in get_args(part)
-    ]
+    choices = _list_choices(hints[field])
     # people rarely mistype the first letter: gpu is more similar to cpu than to cuda
     near = find_closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
     hint = f"; did you mean {near!r}?" if near else ""

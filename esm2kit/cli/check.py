@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.sequences.dataset import MANIFEST
 
@@ -28,6 +29,8 @@ class CheckConfig:
     """
 
     path: Path
+
+    option_groups = OptionGroups(usual="path")
 
     def __post_init__(self) -> None:
         expand_paths(self)

@@ -32,7 +32,7 @@ def import_object(name: str) -> Any:
 
 STAGES = {
     "preprocess": Stage(
-        "preprocessing.preprocess.PreprocessConfig", "preprocessing.preprocess.preprocess",
+        "preprocessing.config.PreprocessConfig", "preprocessing.preprocess.preprocess",
         "Build a training dataset from FASTA files and clusters.",
         "train_fasta", "esm2kit preprocess my.fasta --out_dir dataset --val_size 0.05",
     ),

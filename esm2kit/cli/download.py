@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import SIZES
+from esm2kit.models.config import MODEL_NAMES, SIZES, complete_model_names
 from esm2kit.tasks.download import DownloadConfig, download, is_downloaded
 from esm2kit.tasks.flip import TASKS
 
@@ -18,7 +19,8 @@ class CatalogueConfig:
     """Download model weights or FLIP tasks and check them; without a name, list what is available.
 
     Args:
-        what: Name of a model, `flip` for all tasks, or `flip TASK` for one. Default: list the models and tasks.
+        what: Name of a model such as 8M, `flip` for all tasks, or `flip TASK` for one. Default: list the models and
+            tasks.
         split: Split of the FLIP task, or `all`. Default: the task's default split.
         data_dir: Folder of the FLIP task folders.
         mirror: Address pattern of a mirror to try before FLIP's own servers, such as
@@ -32,8 +34,11 @@ class CatalogueConfig:
     mirror: str | None = None
     verify: bool = True
 
+    option_groups = OptionGroups(usual="what split data_dir mirror verify")
+
     def __post_init__(self) -> None:
         expand_paths(self)
+        complete_model_names(self, "what")
 
 
 def list_or_download(config: CatalogueConfig) -> str:
@@ -70,10 +75,10 @@ def list_or_download(config: CatalogueConfig) -> str:
     if what not in SIZES and ("/" not in what or not isinstance(config.what, str)):
         raise InputError(
             f"'{what}' is neither a model nor 'flip' (other models of the hub are called owner/name); "
-            f"{suggest_name(what, ['flip', *SIZES])}",
+            f"{suggest_name(what, ['flip', *MODEL_NAMES])}",
             code="download.unknown",
             name=what,
-            nearest=find_closest(what, ["flip", *SIZES]),
+            nearest=find_closest(what, ["flip", *MODEL_NAMES]),
         )
     if unused := [f"--{name}" for name in ("split", "mirror") if getattr(config, name) is not None]:
         raise InputError(

@@ -37,7 +37,8 @@ examples:
   esm2kit benchmark gb1 --model esm2_t12_35M_UR50D
   esm2kit finetune --config my_settings.yaml --lr 1e-4
 
-`esm2kit STAGE --help` shows an example and all parameters of a stage.
+`esm2kit help STAGE` shows an example and the parameters of a stage. In names of parameters - and _ are the same.
+`esm2kit --version` shows the version, `-q` shows less and `-v` shows more of what a stage does.
 New users can start with `make walkthrough`, or with notebooks/00_start_here.ipynb in JupyterLab.
 """
 # Usually all workers fail with the same error. The others wait this long, so that only rank 0 prints it before torchrun
@@ -45,6 +46,10 @@ New users can start with `make walkthrough`, or with notebooks/00_start_here.ipy
 SECONDS_FOR_FIRST_ERROR = 10
 # the path to print on a terminal: the first of these that a result has; other stages log the path of their file
 RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
+# how much a stage logs; workers read the environment variable
+LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+VERBOSITY = "ESM2KIT_VERBOSITY"
+VERBOSITY_OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 DEBUG = "ESM2KIT_DEBUG"  # environment variable: show tracebacks
 MAX_ERROR_CHARACTERS = 300
 # system errors that a user can fix by choosing another output path or by freeing space
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         Exception: Unexpected exceptions, if the environment variable ESM2KIT_DEBUG is set.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _read_verbosity(sys.argv[1:] if argv is None else argv)
     if is_torchrun_worker():
         # torchrun starts each worker in its own session, so killing torchrun's process group does not kill the workers;
         # call this first, as a parent that dies while modules are imported would not be noticed
@@ -72,15 +77,18 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # escape what the terminal's encoding cannot represent
             stream.reconfigure(errors="backslashreplace")
+    if argv[:1] == ["help"] and argv[1:]:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP.format(stages="\n".join(f"  {name:<11} {stage.help}" for name, stage in STAGES.items())))
         return 0
-    if argv[0] == "--version":
+    if argv[0] in ("-V", "--version"):
         print(f"esm2kit {versions()['esm2kit']}")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # only rank 0 logs its progress
-    logging.getLogger("esm2kit").setLevel(logging.WARNING if rank() else logging.INFO)
+    level = LOG_LEVELS.get(os.environ.get(VERBOSITY, ""), logging.INFO)
+    logging.getLogger("esm2kit").setLevel(logging.WARNING if rank() else level)
     # Lightning's messages (unused devices, advertisements) add nothing to esm2kit's own
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False
@@ -103,6 +111,14 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"esm2kit: {error or _describe_bug(raised, argv)}", file=sys.stderr)
         return 2 if error else 1
+
+
+def _read_verbosity(argv: list[str]) -> list[str]:
+    """Move -q, -v and their long forms from the arguments to the environment, which workers inherit."""
+    for word in argv:
+        if word in VERBOSITY_OPTIONS:
+            os.environ[VERBOSITY] = VERBOSITY_OPTIONS[word]
+    return [word for word in argv if word not in VERBOSITY_OPTIONS]
 
 
 def _describe_bug(error: Exception, argv: list[str]) -> str:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
+from esm2kit.models.config import complete_model_names
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class EmbedConfig:
         fasta: FASTA file (plain, .gz or .zst), several files, or a folder. Different sequences need different ids.
         out_dir: Folder for `<name>_embeddings.h5` (per protein) and `<name>_hiddens.h5` (per residue).
         name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
-        model: Official name, hub repository, fair-esm .pt, Hugging Face folder, esm2kit checkpoint, or distributed
-            checkpoint.
+        model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
+            Face folder, esm2kit checkpoint, or distributed checkpoint.
         repr_layers: Layers to write, from 0 (token embedding) to num_layers. Negative numbers count from the last.
         per_protein: Write the mean over the residue vectors, one vector per protein.
         per_residue: Write one vector per residue.
@@ -61,8 +63,16 @@ class EmbedConfig:
     batch_tokens: int | None = None
     restart: bool = False
 
+    option_groups = OptionGroups(
+        usual="fasta model out_dir per_protein per_residue long_proteins",
+        model="repr_layers untrained_seed max_residues window_overlap",
+        hardware="device precision workers batch_tokens",
+        output="name bos logits dtype key layout restart",
+    )
+
     def __post_init__(self) -> None:
         expand_paths(self)
+        complete_model_names(self, "model")
         check_choices(self)
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
             raise InputError("nothing to write. Set per_protein, per_residue, bos or logits.", code="embed.nothing")

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import LORA_TARGETS, ESM2Config
+from esm2kit.models.config import LORA_TARGETS, ESM2Config, complete_model_names
 from esm2kit.tasks.config import TaskConfig, resolve_target
 from esm2kit.tasks.task import Task
 from esm2kit.training.config import TrainingConfig, TrainingPrecision
@@ -34,12 +35,13 @@ SCHMIRLER_RESIDUE = (5, 5, 20)
 class FinetuneConfig(TrainingConfig, TaskConfig):
     """Fine-tune an ESM-2 with a head on a labelled task.
 
-    Most runs set only task, data_dir, model, mode and out_dir, and then epochs, lr, patience and seeds. Some defaults
-    depend on the preset. The value of preset esm2kit comes first, that of preset schmirler follows in brackets.
+    Some defaults depend on the preset. The value of preset esm2kit comes first, that of preset schmirler follows in
+    brackets.
 
     Args:
         out_dir: Folder for checkpoints, metrics.csv, finetuned.safetensors, predictions and the report.
-        model: Pretrained model: an official name, a fair-esm .pt file, a Hugging Face folder or an esm2kit checkpoint.
+        model: Pretrained model: an official name or its short form such as 8M, a fair-esm .pt file, a Hugging Face
+            folder or an esm2kit checkpoint.
         untrained_seed: Start from random weights with this seed instead of pretrained weights. Default: pretrained.
         head_from: Start from the head of this fine-tuned model. Default: a head with random weights.
         preset: Recipe for the defaults below: esm2kit's, or the published one of Schmirler et al. 2024 (schmirler).
@@ -119,9 +121,23 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
     export_hf: bool = field(default=False, metadata=FREE)
     out_dir: Path = field(default=Path("finetune"), kw_only=True, metadata=FREE)
 
+    option_groups = OptionGroups(
+        usual="task data_dir model mode out_dir epochs lr patience seeds",
+        data="limit scale_targets class_weights",
+        model=(
+            "preset head hidden dropout standardize head_from untrained_seed last_n lora_rank lora_alpha lora_targets "
+            "lora_biases"
+        ),
+        training="max_steps validations_per_epoch",
+        optimizer="head_lr layer_lr_decay schedule",
+        evaluation="benchmark resamples",
+        output="merge export_hf",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         resolve_target(self)
+        complete_model_names(self, "model")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be one or more different integers, found {self.seeds}",
@@ -278,8 +294,11 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: int | None = None
 
+    option_groups = OptionGroups(usual="fasta model out", model="base", hardware="device precision batch_tokens")
+
     def __post_init__(self) -> None:
         expand_paths(self)
+        complete_model_names(self, "base")
         check_choices(self)
         if Path(self.out).suffix not in (*SUFFIXES, ".h5"):
             raise InputError(

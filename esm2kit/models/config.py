@@ -1,12 +1,16 @@
-"""Configuration of an ESM-2, the six published sizes, and the options of `esm2kit export`; does not import torch."""
+"""Configuration of an ESM-2, the six published sizes and their names, and the options of `esm2kit export`.
+
+Does not import torch.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, check_choices
+from esm2kit.core.errors import InputError, check_choices, suggest_name
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 
@@ -139,6 +143,75 @@ SIZES = {
     "esm2_t48_15B_UR50D": ESM2Config(48, 5120, 40),
 }
 
+# 8M -> esm2_t6_8M_UR50D
+SHORT_NAMES = {name.split("_")[2]: name for name in SIZES}
+MODEL_NAMES = (*SIZES, *SHORT_NAMES)
+OFFICIAL_REPOSITORIES = {name: f"facebook/{name}" for name in SIZES}
+
+
+def complete_model_name(model: str) -> str:
+    """Replace the short name of a published model by its official name: `8M` or `8m` by `esm2_t6_8M_UR50D`.
+
+    Args:
+        model: A name or a path.
+
+    Returns:
+        The official name; any other text unchanged, and also `8M` if a file or folder has this name.
+    """
+    official = SHORT_NAMES.get(model.upper())
+    return official if official and not Path(model).exists() else model
+
+
+def complete_model_names(config: Any, *names: str) -> None:
+    """Replace short names of models in a configuration, so that `8M` and the official name are the same setting.
+
+    Args:
+        config: A dataclass instance, also a frozen one; its fields are replaced.
+        names: The fields that name a model.
+    """
+    for name in names:
+        if isinstance(value := getattr(config, name), str):
+            object.__setattr__(config, name, complete_model_name(value))
+
+
+def check_model_name(name: str) -> None:
+    """Check that a model is an existing path, an official name, or may be a repository on the hub.
+
+    Args:
+        name: The name or path, without a short form.
+
+    Raises:
+        InputError: It is none of them, such as a mistyped name or path.
+    """
+    if Path(name).exists():
+        return
+    _check_missing_path(name)
+    if name not in SIZES and (
+        name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
+    ):
+        raise InputError(
+            f"model {name!r} is neither a file or folder nor a published model; {suggest_name(name, MODEL_NAMES)}",
+            code="model.unknown",
+            name=name,
+        )
+
+
+def _check_missing_path(name: str) -> None:
+    """Raise for a name that starts with an existing folder: a mistyped path rather than a repository."""
+    folder = next((parent for parent in Path(name).parents if parent.name and parent.is_dir()), None)
+    if folder is None or "@" in name or name in OFFICIAL_REPOSITORIES.values():
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+    contents = f"contains {shown}" if names else "is empty"
+    hub = f", or write {name}@main for the repository on the hub" if name.count("/") == 1 and name[0] != "." else ""
+    raise InputError(
+        f"model {name!r} does not exist; {folder} {contents}. Check the path{hub}.",
+        code="model.absent",
+        name=name,
+    )
+
+
 # The matrices of a layer that LoRA can adapt, by the last part of their names.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -148,7 +221,8 @@ class ExportConfig:
     """Write a model for Hugging Face or fair-esm, with every tensor unchanged.
 
     Args:
-        model: Official name, hub repository, fair-esm .pt, Hugging Face folder, or esm2kit checkpoint.
+        model: Official name or its short form such as 8M, hub repository, fair-esm .pt, Hugging Face folder, or esm2kit
+            checkpoint.
         out: Output folder (huggingface) or .pt file (fair-esm). It must not exist yet.
         format: Output format: huggingface for AutoModel.from_pretrained, or fair-esm for esm.pretrained.
     """
@@ -157,6 +231,9 @@ class ExportConfig:
     out: Path
     format: Literal["huggingface", "fair-esm"] = "huggingface"
 
+    option_groups = OptionGroups(usual="model out format")
+
     def __post_init__(self) -> None:
         expand_paths(self)
+        complete_model_names(self, "model")
         check_choices(self)

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.checksums import read_sealed_json
-from esm2kit.core.errors import InputError, suggest_name
+from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.models import checkpoint
-from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config, check_model_name, complete_model_name
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.formats import distributed, fair_esm, huggingface
 from esm2kit.models.formats.readers import ADAPTER_CONFIG, raise_adapter
 from esm2kit.models.formats.shards import is_distributed
-from esm2kit.models.hub import OFFICIAL_MODELS, Download, compute_digest, fetch, read_declared_digest
+from esm2kit.models.hub import Download, compute_digest, fetch, read_declared_digest
 
 logger = logging.getLogger(__name__)
 # Each module defines list_files(path), read_config(path), and read(path) -> (config, tensors under fair-esm's names).
@@ -131,9 +131,10 @@ def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ES
     """Load an ESM-2 in evaluation mode on the CPU, in float32.
 
     Args:
-        model: an official name (`esm2_t6_8M_UR50D`), a hub repository (`owner/name`, `owner/name@revision`), a
-            fair-esm .pt, a Hugging Face folder (single file or shards), an esm2kit checkpoint, the folder of a
-            pretraining run (its best checkpoint), or a folder of torch.distributed.checkpoint.
+        model: an official name (`esm2_t6_8M_UR50D`) or its short form (`8M`), a hub repository (`owner/name`,
+            `owner/name@revision`), a fair-esm .pt, a Hugging Face folder (single file or shards), an esm2kit
+            checkpoint, the folder of a pretraining run (its best checkpoint), or a folder of
+            torch.distributed.checkpoint.
         untrained_seed: build the same architecture with random weights of this seed instead, as a baseline for the
             effect of training. An official name is not downloaded in this case.
 
@@ -160,12 +161,11 @@ def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFil
     Raises:
         InputError: the model does not exist or cannot be downloaded.
     """
-    model = expand_path(model)
-    text = str(model)
+    text = complete_model_name(str(expand_path(model)))
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
         found = ModelFile(text, text, "size")
     else:
-        found = _find_path(Path(model)) if Path(model).exists() else _find_published(text)
+        found = _find_path(Path(text)) if Path(text).exists() else _find_published(text)
     if untrained_seed is None:
         return found
     return replace(found, name=f"{found.name}_untrained", untrained_seed=untrained_seed)
@@ -246,31 +246,7 @@ def _find_run_checkpoint(folder: Path) -> Path | None:
 
 def _find_published(name: str) -> ModelFile:
     """Download a model by its official name or repository."""
-    _check_missing_path(name)
-    if name not in OFFICIAL_MODELS and (
-        name.count("/") != 1 or name.startswith((".", "/")) or name.endswith((".pt", ".safetensors"))
-    ):
-        raise InputError(
-            f"model {name!r} is neither a file or folder nor a published model; {suggest_name(name, OFFICIAL_MODELS)}",
-            code="model.unknown",
-            name=name,
-        )
+    check_model_name(name)
     download = fetch(name)
     short, source = name.split("@")[0].split("/")[-1], f"hub:{name}@{download.revision}"
     return replace(_find_path(download.folder), name=short, source=source, download=download)
-
-
-def _check_missing_path(name: str) -> None:
-    """Raise for a name that starts with an existing folder: a mistyped path rather than a repository."""
-    folder = next((parent for parent in Path(name).parents if parent.name and parent.is_dir()), None)
-    if folder is None or "@" in name or name in (official.repo for official in OFFICIAL_MODELS.values()):
-        return
-    names = sorted(path.name for path in folder.iterdir())
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
-    contents = f"contains {shown}" if names else "is empty"
-    hub = f", or write {name}@main for the repository on the hub" if name.count("/") == 1 and name[0] != "." else ""
-    raise InputError(
-        f"model {name!r} does not exist; {folder} {contents}. Check the path{hub}.",
-        code="model.absent",
-        name=name,
-    )

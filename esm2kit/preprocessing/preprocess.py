@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ import duckdb
 from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.files import check_output_folder, fsync, hold_lock, sha256_file, to_json, write_json
-from esm2kit.core.paths import expand_paths
 from esm2kit.core.processes import count_cores
 from esm2kit.core.provenance import build_provenance
+from esm2kit.preprocessing.config import PreprocessConfig
 from esm2kit.preprocessing.ingest import StagedFasta
 from esm2kit.preprocessing.join import Engine, join_cluster_tsv, join_mapping, join_singletons, joined_paths
 from esm2kit.preprocessing.leakage import build_leakage_report
@@ -40,50 +39,6 @@ _LEAKAGE, _UNFINISHED = "leakage.json", "preprocess.unfinished"
 _OUTPUTS = (MANIFEST, *(f"{split}.arrow" for split in SPLITS), *INDEX_FILES, _LEAKAGE)
 # settings that determine the content of the output files, together with the inputs
 _DATA_SETTINGS = ("val_size", "test_size", "seed", "leakage_identity")
-
-
-@dataclass(frozen=True)
-class PreprocessConfig:
-    """Build a training dataset from FASTA files and, optionally, sequence clusters.
-
-    Each FASTA option takes one file, several files or a folder, plain or compressed (.gz, .zst).
-
-    Args:
-        train_fasta: Records to train on. With mapping, the UniRef50 representatives of the train clusters.
-        out_dir: Output folder of the dataset.
-        sampler_fasta: Records to sample from, with mapping: all UniRef90 members and all UniRef50 representatives.
-        mapping: The mapping.tsv of esm2nv: a header line, then lines of `UR50 id <TAB> UR90 id,UR90 id,...`.
-        cluster_tsv: MMseqs2 clusters of train_fasta, as lines of `representative <TAB> member`. Pass two files for two
-            levels, the finer level first. Default: each record is its own cluster.
-        valid_fasta: Records of the validation set. Default: val_size clusters of train_fasta.
-        test_fasta: Records of the test set. Default: test_size clusters of train_fasta.
-        val_size: Clusters to hold out for validation, as a number (integer) or a share (below 1, such as 0.01).
-        test_size: Clusters to hold out for testing, as a number (integer) or a share (below 1, such as 0.01).
-        seed: Random seed of the held-out clusters.
-        leakage_identity: Sequence identity from which a held-out record is reported as close to the train set. Requires
-            MMseqs2. 0 turns the search off, which takes hours for UniRef.
-        memory_limit_gb: Memory limit in GB, at least 0.5.
-        threads: Threads of the join and of MMseqs2. Default: all cores available to this process.
-        overwrite: Replace a dataset that is damaged or was built from other inputs or settings.
-    """
-
-    train_fasta: Path | list[Path]
-    out_dir: Path = Path("dataset")
-    sampler_fasta: Path | list[Path] | None = None
-    mapping: Path | None = None
-    cluster_tsv: Path | list[Path] | None = None
-    valid_fasta: Path | list[Path] | None = None
-    test_fasta: Path | list[Path] | None = None
-    val_size: int | float = 0
-    test_size: int | float = 0
-    seed: int = 0
-    leakage_identity: float = 0.5
-    memory_limit_gb: float = 4.0
-    threads: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        expand_paths(self)
 
 
 def preprocess(config: PreprocessConfig) -> dict[str, Any]:

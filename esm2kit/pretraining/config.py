@@ -6,7 +6,8 @@ from typing import Literal
 
 from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_range, suggest_name
-from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.core.options import OptionGroups
+from esm2kit.models.config import MODEL_NAMES, SIZES, ESM2Config, complete_model_names
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.schedule import compute_lr
 
@@ -17,8 +18,8 @@ class PretrainConfig(TrainingConfig):
 
     Args:
         data: Dataset folder from `esm2kit preprocess`.
-        model: Published size such as esm2_t12_35M_UR50D, or custom with num_layers, embed_dim and attention_heads.
-            Default: the size of init_from, otherwise esm2_t6_8M_UR50D.
+        model: Published size such as 35M or esm2_t12_35M_UR50D, or custom with num_layers, embed_dim and
+            attention_heads. Default: the size of init_from, otherwise esm2_t6_8M_UR50D.
         num_layers: Number of layers of a custom model.
         embed_dim: Embedding dimension of a custom model.
         attention_heads: Attention heads per layer of a custom model.
@@ -74,8 +75,18 @@ class PretrainConfig(TrainingConfig):
     beta2: float = field(default=0.98, kw_only=True)
     val_check_interval: int = field(default=1000, kw_only=True, metadata=FREE)
 
+    option_groups = OptionGroups(
+        usual="data out_dir model max_steps global_batch_size lr precision devices seed",
+        model="num_layers embed_dim attention_heads init_from",
+        training="mask_prob validation_masking",
+        optimizer="decay_share min_lr_share",
+        evaluation="downstream_task downstream_split downstream_data downstream_every downstream_limit",
+        hardware="tensor_model_parallel_size compile num_workers",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        complete_model_names(self, "model", "init_from")
         check_range(self, "downstream_every", "downstream_limit", at_least=1)
         check_range(self, "num_workers", at_least=0)
         check_range(self, "decay_share", "min_lr_share", at_least=0, at_most=1)
@@ -113,7 +124,7 @@ class PretrainConfig(TrainingConfig):
         name = self.model or "esm2_t6_8M_UR50D"
         if name not in SIZES:
             raise InputError(
-                f"unknown model {name!r}; {suggest_name(name, ['custom', *SIZES])}",
+                f"unknown model {name!r}; {suggest_name(name, ['custom', *MODEL_NAMES])}",
                 code="model.unknown-size",
                 name=name,
             )

@@ -6,6 +6,7 @@ from typing import get_args
 
 from esm2kit.core.config import FREE, inherit_help
 from esm2kit.core.errors import InputError
+from esm2kit.core.options import OptionGroups
 from esm2kit.tasks.task import Level, Target
 
 
@@ -34,6 +35,8 @@ class TaskConfig:
     target: str | list[str] | None = None
     target_type: Target | None = None
     level: Level | None = None
+
+    option_groups = OptionGroups(usual="task", data="split target target_type level data_dir download")
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from esm2kit.core.config import FREE, inherit_help
 from esm2kit.core.errors import check_choices, check_range
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.training.layout import BatchLayout, StrategyName
 
@@ -78,6 +79,17 @@ class TrainingConfig:
     resume_if_exists: bool = field(default=True, metadata=FREE)
     logger: Literal["csv", "tensorboard", "wandb"] = field(default="csv", metadata=FREE)
     wandb_project: str = field(default="esm2kit", metadata=FREE)
+
+    option_groups = OptionGroups(
+        usual="out_dir max_steps lr",
+        data="max_tokens",
+        training="global_batch_size micro_batch_size accumulate_grad_batches val_check_interval resume_if_exists",
+        optimizer="warmup_steps weight_decay beta1 beta2 eps gradient_clip_val",
+        hardware=(
+            "accelerator devices num_nodes strategy precision activation_checkpointing tokens_per_validation_batch"
+        ),
+        output="save_top_k log_every_n_steps logger wandb_project",
+    )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

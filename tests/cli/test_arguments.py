@@ -1,6 +1,7 @@
 """Command-line arguments: the values they are parsed to, the one-line errors, and --help."""
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -10,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
 
-from esm2kit.benchmarking.config import BenchmarkConfig
+from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
 from esm2kit.cli import main as command
-from esm2kit.cli.arguments import describe_type, parse
+from esm2kit.cli.arguments import MAX_DESCRIBED, describe_type, parse
 from esm2kit.cli.commands import STAGES, import_object
 from esm2kit.cli.main import main
 from esm2kit.core.errors import InputError
+from esm2kit.core.options import TITLES, group_fields
 from esm2kit.embedding.config import EmbedConfig
+from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.notebook.runs.run import RunConfig
+from esm2kit.pretraining.config import PretrainConfig
 
 
 def embedding(line: str) -> EmbedConfig:
@@ -100,6 +104,52 @@ def test_switches_with_and_without_a_value() -> None:
     assert (config.per_residue, config.logits, config.bos) == (True, False, True)
 
 
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("--out-dir x --long-proteins=window", "--out_dir x --long_proteins window"),
+        ("-o x", "--out_dir x"),
+        ("-o=x", "--out_dir x"),
+        ("--no-per-protein --bos", "--per_protein false --bos true"),
+        ("--no-per_protein --bos", "--per_protein false --bos true"),
+        ("--no_per_protein --bos", "--per_protein false --bos true"),
+        ("--workers none --batch-tokens None", "--workers null --batch_tokens null"),
+        ("--workers=none", "--workers null"),
+        ("--model 8M", "--model esm2_t6_8M_UR50D"),
+        ("--model 650m", "--model esm2_t33_650M_UR50D"),
+        ("--repr-layers=3,-1", "--repr_layers 3 -1"),
+    ],
+)
+def test_other_ways_of_writing_an_option(line: str, same: str) -> None:
+    assert embedding(f"my.fasta {line}") == embedding(f"my.fasta {same}")
+    assert embedding(f"{line} --fasta my.fasta") == embedding(f"my.fasta {same}")
+
+
+def test_a_switch_that_is_turned_off_takes_no_value() -> None:
+    assert embedding("--bos --no-per_protein my.fasta").fasta == Path("my.fasta")
+
+
+def test_none_keeps_its_meaning_for_names() -> None:
+    """`none` is the name of an output folder or of a model, and no choice of a parameter that has choices."""
+    assert embedding("my.fasta -o none").out_dir == Path("none")
+    assert embedding("none").fasta == Path("none")
+    assert embedding("my.fasta --name none").name is None
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_o_is_the_output_of_every_stage_that_has_one(name: str) -> None:
+    stage = STAGES[name]
+    config_class = import_object(stage.config)
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    words = [*shlex.split(stage.example)[2:], "-o", "mine.tsv"]
+    if "out_dir" in fields or "out" in fields:
+        config = parse(config_class, f"esm2kit {name}", words, stage.positional)
+        assert (config.out_dir if "out_dir" in fields else config.out) == Path("mine.tsv")
+    else:
+        with refused("argument.unknown", name="-o"):
+            parse(config_class, f"esm2kit {name}", words, stage.positional)
+
+
 def test_the_short_forms_of_run() -> None:
     words = ["small", "--from", "03", "-p", "lr=1e-3", "-p", "others=a,b", "--resume"]
     config = parse(RunConfig, "esm2kit run", words, "tier")
@@ -113,7 +163,9 @@ def test_lists_of_names_empty_lists_and_null() -> None:
     words = ["gb1", "--baselines", "mean", "composition", "--seeds", "1"]
     config = parse(BenchmarkConfig, "esm2kit benchmark", words, "task")
     assert (config.task, config.baselines, config.seeds) == ("gb1", ["mean", "composition"], [1])
-    assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", "[]"]).baselines == []
+    for empty in ("[]", "none"):
+        assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", empty]).baselines == []
+        assert parse(BenchmarkConfig, "esm2kit benchmark", [f"--baselines={empty}"]).baselines == []
     assert parse(BenchmarkConfig, "esm2kit benchmark", ["--baselines", "null"]).baselines is None
 
 
@@ -123,6 +175,8 @@ def test_later_values_override_a_config_file(tmp_path: Path) -> None:
     config = embedding(f"--config {path} --precision float32")
     assert config == EmbedConfig(Path("a.fasta"), Path("vectors"), repr_layers=[1, 2])
     assert embedding(f"--config {path} b.fasta").fasta == Path("b.fasta")
+    path.write_text("fasta: a.fasta\nrepr-layers: [1]\nworkers: none\nper-protein: no\nbos: on\n")
+    assert embedding(f"--config {path}") == EmbedConfig(Path("a.fasta"), repr_layers=[1], per_protein=False, bos=True)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +199,13 @@ def test_later_values_override_a_config_file(tmp_path: Path) -> None:
         ("a.fasta --bos ture", "argument.value", {"name": "bos", "found": "ture"}),
         ("a.fasta --repr_layers 3 last", "argument.value", {"name": "repr_layers", "found": "3, last"}),
         ("a.fasta --outdir x", "argument.unknown", {"name": "--outdir", "nearest": "out_dir"}),
-        ("a.fasta --long-proteins window", "argument.unknown", {"nearest": "long_proteins"}),
+        ("a.fasta --long-protein window", "argument.unknown", {"name": "--long-protein", "nearest": "long_proteins"}),
+        ("a.fasta --no-per-residu", "argument.unknown", {"nearest": "no_per_residue"}),
+        ("a.fasta --no-workers", "argument.unknown", {"name": "--no-workers", "nearest": "workers"}),
+        ("a.fasta --no-bos=true", "argument.unknown", {"name": "--no-bos"}),
+        ("a.fasta --precision none", "argument.value", {"name": "precision", "found": "none"}),
         ("a.fasta -fasta b.fasta", "argument.unknown", {"name": "-fasta", "nearest": "fasta"}),
-        ("a.fasta -v", "argument.unknown", {"name": "-v", "nearest": None}),
+        ("a.fasta -x", "argument.unknown", {"name": "-x", "nearest": None}),
         ("a.fasta --fasta b.fasta", "argument.unexpected", {"found": "a.fasta"}),
         ("--config nowhere.yaml", "config.absent", {"path": Path("nowhere.yaml")}),
     ],
@@ -166,7 +224,8 @@ def test_error_codes_of_wrong_arguments(line: str, code: str, values: dict[str, 
             "--precision must be float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
         ),
         ("a.fasta --outdir x", "unknown parameter --outdir; did you mean --out_dir?"),
-        ("a.fasta -v", "unknown parameter -v; `esm2kit embed --help` lists all parameters"),
+        ("a.fasta -x", "unknown parameter -x; `esm2kit embed --help_all` lists all parameters"),
+        ("a.fasta --no-per-residu", "unknown parameter --no-per-residu; did you mean --no-per_residue?"),
     ],
 )
 def test_messages_state_what_is_allowed(line: str, message: str) -> None:
@@ -198,7 +257,7 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["predict"], "--model, --fasta and --out are required, as in `esm2kit predict my.fasta --model"),
         (["preprocess", "--fasta", "a.fasta"], "unknown parameter --fasta; did you mean --train_fasta?"),
         (["pretrain", "a", "b"], "--data takes one value (a path), found 2: a, b"),
-        (["benchmark", "--probe", "rigde"], "or null, found 'rigde'; did you mean 'ridge'?"),
+        (["benchmark", "--probe", "rigde"], "or none, found 'rigde'; did you mean 'ridge'?"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir is required"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
         (["run", "--only", "05", "--from", "03"], "--from and --only exclude each other: choose one"),
@@ -231,33 +290,99 @@ def test_help_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("usage: esm2kit embed [FASTA] [--key value ...] [--config file.yaml]")
     assert f"\n  {STAGES['embed'].example}\n" in shown, "the example is one line, to be copied"
-    assert "FASTA is the value of --fasta." in shown
+    assert "FASTA can also be written as --fasta FASTA." in shown
     assert "class" not in shown.replace("(class", ""), "no Python types"
     assert "--fasta+" not in shown
-    assert "\n  --workers INT " in shown
-    assert "(default: float32)" in shown
+    assert "\n  -o, --out_dir PATH " in shown
+    assert "\n  --[no-]per_protein " in shown
+    assert "(default: on)" in shown
     assert "(required)" in shown
 
 
 def test_help_has_the_short_forms_and_the_usual_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
         (["run"], "-p, --parameters TEXT ..."),
-        (["finetune"], "Most runs set only task, data_dir, model, mode and"),
+        (["finetune"], "usual parameters: --task TEXT"),
     ):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         assert text in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_every_parameter_has_a_group_and_is_described_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config_class = import_object(STAGES[name].config)
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    grouped = group_fields(config_class)
+    assert sorted(field for names in grouped.values() for field in names) == sorted(fields)
+    assert next(iter(grouped)) == "usual"
+    if len(fields) > MAX_DESCRIBED:
+        assert len(grouped["usual"]) <= 12, "the usual parameters fit on a screen"
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help-all"])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0
+    for group, names in grouped.items():
+        section = shown.split(f"\n{TITLES[group]}:\n")[1].split("\n\n")[0]
+        lines = [line.split() for line in section.splitlines() if line.startswith("  -")]
+        assert [next(word for word in line if word.startswith("--")) for line in lines] == [
+            _find_shown_name(config_class, each) for each in names
+        ]
+    assert "null" not in shown
+    assert "default: none" not in shown, "the text says what happens without a value"
+
+
+def _find_shown_name(config_class: type, field: str) -> str:
+    hint = get_type_hints(config_class)[field]
+    if field == "from_notebook":
+        return "--from,"
+    return f"--[no-]{field}" if bool in (hint, *get_args(hint)) else f"--{field}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_names_every_parameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config_class = import_object(STAGES[name].config)
+    shown = []
+    for words in ([name, "--help"], [name, "-h"], ["help", name]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    for field in dataclasses.fields(config_class):
+        assert re.search(rf"\b{field.name}\b", shown[0].split("parameters:", 1)[1])
+
+
+def test_groups_of_inherited_fields() -> None:
+    """A stage may make an inherited parameter a usual one; a field without a group is an error."""
+    assert "lr" in group_fields(PretrainConfig)["usual"]
+    assert "max_steps" in group_fields(PretrainConfig)["usual"]
+    assert "max_steps" in group_fields(FinetuneConfig)["training"]
+    assert "beta1" in group_fields(FinetuneConfig)["optimizer"]
+
+    @dataclasses.dataclass(frozen=True)
+    class Extended(CompareConfig):
+        extra: int = 0
+
+    with pytest.raises(KeyError, match="Extended: extra in no group"):
+        group_fields(Extended)
+
+
+def test_help_of_an_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "finetun"]) == 2
+    assert "did you mean 'finetune'?" in capsys.readouterr().err
+
+
 def test_describe_type() -> None:
     assert describe_type(int | float) == "a number"
-    assert describe_type(Path | list[Path] | None) == "a path, paths or null"
-    assert describe_type(int | None) == "an integer or null"
+    assert describe_type(Path | list[Path] | None) == "a path, paths or none"
+    assert describe_type(int | None) == "an integer or none"
     assert describe_type(list[str]) == "one or more names"
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("name", ["--version", "-V"])
+def test_the_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 0
     assert capsys.readouterr().out.startswith("esm2kit 0.")
 
 

@@ -13,7 +13,7 @@ from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.models.checkpoint import read_metadata
-from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.config import SIZES, ESM2Config, complete_model_name
 from esm2kit.notebook.pickers.shapes import format_count, format_shape, format_size_table
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import is_fasta_name, read_fasta
@@ -166,7 +166,7 @@ def model_picker(model: str, work_dir: Path | str) -> View:
     Returns:
         A view whose value is an argument of `load_model`.
     """
-    trained = Path(work_dir) / "pretrain" / "pretrain.json"
+    model, trained = complete_model_name(model), Path(work_dir) / "pretrain" / "pretrain.json"
     options = [("the checkpoint of notebook 02", ""), *((f"{name} (official)", name) for name in SIZES)]
     if model not in [value for _, value in options]:
         options.append((model, model))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, find_closest, suggest_name
 from esm2kit.core.files import hold_lock
+from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.notebook.runs.headless import create_manifest, read_parameters, run_notebook
 from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, format_table
@@ -31,10 +32,11 @@ class RunConfig:
     Args:
         tier: Name of a tier in papermill_runs, such as sample, or path of a YAML file: notebook -> {parameter: value}.
         from_notebook: First notebook to run, by number (03) or name; continues the latest run of this tier.
-        only: The only notebook to run, by number (03) or name; continues the latest run of this tier.
+            Default: the first of the tier.
+        only: The only notebook to run, by number (03) or name; continues the latest run of this tier. Default: all.
         resume: Resume the latest run of this tier after its last finished notebook.
         parameters: Values that override the tier: name=value for every notebook with that parameter, or
-            notebook.name=value.
+            notebook.name=value. Default: the values of the tier.
         dry_run: Check and print the parameters of every notebook without running anything.
         root: Folder that contains notebooks/ and papermill_runs/.
     """
@@ -46,6 +48,8 @@ class RunConfig:
     parameters: list[str] = field(default_factory=list)
     dry_run: bool = False
     root: Path = ROOT
+
+    option_groups = OptionGroups(usual="tier from_notebook only resume parameters dry_run root")
 
     def __post_init__(self) -> None:
         expand_paths(self)
@@ -65,6 +69,8 @@ class RunsConfig:
     root: Path = ROOT
     format: Literal["table", "json"] = "table"
 
+    option_groups = OptionGroups(usual="compare format root")
+
     def __post_init__(self) -> None:
         expand_paths(self)
         check_choices(self)
@@ -83,6 +89,8 @@ class RerunConfig:
     run: str
     tolerance: float = 1e-4
     root: Path = ROOT
+
+    option_groups = OptionGroups(usual="run tolerance root")
 
     def __post_init__(self) -> None:
         expand_paths(self)
