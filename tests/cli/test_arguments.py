@@ -150,6 +150,32 @@ def test_o_is_the_output_of_every_stage_that_has_one(name: str) -> None:
             parse(config_class, f"esm2kit {name}", words, stage.positional)
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_short_names_of_models_in_every_stage(name: str) -> None:
+    """A short name and the official name are the same setting, so that a run is recognised under both."""
+    stage = STAGES[name]
+    config_class = import_object(stage.config)
+    fields = [field.name for field in dataclasses.fields(config_class) if field.name in ("model", "init_from", "base")]
+    for field in fields:
+        given = [
+            parse(
+                config_class,
+                f"esm2kit {name}",
+                [
+                    *shlex.split(stage.example)[2:],
+                    *(("--model", "run") if name == "predict" else ()),
+                    f"--{field}",
+                    model,
+                ],
+                stage.positional,
+            )
+            for model in ("3B", "esm2_t36_3B_UR50D")
+        ]
+        is_path = isinstance(getattr(given[1], field), Path)  # a fine-tuned model has no official name
+        assert is_path or given[0] == given[1]
+    assert fields or not name.startswith(("embed", "benchmark", "finetune", "pretrain", "export"))
+
+
 def test_the_short_forms_of_run() -> None:
     words = ["small", "--from", "03", "-p", "lr=1e-3", "-p", "others=a,b", "--resume"]
     config = parse(RunConfig, "esm2kit run", words, "tier")
@@ -269,7 +295,7 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["benchmark", "mine", "--data_dir", "{tmp}/no"], "which is not a folder; choose one of secondary_structure"),
         (["run", "-p"], "-p requires a value: text"),
         (["run", "-p", "lr"], "-p lr: expected name=value"),
-        (["download", "esm2_t6"], "is neither a model nor 'flip'; did you mean 'esm2_t6_8M_UR50D'?"),
+        (["download", "esm2_t6"], "called owner/name); did you mean 'esm2_t6_8M_UR50D'?"),
     ],
 )
 def test_every_error_is_one_line(
