@@ -6,7 +6,6 @@ depend only on the table, so an interrupted or a distributed run has the same ba
 """
 
 import hashlib
-import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,8 +20,7 @@ from esm2kit.embedding.seal import REMEDY
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
 from esm2kit.sequences.ids import DIGEST_BYTES, hash_sequence
-
-logger = logging.getLogger(__name__)
+from esm2kit.sequences.letters import LetterCounts
 
 Key = Literal["index", "hash", "id"]
 # Sequences that are sorted together: enough for batches of similar lengths, few enough for the memory.
@@ -31,8 +29,6 @@ RESIDUES_PER_WINDOW = 4_000_000
 ROWS_PER_BLOCK = 1 << 16
 # Ids that are compared at a time.
 PROTEINS_PER_BUCKET = 1_000_000
-# Letters of nucleic acids, and the length from which a protein hardly ever has only these.
-NUCLEIC, MIN_NUCLEIC_LETTERS = "ACGTUN", 10
 TABLE_ROW = np.dtype([("num_residues", "<i4"), ("id", "V16"), ("sequence", "V32")])
 
 
@@ -79,7 +75,7 @@ class Table:
         Raises:
             InputError: a file is not valid FASTA, or different sequences have equal ids.
         """
-        files, nucleic = list(files), 0
+        files, letters = list(files), LetterCounts()
         with (
             open(folder / "ids.txt", "w", encoding="utf-8", newline="\n") as ids,
             open(folder / "proteins.bin", "wb") as rows,
@@ -87,17 +83,15 @@ class Table:
             block: list[tuple[int, bytes, bytes]] = []
             for record in read_records(files):
                 ids.write(f"{record.id}\n")
-                nucleic += len(record.sequence) >= MIN_NUCLEIC_LETTERS and not record.sequence.strip(NUCLEIC)
+                letters.add(record.sequence)
                 block.append((len(record.sequence), _hash_id(record.id), bytes.fromhex(hash_sequence(record.sequence))))
                 if len(block) == ROWS_PER_BLOCK:
                     rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
                     block.clear()
             rows.write(np.array(block, dtype=TABLE_ROW).tobytes())
-        table, named = cls(folder), " and ".join(map(str, files))
-        table._check_ids(named)
-        if nucleic:
-            message = "%s: %d of %d sequences contain only A, C, G, T, U and N. Is this DNA? ESM-2 expects proteins."
-            logger.warning(message, named, nucleic, len(table))
+        table = cls(folder)
+        table._check_ids(" and ".join(map(str, files)))
+        letters.report(files)
         return table
 
     def _check_ids(self, named: str) -> None:

@@ -1,11 +1,13 @@
 """Predict labels for a FASTA file with a fine-tuned model. The output is TSV, CSV or HDF5, written atomically."""
 
 import csv
+import hashlib
 import itertools
 import json
 import logging
 import math
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
+from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.tasks.scaling import TargetScale
 
@@ -59,6 +62,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
 def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Path]) -> dict[str, Any]:
     out = Path(config.out)
+    _check_records(files)
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
@@ -80,6 +84,36 @@ def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Pat
     write_sealed_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
     logger.info("wrote %s: %d proteins in %.1f s", out, progress.done, time.monotonic() - started)
     return {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
+
+
+def _check_records(files: list[Path]) -> None:
+    """Read the files once before any work: all records must be valid, and an id must name a single sequence."""
+    letters = LetterCounts()
+    keys: array[int] = array("Q")  # of a protein, 64 bits of the digests of its id and of its sequence
+    for record in itertools.chain.from_iterable(read_fasta(path) for path in files):
+        letters.add(record.sequence)
+        keys.extend(_hash_text(text) for text in (record.id, record.sequence))
+    keys_P2 = np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2)
+    order = np.lexsort((np.arange(len(keys_P2)), keys_P2[:, 0]))
+    found = keys_P2[order]
+    wrong = np.flatnonzero((found[1:, 0] == found[:-1, 0]) & (found[1:, 1] != found[:-1, 1]))
+    named = " and ".join(map(str, files))
+    if wrong.size:
+        first, second = (int(row) for row in order[wrong[0] : wrong[0] + 2])
+        records = itertools.chain.from_iterable(read_fasta(path) for path in files)
+        protein = next(itertools.islice(records, first, None)).id
+        raise InputError(
+            f"{named}: records {first + 1} and {second + 1} have the same id {protein!r} but different sequences. Use "
+            "a different id for each sequence.",
+            code="predict.ambiguous-id",
+            id=protein,
+            records=(first + 1, second + 1),
+        )
+    letters.report(files)
+
+
+def _hash_text(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 @contextmanager

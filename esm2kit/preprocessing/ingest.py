@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.fasta import FastaReader
+from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.store import SCHEMA, StoreWriter, regroup_batches
 from esm2kit.sequences.text import prefetch
 
@@ -115,6 +116,7 @@ def ingest(
         return read_staged(marker)
     progress = Progress(logger, f"{name}:", "MB", sum(path.stat().st_size for path in files) / 1e6)
     stamps: list[dict[str, Any]] = []
+    letters = LetterCounts()
 
     def batches() -> Iterator[pa.RecordBatch]:
         num_records = num_bytes = 0
@@ -125,6 +127,7 @@ def ingest(
                 if stop is not None and stop.is_set():
                     raise CancelledError
                 yield pa.record_batch([block.ids, block.sequences], schema=SCHEMA)
+                letters.add_all(block.sequences)
                 num_records += len(block.ids)
                 progress.update((num_bytes + reader.bytes_read) / 1e6, f"{num_records:,} records")
             num_bytes += reader.bytes_read
@@ -133,6 +136,7 @@ def ingest(
 
     # one thread parses, another hashes and writes
     num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
+    letters.report(files)
     staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
     fields = {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")}
     write_sealed_json(marker, fields)

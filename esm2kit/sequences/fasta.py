@@ -4,6 +4,7 @@
 lines and checks the letters, Arrow copies the pieces of text. `read_fasta` yields the same records one by one.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ import pyarrow as pa
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
+from esm2kit.sequences.formats import advise_on_letter, check_first_line, check_sequence_format
 from esm2kit.sequences.headers import BLANKS, find_control_character
+from esm2kit.sequences.letters import check_protein
 from esm2kit.sequences.pipes import is_pipe, name_pipe
 from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
 
@@ -24,8 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_RESIDUES = 100_000
 BLOCK_BYTES = 1 << 20
 SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
-# macOS stores the attributes of `x.fasta` in `._x.fasta` on disks of other systems
-COMPANION = "._"
+# entries of a folder that are searched for FASTA files in subfolders
+MAX_SEARCHED = 10_000
 COMPRESSED = ("", ".gz", ".zst")
 
 _NEWLINE, _HEADER, _STOP = b"\n"[0], b">"[0], b"*"[0]
@@ -38,6 +41,8 @@ _IS_ORDINARY = _ENDS_ID.copy()
 _IS_ORDINARY[32:127] = True
 _UPPER = np.arange(256, dtype=np.uint8)
 _UPPER[ord("a") : ord("z") + 1] -= 32
+# a header without a sequence that is as long as this and of residue letters is probably the sequence
+_MIN_SEQUENCE_IN_HEADER = 10
 # a record with more text than this has more than MAX_RESIDUES, or the file is not a FASTA file
 _MAX_RECORD_BYTES = 1 << 24
 
@@ -75,16 +80,7 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     files = []
     for path in map(expand_path, paths):
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if is_fasta_name(file.name) and file.is_file())
-            if not found:
-                raise InputError(
-                    f"{path}: no FASTA file in this folder. Names must end in {', '.join(SUFFIXES)} (.gz, .zst).",
-                    code="fasta.none",
-                    path=path,
-                )
-            if companions := [file.name for file in path.glob(f"{COMPANION}*") if is_fasta_name(file.name[2:])]:
-                logger.warning("%s: skipped macOS's companion files (%s)", path, ", ".join(sorted(companions)[:3]))
-            files += found
+            files += _find_in_folder(path)
         elif path.is_file() or is_pipe(path):
             files.append(path)
         else:
@@ -94,10 +90,40 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     return files
 
 
+def _find_in_folder(folder: Path) -> list[Path]:
+    """Find the FASTA files of a folder, and report those that are not read: hidden ones and those of subfolders."""
+    found = sorted(file for file in folder.iterdir() if is_fasta_name(file.name) and file.is_file())
+    below = itertools.islice(folder.rglob("*"), MAX_SEARCHED)
+    nested = sorted(
+        str(file.relative_to(folder))
+        for file in below
+        if file.parent != folder and is_fasta_name(file.name) and file.is_file() and not _is_hidden(file, folder)
+    )
+    shown = f"{', '.join(nested[:3])}{', ...' if nested[3:] else ''}"
+    if not found:
+        hint = f"Names must end in {', '.join(SUFFIXES)} (.gz, .zst)."
+        if nested:
+            hint = f"Subfolders have some ({shown}): pass the subfolder {folder / Path(nested[0]).parent}."
+        raise InputError(
+            f"{folder}: no FASTA file in this folder. {hint}", code="fasta.none", path=folder, nested=tuple(nested)
+        )
+    if hidden := sorted(file.name for file in folder.glob(".*") if is_fasta_name(file.name.lstrip("._"))):
+        names = f"{', '.join(hidden[:3])}{', ...' if hidden[3:] else ''}"
+        logger.warning("%s: skipped hidden files (%s), such as macOS's; rename them to read them", folder, names)
+    if nested:
+        logger.warning("%s: skipped FASTA files in subfolders (%s); pass these folders to read them", folder, shown)
+    return found
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder is hidden, or in a hidden subfolder."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def is_fasta_name(name: str) -> bool:
-    """Return whether a file in a folder is a FASTA file by its name; macOS's companion files `._<name>` are not."""
+    """Return whether a file in a folder is a FASTA file by its name; hidden files, which start with '.', are not."""
     names = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSED)
-    return name.lower().endswith(names) and not name.startswith(COMPANION)
+    return name.lower().endswith(names) and not name.startswith(".")
 
 
 def strip_fasta_suffix(path: Path) -> str:
@@ -211,6 +237,7 @@ class FastaReader:
                 code="fasta.not-text",
                 path=self.path,
             )
+        check_first_line(line, self.path)
         raise InputError(
             f"{self.path}: text before the first '>' ({line[:40]!r}). Remove it, or pass a FASTA file.",
             code="fasta.before-header",
@@ -244,11 +271,17 @@ class FastaReader:
         num_residues = np.diff(offsets)
         if not num_residues.all():
             record = int(np.argmin(num_residues))
-            raise self._error(ids, record, "has no sequence. Add its residues or remove the record.")
+            name = ids[record].as_py()
+            hint = "Add its residues or remove the record."
+            if len(name) >= _MIN_SEQUENCE_IN_HEADER and IS_RESIDUE_BYTE[list(name.upper().encode())].all():
+                hint = "Its header looks like the sequence: write a line with '>' and a name above it."
+            raise self._error(ids, record, f"has no sequence. {hint}")
         if num_residues.max() > MAX_RESIDUES:
             record = int(np.argmax(num_residues > MAX_RESIDUES))
             found = f"has {num_residues[record]:,} residues; the limit is {MAX_RESIDUES:,}. Shorten or remove it."
             raise self._error(ids, record, found)
+        if not self.num_records:
+            check_protein(residues_N, self.path)
         return RecordBlock(ids, headers.strings(), Ragged(residues_N, offsets).strings())
 
     def _parse_ids(self, headers: "Ragged") -> pa.StringArray:
@@ -315,9 +348,14 @@ class FastaReader:
         if unknown.size:
             position, byte = int(unknown[0]), int(residues_N[unknown[0]])
             record = int(np.searchsorted(offsets, position, side="right")) - 1
+            letters = residues_N[offsets[record] : offsets[record + 1]].tobytes().decode("latin-1")
+            number = self.num_records + record + 1
+            place = f"{self.path}: record {ids[record].as_py()} ({number:,})"
+            check_sequence_format(place, letters, self.path, number)
             place = f"at residue {position - offsets[record] + 1:,}"
             if 32 < byte < 127:
-                found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}. Correct or remove the record."
+                advice = advise_on_letter(chr(byte)) or "Correct or remove the record."
+                found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}. {advice}"
             else:
                 found = f"byte 0x{byte:02x} {place} is not text. Correct or remove the record."
             raise self._error(ids, record, found)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import zstandard
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import check_git_lfs
 from esm2kit.core.paths import expand_path
 
 Item = TypeVar("Item")
@@ -33,6 +34,7 @@ class TextReader:
         """
         self.path = expand_path(path)
         try:
+            check_git_lfs(self.path)
             self._hashing_file = _HashingFile(self.path)
             magic = self._hashing_file.peek()
         except OSError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
+from esm2kit.sequences.letters import LetterCounts, check_protein
 from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
@@ -23,6 +24,7 @@ from esm2kit.tasks.task import Level, Split, Target, Task
 
 logger = logging.getLogger(__name__)
 
+LETTERS_CHECKED = 2000  # sequences at the start of a task
 SET_NAMES = ("train", "validation", "test")
 
 
@@ -215,6 +217,7 @@ def load_task(
             f"{dropped} records of {sources['split'].path.name} belong to no set of this split and were dropped"
         )
     data, unmeasured = _pack_targets(spec, split, rows, sources)
+    notes += _check_letters(data)
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")
     _check_sets(data, sources["split"])
@@ -314,6 +317,40 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
     return data, unmeasured
 
 
+def _check_letters(data: TaskData) -> list[str]:
+    """Check that the sequences are not DNA or RNA; return notes on those that are probably not proteins."""
+    letters = LetterCounts()
+    for sequence in data.sequences:
+        letters.add(sequence)
+    source = data.files.get("sequences", data.files["split"])
+    start = "".join(data.sequences[:LETTERS_CHECKED])
+    check_protein(np.frombuffer(start.encode(), dtype=np.uint8), source)
+    return letters.describe()
+
+
+def _find_contradictions(data: TaskData) -> list[str]:
+    """Note sequences that have different targets in different records."""
+    if data.task.level == "residue":
+        return []
+    first, differing, example = {}, set(), ""
+    for row, sequence in enumerate(data.sequences):
+        other = first.setdefault(sequence, row)
+        if data.targets[other] != data.targets[row]:
+            shown = [
+                data.task.labels[int(data.targets[place])] if data.task.labels else f"{data.targets[place]:g}"
+                for place in (other, row)
+            ]
+            example = example or f"{data.ids[other]!r} with {shown[0]} and {data.ids[row]!r} with {shown[1]}"
+            differing.add(sequence)
+    if not differing:
+        return []
+    count = f"{len(differing)} sequences have" if len(differing) > 1 else "1 sequence has"
+    return [
+        f"{count} different targets in different records, such as {example}: no model can predict both; correct or "
+        "merge them"
+    ]
+
+
 def _check_sets(data: TaskData, source: Source) -> None:
     """Raise InputError for an empty set, or for a class that occurs in test but not in train."""
     for name in SET_NAMES:
@@ -378,6 +415,7 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
     shared = sum(data.sequences[row] in seen for row in tested)
     if shared:
         notes.append(f"the sequences of {shared} of {len(tested)} test proteins also occur in train or validation")
+    notes += _find_contradictions(data)
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")

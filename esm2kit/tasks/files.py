@@ -19,7 +19,14 @@ import numpy as np
 import yaml
 
 from esm2kit.core.errors import InputError, find_closest
+from esm2kit.core.files import check_git_lfs
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
+from esm2kit.sequences.formats import (
+    advise_on_letter,
+    check_comment,
+    check_first_line,
+    check_sequence_format,
+)
 from esm2kit.sequences.headers import find_control_character, parse_header
 
 # The fields that are read, from headers and from tables.
@@ -38,6 +45,8 @@ TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
 ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30
+# The line that Excel reads, and some programs write, before the header of a table.
+EXCEL_SEPARATOR = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 # The first bytes of a zip archive, which an .xlsx file is, and of an .xls file.
 BINARY_STARTS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 # Deflate reaches at most 1,032; FLIP's most repetitive CSV, the variants of one protein, stays below 200.
@@ -129,6 +138,7 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
     Raises:
         InputError: the file is damaged, is not UTF-8 or is not a valid CSV.
     """
+    check_git_lfs(source.path)
     try:
         if source.member is not None:
             with zipfile.ZipFile(source.path) as archive:
@@ -179,6 +189,7 @@ def find_source(folder: Path, names: tuple[str, ...]) -> Source | None:
 
 def _list_members(path: Path) -> dict[str, str]:
     """Map file names to the members of a zip archive, without those that macOS adds."""
+    check_git_lfs(path)
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path)
@@ -241,15 +252,17 @@ def read_records(source: Source) -> Iterator[tuple[str, str]]:
                         line=number,
                         path=source.path,
                     )
-            elif header is None:
+                continue
+            check_comment(line, f"{source}: line {number}", source.path)
+            if header is None:
+                check_first_line(line, source.path)
                 raise InputError(
                     f"{source}: line {number} precedes the first header. Start each record with '>' and an id.",
                     code="task.no-header",
                     line=number,
                     path=source.path,
                 )
-            else:
-                body.append(line)
+            body.append(line)
     if header is None:
         raise InputError(f"{source} contains no FASTA records", code="task.no-records", path=source.path)
     yield header, "\n".join(body)
@@ -363,7 +376,15 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
             record=row_id,
             found=validation,
         )
-    return "validation" if flag in TRUE and name == "train" else SETS[name]
+    if flag in TRUE and SETS[name] == "test":
+        raise InputError(
+            f"{source}: record {row_id!r} is in the test set and marked for validation. Validation records are chosen "
+            "from train: correct its set or its validation.",
+            code="task.contradiction",
+            record=row_id,
+            found=(set_name, validation),
+        )
+    return "validation" if flag in TRUE else SETS[name]
 
 
 def check_sequence(row_id: str, sequence: str, source: Source) -> str:
@@ -390,9 +411,11 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
+        check_sequence_format(f"{source}: record {row_id!r}", sequence, source.path, row_id, source.is_table)
+        advice = advise_on_letter(sequence[wrong[0]]) or "Write X for an unknown residue, or remove the record."
         raise InputError(
-            f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}. "
-            f"Use {RESIDUE_LETTERS}, such as X for an unknown residue, or remove the record.",
+            f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}, "
+            f"which is not one of {RESIDUE_LETTERS}. {advice}",
             code="task.residue",
             record=row_id,
             found=sequence[wrong[0]],
@@ -505,7 +528,8 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
     """
     rows, dropped, label = [], 0, (target or "target").strip().lower()
     with open_text(split) as text:
-        columns, delimiter = _parse_columns(next((line for line in text if line.strip()), ""), split, target)
+        filled = (line for line in text if line.strip() and not EXCEL_SEPARATOR.fullmatch(line.strip()))
+        columns, delimiter = _parse_columns(next(filled, ""), split, target)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter, strict=True)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
@@ -530,6 +554,13 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
             if chosen is None:
                 dropped += 1
                 continue
+            if "id" in cells and not cells["id"].strip():
+                raise InputError(
+                    f"{split}: row {number + 1} has no id. Fill in the cell, or remove the column id from the table.",
+                    code="task.no-id",
+                    row=number + 1,
+                    path=split.path,
+                )
             sequence = check_sequence(row_id, cells["sequence"], split)
             rows.append(TaskRecord(row_id, sequence, cells[label] or None, chosen, cells.get("mask") or None))
     return SplitRecords(
@@ -629,6 +660,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     for path in (folder / "tasks.yaml", folder.parent / "tasks.yaml"):
         if not path.is_file():
             continue
+        check_git_lfs(path)
         try:
             listed = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
             found = [entry for entry in listed if entry["name"] == name]

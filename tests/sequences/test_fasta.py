@@ -108,7 +108,7 @@ def test_any_bytes_give_records_or_a_one_line_error(folder, content, block_bytes
         (b">a\nMK\n>b\n>c\nMKV\n", "record b (2): has no sequence"),
         (b">a\nMK\n>b\n*\n", "record b (2): has no sequence"),
         (b">a\nMK\n>b\nMKV\nMJ\n", "record b (2): letter 'J' at residue 5"),
-        (b">a\nMK\n>b\nmk-v\n", "record b (2): letter '-' at residue 3"),
+        (b">a\nMK\n>b\nmk-v\n", "record b (2): the gap '-' at residue 3"),
         (b">a\nM*K\n", "record a (1): letter '*' at residue 2"),
         (b">a\nMK\xc3\xa9\n", "record a (1): byte 0xc3 at residue 3 is not text"),
         (b">a \xff\nMK\n", "header of record 1: byte 0xff at column 4 is not UTF-8"),

@@ -234,7 +234,12 @@ def changed(name, old, new):
         (changed("s.fasta", "CH\nE", "CX\nE"), "task.unseen-class", {"label": "X"}),
         (changed("s.fasta", ">a", "HH\n>a"), "task.no-header", {"line": 1}),
         (GOOD | {"s.fasta": ""}, "task.no-records", {}),
-        (GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test")}, "task.empty-set", {"set": "train"}),
+        (
+            GOOD | {"s.fasta": GOOD["s.fasta"].replace("SET=train", "SET=test").replace("=True", "=False")},
+            "task.empty-set",
+            {"set": "train"},
+        ),
+        (changed("s.fasta", "SET=train VALIDATION=True", "SET=test VALIDATION=True"), "task.contradiction", {}),
         ({"s.fasta": fasta(*THREE[:2], ("c", "nan", "test", "False"))}, "task.target", {"found": "nan"}),
         (
             {"s.fasta": ">a TARGET=1;inf;3 SET=train\nMKV\n>b TARGET=1;2 SET=val\nLL\n"},

@@ -324,7 +324,7 @@ def test_blanks_inside_a_sequence_are_removed(tmp_path):
     (tmp_path / "t.csv").write_text("sequence,target,set\nMKV LAA,1.5,train\nmkl*,2.5,val\nMK\tI,3.5,test\n")
     assert load_task("t", None, tmp_path).sequences == ["MKVLAA", "MKL", "MKI"]
     (tmp_path / "t.csv").write_text("sequence,target,set\nMK-V,1.5,train\n")
-    with refused("task.residue", record="Sequence0", found="-", residue=3):
+    with refused("sequence.alignment", record="Sequence0", found="-", residue=3):
         load_task("t", None, tmp_path)
 
 
@@ -420,3 +420,69 @@ def test_a_workbook_called_csv_is_named(tmp_path):
 def test_a_constant_target_is_noted(tmp_path):
     assert has_note(load(tmp_path, ["1.5"] * 30), "train has a single value, 1.5")
     assert not has_note(load(tmp_path, ["1.5", "2.5"] * 15), "single value")
+
+
+def write_rows(folder, *rows, header="id,sequence,target,set,validation"):
+    (folder / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+    return lambda: load_task("t", None, folder)
+
+
+def test_a_test_record_marked_for_validation_is_refused(tmp_path):
+    rows = ["a,MKV,1.5,train,False", "b,MKL,2.5,train,True", "c,MKI,3.5,test,"]
+    load = write_rows(tmp_path, *rows)
+    assert list(load().sets) == ["train", "validation", "test"]
+    load = write_rows(tmp_path, *rows, "d,MKA,1.5,test,True")
+    with refused("task.contradiction", record="d", found=("test", "True")):
+        load()
+    (tmp_path / "t.csv").unlink()
+    text = ">a SET=train TARGET=1.5\nMKV\n>b SET=val VALIDATION=True TARGET=2.5\nMKL\n>c SET=test TARGET=1.25\nMKA\n"
+    (tmp_path / "t.fasta").write_text(text)
+    assert list(load().sets) == ["train", "validation", "test"]
+    (tmp_path / "t.fasta").write_text(text.replace("SET=test", "SET=test VALIDATION=yes"))
+    with refused("task.contradiction", record="c", found=("test", "yes")):
+        load()
+
+
+def test_one_sequence_with_two_targets_is_noted(tmp_path):
+    rows = ["a,MKV,1.5,train,", "b,MKL,2.5,train,True", "c,MKI,3.5,test,", "d,MKI,3.5,train,"]
+    assert not has_note(write_rows(tmp_path, *rows)(), "different targets")
+    data = write_rows(tmp_path, *rows, "e,MKV,2.5,train,", "f,MKV,3,train,", "g,MKI,1e-9,test,")()
+    assert has_note(data, "2 sequences have different targets in different records, such as 'a' with 1.5 and 'e' with")
+    rows = ["a,MKV,low,train,", "b,MKL,high,train,True", "c,MKI,low,test,", "d,MKV,high,train,"]
+    data = write_rows(tmp_path, *rows)()
+    assert has_note(
+        data, "1 sequence has different targets in different records, such as 'a' with low and 'd' with high"
+    )
+
+
+def test_a_blank_id_is_refused(tmp_path):
+    rows = ["a,MKV,1.5,train,", "b,MKL,2.5,train,True", "c,MKI,3.5,test,"]
+    load = write_rows(tmp_path, *rows, " ,MKA,1.25,train,")
+    with refused("task.no-id", row=4):
+        load()
+    assert write_rows(tmp_path, *rows, ",,,,")().ids == ["a", "b", "c"]  # the empty rows of Excel
+    rows = ["MKV,1.5,train", "MKL,2.5,val", "MKI,3.5,test"]
+    assert write_rows(tmp_path, *rows, header="sequence,target,set")().ids == ["Sequence0", "Sequence1", "Sequence2"]
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+def test_the_separator_line_of_excel_is_passed_over(tmp_path, line):
+    rows = ["id;sequence;target;set", "a;MKV;1.5;train", "b;MKL;2.5;val", "c;MKI;3.5;test"]
+    data = write_rows(tmp_path, *rows, header=line)()
+    assert (data.ids, data.sequences, list(data.targets)) == (["a", "b", "c"], ["MKV", "MKL", "MKI"], [1.5, 2.5, 3.5])
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.fasta", "t.zip", "t/sequences.fasta", "t/tasks.yaml"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "own.fasta").write_text(">a SET=train\nHCE\n>b SET=val\nHEE\n>c SET=test\nCCE\n")
+    (folder / "sequences.fasta").write_text(">a\nMKV\n>b\nMKL\n>c\nMKI\n")
+    path = tmp_path / name
+    task = "t" if "/" in name else name
+    if name == "t.zip":
+        task, path = "z", tmp_path / "z" / "t.zip"
+        path.parent.mkdir()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n")
+    with refused("file.git-lfs", path=path):
+        load_task(task, None, tmp_path)
