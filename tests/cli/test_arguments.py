@@ -156,19 +156,11 @@ def test_short_names_of_models_in_every_stage(name: str) -> None:
     stage = STAGES[name]
     config_class = import_object(stage.config)
     fields = [field.name for field in dataclasses.fields(config_class) if field.name in ("model", "init_from", "base")]
+    words = shlex.split(stage.example)[2 if stage.positional not in fields else 3 :]
+    words += ["--model", "run"] if name == "predict" else []
     for field in fields:
         given = [
-            parse(
-                config_class,
-                f"esm2kit {name}",
-                [
-                    *shlex.split(stage.example)[2:],
-                    *(("--model", "run") if name == "predict" else ()),
-                    f"--{field}",
-                    model,
-                ],
-                stage.positional,
-            )
+            parse(config_class, f"esm2kit {name}", [*words, f"--{field}", model], stage.positional)
             for model in ("3B", "esm2_t36_3B_UR50D")
         ]
         is_path = isinstance(getattr(given[1], field), Path)  # a fine-tuned model has no official name
