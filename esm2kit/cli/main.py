@@ -50,6 +50,8 @@ RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "pre
 LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 VERBOSITY = "ESM2KIT_VERBOSITY"
 VERBOSITY_OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+# name of a module -> name under which pip installs it, where they differ
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "IPython": "ipython"}
 DEBUG = "ESM2KIT_DEBUG"  # environment variable: show tracebacks
 MAX_ERROR_CHARACTERS = 300
 # system errors that a user can fix by choosing another output path or by freeing space
@@ -93,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    # it uses a temporary folder if HOME cannot be written to, which needs no message
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module="lightning")
     try:
         return _run(argv[0], argv[1:])
@@ -141,11 +145,13 @@ def _as_input_error(error: Exception) -> InputError | None:
     if isinstance(error, InputError):
         return error
     if isinstance(error, ModuleNotFoundError) and not (error.name or "esm2kit").startswith("esm2kit"):
-        fix = "`make setup` and `source .venv/bin/activate`, or install esm2kit in this Python environment"
+        package = error.name.partition(".")[0]
+        package = DISTRIBUTIONS.get(package, package)
         return InputError(
-            f"{sys.executable}: the package {error.name} is not installed. Run {fix}.",
+            f"the package {package} is not installed for {sys.executable}. Run `pip install {package}`, or activate "
+            "the environment in which esm2kit is installed.",
             code="package.missing",
-            name=error.name,
+            name=package,
         )
     if isinstance(error, OSError) and error.errno in FIXABLE:
         # EEXIST: a folder cannot be created where a file has its name

@@ -1,5 +1,6 @@
 """Download ESM-2 weights from the Hugging Face hub: pinned revisions, resumable downloads, verified digests."""
 
+import errno
 import logging
 import os
 from functools import lru_cache
@@ -26,6 +27,9 @@ from esm2kit.models.formats.shards import read_index, weight_files
 
 logger = logging.getLogger(__name__)
 DEFAULT_ENDPOINT = "https://huggingface.co"
+# system errors of a folder that cannot be written to, or of a full disk
+CACHE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC,
+                errno.EDQUOT, errno.EFBIG)  # fmt: skip
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -246,7 +250,9 @@ class _HubRevision:
             ) from None
         except EntryNotFoundError:
             raise
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, RuntimeError) as error:
+            if not isinstance(error, HfHubHTTPError | requests.RequestException):
+                _raise_unwritable_cache(error)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{place}: the download was interrupted ({reason}). Rerun the command to resume it.",
@@ -259,6 +265,22 @@ class _HubRevision:
         why = self.unreachable or f"{self.endpoint} no longer responds"
         remedy = "Download it on a machine with network access and copy HF_HOME, or pass the path of a local model."
         return InputError(f"{place} is not in the cache, and {why}. {remedy}", code="hub.not-cached", place=place)
+
+
+def _raise_unwritable_cache(error: OSError | RuntimeError) -> None:
+    """Name the cache if it cannot be written to; return for an error of the network, or raise another RuntimeError."""
+    # pathlib raises RuntimeError for a user without a home folder, as in a container with an unknown user id
+    homeless = isinstance(error, RuntimeError) and "home directory" in str(error)
+    if isinstance(error, RuntimeError) and not homeless:
+        raise error
+    if homeless or error.errno in CACHE_ERRORS:
+        reason = "the home folder is not known" if homeless else error.strerror
+        raise InputError(
+            f"the cache of downloaded models, {constants.HF_HUB_CACHE}, cannot be written to ({reason}). Set HF_HOME "
+            "to a folder that can be written to and has space.",
+            code="hub.cache",
+            path=constants.HF_HUB_CACHE,
+        ) from None
 
 
 def read_declared_digest(path: Path) -> str | None:

@@ -196,6 +196,21 @@ def test_an_unreachable_hub_is_an_error(hub: Hub, tmp_path: Path) -> None:
         load_model(f"{REPO}@{COMMIT}")
 
 
+def test_a_cache_that_cannot_be_written_to_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as below a read-only home folder; a lost connection has another code."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with refused("hub.cache", path=str(tmp_path / "file" / "hub")):
+        load_model(REPO)
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("Could not determine home directory.")  # of pathlib, for a user id without an account
+
+    monkeypatch.setattr("esm2kit.models.hub.hf_hub_download", fail)
+    with refused("hub.cache"):
+        load_model(REPO)
+
+
 def test_unknown_names_and_revisions_are_rejected(hub: Hub) -> None:
     for name, code in [
         ("lab/none", "hub.unknown"),
