@@ -57,12 +57,14 @@ class ReportComparison:
         reports: Reports in the order of the input.
         pairs: All pairs of reports on the same test set.
         html: Path of comparison.html.
+        unpaired: One line for each task whose reports have different test sets, or for reports without any pair.
     """
 
     schema: str
     reports: Sequence[NamedReport]
     pairs: Sequence[ReportPair]
     html: Path
+    unpaired: Sequence[str] = ()
 
 
 def compare(config: CompareConfig) -> ReportComparison:
@@ -78,7 +80,17 @@ def compare(config: CompareConfig) -> ReportComparison:
         InputError: There are fewer than two reports, or one cannot be read.
     """
     check_output_folder(Path(config.out_dir))
-    found = write_comparison([Report.read(path) for path in config.reports], config.out_dir)
+    reports = [Report.read(path) for path in config.reports]
+    files = [report.json.resolve() for report in reports]
+    if repeated := [file for file in files if files.count(file) > 1]:
+        raise InputError(
+            f"{repeated[0]} is given {files.count(repeated[0])} times. Pass each report once.",
+            code="compare.same-report",
+            path=repeated[0],
+        )
+    found = write_comparison(reports, config.out_dir)
+    for line in found.unpaired:
+        logger.warning("%s", line)
     for pair in found.pairs:
         logger.info("%s, %s: %s", pair.task, pair.split, pair.comparison.sentence)
     return found
@@ -117,11 +129,46 @@ def write_comparison(reports: Sequence[Report], out_dir: Path) -> ReportComparis
             difference = compute_paired_difference(metric, scores_a[metric], scores_b[metric])
             pairs.append(ReportPair(*a.test, Comparison.from_interval(a.name, b.name, metric, difference)))
     out_dir = Path(out_dir)
-    found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html")
+    keys = [found.test for found in predictions]
+    unpaired = _describe_unpaired(named, keys)
+    found = ReportComparison(SCHEMA, named, pairs, out_dir / "comparison.html", unpaired)
     write_sealed_json(out_dir / "comparison.json", _to_json(found))
     with atomic_path(found.html) as part:
-        part.write_text(_render_comparison(found), encoding="utf-8")
+        part.write_text(_render_comparison(found, keys), encoding="utf-8")
     return found
+
+
+def _describe_unpaired(named: Sequence[NamedReport], keys: Sequence[str]) -> list[str]:
+    """Describe which reports cannot be compared with each other: one line per task and split."""
+    lines = []
+    for test in dict.fromkeys(entry.test for entry in named):
+        chosen = {key: entry for key, entry in zip(keys, named, strict=True) if entry.test == test}
+        if len(chosen) > 1:
+            folders = " and ".join(str(entry.report.json.parent) for entry in chosen.values())
+            lines.append(
+                f"{', '.join(test)}: {folders} have different test sequences, targets or class labels, so their scores "
+                "cannot be compared"
+            )
+    if not lines and len(set(keys)) == len(keys):
+        lines.append("no two reports are on the same task and split, so no scores were compared")
+    return lines
+
+
+def check_report(path: Path) -> Report:
+    """Read a report and check that its files exist and that its predictions have its scores.
+
+    Args:
+        path: report.json.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: the report or its predictions are damaged or missing, or belong to another report.
+    """
+    report = Report.read(path)
+    _score_predictions(report, _read_predictions(report), report.settings.resamples)
+    return report
 
 
 class Predictions(NamedTuple):
@@ -129,7 +176,8 @@ class Predictions(NamedTuple):
 
     Args:
         fingerprint: Of the test ids and targets, in their order.
-        test: Key of the test sequences and targets, in any order; equal for reports that can be compared.
+        test: Key of the test sequences and targets, in any order; equal for reports that can be compared. Classes
+            count by their labels: their numbers depend on the labels of the train set.
         truth_M: (M,) targets.
         protein_M: (M,) protein of each target.
         predicted_SM: (S, M) predictions.
@@ -167,8 +215,12 @@ def _read_predictions(report: Report) -> Predictions:
     stops = np.cumsum(stored["num_targets"])
     places = np.split(np.arange(len(truth_M)), stops[:-1])
     # the test set as (sequence, targets) pairs, which do not depend on ids or on the order of the records
+    keys_M = truth_M
+    if report.task.labels:
+        digests = [hashlib.sha256(label.encode()).digest()[:8] for label in report.task.labels]
+        keys_M = np.array(digests, dtype="S8").view(np.uint64)[truth_M]
     records = [
-        (digest.tobytes(), truth_M[rows].tobytes()) for digest, rows in zip(stored["sequence"], places, strict=True)
+        (digest.tobytes(), keys_M[rows].tobytes()) for digest, rows in zip(stored["sequence"], places, strict=True)
     ]
     order = sorted(range(len(records)), key=records.__getitem__)
     test = hashlib.sha256(b"".join(part for record in order for part in records[record])).hexdigest()
@@ -188,7 +240,8 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
         rows_M = np.empty_like(found.sorted_M)
         rows_M[model.sorted_M] = found.sorted_M
         predicted_SM = found.predicted_SM[:, rows_M]
-        aligned.append(found._replace(truth_M=model.truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM))
+        truth_M = found.truth_M[rows_M]
+        aligned.append(found._replace(truth_M=truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM))
     return aligned
 
 
@@ -240,13 +293,15 @@ def _to_json(found: ReportComparison) -> dict[str, Any]:
     return {"schema": found.schema, "reports": reports, "pairs": pairs}
 
 
-def _render_comparison(found: ReportComparison) -> str:
-    """Render comparison.html: one section per test set."""
+def _render_comparison(found: ReportComparison, keys: Sequence[str]) -> str:
+    """Render comparison.html: one section per test set, of which `keys` has one per report."""
     sections: list[dict[str, Any]] = []
     order = {task: place for place, task in enumerate(TASKS)}
-    tests = sorted({entry.test for entry in found.reports}, key=lambda test: (order.get(test[0], 99), test))
-    for test in tests:
-        chosen = [entry for entry in found.reports if entry.test == test]
+    tests: dict[tuple[tuple[str, str], str], list[NamedReport]] = {}
+    for entry, key in zip(found.reports, keys, strict=True):
+        tests.setdefault((entry.test, key), []).append(entry)
+    # of one task and split, in the order of the reports
+    for (test, _), chosen in sorted(tests.items(), key=lambda item: (order.get(item[0][0][0], 99), item[0][0])):
         first = chosen[0].report
         metric, names = first.task.metric, list(first.first.metrics)
         lines = {entry.name: entry.report.first for entry in chosen}
@@ -267,12 +322,18 @@ def _render_comparison(found: ReportComparison) -> str:
         ]
         draw, scores = build_score_plot(list(lines), list(lines.values()), metric, marked, {})
         title = ", ".join(test)
+        if len([each for each, _ in tests if each == test]) > 1:
+            title += f" (test set of {chosen[0].name})"
         figure = build_figure(
             draw, f"scores-{len(sections)}", f"Test {metric_name(metric)} on {title}: {scores}",
             f"Test {metric_name(metric)} of the compared models (blue), untrained models and baselines. "
             "Bars: 95% confidence intervals.",
         )  # fmt: skip
-        pairs = [pair.comparison.sentence for pair in found.pairs if (pair.task, pair.split) == test]
+        pairs = [
+            pair.comparison.sentence
+            for pair in found.pairs
+            if (pair.task, pair.split) == test and pair.comparison.ours in marked
+        ]
         table = {"headers": build_headers(["model", *map(metric_name, names)]), "rows": rows}
         sections.append({"title": title, "table": table, "figures": [figure], "points": pairs})
     lead = f"Reports: {len(found.reports)}. Test sets: {len(tests)}. Paired comparisons: {len(found.pairs)}."

@@ -330,15 +330,21 @@ class Report:
         """
         path = expand_path(path)
         path = path / "report.json" if path.is_dir() else path
+        # the command line prints the path of the page
+        path = path.with_name("report.json") if path.name == "report.html" else path
         if not path.is_file():
-            raise InputError(
-                f"{path} does not exist. Create it with `esm2kit benchmark`.", code="report.absent", path=path
-            )
+            below = sorted(str(found.parent) for found in path.parent.glob("*/report.json"))
+            below += sorted(str(found.parent) for found in path.parent.glob("*/*/report.json"))
+            hint = f"Pass {' or '.join(below[:3])}" if below else "Check the path, or run `esm2kit benchmark`"
+            raise InputError(f"{path} does not exist. {hint}.", code="report.absent", path=path)
         try:
             found = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path} is not valid JSON ({error}). Run the benchmark again.", code="report.not-json", path=path
+                f"{path} is not valid JSON ({error}). Pass the report.json of a benchmark or its folder, or run the "
+                "benchmark again if the file is damaged.",
+                code="report.not-json",
+                path=path,
             ) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
         if schema not in (SCHEMA, UNSEALED_SCHEMA):

@@ -286,6 +286,7 @@ def _to_yaml(name: str, hint: Any, words: list[str]) -> str:
     if len(words) == 1 and (none := _convert_none(hint, words[0])):
         return none
     item = _list_item_type(hint)
+    _check_not_empty(name, hint, words)
     single = item is None or (len(words) == 1 and item in _union_members(hint))
     if single or words[0].startswith("[") or words == ["null"]:
         return " ".join(words)
@@ -294,6 +295,17 @@ def _to_yaml(name: str, hint: Any, words: list[str]) -> str:
         parts = [part.strip() for word in words for part in ([word] if "=" in word else word.split(","))]
         words = [part for part in parts if part]
     return json.dumps(words) if item in (str, Path) else f"[{', '.join(words)}]"
+
+
+def _check_not_empty(name: str, hint: Any, values: Iterable[Any]) -> None:
+    """Check that no path or text is empty: an empty path would be the current folder."""
+    types_of_values = {*_union_members(hint), _list_item_type(hint)}
+    if types_of_values & {Path, str} and not all(str(value).strip() for value in values):
+        raise InputError(
+            f"{name} is empty. Pass {describe_type(hint)}. A variable that is not set gives an empty value.",
+            code="argument.empty",
+            name=name.lstrip("-"),
+        )
 
 
 def _list_item_type(hint: Any) -> Any:
@@ -331,6 +343,7 @@ def _read_config(path: Path, hints: dict[str, Any]) -> str:
                 nearest=find_closest(str(name), hints),
                 path=path,
             )
+        _check_not_empty(f"{path}: {name}", hints[field], value if isinstance(value, list) else [value])
         none = _convert_none(hints[field], value)
         values[field] = value if none is None else yaml.safe_load(none)
     return yaml.safe_dump(values, default_flow_style=True, width=math.inf)

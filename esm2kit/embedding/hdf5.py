@@ -14,7 +14,7 @@ They show of which sequence a vector is, whatever the ids mean.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -235,6 +235,11 @@ class EmbeddingReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path = expand_path(path)
+        if self.path.is_dir():
+            names = ", ".join(sorted(file.name for file in self.path.glob("*.h5"))[:4]) or "it has no .h5 file"
+            raise InputError(
+                f"{path} is a folder. Pass one of its files ({names}).", code="embeddings.folder", path=path
+            )
         if not self.path.is_file():
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
@@ -249,7 +254,8 @@ class EmbeddingReader:
             raise
         except OSError as error:
             raise InputError(
-                f"{path} is not a complete HDF5 file ({error}). To replace it, {REMEDY}.",
+                f"{path} is not a complete HDF5 file ({error}). Pass a file of `esm2kit embed`. To replace "
+                f"a damaged one, {REMEDY}.",
                 code="embeddings.damaged",
                 path=path,
             ) from None
@@ -298,6 +304,7 @@ class EmbeddingReader:
         Raises:
             InputError: a block differs.
         """
+        self._check_open()
         if self._seal:
             self._seal.check_all()
 
@@ -337,6 +344,10 @@ class EmbeddingReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Pickle the path: a copy, such as that of a worker process, opens the file again."""
+        return type(self), (self.path,)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -370,13 +381,13 @@ class EmbeddingReader:
         """Read the vectors of several proteins.
 
         Args:
-            ids: the proteins. None selects all, in the order of the file.
+            ids: the proteins, in any ordered collection. None selects all, in the order of the file.
 
         Returns:
             (P, D) float32, one row per protein.
 
         Raises:
-            InputError: the file has vectors of residues, or an id is missing.
+            InputError: the file has vectors of residues, an id is missing, or `ids` is a text or a set.
         """
         if self.level != "protein":
             raise InputError(
@@ -387,6 +398,7 @@ class EmbeddingReader:
                 found=self.level,
             )
         indices = self._indices(ids)
+        self._check_open()
         if self._layout == "packed" and ids is None:
             self.check()
             return self._file["values"].astype(np.float32)[()]
@@ -473,6 +485,15 @@ class EmbeddingReader:
     def _indices(self, ids: Sequence[str] | None) -> Sequence[int]:
         if ids is None:
             return range(len(self.ids))
+        if isinstance(ids, str | bytes | Set):
+            found = "one text" if isinstance(ids, str | bytes) else "a set, which has no order"
+            raise InputError(
+                f"{self.path}: ids is {found}. Pass a list of ids, such as {self.ids[:2]!r}.",
+                code="embeddings.ids",
+                path=self.path,
+                found=ids,
+            )
+        ids = list(ids)  # a generator can be read only once
         absent = [protein for protein in ids if protein not in self._index]
         if absent:
             raise InputError(
@@ -483,7 +504,16 @@ class EmbeddingReader:
             )
         return [self._index[protein] for protein in ids]
 
+    def _check_open(self) -> None:
+        if not self._file:
+            raise InputError(
+                f"{self.path}: this reader is closed. Open the file with a new EmbeddingReader.",
+                code="embeddings.closed",
+                path=self.path,
+            )
+
     def _open(self, index: int) -> h5d.DatasetID:
+        self._check_open()
         try:
             return h5d.open(self._file.id, str(self._keys[index]).encode())
         except (KeyError, OSError, RuntimeError, ValueError) as error:  # by what HDF5 finds wrong
@@ -491,6 +521,7 @@ class EmbeddingReader:
 
     def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read the rows of one protein into `out` (rows, D), converted to its data type; float32 by default."""
+        self._check_open()
         if self._layout == "packed":
             start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
             out = np.empty((stop - start, self.embed_dim), np.float32) if out is None else out

@@ -137,7 +137,16 @@ class Seal:
         if size != self.num_bytes:
             raise_damaged(self.path, f"it has {size:,} bytes instead of {self.num_bytes:,}", REMEDY)
         self.checksums = np.frombuffer(data[start:stop], dtype="<u4")
-        self.checked = np.zeros(num_blocks, dtype=bool)
+        self.checked, self._changed = np.zeros(num_blocks, dtype=bool), self._get_change_time()
+
+    def _get_change_time(self) -> tuple[int, int]:
+        status = os.fstat(self._file)
+        return status.st_mtime_ns, status.st_size
+
+    def _forget_if_changed(self) -> None:
+        """Check all blocks again if something wrote to the file after it was opened."""
+        if (changed := self._get_change_time()) != self._changed:
+            self._changed, self.checked[:] = changed, False
 
     def check_metadata(self) -> None:
         """Check the blocks that hold most of HDF5's metadata, as `check`."""
@@ -159,12 +168,14 @@ class Seal:
         Raises:
             InputError: a block differs from its checksum.
         """
+        self._forget_if_changed()
         first, last = (start - self.first_byte) // self.block_bytes, (stop - 1 - self.first_byte) // self.block_bytes
         if not self.checked[first : last + 1].all():
             self._check_blocks(np.arange(first, last + 1))
 
     def check_ranges(self, starts: np.ndarray, stops: np.ndarray) -> None:
         """Check the blocks of many ranges, as `check`."""
+        self._forget_if_changed()
         # +1 where a range's first block is, -1 after its last one: positive sums are blocks in use
         edges = np.zeros(self.checksums.size + 1, dtype=np.int64)
         np.add.at(edges, (starts - self.first_byte) // self.block_bytes, 1)
@@ -174,6 +185,7 @@ class Seal:
     def check_all(self) -> None:
         """Check every block, as `check`."""
         log_check(self.path, self.num_bytes)
+        self._forget_if_changed()
         self._check_blocks(np.arange(self.checksums.size))
 
     def _check_blocks(self, blocks: np.ndarray) -> None:

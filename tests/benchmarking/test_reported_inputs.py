@@ -2,6 +2,7 @@
 
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -165,7 +166,13 @@ def test_reports_on_the_same_proteins_in_another_order_are_compared_protein_by_p
     text = re.sub(r"^[A-Z]+", lambda found: found[0][::-1], text, flags=re.M)
     (tmp_path / "third" / "noid" / "a.csv").write_text(text)
     _, c = run(tmp_path / "third", "a", model=model)
-    assert not compare(CompareConfig([a, c], tmp_path / "different")).pairs
+    different = compare(CompareConfig([a, c], tmp_path / "different"))
+    assert not different.pairs
+    (line,) = different.unpaired
+    assert str(a) in line
+    assert str(c) in line
+    sections = re.findall("<h2>(.*?)</h2>", different.html.read_text(encoding="utf-8"))
+    assert sections == ["noid, a (test set of tiny, ridge #1)", "noid, a (test set of tiny, ridge #2)"]
 
 
 def test_predictions_of_another_report_are_refused(tmp_path, model):
@@ -195,3 +202,47 @@ def test_ids_with_blanks_give_the_same_score_as_ids_without(tmp_path, model, ids
             predicted.append(next(found[name] for name in found if name.startswith("predicted/")))
     np.testing.assert_array_equal(*predicted)
     assert np.ptp(predicted[0]) > 0
+
+
+def test_classes_are_compared_by_their_labels(tmp_path, model):
+    """The train set of one report has a class more, which changes the number of every class but not the test set."""
+    scores, folders = [], []
+    for name, rename in (
+        ("few", {}),
+        ("more", {"A0": "AAA"}),
+        ("swapped", {"high": "low", "low": "high"}),
+    ):
+        sequences = [row.split(",")[0] for row in write_csv(tmp_path / name / "noid" / "a.csv", np.arange(60))]
+        lines = ["id,sequence,target,set,validation"]
+        for place, sequence in enumerate(sequences):
+            label = "A0" if place % 3 == 2 and place < 12 and name == "more" else "high" if place % 12 > 5 else "low"
+            kind = "test" if place % 3 == 0 else "train"
+            lines.append(f"p{place},{sequence},{rename.get(label, label)},{kind},{place % 6 == 1}")
+        (tmp_path / name / "noid" / "a.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        config = BenchmarkConfig("noid", split="a", data_dir=tmp_path / name, model=model, **QUIET)
+        config = replace(config, out_dir=tmp_path / f"out_{name}")
+        scores.append(benchmark(config).first.metrics["accuracy"].value)
+        folders.append(config.out_dir)
+    few, more, swapped = folders
+    (pair,) = compare(CompareConfig([few, more], tmp_path / "c")).pairs
+    assert pair.comparison.difference == pytest.approx(scores[0] - scores[1])
+    assert not compare(CompareConfig([few, swapped], tmp_path / "d")).pairs
+
+
+def test_the_same_report_twice_is_not_a_comparison(tmp_path, model):
+    write_csv(tmp_path / "noid" / "a.csv", np.arange(60))
+    _, out = run(tmp_path, "a", model=model)
+    with refused("compare.same-report", path=out / "report.json"):
+        compare(CompareConfig([out, out / "report.html"], tmp_path / "c"))
+    with refused("report.absent", path=tmp_path / "report.json") as caught:
+        compare(CompareConfig([out, tmp_path], tmp_path / "c"))
+    assert f"Pass {out}" in str(caught.value)
+
+
+def test_reports_on_different_tasks_say_that_nothing_was_compared(tmp_path, model, caplog):
+    for split, num_proteins in (("a", 60), ("b", 48)):
+        write_csv(tmp_path / "noid" / f"{split}.csv", np.arange(num_proteins))
+    folders = [run(tmp_path, split, model=model)[1] for split in "ab"]
+    found = compare(CompareConfig(folders, tmp_path / "c"))
+    assert found.unpaired == ["no two reports are on the same task and split, so no scores were compared"]
+    assert found.unpaired[0] in caplog.messages

@@ -413,3 +413,27 @@ def test_rank_0_reports_the_error_first(number: int, waits: list[int], monkeypat
     monkeypatch.setattr(command.time, "sleep", slept.append)
     assert main(["pretrian"]) == 2
     assert slept == waits
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["check", ""], "path"),
+        (["compare", "a", ""], "reports"),
+        (["embed", "in.fasta", "--out_dir", ""], "out_dir"),
+        (["embed", "in.fasta", "--out_dir="], "out_dir"),
+        (["embed", "in.fasta", "--model", ""], "model"),
+        (["export", "", "--out", "x"], "model"),
+    ],
+)
+def test_an_empty_value_is_not_the_current_folder(command: list[str], name: str) -> None:
+    stage = STAGES[command[0]]
+    with refused("argument.empty", name=name):
+        parse(import_object(stage.config), f"esm2kit {command[0]}", command[1:], stage.positional)
+
+
+def test_an_empty_path_in_yaml_is_not_the_current_folder(tmp_path: Path) -> None:
+    path, stage = tmp_path / "c.yaml", STAGES["embed"]
+    path.write_text("fasta: in.fasta\nout_dir: ''\n", encoding="utf-8")
+    with refused("argument.empty", name=f"{path}: out_dir"):
+        parse(import_object(stage.config), "esm2kit embed", ["--config", str(path)], stage.positional)

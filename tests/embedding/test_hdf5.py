@@ -1,6 +1,7 @@
 """HDF5 files of embeddings: created empty, written by byte offset, and read in any layout and with any key."""
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -162,3 +163,73 @@ def test_a_changed_value_is_found_where_it_is_and_not_elsewhere(layout: str, tmp
                 use()
         starts, offsets, _ = reader.locate_rows(reader.ids[8:])
         assert offsets[-1] == 36
+
+
+@pytest.mark.parametrize("layout", ["datasets", "packed"])
+def test_vectors_are_selected_by_any_ordered_collection_of_ids(layout: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    expected = write_file(path, Skeleton("protein", layout, WIDTH, "float32", "index"), [1] * 5)
+    with EmbeddingReader(path) as reader:
+        chosen = [reader.ids[3], reader.ids[0]]
+        for ids in (chosen, tuple(chosen), np.array(chosen), iter(chosen), dict.fromkeys(chosen)):
+            np.testing.assert_array_equal(reader.matrix(ids), np.concatenate([expected[3], expected[0]]))
+        assert reader.matrix([]).shape == (0, WIDTH)
+        for ids in (set(chosen), frozenset(chosen), reader.ids[0], ""):
+            with refused("embeddings.ids", path=path, found=ids):
+                reader.matrix(ids)
+
+
+def test_a_text_is_not_read_as_one_id_per_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    starts = np.zeros(2, dtype=np.int64)
+    skeleton = Skeleton("protein", "packed", WIDTH, "float32", "index")
+    create_file(path, skeleton, iter([Entry("1", "0", 3), Entry("2", "1", 3)]), 2, 6, {"model_name": "m"}, starts)
+    seal_file(path)
+    with EmbeddingReader(path) as reader, refused("embeddings.ids", found="12"):
+        reader.matrix("12")
+
+
+@pytest.mark.parametrize("layout", ["datasets", "packed"])
+def test_a_closed_reader_is_not_called_a_damaged_file(layout: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_file(path, Skeleton("protein", layout, WIDTH, "float32", "index"), [1] * 5)
+    reader = EmbeddingReader(path)
+    reader.close()
+    reader.close()
+    for use in (lambda: reader[reader.ids[0]], reader.matrix, lambda: reader.matrix(reader.ids[:2]), reader.check):
+        with refused("embeddings.closed", path=path):
+            use()
+
+
+@pytest.mark.parametrize("layout", ["datasets", "packed"])
+def test_a_file_that_is_changed_while_it_is_open_is_checked_again(layout: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    expected = write_file(path, Skeleton("protein", layout, WIDTH, "float32", "index"), [1] * 5)
+    with EmbeddingReader(path) as reader:
+        np.testing.assert_array_equal(reader[reader.ids[0]], expected[0][0])
+        os.utime(path, (1, 1))
+        np.testing.assert_array_equal(reader[reader.ids[1]], expected[1][0])
+        starts, _, _ = reader.locate_rows()
+        with open(path, "r+b") as file:
+            file.seek(int(starts[2]))
+            file.write(b"1234")
+        os.utime(path, (2, 2))  # the clock of a file system may be coarse
+        with refused("file.damaged", path=path):
+            reader[reader.ids[2]]
+        os.truncate(path, 600)
+        with refused("file.damaged", path=path):
+            reader.matrix()
+
+
+def test_a_reader_can_be_copied_to_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    expected = write_file(path, Skeleton("residue", "packed", WIDTH, "float32", "index"), [4, 2])
+    with EmbeddingReader(path) as reader, pickle.loads(pickle.dumps(reader)) as copy:
+        np.testing.assert_array_equal(copy[reader.ids[1]], expected[1])
+
+
+def test_a_folder_instead_of_a_file_lists_its_files(tmp_path: Path) -> None:
+    write_file(tmp_path / "in_hiddens.h5", Skeleton("residue", "packed", WIDTH, "float32", "index"), [4, 2])
+    with refused("embeddings.folder", path=tmp_path) as caught:
+        EmbeddingReader(tmp_path)
+    assert "in_hiddens.h5" in str(caught.value)
