@@ -3,6 +3,9 @@
 import errno
 import logging
 import os
+import subprocess
+import sys
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +35,18 @@ CACHE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOT
                 errno.EDQUOT, errno.EFBIG)  # fmt: skip
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+LICENCE = "MIT"  # of the code and of the weights: https://github.com/facebookresearch/esm
+SECONDS_TO_CONNECT = 5.0
+# The process downloads, because a thread cannot be ended when the time is over.
+FETCH = """
+import sys
+from esm2kit.core.errors import InputError
+from esm2kit.models.hub import fetch
+try:
+    fetch(sys.argv[1])
+except InputError as error:
+    sys.exit(str(error))
+"""
 
 
 class OfficialModel(NamedTuple):
@@ -146,6 +161,81 @@ def fetch(name: str) -> Download:
     return Download(folder, folder.name, official.sha256 if revision == official.revision else None)
 
 
+def is_cached(name: str) -> bool:
+    """Check whether an official model is in the Hugging Face cache, so that no network is needed.
+
+    Args:
+        name: an official name.
+
+    Returns:
+        True if the cache has its config.json and its weights.
+    """
+    official = OFFICIAL_MODELS[name]
+    cached = {
+        file
+        for file in ("config.json", *SINGLE_FILES, *INDEXES)
+        if isinstance(
+            try_to_load_from_cache(official.repo, file, cache_dir=constants.HF_HUB_CACHE, revision=official.revision),
+            str,
+        )
+    }
+    return "config.json" in cached and len(cached) > 1
+
+
+def fetch_in_time(name: str, seconds: float = 60.0) -> str:
+    """Download an official model if that takes no longer than a time limit.
+
+    Without network this takes at most SECONDS_TO_CONNECT. The part that was downloaded when the time is over stays in
+    the cache, so that the next call continues there.
+
+    Args:
+        name: an official name.
+        seconds: time limit of the download.
+
+    Returns:
+        An empty text if the model is in the cache now; otherwise the reason why it is not.
+    """
+    if is_cached(name):
+        return ""
+    if unreachable := _explain_unreachable():
+        return unreachable
+    environment = os.environ | {"HF_HUB_CACHE": str(constants.HF_HUB_CACHE), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment.pop("JPY_PARENT_PID", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, name],
+            env=environment, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"the download takes longer than {seconds:.0f} seconds"
+    lines = done.stderr.strip().splitlines()
+    return "" if is_cached(name) else lines[-1].rstrip(".") if lines else "the download failed"
+
+
+def _read_endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+
+
+def _explain_unreachable() -> str:
+    """Return why the hub cannot be used, or an empty text; the hub's own client would try for 25 seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "HF_HUB_OFFLINE is set"
+    endpoint, reached = _read_endpoint(), threading.Event()
+
+    def connect() -> None:
+        try:
+            requests.head(endpoint, timeout=SECONDS_TO_CONNECT)
+            reached.set()
+        except requests.RequestException:
+            return
+
+    # the timeout of a request does not include the lookup of the host's name, so a thread limits both
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_CONNECT)
+    return "" if reached.is_set() else f"{endpoint} cannot be reached"
+
+
 class _HubRevision:
     """One revision of a repository, read from the hub or, if the hub is unreachable, from the cache."""
 
@@ -161,18 +251,10 @@ class _HubRevision:
                 name=repo,
             ) from None
         self.repo, self.revision = repo, revision
-        self.endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        self.unreachable = "HF_HUB_OFFLINE is set" if offline else self._check_connection()
-
-    def _check_connection(self) -> str | None:
-        """Return why the hub is unreachable, or None; fails after 5 seconds where the hub's client tries for 25."""
-        try:
-            requests.head(self.endpoint, timeout=5)
-        except requests.RequestException:
-            logger.warning("%s cannot be reached. Only models in the cache can be used.", self.endpoint)
-            return f"{self.endpoint} cannot be reached"
-        return None
+        self.endpoint = _read_endpoint()
+        self.unreachable = _explain_unreachable() or None
+        if self.unreachable and self.endpoint in self.unreachable:
+            logger.warning("%s. Only models in the cache can be used.", self.unreachable)
 
     def list_tensor_files(self) -> list[str]:
         """Find and download the files with tensors: safetensors before .bin, single files before shards.

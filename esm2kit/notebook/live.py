@@ -20,7 +20,7 @@ import ipywidgets
 from IPython.display import HTML, display
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.widgets import INK, LINE, QUIET, format_card, has_front_end
+from esm2kit.notebook.widgets import INK, LINE, QUIET, format_card, has_front_end, keep_responsive
 from esm2kit.training import launch
 from esm2kit.training.metrics_log import read_metrics
 
@@ -63,24 +63,27 @@ def train(
         The content of `<out_dir>/<stage>.json`; after a stop, the state so far.
 
     Raises:
-        InputError: raised by `launch.train`. With code `resume.another-run`, the message names the parameters of the
-            notebook.
+        InputError: raised by `launch.train`; with code `resume.another-run`, the message names the parameters of the
+            notebook. Or the run was stopped before its first update, before its
+            first validation, or while its report was written.
     """
     try:
-        return _train(stage, config, guide_loss, name)
+        result = _train(stage, config, guide_loss, name)
     except InputError as error:
         if error.code != "resume.another-run":
             raise
-        if overwrite:
-            print("the folder holds a run with other settings: starting over")
-            return _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
-        # the original message names command-line options; a notebook has parameters
-        raise InputError(
-            f"{error.values['path']} belongs to another run: {error.values['changed']}. "
-            "Set overwrite to True to start over, or work_dir to another folder.",
-            code="resume.another-run",
-            **error.values,
-        ) from None
+        if not overwrite:
+            # the original message names command-line options; a notebook has parameters
+            raise InputError(
+                f"{error.values['path']} belongs to another run: {error.values['changed']}. "
+                "Set overwrite to True to start over, or work_dir to another folder.",
+                code="resume.another-run",
+                **error.values,
+            ) from None
+        print("the folder holds a run with other settings: starting over")
+        result = _train(stage, replace(config, resume_if_exists=False), guide_loss, name)
+    _check_scored(result, getattr(config, "max_steps", None))
+    return result
 
 
 def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict[str, Any]:
@@ -89,16 +92,46 @@ def _train(stage: str, config: Any, guide_loss: float | None, name: str) -> dict
         return launch.train(stage, config, lambda line: _print(line, before))
     view = TrainingView(stage, Path(config.out_dir), getattr(config, "max_steps", None), guide_loss)
     shown = display(view.box, display_id=True)
-    view.keep_button_responsive()
+    keep_responsive(view.button)
     try:
         with view.redraw_while_running():
             result = launch.train(stage, config, lambda line: view.show_line(line, before), view.set_worker)
             run = result if "step" in result else result["runs"][-1]
             view.show_line(f"{before}ended at update {run['step']:,}, saved in {Path(config.out_dir).name}")
             return result
+    except InputError as error:
+        if not (view.stopping and _was_killed_by_stop(error, config.devices)):
+            raise
+        view.show_line(f"{before}stopped while no update was running")
+        raise InputError(
+            "training was stopped before its first update or after its last one. What was saved earlier is kept: run "
+            "this cell again to continue.",
+            code="training.stopped",
+            stage=stage,
+        ) from None
     finally:
         # replace the widget by a static picture, which a saved notebook keeps
         shown.update(HTML(view.render()))
+
+
+def _was_killed_by_stop(error: InputError, devices: int) -> bool:
+    """Check whether SIGTERM ended the worker before it could handle the signal; torchrun then reports a failure."""
+    killed = (-signal.SIGTERM, 128 + signal.SIGTERM)
+    return error.code == "worker.failed" and (devices > 1 or error.values["exit_code"] in killed)
+
+
+def _check_scored(result: dict[str, Any], max_steps: int | None) -> None:
+    """Raise InputError if the run was stopped before it has a score; running the cell again resumes it."""
+    run = result["runs"][-1] if "runs" in result else result | {"max_steps": max_steps}
+    stopped = result.get("finished") is False or ("runs" not in result and result.get("val_loss") is None)
+    if stopped and run["step"] < run["max_steps"]:
+        when = "" if run["val_loss"] is not None else ", before its first validation"
+        raise InputError(
+            f"training stopped at update {run['step']:,} of {run['max_steps']:,}{when}, so there is no score to show "
+            "yet. The checkpoint was saved: run this cell again to resume.",
+            code="training.no-score",
+            step=run["step"],
+        )
 
 
 def _print(line: str, before: str) -> None:
@@ -125,6 +158,7 @@ class TrainingView:
     def __init__(self, stage: str, out_dir: Path, max_steps: int | None, guide_loss: float | None = None) -> None:
         self.stage, self.out_dir, self.max_steps, self.guide_loss = stage, out_dir, max_steps, guide_loss
         self.worker: subprocess.Popen | None = None
+        self.stopping = False
         self.line = "starting"
         self.curves = ipywidgets.HTML()
         self.button = ipywidgets.Button(
@@ -135,15 +169,6 @@ class TrainingView:
         self.button.on_click(lambda button: self.stop())
         self.box = ipywidgets.VBox([self.button, self.curves])
 
-    def keep_button_responsive(self) -> None:
-        """Make the button respond while the cell runs.
-
-        JupyterLab sends widget messages to a subshell, which runs in another thread. ipykernel 7.4 redirects them to
-        the loop that last wrote to the widget, which this cell keeps busy. Deleting that entry restores the original
-        target. Without subshells, the kernel's interrupt button has the same effect.
-        """
-        vars(self.button.comm).pop("_reply_subshell_id", None)
-
     def set_worker(self, worker: subprocess.Popen) -> None:
         """Set the worker process that the button stops.
 
@@ -151,6 +176,8 @@ class TrainingView:
             worker: the process, leader of its own process group.
         """
         self.worker = worker
+        if self.stopping:  # pressed before there was a process
+            self.stop()
 
     def show_line(self, line: str, before: str = "") -> None:
         """Set the log line to show, if it is informative.
@@ -163,7 +190,8 @@ class TrainingView:
 
     def stop(self) -> None:
         """Send SIGTERM: the worker finishes its update, saves and exits. Before the first update nothing is lost."""
-        self.button.disabled, self.button.description = True, "Stopping …"
+        self.stopping = self.button.disabled = True
+        self.button.description = "Stopping …"
         if self.worker is not None and self.worker.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.worker.pid, signal.SIGTERM)

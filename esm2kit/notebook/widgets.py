@@ -6,7 +6,7 @@ it is read, from its controls alone. Without a front end a view shows its value 
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from esm2kit.notebook.runs.history import HEADLESS
 SHIPPED_TIERS = ("sample", "small", "full")
 # JupyterLab's theme colours, with fallbacks elsewhere
 INK, QUIET, LINE = "var(--jp-ui-font-color1, #333)", "var(--jp-ui-font-color2, #666)", "var(--jp-border-color2, #bbb)"
-ERROR = "var(--jp-error-color0, #b3261e)"
+ERROR, STRIPE = "var(--jp-error-color0, #b3261e)", "var(--jp-warn-color0, #c77700)"
+STALE = "Changed: what is below still shows the earlier choice. Run the cells below."
+REDRAWN = "Changed: the pictures below follow as soon as no cell is running."
 MONO = "margin:.4em 0 0;font-family:var(--jp-code-font-family, monospace);font-size:.9em"
 LABEL = {"description_width": "11em"}
-WIDE = {"width": "34em"}
+WIDE = {"width": "44em", "max_width": "99%"}
 
 
 def has_front_end() -> bool:
@@ -53,17 +55,21 @@ class View:
         controls: notebook parameter -> the ipywidget that shows it.
         value_of: function from the parameters to the value and the HTML of the card. An InputError that it raises
             is shown in the card, and raised again when `.value` is read.
+        extras: further widgets to show below the controls, which are not parameters.
     """
 
     def __init__(
         self,
         controls: Mapping[str, ipywidgets.ValueWidget],
         value_of: Callable[[dict[str, Any]], tuple[Any, str]],
+        extras: Sequence[ipywidgets.Widget] = (),
     ) -> None:
-        self.controls, self.value_of = dict(controls), value_of
-        self.card = ipywidgets.HTML()
+        self.controls, self.value_of, self.extras = dict(controls), value_of, tuple(extras)
+        self.card, self.stripe = ipywidgets.HTML(), ipywidgets.HTML()
+        self.used: dict[str, Any] | None = None  # the parameters that a cell below has read
+        self.redraws: list[Callable[[], None]] = []  # called after a change; they keep what is below up to date
         for control in self.controls.values():
-            control.observe(lambda change: self._show(), "value")
+            control.observe(lambda change: self._change(), "value")
         self._show()
 
     @property
@@ -73,12 +79,15 @@ class View:
 
     @property
     def value(self) -> Any:
-        """The chosen value.
+        """The chosen value. Reading it also means that what is below shows this choice.
 
         Raises:
             InputError: the choice is invalid; the card shows the same message.
         """
-        return self.value_of(self.parameters)[0]
+        parameters = self.parameters
+        value = self.value_of(parameters)[0]
+        self.used, self.stripe.value = parameters, ""
+        return value
 
     def follow(self, other: "View") -> None:
         """Update this view's card whenever another view changes.
@@ -91,6 +100,13 @@ class View:
 
     def _show(self) -> None:
         self.card.value = self._card()
+
+    def _change(self) -> None:
+        self._show()
+        stale = self.used is not None and self.parameters != self.used
+        self.stripe.value = format_stripe(REDRAWN if self.redraws else STALE) if stale else ""
+        for redraw in self.redraws:
+            redraw()
 
     def _card(self) -> str:
         try:
@@ -109,7 +125,7 @@ class View:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
-            return build_front_end_bundle(*self.controls.values(), self.card)
+            return build_front_end_bundle(*self.controls.values(), *self.extras, self.card, self.stripe)
         return {"text/plain": repr(self), "text/html": f"<p><code>{escape(repr(self))}</code></p>{self._card()}"}
 
 
@@ -148,7 +164,25 @@ def build_front_end_bundle(*rows: ipywidgets.Widget) -> dict[str, Any]:
         A MIME bundle.
     """
     display(Javascript(KEYS))
-    return ipywidgets.VBox(rows)._repr_mimebundle_()
+    bundle = ipywidgets.VBox(rows)._repr_mimebundle_()
+    for row in rows:
+        keep_responsive(row)
+    return bundle
+
+
+def keep_responsive(widget: ipywidgets.Widget) -> None:
+    """Make a widget and its children respond while a cell runs.
+
+    JupyterLab sends widget messages to a subshell, which runs in another thread. ipykernel 7.4 redirects them to the
+    loop that last wrote to the widget, which a running cell keeps busy. Deleting that entry restores the original
+    target. Without subshells, the messages arrive when the cell has ended.
+
+    Args:
+        widget: a widget that has been displayed.
+    """
+    vars(widget.comm).pop("_reply_subshell_id", None)
+    for child in getattr(widget, "children", ()):
+        keep_responsive(child)
 
 
 def format_card(body: str) -> str:
@@ -175,6 +209,19 @@ def format_error_card(message: str) -> str:
     """
     style = f"border-left:4px solid {ERROR};padding:.4em .9em;max-width:54em;line-height:1.45;color:{INK}"
     return f'<div role="alert" style="{style}"><b style="color:{ERROR}">Cannot be used:</b> {escape(message)}</div>'
+
+
+def format_stripe(message: str) -> str:
+    """Format a note that what is below does not show the current choice.
+
+    Args:
+        message: plain text.
+
+    Returns:
+        A <div> that screen readers announce.
+    """
+    style = f"border-left:4px solid {STRIPE};padding:.2em .9em;max-width:54em;line-height:1.45;color:{INK}"
+    return f'<div role="status" style="{style}">{escape(message)}</div>'
 
 
 def format_definitions(rows: Mapping[str, Any]) -> str:

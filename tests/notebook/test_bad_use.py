@@ -19,7 +19,7 @@ from esm2kit.embedding.embed import embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.notebook.pickers import tasks as pickers
+from esm2kit.notebook.pickers import models as pickers
 from esm2kit.notebook.records import work_folder
 from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.run import RunConfig, run
@@ -50,8 +50,9 @@ def run_alone(folder: Path, notebook: str, **parameters: object) -> str:
     root = folder / "clone"
     if not root.exists():
         (root / "papermill_runs").mkdir(parents=True)
-        for name in ("notebooks", "data"):
-            (root / name).symlink_to(ROOT / name)
+        # a copy, because `..` of a symbolic link would be this repository, with its runs
+        shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+        (root / "data").symlink_to(ROOT / "data")
     (root / "papermill_runs" / "tiny.yaml").write_text(yaml.safe_dump({notebook: parameters}))
     with refused("run.notebook-failed", notebook=notebook) as caught:
         run(RunConfig(tier="tiny", root=root))
@@ -69,7 +70,7 @@ def test_a_checkpoint_whose_size_differs_from_its_record(work: Path, notebook: s
     content["model"]["embed_dim"] = 32
     write_sealed_json(record, {key: value for key, value in content.items() if key != "sha256"})
     before = hashes(work / "pretrain" / "checkpoints")
-    line = run_alone(work.parent, notebook, work_dir=str(work))
+    line = run_alone(work.parent, notebook, work_dir=str(work), model="")
     assert "has 1 layer × 16, but pretrain.json records 1 layer × 32" in line
     assert "Run 02_pretrain again" in line
     assert hashes(work / "pretrain" / "checkpoints") == before

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -146,10 +148,20 @@ TINY = {
 def clone(root: Path) -> Path:
     """A folder like a fresh clone, with a tier that takes seconds."""
     (root / "papermill_runs").mkdir()
-    for name in ("notebooks", "data"):
-        (root / name).symlink_to(ROOT / name)
+    # a copy, because `..` of a symbolic link would be this repository, with its runs
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (root / "data").symlink_to(ROOT / "data")
     (root / "papermill_runs" / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_official_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache and no network, so that `auto` is the model trained here on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="module")

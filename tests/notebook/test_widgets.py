@@ -27,6 +27,7 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.notebook import live, widgets
 from esm2kit.notebook.display import explain_finetuning, summary, verdict
 from esm2kit.notebook.pickers import maps as map_pickers
+from esm2kit.notebook.pickers import models as model_pickers
 from esm2kit.notebook.pickers import shapes as shape_pickers
 from esm2kit.notebook.pickers import tasks as pickers
 from esm2kit.notebook.pickers.runs import run_browser
@@ -114,23 +115,24 @@ def test_an_unknown_task_or_split_is_shown_and_raised_when_read(tasks: Path) -> 
 
 
 def test_the_model_picker_shows_the_published_sizes(tmp_path: Path) -> None:
-    view = pickers.model_picker("esm2_t33_650M_UR50D", tmp_path)
+    view = model_pickers.model_picker("esm2_t33_650M_UR50D", tmp_path)
     assert view.value == "esm2_t33_650M_UR50D"
     assert "33 × 1280 651.0M 2.6 GB 10 GB" in text(view)
     assert all(name in text(view) for name in SIZES)
 
 
 def test_the_trained_checkpoint_requires_notebook_02(tmp_path: Path) -> None:
-    view = pickers.model_picker("", tmp_path)
+    view = model_pickers.model_picker("", tmp_path)
     with refused("notebook.needs", notebook="02_pretrain"):
         _ = view.value
     best = pretrained(tmp_path, ESM2Config(1, 16, 2))
     assert view.value == str(best), "the value is computed when it is read"
-    shown = text(pickers.model_picker("", tmp_path))
+    shown = text(model_pickers.model_picker("", tmp_path))
     assert "update 700 of 1,200, the best by validation: perplexity 14.37" in shown
     assert "1 layer × 16" in shown
-    with refused("model.absent", name="esm2_t7"):
-        _ = pickers.model_picker("esm2_t7", tmp_path).value
+    with refused("model.absent", name="esm2_t6_8M") as caught:
+        _ = model_pickers.model_picker("esm2_t6_8M", tmp_path).value
+    assert "did you mean esm2_t6_8M_UR50D?" in str(caught.value)
 
 
 def pretrained(work_dir: Path, size: ESM2Config, recorded: ESM2Config | None = None) -> Path:
@@ -158,19 +160,21 @@ def test_a_model_of_the_default_size_is_found(dataset: Path, tmp_path: Path) -> 
     for config, shape in ((default, "6 layers × 320"), (second, "1 layer × 16")):
         assert config.model is None
         best = pretrain(config)["best"]
-        view = pickers.model_picker("", config.out_dir.parent)
+        view = model_pickers.model_picker("", config.out_dir.parent)
         assert view.value == str(best)
         assert shape in text(view)
     result = config.out_dir / "pretrain.json"
     content = {key: value for key, value in json.loads(result.read_text()).items() if key not in ("model", "sha256")}
     write_sealed_json(result, content)
-    assert pickers.model_picker("", config.out_dir.parent).value == str(best), "an older run does not record the shape"
+    assert model_pickers.model_picker("", config.out_dir.parent).value == str(best), (
+        "an older run does not record the shape"
+    )
 
 
 def test_a_stale_checkpoint_is_recognised(tmp_path: Path) -> None:
     """A checkpoint with another size than in pretrain.json, a missing one, and one in a moved folder."""
     best = pretrained(tmp_path / "a", ESM2Config(1, 16, 2), recorded=ESM2Config(4, 128, 4))
-    view = pickers.model_picker("", tmp_path / "a")
+    view = model_pickers.model_picker("", tmp_path / "a")
     with refused("checkpoint.another-shape", found="1 layer × 16", recorded="4 layers × 128"):
         _ = view.value
     assert 'role="alert"' in view.card.value
@@ -179,23 +183,10 @@ def test_a_stale_checkpoint_is_recognised(tmp_path: Path) -> None:
     pretrained(tmp_path / "b", ESM2Config(1, 16, 2))
     (tmp_path / "b").rename(tmp_path / "c")
     moved = tmp_path / "c" / "pretrain" / "checkpoints" / "step=1.safetensors"
-    assert pickers.model_picker("", tmp_path / "c").value == str(moved)
+    assert model_pickers.model_picker("", tmp_path / "c").value == str(moved)
     moved.unlink()
     with refused("checkpoint.missing", path=str(moved)):
-        _ = pickers.model_picker("", tmp_path / "c").value
-
-
-def test_models_in_the_cache_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = []
-
-    def cached(repo: str, file: str, revision: str) -> str | None:
-        requests.append((repo, file, revision))
-        return str(tmp_path) if file == "model.safetensors" and "8M" in repo else None
-
-    monkeypatch.setattr(shape_pickers, "try_to_load_from_cache", cached)
-    assert shape_pickers.is_cached("esm2_t6_8M_UR50D")
-    assert not shape_pickers.is_cached("esm2_t36_3B_UR50D")
-    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, _, revision in requests)
+        _ = model_pickers.model_picker("", tmp_path / "c").value
 
 
 def test_a_file_is_read_immediately(sample: Path, tmp_path: Path) -> None:
@@ -385,10 +376,10 @@ def test_the_live_view_plots_metrics_csv(tmp_path: Path) -> None:
 
 def test_an_empty_choice_is_shown_with_its_meaning(tasks: Path, tmp_path: Path) -> None:
     pretrained(tmp_path, ESM2Config(1, 16, 2))
-    task, model = pickers.task_picker("gb1", "", tasks), pickers.model_picker("", tmp_path)
+    task, model = pickers.task_picker("gb1", "", tasks), model_pickers.model_picker("", tmp_path)
     assert repr(task) == "task = 'gb1' · split = '' (the default)"
-    assert repr(model) == "model = '' (the checkpoint of notebook 02)"
-    assert "the checkpoint of notebook 02" in model._repr_mimebundle_()["text/html"]
+    assert repr(model) == "model = '' (the model trained here (notebook 02, or else the newest run))"
+    assert "the model trained here" in model._repr_mimebundle_()["text/html"]
     assert repr(run_browser("", tmp_path)) == "run = '' (the newest finished run)"
     assert repr(map_pickers.protein_picker("", [Record("P1", "P1", "MKV")])) == "protein = '' (P1 (the first))"
     export = widgets.Export("04_benchmark", task, model)

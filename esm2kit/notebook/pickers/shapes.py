@@ -1,11 +1,10 @@
 """Pickers for training: the size of the model, and the layout of a batch over devices."""
 
 import ipywidgets
-from huggingface_hub import try_to_load_from_cache
 
 from esm2kit.core.errors import InputError
 from esm2kit.models.config import SIZES, ESM2Config
-from esm2kit.models.hub import INDEXES, OFFICIAL_MODELS, SINGLE_FILES
+from esm2kit.models.hub import LICENCE, is_cached
 from esm2kit.notebook.widgets import INK, LABEL, LINE, QUIET, WIDE, View, format_definitions
 from esm2kit.training.layout import BatchLayout
 
@@ -77,10 +76,10 @@ def format_size_table(chosen: str) -> str:
     """Format the published sizes as a table with shape, memory and whether the weights are on disk.
 
     Args:
-        chosen: name of the size in bold.
+        chosen: name of the size in bold; the table is folded if it is not an official name.
 
     Returns:
-        A <table> element with a note.
+        A <details> element.
     """
     cell = f'style="text-align:right;padding:.1em 0 .1em 1.4em;border-top:1px solid {LINE}"'
     first = f'style="text-align:left;padding:.1em 0;border-top:1px solid {LINE}"'
@@ -101,9 +100,11 @@ def format_size_table(chosen: str) -> str:
     head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name in heads)
     note = "Memory is calculated: 4 bytes per parameter for float32 weights, 16 with gradients and AdamW's averages; "
     return (
+        f'<details{" open" * (chosen in SIZES)}><summary style="cursor:pointer;color:{QUIET}">The official models '
+        f"(licence {LICENCE}): sizes and memory</summary>"
         f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0">'
         f'<tr style="background:none"><td></td>{head}</tr>{rows}</table>'
-        f'<small style="color:{QUIET}">{note}activations come on top.</small>'
+        f'<small style="color:{QUIET}">{note}activations come on top.</small></details>'
     )
 
 
@@ -133,22 +134,6 @@ def format_count(number: int) -> str:
     if number < 1e5:
         return f"{number / 1e3:.0f}K"
     return f"{number / 1e9:.1f}B" if number >= 1e9 else f"{number / 1e6:.1f}M"
-
-
-def is_cached(name: str) -> bool:
-    """Check whether the weights of an official model are in the Hugging Face cache.
-
-    Args:
-        name: official name.
-
-    Returns:
-        True if no network is needed.
-    """
-    official = OFFICIAL_MODELS[name]
-    return any(
-        isinstance(try_to_load_from_cache(official.repo, file, revision=official.revision), str)
-        for file in (*SINGLE_FILES, *INDEXES)
-    )
 
 
 LAYOUT = {

@@ -1,4 +1,4 @@
-"""Pickers for tasks, splits, models and FASTA files."""
+"""Pickers for tasks, splits and FASTA files."""
 
 import logging
 from functools import lru_cache
@@ -9,12 +9,8 @@ from typing import NamedTuple
 import ipywidgets
 import numpy as np
 
-from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
-from esm2kit.models.checkpoint import read_metadata
-from esm2kit.models.config import SIZES, ESM2Config, complete_model_name
-from esm2kit.notebook.pickers.shapes import format_count, format_shape, format_size_table
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import is_fasta_name, read_fasta
 from esm2kit.tasks.data import load_task
@@ -154,87 +150,6 @@ def format_traffic_light(name: str) -> str:
     colour, meaning = LIGHTS[name]
     dot = f'<span aria-hidden="true" style="display:inline-block;width:.8em;height:.8em;border-radius:50%;background:{colour}"></span>'  # noqa: E501
     return f"{dot} {name}: {meaning}"
-
-
-def model_picker(model: str, work_dir: Path | str) -> View:
-    """Choose a model: parameter `model`.
-
-    Args:
-        model: empty for the checkpoint of notebook 02; or an official name, or a path.
-        work_dir: folder that contains the run of notebook 02.
-
-    Returns:
-        A view whose value is an argument of `load_model`.
-    """
-    model, trained = complete_model_name(model), Path(work_dir) / "pretrain" / "pretrain.json"
-    options = [("the checkpoint of notebook 02", ""), *((f"{name} (official)", name) for name in SIZES)]
-    if model not in [value for _, value in options]:
-        options.append((model, model))
-    choice = ipywidgets.Dropdown(options=options, value=model, description="Model", style=LABEL, layout=WIDE)
-    return View({"model": choice}, lambda given: _resolve_model(given["model"], trained))
-
-
-def _resolve_model(model: str, trained: Path) -> tuple[str, str]:
-    if not model:
-        best, card = _find_checkpoint(trained)
-        return str(best), card + format_size_table("")
-    if model not in SIZES and not Path(model).exists():
-        raise InputError(
-            f"model {model!r} is not an official name, and no such file or folder exists",
-            code="model.absent",
-            name=model,
-        )
-    own = "" if model in SIZES else format_definitions({"path": escape(model)})
-    return model, own + format_size_table(model)
-
-
-def _find_checkpoint(trained: Path) -> tuple[Path, str]:
-    """Find the best checkpoint of notebook 02 and describe it.
-
-    Args:
-        trained: pretrain.json of the run.
-
-    Returns:
-        Path of the checkpoint, and HTML with its shape and training state.
-
-    Raises:
-        InputError: the checkpoint does not exist, or its shape differs from pretrain.json.
-    """
-    if not trained.exists():
-        raise InputError(
-            f"{trained} does not exist: run 02_pretrain first, or choose an official model",
-            code="notebook.needs",
-            path=str(trained),
-            notebook="02_pretrain",
-        )
-    result = read_sealed_json(trained, "run 02_pretrain again")
-    best = Path(result["best"])
-    # a work folder that was moved or copied still contains its checkpoint
-    best = best if best.exists() else trained.parent / "checkpoints" / best.name
-    if not best.exists():
-        raise InputError(
-            f"{trained} names {best.name}, which does not exist: run 02_pretrain again",
-            code="checkpoint.missing",
-            path=str(best),
-        )
-    metadata = read_metadata(best)
-    found = ESM2Config(**metadata["model"])
-    recorded = ESM2Config(**result["model"]) if "model" in result else found  # absent from older runs
-    if found != recorded:
-        raise InputError(
-            f"{best.name} has {format_shape(found)}, but {trained.name} records {format_shape(recorded)}: "
-            "the checkpoint belongs to another run. Run 02_pretrain again.",
-            code="checkpoint.another-shape",
-            found=format_shape(found),
-            recorded=format_shape(recorded),
-        )
-    rows = {
-        "file": escape(best.name),
-        "shape": f"{format_shape(found)}, {format_count(found.num_parameters)} parameters",
-        "state": f"update {metadata['step']:,} of {result['step']:,}, the best by validation: "
-        f"perplexity {result['val_perplexity']:.2f}",
-    }
-    return best, format_definitions(rows)
 
 
 def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> View:
