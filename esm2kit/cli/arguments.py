@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.core.files import check_git_lfs
 from esm2kit.core.options import TITLES, group_fields
 from esm2kit.core.paths import expand_path
 
@@ -314,7 +315,7 @@ def _list_item_type(hint: Any) -> Any:
 
 
 def _read_config(path: Path, hints: dict[str, Any]) -> str:
-    """Read a file of parameters, a YAML mapping with known names.
+    """Read a file or a pipe of parameters, a YAML mapping with known names.
 
     Returns:
         The mapping as YAML, with the names of the fields and null for `none`.
@@ -322,8 +323,9 @@ def _read_config(path: Path, hints: dict[str, Any]) -> str:
     Raises:
         InputError: The file does not exist, is not a YAML mapping, or names an unknown parameter.
     """
-    if not path.is_file():
+    if not path.is_file() and not path.is_fifo():
         raise InputError(f"{path}: file not found. Check the path after --config.", code="config.absent", path=path)
+    check_git_lfs(path)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

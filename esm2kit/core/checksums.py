@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import to_json, write_json
+from esm2kit.core.files import check_git_lfs, to_json, write_json
 from esm2kit.core.processes import count_cores
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def raise_damaged(path: Path, found: str, remedy: str) -> NoReturn:
     Raises:
         InputError: Always.
     """
+    check_git_lfs(path)
     raise InputError(f"{path} is damaged: {found}. Remedy: {remedy}.", code="file.damaged", path=path) from None
 
 

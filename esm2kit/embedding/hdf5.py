@@ -25,6 +25,7 @@ from h5py import h5a, h5d, h5p, h5s, h5t
 
 from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import check_git_lfs
 from esm2kit.core.paths import expand_path
 from esm2kit.embedding.seal import REMEDY, Seal, checksum_contents, has_seal, plan_user_block, write_seal
 from esm2kit.sequences.ids import DIGEST_BYTES, IdLookup, digest_sequence, is_position
@@ -244,6 +245,7 @@ class EmbeddingReader:
             raise InputError(
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
             )
+        check_git_lfs(self.path)
         self._seal = Seal(self.path) if has_seal(self.path) else None
         try:
             if self._seal:

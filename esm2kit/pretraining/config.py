@@ -8,6 +8,7 @@ from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_range, suggest_name
 from esm2kit.core.options import OptionGroups
 from esm2kit.models.config import MODEL_NAMES, SIZES, ESM2Config, complete_model_names
+from esm2kit.tasks.task import Level, Target
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.schedule import compute_lr
 
@@ -46,6 +47,9 @@ class PretrainConfig(TrainingConfig):
             Its validation score is a column of metrics.csv. Default: no task.
         downstream_split: Split of the task. Default: FLIP's default split.
         downstream_data: Folder of task folders.
+        downstream_target: Column of the targets in your own task's table. Default: the column target.
+        downstream_target_type: Type of the targets: class or value. Default: inferred from the labels.
+        downstream_level: What one target belongs to: a protein or a residue. Default: inferred from the targets.
         downstream_every: Validations per evaluation of the probe: 2 evaluates it at every second validation.
         downstream_limit: Largest number of proteins per set, as a stratified sample.
         num_workers: Processes per device that prepare batches. 0 prepares them in the training process.
@@ -67,6 +71,9 @@ class PretrainConfig(TrainingConfig):
     downstream_task: str | None = field(default=None, metadata=FREE)
     downstream_split: str | None = field(default=None, metadata=FREE)
     downstream_data: Path = field(default=Path("flip"), metadata=FREE)
+    downstream_target: str | None = field(default=None, metadata=FREE)
+    downstream_target_type: Target | None = field(default=None, metadata=FREE)
+    downstream_level: Level | None = field(default=None, metadata=FREE)
     downstream_every: int = field(default=1, metadata=FREE)
     downstream_limit: int = field(default=500, metadata=FREE)
     num_workers: int = field(default=0, metadata=FREE)
@@ -80,7 +87,10 @@ class PretrainConfig(TrainingConfig):
         model="num_layers embed_dim attention_heads init_from",
         training="mask_prob validation_masking",
         optimizer="decay_share min_lr_share",
-        evaluation="downstream_task downstream_split downstream_data downstream_every downstream_limit",
+        evaluation=(
+            "downstream_task downstream_split downstream_data downstream_target downstream_target_type downstream_level"
+            " downstream_every downstream_limit"
+        ),
         hardware="tensor_model_parallel_size compile num_workers",
     )
 

@@ -223,7 +223,14 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _downstream_task(config: PretrainConfig) -> TaskData | None:
     if config.downstream_task is None:
         return None
-    data = load_task(config.downstream_task, config.downstream_split, Path(config.downstream_data))
+    data = load_task(
+        config.downstream_task,
+        config.downstream_split,
+        Path(config.downstream_data),
+        config.downstream_target_type,
+        config.downstream_level,
+        config.downstream_target,
+    )
     return data.limit_proteins(config.downstream_limit)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
+from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_split_names, parse_split_name
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.labels import UNMEASURED, has_comma, is_integer, is_number, split_residue_labels
@@ -44,6 +45,13 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
     Raises:
         InputError: the task or the split does not exist, or the split must be specified.
     """
+    if is_pipe(task):
+        raise InputError(
+            f"the task {task!r} is a pipe, but the file of a task is read several times. Save it "
+            "first, as in `zcat my.csv.gz > my.csv`, and pass the file.",
+            code="task.pipe",
+            path=Path(task),
+        )
     named = (f"{task}{ending}" for ending in ("", *ENDINGS))
     for path in (*(data_dir / name for name in named), Path(task)):
         if path.is_file():

@@ -56,6 +56,7 @@ def test_pipe_process_substitution_and_standard_input(model, tmp_path) -> None:
     commands = {
         "substitution": f"{predict_command} substitution.tsv <(cat plain.fasta)",
         "stdin": f"cat plain.fasta | {predict_command} stdin.tsv -",
+        "config": f"{predict_command} config.tsv --config <(echo 'fasta: [plain.fasta]')",
     }
     for name, command in commands.items():
         subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path, timeout=300)

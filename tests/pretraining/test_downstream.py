@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.errors import refused
 from support.layouts import LAYOUTS, arguments, train_in_process, train_with_torchrun
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
@@ -184,6 +185,22 @@ def test_a_flip_task_is_probed(dataset, tasks, tmp_path) -> None:
     given = {"downstream_task": "gb1", "downstream_data": tmp_path / "flip", "downstream_split": "two_vs_rest"}
     pretrain(config(dataset, tmp_path / "run", tasks, max_steps=2, **given))
     assert list(column(tmp_path / "run", "downstream_spearman")) == [2]
+
+
+def test_target_type_and_level_of_an_own_task(dataset, tasks, tmp_path) -> None:
+    """Few different integers are read as classes unless the settings say that they are values."""
+    sequences = load_task("helix_content_pdb", None, tasks).sequences[:24]
+    lines = ["sequence,tm,set"]
+    for number, sequence in enumerate(sequences):
+        lines.append(f"{sequence},{number % 7},{('train', 'train', 'val', 'test')[number // 7 % 4]}")
+    (tmp_path / "melting.csv").write_text("\n".join(lines), encoding="utf-8")
+    given = {"downstream_task": "melting", "downstream_data": tmp_path, "downstream_target": "tm", "max_steps": 2}
+    for target_type, metric in (("value", "spearman"), ("class", "accuracy"), (None, "accuracy")):
+        run = tmp_path / str(target_type)
+        pretrain(config(dataset, run, tasks, downstream_target_type=target_type, **given))
+        assert list(column(run, f"downstream_{metric}")) == [2]
+    with refused("task.label-count"):
+        pretrain(config(dataset, tmp_path / "residue", tasks, downstream_level="residue", **given))
 
 
 @pytest.mark.parametrize(

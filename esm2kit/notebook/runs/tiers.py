@@ -9,6 +9,7 @@ import yaml
 
 import esm2kit
 from esm2kit.core.errors import InputError, suggest_name
+from esm2kit.core.files import check_git_lfs
 from esm2kit.core.paths import expand_path
 from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.history import format_table
@@ -57,6 +58,7 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
             stage, or a file does not exist.
     """
     files = {file.stem: file for file in sorted((Path(root) / "notebooks").glob("*.ipynb"))}
+    check_git_lfs(path)
     try:
         tier = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
