@@ -30,6 +30,7 @@ from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, forma
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
+from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
@@ -62,7 +63,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     check_output_folder(out_dir)
     if config.tasks is None and len(config.target or []) < 2:
-        folder = f"{Path(config.task).stem}_{config.split or ''}".rstrip("_")
+        folder = portable_name(f"{Path(config.task).stem}_{config.split or ''}".rstrip("_"))
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     runs = _list_runs(config, out_dir)
     reports, failed = [], {}
@@ -108,11 +109,11 @@ def _list_runs(config: BenchmarkConfig, out_dir: Path) -> dict[str, BenchmarkCon
     else:
         every = config.tasks.strip() == "all"
         names = list_downloadable_tasks(Path(config.data_dir)) if every else config.tasks.split(",")
-        folders = {name.strip(): Path(name.strip()).stem for name in names}
+        folders = {name.strip(): portable_name(Path(name.strip()).stem) for name in names}
         runs = {
             name: replace(config, task=name, tasks=None, out_dir=out_dir / folder) for name, folder in folders.items()
         }
-    if len(set(folders.values())) < len(folders):
+    if len({folder.casefold() for folder in folders.values()}) < len(folders):  # macOS and Windows ignore the case
         raise InputError(
             f"{', '.join(map(repr, folders))}: two of them have the same name and would share a folder. Run them "
             "separately.",

@@ -17,6 +17,7 @@ from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.core.checksums import read_npz
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, to_json
+from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import versions
 from esm2kit.sequences.ids import DIGEST_BYTES, digest_sequence
 from esm2kit.tasks.data import TaskData
@@ -30,7 +31,7 @@ def format_folder_name(model: Path | str) -> str:
     """Return a unique folder name for a model: its name, or its path with -- for each /."""
     path, here = Path(os.path.abspath(model)), Path.cwd()
     parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts[1:]
-    return "--".join(parts) or here.name
+    return portable_name("--".join(parts) or here.name)
 
 
 def move_earlier_report(out_dir: Path, report: Report) -> None:

@@ -65,7 +65,10 @@ def fetch(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     part, state = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    with hold_lock(part, f"{part}: another process is downloading this file. Wait until it has finished."):
+    with hold_lock(
+        part.with_name(f"{part.name}.lock"),
+        f"{part}: another process is downloading this file. Wait until it has finished.",
+    ):
         with open(part, "ab") as file:
             try:
                 has_end = _receive(address, file, state, stall_seconds, max_bytes)

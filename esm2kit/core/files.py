@@ -1,21 +1,27 @@
-"""Atomic writes, file locks, SHA-256 digests and JSON."""
+"""Atomic writes, file locks, reads at a position, SHA-256 digests and JSON."""
 
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from esm2kit.core.errors import InputError
 
 logger = logging.getLogger(__name__)
+# Windows converts line breaks in files that are opened without this flag; other systems do not have it.
+BINARY = getattr(os, "O_BINARY", 0)
+_SEEK = threading.Lock()
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
@@ -118,38 +124,101 @@ def check_output_folder(folder: Path) -> None:
 def hold_lock(path: Path, busy_message: str | None) -> Iterator[None]:
     """Hold an exclusive lock during the block; the system releases it when the process ends, however it ends.
 
-    Some cluster file systems are mounted without lock support. There the block runs without a lock, after a warning.
+    The lock is a file without content, which is removed at the end. Some cluster file systems are mounted without lock
+    support. There the block runs without a lock, after a warning.
 
     Args:
-        path: A folder, or a file, which is created if it does not exist.
+        path: The lock file, or a folder, whose lock file is `.lock`.
         busy_message: Message of the error if another process holds the lock; None waits for the lock instead.
 
     Raises:
         InputError: Another process holds the lock.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS requires write access
-    handle = os.open(path, flags, 0o666)
+    path = Path(path)
+    file = path / ".lock" if path.is_dir() else path
+    # a file that marks the lock by its existence, filelock's replacement for a missing lock, would outlive a kill
+    lock = FileLock(file, timeout=0 if busy_message else -1, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX if busy_message is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(busy_message, code="file.locked", path=path) from None
-        except OSError as error:
-            logger.warning(
-                "%s: the file system has no locks (%s). Make sure that no other process uses it.", path, error
-            )
+        lock.acquire()
+    except Timeout:
+        raise InputError(busy_message, code="file.locked", path=path) from None
+    except OSError as error:
+        logger.warning("%s: the file system has no locks (%s). Make sure that no other process uses it.", path, error)
+    try:
         yield
     finally:
-        os.close(handle)
+        # Before the release: filelock ignores a lock on a removed file. Windows cannot remove an open file; there
+        # filelock removes it after the release.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
 
 
 def fsync(path: Path) -> None:
     """Flush a file's contents, or a folder's entries, from the system's cache to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    path = Path(path)
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and NTFS journals its entries
+        return
+    # Windows flushes only files that are open for writing; elsewhere reading is enough, and allowed for more files
+    handle = os.open(path, (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | BINARY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_at(handle: int, num_bytes: int, position: int) -> bytes:
+    """Read bytes at a position of an open file; threads can share the file descriptor.
+
+    Args:
+        handle: File descriptor, opened with `BINARY`.
+        num_bytes: Number of bytes; fewer are returned at the end of the file.
+        position: First byte, counted from the start of the file.
+
+    Returns:
+        The bytes.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(handle, num_bytes, position)
+    with _SEEK:  # Windows has no such call: move, then read
+        os.lseek(handle, position, os.SEEK_SET)
+        return os.read(handle, num_bytes)
+
+
+def read_into(handle: int, buffer: memoryview, position: int) -> int:
+    """Fill a buffer with bytes at a position of an open file, as `read_at`.
+
+    Args:
+        handle: File descriptor, opened with `BINARY`.
+        buffer: Bytes to overwrite.
+        position: First byte, counted from the start of the file.
+
+    Returns:
+        Number of bytes read; it can be less than the buffer has.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [buffer], position)
+    data = read_at(handle, len(buffer), position)
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def write_at(handle: int, data: memoryview, position: int) -> int:
+    """Write bytes at a position of an open file; threads can share the file descriptor.
+
+    Args:
+        handle: File descriptor, opened with `BINARY`.
+        data: Bytes to write.
+        position: First byte, counted from the start of the file.
+
+    Returns:
+        Number of bytes written; fewer than given on an almost full disk.
+    """
+    if hasattr(os, "pwrite"):
+        return os.pwrite(handle, data, position)
+    with _SEEK:
+        os.lseek(handle, position, os.SEEK_SET)
+        return os.write(handle, data)
 
 
 def write_json(path: Path, value: Any) -> None:

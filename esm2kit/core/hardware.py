@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import resource
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.processes import describe_unsupported
 
 
 def resolve_device(requested: str) -> str:
@@ -22,8 +22,13 @@ def resolve_device(requested: str) -> str:
         `cpu` or `cuda`.
 
     Raises:
-        InputError: cuda was requested, but torch finds no GPU.
+        InputError: cuda was requested, but torch finds no GPU; or the device is of another kind.
     """
+    if requested not in ("auto", "cpu", "cuda"):
+        hint = describe_unsupported(requested)
+        raise InputError(
+            f"device must be auto, cpu or cuda, found '{requested}'{hint}", code="device.unknown", requested=requested
+        )
     if requested == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device 'cuda' was requested, but torch finds no GPU. Use --device cpu or --device auto.",
@@ -47,7 +52,7 @@ def read_memory_use(device: torch.device, peak: bool = False) -> int:
 
     Args:
         device: For a GPU the peak since its statistics were last reset is read, whatever `peak` is.
-        peak: Read the peak instead of the current use. Systems without /proc (macOS) report only the peak.
+        peak: Read the peak instead of the current use. macOS, which has no /proc, reports only the peak.
 
     Returns:
         Bytes.
@@ -55,10 +60,35 @@ def read_memory_use(device: torch.device, peak: bool = False) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
+    if sys.platform == "win32":
+        return _read_windows_memory(peak)
     if not status.is_file():
+        import resource  # Windows has no such module
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # not ru_maxrss, which on Linux starts from the peak of the parent process
     return int(status.read_text(encoding="utf-8").split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
+
+
+class _WindowsMemory(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of the Windows API."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak", ctypes.c_size_t),
+        ("current", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 6),
+    )
+
+
+def _read_windows_memory(peak: bool) -> int:
+    """Read the resident memory of this process on Windows, its peak or its current size, in bytes."""
+    memory = _WindowsMemory(size=ctypes.sizeof(_WindowsMemory))
+    kernel = ctypes.WinDLL("kernel32")
+    process = ctypes.c_void_p(-1)  # stands for this process
+    kernel.K32GetProcessMemoryInfo(process, ctypes.byref(memory), memory.size)
+    return int(memory.peak if peak else memory.current)
 
 
 def return_freed_memory() -> None:
@@ -67,7 +97,7 @@ def return_freed_memory() -> None:
     Batches of varying size fragment glibc's heap. Without this call a training process grows by gigabytes that it does
     not use.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 

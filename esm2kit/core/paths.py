@@ -1,11 +1,30 @@
-"""Expand `~` in paths, alike for the command line, YAML, notebooks and Python."""
+"""Paths: `~` alike on the command line, in YAML, notebooks and Python, and file names that every system accepts."""
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from esm2kit.core.errors import InputError
+
+# what Windows refuses in a file name: characters, and names of devices, with any ending
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\.|$)", re.IGNORECASE)
+
+
+def portable_name(text: str) -> str:
+    """Convert a text of the input to a file name that every system accepts, so that results can be copied.
+
+    Args:
+        text: Such as the name of a file or a task.
+
+    Returns:
+        The text with - for each character that Windows refuses, without dots and blanks at its end, and with _ before
+        the name of a device, such as `con`. Most names are returned unchanged.
+    """
+    name = FORBIDDEN.sub("-", text).rstrip(". ") or "-"
+    return f"_{name}" if DEVICES.match(name) else name
 
 
 def expand_path(path: Path | str) -> Path:

@@ -4,10 +4,13 @@ import atexit
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from esm2kit.core.errors import InputError
 
 # Variables that a launcher sets for each worker. Containers, Kubernetes and sbatch set some of them too.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -15,8 +18,11 @@ SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning for its children
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # numbers of SLURM's batch, interactive and external steps, which are not srun's
 # On each of these signals a training process finishes its update, saves and exits. Lightning's manual recommends that
-# SLURM sends SIGUSR1 before the time limit; Lightning's own handler would save in the middle of an update.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# SLURM sends SIGUSR1 before the time limit; Lightning's own handler would save in the middle of an update. Windows has
+# no SIGUSR1, and SIGBREAK is the only signal there that another process can send.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
+)
 
 
 class Launch(NamedTuple):
@@ -144,12 +150,73 @@ def exit_with_parent() -> None:
     parent = started_by.pid if started_by else os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        # on Windows the id of the parent stays the same after its death
+        while started_by.is_alive() if started_by and os.name == "nt" else os.getppid() == parent:
             time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGKILL)
+        kill_process()
 
     if not any(thread.name == "exit_with_parent" for thread in threading.enumerate()):
         threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
+
+
+def check_platform(devices: int) -> None:
+    """Check that this system can train on several devices.
+
+    Args:
+        devices: Devices per node.
+
+    Raises:
+        InputError: Several devices were requested on Windows.
+    """
+    if devices > 1 and sys.platform == "win32":
+        raise InputError(
+            f"devices {devices}: esm2kit trains on one device on Windows. Use --devices 1, or WSL or Linux.",
+            code="platform.devices",
+            found=devices,
+        )
+
+
+def describe_unsupported(device: str) -> str:
+    """Describe what a kind of device that esm2kit does not support is, to be appended to an error; "" for others."""
+    return "; the GPU of Apple chips is not supported: use cpu" if device == "mps" else ""
+
+
+def kill_process() -> NoReturn:
+    """End this process immediately, without clean-up, as if it had been killed."""
+    if hasattr(signal, "SIGKILL"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(137)  # the exit code that a shell gives to a killed process
+
+
+def stop_group(worker: subprocess.Popen) -> None:
+    """Ask a worker and the processes it started to save and exit.
+
+    Args:
+        worker: A process started with `new_group()`.
+    """
+    if hasattr(os, "killpg"):
+        os.killpg(worker.pid, signal.SIGTERM)
+    else:
+        worker.send_signal(signal.CTRL_BREAK_EVENT)  # reaches the whole group; SIGTERM would end it without saving
+
+
+def kill_group(worker: subprocess.Popen) -> None:
+    """Kill a worker and the processes it started.
+
+    Args:
+        worker: A process started with `new_group()`.
+    """
+    if hasattr(os, "killpg"):
+        os.killpg(worker.pid, signal.SIGKILL)
+    else:
+        worker.kill()  # its data workers end by `exit_with_parent`
+
+
+def new_group() -> dict[str, Any]:
+    """Return the arguments of `subprocess.Popen` that give a process a group of its own."""
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 def destroy_group_at_exit() -> None:

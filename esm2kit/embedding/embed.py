@@ -24,6 +24,7 @@ from esm2kit.core.checksums import FileChecksums, raise_damaged
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_output_folder, fsync
 from esm2kit.core.hardware import resolve_device
+from esm2kit.core.paths import portable_name
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
 from esm2kit.core.provenance import build_provenance
 from esm2kit.embedding.batch import Output
@@ -147,7 +148,7 @@ class Job:
         self.files = find_fasta_files(config.fasta)
         self.model = find_model(config.model, config.untrained_seed)
         self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
-        out_dir, name = Path(config.out_dir), config.name or strip_fasta_suffix(self.files[0])
+        out_dir, name = Path(config.out_dir), config.name or portable_name(strip_fasta_suffix(self.files[0]))
         self.name = name
         self.folder = out_dir / f"{name}_embed.part"
         outputs = _list_outputs(config, self.model.config)

@@ -16,6 +16,7 @@ import numpy as np
 
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import BINARY
 from esm2kit.embedding.seal import REMEDY
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
@@ -222,7 +223,7 @@ class Journal:
 
     def open(self) -> int:
         """Remove an incomplete last entry, and return a file descriptor for appending."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | BINARY, 0o644)
         size = os.lseek(handle, 0, os.SEEK_END) // JOURNAL_ENTRY.itemsize * JOURNAL_ENTRY.itemsize
         os.ftruncate(handle, size)
         os.lseek(handle, size, os.SEEK_SET)

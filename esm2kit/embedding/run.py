@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import hold_lock
+from esm2kit.core.files import BINARY, hold_lock, read_at, write_at
 from esm2kit.core.process_group import Process
 from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
@@ -53,10 +53,7 @@ def lock_run(folder: Path, process: Process) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     with hold_lock(lock, f"{folder}: another process is embedding into it. Wait for it, or use another --name."):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
 
 
 class EmbeddingRun:
@@ -102,7 +99,7 @@ class EmbeddingRun:
             OSError: any other failure of the file system.
             KeyboardInterrupt: the run was interrupted; it can be resumed.
         """
-        self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_RDWR) for output in self.outputs]
+        self.handles = [os.open(self.folder / f"{output.file}.h5", os.O_RDWR | BINARY) for output in self.outputs]
         self.starts = [np.load(self.folder / f"{output.file}.starts.npy", mmap_mode="r") for output in self.outputs]
         self.owned_P = find_owned_rows(self.starts[0])
         self._check_done()
@@ -187,7 +184,7 @@ class EmbeddingRun:
         for output, handle, starts in zip(self.outputs, self.handles, self.starts, strict=True):
             for row in batch.rows[self.owned_P[batch.rows]].tolist():
                 vectors = int(self.num_embedded_P[row]) if output.reads == "residues" else 1
-                crc = zlib.crc32(os.pread(handle, vectors * output.width * itemsize, int(starts[row])), crc)
+                crc = zlib.crc32(read_at(handle, vectors * output.width * itemsize, int(starts[row])), crc)
         return crc
 
     def _read(self) -> Iterator[tuple[ProteinBatch, list[str]]]:
@@ -288,7 +285,7 @@ def _write_all(handle: int, vector: np.ndarray, start: int) -> None:
     """Write a vector at a byte offset; a partial write is possible on an almost full disk."""
     data = memoryview(np.ascontiguousarray(vector)).cast("B")
     while data:
-        written = os.pwrite(handle, data, start)
+        written = write_at(handle, data, start)
         data, start = data[written:], start + written
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from esm2kit.core.checksums import MIN_BLOCK_BYTES, compute_checksums, describe_blocks, log_check, raise_damaged
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import fsync
+from esm2kit.core.files import BINARY, fsync, read_at
 from esm2kit.core.processes import count_cores
 
 MAGIC = b"esm2kit checksums 1\n"
@@ -117,7 +117,7 @@ class Seal:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = os.open(path, os.O_RDONLY | BINARY)
         try:
             self._read()
         except InputError:
@@ -126,12 +126,12 @@ class Seal:
 
     def _read(self) -> None:
         start = len(MAGIC) + HEADER.size
-        data = os.pread(self._file, start, 0)
+        data = read_at(self._file, start, 0)
         if len(data) < start:
             raise_damaged(self.path, "its checksums are missing", REMEDY)
         self.first_byte, self.block_bytes, self.num_bytes, num_blocks, self.contents = HEADER.unpack(data[len(MAGIC) :])
         size, stop = os.fstat(self._file).st_size, start + 4 * num_blocks
-        data += os.pread(self._file, stop + CRC.size - start, start) if stop < size else b""
+        data += read_at(self._file, stop + CRC.size - start, start) if stop < size else b""
         if len(data) < stop + CRC.size or CRC.unpack(data[stop:])[0] != zlib.crc32(data[:stop]):
             raise_damaged(self.path, "its checksums do not agree with each other", REMEDY)
         if size != self.num_bytes:
@@ -206,7 +206,7 @@ class Seal:
         """Which of some ascending blocks differ from their checksums."""
         wrong = []
         for block in blocks.tolist():
-            data = os.pread(self._file, self.block_bytes, self.first_byte + block * self.block_bytes)
+            data = read_at(self._file, self.block_bytes, self.first_byte + block * self.block_bytes)
             if zlib.crc32(data) != self.checksums[block]:
                 wrong.append(block)
         return np.array(wrong, dtype=np.int64)

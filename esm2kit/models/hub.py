@@ -204,7 +204,7 @@ def fetch_in_time(name: str, seconds: float = 60.0) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-c", FETCH, name],
-            env=environment, capture_output=True, text=True, timeout=seconds, check=False,
+            env=environment, capture_output=True, text=True, encoding="utf-8", timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"the download takes longer than {seconds:.0f} seconds"

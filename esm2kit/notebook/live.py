@@ -5,7 +5,6 @@ Without a front end the log lines of the worker are printed instead.
 """
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import ipywidgets
 from IPython.display import HTML, display
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.processes import stop_group
 from esm2kit.notebook.widgets import INK, LINE, QUIET, format_card, has_front_end, keep_responsive
 from esm2kit.training import launch
 from esm2kit.training.metrics_log import read_metrics
@@ -194,7 +194,7 @@ class TrainingView:
         self.button.description = "Stopping …"
         if self.worker is not None and self.worker.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.worker.pid, signal.SIGTERM)
+                stop_group(self.worker)
 
     @contextlib.contextmanager
     def redraw_while_running(self) -> Any:

@@ -17,6 +17,7 @@ from IPython.display import Javascript, display
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
+from esm2kit.core.paths import portable_name
 from esm2kit.notebook.runs.history import HEADLESS
 
 SHIPPED_TIERS = ("sample", "small", "full")
@@ -262,7 +263,7 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
     Raises:
         InputError: the name is not valid, or is that of a shipped tier.
     """
-    if not name or not name.replace("-", "").replace("_", "").isalnum():
+    if not name or not name.replace("-", "").replace("_", "").isalnum() or portable_name(name) != name:
         raise InputError(
             f"{name!r} is not a valid tier name: use letters, digits, - and _", code="tier.name", name=name
         )
@@ -275,10 +276,8 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
     folder = Path(folder)
     path = folder / f"{name}.yaml"
     template = path if path.exists() else folder / "sample.yaml"
-    tier = {
-        notebook: dict(given or {})
-        for notebook, given in (yaml.safe_load(template.read_text(encoding="utf-8")) or {}).items()
-    }
+    saved = yaml.safe_load(template.read_text(encoding="utf-8")) or {}
+    tier = {notebook: dict(given or {}) for notebook, given in saved.items()}
     for notebook, given in choices.items():
         tier.setdefault(notebook, {}).update(given)
     with atomic_path(path) as part:

@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     check_output_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     busy = f"{out_dir}: another preprocess is writing here; wait for it or choose another --out_dir"
-    with hold_lock(out_dir, busy), ExitStack() as copies:
+    with _remove_if_empty(out_dir, existed), hold_lock(out_dir, busy), ExitStack() as copies:
         for role, paths in inputs.items():
             name = f"{role}_input.{'fasta' if 'fasta' in role else 'tsv'}"
             inputs[role] = copies.enter_context(copy_pipes(paths, out_dir, name))
@@ -75,13 +76,13 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         try:
             manifest = _build_dataset(config, inputs)
         except InputError:
-            _remove_outputs(out_dir, existed)
+            _remove_outputs(out_dir)
             raise
         except (OSError, duckdb.Error) as error:
             problem = _storage_error(error, config)
             if problem is None:
                 raise
-            _remove_outputs(out_dir, existed)
+            _remove_outputs(out_dir)
             raise problem from error
     counts = manifest["dataset"]
     logger.info(
@@ -168,7 +169,7 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
         if not config.overwrite:
             raise
         logger.warning("%s", error)
-        _remove_outputs(out_dir, existed=True)
+        _remove_outputs(out_dir)
         return None
     difference = _find_difference(manifest, config, inputs)
     if difference is None:
@@ -180,7 +181,7 @@ def _read_finished(config: PreprocessConfig, inputs: dict[str, list[Path]]) -> d
             code="output.another-run",
             path=out_dir,
         )
-    _remove_outputs(out_dir, existed=True)
+    _remove_outputs(out_dir)
     return None
 
 
@@ -203,15 +204,25 @@ def _find_difference(manifest: dict[str, Any], config: PreprocessConfig, inputs:
     return None
 
 
-def _remove_outputs(out_dir: Path, existed: bool) -> None:
-    """Delete all output files, the manifest first, and the folder if this call created it."""
+def _remove_outputs(out_dir: Path) -> None:
+    """Delete all output files, the manifest first."""
     # the unfinished folder is deleted last, because it marks the other files as deletable
     (out_dir / _UNFINISHED).mkdir(exist_ok=True)
     for name in _OUTPUTS:
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / _UNFINISHED, ignore_errors=True)
-    if not existed and not any(out_dir.iterdir()):
-        out_dir.rmdir()
+
+
+@contextmanager
+def _remove_if_empty(out_dir: Path, existed: bool) -> Iterator[None]:
+    """Remove the folder if the block raises an error, unless it existed before or holds files."""
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                out_dir.rmdir()
+        raise
 
 
 def _storage_error(error: Exception, config: PreprocessConfig) -> InputError | None:
@@ -263,7 +274,7 @@ def _prepare_work_folder(config: PreprocessConfig, inputs: dict[str, list[Path]]
     if _read_plan(work) == to_json(plan):
         logger.info("%s: resuming an unfinished call", config.out_dir)
     else:
-        _remove_outputs(Path(config.out_dir), existed=True)
+        _remove_outputs(Path(config.out_dir))
         write_sealed_json(work / "plan.json", plan)
     for stale in work.rglob("*.part"):
         stale.unlink()

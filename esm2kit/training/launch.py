@@ -5,7 +5,6 @@ starts torchrun for several devices. On several nodes the user starts `esm2kit` 
 """
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,13 @@ import yaml
 from esm2kit.core.checksums import read_sealed_json
 from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error
 from esm2kit.core.files import atomic_path, to_json
-from esm2kit.core.processes import SRUN, TORCHRUN
+from esm2kit.core.processes import SRUN, TORCHRUN, check_platform, kill_group, new_group, stop_group
 from esm2kit.training.resume import lock_run_folder
 
 
 def worker_command(stage: str, config_path: Path, devices: int) -> list[str]:
     """Build the worker's command line: plain Python for one device, torchrun for several."""
+    check_platform(devices)
     arguments = ["-m", "esm2kit", stage, "--config", str(config_path)]
     torchrun = ["-m", "esm2kit.training.torchrun", "--standalone", f"--nproc-per-node={devices}"]
     return [sys.executable, *(torchrun if devices > 1 else []), *arguments]
@@ -65,8 +65,8 @@ def train(
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=1,
-            start_new_session=True,
-            env=_clean_environment() | {ERROR_FILE: str(error_file)},
+            env=_clean_environment() | {ERROR_FILE: str(error_file), "PYTHONIOENCODING": "utf-8"},
+            **new_group(),
             encoding="utf-8",
         )
         on_start(worker)
@@ -79,7 +79,7 @@ def train(
             raise
         finally:
             if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
+                kill_group(worker)
         error = read_recorded_error(error_file)
     if code and isinstance(error, InputError):
         raise error
@@ -96,7 +96,7 @@ def train(
 def stop_worker(worker: subprocess.Popen, on_line: Callable[[str], None] = print) -> None:
     """Send SIGTERM to a worker and wait until it has finished its update, saved and exited."""
     if worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGTERM)
+        stop_group(worker)
         for line in worker.stdout:
             on_line(line.rstrip())
         worker.wait()

@@ -7,7 +7,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import destroy_group_at_exit, exit_with_parent, is_torchrun_worker, is_worker, world_size
+from esm2kit.core.processes import (
+    check_platform,
+    destroy_group_at_exit,
+    exit_with_parent,
+    is_torchrun_worker,
+    is_worker,
+    world_size,
+)
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.environment import make_environment
 from esm2kit.training.parallel import make_strategy
@@ -63,8 +70,10 @@ def check_devices(config: TrainingConfig) -> None:
         config: The run.
 
     Raises:
-        InputError: There are fewer GPUs than requested, or the number of workers differs from devices x num_nodes.
+        InputError: There are fewer GPUs than requested, the number of workers differs from devices x num_nodes, or
+            several devices were requested on Windows.
     """
+    check_platform(config.devices)
     workers = config.devices * config.num_nodes
     if is_worker() and world_size() != workers:
         # Lightning would continue, with workers that overwrite each other's files or with wrongly scaled gradients

@@ -349,7 +349,7 @@ def test_a_folder_with_other_files_is_not_changed(trio):
 def test_only_one_process_writes_to_a_folder(trio):
     config = trio()
     config.out_dir.mkdir()
-    handle = os.open(config.out_dir, os.O_RDONLY)
+    handle = os.open(config.out_dir / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with refused("file.locked"):
         preprocess(config)

@@ -150,7 +150,7 @@ def test_a_file_system_without_locks_is_supported(server, tmp_path, monkeypatch,
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert get(tmp_path, server)[0].read_bytes() == BODY
-    assert "two_vs_rest.fasta.part: the file system has no locks" in caplog.text
+    assert "two_vs_rest.fasta.part.lock: the file system has no locks" in caplog.text
 
 
 def test_an_existing_csv_is_not_replaced(tmp_path):
@@ -340,7 +340,7 @@ def test_a_partial_file_is_locked_until_it_is_renamed(server, tmp_path):
     address, path = f"{server}/gb1/two_vs_rest.fasta", tmp_path / "mine.fasta"
 
     def lock_again(part):
-        with refused("file.locked", path=part):
+        with refused("file.locked", path=part.with_name(f"{part.name}.lock")):
             fetch(address, path, 0.4, 1 << 30)
 
     fetch(address, path, 0.4, 1 << 30, check=lock_again)

@@ -1,7 +1,6 @@
 """Feature rows in memory or in a file, packed protein after protein, and the targets and predictions of a probe."""
 
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.files import read_into
 from esm2kit.tasks.data import SET_NAMES, TaskData
 from esm2kit.tasks.task import Task
 
@@ -71,7 +71,7 @@ class FileRows:
     def _fill(self, buffer: memoryview, position: int) -> None:
         """Fill a buffer with bytes from a position of the file; safe for concurrent readers."""
         while buffer:
-            count = os.preadv(self._file.fileno(), [buffer[:BYTES_PER_READ]], position)
+            count = read_into(self._file.fileno(), buffer[:BYTES_PER_READ], position)
             if not count:
                 raise InputError(
                     f"{self.path} ends before its last rows. Embed the proteins again.",

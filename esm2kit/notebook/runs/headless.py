@@ -268,7 +268,7 @@ def hash_artefact(name: str, path: Path) -> Artefact:
         return Artefact(name, size)
     if path.is_file():
         return Artefact(name, size, sha256_file(path))
-    lines = "\n".join(f"{sha256_file(file)}  {file.relative_to(path)}" for file in files)
+    lines = "\n".join(f"{sha256_file(file)}  {file.relative_to(path).as_posix()}" for file in files)
     return Artefact(name, size, hashlib.sha256(lines.encode()).hexdigest())
 
 

@@ -34,7 +34,7 @@ class Artefact:
         Returns:
             The relative path; the full path if it is outside that folder.
         """
-        return self.path.split(f"/{run}/", 1)[-1]
+        return self.path.replace("\\", "/").split(f"/{run}/", 1)[-1]  # a link, also for a run made on Windows
 
 
 @dataclass(frozen=True)
