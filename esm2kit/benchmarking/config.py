@@ -9,7 +9,7 @@ from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import complete_model_names
-from esm2kit.tasks.config import TaskConfig, resolve_target
+from esm2kit.tasks.config import TaskConfig, check_task
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BenchmarkConfig(TaskConfig):
         expand_paths(self)
         complete_model_names(self, "model")
         check_choices(self)
-        resolve_target(self)
+        check_task(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be one or more different integers, found {self.seeds}",

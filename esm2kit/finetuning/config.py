@@ -10,7 +10,7 @@ from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import LORA_TARGETS, ESM2Config, complete_model_names
-from esm2kit.tasks.config import TaskConfig, resolve_target
+from esm2kit.tasks.config import TaskConfig, check_task
 from esm2kit.tasks.task import Task
 from esm2kit.training.config import TrainingConfig, TrainingPrecision
 from esm2kit.training.schedule import Decay, compute_lr
@@ -136,7 +136,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_target(self)
+        check_task(self)
         complete_model_names(self, "model")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(

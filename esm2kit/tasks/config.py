@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import get_args
 
 from esm2kit.core.config import FREE, inherit_help
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.options import OptionGroups
-from esm2kit.tasks.task import Level, Target
+from esm2kit.tasks.task import Level, SplitBy, Target
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class TaskConfig:
             if both are possible.
         level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
             of the sequences. Set it for your own task if both are possible.
+        split_by: How proteins without a set are divided. identity keeps similar sequences in one set, random only
+            equal ones. auto is identity, or random where identity leaves too few proteins in a set.
+        identity: Share of equal residues from which two sequences are similar.
     """
 
     task: str = "secondary_structure"
@@ -35,23 +38,28 @@ class TaskConfig:
     target: str | list[str] | None = None
     target_type: Target | None = None
     level: Level | None = None
+    split_by: SplitBy = "auto"
+    identity: float = 0.5
 
-    option_groups = OptionGroups(usual="task", data="split target target_type level data_dir download")
+    option_groups = OptionGroups(
+        usual="task", data="split target target_type level split_by identity data_dir download"
+    )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         inherit_help(cls, TaskConfig)
 
 
-def resolve_target(config: TaskConfig) -> None:
-    """Read `target` class or value as the type of the targets, and other names as columns.
+def check_task(config: TaskConfig) -> None:
+    """Check the parameters of a task, and read `target` class or value as the type of the targets.
 
     Args:
         config: A new instance, whose fields are replaced.
 
     Raises:
-        InputError: `target` is an empty list.
+        InputError: a parameter is not valid.
     """
+    check_range(config, "identity", above=0, at_most=1)
     names = [config.target] if isinstance(config.target, str) else config.target
     if names == []:
         raise InputError("target is an empty list. Name a column, or omit target.", code="option.target")

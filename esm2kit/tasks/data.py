@@ -19,8 +19,9 @@ from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.split import VALIDATION_SHARES, assign_sets, build_strata
 from esm2kit.tasks.tables import format_column_name, split_unit
-from esm2kit.tasks.task import Level, Split, Target, Task
+from esm2kit.tasks.task import Level, Split, SplitBy, Target, Task
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class TaskData:
         files: files that the task was read from.
         notes: what a reader needs to know to interpret a score.
         official: True if the set sizes are FLIP's, so that scores can be compared with published ones.
+        split_method: how the sets were chosen; empty if they are those of the files.
     """
 
     task: Task
@@ -56,6 +58,7 @@ class TaskData:
     files: dict[str, Path]
     notes: tuple[str, ...] = ()
     official: bool = False
+    split_method: str = ""
 
     @cached_property
     def num_residues(self) -> np.ndarray:
@@ -162,8 +165,12 @@ def load_task(
     target_type: Target | None = None,
     level: Level | None = None,
     target: str | None = None,
+    split_by: SplitBy = "auto",
+    identity: float = 0.5,
 ) -> TaskData:
     """Read and check one split of a task.
+
+    If no protein of a custom task is marked as validation, a tenth of train is chosen.
 
     Args:
         task: FLIP task (its files are in `<data_dir>/<task>/`), or name or path of a custom task's folder or file.
@@ -172,6 +179,8 @@ def load_task(
         target_type: "class" or "value" for a custom task. None infers it from the targets.
         level: "protein" or "residue" for a custom task. None infers it from the targets.
         target: column, or header field, of the targets of a custom task. None is the one named target.
+        split_by: how validation is chosen, as in `split.assign_sets`.
+        identity: share of equal residues from which sequences are similar.
 
     Returns:
         The checked task, with notes on what was inferred where another reading is possible.
@@ -220,6 +229,8 @@ def load_task(
     notes += _check_letters(data)
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")
+    if task not in TASKS and not len(data.rows("validation")):
+        data = _choose_validation(data, split_by, identity, notes)
     _check_sets(data, sources["split"])
     data = _compare_with_flip(data, notes)
     sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
@@ -249,7 +260,16 @@ def load_task_of(config: TaskConfig) -> TaskData:
             code="task.several-targets",
             found=tuple(targets),
         )
-    return load_task(config.task, config.split, Path(config.data_dir), config.target_type, config.level, targets[0])
+    return load_task(
+        config.task,
+        config.split,
+        Path(config.data_dir),
+        config.target_type,
+        config.level,
+        targets[0],
+        config.split_by,
+        config.identity,
+    )
 
 
 def _check_options(task: Task, target_type: Target | None, level: Level | None, target: str | None) -> None:
@@ -349,6 +369,27 @@ def _find_contradictions(data: TaskData) -> list[str]:
         f"{count} different targets in different records, such as {example}: no model can predict both; correct or "
         "merge them"
     ]
+
+
+def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes: list[str]) -> TaskData:
+    """Move a tenth of train to validation, with a note, unless train has a single sequence."""
+    train = data.rows("train")
+    sequences, strata = [data.sequences[row] for row in train], stratify(data)[train]
+    if len(set(sequences)) < 2:
+        return data
+    found = assign_sets(sequences, strata, VALIDATION_SHARES, split_by, identity)
+    sets = data.sets.astype("U10")
+    sets[train] = found.sets
+    chosen = f"{int((found.sets == 'validation').sum())} of {len(train)} train proteins"
+    notes.append(f"no protein is marked as validation, so {chosen} were chosen ({found.method})")
+    return dataclasses.replace(data, sets=sets, split_method=f"validation: {found.method}")
+
+
+def stratify(data: TaskData) -> np.ndarray:
+    """Return (P,) integers of similar proteins: by class, or by quantiles of the value or of the number of residues."""
+    if data.task.level == "protein" and data.task.target == "class":
+        return data.targets
+    return build_strata((data.targets if data.task.level == "protein" else data.num_residues).astype(np.float64))
 
 
 def _check_sets(data: TaskData, source: Source) -> None:

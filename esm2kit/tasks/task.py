@@ -5,6 +5,7 @@ from typing import Literal
 
 Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
+SplitBy = Literal["auto", "identity", "random"]
 
 LICENCE = "AFL-3.0 (FLIP's splits)"
 # FLIP's rating: green is suitable for comparing models; orange overestimates or duplicates a split; red is obsolete.

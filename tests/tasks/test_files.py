@@ -226,7 +226,6 @@ def changed(name, old, new):
         (changed("sequences.fasta", ">c", ">x"), "task.not-in-sequences", {"record": "c"}),
         (changed("mask.fasta", "111", "121"), "task.mask", {"record": "a"}),
         (changed("mask.fasta", ">c", ">x"), "task.not-in-mask", {"record": "c"}),
-        (changed("s.fasta", "VALIDATION=True", "VALIDATION=False"), "task.empty-set", {"set": "validation"}),
         (changed("s.fasta", "SET=test", "SET=nan"), "task.empty-set", {"set": "test"}),
         (changed("s.fasta", "SET=test", "SET=tset"), "task.set", {"record": "c", "found": "tset"}),
         (changed("s.fasta", "VALIDATION=True", "VALIDATION=maybe"), "task.validation", {"found": "maybe"}),

@@ -1,5 +1,7 @@
 """Targets from any column: their names, units and types."""
 
+import random
+
 import pytest
 from support.errors import refused
 
@@ -56,6 +58,25 @@ def test_target_names_a_field_of_a_tasks_headers(tmp_path):
     assert "header fields that are not read: TARGET" in data.notes
     with refused("task.no-target-field", field="DG"):
         load_task("mine", None, tmp_path, target="dG")
+
+
+@pytest.mark.parametrize("split_by", ["random", "identity"])
+def test_without_validation_a_tenth_of_train_is_chosen(tmp_path, split_by):
+    generator = random.Random(0)
+    sequences = ["".join(generator.choices("ACDEFGHIKLMNPQRSTVWY", k=50)) for _ in range(60)]
+    rows = [f"p{i},{sequences[i]},{i / 10},{'test' if i % 6 == 0 else 'train'}" for i in range(60)]
+    rows += [f"copy{i},{sequences[i]},{i / 10},train" for i in (1, 2, 3, 4, 5)]
+    path = write_table(tmp_path / "mine.csv", "id,sequence,target,set", rows)
+    data = load_task_of(BenchmarkConfig(task=str(path), split_by=split_by))
+    chosen = {data.ids[row] for row in data.rows("validation")}
+    assert 5 <= len(chosen) <= 7
+    assert {f"p{i}" for i in range(0, 60, 6)} == {data.ids[row] for row in data.rows("test")}
+    assert all((f"p{i}" in chosen) == (f"copy{i}" in chosen) for i in range(1, 6))
+    (note,) = (note for note in data.notes if "validation" in note)
+    assert f"{len(chosen)} of 55 train proteins were chosen ({data.split_method.removeprefix('validation: ')}" in note
+    write_table(tmp_path / "again.csv", "id,sequence,target,set", generator.sample(rows, len(rows)))
+    again = load_task_of(BenchmarkConfig(task=str(tmp_path / "again.csv"), split_by=split_by))
+    assert {again.ids[row] for row in again.rows("validation")} == chosen
 
 
 @pytest.mark.parametrize("stage", [BenchmarkConfig, FinetuneConfig])
