@@ -5,15 +5,23 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines
+from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines, name_baseline_inputs
 from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import BenchmarkConfig
-from esm2kit.benchmarking.model_features import ModelFeatures, drop_missing, embed_task, read_features
+from esm2kit.benchmarking.model_features import (
+    ModelFeatures,
+    describe_inputs,
+    drop_missing,
+    embed_task,
+    read_features,
+    records_inputs,
+)
 from esm2kit.benchmarking.output import (
     format_folder_name,
     load_or_fit,
@@ -26,6 +34,8 @@ from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS
 from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, compare_rows
+from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
+from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_output_folder, sha256_file
@@ -273,11 +283,22 @@ def benchmark_task(
         settings: dict[str, Any],
         key: Any,
         fit: Callable[[], tuple[Fitted, str]],
+        describe: Callable[[], dict[str, Any]] | None,
     ) -> None:
         inputs = {"data": data.sha256, "row": name, "settings": settings, "key": key}
-        fitted, own_note = load_or_fit(rows, name, inputs, fit)
+        path = Path(config.out_dir) / PROBES / name_probe_file(name)
+
+        def save(digest: str, fitted: Fitted) -> None:
+            if describe is not None:
+                save_probe(path, name, digest, fitted, data, describe())
+
+        def is_saved(digest: str) -> bool:
+            return describe is None or read_probe_digest(path) == digest
+
+        fitted, own_note = load_or_fit(rows, name, inputs, fit, is_saved, save)
         scores = score_fitted(fitted, data, counts_RP)
-        models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores))
+        saved = "" if describe is None else f"{PROBES}/{path.name}"
+        models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores, saved))
         logger.info("%s: %s", name, format_score(task.metric, scores[task.metric]))
 
     for source, kind in ((trained, "probe"), (untrained, "untrained")):
@@ -289,15 +310,21 @@ def benchmark_task(
                 def fit_source(source: ModelFeatures = source) -> tuple[Fitted, str]:
                     return fit_probe(source.features, targets, probe, seeds, device), ""
 
-                name = f"{source.name}, {probe.probe}"
-                add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, read_file_key(source.path), fit_source)
+                def describe_source(source: ModelFeatures = source) -> dict[str, Any]:
+                    return describe_inputs(source, None if config.embeddings or config.hiddens else config.model)
+
+                name, key = f"{source.name}, {probe.probe}", read_file_key(source.path)
+                describe = describe_source if records_inputs(source) else None
+                add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, key, fit_source, describe)
     for name in choose_baselines(config, data):
 
         def fit(name: str = name) -> tuple[Fitted, str]:
             baseline = fit_baseline(name, data, seeds, wide)
             return baseline.fitted, baseline.note
 
-        add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit)
+        reads = name_baseline_inputs(name, task.level)
+        describe = None if reads is None else partial(dict, kind=reads)
+        add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit, describe)
 
     first, scores = models[0], {model.name: model.scores for model in models}
     light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from esm2kit.tasks.data import SET_NAMES, TaskData
 
 logger = logging.getLogger(__name__)
 
+INPUT_SETTINGS = ("dtype", "precision", "long_proteins", "max_residues", "window_overlap")
+
 
 class ModelFeatures(NamedTuple):
     """Embeddings of one model.
@@ -27,12 +30,16 @@ class ModelFeatures(NamedTuple):
         path: HDF5 file.
         attributes: Attributes of the file: model_name, layer, input_sha256, ...
         features: Rows of the file in the order of the task.
+        manifest: Provenance of the file, with the model; empty for files of other programs.
+        settings: Settings of the embedding run that determine the vectors.
     """
 
     name: str
     path: Path
     attributes: dict[str, Any]
     features: Features
+    manifest: Mapping[str, Any] = {}
+    settings: Mapping[str, Any] = {}
 
 
 def embed_task(
@@ -179,6 +186,7 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
     path = Path(path)
     with EmbeddingReader(path) as reader:
         kept = {k: v for k, v in reader.attributes.items() if isinstance(v, str | int | float) and k != "provenance"}
+        manifest, settings = (_parse_attribute(reader.attributes.get(each)) for each in ("provenance", "settings"))
         name, expected = str(kept.get("model_name", path.stem)), "residue" if per_residue else "protein"
         if reader.level != expected:
             raise InputError(
@@ -212,4 +220,49 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
     if not per_residue:
         with closing(rows):
             features = Features(features.take(np.arange(len(rows))).numpy(), offsets, str(path))
-    return ModelFeatures(name, path, kept, features)
+    return ModelFeatures(name, path, kept, features, manifest, settings)
+
+
+def _parse_attribute(value: Any) -> dict[str, Any]:
+    """Parse a JSON attribute of a file; empty if it has none."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def records_inputs(source: ModelFeatures) -> bool:
+    """Whether a file records its model and its settings, so that a probe of its vectors can predict other proteins."""
+    return isinstance(source.manifest.get("model"), dict) and all(name in source.settings for name in INPUT_SETTINGS)
+
+
+def describe_inputs(source: ModelFeatures, model: str | None) -> dict[str, Any]:
+    """Describe how the vectors of a probe are computed, so that it can predict other proteins.
+
+    Args:
+        source: The features of the probe, which record their inputs.
+        model: Location of the model that computed them in this run; None for a file of an earlier run.
+
+    Returns:
+        {"kind": "encoder", "layer", "pooling", "dtype", "precision", "long_proteins", "max_residues",
+        "window_overlap", "encoder": {"model", "name", "untrained_seed", "weights_sha256", "file_sha256"}}. The digest
+        of the weights is None if the model is not where the file was computed from.
+    """
+    from esm2kit.models.load import find_model, load_model  # slow import that existing embeddings do not need
+    from esm2kit.models.lora import weights_sha256
+
+    record = source.manifest["model"]
+    seed = record.get("untrained_seed")
+    location, weights = model or record["source"], None
+    if model is not None or Path(location).exists():
+        found = find_model(location, seed)
+        if found.sha256 == record["sha256"]:
+            weights = weights_sha256(load_model(location, seed)[0])
+        if found.path is not None and found.download is None:
+            location = str(found.path.resolve())
+    encoder = {"model": str(location), "name": record["name"], "untrained_seed": seed}
+    encoder |= {"weights_sha256": weights, "file_sha256": record["sha256"]}
+    settings = {name: source.settings[name] for name in INPUT_SETTINGS}
+    place = {"layer": int(source.attributes["layer"]), "pooling": str(source.attributes["pooling"])}
+    return {"kind": "encoder", **place, **settings, "encoder": encoder}

@@ -73,7 +73,14 @@ def read_file_key(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitted, str]]) -> tuple[Fitted, str]:
+def load_or_fit(
+    folder: Path,
+    name: str,
+    key: Any,
+    fit: Callable[[], tuple[Fitted, str]],
+    is_saved: Callable[[str], bool] = lambda digest: True,
+    save: Callable[[str, Fitted], None] = lambda digest, fitted: None,
+) -> tuple[Fitted, str]:
     """Load a finished row if this version computed it from the same inputs; otherwise fit the model and save the row.
 
     Args:
@@ -81,6 +88,9 @@ def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitte
         name: Name of the row.
         key: Everything that determines the row, as JSON-compatible data.
         fit: Fits the model and returns its predictions and a note.
+        is_saved: Whether the file of the row's probe exists, from the digest of the key. If it does not, the row is
+            fitted again.
+        save: Writes the probe of a fitted row.
 
     Returns:
         The predictions and the note.
@@ -94,12 +104,13 @@ def load_or_fit(folder: Path, name: str, key: Any, fit: Callable[[], tuple[Fitte
         except InputError as error:
             logger.warning("%s", error)
             stored = {}
-        if str(stored.get("digest")) == digest:
+        if str(stored.get("digest")) == digest and is_saved(digest):
             kept = json.loads(str(stored["details"]))
             logger.info("%s: loaded from an earlier run", name)
             return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
     logger.info("%s: fitting", name)
     fitted, note = fit()
+    save(digest, fitted)
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(

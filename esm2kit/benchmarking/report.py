@@ -213,6 +213,9 @@ class ReportRow:
         history: train_loss and validation_loss, (epochs, seeds).
         confused: The most frequent wrong predictions for the first seed: {true, predicted, count}, labels and number
             of test targets; only where there is no confusion matrix.
+        validation: Headline metric on validation, the mean over seeds; None if it is undefined.
+        probe_file: File of the fitted probe in the folder of report.json, for `esm2kit predict`; empty if the row
+            cannot predict other proteins.
     """
 
     name: str
@@ -227,6 +230,8 @@ class ReportRow:
     confusion: Sequence[Sequence[int]]
     history: Mapping[str, Sequence[Sequence[float | None]]]
     confused: Sequence[Mapping[str, Any]] = ()
+    validation: float | None = None
+    probe_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -301,6 +306,14 @@ class Report:
         rows = [row for row in self.rows if row.kind == "baseline" and self.headline(row).value is not None]
         sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
         return max(rows, key=lambda row: sign * self.headline(row).value, default=None)
+
+    @property
+    def best_predictor(self) -> ReportRow | None:
+        """The row with the best headline metric on validation among those with a probe file; None if there is none."""
+        sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
+        rows = [row for row in self.rows if row.probe_file]
+        scored = [row for row in rows if row.validation is not None]
+        return max(scored or rows, key=lambda row: sign * (row.validation or 0.0), default=None)
 
     def find_missing_part(self) -> str:
         """Describe the first part that every report has and this one lacks; empty if there is none."""

@@ -60,6 +60,14 @@ def compute_headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -
     return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
 
 
+def score_validation(fitted: Fitted, data: TaskData) -> float | None:
+    """Compute the mean over seeds of the headline metric on validation; None if undefined or not predicted."""
+    truth_M = data.targets[data.target_rows("validation")]
+    if fitted.validation_SM.shape[1:] != truth_M.shape:
+        return None
+    return nan_to_none(float(np.mean([compute_headline(data.task, truth_M, row_M) for row_M in fitted.validation_SM])))
+
+
 def number_proteins(data: TaskData) -> np.ndarray:
     """Return the protein of each scored test target (M,), numbered from 0; records with one id are one protein."""
     ids = np.array(data.ids)[data.protein_of_target[data.target_rows("test")]]
@@ -115,6 +123,7 @@ class ScoredModel:
         config: Settings of the model.
         fitted: Predictions.
         scores: Scores from `score_fitted`.
+        probe_file: See `ReportRow.probe_file`.
     """
 
     name: str
@@ -123,6 +132,7 @@ class ScoredModel:
     config: Mapping[str, Any]
     fitted: Fitted
     scores: dict[str, Score]
+    probe_file: str = ""
 
     def to_row(self, data: TaskData, seeds: Sequence[int]) -> ReportRow:
         """Convert the model to a row of a report.
@@ -155,6 +165,8 @@ class ScoredModel:
                 name: [[nan_to_none(loss) for loss in epoch] for epoch in curve]
                 for name, curve in fitted.history.items()
             },
+            validation=score_validation(fitted, data),
+            probe_file=self.probe_file,
         )
 
 

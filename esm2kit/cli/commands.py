@@ -63,7 +63,7 @@ STAGES = {
     ),
     "predict": Stage(
         "finetuning.config.PredictConfig", "finetuning.predict.predict",
-        "Predict labels with a fine-tuned model.",
+        "Predict labels with a fine-tuned model or a probe.",
         "fasta", "esm2kit predict my.fasta --model run --out predictions.tsv",
     ),
     "download": Stage(

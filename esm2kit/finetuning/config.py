@@ -277,10 +277,11 @@ class PredictConfig:
     """Predict labels for the proteins of a FASTA.
 
     Args:
-        model: finetuned.safetensors of `esm2kit finetune`, or its folder.
+        model: Fine-tuned model (finetuned.safetensors or its folder), the folder of a benchmark, whose best row on
+            validation predicts, or one of its probes (probes/<row>.safetensors).
         fasta: FASTA file (plain, .gz or .zst), several files, or a folder.
         out: Output file: .tsv, .csv or .h5. A manifest is written next to it.
-        base: Base model of adapters (mode lora). Default: its location during training.
+        base: Encoder of adapters (mode lora) or of a probe. Default: its location during training.
         precision: float32 is exact. bfloat16 and int8 (CPU only) are faster and approximate.
         device: Device of the model. auto uses a GPU if one is available.
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.

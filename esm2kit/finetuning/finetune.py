@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import compute_column_moments
+from esm2kit.benchmarking.saved_probe import describe_labels
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import hold_lock
@@ -19,7 +20,7 @@ from esm2kit.finetuning.config import FinetuneConfig, resolve_defaults
 from esm2kit.finetuning.data import FinetuneData
 from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
 from esm2kit.finetuning.hf_export import UNSCALED_REMEDY, save_hf_classifier
-from esm2kit.finetuning.model_file import FILE, describe_task, load_finetuned, load_head, save_merged
+from esm2kit.finetuning.model_file import FILE, load_finetuned, load_head, save_merged
 from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.finetuning.report import write_finetune_report
 from esm2kit.models.checkpoint import load_tensors, read_checkpoint, read_metadata, write_checkpoint
@@ -33,6 +34,7 @@ from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
 from esm2kit.tasks.scaling import check_float32
+from esm2kit.tasks.task import describe_task
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
@@ -184,6 +186,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
         "max_tokens": config.max_tokens,
         "target_centre": labels.scale.centre,
         "target_spread": labels.scale.spread,
+        "training_labels": describe_labels(data),
         "base": base,
         "lora": {
             "rank": config.lora_rank,

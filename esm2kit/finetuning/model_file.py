@@ -26,22 +26,16 @@ from esm2kit.models.load import build_model, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
-from esm2kit.tasks.labels import decode_outputs
+from esm2kit.tasks.labels import compute_probabilities, decide_outputs
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.scaling import TargetScale
-from esm2kit.tasks.task import Task
+from esm2kit.tasks.task import Task, read_task
 from esm2kit.training.resume import group_by_prefix
 
 logger = logging.getLogger(__name__)
 
 FILE = "finetuned.safetensors"
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
-
-
-def describe_task(task: Task) -> dict[str, Any]:
-    """Return the task as metadata of a fine-tuned model."""
-    names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
-    return {name: getattr(task, name) for name in names}
 
 
 def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -> None:
@@ -99,6 +93,21 @@ class FinetunedModel:
         """Scale of the values during training."""
         return TargetScale(self.facts["target_centre"], self.facts["target_spread"])
 
+    @property
+    def model_name(self) -> str:
+        """Name of the base model."""
+        return self.facts["base"]["name"]
+
+    @property
+    def mode(self) -> str:
+        """Weights that were trained."""
+        return self.facts["mode"]
+
+    @property
+    def training_labels(self) -> dict[str, Any]:
+        """Description of the training labels; empty in files of earlier versions."""
+        return self.facts.get("training_labels", {})
+
     @torch.inference_mode()
     def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
         """Compute the outputs of the head, values in the unit of the target.
@@ -139,15 +148,11 @@ class FinetunedModel:
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs (..., C) to classes (int64) or values (float64)."""
-        decided = decode_outputs(torch.from_numpy(outputs), self.task).numpy()
-        return decided.astype(np.float64) if self.task.target == "value" else decided
+        return decide_outputs(outputs, self.task)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
-        if self.task.target == "value":
-            return outputs
-        tensor = torch.from_numpy(outputs)
-        return (tensor.sigmoid() if self.task.binary_labels else tensor.softmax(-1)).numpy()
+        return compute_probabilities(outputs, self.task)
 
 
 def load_finetuned(
@@ -195,8 +200,7 @@ def load_finetuned(
     facts, parts = metadata["finetune"], group_by_prefix(tensors)
     spec = HeadSpec(**facts["head"])
     labels = LabelModel(None, spec)
-    task_fields = facts["task"] | {name: tuple(facts["task"][name]) for name in ("labels", "binary_labels")}
-    task = Task(**task_fields, splits={}, default_split="")
+    task = read_task(facts["task"])
     if task.num_outputs != spec.num_outputs:
         raise InputError(
             f"{path}: the head has {spec.num_outputs} outputs, but task {task.name} requires {task.num_outputs}",

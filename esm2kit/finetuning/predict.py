@@ -1,4 +1,4 @@
-"""Predict labels for a FASTA file with a fine-tuned model. The output is TSV, CSV or HDF5, written atomically."""
+"""Predict labels for a FASTA file with a fine-tuned model or a probe. Writes TSV, CSV or HDF5, atomically."""
 
 import csv
 import hashlib
@@ -22,7 +22,7 @@ from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
-from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
+from esm2kit.finetuning.predictor import Predictor, load_predictor
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
@@ -55,12 +55,12 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     check_output_folder(out.parent)
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
-    model = load_finetuned(Path(config.model), config.base, config.device, config.precision)
+    model = load_predictor(Path(config.model), config.base, config.device, config.precision)
     with copy_pipes(files, out.parent, f"{out.stem}_input.fasta") as files:
         return _predict_files(config, model, files)
 
 
-def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Path]) -> dict[str, Any]:
+def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -> dict[str, Any]:
     out = Path(config.out)
     _check_records(files)
     labels = list(model.task.binary_labels or model.task.labels)
@@ -68,7 +68,7 @@ def _predict_files(config: PredictConfig, model: FinetunedModel, files: list[Pat
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
     manifest = build_provenance("predict", config, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
-    about |= {"unit": model.task.unit, "model_name": model.facts["base"]["name"], "mode": model.facts["mode"]}
+    about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
@@ -118,7 +118,7 @@ def _hash_text(text: str) -> int:
 
 @contextmanager
 def _write_table(
-    part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
+    part: Path, suffix: str, model: Predictor, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
     """Yield a function that writes rows of text, with seven significant digits of probabilities and of spreads."""
     digits = _count_digits(model.scale)
@@ -151,7 +151,7 @@ def _count_digits(scale: TargetScale) -> int:
 
 @contextmanager
 def _write_hdf5(
-    part: Path, suffix: str, model: FinetunedModel, about: dict[str, Any], manifest: dict[str, Any]
+    part: Path, suffix: str, model: Predictor, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
     """Yield a function that writes one dataset per protein."""
     with h5py.File(part, "w") as file:

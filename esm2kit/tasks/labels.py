@@ -223,3 +223,17 @@ def decode_outputs(outputs: Tensor, task: Task) -> Tensor:
         powers = 1 << torch.arange(len(task.binary_labels), device=outputs.device)
         return ((outputs > 0).long() * powers).sum(-1)
     return outputs.argmax(-1)
+
+
+def decide_outputs(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Convert outputs (..., C) to classes (int64) or values (float64)."""
+    decided = decode_outputs(torch.from_numpy(outputs), task).numpy()
+    return decided.astype(np.float64) if task.target == "value" else decided
+
+
+def compute_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Convert outputs (..., C) to probabilities of classes or binary labels; values are returned unchanged."""
+    if task.target == "value":
+        return outputs
+    tensor = torch.from_numpy(outputs)
+    return (tensor.sigmoid() if task.binary_labels else tensor.softmax(-1)).numpy()

@@ -1,7 +1,8 @@
 """Definition of a labelled task: its level, target, metric, labels and splits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
@@ -82,3 +83,15 @@ class Task:
         """Map each accepted spelling of a label to its class."""
         index = {label: place for place, label in enumerate(self.labels)}
         return index | {alias: index[label] for alias, label in self.aliases}
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Return the fields of a task that predictions require, as metadata of a trained model."""
+    names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
+    return {name: getattr(task, name) for name in names}
+
+
+def read_task(described: Mapping[str, Any]) -> Task:
+    """Build a task without splits from what `describe_task` returned."""
+    lists = {name: tuple(described[name]) for name in ("labels", "binary_labels")}
+    return Task(**dict(described) | lists, splits={}, default_split="")

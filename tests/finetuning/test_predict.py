@@ -17,7 +17,7 @@ from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.finetuning.hf_export import save_hf_classifier
-from esm2kit.finetuning.model_file import FinetunedModel, describe_task, load_finetuned
+from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.finetuning.predict import predict
 from esm2kit.finetuning.report import predict_set
 from esm2kit.models.checkpoint import write_checkpoint
@@ -25,6 +25,7 @@ from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.task import describe_task
 
 TASKS_AND_HEADS = [
     ("protein_class", "fnn"),

@@ -366,6 +366,28 @@ def use_finetuned(folder: Path) -> Any:
     return (folder / "out.tsv").read_text(encoding="utf-8")
 
 
+def build_probes(folder: Path) -> None:
+    from esm2kit import BenchmarkConfig, benchmark
+    from support.finetune_fixtures import write_tasks
+
+    write_tasks(folder.parent / "probe_tasks", 48)
+    model = write_model(folder.parent / "probe_source" / "small.safetensors")
+    benchmark(
+        BenchmarkConfig(
+            task="protein_value", data_dir=folder.parent / "probe_tasks", model=str(model), out_dir=folder / "bench",
+            seeds=[0], resamples=100, untrained=False, baselines=["mean", "composition"], device="cpu",
+        )
+    )  # fmt: skip
+
+
+def use_probes(folder: Path) -> Any:
+    """As `predict --model` reads each of the saved probes."""
+    from esm2kit.finetuning.predictor import load_predictor
+
+    paths = sorted((folder / "bench" / "probes").iterdir())
+    return [[path.name, digest(*load_predictor(path).outputs(SEQUENCES))] for path in paths]
+
+
 def build_run_manifest(folder: Path) -> None:
     from esm2kit.notebook.runs.manifest import NotebookRun, RunManifest
 
@@ -400,6 +422,7 @@ KINDS = [
     Kind("embeddings, given as a file", True, ("out/in_embeddings.h5",), build_embeddings, use_embeddings_file),
     Kind("report and predictions", True, ("a/report.json", "a/predictions.npz"), build_reports, use_reports),
     Kind("fine-tuned model", True, ("tuned/*.safetensors",), build_finetuned, use_finetuned),
+    Kind("saved probes", True, ("bench/probes/*.safetensors",), build_probes, use_probes),
     Kind("notebook run manifest", True, ("*/manifest.json",), build_run_manifest, use_run_manifest),
 ]
 

@@ -5,18 +5,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge, RidgeClassifier
+from torch import Tensor
 
 from esm2kit.benchmarking.baselines.neighbours import predict_by_blosum62, predict_by_edit_distance
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.parameters import CONSTANT, ProbeParameters
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.task import Task
 
 # Alphabet of FLIP's one-hot encoding. Other letters (B, Z, O) are encoded as zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"
@@ -45,6 +49,22 @@ def list_baselines(data: TaskData) -> tuple[str, ...]:
     """Return the names of the baselines that apply to a task."""
     names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
     return (*names, "levenshtein_nearest", "blosum62_nearest") if data.task.variants else names
+
+
+def name_baseline_inputs(name: str, level: str) -> str | None:
+    """Return what a baseline computes from a sequence, if its probe can predict other proteins.
+
+    Args:
+        name: Name of the baseline.
+        level: Level of the task.
+
+    Returns:
+        "none" (a constant), "composition" or "one_hot"; None for a baseline that is not saved.
+    """
+    known = {"mean": "none", "majority": "none", "composition": "composition"}
+    if level == "residue":
+        known |= {"onehot_ridge": "one_hot", "onehot_cnn": "one_hot"}
+    return known.get(name)
 
 
 def fit_baseline(
@@ -88,7 +108,18 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     else:
         constant, note = int(np.bincount(y).argmax()), "predicts the majority class of the training set"
     constants = (np.full((1, len(data.target_rows(set_name))), constant) for set_name in ("test", "validation"))
-    return Baseline(name, Fitted(*constants), note)
+    parameters = ProbeParameters(CONSTANT, {"bias_C": _compute_bias(data.task, y, constant)})
+    return Baseline(name, Fitted(*constants, parameters=parameters), note)
+
+
+def _compute_bias(task: Task, y: np.ndarray, constant: float) -> Tensor:
+    """Return the outputs of a constant (C,): the value, or the logits of the shares of the training labels."""
+    if task.target == "value":
+        return torch.tensor([constant], dtype=torch.float64)
+    if task.binary_labels:
+        return torch.logit(torch.from_numpy(unpack_bits(y, len(task.binary_labels)).mean(0)), eps=1e-6).float()
+    counts = np.bincount(y, minlength=len(task.labels))
+    return torch.from_numpy(np.log(np.maximum(counts, 0.5) / len(y))).float()
 
 
 def encode_residues(data: TaskData, letters: str) -> np.ndarray:

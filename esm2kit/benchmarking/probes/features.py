@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import read_into
 from esm2kit.tasks.data import SET_NAMES, TaskData
@@ -184,6 +185,7 @@ class Fitted(NamedTuple):
         history: Learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
         selected: Settings selected on validation: the penalty, or the epoch of each seed.
         seconds: Wall time of fitting and prediction.
+        parameters: The fitted probe, which can predict other proteins; None for models that are not probes.
     """
 
     test_SM: np.ndarray
@@ -191,6 +193,7 @@ class Fitted(NamedTuple):
     history: dict[str, list[list[float]]] = {}  # noqa: RUF012
     selected: dict[str, float | list[float] | list[int]] = {}  # noqa: RUF012
     seconds: float = 0.0
+    parameters: ProbeParameters | None = None
 
 
 def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:

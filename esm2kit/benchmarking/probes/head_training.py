@@ -13,12 +13,13 @@ from torch.optim.adam import adam
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
+from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
-from esm2kit.tasks.scaling import choose_scale
+from esm2kit.tasks.scaling import TargetScale, choose_scale
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,18 @@ def fit_head(
     for set_name in ("test", "validation"):
         predicted[set_name], loss_S = _predict(rows, model, set_name)
         _check_finite_loss(loss_S, config, seeds, set_name)
-    return Fitted(predicted["test"], predicted["validation"], history, {"epoch": kept_epoch.tolist()})
+    parameters = _collect_parameters(rows, model, config.probe, config.hidden or width)
+    selected = {"epoch": kept_epoch.tolist()}
+    return Fitted(predicted["test"], predicted["validation"], history, selected, parameters=parameters)
+
+
+def _collect_parameters(rows: _BatchReader, model: SeededHead, probe: str, hidden: int) -> ProbeParameters:
+    """Return what the trained heads predict with, on the CPU."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if rows.moments is not None:
+        tensors |= {"shift_D": rows.moments[0].cpu(), "scale_D": rows.moments[1].cpu()}
+    scale = rows.scale if rows.task.target == "value" else TargetScale()
+    return ProbeParameters(probe, tensors, scale, hidden, model.seeds)
 
 
 class Adam:

@@ -19,6 +19,7 @@ from esm2kit.benchmarking.probes.features import (
     compute_column_moments,
     read_blocks,
 )
+from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.numbers import format_decimals
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale
@@ -94,14 +95,22 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     rmse = math.sqrt(max(error, 0.0) / held.count) * scale.spread
     logger.info("ridge: penalty %.3g is best, validation RMSE %s", penalty, format_decimals(rmse))
 
-    def predict(set_name: str) -> np.ndarray:
-        rows = targets.rows(set_name)
-        out = np.empty(len(rows))
-        for where, block in read_blocks(features, rows):
-            out[where] = ((block.double() - shift_D) @ weights[:-1] + weights[-1]).numpy()
-        return scale.restore(out)[None]
+    ones_D = torch.ones_like(shift_D)  # the weights already contain the scale of the columns
+    tensors = {"shift_D": shift_D, "scale_D": ones_D, "weight_DC": weights[:-1, None], "bias_C": weights[-1:]}
+    parameters = ProbeParameters("ridge", tensors, scale)
+    test, validation = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
+    return Fitted(test, validation, selected={"penalty_per_row": penalty}, parameters=parameters)
 
-    return Fitted(predict("test"), predict("validation"), selected={"penalty_per_row": penalty})
+
+def _predict(parameters: ProbeParameters, features: Features, targets: ProbeTargets, set_name: str) -> np.ndarray:
+    """Predict the scored targets of a set, (1, M)."""
+    rows = targets.rows(set_name)
+    value = targets.task.target == "value"
+    out = np.empty(len(rows), dtype=np.float64 if value else np.int64)
+    for where, block in read_blocks(features, rows):
+        outputs_SNC = parameters.outputs(block, [1] * len(block), targets.task)
+        out[where] = decode_outputs(outputs_SNC[0], targets.task).numpy()
+    return out[None]
 
 
 def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
@@ -170,16 +179,10 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
     held, penalty, flat = best
     logger.info("logistic: penalty %.3g is best, validation loss %s", penalty, format_decimals(held))
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
-
-    def predict(set_name: str) -> np.ndarray:
-        rows = targets.rows(set_name)
-        out = np.empty(len(rows), dtype=np.int64)
-        for where, block in read_blocks(features, rows):
-            logits = torch.addmm(weights_XC[-1], (block - mean_D) / scale_D, weights_XC[:-1])
-            out[where] = decode_outputs(logits, targets.task).numpy()
-        return out[None]
-
-    return Fitted(predict("test"), predict("validation"), selected={"penalty": penalty})
+    tensors = {"shift_D": mean_D, "scale_D": scale_D, "weight_DC": weights_XC[:-1], "bias_C": weights_XC[-1]}
+    parameters = ProbeParameters("logistic", tensors)
+    test, validation = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
+    return Fitted(test, validation, selected={"penalty": penalty}, parameters=parameters)
 
 
 def _class_loss(logits_NC: Tensor, targets: Tensor, task: Task) -> tuple[float, Tensor]:

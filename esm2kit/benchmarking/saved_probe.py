@@ -1,0 +1,308 @@
+"""Saved probes: one safetensors file with a fitted probe, its task, and how its inputs are computed.
+
+`<out_dir>/probes/<row>.safetensors` of a benchmark is a checkpoint without an encoder: tensors `probe.*`, and metadata
+with the task, the scale of the values, and the inputs of the probe. Inputs are vectors of an encoder (layer, pooling,
+data type, windows, and the location and the digest of its weights), letters, or nothing for a constant.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esm2kit.benchmarking.baselines.fit import compute_composition, encode_one_hot
+from esm2kit.benchmarking.probes.features import Features, Fitted
+from esm2kit.benchmarking.probes.parameters import ProbeParameters
+from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import resolve_device
+from esm2kit.embedding.batch import Output, embed_batch
+from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.models.encoder import Encoder, Precision
+from esm2kit.models.load import find_model, load_model
+from esm2kit.models.lora import weights_sha256
+from esm2kit.sequences.batching import split_by_tokens
+from esm2kit.sequences.windows import Windowing
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.labels import compute_probabilities, decide_outputs
+from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.task import Task, describe_task, read_task
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "probes"
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
+# Features that a baseline computes from the letters of a sequence.
+LETTER_FEATURES = {"composition": compute_composition, "one_hot": encode_one_hot}
+
+
+def name_probe_file(row: str) -> str:
+    """Return the file name of a row's probe, such as esm2_t6_8M_UR50D-ridge.safetensors."""
+    plain = re.sub(r"[^\w.=+-]+", "-", row).strip("-")
+    if len(plain) > 120:  # file systems allow 255 bytes
+        plain = f"{plain[:100]}-{hashlib.sha256(row.encode()).hexdigest()[:12]}"
+    return f"{plain}.safetensors"
+
+
+def describe_labels(data: TaskData) -> dict[str, Any]:
+    """Describe the training labels.
+
+    Args:
+        data: The task.
+
+    Returns:
+        {"count"} and for values {"mean", "deviation", "quantiles"} with 21 quantiles from the minimum to the maximum,
+        for classes {"classes": {label: count}}.
+    """
+    y_N = data.targets[data.target_rows("train")]
+    if data.task.target == "class":
+        names = data.task.labels
+        counts_K = np.bincount(y_N, minlength=len(names)).tolist()
+        return {
+            "count": len(y_N),
+            "classes": {name: count for name, count in zip(names, counts_K, strict=True) if count},
+        }
+    scale = TargetScale.from_values(y_N)
+    return {
+        "count": len(y_N),
+        "mean": scale.centre,
+        "deviation": scale.spread,
+        "quantiles": [float(value) for value in np.quantile(y_N, np.linspace(0, 1, 21))],
+    }
+
+
+def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData, inputs: Mapping[str, Any]) -> None:
+    """Write the probe of a row atomically.
+
+    Args:
+        path: The file.
+        row: Name of the row in the report.
+        digest: Identifies everything that determines the row.
+        fitted: The fitted probe.
+        data: The task.
+        inputs: How the feature rows are computed: kind (encoder, composition, one_hot or none) and its settings.
+    """
+    parameters = fitted.parameters
+    metadata = {
+        "step": 0,
+        "probe": {
+            "row": row,
+            "digest": digest,
+            "probe": parameters.probe,
+            "hidden": parameters.hidden,
+            "seeds": list(parameters.seeds),
+            "target_centre": parameters.scale.centre,
+            "target_spread": parameters.scale.spread,
+            "task": describe_task(data.task),
+            "split": data.split,
+            "inputs": dict(inputs),
+            "training_labels": describe_labels(data),
+        },
+    }
+    write_checkpoint(path, {f"probe.{name}": tensor for name, tensor in parameters.tensors.items()}, metadata)
+
+
+def read_probe_digest(path: Path) -> str | None:
+    """Return the digest of the row in a probe's file; None if there is no intact file."""
+    try:
+        return read_checkpoint(path)[1]["probe"]["digest"] if path.is_file() else None
+    except (InputError, KeyError):
+        return None
+
+
+def is_probe(path: Path) -> bool:
+    """Whether a safetensors file is a saved probe.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True or False.
+
+    Raises:
+        InputError: The file is damaged or is not of esm2kit.
+    """
+    return "probe" in read_metadata(path)
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """A probe for prediction, with the encoder that computes its inputs.
+
+    Args:
+        parameters: The fitted probe.
+        task: The task.
+        facts: Metadata of the file.
+        source: The file.
+        encoder: The encoder; None for a probe that reads letters.
+    """
+
+    parameters: ProbeParameters
+    task: Task
+    facts: dict[str, Any]
+    source: Path
+    encoder: Encoder | None = None
+
+    @property
+    def scale(self) -> TargetScale:
+        """Scale of the values during training."""
+        return self.parameters.scale
+
+    @property
+    def model_name(self) -> str:
+        """Name of the row in the report."""
+        return self.facts["row"]
+
+    @property
+    def mode(self) -> str:
+        """How the model was trained, for the manifest of predictions."""
+        return f"probe {self.parameters.probe}"
+
+    @property
+    def training_labels(self) -> dict[str, Any]:
+        """Description of the training labels, see `describe_labels`."""
+        return self.facts["training_labels"]
+
+    def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
+        """Compute the outputs, values in the unit of the target.
+
+        The outputs of several seeds are averaged: values, or probabilities of classes and binary labels.
+
+        Args:
+            sequences: Amino-acid sequences.
+            tokens_per_batch: Tokens per batch of the encoder. It changes the outputs only by rounding.
+
+        Returns:
+            For each sequence (C,) for a protein task, or (residues, C) for a residue task. Values are float64.
+        """
+        found: list[np.ndarray] = [np.empty(0)] * len(sequences)
+        budget = tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type if self.encoder else "cpu"]
+        for batch in split_by_tokens([len(sequence) + 2 for sequence in sequences], budget):
+            rows = self._compute_rows([sequences[place] for place in batch], budget)
+            sizes = [len(part) for part in rows]
+            merged_NC = self._merge_seeds(self.parameters.outputs(torch.cat(rows), sizes, self.task)).numpy()
+            ends = np.cumsum(sizes)[:-1]
+            parts = list(merged_NC) if self.task.level == "protein" else np.split(merged_NC, ends)
+            for place, part in zip(batch, parts, strict=True):
+                found[place] = part
+        return found
+
+    def _compute_rows(self, sequences: list[str], budget: int) -> list[Tensor]:
+        """Compute the feature rows of each protein, (1, D) or (residues, D) float32."""
+        inputs = self.facts["inputs"]
+        if inputs["kind"] == "encoder":
+            output = Output("probe", inputs["layer"], inputs["pooling"], self.encoder.config.embed_dim)
+            window = inputs["max_residues"]
+            if inputs["long_proteins"] == "truncate":
+                sequences = [sequence[:window] for sequence in sequences]
+            windowing = Windowing(window, inputs["window_overlap"], budget)
+            (arrays,) = embed_batch(self.encoder, sequences, [output], windowing, inputs["dtype"])
+            rows = [torch.from_numpy(array).float() for array in arrays]
+            return rows if output.reads == "residues" else [row[None] for row in rows]
+        counts = [1 if self.task.level == "protein" else len(sequence) for sequence in sequences]
+        if inputs["kind"] == "none":
+            return [torch.zeros(count, 1) for count in counts]
+        names, nothing = [str(number) for number in range(len(sequences))], np.zeros(sum(counts))
+        data = TaskData(self.task, "", names, sequences, np.array([""] * len(names)), nothing, nothing > 0, {})
+        features: Features = LETTER_FEATURES[inputs["kind"]](data)
+        return list(features.take(np.arange(sum(counts))).split(counts))
+
+    def _merge_seeds(self, outputs_SNC: Tensor) -> Tensor:
+        """Average the outputs of the seeds: (N, C) values, or logits of the mean probabilities."""
+        if len(outputs_SNC) == 1:
+            return outputs_SNC[0]
+        if self.task.target == "value":
+            return outputs_SNC.mean(0)
+        if self.task.binary_labels:
+            return torch.logit(outputs_SNC.double().sigmoid().mean(0), eps=1e-12).float()
+        return outputs_SNC.double().softmax(-1).mean(0).log().float()
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        """Convert outputs (..., C) to classes (int64) or values (float64)."""
+        return decide_outputs(outputs, self.task)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
+        return compute_probabilities(outputs, self.task)
+
+
+def load_probe(
+    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
+) -> SavedProbe:
+    """Load a saved probe and its encoder.
+
+    Args:
+        path: The file.
+        base: Encoder of the probe. Default: its location during the benchmark.
+        device: auto, cpu or cuda, for the encoder.
+        precision: Precision of the encoder. float32 uses that of the benchmark.
+
+    Returns:
+        The probe.
+
+    Raises:
+        InputError: The file is damaged or is not a probe, or the encoder does not exist or has other weights.
+    """
+    tensors, metadata = read_checkpoint(path)
+    if "probe" not in metadata:
+        raise InputError(
+            f"{path} is not a saved probe. `esm2kit benchmark` writes them to {FOLDER}/.",
+            code="probe.not-saved",
+            path=path,
+        )
+    facts = metadata["probe"]
+    task = read_task(facts["task"])
+    scale = TargetScale(facts["target_centre"], facts["target_spread"])
+    kept = {name.removeprefix("probe."): tensor for name, tensor in tensors.items()}
+    parameters = ProbeParameters(facts["probe"], kept, scale, facts["hidden"], tuple(facts["seeds"]))
+    parameters.check(task, path)
+    inputs, encoder = facts["inputs"], None
+    if inputs["kind"] == "encoder":
+        exact = inputs["precision"] if precision == "float32" else precision
+        encoder = Encoder(_load_encoder(path, inputs["encoder"], base), exact, resolve_device(device))
+    elif base is not None:
+        raise InputError(
+            f"{path} reads the letters of a sequence and no encoder, so base {base!r} is not used: omit base",
+            code="finetuned.base-unused",
+            path=path,
+            base=base,
+        )
+    return SavedProbe(parameters, task, facts, Path(path), encoder)
+
+
+def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None) -> Any:
+    """Load the encoder of a probe and compare its digest with the recorded one."""
+    seed = named["untrained_seed"] if base is None else None
+    location = base or named["model"]
+    try:
+        esm2, source = load_model(location, seed)
+    except InputError as error:
+        if base is not None:
+            raise
+        raise InputError(
+            f"{path}: the encoder of this probe, {named['name']}, cannot be loaded from {location} ({error}). Set base "
+            "to its new location.",
+            code="probe.encoder-absent",
+            path=path,
+            model=location,
+        ) from None
+    if named["weights_sha256"]:
+        expected, found = named["weights_sha256"], weights_sha256(esm2)
+    else:
+        expected, found = named["file_sha256"], find_model(location, seed).sha256
+    if found != expected:
+        raise InputError(
+            f"{path}: this probe was trained on {named['name']} (weights {expected[:12]}), but {source.name} has "
+            f"weights {found[:12]}. Set base to the model it was trained on.",
+            code="probe.other-encoder",
+            path=path,
+            expected=expected,
+            found=found,
+        )
+    return esm2
