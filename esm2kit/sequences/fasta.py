@@ -6,6 +6,7 @@ lines and checks the letters, Arrow copies the pieces of text. `read_fasta` yiel
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
         The files; those of a folder are sorted by name. Pipes are among them; `pipes.copy_pipes` makes files of them.
 
     Raises:
-        InputError: A path does not exist, or a folder has no FASTA file.
+        InputError: A path does not exist, a folder has no FASTA file, or a file is given twice.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -84,9 +85,17 @@ def find_fasta_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
         elif path.is_file() or is_pipe(path):
             files.append(path)
         else:
-            raise InputError(f"{path}: no such file or folder. Check the path.", code="fasta.absent", path=path)
+            hint = "Check the path."
+            if len(path.name) >= _MIN_SEQUENCE_IN_HEADER and set(path.name.upper()) <= set(RESIDUE_LETTERS):
+                hint = "It looks like a sequence: save it in a file, below a line with '>' and a name."
+            raise InputError(f"{path}: no such file or folder. {hint}", code="fasta.absent", path=path)
     if not files:
         raise InputError("no FASTA file given. Pass at least one.", code="fasta.none")
+    twice = [
+        file for file, count in Counter(file.resolve() for file in files if not is_pipe(file)).items() if count > 1
+    ]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice. Pass each file once.", code="fasta.twice", path=twice[0])
     return files
 
 

@@ -7,6 +7,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE
 
 GAPS, CHAIN_BREAKS, COMMENT = "-.", ":/", ";"
+# a text of residue letters that is as long as this is probably a sequence
+MIN_SEQUENCE = 6
 # what the first line of a file matches -> name of the format, what to do; FILE stands for the file
 _EASEL = "Convert it with `esl-reformat fasta FILE > proteins.fasta`, which also removes the gaps."
 _SED = "`sed '/^#/d; /^>/!s/[-.]//g' FILE > proteins.fasta`"
@@ -47,6 +49,25 @@ def check_first_line(line: str, path: Path) -> None:
                 path=path,
                 found=name,
             )
+    if len(line) >= MIN_SEQUENCE and line.isascii() and IS_RESIDUE_BYTE[list(line.upper().encode())].all():
+        raise InputError(
+            f"{path}: a sequence without a header. Write a line with '>' and a name above each sequence.",
+            code="file.format",
+            path=path,
+            found="a sequence without a header",
+        )
+    delimiter = max(",;\t", key=line.count)
+    columns = [name.strip().strip('"').lower() for name in line.split(delimiter)]
+    if len(columns) > 1 and (sequence := next((name for name in columns if name.startswith("seq")), None)):
+        at, number = columns.index(sequence) + 1, (columns.index("id") if "id" in columns else 0) + 1
+        option = f"'{delimiter}'" if delimiter != "\t" else "'\\t'"
+        convert = f"""awk -F{option} 'NR>1 {{print ">"${number}"\\n"${at}}}' {path} > proteins.fasta"""
+        raise InputError(
+            f"{path}: this is a table, not a FASTA file. Convert it with `{convert}`.",
+            code="file.format",
+            path=path,
+            found="a table",
+        )
 
 
 def check_comment(line: str, place: str, path: Path, record: str | int | None = None) -> None:
@@ -117,6 +138,8 @@ def advise_on_letter(letter: str) -> str:
         return "J stands for leucine or isoleucine, and ESM-2 has no token for it: write L or I, or X for unknown."
     if letter == "*":
         return "It is a stop codon: end the sequence there, or remove the record."
-    if letter in GAPS + "?~_":
+    if letter.isdigit():
+        return "Remove the numbers of residues; instead of a mutation such as A24G, write the complete sequence."
+    if letter in GAPS + "?~_<":
         return "It is not a residue: remove it, or write X for an unknown residue."
     return ""

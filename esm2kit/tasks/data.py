@@ -225,6 +225,8 @@ def load_task(
         notes.append(
             f"{dropped} records of {sources['split'].path.name} belong to no set of this split and were dropped"
         )
+    if spec.level == "protein" and (masked := sum(row.mask is not None for row in rows)):
+        notes.append(f"the masks of {masked} records are not used, because a mask belongs to targets per residue")
     data, unmeasured = _pack_targets(spec, split, rows, sources)
     notes += _check_letters(data)
     if unmeasured:

@@ -65,6 +65,8 @@ READERS = [read_records, read_table, read_staged, read_task]
         (" 2 5\nq    MKVLA\nh    MK-LA\n", "file.format", {"found": "an alignment in PHYLIP format"}),
         ("@read1\nACGT\n+\nIIII\n", "file.format", {"found": "a FASTQ file of sequencing reads"}),
         ("LOCUS       SCU49845\n", "file.format", {"found": "a GenBank file"}),
+        ("MKVLAAGG\nMKV\n", "file.format", {"found": "a sequence without a header"}),
+        ("id,sequence\na,MKV\n", "file.format", {"found": "a table"}),
         ("<!DOCTYPE html>\n<html>\n", "file.format", {"found": "a web page or XML"}),
         (f">g\n{DNA}\n>h\n{DNA[::-1]}NNN\n", "sequence.nucleic", {"found": "DNA"}),
         (f">g\n{DNA.replace('T', 'u')}\n", "sequence.nucleic", {"found": "RNA"}),
@@ -85,6 +87,9 @@ def test_other_formats_are_named(tmp_path: Path, read, text: str, code: str, val
         (">a\nMKJL\n", "J stands for leucine or isoleucine"),
         (">a\nMK*L\n", "stop codon"),
         (">a\nMK?L\n", "write X for an unknown residue"),
+        (">a\nMK<mask>L\n", "write X for an unknown residue"),
+        (">a\nA24G\n", "instead of a mutation such as A24G, write the complete sequence"),
+        (">a\n  1 mkvla\n  6 aggst\n", "Remove the numbers of residues"),
     ],
 )
 @pytest.mark.parametrize("read", READERS)
@@ -205,3 +210,38 @@ def test_one_rule_for_hidden_files_and_subfolders(tmp_path: Path, caplog) -> Non
     (tmp_path / "b.fasta").unlink()
     with refused("fasta.none", path=tmp_path, nested=("sub/c.fa.gz",)):
         find_fasta_files(tmp_path)
+
+
+@pytest.mark.parametrize("header", ["id,name,sequence", "Seq;id", "Protein\tsequence", "id\tseq"])
+def test_the_command_for_a_table_makes_a_file_that_is_read(tmp_path: Path, header: str) -> None:
+    delimiter = next(letter for letter in ",;\t" if letter in header)
+    columns = header.lower().split(delimiter)
+    cells = {"id": "p1", "protein": "p1", "name": "x"}
+    row = delimiter.join(cells.get(name, "MKVLA") for name in columns)
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\n{row}\n", encoding="utf-8")
+    with refused("file.format", path=path, found="a table") as caught:
+        read_records(path)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd=tmp_path)
+    assert [(record.id, record.sequence) for record in read_records(tmp_path / "proteins.fasta")] == [("p1", "MKVLA")]
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d" / "x.fasta"
+    path.parent.mkdir()
+    path.write_text(">a\nMKV\n", encoding="utf-8")
+    (tmp_path / "link.fasta").symlink_to(path)
+    for others in ([path], [path.parent], [tmp_path / "link.fasta"]):
+        with refused("fasta.twice", path=path):
+            find_fasta_files([path, *others])
+    (tmp_path / "copy.fasta").write_text(">a\nMKV\n", encoding="utf-8")  # another file with the same records is read
+    assert len(find_fasta_files([path, tmp_path / "copy.fasta"])) == 2
+
+
+def test_a_sequence_in_place_of_a_path_is_said() -> None:
+    with refused("fasta.absent") as caught:
+        find_fasta_files("MKVLAAGGSTRL")
+    assert "It looks like a sequence" in str(caught.value)
+    with refused("fasta.absent") as caught:
+        find_fasta_files("proteins")
+    assert "Check the path" in str(caught.value)

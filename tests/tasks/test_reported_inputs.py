@@ -509,3 +509,11 @@ def test_a_task_from_a_pipe_is_one_line(tmp_path, stage):
     os.mkfifo(tmp_path / "named.csv")
     with refused("task.pipe", path=tmp_path / "named.csv"):
         load_task(str(tmp_path / "named.csv"), None, tmp_path)
+
+
+def test_a_mask_of_a_protein_target_is_noted(tmp_path):
+    text = ">a SET=train TARGET=1.5 MASK=101\nMKV\n>b SET=val TARGET=2.5\nMKL\n>c SET=test TARGET=1.25\nMKA\n"
+    (tmp_path / "t.fasta").write_text(text, encoding="utf-8")
+    assert has_note(load_task("t", None, tmp_path), "the masks of 1 records are not used")
+    (tmp_path / "t.fasta").write_text(text.replace(" MASK=101", ""), encoding="utf-8")
+    assert not has_note(load_task("t", None, tmp_path), "mask")
