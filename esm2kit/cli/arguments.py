@@ -20,6 +20,7 @@ from esm2kit.core.files import check_git_lfs
 from esm2kit.core.options import TITLES, group_fields
 from esm2kit.core.paths import expand_path
 from esm2kit.core.processes import describe_unsupported
+from esm2kit.core.yaml_text import parse_yaml
 
 # short form -> the first of these fields that a stage has; `from` is a keyword in Python and cannot name a field
 SHORT_FORMS = {"-o": ("out_dir", "out"), "-p": ("parameters",), "--from": ("from_notebook",)}
@@ -328,7 +329,7 @@ def _read_config(path: Path, hints: dict[str, Any]) -> str:
         raise InputError(f"{path}: file not found. Check the path after --config.", code="config.absent", path=path)
     check_git_lfs(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not valid YAML ({' '.join(str(error).split())})", code="config.not-yaml", path=path

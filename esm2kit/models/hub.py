@@ -14,6 +14,7 @@ import requests
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -316,6 +317,13 @@ class _HubRevision:
                 code="hub.offline",
                 name=self.repo,
             ) from None
+        except GatedRepoError:
+            raise InputError(
+                f"{self.repo} is restricted on {self.endpoint}. Accept its terms there, and set HF_TOKEN to a token of "
+                "your account.",
+                code="hub.gated",
+                name=self.repo,
+            ) from None
         except RepositoryNotFoundError:
             known = ", ".join(OFFICIAL_MODELS)
             raise InputError(
@@ -332,8 +340,10 @@ class _HubRevision:
             ) from None
         except EntryNotFoundError:
             raise
-        except (HfHubHTTPError, OSError, RuntimeError) as error:
-            if not isinstance(error, HfHubHTTPError | requests.RequestException):
+        except Exception as error:  # the HTTP client of huggingface_hub raises errors of its own
+            if isinstance(error, OSError | RuntimeError) and not isinstance(
+                error, HfHubHTTPError | requests.RequestException
+            ):
                 _raise_unwritable_cache(error)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(

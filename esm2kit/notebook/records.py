@@ -1,5 +1,6 @@
 """Working folder, inputs and record of a notebook; the record goes into the manifest of the run."""
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,9 +77,17 @@ def record(
         result: one sentence with the result, for the top of the run's page.
 
     Raises:
-        InputError: a file of `made` does not exist.
+        InputError: a file of `made` does not exist, or a metric is not a finite number.
     """
     work_dir = expand_path(work_dir)
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{notebook}: the metric {name!r} is {value}, which is not a finite number. Check how it is computed.",
+                code="record.not-finite",
+                notebook=notebook,
+                name=name,
+            )
     absent = [str(path) for path in made.values() if not Path(path).exists()]
     if absent:
         raise InputError(

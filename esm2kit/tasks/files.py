@@ -20,6 +20,7 @@ import yaml
 
 from esm2kit.core.errors import InputError, find_closest
 from esm2kit.core.files import check_git_lfs
+from esm2kit.core.yaml_text import parse_yaml
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
 from esm2kit.sequences.formats import (
     advise_on_letter,
@@ -662,11 +663,12 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             continue
         check_git_lfs(path)
         try:
-            listed = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]
+            listed = parse_yaml(path.read_text(encoding="utf-8"))["tasks"]
             found = [entry for entry in listed if entry["name"] == name]
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            found = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else type(error).__name__
             raise InputError(
-                f"{path} is not valid ({type(error).__name__}). It needs a list 'tasks' of entries with 'name'.",
+                f"{path} is not valid ({found}). It needs a list 'tasks' of entries with 'name'.",
                 code="task.description",
                 path=path,
             ) from None

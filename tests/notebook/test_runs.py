@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,90 @@ def test_the_overview_needs_no_network_and_sorts_by_button(root: Path) -> None:
     assert page.count('<th scope="col">') == page.count('<th scope="col"><button type="button">') > 6
     assert broken.name not in page
     assert json.loads((find_latest_run(root, "tiny") / "manifest.json").read_text())["tier"] == "tiny"
+
+
+def test_a_run_is_not_continued_with_other_parameters(root: Path) -> None:
+    """A finished notebook is not run again, so its new value would be ignored without a word."""
+    run(config(root, parameters=["size=9"]))
+    folder = find_latest_run(root, "tiny")
+    for changes in ({"resume": True}, {"only": "01"}, {"from_notebook": "01"}):
+        with refused("run.other-parameters", notebook="00_first", name="size", before=9, now=4) as caught:
+            run(config(root, **changes))
+        assert "-p 00_first.size=9" in str(caught.value)
+        run(config(root, parameters=["00_first.size=9"], **changes))
+    assert read_manifest(folder).notebooks["01_second"].figures == {"sum": 9.5}
+    run(config(root, from_notebook="00", parameters=["size=5"]))
+    assert read_manifest(folder).notebooks["01_second"].figures == {"sum": 5.5}, "all notebooks were run again"
+
+
+def test_the_failed_notebook_is_resumed_with_its_parameters_unless_they_are_given(root: Path) -> None:
+    flag, gone = root / "other_flag", root / "gone"
+    flag.touch()
+    with refused("run.notebook-failed"):
+        run(config(root, parameters=[f"flag={flag}"]))
+    with refused("run.other-parameters", notebook="01_second", name="flag", before=str(flag)):
+        run(config(root, resume=True))
+    run(config(root, resume=True, parameters=[f"flag={gone}"]))
+    entry = read_manifest(find_latest_run(root, "tiny")).notebooks["01_second"]
+    assert (entry.status, entry.parameters["flag"]) == ("done", str(gone))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b"00_first: {size: 4}\n00_first: {size: 5}\n", "tier.not-yaml"),
+        (b"00_first: {size: 4, size: 5}\n", "tier.not-yaml"),
+        ("00_first: {size: 4} # \u00e9\n".encode("latin-1"), "tier.not-yaml"),
+        (b"00: {size: 4}\n", "tier.notebook"),
+        (b"00_first: {3: 4}\n", "parameter.unknown"),
+    ],
+)
+def test_a_tier_that_can_be_misread_is_refused(text: bytes, code: str, root: Path) -> None:
+    (root / "papermill_runs" / "bad.yaml").write_bytes(text)
+    with refused(code) as caught:
+        run(config(root, tier="bad"))
+    if text.count(b"00_first") == 2:
+        assert "'00_first' occurs twice" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": 3}'])
+def test_a_damaged_notebook_is_one_line(text: str, root: Path) -> None:
+    path = root / "notebooks" / "01_second.ipynb"
+    path.write_text(text, encoding="utf-8")
+    with refused("notebook.damaged", path=str(path)):
+        run(config(root, dry_run=True))
+
+
+def test_nothing_compared_is_not_called_equal(root: Path) -> None:
+    run(config(root))
+    first = find_latest_run(root, "tiny")
+    with refused("run.same", name=first.name):
+        runs(RunsConfig([first.name, first.name], root))
+    for tolerance in (-1.0, float("nan"), float("inf")):
+        with refused("rerun.tolerance"):
+            RerunConfig(first.name, tolerance=tolerance, root=root)
+    manifest = read_manifest(first)
+    entries = {
+        name: replace(entry, figures={key: value for key, value in entry.figures.items() if key == "rows_per_s"})
+        for name, entry in manifest.notebooks.items()
+    }
+    replace(manifest, notebooks=entries).write(first)
+    with refused("rerun.no-metrics", name=first.name):
+        rerun(RerunConfig(first.name, root=root))
+
+
+def test_a_run_whose_manifest_is_damaged_is_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(config(root))
+    run(config(root))
+    whole, damaged = sorted(read_runs(root / "papermill_runs"))
+    path = root / "papermill_runs" / damaged / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"size": 4', '"size": 5'), encoding="utf-8")
+    shown = runs(RunsConfig(root=root))
+    assert whole in shown
+    assert damaged not in shown
+    assert f"{path} cannot be read, so this run is not listed" in caplog.messages
+
+
+def test_a_metric_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    with refused("record.not-finite", notebook="02_pretrain", name="loss"):
+        record("02_pretrain", tmp_path, {}, {"steps": 3, "loss": float("nan")})

@@ -42,7 +42,7 @@ def read_parameters(notebook: Path) -> dict[str, Any]:
         Parameter -> default.
 
     Raises:
-        InputError: the notebook does not exist, or a default is not a literal.
+        InputError: the notebook does not exist or is damaged, or a default is not a literal.
     """
     import papermill
 
@@ -54,7 +54,14 @@ def read_parameters(notebook: Path) -> dict[str, Any]:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        inspected = papermill.inspect_notebook(str(notebook))
+        try:
+            inspected = papermill.inspect_notebook(str(notebook))
+        except Exception as error:  # nbformat raises errors of many kinds
+            raise InputError(
+                f"{notebook} is not a notebook ({' '.join(str(error).split())[:100]}). Restore it, such as with git.",
+                code="notebook.damaged",
+                path=str(notebook),
+            ) from error
     known = {}
     for name, found in inspected.items():
         try:

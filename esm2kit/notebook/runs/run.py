@@ -5,6 +5,8 @@ and its error, and the finished notebooks are retained.
 """
 
 import json
+import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +19,19 @@ from esm2kit.core.files import hold_lock
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.notebook.runs.headless import create_manifest, read_parameters, run_notebook
-from esm2kit.notebook.runs.history import Difference, compare_runs, describe_silent_cells, format_number, format_table
+from esm2kit.notebook.runs.history import (
+    SPEEDS,
+    Difference,
+    compare_runs,
+    describe_silent_cells,
+    format_number,
+    format_table,
+)
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, RunManifest, identify_process, read_manifest, read_runs
 from esm2kit.notebook.runs.pages import write_runs_page
 from esm2kit.notebook.runs.tiers import check_parameters, find_tier, format_plan, plan_tier
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -94,6 +104,12 @@ class RerunConfig:
 
     def __post_init__(self) -> None:
         expand_paths(self)
+        if not 0 <= self.tolerance < math.inf:
+            raise InputError(
+                f"tolerance is {self.tolerance:g}: it must be 0 or a positive number, such as 1e-4",
+                code="rerun.tolerance",
+                found=self.tolerance,
+            )
 
 
 def run(config: RunConfig) -> str:
@@ -106,7 +122,8 @@ def run(config: RunConfig) -> str:
         The path of the report; before it a line on cells without output for a long time, if any.
 
     Raises:
-        InputError: a tier, notebook or parameter is unknown (before anything runs), or a notebook failed.
+        InputError: a tier, notebook or parameter is unknown, or the run to be continued has other parameters (before
+            anything runs); or a notebook failed.
     """
     options = [config.from_notebook and "--from", config.only and "--only", config.resume and "--resume"]
     if len(given := list(filter(None, options))) > 1:
@@ -128,8 +145,45 @@ def run(config: RunConfig) -> str:
         shown = format_plan(root, {name: plan[name] for name in _select_notebooks(config, plan, RunManifest(name, ""))})
         return f"{shown}\nevery parameter is known and has the right type; nothing was run"
     folder = find_latest_run(root, name) if continuing else None
-    folder = _execute(root, name, folder, plan, lambda manifest: _select_notebooks(config, plan, manifest))
+
+    def choose(manifest: RunManifest) -> list[str]:
+        chosen = _select_notebooks(config, plan, manifest)
+        _check_recorded_parameters(config, plan, manifest, chosen)
+        return chosen
+
+    folder = _execute(root, name, folder, plan, choose)
     return "\n".join(filter(None, [describe_silent_cells(read_manifest(folder)), f"report: {folder / 'index.html'}"]))
+
+
+def _check_recorded_parameters(
+    config: RunConfig, plan: Mapping[str, Mapping[str, Any]], manifest: RunManifest, chosen: list[str]
+) -> None:
+    """Check that the notebooks of a continued run have the parameters of this command.
+
+    Notebooks that --only or --from selects are run again and may have others, as may the next one of --resume if -p
+    names the parameter.
+
+    Raises:
+        InputError: a parameter differs.
+    """
+    named = {given.partition("=")[0].rpartition(".")[2] for given in config.parameters}
+    for notebook, entry in manifest.notebooks.items():
+        if notebook not in plan or (notebook in chosen and not config.resume):
+            continue
+        values = read_parameters(Path(config.root) / "notebooks" / f"{notebook}.ipynb") | plan[notebook]
+        for name in values.keys() & entry.parameters.keys() - set(LOCATION_PARAMETERS):
+            before, now = entry.parameters[name], values[name]
+            if before != now and not (notebook in chosen and name in named):
+                raise InputError(
+                    f"{notebook} of the latest run of {manifest.tier} has {name} {before!r}, this command has {now!r}. "
+                    f"Add -p {notebook}.{name}={before} to continue that run, or start a new run without --resume, "
+                    "--from and --only.",
+                    code="run.other-parameters",
+                    notebook=notebook,
+                    name=name,
+                    before=before,
+                    now=now,
+                )
 
 
 def runs(config: RunsConfig) -> str:
@@ -147,8 +201,13 @@ def runs(config: RunsConfig) -> str:
     folder = Path(config.root) / "papermill_runs"
     if not config.compare:
         found = read_runs(folder)
+        for path in sorted(folder.glob("*/manifest.json")):
+            if path.parent.name not in found:
+                logger.warning("%s cannot be read, so this run is not listed", path)
         return json.dumps(_summarise_runs(found), indent=2) if config.format == "json" else _format_runs(found, folder)
     names = [_run_name(folder, given) for given in config.compare]
+    if len(names) == 2 and names[0] == names[1]:
+        raise InputError(f"{names[0]} is given twice. Pass two different runs.", code="run.same", name=names[0])
     if len(names) != 2:
         other = next((name for name in read_runs(folder) if name not in names), "RUN")
         example = f". Example: esm2kit runs {names[0]} {other}" if len(names) == 1 else ""
@@ -212,6 +271,12 @@ def rerun(config: RerunConfig) -> str:
     root = Path(config.root)
     name = _run_name(root / "papermill_runs", config.run)
     before = read_manifest(root / "papermill_runs" / name)
+    if all(metric.endswith(SPEEDS) for metric in before.figures):
+        raise InputError(
+            f"{name} recorded no metric except speeds, so there is nothing to compare. Choose a finished run.",
+            code="rerun.no-metrics",
+            name=name,
+        )
     plan = {
         notebook: {name: value for name, value in entry.parameters.items() if name not in LOCATION_PARAMETERS}
         for notebook, entry in before.notebooks.items()

@@ -11,6 +11,7 @@ import esm2kit
 from esm2kit.core.errors import InputError, suggest_name
 from esm2kit.core.files import check_git_lfs
 from esm2kit.core.paths import expand_path
+from esm2kit.core.yaml_text import parse_yaml
 from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.history import format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
@@ -60,8 +61,8 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     files = {file.stem: file for file in sorted((Path(root) / "notebooks").glob("*.ipynb"))}
     check_git_lfs(path)
     try:
-        tier = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        tier = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not valid YAML: {' '.join(str(error).split())}", code="tier.not-yaml", path=str(path)
         ) from error
@@ -75,7 +76,7 @@ def plan_tier(root: Path, path: Path, given: Sequence[str] = ()) -> dict[str, di
     for notebook, parameters in tier.items():
         if notebook not in files:
             raise InputError(
-                f"{path}: unknown notebook {notebook!r}: {suggest_name(notebook, files)}",
+                f"{path}: unknown notebook {notebook!r}: {suggest_name(str(notebook), files)}",
                 code="tier.notebook",
                 name=notebook,
             )
@@ -147,7 +148,7 @@ def check_parameters(
     for name, value in parameters.items():
         if name not in known:
             raise InputError(
-                f"{notebook} has no parameter {name!r}: {suggest_name(name, known)}",
+                f"{notebook} has no parameter {name!r}: {suggest_name(str(name), known)}",
                 code="parameter.unknown",
                 notebook=notebook,
                 name=name,
