@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # the packages whose tests take seconds
 QUICK := tests/core tests/sequences tests/tasks tests/cli tests/test_project.py
 
-.PHONY: help walkthrough test check docs setup lab lint lock clean
+.PHONY: help walkthrough test check docs setup lab dist lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ docs: setup  ## build the documentation into docs/_build/html (runs the walkthro
 lab: setup  ## JupyterLab, at notebook 00
 	@ESM2KIT_OWN_PYTHONSTARTUP="$$PYTHONSTARTUP" PYTHONSTARTUP="$(CURDIR)/docs/kernel_start.py" $(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(LAB) notebooks/00_start_here.ipynb
 
+# builds the wheel from the source distribution, so that both are known to work
+dist: setup  ## build the wheel and the source distribution into dist/, and check what they contain
+	@rm -rf dist build
+	@$(BIN)/python -m build --no-isolation --outdir dist > $(VENV)/build.log 2>&1 || { tail -n 20 $(VENV)/build.log >&2; exit 1; }
+	@$(BIN)/python tests/support/check_dist.py dist
+
 lint: setup  ## fix style, check that imports only go down
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/lint-imports --config pyproject.toml
 
@@ -80,4 +86,4 @@ lock: pyproject.toml  ## update requirements.lock from pyproject.toml
 	sed -i -e 's/+cpu$$//' requirements.lock
 
 clean:  ## remove .venv and what was built
-	rm -rf $(VENV) build docs/_build *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -1,5 +1,6 @@
-"""The wheel: it contains the data files, and a stage runs from it without the source tree."""
+"""The distributions: their content, and that a stage and a notebook run from the wheel without the source tree."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from support.check_dist import check_dist, check_sdist, check_wheel
 
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
@@ -19,15 +21,19 @@ SHAPE = ESM2Config(2, 16, 2)
 
 
 @pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy, without the leftovers of an earlier build."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, folder)
-    shutil.copytree(root / "esm2kit", folder / "esm2kit", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "."]
-    subprocess.run(command, cwd=folder, check=True)
-    (built,) = folder.glob("*.whl")
+def dist(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build both distributions, the wheel from the other one, from a copy without leftovers of an earlier build."""
+    folder = tmp_path_factory.mktemp("dist") / "source"
+    skipped = shutil.ignore_patterns(".*", "build", "dist", "work", "*.egg-info", "__pycache__", "*-[0-9]*", "docs")
+    shutil.copytree(root, folder, ignore=skipped)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder.parent / "dist"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder.parent / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (built,) = dist.glob("*.whl")
     return built
 
 
@@ -48,18 +54,49 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_data_files_are_in_the_wheel(wheel: Path, root: Path) -> None:
-    packed = set(zipfile.ZipFile(wheel).namelist())
-    tree = {str(path.relative_to(root)) for path in (root / "esm2kit").rglob("*") if path.is_file()}
-    assert {name for name in tree if "__pycache__" not in name} <= packed
+def run(python: Path, folder: Path, *words: str | Path) -> str:
+    command = [python, "-m", "esm2kit", *words]
+    # nbconvert's templates are data of the environment that has the dependencies
+    environment = {"HOME": str(folder), "JUPYTER_PATH": str(Path(sys.prefix, "share", "jupyter"))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_distributions_are_complete(dist: Path) -> None:
+    """Metadata, licence, urls, extras, templates, styles, sample data, notebooks, tiers; under 5 MB."""
+    assert check_dist(dist) == []
+
+
+def test_the_check_finds_what_is_missing(wheel: Path, tmp_path: Path) -> None:
+    """A wheel without a template, with a changed notebook and with another file is not accepted."""
+    changed = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("00_start_here.ipynb"):
+                notebook = json.loads(data)
+                next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")["outputs"] = [{"a": 1}]
+                data = json.dumps(notebook).encode()
+            if not name.endswith(("page.html.j2", "LICENSE")):
+                target.writestr(name, data.replace(b"esm2kit/issues", b"someone/else"))
+        target.writestr("tests/test_own.py", "")
+    found = "\n".join(check_wheel(changed))
+    assert "esm2kit/benchmarking/templates/page.html.j2 is missing" in found
+    assert "00_start_here.ipynb differs from the checkout" in found
+    assert "00_start_here.ipynb has outputs" in found
+    assert "tests/test_own.py should not be there" in found
+    assert "the licence is missing" in found
+    assert "METADATA: the urls are" in found
+
+
+def test_the_source_distribution_lacks_nothing(dist: Path) -> None:
+    (path,) = dist.glob("*.tar.gz")
+    assert check_sdist(path) == []
 
 
 def test_the_installed_wheel_shows_help_and_embeds(python: Path, tmp_path: Path) -> None:
-    def run(*words: str | Path) -> str:
-        command = [python, "-m", "esm2kit", *words]
-        return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=True).stdout
-
-    assert "embed" in run("--help")
+    assert "embed" in run(python, tmp_path, "--help")
     code = "import esm2kit; print(esm2kit.__file__)"
     found = subprocess.run([python, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(python.parents[1]), "not the source tree's"
@@ -67,6 +104,20 @@ def test_the_installed_wheel_shows_help_and_embeds(python: Path, tmp_path: Path)
     state = ESM2.initialised(SHAPE, seed=0).state_dict()
     write_checkpoint(model, {f"model.{name}": tensor for name, tensor in state.items()}, {"model": asdict(SHAPE)})
     (tmp_path / "three.fasta").write_text(">a\nMKV\n>b\nLAG\n>c\nMKTAYIAK\n")
-    run("embed", "three.fasta", "--model", model, "--device", "cpu", "--workers", "1")
+    run(python, tmp_path, "embed", "three.fasta", "--model", model, "--device", "cpu", "--workers", "1")
     with EmbeddingReader(tmp_path / "embeddings" / "three_embeddings.h5") as reader:
         assert reader.matrix().shape == (3, 16)
+
+
+def test_notebooks_run_from_the_wheel_in_an_empty_folder(python: Path, root: Path, tmp_path: Path) -> None:
+    """`esm2kit notebooks`, and in its folder the first two notebooks: the sample data becomes a dataset."""
+    assert "esm2kit run sample" in run(python, tmp_path, "notebooks", "mine")
+    folder = tmp_path / "mine"
+    for name in ("notebooks/03_embed.ipynb", "data/sample/mapping.tsv", "papermill_runs/sample.yaml"):
+        assert (folder / name).read_bytes() == (root / name).read_bytes()
+    (folder / "papermill_runs" / "two.yaml").write_text("00_start_here: {}\n01_preprocess: {}\n")
+    run(python, folder, "run", "two")
+    (made,) = (folder / "papermill_runs").glob("two-*/artefacts/dataset/manifest.json")
+    assert json.loads(made.read_text())["dataset"]["valid"]["records"] == 70
+    pages = sorted(path.name for path in made.parents[2].glob("*.html"))
+    assert pages == ["00_start_here.html", "01_preprocess.html", "index.html"]

@@ -81,6 +81,11 @@ STAGES = {
         "Check datasets, checkpoints, embeddings and reports for damage.",
         "path", "esm2kit check vectors",
     ),
+    "notebooks": Stage(
+        "cli.notebooks.NotebooksConfig", "cli.notebooks.copy_notebooks",
+        "Copy the notebooks, the sample data and the tiers to a folder.",
+        "out_dir", "esm2kit notebooks my_esm2",
+    ),
     "run": Stage(
         "notebook.runs.run.RunConfig", "notebook.runs.run.run",
         "Execute the notebooks with the parameters of a tier.",

@@ -32,7 +32,19 @@ from esm2kit.notebook.runs.pages import write_runs_page
 from esm2kit.notebook.runs.tiers import check_parameters, find_tier, format_plan, plan_tier
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[3]
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def find_root() -> Path:
+    """Find the folder of the notebooks: the current one, the one above it, or else the checkout.
+
+    Returns:
+        A folder with notebooks/ and papermill_runs/; the current folder if there is none.
+    """
+    here = Path.cwd()
+    places = (here, here.parent, CHECKOUT)
+    found = (place for place in places if (place / "notebooks").is_dir() and (place / "papermill_runs").is_dir())
+    return next(found, here)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class RunConfig:
         parameters: Values that override the tier: name=value for every notebook with that parameter, or
             notebook.name=value. Default: the values of the tier.
         dry_run: Check and print the parameters of every notebook without running anything.
-        root: Folder that contains notebooks/ and papermill_runs/.
+        root: Folder that contains notebooks/ and papermill_runs/. Default: this folder, or the checkout of esm2kit.
     """
 
     tier: str = "sample"
@@ -57,7 +69,7 @@ class RunConfig:
     resume: bool = False
     parameters: list[str] = field(default_factory=list)
     dry_run: bool = False
-    root: Path = ROOT
+    root: Path = field(default_factory=find_root)
 
     option_groups = OptionGroups(usual="tier from_notebook only resume parameters dry_run root")
 
@@ -71,12 +83,12 @@ class RunsConfig:
 
     Args:
         compare: Folder names of two runs, to show the parameters and metrics that differ.
-        root: Folder that contains papermill_runs/.
+        root: Folder that contains papermill_runs/. Default: this folder, or the checkout of esm2kit.
         format: Output format.
     """
 
     compare: list[str] = field(default_factory=list)
-    root: Path = ROOT
+    root: Path = field(default_factory=find_root)
     format: Literal["table", "json"] = "table"
 
     option_groups = OptionGroups(usual="compare format root")
@@ -93,12 +105,12 @@ class RerunConfig:
     Args:
         run: Folder name of the run in papermill_runs.
         tolerance: Largest relative difference of two metrics that count as equal. Speeds are not compared.
-        root: Folder that contains notebooks/ and papermill_runs/.
+        root: Folder that contains notebooks/ and papermill_runs/. Default: this folder, or the checkout of esm2kit.
     """
 
     run: str
     tolerance: float = 1e-4
-    root: Path = ROOT
+    root: Path = field(default_factory=find_root)
 
     option_groups = OptionGroups(usual="run tolerance root")
 

@@ -16,6 +16,8 @@ from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.history import format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
 
+NO_TIERS = "{folder} has no tiers. Run `esm2kit notebooks DIR`, then repeat this command in DIR."
+
 
 def find_tier(root: Path, tier: str) -> Path:
     """Find the file of a tier.
@@ -36,7 +38,7 @@ def find_tier(root: Path, tier: str) -> Path:
             return path
     known = [path.stem for path in folder.glob("*.yaml")]
     raise InputError(
-        f"unknown tier {tier!r}: " + (suggest_name(tier, known) if known else f"{folder} has no tiers"),
+        f"unknown tier {tier!r}: " + (suggest_name(tier, known) if known else NO_TIERS.format(folder=folder)),
         code="tier.unknown",
         name=tier,
         known=known,
