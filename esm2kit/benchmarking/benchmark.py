@@ -37,7 +37,7 @@ from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, 
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.paths import portable_name
@@ -69,6 +69,7 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     Raises:
         InputError: The input or the configuration is not valid, or at least one of several tasks failed.
     """
+    check_type(config, BenchmarkConfig, "config")
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     check_output_folder(out_dir)

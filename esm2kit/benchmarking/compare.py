@@ -16,7 +16,7 @@ from esm2kit.benchmarking.page import build_figure, build_headers, build_score_p
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
 from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, to_json
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
@@ -79,6 +79,7 @@ def compare(config: CompareConfig) -> ReportComparison:
     Raises:
         InputError: There are fewer than two reports, or one cannot be read.
     """
+    check_type(config, CompareConfig, "config")
     check_output_folder(Path(config.out_dir))
     reports = [Report.read(path) for path in config.reports]
     files = [report.json.resolve() for report in reports]

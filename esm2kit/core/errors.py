@@ -3,15 +3,24 @@
 import json
 import logging
 import os
+import reprlib
 import time
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral, Real
 from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger(__name__)
+TYPE_NAMES = {
+    int: "an integer", Integral: "an integer", float: "a number", bool: "True or False", str: "text", Path: "a path",
+    type(None): "None",
+}  # fmt: skip
+SHOWN = (str, bytes, int, float, os.PathLike, list, tuple, dict)
+PLURALS = {int: "integers", float: "numbers", str: "texts", Path: "paths"}
 # environment variable with the path of a worker's error file; the name and the format are those of torch elastic
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -92,6 +101,78 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = find_closest(name, known)
     return f"did you mean {close!r}?" if close else f"choose one of {', '.join(known) or 'none'}"
+
+
+def check_type(value: Any, expected: type, name: str, hint: str = "") -> None:
+    """Check the type of an argument.
+
+    Args:
+        value: The argument.
+        expected: Its type.
+        name: Its name, for the message.
+        hint: Text to append to the message, such as how to make such a value.
+
+    Raises:
+        InputError: The value has another type.
+    """
+    if not isinstance(value, expected):
+        _raise_type(name, _describe_type(expected), value, hint)
+
+
+def _raise_type(name: str, expected: str, value: Any, hint: str = "") -> NoReturn:
+    kind = type(value).__name__
+    shown = f"{reprlib.repr(value)} ({kind})" if isinstance(value, SHOWN) else "None" if value is None else f"a {kind}"
+    raise InputError(
+        f"{name} must be {expected}, found {shown}{hint and '; ' + hint}",
+        code="argument.type",
+        name=name,
+        expected=expected,
+        found=kind,
+    )
+
+
+def check_types(config: Any) -> None:
+    """Check the types of a dataclass's fields; text is accepted for a path, and a tuple for a list.
+
+    Args:
+        config: A dataclass instance.
+
+    Raises:
+        InputError: A field has another type.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        options = [option for part in _list_options(hint) for option in _list_options(part)]
+        value = getattr(config, name)
+        if not options or any(_fits(value, option) for option in options):
+            continue
+        _raise_type(name, " or ".join(dict.fromkeys(map(_describe_type, options))), value)
+
+
+def _list_options(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the hint itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type; a hint that is not known accepts every value."""
+    if get_origin(hint) is list:
+        return isinstance(value, list | tuple) and all(
+            any(_fits(item, option) for option in _list_options(get_args(hint)[0])) for item in value
+        )
+    if hint in (int, float):
+        numbers = Integral if hint is int else Real
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if hint in (str, Path):
+        return isinstance(value, str | os.PathLike)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _describe_type(hint: Any) -> str:
+    """Describe a type in words."""
+    if get_origin(hint) is list:
+        inner = " or ".join(PLURALS.get(option, str(option)) for option in _list_options(get_args(hint)[0]))
+        return f"a list of {inner}"
+    return TYPE_NAMES.get(hint) or f"of type {getattr(hint, '__name__', hint)}"
 
 
 def check_choices(config: Any) -> None:

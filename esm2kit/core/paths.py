@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type, check_types
 
 # what Windows refuses in a file name: characters, and names of devices, with any ending
 FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
@@ -37,8 +37,10 @@ def expand_path(path: Path | str) -> Path:
         The path.
 
     Raises:
-        InputError: The home folder is unknown.
+        InputError: It is not a path, or the home folder is unknown.
     """
+    if not isinstance(path, str | os.PathLike):
+        check_type(path, Path, "path")
     path = Path(path)
     first = path.parts[0] if path.parts else ""
     if not first.startswith("~") or (first != "~" and os.path.lexists(first)):
@@ -54,14 +56,15 @@ def expand_path(path: Path | str) -> Path:
 
 
 def expand_paths(config: Any) -> None:
-    """Expand `~` in all fields of a dataclass that hold paths, or text such as a model's path.
+    """Check the types of a dataclass's fields, and expand `~` in those that hold paths or a model's path.
 
     Args:
         config: A dataclass instance, also a frozen one; its fields are replaced.
 
     Raises:
-        InputError: A home folder is unknown.
+        InputError: A field has another type, or a home folder is unknown.
     """
+    check_types(config)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         expanded = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)

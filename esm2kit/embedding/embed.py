@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from esm2kit.core.checksums import FileChecksums, raise_damaged
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, fsync
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.paths import portable_name
@@ -103,6 +103,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     Raises:
         InputError: the input is invalid, a file or an unfinished run with other settings exists, or the disk is full.
     """
+    check_type(config, EmbedConfig, "config")
     process = join_process_group()
     check_output_folder(config.out_dir)
     job = Job(config, _choose_device(config, process), replace)

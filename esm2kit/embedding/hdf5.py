@@ -237,9 +237,11 @@ class EmbeddingReader:
     def __init__(self, path: Path) -> None:
         self.path = path = expand_path(path)
         if self.path.is_dir():
-            names = ", ".join(sorted(file.name for file in self.path.glob("*.h5"))[:4]) or "it has no .h5 file"
+            files = sorted(file.name for file in self.path.glob("*.h5"))
+            found = f"which contains {', '.join(files[:8])}" if files else "which contains no .h5 file"
+            fix = "Pass one of its files." if files else "Create one with `esm2kit embed`."
             raise InputError(
-                f"{path} is a folder. Pass one of its files ({names}).", code="embeddings.folder", path=path
+                f"{path} is a folder, {found}. {fix}", code="embeddings.folder", path=path, found=tuple(files)
             )
         if not self.path.is_file():
             raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from esm2kit.benchmarking.probes.features import compute_column_moments
 from esm2kit.benchmarking.saved_probe import describe_labels
 from esm2kit.core.checksums import write_sealed_json
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import hold_lock
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
@@ -80,6 +80,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         InputError: The task, model, head, layout and checkpoint do not match, another run trains in the same folder,
             or the loss is not finite. The message then contains the update and the sequences.
     """
+    check_type(config, FinetuneConfig, "config")
     with lock_run_folder(Path(config.out_dir)):
         return _finetune(config)
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from esm2kit.core.checksums import write_sealed_json
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
@@ -51,6 +51,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     Raises:
         InputError: A file cannot be read, or the base is not the one of the adapters.
     """
+    check_type(config, PredictConfig, "config")
     out, files = Path(config.out), find_fasta_files(config.fasta)
     check_output_folder(out.parent)
     if out.is_dir():

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, check_git_lfs, to_json
+from esm2kit.core.files import atomic_path, check_git_lfs, describe_content, to_json
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.formats.readers import raise_not_weights
 
 FORMAT = 1
 TIED = {"model.lm_head.weight": "model.embed_tokens.weight"}
@@ -163,6 +164,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             header, names = file.metadata() or {}, list(file.keys())
     except SafetensorError as error:
+        if kind := describe_content(path):
+            raise_not_weights(path, kind)
         raise InputError(
             f"{path}: the safetensors file is incomplete or damaged ({error}). Use another checkpoint.",
             code="checkpoint.damaged",

@@ -5,11 +5,11 @@ Does not import torch.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from esm2kit.core.errors import InputError, check_choices, suggest_name
+from esm2kit.core.errors import InputError, check_choices, check_types, suggest_name
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.sequences.alphabet import VOCAB_SIZE
@@ -36,10 +36,19 @@ class ESM2Config:
     layer_norm_eps: float = 1e-5
     lm_head: bool = True
 
+    def __str__(self) -> str:
+        """Describe the shape in words, for messages."""
+        others = [f"{each.name} {getattr(self, each.name)}" for each in fields(self)[3:]
+                  if getattr(self, each.name) != each.default]  # fmt: skip
+        shape = f"{self.num_layers} layers, embed_dim {self.embed_dim}, {self.attention_heads} attention heads"
+        return ", ".join([shape, *others])
+
     def __post_init__(self) -> None:
+        check_types(self)
         if min(self.num_layers, self.embed_dim, self.attention_heads) < 1:
             raise InputError(
-                f"num_layers, embed_dim and attention_heads must be at least 1, found {self}.",
+                f"num_layers, embed_dim and attention_heads must be at least 1, found "
+                f"{self.num_layers}, {self.embed_dim} and {self.attention_heads}.",
                 code="model.shape",
                 found=self,
             )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.models.esm2 import ESM2, symmetrise_with_apc, tokenize
 from esm2kit.sequences.alphabet import encode
 
@@ -112,6 +112,7 @@ def pair_map(model: ESM2, sequence: str) -> PairMap:
     Source:
         Rao et al. 2021, 10.1101/2020.12.15.422761: contacts by logistic regression on attention maps.
     """
+    check_type(model, ESM2, "model", "load one with load_model")
     sequence = sequence[:MAX_RESIDUES]
     if len(sequence) < 8:
         raise InputError(

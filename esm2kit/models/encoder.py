@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
 from esm2kit.sequences.alphabet import MASK_IDX
@@ -50,6 +50,7 @@ class Encoder:
     """
 
     def __init__(self, model: ESM2, precision: Precision = "float32", device: torch.device | str = "cpu") -> None:
+        check_type(model, ESM2, "model", "load one with load_model")
         self.config = model.config
         self.precision = precision
         self.device = torch.device(device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.packing import Packed, Padded
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, PAD_IDX, VOCAB_SIZE, encode
@@ -193,6 +193,7 @@ class ESM2(nn.Module):
 
     def __init__(self, config: ESM2Config) -> None:
         super().__init__()
+        check_type(config, ESM2Config, "config")
         self.config = config
         # recompute each layer in the backward pass instead of storing its activations
         self.activation_checkpointing = False

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder
 from esm2kit.models.config import ExportConfig
 from esm2kit.models.esm2 import ESM2
@@ -25,6 +25,7 @@ def export(config: ExportConfig) -> str:
     Raises:
         InputError: the output exists, or the model cannot be loaded.
     """
+    check_type(config, ExportConfig, "config")
     out = Path(config.out)
     if out.exists():
         raise InputError(f"{out} already exists. Choose another name.", code="export.exists", path=out)

@@ -128,13 +128,14 @@ class Download(NamedTuple):
             check_digest(file, self.pinned if file.name == "model.safetensors" else None)
 
 
-def fetch(name: str) -> Download:
+def fetch(name: str, weights: bool = True) -> Download:
     """Download a model's files that the Hugging Face cache lacks; interrupted downloads resume.
 
     The environment variables HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE apply, as for huggingface_hub.
 
     Args:
         name: an official name, `owner/name` or `owner/name@revision`.
+        weights: download the weights too, not only config.json.
 
     Returns:
         The files; `check` compares them with their digests.
@@ -157,7 +158,7 @@ def fetch(name: str) -> Download:
             revision=revision,
         )
     folder = hub.download("config.json").parent
-    for file in hub.list_tensor_files():
+    for file in hub.list_tensor_files() if weights else ():
         hub.download(file)
     return Download(folder, folder.name, official.sha256 if revision == official.revision else None)
 

@@ -13,6 +13,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.checksums import read_sealed_json
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.paths import expand_path
 from esm2kit.models import checkpoint
 from esm2kit.models.config import SIZES, ESM2Config, check_model_name, complete_model_name
@@ -60,7 +61,11 @@ class ModelFile:
     @cached_property
     def config(self) -> ESM2Config:
         """The model's configuration; reads no tensor."""
-        return FORMATS[self.format].read_config(self.path) if self.path else SIZES[self.source]
+        if self.path is None:
+            return SIZES[self.source]
+        if self.untrained_seed is not None and self.format == "huggingface":
+            return huggingface.read_untrained_config(self.path)
+        return FORMATS[self.format].read_config(self.path)
 
     @cached_property
     def sha256(self) -> str:
@@ -136,7 +141,8 @@ def load_model(model: str | Path, untrained_seed: int | None = None) -> tuple[ES
             checkpoint, the folder of a pretraining run (its best checkpoint), or a folder of
             torch.distributed.checkpoint.
         untrained_seed: build the same architecture with random weights of this seed instead, as a baseline for the
-            effect of training. An official name is not downloaded in this case.
+            effect of training. Weights are not needed in this case: an official name is not downloaded, and of a
+            Hugging Face folder or repository config.json is enough.
 
     Returns:
         The model, and the file or folder it was loaded from.
@@ -161,11 +167,15 @@ def find_model(model: str | Path, untrained_seed: int | None = None) -> ModelFil
     Raises:
         InputError: the model does not exist or cannot be downloaded.
     """
+    if not isinstance(model, str | Path):
+        check_type(model, str, "model", "pass a name or a path")
+    if untrained_seed is not None:
+        check_type(untrained_seed, Integral, "untrained_seed")
     text = complete_model_name(str(expand_path(model)))
     if untrained_seed is not None and text in SIZES and not Path(text).exists():
         found = ModelFile(text, text, "size")
     else:
-        found = _find_path(Path(text)) if Path(text).exists() else _find_published(text)
+        found = _find_path(Path(text)) if Path(text).exists() else _find_published(text, untrained_seed is None)
     if untrained_seed is None:
         return found
     return replace(found, name=f"{found.name}_untrained", untrained_seed=untrained_seed)
@@ -223,7 +233,8 @@ def _find_path(path: Path) -> ModelFile:
             path=path,
             found=len(found),
         )
-    if (path.parent / "config.json").is_file() and path.name in ("model.safetensors", "pytorch_model.bin"):
+    in_folder = ("config.json", "model.safetensors", "pytorch_model.bin")
+    if (path.parent / "config.json").is_file() and path.name in in_folder:
         return _find_path(path.parent)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         return ModelFile(path.stem, str(path), "fair-esm", path)
@@ -244,9 +255,9 @@ def _find_run_checkpoint(folder: Path) -> Path | None:
     return next((path for name in names if (path := checkpoints / name).is_file()), None)
 
 
-def _find_published(name: str) -> ModelFile:
-    """Download a model by its official name or repository."""
+def _find_published(name: str, weights: bool) -> ModelFile:
+    """Download a model, or only its configuration, by its official name or repository."""
     check_model_name(name)
-    download = fetch(name)
+    download = fetch(name, weights)
     short, source = name.split("@")[0].split("/")[-1], f"hub:{name}@{download.revision}"
     return replace(_find_path(download.folder), name=short, source=source, download=download)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from esm2kit.core.errors import check_type
 from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.sequences.alphabet import MASK_IDX, STANDARD_RESIDUES, TOKENS
@@ -88,6 +89,7 @@ def guess_residues(model: ESM2, sequences: Sequence[str], log_share_V: np.ndarra
     Returns:
         Predictions for the standard residues.
     """
+    check_type(model, ESM2, "model", "load one with load_model")
     residues, proteins, log_ratios, is_first = [], [], [], []
     for protein, sequence in enumerate(sequences):
         log_prob_TV = compute_masked_log_probs(model, sequence)
@@ -114,5 +116,6 @@ def residue_odds(model: ESM2, sequence: str, log_share_V: np.ndarray) -> np.ndar
     Returns:
         (T, 20) log2 ratios, with columns in the order of STANDARD_RESIDUES.
     """
+    check_type(model, ESM2, "model", "load one with load_model")
     tokens = [TOKENS.index(residue) for residue in STANDARD_RESIDUES]
     return (compute_masked_log_probs(model, sequence)[:, tokens] - log_share_V[tokens]) / np.log(2)

@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 
 from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
-from esm2kit.core.errors import InputError, check_range
+from esm2kit.core.errors import InputError, check_range, check_type
 from esm2kit.core.files import check_output_folder, fsync, hold_lock, sha256_file, to_json, write_json
 from esm2kit.core.processes import count_cores
 from esm2kit.core.provenance import build_provenance
@@ -57,6 +57,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         OSError: A file cannot be read or written for another reason than a full disk.
         duckdb.Error: The join failed for another reason than too little memory or a full disk.
     """
+    check_type(config, PreprocessConfig, "config")
     started = time.monotonic()
     inputs = _find_inputs(config)
     out_dir = Path(config.out_dir)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from esm2kit.core.config import FREE
-from esm2kit.core.errors import InputError, check_range, suggest_name
+from esm2kit.core.errors import InputError, check_range, check_type, suggest_name
 from esm2kit.core.options import OptionGroups
 from esm2kit.models.config import MODEL_NAMES, SIZES, ESM2Config, complete_model_names
 from esm2kit.tasks.task import Level, Target
@@ -154,5 +154,6 @@ def lr_at(step: int, config: PretrainConfig) -> float:
     Source:
         Lin et al. 2023, supplement A.2.4.
     """
+    check_type(config, PretrainConfig, "config")
     warmup, end = config.warmup_steps, config.decay_share * config.max_steps
     return compute_lr(config.peak_lr, step + 1, warmup, warmup, end, final_share=config.min_lr_share)

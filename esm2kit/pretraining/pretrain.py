@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esm2kit.core.checksums import write_sealed_json
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.process_group import sum_over_group
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
@@ -163,6 +163,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         InputError: The dataset, model size, batch layout or checkpoint does not match the configuration, or a loss is
             not finite; then the message lists the update and its sequences.
     """
+    check_type(config, PretrainConfig, "config")
     with lock_run_folder(Path(config.out_dir)):
         return _pretrain(config)
 
@@ -250,8 +251,8 @@ def _initial_model(
     check_lm_head(loaded.config, source.name)
     if config.model is not None and loaded.config != config.model_config:
         raise InputError(
-            f"init_from {config.init_from} has the shape {loaded.config}, but model {config.model!r} has "
-            f"{config.model_config}. Omit --model.",
+            f"init_from {config.init_from} has another shape ({loaded.config}) than model {config.model!r} "
+            f"({config.model_config}). Omit --model.",
             code="model.other-shape",
             path=config.init_from,
             name=config.model,

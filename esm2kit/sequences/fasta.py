@@ -173,7 +173,7 @@ class FastaReader:
     """
 
     def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
-        self.path = Path(path)
+        self.path = expand_path(path)
         self.num_records = 0
         self._text = TextReader(self.path)
         self._block_bytes = block_bytes

@@ -160,8 +160,8 @@ def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: 
 
 def load_task(
     task: str,
-    split: str | None,
-    data_dir: Path,
+    split: str | None = None,
+    data_dir: Path = Path("flip"),
     target_type: Target | None = None,
     level: Level | None = None,
     target: str | None = None,
@@ -398,6 +398,14 @@ def _check_sets(data: TaskData, source: Source) -> None:
     """Raise InputError for an empty set, or for a class that occurs in test but not in train."""
     for name in SET_NAMES:
         if not len(data.target_rows(name)):
+            if proteins := data.sizes[name]:
+                raise InputError(
+                    f"{source}: the masks of the {name} set's {proteins} proteins leave no residue to score. Write "
+                    "1 in the mask for each residue with a measurement.",
+                    code="task.empty-mask",
+                    set=name,
+                    path=source.path,
+                )
             if name == "validation":
                 where = "with True in the column validation" if source.is_table else "with VALIDATION=True"
                 fix = f"Mark some train records {where}; they are used for model selection"

@@ -230,6 +230,8 @@ def fit(
     Raises:
         InputError: Devices or the logger's package are missing, a checkpoint cannot be written, or a loss is not
             finite.
+        KeyboardInterrupt: The user interrupted the run before its first update, or for the second time.
+        SystemExit: Lightning ended the process.
     """
     config, first_step = module.config, module.step
     log = TrainingLog(config.out_dir, config.log_every_n_steps, unigram_perplexity, first_step, metrics)
@@ -241,5 +243,10 @@ def fit(
         if first_step:
             logger.info("resuming from %s at update %d of %d", writer.last, first_step, config.max_steps)
         set_start_step(trainer, first_step)
-        trainer.fit(module, data)
+        try:
+            trainer.fit(module, data)
+        except SystemExit as error:  # Lightning exits with code 1 after an interrupt
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
     return TrainingRun(writer, log.path, trainer.is_global_zero)

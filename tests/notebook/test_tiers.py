@@ -61,6 +61,10 @@ def test_a_dry_run_prints_every_parameter_and_runs_nothing(name: str, capsys: py
     ("notebook", "given", "code", "hint"),
     [
         ("02_pretrain", {"max_steps": "many"}, "parameter.type", "must be of type int, such as 800"),
+        ("02_pretrain", {"max_steps": -5}, "option.range", "02_pretrain: max_steps must be at least 1, found -5"),
+        ("02_pretrain", {"warmup_steps": -1}, "option.range", "02_pretrain: warmup_steps must be at least 0"),
+        ("04_benchmark", {"resamples": 5}, "option.range", "at least 100"),
+        ("05_finetune", {"epochs": -2}, "option.range", "05_finetune: epochs must be above 0"),
         ("02_pretrain", {"max_steps": 1.5}, "parameter.type", ""),
         ("02_pretrain", {"max_steps": True}, "parameter.type", ""),
         ("02_pretrain", {"lr": "high"}, "parameter.type", ""),
@@ -85,6 +89,8 @@ def test_an_invalid_value_is_refused(
 
 
 def test_valid_values(known: dict[str, dict[str, Any]]) -> None:
+    # the notebook reads 0 as "all proteins", which is None in the stage
+    assert check_parameters(ROOT, "05_finetune", {"limit": 0}, known["05_finetune"]) == {"limit": 0}
     pretrain = check_parameters(ROOT, "02_pretrain", {"lr": 1, "must_reach": "9e-1"}, known["02_pretrain"])
     assert pretrain == {"lr": 1.0, "must_reach": 0.9}
     assert type(pretrain["lr"]) is float

@@ -9,7 +9,7 @@ from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_p
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_finite
 from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
-from esm2kit.core.errors import InputError
+from esm2kit.core.errors import InputError, check_type
 from esm2kit.tasks.task import Task
 
 
@@ -35,6 +35,12 @@ def fit_probe(
     Raises:
         InputError: The probe, the features and the task do not match, or the features contain nan or inf.
     """
+    for name, value, kind in (
+        ("features", features, Features),
+        ("targets", targets, ProbeTargets),
+        ("config", config, ProbeConfig),
+    ):
+        check_type(value, kind, name)
     check_probe(config.probe, targets.task)
     check_rows(features, targets, config.probe)
     start = time.perf_counter()

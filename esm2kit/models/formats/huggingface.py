@@ -230,6 +230,27 @@ def read_config(folder: Path) -> ESM2Config:
     return _open(folder)[0].model
 
 
+def read_untrained_config(folder: Path) -> ESM2Config:
+    """Read the configuration of a model without its weights; the tensors' names are used if they are there.
+
+    Args:
+        folder: the folder with config.json.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: config.json is not that of an ESM-2, or weights exist and are damaged.
+    """
+    try:
+        weight_files(folder)
+    except InputError as error:
+        if error.code != "checkpoint.no-weights":
+            raise
+        return read_hf_config(folder).model
+    return read_config(folder)
+
+
 def _open(folder: Path) -> tuple[HfConfig, dict[str, Callable[[], Tensor]]]:
     """Return the configuration, and for every tensor of the folder a function that reads it."""
     if (folder / ADAPTER_CONFIG).is_file():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import check_git_lfs
+from esm2kit.core.files import check_git_lfs, describe_content
 
 State = dict[str, Tensor]
 # Components that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names.
@@ -43,6 +43,8 @@ def read_pickle(path: Path) -> Any:
         raise InputError(f"{path}: the file does not exist. Check the path.", code="checkpoint.absent", path=path)
     check_git_lfs(path)
     if not zipfile.is_zipfile(path):
+        if kind := describe_content(path):
+            raise_not_weights(path, kind)
         raise InputError(
             f"{path}: the file is incomplete, or was not written by torch.save. Download it again.",
             code="checkpoint.damaged",
@@ -177,6 +179,25 @@ def raise_adapter(source: Path | str, name: str) -> NoReturn:
         code="checkpoint.adapter",
         path=source,
         name=name,
+    )
+
+
+def raise_not_weights(path: Path, kind: str) -> NoReturn:
+    """Reject a file of another kind that was passed as a model.
+
+    Args:
+        path: the file.
+        kind: what it is, from `describe_content`.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"{path} is {kind}, not the weights of a model. Pass an official name, a checkpoint (.safetensors or .pt) or a "
+        "model's folder.",
+        code="model.not-weights",
+        path=path,
+        found=kind,
     )
 
 

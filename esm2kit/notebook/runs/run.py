@@ -211,6 +211,12 @@ def runs(config: RunsConfig) -> str:
         InputError: a run does not exist, or the number of names is not two.
     """
     folder = Path(config.root) / "papermill_runs"
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} does not exist. Set --root to the folder that contains papermill_runs/.",
+            code="run.no-folder",
+            path=folder,
+        )
     if not config.compare:
         found = read_runs(folder)
         for path in sorted(folder.glob("*/manifest.json")):

@@ -1,6 +1,7 @@
 """Tiers: notebook -> parameters that differ from the defaults; all are checked before anything runs."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -167,7 +168,32 @@ def check_parameters(
             )
         if isinstance(value, str) and name not in LOCATION_PARAMETERS:
             _check_path(Path(root) / "notebooks", notebook, name, value, known[name])
+    _check_stage(notebook, values, known)
     return values
+
+
+def _check_stage(notebook: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Check the parameters that the notebook passes to its stage's dataclass, in that dataclass."""
+    config = _find_config(notebook)
+    if config is None:
+        return
+    stage = [field.name for field in dataclasses.fields(config)]
+    missing = dataclasses.MISSING
+    required = [field.name for field in dataclasses.fields(config) if field.default is field.default_factory is missing]
+
+    def build(parameters: Mapping[str, Any]) -> None:
+        given = {name: value for name, value in parameters.items() if name in stage and value != ""}
+        config(**{name: "unknown" for name in required if name not in given} | given)
+
+    same = []  # the other parameters are converted by the notebook, such as a limit of 0
+    for name, default in known.items():
+        with contextlib.suppress(InputError):
+            build({name: default})
+            same.append(name)
+    try:
+        build({name: values.get(name, known[name]) for name in same})
+    except InputError as error:
+        raise InputError(f"{notebook}: {error}", code=error.code, **{"notebook": notebook} | error.values) from None
 
 
 def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
@@ -210,9 +236,14 @@ def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any
         )
 
 
+def _find_config(notebook: str) -> type | None:
+    """Find the dataclass of a notebook's stage by its name."""
+    return getattr(esm2kit, f"{notebook.partition('_')[2].capitalize()}Config", None)
+
+
 def _allowed_values(notebook: str) -> dict[str, tuple[Any, ...]]:
     """Read the choices of the parameters that the notebook's stage restricts to a list."""
-    config = getattr(esm2kit, f"{notebook.partition('_')[2].capitalize()}Config", None)
+    config = _find_config(notebook)
     if config is None:
         return {}
     hints = get_type_hints(config)
