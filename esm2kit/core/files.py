@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # Windows converts line breaks in files that are opened without this flag; other systems do not have it.
 BINARY = getattr(os, "O_BINARY", 0)
 _SEEK = threading.Lock()
+ZIP_KIND = "a zip archive, as torch.save writes it in files named .pt"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # first bytes -> the kind of file
 MAGIC_BYTES = {
@@ -29,7 +30,7 @@ MAGIC_BYTES = {
     b"\x28\xb5\x2f\xfd": "a zstandard file",
     b"ARROW1": "an Arrow file, such as a dataset's sequences",
     b"\x93NUMPY": "a NumPy array",
-    b"PK\x03\x04": "a zip archive, as torch.save writes it in files named .pt",
+    b"PK\x03\x04": ZIP_KIND,
     b"\x7fELF": "a program",
 }
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"

@@ -48,7 +48,8 @@ def test_a_missing_package_is_a_one_line_error(
     monkeypatch.setattr(command, "_run", run)
     assert main(["yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the package yaml is not installed. Run `make setup` and `source .venv/bin/activate`" in line
+    assert "the package pyyaml is not installed for " in line
+    assert "Run `pip install pyyaml`" in line
     assert main(["esm2kit.nothing"]) == 1, "a bug in esm2kit"
     (line,) = capsys.readouterr().err.splitlines()
     assert "unexpected ModuleNotFoundError: No module named 'esm2kit.nothing'. This is a bug" in line

@@ -252,7 +252,7 @@ def test_bad_files_are_rejected(tmp_path: Path) -> None:
     saved = (tmp_path / "esm2_a.pt").read_bytes()
     cases: list[tuple[bytes | dict, str, dict]] = [
         (saved[: len(saved) // 2], "checkpoint.damaged", {}),
-        (b"hello", "checkpoint.damaged", {}),
+        (b"hello", "model.not-weights", {"found": "a text file"}),
         ({"args": {}, "model": {}}, "checkpoint.not-esm2", {}),
         ({"cfg": {"model": Namespace(encoder_layers=3)}, "model": {}}, "checkpoint.not-esm2", {}),
     ]

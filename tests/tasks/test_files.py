@@ -255,9 +255,9 @@ def changed(name, old, new):
         ({"s.csv": "sequence,target,set\nMKV,1,tset\n"}, "task.set", {"record": "Sequence0", "found": "tset"}),
         ({"s.csv": "sequence,target,set,validation\nMKV,1,train,x\n"}, "task.validation", {"found": "x"}),
         (
-            {"s.csv": "sequence,target,set\nMKV,1e101,train\n"},
+            {"s.csv": "sequence,target,set\nMKV,1e301,train\n"},
             "task.target-range",
-            {"found": "1e101", "largest": 1e100},
+            {"found": "1e301", "largest": 1e300},
         ),
         ({"s.csv": "sequence,target,set\nMKV,-2e300,train\n"}, "task.target-range", {"found": "-2e300"}),
         ({"s.csv": "sequence,target,set\nMKV,-9e299,train\n"}, "task.empty-set", {"set": "validation"}),

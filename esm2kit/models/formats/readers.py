@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import check_git_lfs, describe_content
+from esm2kit.core.files import ZIP_KIND, check_git_lfs, describe_content
 
 State = dict[str, Tensor]
 # Components that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names.
@@ -43,7 +43,8 @@ def read_pickle(path: Path) -> Any:
         raise InputError(f"{path}: the file does not exist. Check the path.", code="checkpoint.absent", path=path)
     check_git_lfs(path)
     if not zipfile.is_zipfile(path):
-        if kind := describe_content(path):
+        kind = describe_content(path)
+        if kind and kind != ZIP_KIND:  # an incomplete file of torch.save starts like a zip archive
             raise_not_weights(path, kind)
         raise InputError(
             f"{path}: the file is incomplete, or was not written by torch.save. Download it again.",
