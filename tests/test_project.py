@@ -218,7 +218,12 @@ def test_bad_input_gives_one_line_and_writes_no_files(
 
 def test_a_named_tuple_is_summarised_by_field_name() -> None:
     summary = json.loads(summarise(EmbedResult(Path("a_embeddings.h5"), None, 5, [Path("a_embeddings.h5")])))
-    assert summary == {"embeddings": "a_embeddings.h5", "hiddens": None, "num_proteins": 5}
+    assert summary == {
+        "embeddings": "a_embeddings.h5",
+        "hiddens": None,
+        "num_proteins": 5,
+        "files": ["a_embeddings.h5"],
+    }
 
 
 def test_on_a_terminal_the_summary_is_a_path() -> None:
@@ -226,4 +231,6 @@ def test_on_a_terminal_the_summary_is_a_path() -> None:
     assert summarise(result, on_terminal=True) == "report: run/report.html"
     assert summarise(result | {"html": None}, on_terminal=True) == "predictions: run/predictions.npz"
     assert summarise({"step": 3}, on_terminal=True) == ""
+    result["files"] = ["run/finetuned.safetensors", "run/report.html"]
+    assert summarise(result, on_terminal=True) == "wrote: run/finetuned.safetensors\nreport: run/report.html"
     assert summarise("two\nlines", on_terminal=True) == "two\nlines"

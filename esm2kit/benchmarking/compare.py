@@ -66,6 +66,11 @@ class ReportComparison:
     html: Path
     unpaired: Sequence[str] = ()
 
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of the page and of comparison.json."""
+        return [self.html, self.html.with_suffix(".json")]
+
 
 def compare(config: CompareConfig) -> ReportComparison:
     """Compare reports and log one line per pair.

@@ -106,9 +106,9 @@ def load_or_fit(
             stored = {}
         if str(stored.get("digest")) == digest and is_saved(digest):
             kept = json.loads(str(stored["details"]))
-            logger.info("%s: loaded from an earlier run", name)
+            logger.debug("%s: loaded from an earlier run", name)
             return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
-    logger.info("%s: fitting", name)
+    logger.debug("%s: fitting", name)
     fitted, note = fit()
     save(digest, fitted)
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}

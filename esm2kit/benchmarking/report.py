@@ -296,6 +296,11 @@ class Report:
     json: Path | None = None
 
     @property
+    def paths(self) -> list[Path]:
+        """The paths of all files of a report that was written."""
+        return [self.html, self.json, *(self.json.with_name(name) for name in self.files.values())]
+
+    @property
     def first(self) -> ReportRow:
         """The row of the model under test."""
         return self.rows[0]

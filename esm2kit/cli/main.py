@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 from esm2kit.cli.commands import STAGES, import_object
@@ -21,6 +22,7 @@ from esm2kit.core.processes import (
     is_worker,
     rank,
 )
+from esm2kit.core.progress import LogHandler
 from esm2kit.core.provenance import versions
 
 logger = logging.getLogger(__name__)
@@ -44,8 +46,8 @@ New users can start with `make walkthrough`, or with notebooks/00_start_here.ipy
 # Usually all workers fail with the same error. The others wait this long, so that only rank 0 prints it before torchrun
 # stops them.
 SECONDS_FOR_FIRST_ERROR = 10
-# the path to print on a terminal: the first of these that a result has; other stages log the path of their file
-RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "predictions"}
+# the path to print last on a terminal: the first of these that a result has
+RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "predictions", "out": "predictions"}
 # how much a stage logs; workers read the environment variable
 LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 VERBOSITY = "ESM2KIT_VERBOSITY"
@@ -87,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"esm2kit {versions()['esm2kit']}")
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = LogHandler(sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     # only rank 0 logs its progress
     level = LOG_LEVELS.get(os.environ.get(VERBOSITY, ""), logging.INFO)
     logging.getLogger("esm2kit").setLevel(logging.WARNING if rank() else level)
@@ -104,9 +107,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        handler.close_bar()
         print("esm2kit: interrupted. Run the same command again to resume.", file=sys.stderr)
         return 130
     except Exception as raised:
+        handler.close_bar()
         error = _as_input_error(raised)
         if error and is_worker() and rank():
             time.sleep(SECONDS_FOR_FIRST_ERROR)
@@ -194,7 +199,7 @@ def _run(name: str, arguments: list[str]) -> int:
             trainer.check_devices(config)
             launch.replace_with_torchrun(name, config)
     result = import_object(stage.function)(config)
-    summary = summarise(result, sys.stdout.isatty())
+    summary = summarise(result, sys.stdout.isatty(), getattr(config, "out_dir", None))
     if summary and not rank():  # every process of a torchrun or srun job has the result
         print(summary)
     return 0
@@ -215,21 +220,31 @@ def _check_locale(arguments: list[str]) -> None:
             )
 
 
-def summarise(result: Any, on_terminal: bool = False) -> str:
-    """Summarise the result of a stage in one line.
+def summarise(result: Any, on_terminal: bool = False, folder: Path | None = None) -> str:
+    """Summarise the result of a stage.
 
     Args:
         result: The result of the stage's function.
         on_terminal: Whether a person reads the output.
+        folder: The stage's out_dir, in which a manifest's files lie.
 
     Returns:
-        JSON without nested parts; on a terminal only the path of the main output, or "". Text is returned unchanged.
+        JSON in one line, without nested parts except "files", the paths of all files that were written. On a terminal
+        only these paths, the main output last. Text is returned unchanged.
     """
     from esm2kit.core.files import to_json
 
     plain = to_json(result._asdict() if hasattr(result, "_asdict") else result)  # embed returns a NamedTuple
     if not isinstance(plain, dict) or not plain:
         return str(plain or "")
+    files = to_json(getattr(result, "paths", plain.get("files", [])))
+    if isinstance(files, dict):  # the files of a dataset, by name
+        files = [str(Path(folder or "") / name) for name in (*files, "manifest.json")]
     if on_terminal:
-        return next((f"{label}: {plain[name]}" for name, label in RESULT_PATHS.items() if plain.get(name)), "")
-    return json.dumps({key: value for key, value in plain.items() if not isinstance(value, dict | list)})
+        shown = [(label, plain[name]) for name, label in RESULT_PATHS.items() if plain.get(name)][:1]
+        others = [path for path in files if path not in [path for _, path in shown]]
+        return "\n".join(
+            f"{label}: {path}" for label, path in [*([("wrote", ", ".join(others))] if others else []), *shown]
+        )
+    values = {key: value for key, value in plain.items() if not isinstance(value, dict | list)}
+    return json.dumps(values | {"files": files} if files else values)

@@ -152,7 +152,10 @@ def _receive(address: str, file: BinaryIO, state: Path, stall_seconds: float, ma
         state.write_text(json.dumps({"address": address, "tag": tag, "total": total}), encoding="utf-8")
         free = have + shutil.disk_usage(state.parent).free
         limit, reason = min((max_bytes, "the maximum for this file"), (free, f"the free space in {state.parent}"))
-        if max(have, total or 0) > limit or not _write_body(response, file, have, total, limit, stall_seconds, address):
+        with Progress(logger, f"{address}:", "MB", total and total / 1e6, have / 1e6) as progress:
+            too_large = max(have, total or 0) > limit
+            too_large = too_large or not _write_body(response, file, have, limit, stall_seconds, progress)
+        if too_large:
             file.truncate(0)
             raise FetchError(f"sends more than {limit:,} bytes, {reason}")
         if total is not None and file.seek(0, os.SEEK_END) != total:
@@ -164,14 +167,12 @@ def _write_body(
     response: requests.Response,
     file: BinaryIO,
     have: int,
-    total: int | None,
     limit: int,
     stall_seconds: float,
-    address: str,
+    progress: Progress,
 ) -> bool:
-    """Append the body to the file and log the progress; return False if the file would exceed `limit` bytes."""
+    """Append the body to the file and show the progress; return False if the file would exceed `limit` bytes."""
     checked = time.monotonic()
-    progress = Progress(logger, f"{address}:", "MB", total and total / 1e6, have / 1e6)
     received = received_before = 0  # in all, and at the last check for a stall
     while True:
         try:

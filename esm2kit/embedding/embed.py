@@ -118,7 +118,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
             windowing = Windowing(config.max_residues, overlap, job.batch_tokens)
             num_embedded_P = _count_embedded_residues(config, Table(job.folder))
             run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
-            EmbeddingRun(*run, process, config.workers).work()
+            EmbeddingRun(*run, process, config.workers).work(job.model.name)
         if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
@@ -383,7 +383,7 @@ class Job:
                 os.replace(part, self.targets[output])
         fsync(self.folder.parent)
         shutil.rmtree(self.folder)
-        logger.info("wrote %s", ", ".join(str(self.targets[output]) for output in outputs))
+        logger.debug("wrote %s", ", ".join(str(self.targets[output]) for output in outputs))
 
 
 def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:

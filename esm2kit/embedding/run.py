@@ -91,8 +91,11 @@ class EmbeddingRun:
         # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
         self.workers = 2 if encoder.device.type == "cuda" else workers or count_cores()
 
-    def work(self) -> None:
+    def work(self, name: str) -> None:
         """Embed all batches of this process that are not finished.
+
+        Args:
+            name: Name of the model, for the progress.
 
         Raises:
             InputError: the disk is full; the run can be resumed.
@@ -112,7 +115,7 @@ class EmbeddingRun:
         self.syncing: Future | None = None
         self.synced = time.monotonic()
         residues = sum(self._residues(batch) for batches in self._plan() for batch in batches)
-        progress = Progress(logger, "embedded", "residues", residues)
+        progress = Progress(logger, f"{name}: embedded", "residues", residues)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[tuple[ProteinBatch, Future]] = deque()
@@ -136,6 +139,7 @@ class EmbeddingRun:
             logger.warning(message, progress.done, progress.total)
             raise
         finally:
+            progress.close()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
             self._close()

@@ -73,8 +73,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Returns:
         {"finished", "runs": [{"seed", "step", "max_steps", "best_step", "val_loss", "model", "metrics"}], "test":
         {metric: as in a report's row}, "predictions", "report", "html"}, which is also written to
-        `<out_dir>/finetune.json`. A stopped run has "finished": False and no "test". Ranks other than the first return
-        {}.
+        `<out_dir>/finetune.json`; and "files", the paths of all of them. A stopped run has "finished": False and no
+        "test". Ranks other than the first return {}.
 
     Raises:
         InputError: The task, model, head, layout and checkpoint do not match, another run trains in the same folder,
@@ -119,11 +119,21 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
                 save_merged(load_finetuned(folder), folder / "merged.safetensors")
             if config.export_hf:
                 save_hf_classifier(load_finetuned(folder), folder / "huggingface")
-        logger.info("wrote %s", ", ".join(map(str, models)))
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
     write_sealed_json(out_dir / "finetune.json", result | {"provenance": manifest})
-    return result
+    return result | {"files": _list_files(config, runs, result)}
+
+
+def _list_files(config: FinetuneConfig, runs: list[SeedRun], result: dict[str, Any]) -> list[str]:
+    """List the files of a run, with the folders of Hugging Face exports."""
+    folders = [Path(run.config.out_dir) for run in runs]
+    names = [FILE] if result["finished"] else []
+    names += ["merged.safetensors"] if names and config.mode == "lora" and config.merge else []
+    names += ["huggingface"] if names and config.export_hf else []
+    paths = [str(folder / name) for folder in folders for name in names] + [str(run.log) for run in runs]
+    paths += [result[name] for name in ("predictions", "report", "html") if result.get(name)]
+    return [*paths, str(Path(config.out_dir) / "finetune.json")]
 
 
 def _describe_run(run: SeedRun) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         config: Model, FASTA file and output file.
 
     Returns:
-        {"out", "manifest", "num_proteins", "task", "labels"}.
+        {"out", "manifest", "num_proteins", "task", "labels", "files"}.
 
     Raises:
         InputError: A file cannot be read, or the base is not the one of the adapters.
@@ -75,7 +75,7 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
     writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
-    with atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
+    with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
         while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
             outputs = model.outputs([record.sequence for record in block], config.batch_tokens)
             for record, values in zip(block, outputs, strict=True):
@@ -83,8 +83,9 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
             progress.update(progress.done + len(block))
     path = out.with_name(f"{out.name}.json")
     write_sealed_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
-    logger.info("wrote %s: %d proteins in %.1f s", out, progress.done, time.monotonic() - started)
-    return {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
+    logger.info("predicted %d proteins in %.1f s", progress.done, time.monotonic() - started)
+    result = {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
+    return result | {"files": [out, path]}
 
 
 def _check_records(files: list[Path]) -> None:

@@ -5,7 +5,6 @@ Without a front end the log lines of the worker are printed instead.
 """
 
 import contextlib
-import re
 import signal
 import subprocess
 import threading
@@ -29,8 +28,6 @@ MAX_POINTS = 400
 # readable on white paper and on JupyterLab's dark one
 BLUE, ORANGE = "#1b80c4", "#c77700"
 NOISE_PREFIXES = ("{", "Initializing distributed", "distributed_backend", "All distributed processes")
-# log lines of the probe's baselines are not shown
-PROBE_NOISE = re.compile(r": fitting$|: penalty |^wrote ")
 # an outline in the page colour keeps text readable on top of a curve
 HALO = 'paint-order="stroke" stroke="var(--jp-layout-color0, #fff)" stroke-width="3" stroke-linejoin="round"'
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 170, 52, 26, 22
@@ -142,7 +139,7 @@ def _print(line: str, before: str) -> None:
 
 def _is_informative(line: str) -> bool:
     line = line.removeprefix("INFO: ")
-    return bool(line.strip("*- ")) and not line.startswith(NOISE_PREFIXES) and not PROBE_NOISE.search(line)
+    return bool(line.strip("*- ")) and not line.startswith(NOISE_PREFIXES)
 
 
 class TrainingView:

@@ -135,7 +135,8 @@ def ingest(
             stamps.append(stamp | {"sha256": reader.sha256, "first_row": first_row})
 
     # one thread parses, another hashes and writes
-    num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
+    with progress:
+        num_records, num_residues = write_with_keys(prefetch(batches()), store if keep_sequences else None, keys)
     letters.report(files)
     staged = StagedFasta(name, store, keys, num_records, num_residues, stamps)
     fields = {field: value for field, value in staged._asdict().items() if field not in ("store", "keys")}

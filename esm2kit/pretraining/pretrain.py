@@ -157,7 +157,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         The paths `best`, `last` (checkpoints) and `metrics` (metrics.csv), and the numbers `val_loss`,
         `val_perplexity`, `unigram_perplexity` and `step`. `<out_dir>/pretrain.json` holds them too, together with the
-        model's shape. Ranks other than the first return an empty dict.
+        model's shape. `files` lists all paths. Ranks other than the first return an empty dict.
 
     Raises:
         InputError: The dataset, model size, batch layout or checkpoint does not match the configuration, or a loss is
@@ -218,7 +218,7 @@ def _pretrain(config: PretrainConfig) -> dict[str, Any]:
         "val_perplexity": best_metadata.get("val_perplexity"),
     }
     write_sealed_json(out_dir / "pretrain.json", result | {"model": esm2.config, "provenance": manifest})
-    return result
+    return result | {"files": [best, last, run.metrics, out_dir / "pretrain.json"]}
 
 
 def _downstream_task(config: PretrainConfig) -> TaskData | None:

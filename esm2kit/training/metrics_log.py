@@ -16,15 +16,12 @@ from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.files import atomic_path
 from esm2kit.core.hardware import matmul_rate, read_memory_use, return_freed_memory
 from esm2kit.core.numbers import format_decimals
+from esm2kit.core.progress import Progress
 from esm2kit.training.precision import matmul_dtype
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("lr", "grad_norm", "tokens", "tokens_per_s", "seconds")
-# The interval between lines grows from 5 s as a share of the time so far, which keeps the log of a long run short. Even
-# with an update and a validation in between, a line appears about every half minute.
-SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES = 5.0, 0.1
-MOST_SECONDS_BETWEEN_LINES = 20.0
 UPDATES_BETWEEN_TRIMS = 10
 # Rates and the time left are computed over about the last minute of training: on a shared machine, the mean since the
 # start may be out of date.
@@ -55,7 +52,8 @@ class TrainingLog(Callback):
         self.path = Path(out_dir) / "metrics.csv"
         self.every_n_steps, self.unigram_perplexity, self.first_step = every_n_steps, unigram_perplexity, first_step
         self.columns = ("step", "train_loss", *validation_metrics, *COLUMNS)
-        self.tokens, self.flops, self.started, self.last_line = 0.0, 0.0, 0.0, 0.0
+        self.tokens, self.flops, self.started = 0.0, 0.0, 0.0
+        self.progress: Progress | None = None
         self.peak_flops = 0.0
         self.interval_tokens, self.interval_started, self.validation_started = 0.0, 0.0, 0.0
         self.validating = 0.0
@@ -76,6 +74,7 @@ class TrainingLog(Callback):
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(kept)
+        self.progress = Progress(logger, "update", "updates", module.config.max_steps, self.first_step)
         self.started = self.interval_started = time.monotonic()
         self.validating, self.recent_totals = 0.0, deque([(0.0, self.first_step, 0.0, 0.0)])
 
@@ -93,21 +92,22 @@ class TrainingLog(Callback):
             names = ("train_loss", "lr", "grad_norm", "tokens")
             self._append(trainer, module.step, {name: update[name] for name in names} | {"tokens_per_s": round(rate)})
             self.interval_tokens, self.interval_started = 0.0, now
-        pause = min(MOST_SECONDS_BETWEEN_LINES, SHARE_BETWEEN_LINES * (now - self.started))
-        pause = max(SECONDS_BETWEEN_LINES, pause)
-        if now - self.last_line > pause or module.step in (self.first_step + 1, end):
-            self.last_line = now
+        self.progress.done = module.step
+        if self.progress.is_due() or module.step in (self.first_step + 1, end):
             seconds, updates, tokens, flops = self._totals_of_last_minute(now, module.step)
             # assume that validations keep taking the same share of the time
             share = (now - self.started) / max(now - self.started - self.validating, 1e-9)
             left = seconds / updates * (end - module.step) * share
-            logger.info(
-                "update %d/%d  loss %s  lr %.2e  %s tokens/s%s%s  %s left",
-                *(module.step, end, format_decimals(update["train_loss"]), update["lr"], f"{tokens / seconds:,.0f}"),
-                f"  MFU {flops / seconds / self.peak_flops:.0%}" if self.flops and self.peak_flops else "",
-                f"  {read_memory_use(module.device, peak=True) / 2**30:.1f} GiB",
+            parts = [
+                f"update {module.step}/{end}",
+                f"loss {format_decimals(update['train_loss'])}",
+                f"lr {update['lr']:.2e}",
+                f"{tokens / seconds:,.0f} tokens/s",
+                f"MFU {flops / seconds / self.peak_flops:.0%}" if self.flops and self.peak_flops else "",
+                f"{read_memory_use(module.device, peak=True) / 2**30:.1f} GiB",
                 time.strftime("%H:%M:%S", time.gmtime(left)) if left < 86400 else f"{left / 86400:.1f} days",
-            )
+            ]
+            self.progress.show(f"{'  '.join(filter(None, parts))} left")
 
     def _totals_of_last_minute(self, now: float, step: int) -> tuple[float, int, float, float]:
         """Return seconds of training, updates, tokens and FLOP since the line of about a minute ago."""
@@ -117,6 +117,15 @@ class TrainingLog(Callback):
         seconds, updates, tokens, flops = (now - then for now, then in zip(current, self.recent_totals[0], strict=True))
         self.recent_totals.append(current)
         return max(seconds, 1e-9), max(updates, 1), tokens, flops
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the progress bar."""
+        self.progress.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Remove the progress bar, so that the error has a line of its own."""
+        if self.progress:
+            self.progress.close()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock of a validation."""

@@ -190,10 +190,12 @@ def test_other_settings_are_fitted_again(tasks, model, tmp_path):
 
 
 def test_the_log_has_the_best_penalty_once_and_no_nan(tasks, model, tmp_path, caplog):
-    caplog.set_level("INFO", logger="esm2kit")
+    caplog.set_level("DEBUG", logger="esm2kit")
     run(tasks, model, tmp_path / "a", task="share", baselines=["mean"], untrained=False)
     run(tasks, model, tmp_path / "b", task="rich", baselines=[], untrained=False, probe="logistic")
     lines = caplog.messages
+    details = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert [line for line in lines if "penalt" in line] == [line for line in details if "penalt" in line]
     assert [line.split(" is best")[0].split()[:2] for line in lines if "penalt" in line] == [
         ["ridge:", "penalty"], ["logistic:", "penalty"],
     ]  # fmt: skip

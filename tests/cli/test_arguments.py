@@ -142,7 +142,7 @@ def test_o_is_the_output_of_every_stage_that_has_one(name: str) -> None:
     stage = STAGES[name]
     config_class = import_object(stage.config)
     fields = [field.name for field in dataclasses.fields(config_class)]
-    words = [*shlex.split(stage.example)[2:], "-o", "mine.tsv"]
+    words = [*shlex.split(stage.example)[2 if stage.positional != "out_dir" else 3 :], "-o", "mine.tsv"]
     if "out_dir" in fields or "out" in fields:
         config = parse(config_class, f"esm2kit {name}", words, stage.positional)
         assert (config.out_dir if "out_dir" in fields else config.out) == Path("mine.tsv")

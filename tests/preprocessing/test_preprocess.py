@@ -551,6 +551,7 @@ def test_progress_lines_report_records_rate_and_time_left(caplog, trio, monkeypa
 
     caplog.set_level("INFO")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SHARE_BETWEEN_LINES", 0.0)
     preprocess(trio())
     line = [message for message in caplog.messages if message.startswith("sampler_fasta: ")][-1]
     assert "44 records" in line

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.errors import refused
 
+from esm2kit.core import progress
 from esm2kit.core.files import atomic_path
 from esm2kit.core.processes import STOP_SIGNALS
 from esm2kit.models.checkpoint import read_checkpoint, write_checkpoint
@@ -64,7 +65,7 @@ def test_a_full_disk_does_not_lose_the_rows_of_metrics_csv(tmp_path: Path, monke
     path.write_text("step,train_loss,seconds\n1,3.0,0.1\n2,2.9,0.2\n3,2.8,0.3\n4,2.7")
     before = path.read_bytes()
     trainer = SimpleNamespace(is_global_zero=True, world_size=1)
-    module = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="32-true"))
+    module = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(precision="32-true", max_steps=4))
     log = TrainingLog(tmp_path, 1, None, 2)
     monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
 
@@ -85,6 +86,7 @@ def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeyp
     """60 updates of 1 s, a validation of 120 s, and 56 updates of 5 s: the log line reports the last minute."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, strftime=time.strftime, gmtime=time.gmtime)
     monkeypatch.setattr(training_log, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
     trainer = SimpleNamespace(is_global_zero=True, world_size=1, loggers=[])
     config = SimpleNamespace(precision="32-true", max_steps=200)

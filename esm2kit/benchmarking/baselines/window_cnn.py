@@ -7,7 +7,6 @@ window once gives the same result with much less work.
 
 import logging
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_decimals
+from esm2kit.core.progress import Progress
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 TAPS = 5
 PAD = len(RESIDUE_LETTERS)  # before the first and after the last residue; encoded as zeros
 LETTERS = len(RESIDUE_LETTERS) + 1
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
 
     history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
     tests, validations, epochs = [], [], []
-    last_logged = time.perf_counter()
+    progress = Progress(logger, "one-hot CNN:", "epochs", config.epochs * len(seeds))
     for seed in seeds:
         model = WindowCnn(config, data.task.num_outputs, torch.Generator().manual_seed(seed))
         optimizer = torch.optim.Adam(model.parameter_groups(config))
@@ -220,15 +219,8 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
                 best, best_epoch, kept = held, epoch, {k: v.clone() for k, v in model.state_dict().items()}
             if epoch - best_epoch >= config.patience:
                 break
-            if time.perf_counter() - last_logged > SECONDS_BETWEEN_LINES:
-                last_logged = time.perf_counter()
-                logger.info(
-                    "one-hot CNN: seed %d, epoch %d of at most %d, validation loss %s",
-                    seed,
-                    epoch,
-                    config.epochs,
-                    format_decimals(held),
-                )
+            note = f"seed {seed}, validation loss {format_decimals(held)}, with early stopping"
+            progress.update(len(tests) * config.epochs + epoch, note)
         model.load_state_dict(kept)
         for sink, set_name in ((tests, "test"), (validations, "validation")):
             decided = decode_outputs(predict(model, set_name), data.task).numpy()
@@ -236,6 +228,7 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
         epochs.append(best_epoch)
         history["train_loss"].append([train for train, _ in curves])
         history["validation_loss"].append([held for _, held in curves])
+    progress.close()
     return Fitted(np.stack(tests), np.stack(validations), _pad_curves(history), {"epoch": epochs})
 
 

@@ -191,6 +191,7 @@ def fit_head(
             break
         may_stop = "" if config.patience is None else ", with early stopping"
         progress.update(epoch, f"validation loss {format_decimals(float(loss_S.mean()))}{may_stop}")
+    progress.close()
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from esm2kit.benchmarking.probes.features import (
 )
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.numbers import format_decimals
+from esm2kit.core.progress import Progress
 from esm2kit.tasks.labels import build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Penalties relative to the number of training rows.
 RIDGE_GRID = tuple(float(x) for x in np.logspace(-6, 3, 19))
 LOGISTIC_GRID = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass
@@ -93,7 +92,7 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
             best = (error, penalty, torch.cat([weights_D, torch.tensor([bias], dtype=torch.float64)]))
     error, penalty, weights = best
     rmse = math.sqrt(max(error, 0.0) / held.count) * scale.spread
-    logger.info("ridge: penalty %.3g is best, validation RMSE %s", penalty, format_decimals(rmse))
+    logger.debug("ridge: penalty %.3g is best, validation RMSE %s", penalty, format_decimals(rmse))
 
     ones_D = torch.ones_like(shift_D)  # the weights already contain the scale of the columns
     tensors = {"shift_D": shift_D, "scale_D": ones_D, "weight_DC": weights[:-1, None], "bias_C": weights[-1:]}
@@ -155,7 +154,7 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
 
     flat = np.zeros((width + 1) * outputs)
     best: tuple[float, float, np.ndarray] | None = None
-    logged = time.monotonic()
+    progress = Progress(logger, "logistic:", "penalties", len(LOGISTIC_GRID))
     for tried, penalty in enumerate(LOGISTIC_GRID, 1):
 
         def objective(flat_X: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
@@ -173,11 +172,10 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
         if best is not None and held >= best[0]:
             break
         best = (held, penalty, flat)
-        if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
-            logged = time.monotonic()
-            logger.info("logistic: %d of at most %d penalties, %g is best so far", tried, len(LOGISTIC_GRID), penalty)
+        progress.update(tried, f"penalty {penalty:g} is best so far")
+    progress.close()
     held, penalty, flat = best
-    logger.info("logistic: penalty %.3g is best, validation loss %s", penalty, format_decimals(held))
+    logger.debug("logistic: penalty %.3g is best, validation loss %s", penalty, format_decimals(held))
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
     tensors = {"shift_D": mean_D, "scale_D": scale_D, "weight_DC": weights_XC[:-1], "bias_C": weights_XC[-1]}
     parameters = ProbeParameters("logistic", tensors)
