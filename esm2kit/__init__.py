@@ -30,7 +30,7 @@ _PUBLIC = {
     "models.masked_scores": ("guess_residues", "residue_odds"),
     "models.export": ("export",),
     "training.layout": ("BatchLayout",),
-    "tasks.data": ("TaskData", "load_task"),
+    "tasks.data": ("TaskData", "load_labels", "load_task"),
     "preprocessing.config": ("PreprocessConfig",),
     "preprocessing.preprocess": ("preprocess",),
     "pretraining.config": ("PretrainConfig", "lr_at"),

@@ -47,6 +47,7 @@ from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.published import PUBLISHED
+from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.tables import format_column_name
 from esm2kit.tasks.task import Task
 
@@ -74,7 +75,10 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     check_output_folder(out_dir)
     if config.tasks is None and len(config.target or []) < 2:
-        folder = portable_name(f"{Path(config.task).stem}_{config.split or ''}".rstrip("_"))
+        name, suffix = Path(config.task).stem, config.split or ""
+        if config.labels is not None:
+            name, suffix = config.labels.stem, format_column_name(config.target[0]) if config.target else ""
+        folder = portable_name(f"{name}_{suffix}".rstrip("_"))
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     runs = _list_runs(config, out_dir)
     reports, failed = [], {}
@@ -111,6 +115,12 @@ def _list_runs(config: BenchmarkConfig, out_dir: Path) -> dict[str, BenchmarkCon
     if config.tasks is None:
         folders = {target: format_column_name(target) for target in config.target}
         runs = {name: replace(config, target=name, out_dir=out_dir / folder) for name, folder in folders.items()}
+    elif config.labels is not None or len(config.target or []) > 1:
+        raise InputError(
+            f"tasks {config.tasks!r} cannot be combined with labels or several targets: use one of them",
+            code="benchmark.tasks-and-labels",
+            tasks=config.tasks,
+        )
     elif config.split is not None:
         raise InputError(
             f"split {config.split!r} cannot be combined with tasks: use task for a single task, or omit split",
@@ -137,9 +147,9 @@ def _list_runs(config: BenchmarkConfig, out_dir: Path) -> dict[str, BenchmarkCon
 def _run_task(config: BenchmarkConfig) -> Report:
     """Load one task, compute its features, score all models and write the report."""
     start = time.perf_counter()
-    if config.download and config.task in TASKS:
+    if config.labels is None and config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
-    data = load_task_of(config)
+    data = loaded = load_task_of(config)
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding
@@ -150,6 +160,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
     report, predictions = benchmark_task(data, trained, untrained, config, manifest)
     move_earlier_report(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
+    write_split(loaded, Path(config.out_dir))
     logger.info("%s, split %s: finished in %.0f s", data.task.name, data.split, time.perf_counter() - start)
     return report
 

@@ -24,7 +24,7 @@ from esm2kit.tasks.data import TaskData
 
 logger = logging.getLogger(__name__)
 
-FILES = ("predictions.npz", "report.html", "report.json")
+FILES = ("split.csv", "predictions.npz", "report.html", "report.json")
 
 
 def format_folder_name(model: Path | str) -> str:

@@ -34,6 +34,7 @@ from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
 from esm2kit.tasks.scaling import check_float32
+from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.task import describe_task
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
@@ -89,7 +90,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune in a locked folder; see `finetune`."""
     out_dir = Path(config.out_dir)
     config.layout  # checks the layout before reading data  # noqa: B018
-    if config.download and config.task in TASKS:
+    if config.labels is None and config.download and config.task in TASKS:
         out_dir.mkdir(parents=True, exist_ok=True)
         with hold_lock(out_dir / ".download.lock", None):  # one rank downloads while the others wait
             download_flip(config.task, Path(config.data_dir), config.split)
@@ -108,7 +109,9 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
     result["runs"] = [_describe_run(run) for run in runs]
-    manifest = build_provenance("finetune", config, {"data": data.sha256})
+    write_split(data, out_dir)
+    files = {f"task/{name}": path for name, path in data.files.items()}
+    manifest = build_provenance("finetune", config, {"data": data.sha256} | files)
     if result["finished"]:
         models = [_publish(run) for run in runs]
         histories = [read_metrics(run.log) for run in runs]

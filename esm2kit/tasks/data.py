@@ -12,14 +12,16 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
+from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.letters import LetterCounts, check_protein
 from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
+from esm2kit.tasks.labels_table import read_labels
 from esm2kit.tasks.metrics import unpack_bits
-from esm2kit.tasks.split import VALIDATION_SHARES, assign_sets, build_strata
+from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets, build_strata
 from esm2kit.tasks.tables import format_column_name, split_unit
 from esm2kit.tasks.task import Level, Split, SplitBy, Target, Task
 
@@ -167,6 +169,7 @@ def load_task(
     target: str | None = None,
     split_by: SplitBy = "auto",
     identity: float = 0.5,
+    split_seed: int = 0,
 ) -> TaskData:
     """Read and check one split of a task.
 
@@ -181,6 +184,7 @@ def load_task(
         target: column, or header field, of the targets of a custom task. None is the one named target.
         split_by: how validation is chosen, as in `split.assign_sets`.
         identity: share of equal residues from which sequences are similar.
+        split_seed: of the choice.
 
     Returns:
         The checked task, with notes on what was inferred where another reading is possible.
@@ -232,19 +236,92 @@ def load_task(
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")
     if task not in TASKS and not len(data.rows("validation")):
-        data = _choose_validation(data, split_by, identity, notes)
-    _check_sets(data, sources["split"])
-    data = _compare_with_flip(data, notes)
-    sizes = ", ".join(f"{name} {size}" for name, size in data.sizes.items())
-    kind = f"one {spec.target} per {spec.level}, scored by {spec.metric}"
-    logger.info("task %s, split %s: %s; %s", spec.name, split, sizes, kind)
+        data = _choose_validation(data, split_by, identity, notes, split_seed)
+    return _finish(data, notes, sources["split"], known_before)
+
+
+def _finish(data: TaskData, notes: list[str], source: Source, known_before: int = 0) -> TaskData:
+    """Check the sets and log the notes, except the first ones, which are known without reading the files."""
+    _check_sets(data, source)
+    data, task = _compare_with_flip(data, notes), data.task
+    kind = f"one {task.target} per {task.level}, scored by {task.metric}"
+    logger.info("task %s, split %s: %s; %s", task.name, data.split, _format_sizes(data), kind)
     for note in data.notes[known_before:]:
-        logger.info("task %s: %s", spec.name, note)
+        logger.info("task %s: %s", task.name, note)
     return data
 
 
+def _format_sizes(data: TaskData) -> str:
+    return ", ".join(f"{name} {size}" for name, size in data.sizes.items())
+
+
+def load_labels(
+    labels: Path,
+    fasta: Path | None = None,
+    id: str | None = None,
+    target: str | None = None,
+    set: str | None = None,
+    target_type: Target | None = None,
+    level: Level | None = None,
+    split_by: SplitBy = "auto",
+    identity: float = 0.5,
+    split_seed: int = 0,
+) -> TaskData:
+    """Join a table of measurements with sequences, and divide the proteins into train, validation and test.
+
+    Columns that are not named are inferred; a note states which were read, how many proteins were joined, and what was
+    left out. Without a column of sets, a tenth of the proteins each is validation and test.
+
+    Args:
+        labels: CSV, TSV or Excel file (`file.xlsx:Sheet` chooses a sheet).
+        fasta: sequences. None reads them from a column of the table.
+        id: column with the names of the proteins.
+        target: column of the targets. A unit in its name, as in `Tm (C)`, is that of the task.
+        set: column with train, validation or test.
+        target_type: "class" or "value". None infers it from the targets.
+        level: "protein" or "residue". None infers it from the targets.
+        split_by: how proteins without a set are divided, as in `split.assign_sets`.
+        identity: share of equal residues from which sequences are similar.
+        split_seed: of the division.
+
+    Returns:
+        The checked task.
+
+    Raises:
+        InputError: a file, a column or a row is invalid, or nothing matches; the message names it.
+    """
+    found = read_labels(labels, fasta, id, target, set, target_type)
+    sources = {"split": found.files["labels"]}
+    name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_name(found.target)}"
+    rows = found.rows
+    if not found.set_column:  # sets from the sequences, for what is inferred from train and the other sets
+        places = sorted(range(len(rows)), key=lambda row: digest_sequence(rows[row].sequence))
+        half = {place for number, place in enumerate(places) if number % 2}
+        rows = [row._replace(set="test" if place in half else "train") for place, row in enumerate(rows)]
+    declared = {"unit": split_unit(found.target)[1]}
+    task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared)
+    data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
+    data = dataclasses.replace(data, files={kind: source.path for kind, source in found.files.items()})
+    notes = [*found.notes, *inferred, *_check_letters(data)]
+    if unmeasured:
+        notes.append(f"{unmeasured} residues have no measurement and are not scored")
+    if not found.set_column:
+        chosen = assign_sets(data.sequences, stratify(data), SHARES, split_by, identity, split_seed)
+        task = dataclasses.replace(task, splits={chosen.name: Split()}, default_split=chosen.name)
+        data = dataclasses.replace(data, task=task, split=chosen.name, sets=chosen.sets, split_method=chosen.method)
+        notes.append(f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})")
+    elif not len(data.rows("validation")):
+        data = _choose_validation(data, split_by, identity, notes, split_seed)
+    return _finish(data, notes, sources["split"])
+
+
+def _strip_suffixes(path: Path) -> str:
+    """Return the name of a table without its suffixes."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
 def load_task_of(config: TaskConfig) -> TaskData:
-    """Load the task that a stage's parameters name.
+    """Load the task, or the table of labels, that a stage's parameters name.
 
     Args:
         config: parameters of the stage, with at most one target.
@@ -262,16 +339,11 @@ def load_task_of(config: TaskConfig) -> TaskData:
             code="task.several-targets",
             found=tuple(targets),
         )
-    return load_task(
-        config.task,
-        config.split,
-        Path(config.data_dir),
-        config.target_type,
-        config.level,
-        targets[0],
-        config.split_by,
-        config.identity,
-    )
+    kinds = {"target": targets[0], "target_type": config.target_type, "level": config.level}
+    kinds |= {"split_by": config.split_by, "identity": config.identity, "split_seed": config.split_seed}
+    if config.labels is None:
+        return load_task(config.task, config.split, Path(config.data_dir), **kinds)
+    return load_labels(config.labels, config.fasta, config.id, set=config.set, **kinds)
 
 
 def _check_options(task: Task, target_type: Target | None, level: Level | None, target: str | None) -> None:
@@ -344,7 +416,7 @@ def _check_letters(data: TaskData) -> list[str]:
     letters = LetterCounts()
     for sequence in data.sequences:
         letters.add(sequence)
-    source = data.files.get("sequences", data.files["split"])
+    source = data.files.get("sequences", next(iter(data.files.values())))
     start = "".join(data.sequences[:LETTERS_CHECKED])
     check_protein(np.frombuffer(start.encode(), dtype=np.uint8), source)
     return letters.describe()
@@ -373,17 +445,17 @@ def _find_contradictions(data: TaskData) -> list[str]:
     ]
 
 
-def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes: list[str]) -> TaskData:
+def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes: list[str], seed: int) -> TaskData:
     """Move a tenth of train to validation, with a note, unless train has a single sequence."""
     train = data.rows("train")
     sequences, strata = [data.sequences[row] for row in train], stratify(data)[train]
     if len(set(sequences)) < 2:
         return data
-    found = assign_sets(sequences, strata, VALIDATION_SHARES, split_by, identity)
+    found = assign_sets(sequences, strata, VALIDATION_SHARES, split_by, identity, seed)
     sets = data.sets.astype("U10")
     sets[train] = found.sets
     chosen = f"{int((found.sets == 'validation').sum())} of {len(train)} train proteins"
-    notes.append(f"no protein is marked as validation, so {chosen} were chosen ({found.method})")
+    notes.append(f"no protein is marked as validation, so {chosen} were chosen ({found.method}; seed {seed})")
     return dataclasses.replace(data, sets=sets, split_method=f"validation: {found.method}")
 
 

@@ -16,7 +16,7 @@ from esm2kit.tasks.task import Task
 UNMEASURED = {"nan", "na", "n/a", "none", "null"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
-DECIMAL_COMMA = re.compile(r"[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+),\d+", re.ASCII)
+DECIMAL_COMMA = re.compile(r"[+-]?(\d*|[1-9]\d{0,2}(\.\d{3})+),\d+([eE][+-]?\d+)?", re.ASCII)
 # 42,062 may be a number with thousands separators or one with a decimal comma; 1,234,567 and 1,234.5 are not ambiguous.
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
 QUOTES = "'\""

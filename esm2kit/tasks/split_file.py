@@ -1,0 +1,50 @@
+"""Write the sets of a task that were chosen here, as a task file that can be used again."""
+
+import csv
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from esm2kit.core.files import atomic_path
+from esm2kit.tasks.data import TaskData
+
+logger = logging.getLogger(__name__)
+
+FILE = "split.csv"
+
+
+def write_split(data: TaskData, out_dir: Path) -> Path | None:
+    """Write `split.csv` with the columns id, set, target and sequence, if the sets are not those of the task's files.
+
+    Args:
+        data: the task.
+        out_dir: folder of the file.
+
+    Returns:
+        The path, or None if nothing is written.
+    """
+    if not data.split_method:
+        return None
+    path = out_dir / FILE
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["id", "set", "target", "sequence"])
+        table.writerows(zip(data.ids, data.sets, _format_targets(data), data.sequences, strict=True))
+    logger.info("wrote the sets to %s (%s)", path, data.split_method)
+    return path
+
+
+def _format_targets(data: TaskData) -> Iterator[str]:
+    """Yield the target of each protein as `tasks.files` reads it; of residues a list with nan where none is scored."""
+    for start, stop in zip(data.offsets[:-1], data.offsets[1:], strict=True):
+        targets, scored = data.targets[start:stop], data.scored[start:stop]
+        names = [data.task.labels[index] if data.task.labels else repr(float(index)) for index in targets]
+        if data.task.level == "protein":
+            yield names[0]
+        elif data.task.labels:
+            yield (
+                "[" + ", ".join(f"'{name}'" if used else "nan" for name, used in zip(names, scored, strict=True)) + "]"
+            )
+        else:
+            yield ";".join(name if used else "nan" for name, used in zip(names, scored, strict=True))
