@@ -8,7 +8,7 @@ from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import complete_model_names
+from esm2kit.models.config import check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
 
 
@@ -82,6 +82,16 @@ class BenchmarkConfig(TaskConfig):
         check_range(self, "limit", "epochs", at_least=1, hint="omit it for no limit")
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
 
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model.
+
+        Raises:
+            InputError: The model does not exist.
+        """
+        embedded = self.embeddings is not None or self.hiddens is not None
+        if self.model is not None and (self.untrained or not embedded):
+            check_model_name(self.model)
+
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -99,3 +109,14 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         expand_paths(self)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: that the reports can be read.
+
+        Raises:
+            InputError: One of them does not exist or is damaged.
+        """
+        from esm2kit.benchmarking.report import Report
+
+        for path in self.reports:
+            Report.read(path)

@@ -155,7 +155,7 @@ class Help(DefaultHelpFormatter):
         if bool in _union_members(hint):
             return ", ".join([*short, f"--[no-]{field}"])
         item = _list_item_type(hint)
-        choices = [str(value) for value in _list_choices(hint)]
+        choices = [str(value) for value in list_choices(hint)]
         simple = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
         metavar = f"{{{','.join(choices)}}}" if choices else METAVARS[float if float in simple else simple[0]]
         return f"{', '.join([*short, f'--{field}'])} {metavar}{' ...' if item else ''}"
@@ -356,14 +356,14 @@ def _read_config(path: Path, hints: dict[str, Any]) -> str:
 def _convert_none(hint: Any, value: Any) -> str | None:
     """Convert `none` to the YAML of an empty list, or of null for other optional types; None for any other value."""
     members = _union_members(hint)
-    if not isinstance(value, str) or value.lower() != "none" or value in _list_choices(hint):
+    if not isinstance(value, str) or value.lower() != "none" or value in list_choices(hint):
         return None
     if _list_item_type(hint) and not {str, Path} & set(members):
         return "[]"
     return "null" if type(None) in members else None
 
 
-def _list_choices(hint: Any) -> list[Any]:
+def list_choices(hint: Any) -> list[Any]:
     """List the choices of a Literal type or of a union with one."""
     return [choice for part in _union_members(hint) if get_origin(part) is Literal for choice in get_args(part)]
 
@@ -382,7 +382,7 @@ def _convert_error(message: str, given: list[tuple[str, str]], hints: dict[str, 
     field = refused[1]
     typed = [value for key, value in given if key.removesuffix("+") == field]
     found = typed[-1].strip("[]") if typed else re.split(r"(?:Got|Given) value: ", message)[-1]
-    choices = _list_choices(hints[field])
+    choices = list_choices(hints[field])
     # people rarely mistype the first letter: gpu is more similar to cpu than to cuda
     near = find_closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
     hint = f"; did you mean {near!r}?" if near else describe_unsupported(found)

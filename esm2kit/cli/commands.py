@@ -86,6 +86,11 @@ STAGES = {
         "Copy the notebooks, the sample data and the tiers to a folder.",
         "out_dir", "esm2kit notebooks my_esm2",
     ),
+    "completion": Stage(
+        "cli.completion.CompletionConfig", "cli.completion.print_completion",
+        "Print a script that completes commands in bash or zsh.",
+        "shell", "esm2kit completion bash",
+    ),
     "run": Stage(
         "notebook.runs.run.RunConfig", "notebook.runs.run.run",
         "Execute the notebooks with the parameters of a tier.",

@@ -184,6 +184,8 @@ def _run(name: str, arguments: list[str]) -> int:
     if (launch := describe_launch()) and rank() == 0:
         logger.info("%s", launch)
     ignore_incomplete_launch()
+    if hasattr(config, "check_inputs"):
+        config.check_inputs()  # takes a fraction of the time that importing torch takes
     if stage.trains and not is_worker():
         from esm2kit.training import launch, trainer
 

@@ -7,7 +7,7 @@ from typing import Literal
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import complete_model_names
+from esm2kit.models.config import check_model_name, complete_model_names
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,14 @@ class EmbedConfig:
                 key=self.key,
                 layout=self.layout,
             )
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model, and that the FASTA exists.
+
+        Raises:
+            InputError: One of them does not exist.
+        """
+        check_model_name(self.model)
+        from esm2kit.sequences.fasta import find_fasta_files  # slow import
+
+        find_fasta_files(self.fasta)

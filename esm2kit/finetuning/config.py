@@ -9,7 +9,7 @@ from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import LORA_TARGETS, ESM2Config, complete_model_names
+from esm2kit.models.config import LORA_TARGETS, ESM2Config, check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
 from esm2kit.tasks.task import Task
 from esm2kit.training.config import TrainingConfig, TrainingPrecision
@@ -155,6 +155,14 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
                 code="option.standardize",
                 mode=self.mode,
             )
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model.
+
+        Raises:
+            InputError: The model does not exist.
+        """
+        check_model_name(self.model)
 
 
 def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> FinetuneConfig:
@@ -308,3 +316,13 @@ class PredictConfig:
                 path=self.out,
             )
         check_range(self, "batch_tokens", at_least=1)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: that the FASTA exists.
+
+        Raises:
+            InputError: It does not exist.
+        """
+        from esm2kit.sequences.fasta import find_fasta_files
+
+        find_fasta_files(self.fasta)

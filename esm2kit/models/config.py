@@ -246,3 +246,11 @@ class ExportConfig:
         expand_paths(self)
         complete_model_names(self, "model")
         check_choices(self)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model.
+
+        Raises:
+            InputError: It does not exist.
+        """
+        check_model_name(self.model)

@@ -7,7 +7,7 @@ from typing import Literal
 from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_range, check_type, suggest_name
 from esm2kit.core.options import OptionGroups
-from esm2kit.models.config import MODEL_NAMES, SIZES, ESM2Config, complete_model_names
+from esm2kit.models.config import MODEL_NAMES, SIZES, ESM2Config, check_model_name, complete_model_names
 from esm2kit.tasks.task import Level, Target
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.schedule import compute_lr
@@ -101,6 +101,21 @@ class PretrainConfig(TrainingConfig):
         check_range(self, "num_workers", at_least=0)
         check_range(self, "decay_share", "min_lr_share", at_least=0, at_most=1)
         check_range(self, "mask_prob", above=0, at_most=1)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the layout, the model and that the dataset is finished.
+
+        Raises:
+            InputError: One of them does not exist or is not possible.
+        """
+        from esm2kit.sequences.dataset import read_manifest
+
+        self.layout  # raises  # noqa: B018
+        if self.init_from is None:
+            self.model_config  # raises  # noqa: B018
+        else:
+            check_model_name(self.init_from)
+        read_manifest(self.data)
 
     @property
     def peak_lr(self) -> float:
