@@ -234,3 +234,57 @@ def test_on_a_terminal_the_summary_is_a_path() -> None:
     result["files"] = ["run/finetuned.safetensors", "run/report.html"]
     assert summarise(result, on_terminal=True) == "wrote: run/finetuned.safetensors\nreport: run/report.html"
     assert summarise("two\nlines", on_terminal=True) == "two\nlines"
+
+
+def test_the_address_is_one_setting(root: Path, project: dict) -> None:
+    """Clone lines, links, the Colab notebook and CITATION.cff show the address of pyproject.toml."""
+    address = runpy.run_path(str(root / "docs" / "address.py"))
+    repository = project["urls"]["Repository"]
+    assert address["read_shown"]() == repository, "run `python docs/address.py`"
+    assert all(url.startswith(repository) for url in project["urls"].values())
+    name = repository.removeprefix("https://").partition("/")[2]
+    colab = f"https://colab.research.google.com/github/{name}/blob/main/notebooks/colab/my_proteins.ipynb"
+    for path in ("README.md", "notebooks/colab/my_proteins.ipynb"):
+        text = (root / path).read_text(encoding="utf-8")
+        assert colab in text
+        assert repository in text.replace(colab, "")
+    own = re.compile(r"(?:github\.com|colab\.research\.google\.com/github)/([\w.-]+/esm2kit)(?![\w-])")
+    for path in tracked(root):
+        if path.suffix in {".md", ".ipynb", ".cff", ".toml", ".py"} and path.name != "address.py":
+            assert set(own.findall(path.read_text(encoding="utf-8"))) <= {name}, path
+
+
+def test_a_new_address_is_written_everywhere(root: Path) -> None:
+    replace = runpy.run_path(str(root / "docs" / "address.py"))["replace_address"]
+    old, new = "https://github.com/a/b", "https://github.com/lab/kit"
+    colab = "https://colab.research.google.com/github"
+    text = f"{old} {old}/issues {old}-c git+{old}.git {colab}/a/b/blob/main/x github/a/b"
+    changed = f"{new} {new}/issues {old}-c git+{new}.git {colab}/lab/kit/blob/main/x github/a/b"
+    assert replace(text, old, new) == changed
+
+
+def test_licence_and_citation_agree(root: Path, project: dict) -> None:
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"] == "MIT"
+    assert "MIT License" in (root / "LICENSE").read_text(encoding="utf-8")
+    assert [item["doi"] for item in citation["references"]] == ["10.1126/science.ade2574"]
+    for page in ("README.md", "docs/citing.md"):
+        text = " ".join((root / page).read_text(encoding="utf-8").split())
+        assert "MIT licence" in text
+        assert "weights" in text
+        assert "10.1126/science.ade2574" in text
+
+
+def test_the_workflows_use_the_make_targets_and_files_that_exist(root: Path) -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (root / "Makefile").read_text(encoding="utf-8"), re.M)
+    jobs = yaml.safe_load((root / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]
+    lines = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    made = {word for line in lines for word in re.findall(r"\bmake (\w+)", line)}
+    assert made == {"check", "dist", "walkthrough"}
+    assert made < set(targets.split())
+    systems = {job["runs-on"] for job in jobs.values()} | set(jobs["install"]["strategy"]["matrix"]["os"])
+    assert {"ubuntu-latest", "macos-latest", "windows-latest"} <= systems
+    for line in lines:
+        for path in re.findall(r"\b(?:tests|\.ci)/[\w/.]+|requirements\.lock", line):
+            assert (root / path).exists(), path

@@ -63,6 +63,13 @@ def run(python: Path, folder: Path, *words: str | Path) -> str:
     return done.stdout
 
 
+def write_model(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    state = ESM2.initialised(SHAPE, seed=0).state_dict()
+    write_checkpoint(path, {f"model.{name}": tensor for name, tensor in state.items()}, {"model": asdict(SHAPE)})
+    return path
+
+
 def test_the_distributions_are_complete(dist: Path) -> None:
     """Metadata, licence, urls, extras, templates, styles, sample data, notebooks, tiers; under 5 MB."""
     assert check_dist(dist) == []
@@ -100,9 +107,7 @@ def test_the_installed_wheel_shows_help_and_embeds(python: Path, tmp_path: Path)
     code = "import esm2kit; print(esm2kit.__file__)"
     found = subprocess.run([python, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(python.parents[1]), "not the source tree's"
-    model = tmp_path / "model.safetensors"
-    state = ESM2.initialised(SHAPE, seed=0).state_dict()
-    write_checkpoint(model, {f"model.{name}": tensor for name, tensor in state.items()}, {"model": asdict(SHAPE)})
+    model = write_model(tmp_path)
     (tmp_path / "three.fasta").write_text(">a\nMKV\n>b\nLAG\n>c\nMKTAYIAK\n")
     run(python, tmp_path, "embed", "three.fasta", "--model", model, "--device", "cpu", "--workers", "1")
     with EmbeddingReader(tmp_path / "embeddings" / "three_embeddings.h5") as reader:
@@ -121,3 +126,43 @@ def test_notebooks_run_from_the_wheel_in_an_empty_folder(python: Path, root: Pat
     assert json.loads(made.read_text())["dataset"]["valid"]["records"] == 70
     pages = sorted(path.name for path in made.parents[2].glob("*.html"))
     assert pages == ["00_start_here.html", "01_preprocess.html", "index.html"]
+
+
+# what Colab has around the cell: its module `files`, and a shell that understands %pip
+COLAB = """
+import json, sys, types
+from IPython.core.interactiveshell import InteractiveShell
+package, module, files = (types.ModuleType(name) for name in ("google", "google.colab", "google.colab.files"))
+files.upload = lambda: {"my.fasta": open("../my.fasta", "rb").read()}
+files.download = lambda path: print("downloaded", path)
+package.colab, module.files = module, files
+sys.modules |= {"google": package, "google.colab": module, "google.colab.files": files}
+cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
+(code,) = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+model = 'model = "8M"'
+assert model in code
+InteractiveShell.instance().run_cell(code.replace(model, f"model = {sys.argv[2]!r}")).raise_error()
+"""
+
+
+def test_the_form_for_colab_runs_in_an_empty_folder_with_the_wheel_alone(
+    python: Path, wheel: Path, tmp_path: Path
+) -> None:
+    notebook = tmp_path / "form.ipynb"
+    notebook.write_bytes(zipfile.ZipFile(wheel).read("esm2kit/walkthrough/notebooks/colab/my_proteins.ipynb"))
+    model = write_model(tmp_path)
+    (tmp_path / "my.fasta").write_text("".join(f">p{letter}\nMKTAYIAKQR{letter}\n" for letter in "ACDEFGH"))
+    (tmp_path / "empty").mkdir()
+    command = [python, "-c", COLAB, notebook, model]
+    environment = {"HOME": str(tmp_path), "MPLBACKEND": "agg"}
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "empty" / "esm2kit").iterdir()
+    assert f"downloaded {folder.relative_to(tmp_path / 'empty') / 'my_esm2kit.zip'}" in done.stdout
+    lines = (folder / "my_vectors.csv").read_text().splitlines()
+    assert len(lines) == 8
+    assert len(lines[1].split(",")) == 2 + SHAPE.embed_dim
+    assert (folder / "my_map.png").stat().st_size > 1000
+    assert sorted(zipfile.ZipFile(folder / "my_esm2kit.zip").namelist()) == [
+        "my_embeddings.h5", "my_map.csv", "my_map.png", "my_vectors.csv",
+    ]  # fmt: skip

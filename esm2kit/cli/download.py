@@ -12,6 +12,7 @@ from esm2kit.tasks.download import DownloadConfig, download, is_downloaded
 from esm2kit.tasks.flip import TASKS
 
 logger = logging.getLogger(__name__)
+LICENCE = "by Meta, MIT licence, please cite doi:10.1126/science.ade2574"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def list_or_download(config: CatalogueConfig) -> str:
     task = task.lower()
     if kind.lower() == "flip":
         files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
+        for name in [task] if task in TASKS else TASKS:
+            logger.info("%s: licence %s, please cite %s", name, TASKS[name].licence, TASKS[name].citation)
         return "\n".join(str(file) for file in files)
     if what in TASKS:
         raise InputError(
@@ -96,12 +99,14 @@ def list_or_download(config: CatalogueConfig) -> str:
     if config.verify:
         model, source = load_model(what)
         logger.info("%s: %d parameters, sha256 %s", what, model.config.num_parameters, source.sha256)
+    page = f"https://huggingface.co/{what}"
+    logger.info("%s: %s", what, LICENCE if what in SIZES else f"its licence is on {page}")
     return f"{what} at revision {fetched.revision}: {fetched.folder}"
 
 
 def _format_list(data_dir: Path) -> str:
     """Format the list of models and tasks; tasks in `data_dir` are marked."""
-    lines = ["models (esm2kit download NAME):"]
+    lines = [f"models (esm2kit download NAME): {LICENCE}"]
     for name, size in SIZES.items():
         parameters = size.num_parameters
         shape, megabytes = f"{size.num_layers} layers x {size.embed_dim}", 4 * parameters / 1e6

@@ -1,14 +1,17 @@
 """The entry point `esm2kit STAGE --key value --config file.yaml`; the table of stages is in `commands`."""
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +156,8 @@ def _as_input_error(error: Exception) -> InputError | None:
         package = error.name.partition(".")[0]
         package = DISTRIBUTIONS.get(package, package)
         return InputError(
-            f"the package {package} is not installed for {sys.executable}. Run `pip install {package}`, or activate "
-            "the environment in which esm2kit is installed.",
+            f"the package {package} is not installed for {sys.executable}. Run `pip install {_find_extra(package)}`, "
+            "or activate the environment in which esm2kit is installed.",
             code="package.missing",
             name=package,
         )
@@ -165,6 +168,15 @@ def _as_input_error(error: Exception) -> InputError | None:
         path = error.filename or "the output"
         return InputError(f"{path}: {found}", code="output.unwritable", path=path, errno=error.errno)
     return None
+
+
+def _find_extra(package: str) -> str:
+    """Return what installs a package: the notebooks' extra if the package is in it, otherwise the package."""
+    listed = re.compile(rf"{re.escape(package)}(?![\w.-]).*extra == .notebooks.")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        if any(listed.match(line) for line in metadata.requires("esm2kit") or []):
+            return '"esm2kit[notebooks]"'
+    return package
 
 
 def _run(name: str, arguments: list[str]) -> int:

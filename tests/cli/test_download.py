@@ -61,3 +61,30 @@ def test_only_rank_0_prints_the_result(
     monkeypatch.setattr("esm2kit.cli.main.rank", lambda: rank)
     assert main(["download", "--data_dir", str(tmp_path)]) == 0
     assert bool(capsys.readouterr().out) == is_printed
+
+
+def test_licences_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fetched:
+        revision, folder = "abc", "cache/esm2"
+
+        def check(self) -> None:
+            pass
+
+    monkeypatch.setattr("esm2kit.models.hub.fetch", lambda name: Fetched())
+    for name, licence in (
+        ("esm2_t6_8M_UR50D", "by Meta, MIT licence, please cite doi:10.1126/science.ade2574"),
+        ("lab/esm2", "its licence is on https://huggingface.co/lab/esm2"),
+    ):
+        assert main(["download", name, "--verify", "false"]) == 0
+        assert f"{name}: {licence}" in caplog.messages
+        assert capsys.readouterr().out.strip() == f"{name} at revision abc: cache/esm2"
+    assert main(["download", "--data_dir", str(tmp_path)]) == 0
+    assert "by Meta, MIT licence" in capsys.readouterr().out.splitlines()[0]
+    (tmp_path / "gb1").mkdir()
+    (tmp_path / "gb1" / "two_vs_rest.fasta").write_text(">a TARGET=1 SET=train\nMKT\n")
+    assert main(["download", "flip", "gb1", "--data_dir", str(tmp_path)]) == 0
+    assert (
+        caplog.messages[-1] == "gb1: licence AFL-3.0 (FLIP's splits), please cite Wu et al. 2016, 10.7554/eLife.16965"
+    )

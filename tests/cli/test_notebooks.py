@@ -105,3 +105,17 @@ def test_an_installation_without_the_files_says_so(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "esm2kit" / "cli" / "notebooks.py"))
     with refused("notebooks.absent", path=tmp_path / "esm2kit"):
         find_walkthrough()
+
+
+@pytest.mark.parametrize(("module", "install"), [("papermill", '"esm2kit[notebooks]"'), ("yaml", "pyyaml")])
+def test_a_missing_package_of_the_notebooks_names_their_extra(
+    module: str, install: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    lines = ['papermill>=2.7; extra == "notebooks"', "pyyaml>=6", 'pyyaml-tools; extra == "notebooks"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
+    monkeypatch.setattr("esm2kit.cli.main._run", fail)
+    assert main(["run"]) == 2
+    assert f"Run `pip install {install}`" in capsys.readouterr().err
