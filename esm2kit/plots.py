@@ -8,6 +8,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from esm2kit.core.numbers import format_decimals
@@ -16,6 +17,9 @@ PALETTE = sns.color_palette("colorblind")
 PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
 VALIDATION = PALETTE[1]  # the colour of validation in all training figures
 MUTED = "#c8c8c8"
+# Colours of shares, from pale to blue.
+SHARES = LinearSegmentedColormap.from_list("shares", ["#eef4f9", PRIMARY, "#00395c"])
+MAX_CELL_TEXTS = 10  # classes of a confusion matrix whose cells have texts
 MAX_POINTS = 20_000
 MAX_BINS = 40
 MAX_NAME = 36  # characters of a name in a legend
@@ -279,7 +283,7 @@ def heat_map(
         The axes.
     """
     ax = _get_axes(ax, 8.0, 4.2)
-    scale = {"cmap": "viridis"} if centre is None else {"cmap": "PuOr", "center": centre}
+    scale = {"cmap": SHARES} if centre is None else {"cmap": "PuOr", "center": centre}
     sns.heatmap(
         matrix_RC, ax=ax, cbar_kws={"label": value_label}, rasterized=True,
         xticklabels=list(columns) or False, yticklabels=list(rows) or False, **scale,
@@ -302,16 +306,30 @@ def _number_from_one(axis: Axis, count: int) -> None:
 
 
 def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Plot a confusion matrix (K, K) as shares of the true class, with the counts in the cells of up to 10 classes."""
+    """Plot a confusion matrix as shares of the true class; the cells of up to 10 classes have percent and count.
+
+    Args:
+        confusion_KK: (K, K) counts, rows are true classes.
+        labels: K names of the classes.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    written = len(labels) <= MAX_CELL_TEXTS
     longest = max(map(len, labels), default=0)  # needs space on the left and below
-    size = max(3.4, 1.6 + 0.5 * len(labels)) + 0.085 * max(0, longest - 10)
-    ax = _get_axes(ax, size + 1, size)
+    size = max(3.4, 1.4 + (0.72 if written else 0.4) * len(labels)) + 0.085 * max(0, longest - 10)
+    ax = _get_axes(ax, size + (0 if written else 1), size)
     counts = np.asarray(confusion_KK, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell_texts = np.array([[f"{value:,.0f}" for value in row] for row in counts]) if len(labels) <= 10 else False
+    texts = [
+        [f"{share:.0%}\n{count:,.0f}" for share, count in zip(*rows, strict=True)]
+        for rows in zip(shares, counts, strict=True)
+    ]
     sns.heatmap(
-        shares, annot=cell_texts, fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, annot_kws={"size": 8},
-        cbar_kws={"label": "share of the true class"}, xticklabels=list(labels), yticklabels=list(labels),
+        shares, annot=np.array(texts) if written else False, fmt="", cmap=SHARES, vmin=0, vmax=1, square=True, ax=ax,
+        annot_kws={"size": 10}, cbar=not written, cbar_kws={"label": "share of the true class"},
+        xticklabels=list(labels), yticklabels=list(labels),
     )  # fmt: skip
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted class", ylabel="true class")
@@ -400,7 +418,7 @@ def pair_map(
     """
     shown = np.triu(upper_TT, 1) + np.tril(lower_TT, -1)
     np.fill_diagonal(shown, np.nan)
-    scale = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+    scale = {"cmap": SHARES, "vmin": 0, "vmax": 1}
     if not probability:
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
         scale = {"cmap": "PuOr", "vmin": -end, "vmax": end}

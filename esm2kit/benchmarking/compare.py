@@ -331,7 +331,7 @@ def _render_comparison(found: ReportComparison, keys: Sequence[str]) -> str:
         if len([each for each, _ in tests if each == test]) > 1:
             title += f" (test set of {chosen[0].name})"
         figure = build_figure(
-            draw, f"scores-{len(sections)}", f"Test {metric_name(metric)} on {title}: {scores}",
+            draw, f"Test {metric_name(metric)} on {title}: {scores}",
             f"Test {metric_name(metric)} of the compared models (blue), untrained models and baselines. "
             "Bars: 95% confidence intervals.",
         )  # fmt: skip

@@ -1,18 +1,14 @@
 """Render a report as one HTML file that loads nothing from the network and follows the light or dark theme."""
 
-import io
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 
 from esm2kit import plots
 from esm2kit.benchmarking.report import (
@@ -25,6 +21,8 @@ from esm2kit.benchmarking.report import (
     format_value,
     metric_name,
 )
+from esm2kit.figures import render_figure
+from esm2kit.plots import MAX_CELL_TEXTS
 from esm2kit.tasks.scaling import TargetScale
 
 # Description of a row by its kind. The description of a baseline is its note.
@@ -33,8 +31,6 @@ ROLES = {
     "probe": "the probe on the frozen encoder",
     "untrained": "the same probe on an untrained encoder",
 }
-# Placeholder for the page's text colour inside a figure, so that figures follow the theme.
-INK = "#0a0b0c"
 
 
 def render_page(title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]]) -> str:
@@ -43,37 +39,19 @@ def render_page(title: str, lead: str, facts: Sequence[str], sections: Sequence[
     return pages.get_template("page.html.j2").render(title=title, lead=lead, facts=facts, sections=sections)
 
 
-def render_svg(draw: Callable[[], Axes], salt: str) -> str:
-    """Render a figure as inline SVG whose text has the page's text colour."""
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    settings = dict.fromkeys(names, INK) | {"svg.fonttype": "none", "svg.hashsalt": salt, "savefig.dpi": 110}
-    settings |= {"text.parse_math": False}  # a label may contain dollar signs
-    with mpl.rc_context(settings):
-        plotted = draw().figure
-        text = io.StringIO()
-        plotted.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(plotted)
-    body = text.getvalue()
-    body = body[body.index("<svg") :].replace(INK, "currentColor").replace(to_hex(plots.PRIMARY), "var(--primary)")
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    # Ids must be unique on a page with several figures.
-    body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
-    return re.sub(r'(url\(#|href="#)', rf"\1{salt}-", body)
-
-
-def build_figure(draw: Callable[[], Axes], salt: str, alt: str, caption: str) -> dict[str, str]:
+def build_figure(draw: Callable[[], Axes], alt: str, caption: str) -> dict[str, str]:
     """Build a figure of a section.
 
     Args:
         draw: Plots the figure and returns its axes.
-        salt: Prefix of the SVG ids, unique on the page.
         alt: Alternative text.
         caption: Text below the figure.
 
     Returns:
-        The template's variables: svg, alt and caption.
+        The template's variables: html and caption.
     """
-    return {"svg": render_svg(draw, salt), "alt": alt, "caption": caption}
+    with mpl.rc_context({"text.parse_math": False}):  # a label may contain dollar signs
+        return {"html": render_figure(draw().figure, alt), "caption": caption}
 
 
 def build_score_plot(
@@ -131,15 +109,16 @@ def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
     first, labels = report.first, report.task.labels
     if first.confusion:
         alt = f"Confusion matrix of {first.name} with {len(labels)} classes"
-        caption = f"Confusion matrix of {first.name} on the test set (first seed)."
-        return [build_figure(lambda: plots.confusion_matrix(first.confusion, labels), "confusion", alt, caption)]
+        caption = f"Confusion matrix of {first.name} on the test set (first seed)"
+        caption += ": percent of the true class, and number of test targets." if len(labels) <= MAX_CELL_TEXTS else "."
+        return [build_figure(lambda: plots.confusion_matrix(first.confusion, labels), alt, caption)]
     if not first.confused:
         return []
     shown = [(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused]
     alt = f"Most frequent confusions of {first.name} among {len(labels)} classes"
     caption = f"{alt} on the test set (first seed): true class → predicted class. report.json lists up to "
     caption += f"{MAX_CONFUSED_PAIRS}."
-    return [build_figure(lambda: plots.confused_pairs(shown), "confusion", alt, caption)]
+    return [build_figure(lambda: plots.confused_pairs(shown), alt, caption)]
 
 
 def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
@@ -150,13 +129,13 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
     draw, scores = build_score_plot(names, report.rows, metric, names[:1], published)
     caption = f"Test {metric_name(metric)} of {first.name} (blue) and of the models it is compared with. Bars: 95% "
     caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
-    figures = [build_figure(draw, "scores", f"Test {metric_name(metric)}: {scores}", caption)]
+    figures = [build_figure(draw, f"Test {metric_name(metric)}: {scores}", caption)]
     if task.target == "class":
         figures += _build_confusion_figure(report)
     else:
         figures.append(
             build_figure(
-                lambda: plots.predicted_vs_true(truth, predicted, task.unit), "scatter",
+                lambda: plots.predicted_vs_true(truth, predicted, task.unit),
                 f"Predicted and measured values of {len(truth)} test targets for {first.name}",
                 f"Predictions of {first.name} on test (first seed). Dashed line: prediction equals measurement.",
             )
@@ -166,7 +145,7 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
         kept = first.selected.get("epoch", [])
         figures.append(
             build_figure(
-                lambda: plots.learning_curves(train, validation, kept), "curves",
+                lambda: plots.learning_curves(train, validation, kept),
                 f"Training and validation loss over {len(train)} epochs, one line per seed",
                 f"Learning curves of {first.name}, one line per seed. Dots mark the epochs whose weights were kept.",
             )
