@@ -47,7 +47,7 @@ from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.published import PUBLISHED
-from esm2kit.tasks.split_file import write_split
+from esm2kit.tasks.split_file import SPLIT_FILE, write_split
 from esm2kit.tasks.tables import format_column_name
 from esm2kit.tasks.task import Task
 
@@ -357,7 +357,7 @@ def benchmark_task(
         comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
         notes=_build_notes(config, data, probe, models),
-        files={"predictions": "predictions.npz"},
+        files={"predictions": "predictions.npz"} | ({"split": SPLIT_FILE} if data.split_method else {}),
         provenance=manifest,
     )  # fmt: skip
     return report, {model.name: model.fitted.test_SM for model in models}

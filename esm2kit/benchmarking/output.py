@@ -21,10 +21,11 @@ from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import versions
 from esm2kit.sequences.ids import DIGEST_BYTES, digest_sequence
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.split_file import SPLIT_FILE
 
 logger = logging.getLogger(__name__)
 
-FILES = ("split.csv", "predictions.npz", "report.html", "report.json")
+FILES = (SPLIT_FILE, "predictions.npz", "report.html", "report.json")
 
 
 def format_folder_name(model: Path | str) -> str:

@@ -109,7 +109,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
     result["runs"] = [_describe_run(run) for run in runs]
-    write_split(data, out_dir)
+    split = write_split(data, out_dir)
     files = {f"task/{name}": path for name, path in data.files.items()}
     manifest = build_provenance("finetune", config, {"data": data.sha256} | files)
     if result["finished"]:
@@ -125,10 +125,10 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
     write_sealed_json(out_dir / "finetune.json", result | {"provenance": manifest})
-    return result | {"files": _list_files(config, runs, result)}
+    return result | {"files": _list_files(config, runs, result, split)}
 
 
-def _list_files(config: FinetuneConfig, runs: list[SeedRun], result: dict[str, Any]) -> list[str]:
+def _list_files(config: FinetuneConfig, runs: list[SeedRun], result: dict[str, Any], split: Path | None) -> list[str]:
     """List the files of a run, with the folders of Hugging Face exports."""
     folders = [Path(run.config.out_dir) for run in runs]
     names = [FILE] if result["finished"] else []
@@ -136,6 +136,7 @@ def _list_files(config: FinetuneConfig, runs: list[SeedRun], result: dict[str, A
     names += ["huggingface"] if names and config.export_hf else []
     paths = [str(folder / name) for folder in folders for name in names] + [str(run.log) for run in runs]
     paths += [result[name] for name in ("predictions", "report", "html") if result.get(name)]
+    paths += [str(split)] if split else []
     return [*paths, str(Path(config.out_dir) / "finetune.json")]
 
 

@@ -10,7 +10,7 @@ from esm2kit.tasks.data import TaskData
 
 logger = logging.getLogger(__name__)
 
-FILE = "split.csv"
+SPLIT_FILE = "split.csv"
 
 
 def write_split(data: TaskData, out_dir: Path) -> Path | None:
@@ -25,7 +25,7 @@ def write_split(data: TaskData, out_dir: Path) -> Path | None:
     """
     if not data.split_method:
         return None
-    path = out_dir / FILE
+    path = out_dir / SPLIT_FILE
     out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")

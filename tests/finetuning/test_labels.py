@@ -27,7 +27,7 @@ def files(tmp_path, monkeypatch):
 
 
 def test_one_report_per_target_and_a_comparison(files, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     given = {"labels": files.labels, "fasta": files.fasta, "model": str(tmp_path / "tiny.safetensors"), **QUICK}
     with refused("labels.which-target", allowed=("Tm (C)", "dG [kJ/mol]")):
         benchmark(BenchmarkConfig(**given, out_dir=tmp_path / "out"))
@@ -49,7 +49,7 @@ def test_one_report_per_target_and_a_comparison(files, tmp_path, caplog):
     assert sum(row["set"] == "test" for row in rows) == 6
     caplog.clear()
     config = BenchmarkConfig(**given, target="Tm (C)", out_dir=tmp_path / "out" / "Tm")
-    benchmark(config)
+    assert benchmark(config).paths[-1] == tmp_path / "out" / "Tm" / "split.csv"
     assert "loaded from an earlier run" in caplog.text
     task = BenchmarkConfig(**(given | {"labels": None, "fasta": None}), task=str(tmp_path / "out/Tm/split.csv"))
     again = benchmark(task.__class__(**(vars(task) | {"out_dir": tmp_path / "again"})))
@@ -59,7 +59,7 @@ def test_one_report_per_target_and_a_comparison(files, tmp_path, caplog):
 def test_finetuning_on_a_table_records_where_the_labels_are_from(files, tmp_path):
     given = {"fasta": files.fasta, "labels": files.labels, "target": "Tm (C)", "out_dir": tmp_path / "tuned"}
     given |= {"model": str(tmp_path / "tiny.safetensors"), "mode": "frozen", "max_steps": 4, "benchmark": False}
-    finetune(FinetuneConfig(**given))
+    assert str(tmp_path / "tuned" / "split.csv") in finetune(FinetuneConfig(**given))["files"]
     inputs = json.loads((tmp_path / "tuned" / "finetune.json").read_text())["provenance"]["inputs"]
     assert inputs["task/labels"]["sha256"] == sha256_file(files.labels)
     assert (tmp_path / "tuned" / "split.csv").is_file()
