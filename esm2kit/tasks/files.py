@@ -41,7 +41,8 @@ ATTRIBUTE = re.compile(rf"(?:^|\s)({KEY})=(.*?)(?=\s+(?:{KEY})=|\s*$)")
 SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # Records outside the split: FLIP's `nan`, biotrainer's `pred`, an empty CSV cell.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
-TRUE, FALSE = {"true", "1", "yes"}, {"false", "0", "no", "", "nan", "none"}
+# also as spreadsheets write them in German and French
+TRUE, FALSE = {"true", "1", "yes", "wahr", "vrai"}, {"false", "0", "no", "", "nan", "none", "falsch", "faux"}
 # Suffixes of a split's file, in order of preference.
 ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
 AUXILIARY = ("sequences", "mask", "resolved")
@@ -451,7 +452,8 @@ def read_fasta_split(
         names |= attributes
         if "SET" not in attributes:
             raise InputError(
-                f"{split}: record {row_id!r} has no set. Add SET=train, SET=val or SET=test to its header.",
+                f"{split}: record {row_id!r} has no set. Add SET=train, SET=val or SET=test to its header, or pass "
+                "a table of your measurements as labels.",
                 code="task.no-set",
                 record=row_id,
                 path=split.path,
@@ -599,7 +601,8 @@ def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list
         problem = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
         found = header.strip() if len(header) < 200 else f"{header[:200]}..."
         raise InputError(
-            f"{split}: the header {found!r} {problem}. Name the columns sequence, target, set and validation.",
+            f"{split}: the header {found!r} {problem}. Name the columns sequence, target, set and validation, or "
+            "pass the table as labels, and a FASTA with the sequences as fasta.",
             code="task.columns",
             missing=tuple(missing),
             repeated=tuple(twice),

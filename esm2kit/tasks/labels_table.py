@@ -26,6 +26,7 @@ VALIDATION_NAMES = {"validation", "is_validation"}
 TARGET_NAMES = {"target", "label", "value", "y", "measurement", "class"}
 ID_NAMES = {"id", "protein", "name", "accession", "entry", "protein id", "protein_id", "uniprot", "identifier"}
 SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
+FEWEST_LETTERS = 8  # in a column of sequences
 SHORTEST = 20  # residues of the median sequence in a column whose name does not contain "seq"
 EXAMPLES = 3
 
@@ -93,15 +94,15 @@ def read_labels(
     table = read_table(expand_path(labels))
     files = find_fasta_files(fasta) if fasta is not None else []
     records = _read_records(files)
-    sequence = _find_sequence_column(table, id, required=fasta is None)
+    sequence = _find_sequence_column(table, id, target, required=fasta is None)
     id_place, matches = _match_ids(table, records, fasta, id, sequence)
     set_place = _find_set_column(table, set)
     validation = next((i for i, name in enumerate(table.columns) if name.lower() in VALIDATION_NAMES), -1)
     columns = _Columns(id_place, -1, set_place, validation if set_place >= 0 else -1, sequence)
-    columns = columns._replace(target=_find_target_column(table, target, columns, matches))
     if fasta is None:
         records, matches = _read_sequences(table, columns)
-    elif sequence >= 0:
+    columns = columns._replace(target=_find_target_column(table, target, columns, records, matches))
+    if fasta is not None and sequence >= 0:
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
     names = ["fasta"] if len(files) == 1 else [f"fasta/{file.name}" for file in files]
@@ -116,8 +117,8 @@ def _read_records(files: Sequence[Path]) -> list[Record]:
     return list({(record.id, record.sequence): record for record in records}.values())
 
 
-def _find_sequence_column(table: Table, id: str | None, required: bool) -> int:
-    """Find the column of the sequences.
+def _find_sequence_column(table: Table, id: str | None, target: str | None, required: bool) -> int:
+    """Find the column of the sequences, which is neither the column of the names nor that of the targets.
 
     Returns:
         Its place, -1 without one.
@@ -128,7 +129,12 @@ def _find_sequence_column(table: Table, id: str | None, required: bool) -> int:
     found = []
     for place, name in enumerate(table.columns):
         cells = ["".join(cell.split()) for cell in table.cells(place) if cell]
-        if name == id or not cells or 10 * sum(SEQUENCE.fullmatch(cell) is not None for cell in cells) < 9 * len(cells):
+        few = len(set("".join(cells).upper())) < FEWEST_LETTERS  # such as the labels H, E and C of residues
+        if (
+            name in (id, target)
+            or few
+            or 10 * sum(SEQUENCE.fullmatch(cell) is not None for cell in cells) < 9 * len(cells)
+        ):
             continue
         if "seq" in name.lower() or sorted(map(len, cells))[len(cells) // 2] >= SHORTEST:
             found.append(place)
@@ -239,7 +245,9 @@ def _find_set_column(table: Table, name: str | None) -> int:
     return -1
 
 
-def _find_target_column(table: Table, name: str | None, columns: _Columns, matches: Matches) -> int:
+def _find_target_column(
+    table: Table, name: str | None, columns: _Columns, records: Sequence[Record], matches: Matches
+) -> int:
     """Find the column of the targets.
 
     Returns:
@@ -250,14 +258,16 @@ def _find_target_column(table: Table, name: str | None, columns: _Columns, match
     """
     if name is not None:
         return table.find_column(name)
+    # neither the numbers of the rows nor those of the residues are measured
+    lengths = [str(len(records[place].sequence)) for place in matches.records if place >= 0]
     used = {columns.id, columns.set, columns.validation, columns.sequence}
     rows = [row for row, record in enumerate(matches.records) if record >= 0] or range(len(table.rows))
     free = []
     for place in range(len(table.columns)):
         cells = [table.rows[row][place] for row in rows]
         values = {cell for cell in cells if cell.lower() not in MISSING}
-        counted = cells in ([str(row) for row in rows], [str(row + 1) for row in rows])  # the numbers of the rows
-        if place not in used and len(values) > 1 and not counted:
+        computed = cells in ([str(row) for row in rows], [str(row + 1) for row in rows], lengths)
+        if place not in used and len(values) > 1 and not computed:
             free.append((place, cells, len(values)))
     numeric = [place for place, cells, _ in free if is_numeric(cells)]
     repeated = [place for place, cells, num_values in free if 2 * num_values <= len(cells)]
@@ -378,6 +388,19 @@ def _join(
             column=name,
             path=table.path,
         )
+    texts = {cell for cell, _ in joined.values()}
+    if (
+        not numeric
+        and 2 < len(texts) == len(joined)
+        and not any(len(cell) == len(records[place].sequence) for place, (cell, _) in joined.items())
+    ):
+        raise InputError(
+            f"{table.path}: column {name!r} has a different text for each protein, such as {min(texts)!r}: these are "
+            "neither classes nor numbers. Choose another column with --target.",
+            code="labels.no-classes",
+            column=name,
+            path=table.path,
+        )
     rows = []
     for place in sorted(joined):
         record, (cell, chosen) = records[place], joined[place]
@@ -390,21 +413,24 @@ def _join(
     parts += [*table.notes, *([commas] if commas else [])]
     origin = "of the table" if fasta is None else f"of {Path(fasta).name}"
     how = [f"{count} {rule}" for rule, count in matches.rules.items() if rule != "exactly"]
-    counts = [f"{len(joined):,} of {len(records):,} proteins {origin} joined"]
+    few = "only " if 2 * len(joined) < min(len(records), len(table.rows)) else ""
+    counts = [f"{few}{len(joined):,} of {_count(len(records), 'protein')} {origin} joined"]
     counts[0] += f" ({', '.join(how)})" if how else ""
     absent = [record.id for place, record in enumerate(records) if place not in set(matches.records)]
-    for group, text in (
-        (absent, "proteins without a row"),
-        (unmatched, "rows without a protein"),
-        (empty, "rows without a value"),
-    ):
-        if group:
-            counts.append(f"{len(group):,} {text} ({_list_first(group)})")
+    groups = (
+        (absent, "protein", "without a row"),
+        (unmatched, "row", "without a protein"),
+        (empty, "row", "without a value"),
+        (matches.ambiguous, "name", "of several sequences"),
+    )
+    counts += [f"{_count(len(group), noun)} {text} ({_list_first(group)})" for group, noun, text in groups if group]
     if dropped:
-        counts.append(f"{dropped:,} rows without a set")
-    if matches.ambiguous:
-        counts.append(f"{len(matches.ambiguous):,} names of several sequences ({_list_first(matches.ambiguous)})")
+        counts.append(f"{_count(dropped, 'row')} without a set")
     return rows, [", ".join(parts) + "; " + "; ".join(counts)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _list_first(names: Sequence[str]) -> str:

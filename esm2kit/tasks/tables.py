@@ -196,11 +196,15 @@ def _split_text(text: str, path: Path) -> tuple[list[list[str]], str]:
         score = (counts.count(width) / len(counts), width) if width > 1 else (0.0, 0)
         if score > best:
             best, chosen = score, separator
+    words = {len(line.split()) for line in lines}
+    if not chosen and len(words) == 1 and min(words) > 1 and text[:1] not in "><{[":
+        return [line.split() for line in text.splitlines()], " "
     if not chosen:
         found = lines[0][:60] if lines else ""
+        remedy = "A table has a line of column names, and cells separated by commas, semicolons or tabs."
         raise InputError(
-            f"{path}: the first line {found!r} has a single column. A table has a line of column names, and cells "
-            "separated by commas, semicolons or tabs.",
+            f"{path}: the first line {found!r} has a single column. "
+            + ("Pass a FASTA as fasta, and the table of measurements as labels." if found[:1] == ">" else remedy),
             code="table.single-column",
             path=path,
         )

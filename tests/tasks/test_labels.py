@@ -108,8 +108,9 @@ def test_reading_a_drawn_table_gives_what_was_written(drawn):
     assert f"{len(truth)} of 40 proteins of my.fasta joined" in note
     assert ("decimal commas" in note) == counted["comma"]
     assert "5 proteins without a row" in note
-    assert (f"{counted['strangers']} rows without a protein" in note) == bool(counted["strangers"])
-    assert ("rows without a value" in note) == bool(empty)
+    strangers = "1 row " if counted["strangers"] == 1 else f"{counted['strangers']} rows "
+    assert (f"{strangers}without a protein" in note) == bool(counted["strangers"])
+    assert ("without a value" in note) == bool(empty)
     assert ("by a part of the id" in note) == (counted["style"] in ("accessions", "entries", "complete ids"))
     assert ("ignoring case" in note) == (counted["style"] == "case")
 
@@ -212,14 +213,14 @@ def test_a_table_that_holds_the_sequences_needs_no_fasta(tmp_path):
     assert data.ids == [f"v{n}" for n in range(20)]
     assert data.sequences == sequences
     assert data.targets.tolist() == [n + 0.5 for n in range(20)]
-    assert "20 of 20 proteins of the table joined; 1 rows without a protein (v20)" in data.notes[0]
+    assert "20 of 20 proteins of the table joined; 1 row without a protein (v20)" in data.notes[0]
     path.write_text("\n".join(["sequence,value", *(f"{s},{n}.5" for n, s in enumerate(sequences))]))
     assert load_labels(path).ids == [f"Sequence{n}" for n in range(20)]
 
 
 def test_sets_of_the_table_are_used(tmp_path):
     table = build_rows("name,Split,dG,validation", "P_{0},{{}},1.{1},{{}}", letters="ABCDEFGH")
-    marks = ["train", "True", "train", "", "Train", "False", "test", "", "test", "", "", "", "train", "", "train", ""]
+    marks = ["train", "WAHR", "train", "", "Train", "False", "test", "", "test", "", "", "", "train", "", "train", ""]
     labels, fasta = write_files(tmp_path, table.format(*marks))
     data = load_labels(labels, fasta)
     assert dict(zip(data.ids, data.sets, strict=True)) == {
@@ -227,8 +228,8 @@ def test_sets_of_the_table_are_used(tmp_path):
         "P_H": "train",
     }  # fmt: skip
     assert (data.split, data.split_method) == ("Split", "")
-    assert "1 rows without a set" in data.notes[0]
-    labels.write_text(labels.read_text().replace("True", "False"))
+    assert "1 row without a set" in data.notes[0]
+    labels.write_text(labels.read_text().replace("WAHR", "FALSCH"))
     data = load_labels(labels, fasta)
     assert data.sizes["validation"] == 1
     assert "1 of 5 train proteins were chosen" in data.notes[-1]
@@ -294,6 +295,8 @@ NUMERIC = build_rows("name,Tm (C),pI", "P_{0},{1}.5,{1}.25")
     ("table", "options", "code", "values"),
     [
         (NUMERIC, {}, "labels.which-target", {"allowed": ("Tm (C)", "pI")}),
+        (NUMERIC, {"target": "name"}, "labels.no-classes", {"column": "name"}),
+        (">P_A\nMKV\n>P_C\nMKL\n", {}, "table.single-column", {}),
         (NUMERIC, {"target": "Tagg"}, "table.no-column", {"column": "Tagg"}),
         (NUMERIC, {"id": "protein"}, "table.no-column", {"column": "protein"}),
         (NUMERIC, {"id": "pI", "target": "Tm (C)"}, "labels.no-match", {"found": "0.25", "expected": "P_A"}),
@@ -384,6 +387,23 @@ def test_comments_titles_and_unnamed_columns_are_passed_over(tmp_path):
     labels.write_text("# exported; today\n,name,dG\n0,P_A,1.5\n1,P_B,2.5\n")
     assert read_table(labels).columns == ["column 1", "name", "dG"]
     assert read_labels(labels, tmp_path / "my.fasta").target == "dG"
+
+
+def test_labels_of_residues_and_computed_columns(tmp_path):
+    generator = random.Random(0)
+    names = [f"P{n}" for n in range(30)]
+    sequences = ["".join(generator.choices(LETTERS, k=generator.randint(30, 60))) for _ in names]
+    (tmp_path / "my.fasta").write_text("".join(f">{n}\n{s}\n" for n, s in zip(names, sequences, strict=True)))
+    labels = ["".join(generator.choices("HEC", k=len(sequence))) for sequence in sequences]
+    lines = [f"{n}  {len(s)}  {label}" for n, s, label in zip(names, sequences, labels, strict=True)]
+    (tmp_path / "m.txt").write_text("\n".join(["name length dssp", *lines]))
+    data = load_labels(tmp_path / "m.txt", tmp_path / "my.fasta")
+    assert (data.task.level, data.task.labels) == ("residue", ("C", "E", "H"))
+    assert "".join(data.task.labels[index] for index in data.targets) == "".join(labels)
+    path = write_split(data, tmp_path)
+    again = load_task(str(path), None, tmp_path)
+    assert again.targets.tolist() == data.targets.tolist()
+    assert again.sets.tolist() == data.sets.tolist()
 
 
 @pytest.mark.parametrize(
