@@ -100,6 +100,7 @@ def test_a_stage_names_the_configuration_that_it_needs(stage: str, value: Any) -
             "per_protein",
             "per_protein must be True or False, found 1 (int)",
         ),
+        (lambda: EmbedConfig("a", "o", bos=np.array([True])), "bos", "bos must be True or False, found a ndarray"),
         (lambda: BenchmarkConfig(None), "task", "task must be text, found None"),
         (lambda: PredictConfig(None, "a", "b"), "model", "model must be a path, found None"),
         (lambda: FinetuneConfig("t", lr="high", out_dir="o"), "lr", "lr must be a number or None, found 'high' (str)"),
@@ -125,6 +126,8 @@ def test_text_paths_tuples_and_numpy_numbers_are_accepted(work: Path) -> None:
     config = EmbedConfig(work / "a.fasta", str(work), repr_layers=(-1,), batch_tokens=np.int64(64))
     assert (config.repr_layers, config.batch_tokens) == ((-1,), 64)
     assert PretrainConfig(data="d", out_dir=Path("o"), model="custom", lr=1).lr == 1
+    assert list(BenchmarkConfig("t", seeds=range(3)).seeds) == [0, 1, 2]
+    assert not EmbedConfig("a", "o", bos=True, per_protein=np.False_).per_protein
 
 
 def test_str_and_path_give_the_same(work: Path) -> None:
@@ -136,7 +139,7 @@ def test_str_and_path_give_the_same(work: Path) -> None:
         assert len(TrainingSet.open(kind(work / "d")).train) == 2
         assert len(SequenceStore.open(kind(work / "d" / "valid.arrow"))) == 1
         with EmbeddingReader(kind(work / "e" / "a_embeddings.h5")) as reader:
-            assert reader.ids == ["a", "b", "c"]
+            assert reader.ids == ("a", "b", "c")
         out = work / f"{kind.__name__}"
         result = embed(EmbedConfig(kind(work / "a.fasta"), kind(out), model=kind(work / "m.safetensors"), device="cpu"))
         assert result.num_proteins == 3

@@ -132,7 +132,7 @@ def _raise_type(name: str, expected: str, value: Any, hint: str = "") -> NoRetur
 
 
 def check_types(config: Any) -> None:
-    """Check the types of a dataclass's fields; text is accepted for a path, and a tuple for a list.
+    """Check the types of a dataclass's fields; text is accepted for a path, and a tuple or a range for a list.
 
     Args:
         config: A dataclass instance.
@@ -156,7 +156,7 @@ def _list_options(hint: Any) -> tuple[Any, ...]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a value has a type; a hint that is not known accepts every value."""
     if get_origin(hint) is list:
-        return isinstance(value, list | tuple) and all(
+        return isinstance(value, list | tuple | range) and all(
             any(_fits(item, option) for option in _list_options(get_args(hint)[0])) for item in value
         )
     if hint in (int, float):
@@ -164,6 +164,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, numbers) and not isinstance(value, bool)
     if hint in (str, Path):
         return isinstance(value, str | os.PathLike)
+    if hint is bool:  # also NumPy's, of which the type has the same name
+        return isinstance(value, bool) or (getattr(value, "shape", None) == () and value.dtype == bool)
     return not isinstance(hint, type) or isinstance(value, hint)
 
 

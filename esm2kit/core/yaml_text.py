@@ -8,14 +8,16 @@ import yaml
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe loader that refuses repeated keys of a mapping."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, (key, _) in enumerate(node.value):
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<" and key.value in keys[:place]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Check the keys as they are written: later, PyYAML adds those of `<<` to a node that has the same keys."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            if (key.tag, key.value) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} occurs twice; remove one", key.start_mark
                 )
-        return super().construct_mapping(node, deep)
+            seen.add((key.tag, key.value))
+        return node
 
 
 def parse_yaml(text: str) -> Any:

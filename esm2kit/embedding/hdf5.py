@@ -290,7 +290,7 @@ class EmbeddingReader:
         self._layout: str = attributes["layout"]
         self.level: str = attributes["level"]
         self.embed_dim = int(attributes["embed_dim"])
-        self.ids = self._read_ids(attributes)
+        self.ids = tuple(self._read_ids(attributes))
         self._keys = self._read_keys(attributes)
         self._digests = self._read_digests(attributes)
         self.attributes = {
@@ -492,7 +492,7 @@ class EmbeddingReader:
         if isinstance(ids, str | bytes | Set):
             found = "one text" if isinstance(ids, str | bytes) else "a set, which has no order"
             raise InputError(
-                f"{self.path}: ids is {found}. Pass a list of ids, such as {self.ids[:2]!r}.",
+                f"{self.path}: ids is {found}. Pass a list of ids, such as {list(self.ids[:2])!r}.",
                 code="embeddings.ids",
                 path=self.path,
                 found=ids,

@@ -17,9 +17,9 @@ import pyarrow as pa
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
-from esm2kit.sequences.formats import advise_on_letter, check_first_line, check_sequence_format
+from esm2kit.sequences.formats import advise_on_letter, check_first_line, check_first_record, check_sequence_format
 from esm2kit.sequences.headers import BLANKS, find_control_character
-from esm2kit.sequences.letters import check_protein
+from esm2kit.sequences.letters import FileLetters
 from esm2kit.sequences.pipes import is_pipe, name_pipe
 from esm2kit.sequences.text import Ragged, TextReader, copy_pieces
 
@@ -175,7 +175,7 @@ class FastaReader:
     def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
         self.path = expand_path(path)
         self.num_records = 0
-        self._text = TextReader(self.path)
+        self._text, self._letters = TextReader(self.path), FileLetters(self.path)
         self._block_bytes = block_bytes
 
     @property
@@ -193,6 +193,7 @@ class FastaReader:
             block = self._parse(np.frombuffer(text, dtype=np.uint8))
             self.num_records += len(block.ids)
             yield block
+        self._letters.check()
         if not self.num_records:
             raise InputError(
                 f"{self.path}: no records. A FASTA file has a '>' line and a sequence per record.",
@@ -238,6 +239,7 @@ class FastaReader:
                 found="UTF-16",
             )
         if text[0] == _HEADER:
+            check_first_record(text, self.path)
             return
         line = text[:80].split(b"\n")[0].decode("utf-8", errors="replace").rstrip()
         if "\0" in line or "�" in line:
@@ -289,8 +291,7 @@ class FastaReader:
             record = int(np.argmax(num_residues > MAX_RESIDUES))
             found = f"has {num_residues[record]:,} residues; the limit is {MAX_RESIDUES:,}. Shorten or remove it."
             raise self._error(ids, record, found)
-        if not self.num_records:
-            check_protein(residues_N, self.path)
+        self._letters.add(residues_N)
         return RecordBlock(ids, headers.strings(), Ragged(residues_N, offsets).strings())
 
     def _parse_ids(self, headers: "Ragged") -> pa.StringArray:
@@ -363,7 +364,7 @@ class FastaReader:
             check_sequence_format(place, letters, self.path, number)
             place = f"at residue {position - offsets[record] + 1:,}"
             if 32 < byte < 127:
-                advice = advise_on_letter(chr(byte)) or "Correct or remove the record."
+                advice = advise_on_letter(chr(byte), letters) or "Correct or remove the record."
                 found = f"letter {chr(byte)!r} {place} is not one of {RESIDUE_LETTERS}. {advice}"
             else:
                 found = f"byte 0x{byte:02x} {place} is not text. Correct or remove the record."

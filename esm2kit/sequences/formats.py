@@ -28,6 +28,8 @@ _STARTS = (
     (r"(?i)<(!doctype|html|\?xml)", "a web page or XML", "Download the file itself, as FASTA."),
     (r"[{\[]", "JSON", "Save the proteins as FASTA."),
 )
+# the header of PIR (NBRF), which MODELLER reads: the kind of the sequence, and a name
+_PIR = re.compile(rb">(P1|F1|D[LC]|R[LC]|N[13]|XX);")
 
 
 def check_first_line(line: str, path: Path) -> None:
@@ -67,6 +69,26 @@ def check_first_line(line: str, path: Path) -> None:
             code="file.format",
             path=path,
             found="a table",
+        )
+
+
+def check_first_record(text: bytes, path: Path) -> None:
+    """Check that a file that starts with '>' is not in PIR format, where a line of description follows the header.
+
+    Args:
+        text: The start of the file.
+        path: The file.
+
+    Raises:
+        InputError: The first header has a code of PIR, and its record ends with '*' as in PIR.
+    """
+    if _PIR.match(text) and text.partition(b"\n>")[0].rstrip().endswith(b"*"):
+        convert = f"""python -c "from Bio import SeqIO; SeqIO.convert('{path}', 'pir', 'proteins.fasta', 'fasta')\""""
+        raise InputError(
+            f"{path}: this is in PIR format, not a FASTA file. Convert it with `{convert}`.",
+            code="file.format",
+            path=path,
+            found="PIR format",
         )
 
 
@@ -123,7 +145,8 @@ def check_sequence_format(place: str, letters: str, path: Path, record: str | in
         at = min(letters.index(gap) for gap in found & set(GAPS))
         remedy = "from the column of sequences" if is_table else f"with {_SED.replace('FILE', str(path))}"
         raise InputError(
-            f"{place}: the gap '{letters[at]}' at residue {at + 1:,} is of an alignment. Remove the gaps {remedy}.",
+            f"{place}: the gap '{letters[at]}' at residue {at + 1:,} belongs to an alignment. Remove "
+            f"the gaps {remedy}.",
             code="sequence.alignment",
             path=path,
             record=record,
@@ -132,8 +155,10 @@ def check_sequence_format(place: str, letters: str, path: Path, record: str | in
         )
 
 
-def advise_on_letter(letter: str) -> str:
-    """Return what to do about a letter that is not a residue."""
+def advise_on_letter(letter: str, sequence: str) -> str:
+    """Return what to do about a letter that is not a residue, and the sequence that has it."""
+    if sequence.isdigit():
+        return "Digits alone are labels or a mask: pass the FASTA file of the sequences."
     if letter == "J":
         return "J stands for leucine or isoleucine, and ESM-2 has no token for it: write L or I, or X for unknown."
     if letter == "*":

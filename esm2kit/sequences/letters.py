@@ -1,4 +1,4 @@
-"""Recognise sequences that are letters of a FASTA file, but say nothing as proteins: DNA, RNA, and nothing but X."""
+"""Recognise text that has the letters of proteins, but is something else: DNA, RNA, secondary structure, only X."""
 
 import logging
 from collections.abc import Sequence
@@ -14,8 +14,13 @@ logger = logging.getLogger(__name__)
 # Letters of nucleic acids, and the length from which a protein hardly ever has only these.
 NUCLEIC, MIN_NUCLEIC_LETTERS = "ACGTUN", 10
 # A file is of nucleic acids if these letters are 95% of its text and each base is 5%: a protein of many A and G has
-# hardly any cysteine, and one of many C has other residues.
-MIN_NUCLEIC_SHARE, MIN_BASE_SHARE, MIN_LETTERS = 0.95, 0.05, 20
+# hardly any cysteine, and one of many C has other residues. A single peptide may consist of these letters: files with
+# fewer letters are only reported.
+MIN_NUCLEIC_SHARE, MIN_BASE_SHARE, MIN_LETTERS = 0.95, 0.05, 60
+# DSSP's states without those that are no residues; the three that every file of secondary structure has
+STRUCTURE, COMMON_STATES = "BCEGHIPST", "CEH"
+# Letters of a file that are counted
+MAX_LETTERS = 100_000
 _IS_NUCLEIC = np.zeros(256, dtype=bool)
 _IS_NUCLEIC[np.frombuffer(NUCLEIC.encode(), dtype=np.uint8)] = True
 
@@ -25,30 +30,62 @@ def is_nucleic(sequence: str) -> bool:
     return len(sequence) >= MIN_NUCLEIC_LETTERS and not sequence.strip(NUCLEIC)
 
 
-def check_protein(residues_N: np.ndarray, path: Path) -> None:
-    """Check that the text of a file, or its first part, is not DNA or RNA.
+class FileLetters:
+    """Counts the letters of a file, in order to check that it has proteins.
 
     Args:
-        residues_N: (N,) upper-case letters of the sequences as uint8.
-        path: The file.
-
-    Raises:
-        InputError: The letters are those of nucleic acids.
+        path: The file, for the message.
     """
-    if residues_N.size < MIN_LETTERS or not _IS_NUCLEIC[residues_N[:100_000]].mean() >= MIN_NUCLEIC_SHARE:
-        return
-    counts = np.bincount(residues_N[:100_000], minlength=256)
-    share = {letter: counts[ord(letter)] / counts.sum() for letter in NUCLEIC}
-    if min(share["A"], share["C"], share["G"], share["T"] + share["U"]) < MIN_BASE_SHARE:
-        return
-    kind = "RNA" if share["U"] > share["T"] else "DNA"
-    raise InputError(
-        f"{path}: the sequences are {kind}, not proteins ({sum(share.values()):.0%} of the letters are A, C, G, T, U "
-        "or N). Translate them first, for example with `seqkit translate`.",
-        code="sequence.nucleic",
-        path=path,
-        found=kind,
-    )
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._counts, self._num_letters = np.zeros(256, dtype=np.int64), 0
+
+    def add(self, residues_N: np.ndarray) -> None:
+        """Count letters, and check the file as soon as there are enough.
+
+        Args:
+            residues_N: (N,) upper-case letters of the next sequences as uint8.
+
+        Raises:
+            InputError: As `check`.
+        """
+        residues_N = residues_N[: MAX_LETTERS - self._num_letters]
+        if not residues_N.size:
+            return
+        self._counts += np.bincount(residues_N, minlength=256)
+        self._num_letters += residues_N.size
+        if self._num_letters == MAX_LETTERS:
+            self.check()
+
+    def check(self) -> None:
+        """Check that the letters are not those of nucleic acids or of secondary structure.
+
+        Raises:
+            InputError: They are, and there are enough letters to tell.
+        """
+        if self._num_letters < MIN_LETTERS:
+            return
+        share = {chr(byte): self._counts[byte] / self._num_letters for byte in np.flatnonzero(self._counts).tolist()}
+        nucleic = sum(share.get(letter, 0) for letter in NUCLEIC)
+        bases = [sum(share.get(letter, 0) for letter in base) for base in ("A", "C", "G", "TU")]
+        if nucleic >= MIN_NUCLEIC_SHARE and min(bases) >= MIN_BASE_SHARE:
+            kind = "RNA" if share.get("U", 0) > share.get("T", 0) else "DNA"
+            raise InputError(
+                f"{self.path}: the sequences are {kind}, not proteins ({nucleic:.0%} of the letters are A, C, G, T, U "
+                "or N). Translate them first, for example with `seqkit translate`.",
+                code="sequence.nucleic",
+                path=self.path,
+                found=kind,
+            )
+        if share.keys() <= set(STRUCTURE) and min(share.get(state, 0) for state in COMMON_STATES) >= MIN_BASE_SHARE:
+            raise InputError(
+                f"{self.path}: the records are secondary structure, not proteins: all their letters are "
+                f"{', '.join(sorted(share))}. Pass the FASTA file of the sequences.",
+                code="sequence.structure",
+                path=self.path,
+                found="".join(sorted(share)),
+            )
 
 
 class LetterCounts:

@@ -13,7 +13,7 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.ids import digest_sequence
-from esm2kit.sequences.letters import LetterCounts, check_protein
+from esm2kit.sequences.letters import FileLetters, LetterCounts
 from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
@@ -27,7 +27,6 @@ from esm2kit.tasks.task import Level, Split, SplitBy, Target, Task
 
 logger = logging.getLogger(__name__)
 
-LETTERS_CHECKED = 2000  # sequences at the start of a task
 SET_NAMES = ("train", "validation", "test")
 
 
@@ -412,13 +411,13 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
 
 
 def _check_letters(data: TaskData) -> list[str]:
-    """Check that the sequences are not DNA or RNA; return notes on those that are probably not proteins."""
+    """Check that the sequences are of proteins; return notes on those that are probably not."""
     letters = LetterCounts()
+    file_letters = FileLetters(data.files.get("sequences", next(iter(data.files.values()))))
     for sequence in data.sequences:
         letters.add(sequence)
-    source = data.files.get("sequences", next(iter(data.files.values())))
-    start = "".join(data.sequences[:LETTERS_CHECKED])
-    check_protein(np.frombuffer(start.encode(), dtype=np.uint8), source)
+        file_letters.add(np.frombuffer(sequence.encode(), dtype=np.uint8))
+    file_letters.check()
     return letters.describe()
 
 

@@ -414,7 +414,9 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
     wrong = np.flatnonzero(~IS_RESIDUE_BYTE[codes])
     if wrong.size:
         check_sequence_format(f"{source}: record {row_id!r}", sequence, source.path, row_id, source.is_table)
-        advice = advise_on_letter(sequence[wrong[0]]) or "Write X for an unknown residue, or remove the record."
+        advice = (
+            advise_on_letter(sequence[wrong[0]], sequence) or "Write X for an unknown residue, or remove the record."
+        )
         raise InputError(
             f"{source}: record {row_id!r} has the invalid residue {sequence[wrong[0]]!r} at position {wrong[0] + 1}, "
             f"which is not one of {RESIDUE_LETTERS}. {advice}",

@@ -18,7 +18,15 @@ def test_a_repeated_key_is_refused(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a: 1\nb: {a: 2}", "- {a: 1}\n- {a: 1}", "x: &x {a: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x}", "[1, 1e-3, no]"],
+    [
+        "",
+        "a: 1\nb: {a: 2}",
+        "- {a: 1}\n- {a: 1}",
+        "x: &x {a: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x}",
+        "x: &x {a: 1, b: 2}\ninner:\n  y: &y {<<: *x, b: 3}\nz: {<<: *y, c: 4}",
+        "{1: a, '1': b}",
+        "[1, 1e-3, no]",
+    ],
 )
 def test_other_documents_are_read_as_by_pyyaml(text):
     assert parse_yaml(text) == yaml.safe_load(text)

@@ -51,9 +51,9 @@ def test_values_are_read_back(tmp_path_factory, num_residues, level, layout, dty
     folder = tmp_path_factory.mktemp("embeddings")
     expected = write_file(folder / "a.h5", Skeleton(level, layout, WIDTH, dtype, "index"), num_residues)
     with EmbeddingReader(folder / "a.h5") as reader:
-        assert reader.ids == [f"protein é {index}" for index in range(len(num_residues))]
+        assert reader.ids == tuple(f"protein é {index}" for index in range(len(num_residues)))
         assert (reader.level, reader.embed_dim, len(reader)) == (level, WIDTH, len(num_residues))
-        assert list(reader) == reader.ids
+        assert tuple(reader) == reader.ids
         with refused("embeddings.id", found=0):
             reader[0]
         for index, value in enumerate(expected):
@@ -103,7 +103,7 @@ def test_ids_are_read_from_several_blocks(tmp_path: Path, monkeypatch: pytest.Mo
                 tmp_path / "a.h5", Skeleton("residue", layout, WIDTH, "float32", "index"), list(range(1, count + 1))
             )
             with EmbeddingReader(tmp_path / "a.h5") as reader:
-                assert reader.ids == [f"protein é {index}" for index in range(count)]
+                assert reader.ids == tuple(f"protein é {index}" for index in range(count))
                 np.testing.assert_array_equal(reader[reader.ids[-1]], expected[-1])
 
 

@@ -89,6 +89,6 @@ def test_sequences_that_are_no_proteins_are_said(model, tmp_path, caplog) -> Non
     assert len(run_predict(model, fasta, tmp_path / "x.tsv")) == 6
     assert f"{fasta}: 1 of 5 sequences contain only A, C, G, T, U and N" in caplog.text
     assert f"{fasta}: 1 of 5 sequences contain only X" in caplog.text
-    fasta.write_text(f">dna\n{'ACGTT' * 4}\n")
+    fasta.write_text(f">dna\n{'ACGTT' * 12}\n")
     with refused("sequence.nucleic", found="DNA"):
         run_predict(model, fasta, tmp_path / "x.tsv")

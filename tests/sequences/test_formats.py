@@ -1,6 +1,7 @@
 """Alignments, complexes, comments, nucleic acids and git-lfs pointers are recognised by every reader of sequences."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from esm2kit.sequences.letters import LetterCounts
 from esm2kit.tasks.data import load_task
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
-DNA = "ATGGCCAAAGTTCTGGCAGCTAACTGA"
+DNA = "ATGGCCAAAGTTCTGGCAGCTAACTGATCCGGATTACCAGTCAAGCTGGTACGTTAACCGATGC"
 PROTEIN = "MKVLAAGGSTNCATGAC"
 
 
@@ -70,6 +71,9 @@ READERS = [read_records, read_table, read_staged, read_task]
         ("<!DOCTYPE html>\n<html>\n", "file.format", {"found": "a web page or XML"}),
         (f">g\n{DNA}\n>h\n{DNA[::-1]}NNN\n", "sequence.nucleic", {"found": "DNA"}),
         (f">g\n{DNA.replace('T', 'u')}\n", "sequence.nucleic", {"found": "RNA"}),
+        (f">g\n{PROTEIN[:5]}\n" + f">h\n{DNA}\n" * 2, "sequence.nucleic", {"found": "DNA"}),
+        (f">a\n{'CCCHHHHHHHHEEEEECC' * 3}\n>b\n{'CHHHHEEEEC' * 3}\n", "sequence.structure", {"found": "CEH"}),
+        (f">a\n{'GHIBESTCCCHHHHHHHHEEEEECC' * 3}\n", "sequence.structure", {"found": "BCEGHIST"}),
         (LFS, "file.git-lfs", {}),
     ],
 )
@@ -90,6 +94,7 @@ def test_other_formats_are_named(tmp_path: Path, read, text: str, code: str, val
         (">a\nMK<mask>L\n", "write X for an unknown residue"),
         (">a\nA24G\n", "instead of a mutation such as A24G, write the complete sequence"),
         (">a\n  1 mkvla\n  6 aggst\n", "Remove the numbers of residues"),
+        (">a\n0011100\n", "Digits alone are labels or a mask"),
     ],
 )
 @pytest.mark.parametrize("read", READERS)
@@ -150,9 +155,52 @@ def test_cells_of_tables(tmp_path: Path, cell: str) -> None:
 def test_proteins_of_the_letters_of_dna_are_read(tmp_path: Path) -> None:
     """Silk and elastin have many A and G, antifreeze proteins many A and T, and peptides are short."""
     path = tmp_path / "x.fasta"
-    for text in ("GAGAGA" * 20, "AATAATAAGT" * 10, "ATGC", "NNNNNNNNNNNNNNNNNNNNNNN", "CGGCGGSPACTAGTCAYKW" * 3):
+    for text in (
+        "GAGAGA" * 20,
+        "AATAATAAGT" * 10,
+        "ATGC",
+        "NNNNNNNNNNNNNNNNNNNNNNN",
+        "CGGCGGSPACTAGTCAYKW" * 3,
+        DNA[:59],
+        "GGGGS" * 20,
+    ):
         path.write_text(f">a\n{text}\n")
         assert read_records(path)[0].sequence == text
+
+
+def test_all_records_of_a_small_file_decide(tmp_path: Path) -> None:
+    """The first block of a small file has all records but the last."""
+    path = tmp_path / "x.fasta"
+    for first, others in ((DNA, ["MKVLAAGGSTNCATGAC" * 3]), ("CEH" * 30, ["MKVLW"])):
+        path.write_text("".join(f">{number}\n{text}\n" for number, text in enumerate([first, *others])))
+        assert [record.sequence for record in read_records(path)] == [first, *others]
+    path.write_text(f">a\n{'LIVFMW' * 20_000}\n>b\n{DNA * 5000}\n")  # more letters than are counted
+    with refused("fasta.sequence", record=1):
+        read_records(path)
+    path.write_text(f">a\n{'LIVFMW' * 10_000}\n>b\n{DNA * 1000}\n>c\n{DNA * 1000}\n")
+    assert len(read_records(path)) == 3
+
+
+@pytest.mark.parametrize(
+    "text", [">P1;CRAB_ANAPL\nALPHA CRYSTALLIN B\nMDITIHNPLI\n*\n", ">F1;x\r\n\r\nMKV*\r\n>P1;y\n\nMK*"]
+)
+def test_pir_is_not_read_as_fasta(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.pir"
+    path.write_text(text, newline="")
+    for _ in range(2):
+        with refused("file.format", path=path, found="PIR format") as caught:
+            read_records(path)
+    command = str(caught.value).split("`")[1].replace("python -c", f"{sys.executable} -c", 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert read_records(tmp_path / "proteins.fasta")[0].sequence in ("MDITIHNPLI", "MKV")
+
+
+def test_headers_that_start_like_pir_are_ordinary(tmp_path: Path) -> None:
+    path = tmp_path / "x.fasta"
+    path.write_text(">P1;a\nMKV\n>P1;b\nMK*\n")
+    assert [record.id for record in read_records(path)] == ["P1;a", "P1;b"]
+    path.write_text(">sp|P1;b\nMKV*\n")
+    assert [record.id for record in read_records(path)] == ["sp|P1;b"]
 
 
 @pytest.mark.parametrize("read", READERS[1:3])
