@@ -25,8 +25,24 @@ MAX_BINS = 40
 MAX_NAME = 36  # characters of a name in a legend
 
 
-def _get_axes(ax: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+_min_width = 0.0  # of new figures, in inches
+
+
+def widen_figures(inches: float) -> None:
+    """Make new figures at least as wide as the text of a page, for the notebooks; square ones keep their shape.
+
+    Args:
+        inches: the least width of a figure.
+    """
+    global _min_width
+    _min_width = inches
+
+
+def _get_axes(ax: Axes | None, width: float = 6.0, height: float = 3.6, square: bool = False) -> Axes:
+    if ax is not None:
+        return ax
+    width = width if square else max(width, _min_width)
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def _label_axes(ax: Axes, x_label: str, y_label: str, title: str = "") -> Axes:
@@ -107,6 +123,7 @@ def perplexity_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     unigram_baseline: float | None = None,
     ax: Axes | None = None,
+    references: Mapping[str, float] | None = None,
 ) -> Axes:
     """Plot the validation perplexity over training steps; a uniform guess has 20.
 
@@ -114,6 +131,7 @@ def perplexity_curves(
         curves: name -> (steps, perplexities).
         unigram_baseline: perplexity of a guess by residue frequencies on the same split. None omits it.
         ax: axes to plot into. None creates a figure.
+        references: name -> perplexity to mark with a labelled line; the axis then shows all of them.
 
     Returns:
         The axes.
@@ -121,7 +139,14 @@ def perplexity_curves(
     ax = _get_axes(ax)
     for colour, (name, (steps, values)) in zip([VALIDATION, *PALETTE[2:]], curves.items(), strict=False):
         ax.plot(steps, values, color=colour, label=name, marker="o" if len(steps) < 20 else None, markersize=3)
-    _guide_lines(ax, {"uniform guess": None, "unigram guess": unigram_baseline})
+    _guide_lines(ax, {"uniform guess": None, "unigram guess": None if references else unigram_baseline})
+    lines = dict(references or {})
+    if references and unigram_baseline is not None:
+        lines["unigram guess"] = unigram_baseline
+    for name, height in lines.items():
+        ax.axhline(height, color=SECONDARY, linestyle="--", linewidth=1)
+        ax.annotate(f"{name} {height:.4g}", (1, height), xytext=(-2, 3), xycoords=ax.get_yaxis_transform(),
+                    textcoords="offset points", ha="right", color=SECONDARY)  # fmt: skip
     return _label_axes(ax, "update", "perplexity")
 
 
@@ -159,9 +184,15 @@ def embedding_scatter(
     numbers = np.issubdtype(labels.dtype, np.number)
     longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
     ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure instead of narrowing the map
+    points = {"s": _point_size(len(labels)), "alpha": 0.75, "linewidths": 0, "rasterized": True}
     if numbers:
-        points = ax.scatter(*xy_P2.T, c=labels, s=9, cmap="viridis", linewidths=0, rasterized=True)
-        ax.figure.colorbar(points, ax=ax, label=label_name)
+        known = np.isfinite(labels.astype(float))
+        if not known.all():
+            ax.scatter(*xy_P2[~known].T, color=MUTED, label=f"not given ({(~known).sum():,})", zorder=1, **points)
+            ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        shown = ax.scatter(*xy_P2[known].T, c=labels[known], cmap="viridis", zorder=2, **points)
+        bar = ax.figure.colorbar(shown, ax=ax, label=label_name)
+        bar.solids.set_alpha(1)
     else:
         names = sorted(set(labels.tolist()) - {rest})
         colours = [PALETTE[index % len(PALETTE)] for index in range(len(names))]
@@ -170,10 +201,17 @@ def embedding_scatter(
         for index, (name, colour) in enumerate(zip(names, colours, strict=True)):
             chosen = xy_P2[labels == name]
             marker = "osD^vP*X"[index // len(PALETTE) % 8]
-            ax.scatter(*chosen.T, s=14, color=colour, marker=marker, linewidths=0, zorder=1 if name == rest else 2,
-                       label=f"{_shorten(name)} ({len(chosen):,})", rasterized=True)  # fmt: skip
-        ax.legend(title=label_name or None, frameon=False, markerscale=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
+            ax.scatter(*chosen.T, color=colour, marker=marker, zorder=1 if name == rest else 2,
+                       label=f"{_shorten(name)} ({len(chosen):,})", **points)  # fmt: skip
+        legend = ax.legend(title=label_name or None, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        for handle in legend.legend_handles:
+            handle.set(sizes=[50], alpha=1)
     return _label_axes(ax, *axes, title)
+
+
+def _point_size(num_points: int) -> float:
+    """Area of a point in square points: large for few points, small for many."""
+    return float(np.clip(16_000 / max(num_points, 1), 6, 46))
 
 
 def _shorten(name: str) -> str:
@@ -202,14 +240,45 @@ def neighbours_on_map(
         The axes.
     """
     ax = _get_axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
-    ax.scatter(*xy_P2.T, s=10, color=MUTED, linewidths=0, rasterized=True)
+    ax.scatter(*xy_P2.T, s=_point_size(len(xy_P2)), color=MUTED, alpha=0.75, linewidths=0, rasterized=True)
     for rank, (place, name) in enumerate(zip(nearest, names, strict=True), 1):
         ax.plot(*xy_P2[[chosen, place]].T, color=SECONDARY, linewidth=0.8, alpha=0.7, zorder=2)
-        ax.scatter(*xy_P2[place], s=110, color=PRIMARY, linewidths=0, zorder=3, label=f"{rank}  {_shorten(name)}")
-        ax.annotate(str(rank), xy_P2[place], color="white", ha="center", va="center", fontsize=8, zorder=4)
-    ax.scatter(*xy_P2[chosen], s=190, color=ACCENT, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
+        ax.scatter(*xy_P2[place], s=60, color=PRIMARY, edgecolors="white", linewidths=0.8, zorder=3,
+                   label=f"{rank}  {_shorten(name)}")  # fmt: skip
+    ax.scatter(*xy_P2[chosen], s=230, color=ACCENT, marker="*", edgecolors="black", linewidths=0.6, zorder=5)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
-    return _label_axes(ax, *axes)
+    _label_axes(ax, *axes)
+    place_labels(ax, xy_P2[list(nearest)], [str(rank) for rank in range(1, len(nearest) + 1)], xy_P2[[chosen]])
+    return ax
+
+
+def place_labels(ax: Axes, xy_N2: np.ndarray, texts: Sequence[str], others_N2: np.ndarray | None = None) -> None:
+    """Write labels next to points so that they overlap neither each other nor the points.
+
+    Each label takes the nearest free place of several around its point; a thin line connects it if it is far away.
+
+    Args:
+        ax: axes with the points; its size and limits must be final.
+        xy_N2: (N, 2) points to label.
+        texts: N labels.
+        others_N2: (M, 2) further points to leave free.
+    """
+    ax.figure.canvas.draw()  # computes the layout, on which the places depend
+    points_N2 = ax.transData.transform(xy_N2)
+    pixels = ax.figure.dpi / 72
+    blocked = list(points_N2) + ([] if others_N2 is None else list(ax.transData.transform(others_N2)))
+    for point, xy, text in zip(points_N2, xy_N2, texts, strict=True):
+        angles = np.linspace(0, 2 * np.pi, 12, endpoint=False) + np.pi / 4
+        places = [point + radius * pixels * np.array([np.cos(angle), np.sin(angle)])
+                  for radius in (13, 24, 36, 50) for angle in angles]  # fmt: skip
+        gap = (9 + 3 * len(text)) * pixels
+        free = [place for place in places if all(np.hypot(*(place - other)) >= gap for other in blocked)]
+        best = (free or places)[0]
+        blocked.append(best)
+        shift = (best - point) / pixels
+        line = {"arrowstyle": "-", "color": SECONDARY, "linewidth": 0.6, "shrinkB": 4} if len(free) else None
+        ax.annotate(text, xy, xytext=shift, textcoords="offset points", ha="center", va="center", fontsize=9,
+                    fontweight="bold", zorder=6, arrowprops=line if np.hypot(*shift) > 20 else None)  # fmt: skip
 
 
 def scores_with_baselines(
@@ -319,7 +388,7 @@ def confusion_matrix(confusion_KK: np.ndarray, labels: Sequence[str], ax: Axes |
     written = len(labels) <= MAX_CELL_TEXTS
     longest = max(map(len, labels), default=0)  # needs space on the left and below
     size = max(3.4, 1.4 + (0.72 if written else 0.4) * len(labels)) + 0.085 * max(0, longest - 10)
-    ax = _get_axes(ax, size + (0 if written else 1), size)
+    ax = _get_axes(ax, size + (0 if written else 1), size, square=True)
     counts = np.asarray(confusion_KK, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     texts = [
@@ -358,7 +427,7 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], most: int = 20, ax: Ax
 
 def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = "", ax: Axes | None = None) -> Axes:
     """Plot predictions (P,) against measurements (P,), with the line of equality; at most 20,000 sampled points."""
-    ax = _get_axes(ax, 4.4, 4.2)
+    ax = _get_axes(ax, 4.4, 4.2, square=True)
     truth, predicted = np.asarray(truth_P), np.asarray(predicted_P)
     if len(truth) > MAX_POINTS:
         chosen = np.random.default_rng(0).choice(len(truth), MAX_POINTS, replace=False)
@@ -423,7 +492,7 @@ def pair_map(
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
         scale = {"cmap": "PuOr", "vmin": -end, "vmax": end}
     title = f"above the diagonal: {upper}\nbelow: {lower}"
-    ax = _get_axes(ax, 5.2, 4.6)
+    ax = _get_axes(ax, 5.2, 4.6, square=True)
     ends = (0.5, len(shown) + 0.5)
     image = ax.imshow(shown, interpolation="nearest", extent=(*ends, *ends[::-1]), **scale)
     ax.figure.colorbar(image, ax=ax, label=value_label)

@@ -207,3 +207,49 @@ def test_a_confusion_matrix_of_many_classes_has_a_colour_bar():
     ax = plots.confusion_matrix(np.eye(11), [f"class {number}" for number in range(11)])
     assert not ax.texts
     assert len(ax.figure.axes) == 2
+
+
+def test_labels_of_near_points_do_not_overlap() -> None:
+    xy_P2 = np.array([[0.0, 0.0], [0.01, 0.0], [0.0, 0.01], [0.02, 0.01], [0.01, 0.02], [1.0, 1.0]])
+    ax = plots.neighbours_on_map(xy_P2, 0, [1, 2, 3, 4], list("abcd"))
+    renderer = ax.figure.canvas.get_renderer()
+    boxes = [mpl.text.Text.get_window_extent(text, renderer) for text in ax.texts]  # without the lines to the points
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3", "4"]
+    star = ax.transData.transform(xy_P2[0])
+    for place, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[place + 1 :])
+        assert not box.contains(*star)
+
+
+def test_proteins_without_a_number_are_grey() -> None:
+    ax = plots.embedding_scatter(np.arange(8.0).reshape(4, 2), np.array([1.0, np.nan, 3.0, 4.0]), label_name="Tm")
+    grey, coloured = ax.collections[:2]
+    assert grey.get_offsets().tolist() == [[2.0, 3.0]]
+    assert coloured.get_array().tolist() == [1.0, 3.0, 4.0]
+    assert ax.get_legend().get_texts()[0].get_text() == "not given (1)"
+
+
+def test_few_points_are_larger_than_many() -> None:
+    sizes = []
+    for count in (20, 600, 20_000):
+        ax = plots.embedding_scatter(GENERATOR.normal(size=(count, 2)), np.array(["a"] * count))
+        sizes.append(ax.collections[0].get_sizes()[0])
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 40
+
+
+def test_references_of_the_perplexity_are_labelled_and_on_the_axis() -> None:
+    ax = plots.perplexity_curves(
+        {"validation": ([1, 2], [17.6, 16.8])}, 17.5, references={"uniform guess": 20, "8M": 10}
+    )
+    assert [text.get_text() for text in ax.texts] == ["uniform guess 20", "8M 10", "unigram guess 17.5"]
+    low, high = ax.get_ylim()
+    assert low < 10 < 20 < high
+
+
+def test_figures_of_a_notebook_are_as_wide_as_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_min_width", 0.0)
+    narrow = plots.length_histogram(np.array([3, 4])).figure.get_size_inches()[0]
+    plots.widen_figures(9.4)
+    assert narrow == 6.0
+    assert plots.length_histogram(np.array([3, 4])).figure.get_size_inches()[0] == 9.4

@@ -85,6 +85,13 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
                 continue
             cell["source"] = "\n".join(["# changed in this run", *changed])
         cells.append(cell)
+        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
+        # myst-nb does not show attachments: put the images into the text
+        for name, images in cell.pop("attachments", {}).items():
+            kind, image = next(iter(images.items()))
+            source = "".join(cell["source"])
+            cell["source"] = source.replace(f"attachment:{name}", f"data:{kind};base64,{''.join(image.split())}")
         if cell["cell_type"] == "code":
             cell["outputs"] = outputs(cell) if executed else []
             captions = [each.get("metadata", {}).get("image/png", {}).get("alt") for each in cell["outputs"]]

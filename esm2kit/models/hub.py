@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -184,7 +185,7 @@ def is_cached(name: str) -> bool:
     return "config.json" in cached and len(cached) > 1
 
 
-def fetch_in_time(name: str, seconds: float = 60.0) -> str:
+def fetch_in_time(name: str, seconds: float = 60.0, on_start: Callable[[], None] = lambda: None) -> str:
     """Download an official model if that takes no longer than a time limit.
 
     Without network this takes at most SECONDS_TO_CONNECT. The part that was downloaded when the time is over stays in
@@ -193,6 +194,7 @@ def fetch_in_time(name: str, seconds: float = 60.0) -> str:
     Args:
         name: an official name.
         seconds: time limit of the download.
+        on_start: called before the download, if there is one.
 
     Returns:
         An empty text if the model is in the cache now; otherwise the reason why it is not.
@@ -201,6 +203,7 @@ def fetch_in_time(name: str, seconds: float = 60.0) -> str:
         return ""
     if unreachable := _explain_unreachable():
         return unreachable
+    on_start()
     environment = os.environ | {"HF_HUB_CACHE": str(constants.HF_HUB_CACHE), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment.pop("JPY_PARENT_PID", None)
     try:

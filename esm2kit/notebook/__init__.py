@@ -1,10 +1,18 @@
-"""Widgets, figures and headless runs of the notebooks; the only package that requires Jupyter. Names load lazily."""
+"""Widgets, figures and headless runs of the notebooks; the only package that requires Jupyter. Names load lazily.
 
+`from esm2kit.notebook import *` is the first cell of a notebook: it imports the names below, the public names of
+esm2kit, and np, pd, plt, torch, Path and cache.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import esm2kit
 from esm2kit.core.lazy import attach
 
 # module -> its public names; a module without names is itself public
 _PUBLIC = {
-    "records": ("need", "record", "work_folder"),
+    "records": ("need", "output_name", "record", "work_folder"),
     "display": (
         "captioned",
         "confusion_chart",
@@ -12,12 +20,16 @@ _PUBLIC = {
         "follow_progress",
         "format_value",
         "label",
+        "neighbour_table",
         "score_chart",
         "summary",
         "verdict",
     ),
+    "captions": (),
     "diagrams": (),
     "live": (),
+    "refresh": ("redraw",),
+    "label_table": ("read_columns",),
     "widgets": ("Export",),
     "pickers.tasks": ("file_picker", "task_picker"),
     "pickers.models": ("compared_models", "label_model", "model_picker"),
@@ -26,4 +38,25 @@ _PUBLIC = {
     "pickers.runs": ("run_browser",),
     "runs.manifest": ("read_manifest",),
 }
-__getattr__, __dir__, __all__ = attach(__name__, _PUBLIC)
+# other packages' names that the notebooks use -> module and name; a module without a name is imported itself
+SHORTHANDS = {
+    "np": ("numpy", ""),
+    "pd": ("pandas", ""),
+    "plt": ("matplotlib.pyplot", ""),
+    "torch": ("torch", ""),
+    "Path": ("pathlib", "Path"),
+    "cache": ("functools", "cache"),
+}
+_load, _list, _own = attach(__name__, _PUBLIC)
+__all__ = sorted({*_own, *esm2kit.__all__, *SHORTHANDS})
+
+
+def __getattr__(name: str) -> Any:
+    if name in SHORTHANDS:
+        module, attribute = SHORTHANDS[name]
+        return getattr(import_module(module), attribute) if attribute else import_module(module)
+    return getattr(esm2kit, name) if name in esm2kit.__all__ else _load(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_list(), *__all__})

@@ -1,4 +1,4 @@
-"""Figures that only the notebooks use: the walkthrough, residue frequencies, samples, schedules and layouts."""
+"""Figures that only the notebooks use: the walkthrough, frequencies, samples, schedules, layouts, maps, proteins."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,27 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from esm2kit.plots import ACCENT, MUTED, PALETTE, PRIMARY, SECONDARY, _get_axes, _label_axes, heat_map
+from esm2kit.core.errors import InputError
+from esm2kit.embedding.maps import MIN_PROTEINS, Projection, grouped, protein_name
+from esm2kit.models.contacts import PairMap
+from esm2kit.plots import (
+    ACCENT,
+    MUTED,
+    PALETTE,
+    PRIMARY,
+    SECONDARY,
+    _get_axes,
+    _label_axes,
+    by_separation,
+    embedding_scatter,
+    heat_map,
+    neighbours_on_map,
+    pair_map,
+    scores_with_baselines,
+)
+from esm2kit.sequences.fasta import Record
 
+CHANNELS = 40  # of a heat map of residue vectors
 STORY = ("FASTA and\nclusters", "dataset\n.arrow", "checkpoint\n.safetensors", "embeddings\n.h5", "report\n.html")
 ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
 
@@ -264,3 +283,105 @@ def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | N
     ax.xaxis.set_major_locator(MaxNLocator(16, integer=True, prune="lower"))
     ax.legend(frameon=False, loc="upper right")
     return _label_axes(ax, "member of the cluster", "times sampled")
+
+
+def protein_map(projected: Projection, values_P: np.ndarray, name: str) -> Axes:
+    """Plot a map of proteins; the less frequent of many words are merged.
+
+    Args:
+        projected: the map.
+        values_P: (P,) numbers, with NaN for missing ones, or words.
+        name: of the values, for the legend.
+
+    Returns:
+        The axes.
+    """
+    shown_P, rest = grouped(values_P)
+    return embedding_scatter(projected.xy_P2, shown_P, label_name=name, axes=projected.axes, rest=rest)
+
+
+def neighbours(projected: Projection, chosen: int, nearest_K: Sequence[int], records: Sequence[Record]) -> Axes:
+    """Plot the nearest neighbours of a protein on a map, with their names in the legend.
+
+    Args:
+        projected: the map.
+        chosen: index of the protein.
+        nearest_K: indices of its neighbours, the nearest first.
+        records: the proteins.
+
+    Returns:
+        The axes.
+    """
+    names = [f"{records[place].id} {protein_name(records[place].description)}".strip() for place in nearest_K]
+    return neighbours_on_map(projected.xy_P2, chosen, nearest_K, names, projected.axes)
+
+
+def agreement(shares: Mapping[str, tuple[float, float, float]], colour: str, numeric: bool) -> Axes:
+    """Plot how often the nearest neighbour agrees, for models, composition and chance.
+
+    Args:
+        shares: the result of `maps.agreements`.
+        colour: name of the values.
+        numeric: whether the values are numbers.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: too few proteins have a value.
+    """
+    if not shares:
+        raise InputError(
+            f"fewer than {MIN_PROTEINS} proteins have a value of {colour}: colour by another field",
+            code="map.too-few",
+            found=0,
+        )
+    agrees = f"is on the same side of the median {colour}" if numeric else f"has the same {colour}"
+    models = [name for name in shares if name not in ("composition", "chance")]
+    columns = zip(*shares.values(), strict=True)
+    return scores_with_baselines(list(shares), *columns, f"nearest neighbour {agrees}", models, on="")
+
+
+def residue_vectors(hidden_TD: np.ndarray, sequence: str) -> Axes:
+    """Plot the channels that vary most along a protein, with its residues sorted by amino acid.
+
+    Args:
+        hidden_TD: (T, D) vectors of the first T residues.
+        sequence: all residues.
+
+    Returns:
+        The axes.
+    """
+    varying = np.argsort(-hidden_TD.std(0))[:CHANNELS]
+    profile_TC = hidden_TD[:, varying] - hidden_TD[:, varying].mean(0)
+    letters_T = np.array(list(sequence[: len(hidden_TD)]))
+    order, (names, counts) = np.argsort(letters_T, kind="stable"), np.unique(letters_T, return_counts=True)
+    ax = heat_map(
+        profile_TC[order].T, "residues, sorted by amino acid", "channel", "value minus\nchannel mean", centre=0.0
+    )
+    ax.set_xticks(np.cumsum(counts) - counts / 2, names)
+    return ax
+
+
+def residue_pairs(trained: PairMap, untrained: PairMap | None, model: str) -> Axes:
+    """Plot a map of a protein's residue pairs, and next to it the means by separation along the chain.
+
+    Args:
+        trained: the map.
+        untrained: that of an untrained model of the same architecture.
+        model: name of the model.
+
+    Returns:
+        The axes of the map.
+    """
+    what = "contact probability" if trained.fitted else "coupling (multiples of uniform attention)"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.8, 4.6), layout="constrained", width_ratios=[1.25, 1])
+    figure.get_layout_engine().set(wspace=0.12)
+    pair_map(
+        trained.values_TT, trained.expected_TT, model, "distance and residue types alone", what, trained.fitted, left
+    )
+    curves = {model: trained.by_separation}
+    if untrained:
+        curves["the same shape, untrained"] = untrained.by_separation
+    by_separation(curves, f"mean {what}", 0.0, right)
+    return left

@@ -3,10 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
-from IPython.display import Markdown, display
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from esm2kit import plots
@@ -19,10 +20,15 @@ from esm2kit.benchmarking.report import (
     format_value,
     metric_name,
 )
+from esm2kit.embedding.maps import protein_name
+from esm2kit.notebook.captions import format_value as format_colour
+from esm2kit.notebook.refresh import show
+from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval
 
 SECONDS_BETWEEN_LINES = 5.0
 UNTRAINED = "same probe on an untrained encoder"
+TEXT_CELL = '<td style="text-align:left">'
 PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
 
 
@@ -33,10 +39,35 @@ def captioned(ax: Axes, caption: str) -> None:
         ax: any axes of the figure.
         caption: Markdown; line breaks are ignored.
     """
-    figure, caption = ax.figure, " ".join(caption.split())
-    display(figure, metadata={"image/png": {"alt": caption.replace("*", "").replace("`", "")}})
-    display(Markdown(caption))
-    plt.close(figure)
+    show((ax, caption))
+
+
+def neighbour_table(
+    records: Sequence[Record], nearest_K: Sequence[int], cosine_K: np.ndarray, colour: str, values_P: np.ndarray
+) -> HTML:
+    """List the nearest neighbours of a protein with their names.
+
+    Args:
+        records: the proteins.
+        nearest_K: indices of the neighbours, the nearest first.
+        cosine_K: their cosine similarities.
+        colour: name of the values that colour the map.
+        values_P: (P,) these values.
+
+    Returns:
+        A table.
+    """
+    near = [records[place] for place in nearest_K]
+    columns = {
+        "": range(1, len(near) + 1),
+        "protein": [record.id for record in near],
+        "name": [protein_name(record.description) for record in near],
+        colour: [format_colour(values_P[place]) for place in nearest_K],
+        "residues": [f"{len(record.sequence):,}" for record in near],
+        "cosine": [f"{cosine:.3f}" for cosine in cosine_K],
+    }
+    columns = {name: values for name, values in columns.items() if any(str(value) for value in values)}
+    return HTML(pd.DataFrame(columns).to_html(index=False, border=0, justify="left").replace("<td>", TEXT_CELL))
 
 
 class _PrintHandler(logging.Handler):

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import esm2kit.notebook
+
 # Maximum length of the quoted first line of a cell.
 MAX_LINE_LENGTH = 80
 # Nodes that bind names only locally, or need them to exist: `x += 1` does not define x.
@@ -87,6 +89,8 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
     """Names that a cell defines for later cells: assigned, imported or defined, at the top level or in blocks."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
+    elif isinstance(node, ast.ImportFrom) and node.module == "esm2kit.notebook" and node.names[0].name == "*":
+        yield from esm2kit.notebook.__all__
     elif isinstance(node, ast.Import | ast.ImportFrom):
         yield from ((each.asname or each.name).split(".")[0] for each in node.names)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

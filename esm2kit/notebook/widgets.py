@@ -68,7 +68,8 @@ class View:
         self.controls, self.value_of, self.extras = dict(controls), value_of, tuple(extras)
         self.card, self.stripe = ipywidgets.HTML(), ipywidgets.HTML()
         self.used: dict[str, Any] | None = None  # the parameters that a cell below has read
-        self.redraws: list[Callable[[], None]] = []  # called after a change; they keep what is below up to date
+        self.redraws: dict[str, Callable[[], None]] = {}  # keep what is below up to date, by the name of the function
+        self.waiting: set[str] = set()  # redraws that a change has asked for and that have not run yet
         for control in self.controls.values():
             control.observe(lambda change: self._change(), "value")
         self._show()
@@ -87,7 +88,9 @@ class View:
         """
         parameters = self.parameters
         value = self.value_of(parameters)[0]
-        self.used, self.stripe.value = parameters, ""
+        self.used = parameters
+        if not self.waiting:
+            self.stripe.value = ""
         return value
 
     def follow(self, other: "View") -> None:
@@ -106,8 +109,32 @@ class View:
         self._show()
         stale = self.used is not None and self.parameters != self.used
         self.stripe.value = format_stripe(REDRAWN if self.redraws else STALE) if stale else ""
-        for redraw in self.redraws:
+        for redraw in list(self.redraws.values()):
             redraw()
+
+    def redraw_with(self, name: str, draw: Callable[[], None], run: Callable[[Callable[[], None]], None]) -> None:
+        """Call a function after each change; the note that what is below is stale stays until it has run.
+
+        Args:
+            name: name of the function; it replaces an earlier one of the same name, as when a cell is run again.
+            draw: the function.
+            run: how to call it.
+        """
+
+        def draw_once() -> None:
+            self.waiting.discard(name)
+            try:
+                draw()
+            finally:
+                if not self.waiting:
+                    self.stripe.value = ""
+
+        def ask() -> None:
+            if name not in self.waiting:  # several quick changes are drawn once
+                self.waiting.add(name)
+                run(draw_once)
+
+        self.redraws[name] = ask
 
     def _card(self) -> str:
         try:
@@ -289,7 +316,9 @@ def save_tier(name: str, choices: Mapping[str, Mapping[str, Any]], folder: Path)
 
 
 class Export:
-    """Name field and button that save the choices of views as a tier; without a front end, the YAML itself.
+    """Name field and button that save the choices of views as a settings file (a tier) for `esm2kit run`.
+
+    Without a front end, the content of the file is shown.
 
     Args:
         notebook: notebook whose parameters the views show.
@@ -299,8 +328,10 @@ class Export:
 
     def __init__(self, notebook: str, *views: View, folder: Path | str = "../papermill_runs") -> None:
         self.notebook, self.views, self.folder = notebook, views, Path(folder)
-        self.name = ipywidgets.Text(description="Save as tier", placeholder="a name", style=LABEL)
-        self.button = ipywidgets.Button(description="Save", tooltip="Save the choices above as a tier")
+        self.name = ipywidgets.Text(description="Save choices as", placeholder="a name", style=LABEL)
+        self.button = ipywidgets.Button(
+            description="Save", tooltip="Save the choices above as a settings file for esm2kit run"
+        )
         self.message = ipywidgets.HTML()
         self.button.on_click(lambda button: self._save())
 
@@ -343,7 +374,7 @@ class Export:
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if has_front_end():
             return build_front_end_bundle(ipywidgets.HBox([self.name, self.button]), self.message)
-        heading = "These choices as a tier for <code>esm2kit run</code>:"
+        heading = "These choices as a settings file, which <code>esm2kit run --tier NAME</code> repeats:"
         return {
             "text/plain": repr(self),
             "text/html": format_card(f"{heading}<pre style='{MONO}'>{escape(repr(self))}</pre>"),

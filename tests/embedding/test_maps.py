@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -191,3 +192,79 @@ def test_explained_variance_is_one_minus_the_share_within_groups() -> None:
     np.testing.assert_allclose(chance, 3 / 199)
     shares = [maps.explained_variance(GENERATOR.permutation(labels_N), values_ND)[0] for _ in range(200)]
     np.testing.assert_allclose(np.mean(shares), chance, rtol=0.2), "random groups have this share"
+
+
+def test_the_name_of_a_protein_in_its_header() -> None:
+    assert maps.protein_name(UNIPROT) == "Hemoglobin subunit alpha"
+    assert maps.protein_name(UNIREF) == "Hemoglobin subunit alpha"
+    assert maps.protein_name("P1 TARGET=3 SET=train") == ""
+    assert maps.protein_name("P1 plain words") == "plain words"
+    assert maps.protein_name("lonely") == ""
+
+
+def test_a_number_that_some_proteins_lack_stays_a_number() -> None:
+    found = records(*(f"p{number} TM={40 + number / 2}" for number in range(12)), "q")
+    values_P = maps.colours(found, "TM")
+    assert values_P[:12].tolist() == [40 + number / 2 for number in range(12)]
+    assert np.isnan(values_P[12])
+    assert maps.halves(values_P).tolist() == ["up to it"] * 6 + ["above the median"] * 6 + ["not given"]
+    words = np.array(["a", "b"])
+    assert maps.halves(words) is words
+
+
+def test_the_default_field_groups_or_measures_the_proteins() -> None:
+    assert maps.default_field(records(*(f"p{number} OS=Homo" for number in range(4)))) == "residues", "one value"
+    assert maps.default_field(records(*(f"p{number} GN=G{number}" for number in range(8)))) == "residues", "all differ"
+    found = records(*(f"p{number} GN=G{number} OS={'AB'[number % 2]}" for number in range(8)))
+    assert maps.default_field(found) == "OS"
+    assert maps.default_field(found, {"class": list("xxxxyyyy")}) == "class", "a table comes first"
+    assert maps.default_field(found, {"empty": [None] * 7 + ["x"]}) == "OS"
+
+
+def test_names_of_fields(tmp_path: Path) -> None:
+    assert maps.field_name("OS") == "organism"
+    assert maps.field_name("residues") == "length in residues"
+    assert maps.field_name("my column") == "my column"
+    assert maps.field_name("TARGET", tmp_path / "lab" / "mine.fasta") == "target", "a folder is not a task"
+    (tmp_path / "tasks.yaml").write_text("")
+    assert maps.field_name("TARGET", tmp_path / "domain_of_life" / "sampled.fasta") == "domain of life"
+
+
+def test_tsne_keeps_groups_together_and_is_reproducible() -> None:
+    centres = np.repeat(np.eye(3, 20) * 8, 20, axis=0)
+    vectors_PD = centres + GENERATOR.normal(size=(60, 20))
+    projection = maps.project(vectors_PD, "tsne", seed=3)
+    groups = np.repeat(list("abc"), 20)
+    assert maps.agreement(projection.xy_P2, groups)[0] > 0.9
+    assert projection.axes == ("t-SNE 1", "t-SNE 2")
+    np.testing.assert_array_equal(projection.xy_P2, maps.project(vectors_PD, "tsne", seed=3).xy_P2)
+    assert maps.project(vectors_PD[::15], "tsne").xy_P2.shape == (4, 2), "as few as a map allows"
+
+
+def test_agreements_leave_out_proteins_without_a_value() -> None:
+    vectors_PD = np.repeat(np.eye(2, 6), 6, axis=0) + 0.01 * GENERATOR.normal(size=(12, 6))
+    words = np.array(list("aaaaaabbbbbb"), dtype="<U9")
+    shares = maps.agreements({"good": vectors_PD, "bad": GENERATOR.normal(size=(12, 6))}, words)
+    assert shares["good"] == maps.agreement(vectors_PD, words)
+    assert shares["good"][0] == 1.0
+    assert list(shares) == ["good", "bad", "chance"]
+    assert shares["chance"][0] == pytest.approx(5 / 11)
+    numbers = np.array([*range(6), *range(10, 16)], dtype=float)
+    numbers[3] = np.nan
+    known = np.isfinite(numbers)
+    assert maps.agreements({"good": vectors_PD}, numbers)["good"] == maps.agreement(
+        vectors_PD[known], np.where(numbers[known] > np.nanmedian(numbers), "above", "up to")
+    )
+    words[3:] = maps.NOT_GIVEN
+    assert maps.agreements({"good": vectors_PD}, words) == {}, "three proteins"
+
+
+def test_the_neighbours_of_one_protein() -> None:
+    vectors_PD = GENERATOR.normal(size=(6, 4))
+    near_K, cosine_K = maps.neighbours(vectors_PD, 2, 3)
+    expected, similar = maps.nearest(vectors_PD, [2], 3)
+    assert near_K.tolist() == expected[0].tolist()
+    assert cosine_K.tolist() == similar[0].tolist()
+    assert len(maps.neighbours(vectors_PD[:3], 0, 5)[0]) == 2, "fewer others than requested"
+    with refused("map.too-few", found=1):
+        maps.neighbours(vectors_PD[:1], 0, 5)

@@ -88,7 +88,7 @@ def test_auto_downloads_the_official_model_once_and_names_size_and_licence(
     assert view.value == AUTO_MODEL
     assert is_cached(AUTO_MODEL)
     assert capsys.readouterr().out.splitlines() == [
-        f"auto: looking for {AUTO_MODEL} on the hub (a download of 30 MB, licence MIT)"
+        f"auto: downloading the official {AUTO_MODEL} (30 MB, licence MIT), at most 60 seconds"
     ]
     assert f"auto the official {AUTO_MODEL}, from the cache; licence MIT" in text(view)
     requests = len(hub.requests)
@@ -114,7 +114,7 @@ def test_a_slow_download_ends_after_the_time_limit_and_the_trained_model_is_used
     best = write_trained(tmp_path / "work")
     hub.seconds = 300.0
     monkeypatch.setattr("esm2kit.notebook.pickers.models.SECONDS_TO_FETCH", 60.0)
-    monkeypatch.setattr("esm2kit.notebook.pickers.models.fetch_in_time", lambda name, _: fetch_in_time(name, 3.0))
+    monkeypatch.setattr("esm2kit.notebook.pickers.models.fetch_in_time", lambda name, *_: fetch_in_time(name, 3.0))
     started = time.monotonic()
     view = model_picker("auto", tmp_path / "work", tmp_path / "runs")
     assert view.value == str(best)

@@ -40,7 +40,7 @@ def test_after_a_restart_a_middle_cell_names_the_cell_to_run_first(kernel: Calla
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     middle = next(number for number, source in enumerate(cells) if "result = live.train" in source)
     (line,) = kernel(cells[middle])
-    assert line == "NameError: 'TrainingSet' is defined in code cell 2 (`import numpy as np`): run it first"
+    assert line == "NameError: 'TrainingSet' is defined in code cell 2 (`from esm2kit.notebook import *`): run it first"
     (line,) = kernel("print(max_steps)")
     assert "is defined in code cell 1 (the parameters cell)" in line
     (line,) = kernel("print(config)")

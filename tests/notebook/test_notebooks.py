@@ -53,7 +53,8 @@ def test_committed_without_outputs_counts_or_papermill_metadata(path: Path) -> N
     notebook = read(path)
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}, f"notebook metadata: {sorted(notebook.metadata)}"
     for number, cell in enumerate(notebook.cells):
-        assert set(cell.metadata) <= {"tags"}, f"cell {number} has metadata {sorted(cell.metadata)}"
+        assert set(cell.metadata) <= {"tags", "jupyter"}, f"cell {number} has metadata {sorted(cell.metadata)}"
+        assert cell.metadata.get("jupyter", {"source_hidden": True}) == {"source_hidden": True}, f"cell {number}"
         if cell.cell_type == "code":
             assert not cell.outputs, f"cell {number} is committed with its outputs: run nbstripout"
             assert cell.execution_count is None, f"cell {number} is committed with its execution count: run nbstripout"

@@ -1,16 +1,26 @@
 """Pickers for embedded proteins: the map and its colour, and one protein."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import ipywidgets
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.embedding.maps import METHODS, RESIDUES, check_method, colours, field_counts
+from esm2kit.embedding.maps import (
+    METHOD_NAMES,
+    RESIDUES,
+    available_methods,
+    check_method,
+    colours,
+    default_field,
+    field_counts,
+    field_name,
+)
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import Record
 
@@ -20,51 +30,83 @@ SHOWN_VALUES = 5
 
 
 class MapChoice(NamedTuple):
-    """Projection of the map, and the header field that colours it."""
+    """A projection, and what colours the map.
+
+    Args:
+        projection: pca, tsne or umap.
+        colour_by: column, header field or `residues`.
+        name: of the colour, for a legend.
+        values_P: (P,) numbers, with NaN for missing ones, or words.
+    """
 
     projection: str
     colour_by: str
+    name: str
+    values_P: np.ndarray
 
 
-def map_picker(projection: str, colour_by: str, records: Sequence[Record]) -> View:
+def map_picker(
+    projection: str,
+    colour_by: str,
+    records: Sequence[Record],
+    fasta: Path | str = "",
+    columns: Mapping[str, Sequence[str | None]] | None = None,
+) -> View:
     """Choose a projection and a colour: parameters `projection` and `colour_by`.
 
     Args:
-        projection: pca or umap.
-        colour_by: a field of the headers, or `residues` for the length.
+        projection: pca, tsne or umap.
+        colour_by: a column, a field of the headers, or `residues` for the length; empty for `maps.default_field`.
         records: the proteins; their headers determine the available fields.
+        fasta: their file, which may name the target.
+        columns: name -> a value per protein, from a table.
 
     Returns:
         A view whose value is a MapChoice.
     """
-    methods = METHODS if projection in METHODS else (*METHODS, projection)
-    counts = field_counts(records)
-    options = [(f"{name} ({count:,} of {len(records):,} proteins)", name) for name, count in counts.items()]
-    if colour_by not in counts:
-        options.append((f"{colour_by} (not in any header)", colour_by))
+    methods = [(METHOD_NAMES[method], method) for method in available_methods()]
+    if projection not in [value for _, value in methods]:
+        methods.append((f"{METHOD_NAMES.get(projection, projection)} (not available)", projection))
+    counts, default = field_counts(records, columns), default_field(records, columns)
+
+    def describe(name: str) -> str:
+        known = f"{counts[name]:,} of {len(records):,} proteins" if counts[name] < len(records) else "all proteins"
+        named = field_name(name, fasta)
+        return f"{name}: {named} ({known})" if named != name else f"{name} ({known})"
+
+    options = [(f"the first that fits: {default}", ""), *((describe(name), name) for name in counts)]
+    if colour_by and colour_by not in counts:
+        options.append((f"{colour_by} (no protein has it)", colour_by))
     controls = {
-        "projection": ipywidgets.ToggleButtons(
-            options=methods, value=projection, description="Projection", style=LABEL | {"button_width": "6em"}
+        "projection": ipywidgets.Dropdown(
+            options=methods, value=projection, description="Projection", style=LABEL, layout=WIDE
         ),
         "colour_by": ipywidgets.Dropdown(
             options=options, value=colour_by, description="Colour by", style=LABEL, layout=WIDE
         ),
     }
-    return View(controls, lambda given: _resolve_map(given["projection"], given["colour_by"], records))
+
+    def resolve(given: dict[str, str]) -> tuple[MapChoice, str]:
+        check_method(given["projection"])
+        field = given["colour_by"] or default
+        values_P = colours(records, field, columns)
+        choice = MapChoice(given["projection"], field, field_name(field, fasta), values_P)
+        where = "column of the table" if field in (columns or {}) else "field of the headers"
+        what = "length of each protein in residues" if field == RESIDUES else where
+        return choice, format_definitions({escape(field): what, "values": _describe_values(values_P)})
+
+    return View(controls, resolve)
 
 
-def _resolve_map(projection: str, colour_by: str, records: Sequence[Record]) -> tuple[MapChoice, str]:
-    check_method(projection)
-    found = colours(records, colour_by)
-    if np.issubdtype(found.dtype, np.number):
-        values = f"a number, {found.min():,g} to {found.max():,g}"
-    else:
-        counts = Counter(found.tolist())
-        shown = ", ".join(f"{escape(str(name))} {count:,}" for name, count in counts.most_common(SHOWN_VALUES))
-        more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
-        values = f"{len(counts):,} different: {shown}{more}"
-    what = "length of each protein in residues" if colour_by == RESIDUES else "header field"
-    return MapChoice(projection, colour_by), format_definitions({escape(colour_by): what, "values": values})
+def _describe_values(values_P: np.ndarray) -> str:
+    if np.issubdtype(values_P.dtype, np.number):
+        known = values_P[np.isfinite(values_P)]
+        missing = f"; {len(values_P) - len(known):,} proteins have none" if len(known) < len(values_P) else ""
+        return f"a number, {known.min():,g} to {known.max():,g}{missing}"
+    counts = Counter(values_P.tolist())
+    shown = ", ".join(f"{escape(str(name))} {count:,}" for name, count in counts.most_common(SHOWN_VALUES))
+    more = f" and {len(counts) - SHOWN_VALUES:,} more" if len(counts) > SHOWN_VALUES else ""
+    return f"{len(counts):,} different: {shown}{more}"
 
 
 def protein_picker(protein: str, records: Sequence[Record]) -> View:

@@ -1,6 +1,6 @@
 """Picker for models: official ones, those that were trained here, and files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from html import escape
@@ -108,9 +108,8 @@ def fetch_auto(seconds: float = SECONDS_TO_FETCH) -> str:
     Returns:
         An empty text if the model is on disk now; otherwise the reason why it is not.
     """
-    if not is_cached(AUTO_MODEL):
-        print(f"auto: looking for {AUTO_MODEL} on the hub ({_describe_download(AUTO_MODEL)}, licence {LICENCE})")
-    return fetch_in_time(AUTO_MODEL, seconds)
+    line = f"auto: downloading the official {AUTO_MODEL} (30 MB, licence {LICENCE}), at most {seconds:.0f} seconds"
+    return fetch_in_time(AUTO_MODEL, seconds, lambda: print(line))
 
 
 def compared_models(model: str, work_dir: Path | str, runs_dir: Path | str = RUNS) -> dict[str, str]:
@@ -156,9 +155,8 @@ def _resolve_model(model: str, work_dir: Path | str, runs_dir: Path | str, fetch
         if not why_not:
             official = f"the official {AUTO_MODEL}, from the cache; licence {LICENCE}"
             return AUTO_MODEL, format_definitions({"auto": official}) + format_size_table(AUTO_MODEL)
-        source, card = _resolve_trained("", work_dir, runs_dir)
-        reason = f"the official {AUTO_MODEL} is not used, because {why_not}"
-        return source, format_definitions({"auto": escape(reason)}) + card
+        reason = escape(f"the official {AUTO_MODEL} is not used, because {why_not}")
+        return _resolve_trained("", work_dir, runs_dir, {"auto": reason})
     if not model or (Path(model) / "pretrain.json").exists():
         return _resolve_trained(model, work_dir, runs_dir)
     if model not in SIZES and not expand_path(model).exists():
@@ -173,14 +171,17 @@ def _resolve_model(model: str, work_dir: Path | str, runs_dir: Path | str, fetch
     return model, own + format_size_table(model)
 
 
-def _resolve_trained(folder: str, work_dir: Path | str, runs_dir: Path | str) -> tuple[str, str]:
+def _resolve_trained(
+    folder: str, work_dir: Path | str, runs_dir: Path | str, first_rows: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     """Find the best checkpoint of a folder; without a folder, that of the work folder or of the newest run."""
     trained = list_trained(work_dir, runs_dir)
     chosen = [each for each in trained if not folder or str(each.folder) == folder][:1]
     if not chosen:
         chosen = [TrainedModel(folder or "notebook 02", Path(folder) if folder else Path(work_dir) / "pretrain")]
     best, rows = find_best(chosen[0].folder)
-    return str(best), format_definitions({"trained by": escape(chosen[0].name)} | rows) + format_size_table("")
+    rows = {**(first_rows or {}), "trained by": escape(chosen[0].name)} | rows
+    return str(best), format_definitions(rows) + format_size_table("")
 
 
 def find_best(folder: Path) -> tuple[Path, dict[str, str]]:

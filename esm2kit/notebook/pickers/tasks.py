@@ -50,7 +50,10 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     folder = expand_path(data_dir)
     own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
     names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
-    tasks = ipywidgets.Select(options=names, value=task, rows=6, description="Task", style=LABEL, layout=WIDE)
+    options = [(f"{name} ({_find_place(name, folder)})", name) for name in names]
+    tasks = ipywidgets.Select(
+        options=options, value=task, rows=min(len(names), 16), description="Task", style=LABEL, layout=WIDE
+    )
     splits = ipywidgets.Dropdown(description="Split", style=LABEL, layout=WIDE)
 
     def update_splits(name: str, chosen: str) -> None:
@@ -63,6 +66,12 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     update_splits(task, split)
     tasks.observe(lambda change: update_splits(change["new"], ""), "value")
     return View({"task": tasks, "split": splits}, lambda given: _resolve_task(given["task"], given["split"], folder))
+
+
+def _find_place(task: str, folder: Path) -> str:
+    if task in TASKS:
+        return "FLIP, on disk" if is_downloaded(task, folder) else "FLIP, a download"
+    return "in this folder" if (folder / task).exists() else "not found"
 
 
 def _list_splits(task: str, folder: Path) -> list[str]:
@@ -166,7 +175,13 @@ def file_picker(path: str, name: str = "fasta", label: str = "FASTA file") -> Vi
     folder = expand_path(path).parent
     known = sorted(str(file) for file in folder.glob("*") if is_fasta_name(file.name))
     field = ipywidgets.Combobox(
-        value=path, options=known, description=label, style=LABEL, layout=WIDE, continuous_update=False
+        value=path,
+        options=known,
+        description=label,
+        style=LABEL,
+        layout=WIDE,
+        continuous_update=False,
+        placeholder="a path, relative to the folder of this notebook",
     )
     return View({name: field}, lambda given: _resolve_file(given[name]))
 
@@ -185,7 +200,9 @@ def _resolve_file(text: str) -> tuple[Path, str]:
     longer = int((num_residues > MAX_RESIDUES).sum())
     counted = f"{len(num_residues):,}" + ("" if complete else f" checked, of more ({stat.st_size / 1e6:,.0f} MB)")
     spread = f"{num_residues.min():,} to {num_residues.max():,}, median {np.median(num_residues):,.0f}"
+    given = Path(text).expanduser()
     rows = {
+        "path": escape(text) + ("" if given.is_absolute() else ", relative to the folder of this notebook"),
         "records": counted,
         "residues": spread,
         "longer than a window": f"{longer:,} with over {MAX_RESIDUES:,} residues",

@@ -1,0 +1,47 @@
+"""Tables of measurements as people have them, joined with the proteins by id."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.errors import refused
+
+from esm2kit.notebook.label_table import read_columns
+from esm2kit.sequences.fasta import Record
+
+RECORDS = [Record(name, name, "MKT") for name in ("P1", "P2", "P3", "P4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.csv", "Protein,Tm (C),Organism\nP3,41.5,yeast\nP1,54.25,human\nP9,1,fly\nP2,,mouse\n"),
+        ("german.csv", "\ufeffProtein;Tm (C);Organism\nP3;41,5;yeast\nP1;54,25;human\nP9;1;fly\nP2;;mouse\n"),
+        ("tabs.tsv", "Protein\tTm (C)\tOrganism\nP3\t41.5\tyeast\nP1\t54.25\thuman\nP9\t1\tfly\nP2\tNA\tmouse\n"),
+    ],
+)
+def test_a_table_is_joined_by_id_in_the_order_of_the_proteins(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_columns(tmp_path / name, RECORDS) == {
+        "Tm (C)": ["54.25", None, "41.5", None],
+        "Organism": ["human", "mouse", "yeast", None],
+    }
+
+
+def test_an_excel_workbook(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"number": [1, 2], "id": ["P2", "P1"], "activity": [0.5, 1.5]})
+    frame.to_excel(tmp_path / "table.xlsx", index=False)
+    assert read_columns(tmp_path / "table.xlsx", RECORDS)["activity"] == ["1.5", "0.5", None, None]
+
+
+def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
+    assert read_columns("", RECORDS) == {}
+    with refused("labels.absent"):
+        read_columns(tmp_path / "nowhere.csv", RECORDS)
+    (tmp_path / "other.csv").write_text("id,value\nQ1,2\n")
+    with refused("labels.no-id") as caught:
+        read_columns(tmp_path / "other.csv", RECORDS)
+    assert "no column of other.csv (id, value) has an id of the FASTA file, such as P1" in str(caught.value)
+    (tmp_path / "damaged.xlsx").write_bytes(b"PK nothing")
+    with refused("labels.unreadable"):
+        read_columns(tmp_path / "damaged.xlsx", RECORDS)
