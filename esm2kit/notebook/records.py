@@ -1,6 +1,5 @@
 """Working folder, inputs and record of a notebook; the record goes into the manifest of the run."""
 
-
 import itertools
 import json
 import math

@@ -1,6 +1,7 @@
 """The notebooks: clean in git, and executed headless with tiny parameters."""
 
 import ast
+import builtins
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from support.errors import refused
 
+from esm2kit.notebook.name_errors import _bound_names
 from esm2kit.notebook.runs.history import find_silent_cells
 from esm2kit.notebook.runs.manifest import read_manifest
 from esm2kit.notebook.runs.run import RunConfig, read_parameters, run
@@ -22,6 +24,8 @@ from esm2kit.notebook.runs.tiers import check_parameters
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TIERS = sorted((ROOT / "papermill_runs").glob("*.yaml"))
+# notebooks that begin with their result, import once and fold imports, checks and exports
+SHOW_FIRST = ("02_pretrain", "03_embed")
 MAX_STATEMENTS, MAX_FUNCTION_LINES, MAX_LINES = 12, 5, 34
 PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = .+  # \S.+$")
 
@@ -106,10 +110,43 @@ def test_structure(path: Path) -> None:
 
 
 @each_notebook
+def test_no_name_is_undefined(path: Path) -> None:
+    """`from esm2kit.notebook import *` hides undefined names from ruff."""
+    tree = ast.parse("\n".join(cell.source for cell in code_cells(path)))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    known = {*dir(builtins), *_bound_names(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            known |= {each.arg for each in node.args.args}
+    known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert not sorted({node.id for node in names} - known)
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in SHOW_FIRST], ids=lambda path: path.stem)
+def test_the_result_is_shown_first_and_the_plumbing_is_folded(path: Path) -> None:
+    notebook = read(path)
+    title, cells = notebook.cells[0], code_cells(path)
+    assert "](attachment:" in title.source, "no picture of the result before the parameters"
+    bar = " · ".join(f"**{other.stem[:2]}**" if other == path else f"[{other.stem[:2]}]({other.name})"
+                     for other in NOTEBOOKS)  # fmt: skip
+    assert bar in title.source
+    imports = [line for cell in cells for line in cell.source.splitlines() if re.match(r"(from|import) ", line)]
+    assert imports == ["from esm2kit.notebook import *"]
+    folded = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert folded == [cell for cell in cells if re.search(r"^from |^Export\(|^record\(", cell.source, flags=re.M)]
+    assert not re.search(r"caption = f?[\"']", "\n".join(cell.source for cell in cells)), "a caption in the code"
+    words = re.findall(r"\b(?:figures?|tiers?|mind|looks?)\b", prose(path))
+    assert not words, f"say it in plain words: {words}"
+
+
+@each_notebook
 def test_links_resolve(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", prose(path))
+    attached = {name for cell in read(path).cells for name in cell.get("attachments", {})}
     for target in targets:
-        if not target.startswith(("http://", "https://")):
+        if target.startswith("attachment:"):
+            assert target.partition(":")[2] in attached, f"{target} does not exist"
+        elif not target.startswith(("http://", "https://")):
             assert (path.parent / target).exists(), f"{target} does not exist"
     number = int(path.stem[:2])
     following = [other.name for other in NOTEBOOKS if other.stem.startswith(f"{number + 1:02d}")]

@@ -163,6 +163,23 @@ ROWS = [
 ]
 
 
+def test_the_page_of_a_notebook_folds_what_jupyterlab_folds_and_shows_attachments(tmp_path: Path) -> None:
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    title = nbformat.v4.new_markdown_cell("# T\n\n![A map](attachment:map.png)")
+    title.attachments = {"map.png": {"image/png": pixel}}
+    shown, folded, injected = (nbformat.v4.new_code_cell(f"{name} = 1") for name in ("shown", "folded", "injected"))
+    folded.metadata["jupyter"] = {"source_hidden": True}
+    injected.metadata["tags"] = ["injected-parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[title, shown, folded, injected]), tmp_path / "made.ipynb")
+    page = render_notebook_page(tmp_path / "made.ipynb")
+    assert f'src="data:image/png;base64,{pixel}"' in page
+    assert 'alt="A map"' in page
+    found = re.findall(r'<details class="source"><summary>([^<]*)</summary>(.*?)</details>', page, flags=re.S)
+    assert [summary for summary, _ in found] == ["Code", "Parameters of this run"]
+    assert ["folded" in found[0][1], "injected" in found[1][1]] == [True, True]
+    assert not any("shown" in body for _, body in found)
+
+
 def test_a_table_of_scores_describes_each_row_and_marks_the_first() -> None:
     table = build_score_table(report("rmse", ROWS))
     assert [row["marked"] for row in table["rows"]] == [True, False, False, False, False]
