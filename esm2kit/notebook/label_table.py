@@ -1,73 +1,63 @@
-"""Read a table of measurements or classes, to colour a map: CSV, TSV or Excel, joined with the proteins by id."""
+"""Columns of a table of measurements or classes, joined with the proteins by id, to colour a map."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.matching import Matches, RecordMatcher
+from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
 
 
 def read_columns(path: str | Path, records: Sequence[Record]) -> dict[str, list[str | None]]:
     """Read the columns of a table, in the order of the proteins.
 
-    The column of ids is the one that names most of the proteins. Decimal commas are read as points in columns of
-    numbers.
+    The column of ids is the one that names most of the proteins, as for `--labels` of the stages.
 
     Args:
-        path: a .csv, .tsv or .txt file with any usual separator, or an Excel workbook; empty for no table.
+        path: CSV, TSV or Excel, see `read_table`; empty for no table.
         records: the proteins.
 
     Returns:
-        Column -> a text per protein; None where the table has no value.
+        Column -> a text per protein, numbers with decimal points; None where the table has no value.
 
     Raises:
-        InputError: the file cannot be read, or none of its columns has an id of the proteins.
+        InputError: the file cannot be read, or none of its columns names a protein.
     """
     if not str(path):
         return {}
-    path = expand_path(path)
-    if not path.is_file():
+    table, matcher = read_table(Path(expand_path(path))), RecordMatcher(list(records))
+    matches = [matcher.match(table.cells(place)) for place in range(len(table.columns))]
+    ids = max(range(len(matches)), key=lambda place: _count(matches[place]))
+    if not _count(matches[ids]):
         raise InputError(
-            f"labels {str(path)!r} is not a file: set labels to a table, or to an empty text for none",
-            code="labels.absent",
-            path=str(path),
-        )
-    try:
-        if path.suffix.lower() in (".xlsx", ".xlsm"):
-            table = pd.read_excel(path, dtype=str)
-        else:
-            table = pd.read_csv(path, sep=None, engine="python", dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read as a table ({' '.join(str(error).split())}): save it as CSV or Excel workbook",
-            code="labels.unreadable",
-            path=str(path),
-        ) from None
-    table = table.fillna("").map(str.strip)
-    ids = [record.id for record in records]
-    found = {name: len(set(table[name]) & set(ids)) for name in table.columns}
-    best = max(found, key=found.get, default=None)
-    if best is None or not found[best]:
-        raise InputError(
-            f"no column of {path.name} ({', '.join(map(str, table.columns))}) has an id of the FASTA file, such as "
-            f"{ids[0]}",
+            f"no column of {table.path.name} ({', '.join(table.columns)}) has an id of the FASTA file, such as "
+            f"{records[0].id}. Choose another table, or set labels to an empty text.",
             code="labels.no-id",
-            path=str(path),
+            path=table.path,
         )
-    rows = table.drop_duplicates(best).set_index(best).reindex(ids)
-    return {str(name): [_clean(value) for value in rows[name]] for name in rows.columns if _has_values(rows[name])}
+    found = {
+        name: _place(table, place, matches[ids].records, len(records))
+        for place, name in enumerate(table.columns)
+        if place != ids
+    }
+    return {name: values for name, values in found.items() if any(value is not None for value in values)}
 
 
-def _has_values(column: pd.Series) -> bool:
-    return any(_clean(value) is not None for value in column)
+def _count(matches: Matches) -> int:
+    return len({row for row in matches.records if row >= 0})
 
 
-def _clean(value: object) -> str | None:
-    """A text without a decimal comma; None for a missing value."""
-    if not isinstance(value, str) or value.lower() in ("", "na", "nan", "n/a", "none"):
-        return None
-    head, comma, tail = value.partition(",")
-    return f"{head}.{tail}" if comma and head.lstrip("+-−").isdigit() and tail.isdigit() else value
+def _place(table: Table, place: int, rows: Sequence[int], num_proteins: int) -> list[str | None]:
+    """Order the cells of a column by protein; of several rows of one protein the first counts."""
+    cells = table.cells(place)
+    numeric = is_numeric(cells)
+    if numeric:
+        cells = parse_numbers(cells, table, table.columns[place])[0]
+    missing = list_missing(cells, numeric)
+    values: list[str | None] = [None] * num_proteins
+    for row, cell in zip(rows, cells, strict=True):
+        if row >= 0 and values[row] is None and cell.lower() not in missing:
+            values[row] = cell
+    return values

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from support.errors import refused
 
+from esm2kit.core.errors import InputError
 from esm2kit.notebook.label_table import read_columns
 from esm2kit.sequences.fasta import Record
 
@@ -34,14 +35,20 @@ def test_an_excel_workbook(tmp_path: Path) -> None:
     assert read_columns(tmp_path / "table.xlsx", RECORDS)["activity"] == ["1.5", "0.5", None, None]
 
 
+def test_ids_match_by_their_parts_as_in_the_stages(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("entry,class\nP69905,a\nP68871,b\n", encoding="utf-8")
+    found = [Record(name, name, "MKT" * (1 + place)) for place, name in enumerate(("sp|P69905|HBA", "sp|P68871|HBB"))]
+    assert read_columns(tmp_path / "table.csv", found) == {"class": ["a", "b"]}
+
+
 def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
     assert read_columns("", RECORDS) == {}
-    with refused("labels.absent"):
+    with pytest.raises(InputError, match=r"nowhere\.csv"):
         read_columns(tmp_path / "nowhere.csv", RECORDS)
-    (tmp_path / "other.csv").write_text("id,value\nQ1,2\n")
+    (tmp_path / "other.csv").write_text("id,value\nQ1,2\n", encoding="utf-8")
     with refused("labels.no-id") as caught:
         read_columns(tmp_path / "other.csv", RECORDS)
-    assert "no column of other.csv (id, value) has an id of the FASTA file, such as P1" in str(caught.value)
+    assert "no column of other.csv (id, value) has an id of the FASTA file, such as P1." in str(caught.value)
     (tmp_path / "damaged.xlsx").write_bytes(b"PK nothing")
-    with refused("labels.unreadable"):
+    with pytest.raises(InputError, match=r"damaged\.xlsx"):
         read_columns(tmp_path / "damaged.xlsx", RECORDS)
