@@ -19,13 +19,18 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from esm2kit import plots
+from esm2kit.embedding.maps import Projection
 from esm2kit.figures import render_figure, render_svg
+from esm2kit.models.contacts import PairMap
 from esm2kit.notebook import diagrams
+from esm2kit.sequences.fasta import Record
 
 mpl.use("Agg")
 LONG = "the average of a measurement with an unusually long name (in units of its own)"
 NAMES = [f"{number} Sulfolobus islandicus strain M.14.25, Kamchatka" for number in range(4)]
 GENERATOR = np.random.default_rng(0)
+PROJECTION = Projection(GENERATOR.normal(size=(40, 2)), (LONG, LONG), 0.5)
+PAIRS = PairMap(np.eye(30), np.eye(30), {"distance": 0.1, "residues": 0.1, "both": 0.2}, True, (0.0, 1.0))
 CURVES = {NAMES[0]: ([1, 2], [3.0, 2.9]), NAMES[1]: ([1, 2], [2.8, 2.5])}
 XY_P2 = GENERATOR.normal(size=(40, 2))
 SQUARE = GENERATOR.random(size=(30, 30))
@@ -60,6 +65,11 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "divisor_bias": lambda: diagrams.divisor_bias({name: [1e-7, 1e-2] for name in NAMES[:2]}, [1, 128]),
     "parallel_pictures": diagrams.parallel_pictures,
     "epoch_shares": lambda: diagrams.epoch_shares(np.array([900, 30, 1])),
+    "protein_map": lambda: diagrams.protein_map(PROJECTION, np.array(NAMES * 10), LONG),
+    "neighbours": lambda: diagrams.neighbours(PROJECTION, 3, [5, 7], [Record(LONG, f"{LONG} {LONG}", "MKT")] * 40),
+    "agreement": lambda: diagrams.agreement({NAMES[0]: (0.6, 0.5, 0.7), "chance": (0.3, np.nan, np.nan)}, LONG, True),
+    "residue_vectors": lambda: diagrams.residue_vectors(GENERATOR.normal(size=(90, 50)), "ACDEFGHIKL" * 9),
+    "residue_pairs": lambda: diagrams.residue_pairs(PAIRS, PAIRS, LONG),
     "member_counts": lambda: diagrams.member_counts([1_234_567, 1_300_000], 1e6, 1.5e6),
 }
 
