@@ -31,17 +31,17 @@ def test_what_a_notebook_made_is_linked_relative_to_the_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "notebooks").mkdir()
-    made = tmp_path / "work" / "a&b.h5"
+    made = tmp_path / "out" / "a&b.h5"
     made.parent.mkdir()
     made.write_text("")
     monkeypatch.chdir(tmp_path / "notebooks")
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(records, "display", lambda data, raw: shown.append(data))
-    record("03_embed", "../work", {"vectors": made}, {"proteins": 3}, "Three proteins.")
+    record("03_embed", "../out", {"vectors": made}, {"proteins": 3}, "Three proteins.")
     (data,) = shown
-    assert '<a href="../work/a&amp;b.h5">vectors</a>' in data["text/html"]
+    assert '<a href="../out/a&amp;b.h5">vectors</a>' in data["text/html"]
     assert data["text/plain"] == f"created vectors: {made}"
-    recorded = json.loads((tmp_path / "work" / "records" / "03_embed.json").read_text(encoding="utf-8"))
+    recorded = json.loads((tmp_path / "out" / "records" / "03_embed.json").read_text(encoding="utf-8"))
     assert recorded == {"made": {"vectors": str(made)}, "figures": {"proteins": 3}, "result": "Three proteins."}
     with refused("record.absent"):
-        record("03_embed", "../work", {"vectors": made.with_name("no")}, {})
+        record("03_embed", "../out", {"vectors": made.with_name("no")}, {})
