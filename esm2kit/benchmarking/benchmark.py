@@ -113,7 +113,7 @@ def _list_runs(config: BenchmarkConfig, out_dir: Path) -> dict[str, BenchmarkCon
         InputError: A split is combined with several tasks, or two runs would share a folder.
     """
     if config.tasks is None:
-        folders = {target: format_column_name(target) for target in config.target}
+        folders = {target: portable_name(format_column_name(target)) for target in config.target}
         runs = {name: replace(config, target=name, out_dir=out_dir / folder) for name, folder in folders.items()}
     elif config.labels is not None or len(config.target or []) > 1:
         raise InputError(

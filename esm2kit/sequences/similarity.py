@@ -25,7 +25,7 @@ K = 4  # residues per k-mer: 160,000 possible ones, so that unrelated proteins s
 # Probability that two random k-mers are equal: the sum of squared residue frequencies in UniProt to the power K
 CHANCE = 0.0587**K
 MIN_IDENTITY = 0.4  # below it k-mers do not separate relatives from unrelated proteins
-MAX_SEQUENCES = 20_000  # compared by k-mers, whose time grows with the square
+MAX_SEQUENCES = 10_000  # compared by k-mers, whose time grows with the square
 MIN_ALIGNED = 30  # residues; MMseqs2's prefilter finds few hits between shorter sequences
 COVERAGE = 0.8  # of the shorter sequence, in alignments
 _BLOCK = 256
@@ -81,7 +81,22 @@ def group_by_identity(sequences: Sequence[str], identity: float) -> Groups:
 
 
 def group_by_kmers(sequences: Sequence[str], identity: float) -> np.ndarray:
-    """Group sequences by the k-mers that they share.
+    """Group sequences: the connected components of the pairs that `find_similar_pairs` finds.
+
+    Args:
+        sequences: S sequences.
+        identity: as for the pairs.
+
+    Returns:
+        (S,) number of the component of each sequence.
+    """
+    rows, others = find_similar_pairs(sequences, identity)
+    graph = sparse.coo_matrix((np.ones(len(rows), dtype=bool), (rows, others)), shape=(len(sequences),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def find_similar_pairs(sequences: Sequence[str], identity: float) -> np.ndarray:
+    """Find the pairs of sequences that share many k-mers.
 
     At an identity of p a share of p^K of the k-mers survives independent substitutions. Two sequences are similar if
     they share that part of the k-mers of the one that has fewer, in addition to those that two random sequences of
@@ -92,7 +107,7 @@ def group_by_kmers(sequences: Sequence[str], identity: float) -> np.ndarray:
         identity: p.
 
     Returns:
-        (S,) number of the connected component of each sequence.
+        (2, N) the places of the sequences of each pair, in both orders.
     """
     index: dict[str, int] = {}
     columns, counts = [], []
@@ -112,9 +127,7 @@ def group_by_kmers(sequences: Sequence[str], identity: float) -> np.ndarray:
         required = identity**K * np.minimum(first, second) + CHANCE * first * second
         similar = shared.data >= np.maximum(required, 1)
         pairs.append(np.stack([shared.row[similar] + start, shared.col[similar]]))
-    rows, others = np.concatenate(pairs, axis=1)
-    graph = sparse.coo_matrix((np.ones(len(rows), dtype=bool), (rows, others)), shape=(len(sequences),) * 2)
-    return connected_components(graph, directed=False)[1]
+    return np.concatenate(pairs, axis=1)
 
 
 def _group_by_mmseqs(program: str, sequences: Sequence[str], identity: float) -> np.ndarray:

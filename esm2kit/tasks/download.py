@@ -303,7 +303,7 @@ def _check_archive(path: Path) -> None:
             check_zip(archive, path)
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
-    except (zipfile.BadZipFile, InputError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, InputError) as error:
         raise FetchError(f"is not a valid archive ({error})") from None
 
 

@@ -160,7 +160,7 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
         opener = gzip.open if packed else open
         with opener(source.path, "rt", encoding="utf-8-sig") as text:
             yield text
-    except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
             f"{source} is damaged ({error}). Download it again.", code="task.damaged", path=source.path
         ) from None
@@ -196,7 +196,7 @@ def _list_members(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path)
             return {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # a damaged number of the version
         raise InputError(f"{path} is damaged ({error}). Download it again.", code="task.damaged", path=path) from None
 
 

@@ -31,6 +31,9 @@ SHEET = re.compile(r"(.+\.xls[xm]):(.+)", re.IGNORECASE)
 # Digits in groups of three, separated by blanks or apostrophes.
 GROUPS = re.compile(r"([+-]?\d{1,3})((?:[ ’']\d{3})+)([.,]\d+)?")
 MAX_BYTES = 1 << 28
+# What zipfile and openpyxl raise for damaged or encrypted workbooks; errors of XML are SyntaxErrors.
+UNREADABLE = (zipfile.BadZipFile, KeyError, IndexError, TypeError, AttributeError, OSError, EOFError, zlib.error)
+UNREADABLE += (SyntaxError, NotImplementedError, RuntimeError)
 # Cells without a value, in lower case.
 MISSING = {"", "na", "n/a", "n.a.", "nan", "#n/a", "#na", "#nv", "null", "nd", "n.d."}
 MISSING |= {"#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!"}
@@ -236,16 +239,9 @@ def _read_workbook(path: Path, sheet: str) -> tuple[list[list[str]], tuple[str, 
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         filled = {page.title: lines for page in book.worksheets if (lines := list(_read_sheet(page)))}
         book.close()
-    except (
-        zipfile.BadZipFile,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        EOFError,
-        zlib.error,
-        SyntaxError,
-    ) as error:
+    except (ValueError, *UNREADABLE) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{path} cannot be read as a workbook ({error}). Save it again as .xlsx or CSV.",
             code="table.damaged",

@@ -333,3 +333,13 @@ def test_bad_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with refused("checkpoint.config"):
         load(tmp_path)
+
+
+def test_a_torch_archive_that_claims_another_version_is_damaged(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 240  # the version that is needed to unpack
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged zip archive"):
+        load_model(str(path))

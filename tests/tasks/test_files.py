@@ -432,3 +432,14 @@ def test_a_subset_keeps_targets_and_masks_together(tmp_path):
     part = data.subset(np.array([0, 2]))
     assert part.targets.tolist() == [2, 0, 1, 0, 2, 1]
     assert part.scored.tolist() == [True, True, True, True, True, False]
+
+
+def test_a_zip_that_claims_another_version_is_damaged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("s.csv", "sequence,target,set\nMKV,1.5,train\nMKL,2.5,val\nMKI,3.5,test\n")
+    assert load_task(str(tmp_path), None, tmp_path).targets.tolist() == [1.5, 2.5, 3.5]
+    content = bytearray((tmp_path / "s.zip").read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 240  # the version that is needed to unpack
+    (tmp_path / "s.zip").write_bytes(content)
+    with refused("task.damaged"):
+        load_task(str(tmp_path), None, tmp_path)

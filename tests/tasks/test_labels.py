@@ -369,6 +369,10 @@ def test_workbooks(tmp_path):
     (tmp_path / "cut.xlsx").write_bytes(content[: len(content) // 2])
     with refused("table.damaged"):
         read_table(tmp_path / "cut.xlsx")
+    version = content.index(b"PK\1\2") + 6  # that is needed to unpack the first member
+    (tmp_path / "new.xlsx").write_bytes(content[:version] + b"\xf0" + content[version + 1 :])
+    with refused("table.damaged"):
+        read_table(tmp_path / "new.xlsx")
     (tmp_path / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(100))
     with refused("table.xls"):
         read_table(tmp_path / "old.xls")

@@ -219,7 +219,7 @@ def check_uncompressed(opened: BinaryIO, size: int) -> None:
     try:
         with zipfile.ZipFile(opened) as archive:
             members = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"damaged zip archive: {error}") from None
     if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
         raise ValueError("its content is larger than the file")
