@@ -56,7 +56,7 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
 
     Args:
         num_residues_P: (P,) number of residues per protein.
-        max_residues: length to which training crops; plotted as a line if proteins come near it.
+        max_residues: length of a model's window; plotted as a line. None omits it.
         ax: axes to plot into. None creates a figure.
 
     Returns:
@@ -71,8 +71,8 @@ def length_histogram(num_residues_P: np.ndarray, max_residues: int | None = None
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.0f}"))
-    if max_residues is not None and max_residues < 1.2 * counts.max():  # a distant line would waste space
-        ax.axvline(max_residues, color=ACCENT, linestyle="--", label=f"crop at {max_residues:,} residues")
+    if max_residues is not None:
+        ax.axvline(max_residues, color=ACCENT, linestyle="--", label=f"window of a model: {max_residues:,} residues")
         ax.legend(frameon=False)
     return _label_axes(ax, "residues per protein", "proteins")
 

@@ -162,10 +162,29 @@ def test_clusters_are_counted_once_in_bins_of_doubling_width():
     assert [bar.get_height() for bar in ax.patches] == [40, 9, 3, 2, 1]
 
 
-def test_a_crop_beyond_the_longest_protein_does_not_widen_the_axis():
-    far, near = (plots.length_histogram(np.array([50, 400]), max_residues=limit) for limit in (1022, 420))
-    assert (len(far.lines), len(near.lines)) == (0, 1)
-    assert far.get_xlim()[1] < 450
+def test_the_window_of_a_model_is_shown_in_the_histogram_of_lengths():
+    ax = plots.length_histogram(np.array([50, 400]), max_residues=1022)
+    assert list(ax.lines[0].get_xdata()) == [1022, 1022]
+    assert ax.get_xlim()[0] < 1022 < ax.get_xlim()[1]
+    assert ax.get_legend().get_texts()[0].get_text() == "window of a model: 1,022 residues"
+    assert not plots.length_histogram(np.array([50, 400])).lines
+
+
+def test_each_epoch_has_one_coloured_cell_in_the_row_of_its_member():
+    ax = diagrams.sampled_members(np.array([7, 9, 4]), [9, 9, 4, 7], ["P7", "P9", "P4"])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["P7", "P9", "P4"]
+    cells = {(round(cell.get_x() + 0.45), round(cell.get_y() + 0.42)): cell.get_facecolor() for cell in ax.patches}
+    assert len(cells) == 12
+    blue = {place for place, colour in cells.items() if colour[:3] == tuple(plots.PRIMARY)}
+    assert blue == {(0, 1), (1, 1), (2, 2), (3, 0)}
+    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first member is at the top"
+
+
+def test_of_a_large_cluster_only_the_sampled_members_are_shown():
+    ax = diagrams.sampled_members(np.arange(10_000), [5, 9_999, 5])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["6", "10000"]
+    assert ax.get_ylabel() == "members of the cluster (2 of 10,000)"
+    assert ax.figure.get_size_inches()[1] < 3
 
 
 def test_length_bins_have_equal_integer_widths():

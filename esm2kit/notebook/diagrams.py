@@ -31,6 +31,8 @@ from esm2kit.sequences.fasta import Record
 CHANNELS = 40  # of a heat map of residue vectors
 STORY = ("FASTA and\nclusters", "dataset\n.arrow", "checkpoint\n.safetensors", "embeddings\n.h5", "report\n.html")
 ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
+MAX_MEMBERS = 24  # of a cluster, one row each
+UNSAMPLED = "#e4e7ec"
 
 
 def story_diagram() -> Axes:
@@ -112,23 +114,34 @@ def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None 
     return ax
 
 
-def sampled_members(member_rows: np.ndarray, sampled_rows: Sequence[int], ax: Axes | None = None) -> Axes:
+def sampled_members(
+    member_rows: np.ndarray, sampled_rows: Sequence[int], names: Sequence[str] = (), ax: Axes | None = None
+) -> Axes:
     """Plot which member of a cluster each epoch samples: one column per epoch, one row per member.
 
     Args:
         member_rows: rows of the cluster's members in the sequence store.
         sampled_rows: row sampled in each epoch, in order.
+        names: of the members, in their order. Default: their numbers, from 1.
         ax: axes to plot on. Default: new ones.
 
     Returns:
-        The axes.
+        The axes. Of a cluster with more than MAX_MEMBERS members, only those that were sampled have a row.
     """
-    ax = _get_axes(ax, 6.4, 0.9 + 0.16 * len(member_rows))
-    places = [int(np.flatnonzero(member_rows == row)[0]) + 1 for row in sampled_rows]
-    ax.scatter(range(len(places)), places, marker="s", s=70, color=PRIMARY)
-    ax.set(ylim=(len(member_rows) + 0.7, 0.3), xticks=range(len(places)))
-    ax.grid(axis="y", alpha=0.3)
-    return _label_axes(ax, "epoch", f"member (of {len(member_rows)})")
+    members = list(member_rows)
+    names = [str(name) for name in names] or [str(number) for number in range(1, len(members) + 1)]
+    shown = members if len(members) <= MAX_MEMBERS else [row for row in members if row in set(sampled_rows)]
+    ax = _get_axes(ax, 6.4, 0.9 + 0.24 * len(shown))
+    for row in range(len(shown)):
+        for epoch, sampled in enumerate(sampled_rows):
+            colour = PRIMARY if sampled == shown[row] else UNSAMPLED
+            ax.add_patch(plt.Rectangle((epoch - 0.45, row - 0.42), 0.9, 0.84, color=colour, linewidth=0))
+    ax.set(xlim=(-0.6, len(sampled_rows) - 0.4), ylim=(len(shown) - 0.5, -0.6), xticks=range(len(sampled_rows)))
+    ax.set_yticks(range(len(shown)), [names[members.index(row)] for row in shown], fontsize=8)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    some = f"{len(shown)} of " if len(shown) < len(members) else ""
+    return _label_axes(ax, "epoch", f"members of the cluster ({some}{len(members):,})")
 
 
 def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:

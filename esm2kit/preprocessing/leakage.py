@@ -68,7 +68,8 @@ def _find_close_records(
         return {"checked": False, "reason": reason}
     if not shutil.which("mmseqs"):
         reason = (
-            "MMseqs2 is not installed (no `mmseqs` on the PATH), so similar but unequal sequences were not searched"
+            "MMseqs2 is not installed, so similar but unequal sequences were not searched. "
+            "To search them: conda install -c conda-forge -c bioconda mmseqs2"
         )
         logger.warning("leakage: %s", reason)
         return {"checked": False, "reason": reason}

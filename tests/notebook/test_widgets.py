@@ -31,6 +31,7 @@ from esm2kit.notebook.pickers import models as model_pickers
 from esm2kit.notebook.pickers import shapes as shape_pickers
 from esm2kit.notebook.pickers import tasks as pickers
 from esm2kit.notebook.pickers.runs import run_browser
+from esm2kit.notebook.runs.history import HEADLESS
 from esm2kit.notebook.runs.manifest import identify_process
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.sequences.fasta import Record
@@ -285,7 +286,7 @@ def test_the_run_browser_shows_the_newest_finished_run(tmp_path: Path) -> None:
     assert run_browser("", tmp_path).value is None
     for name, status, figure in (("a-1", "done", 1.5), ("b-2", "done", 2.5), ("c-3", "failed", 3.5)):
         (tmp_path / name).mkdir()
-        entry = {"status": status, "seconds": 2.0, "figures": {"loss": figure}, "parameters": {}}
+        entry = {"status": status, "seconds": 2.0, "figures": {"loss_at_end": figure}, "parameters": {}}
         manifest = {
             "tier": "t",
             "created": f"2026-01-0{name[-1]}T00:00:00",
@@ -295,11 +296,21 @@ def test_the_run_browser_shows_the_newest_finished_run(tmp_path: Path) -> None:
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
     view = run_browser("", tmp_path)
     assert view.value == tmp_path / "b-2"
-    assert "02 loss 2.5" in text(view)
+    assert "02 final loss 2.5" in text(view)
+    assert f'href="{(tmp_path / "b-2" / "index.html").as_posix()}"' in view.card.value
     view.controls["run"].value = "c-3"
     assert view.value == tmp_path / "c-3"
     with refused("run.unknown", name="d-4"):
         _ = run_browser("d-4", tmp_path).value
+
+
+def test_the_page_of_a_headless_run_does_not_freeze_the_list_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = run_browser("", tmp_path)
+    assert "No run has finished yet" in view._repr_mimebundle_()["text/html"]
+    monkeypatch.setenv(HEADLESS, "1")
+    assert view._repr_mimebundle_()["text/plain"] == "In JupyterLab, one of your runs can be chosen here."
 
 
 def test_without_a_front_end_a_view_shows_its_value_and_no_widget(tasks: Path) -> None:

@@ -1,12 +1,14 @@
 """Picker for headless runs: a view of the parameter `run`."""
 
+import os
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import ipywidgets
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.runs.history import format_number
+from esm2kit.notebook.runs.history import HEADLESS, format_number, metric_label
 from esm2kit.notebook.runs.manifest import RunManifest, read_runs
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 
@@ -26,7 +28,17 @@ def run_browser(run: str, folder: Path | str) -> View:
     if run not in [value for _, value in options]:
         options.append((f"{run} (not found)", run))
     choice = ipywidgets.Dropdown(options=options, value=run, description="Run", style=LABEL, layout=WIDE)
-    return View({"run": choice}, lambda given: _resolve_run(given["run"], runs, Path(folder)))
+    return _RunView({"run": choice}, lambda given: _resolve_run(given["run"], runs, Path(folder)))
+
+
+class _RunView(View):
+    """A view that the page of a headless run does not show: the run itself is not finished, and stays so there."""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        if not os.environ.get(HEADLESS):
+            return super()._repr_mimebundle_(**kwargs)
+        shown = "In JupyterLab, one of your runs can be chosen here."
+        return {"text/plain": shown, "text/html": f"<p>{shown}</p>"}
 
 
 def _resolve_run(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[Path | None, str]:
@@ -50,15 +62,16 @@ def _resolve_run(run: str, runs: dict[str, RunManifest], folder: Path) -> tuple[
         )
     manifest = runs[name]
     metrics = "<br>".join(
-        f"{escape(key)} <b>{escape(format_number(value))}</b>" for key, value in manifest.figures.items()
+        f"{escape(metric_label(key))} <b>{escape(format_number(value))}</b>" for key, value in manifest.figures.items()
     )
+    page = escape((folder / name / "index.html").as_posix())
     rows = {
         "run": escape(name),
-        "tier": escape(manifest.tier),
+        "settings file": escape(manifest.tier),
         "status": escape(manifest.state),
         "started": escape(manifest.created),
-        "seconds": f"{manifest.seconds:,.0f}",
-        "metrics": metrics or None,
-        "page": f"<code>{escape(str(folder / name / 'index.html'))}</code>",
+        "duration": f"{manifest.seconds:,.0f} s",
+        "results": metrics or None,
+        "page": f'<a href="{page}">all notebooks and results of this run</a>',
     }
     return folder / name, format_definitions(rows)
