@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
+# tests do not measure time: the deadline of 200 ms fails on a busy machine
+settings.register_profile("esm2kit", deadline=None)
+settings.load_profile("esm2kit")
 
 
 @pytest.fixture(scope="session")

@@ -64,16 +64,6 @@ class TrainingSet:
             InputError: The folder is missing, unfinished or damaged.
         """
         folder = expand_path(folder)
-        if folder.is_file():
-            raise InputError(
-                f"{folder} is a file. Run `esm2kit preprocess {folder}` and pass its output folder.",
-                code="dataset.file",
-                path=folder,
-            )
-        if not folder.is_dir():
-            raise InputError(
-                f"{folder} does not exist. Create it with `esm2kit preprocess`.", code="dataset.missing", path=folder
-            )
         manifest = check_dataset(folder, every_byte)
         return cls(folder, SequenceStore.open(folder / "train.arrow"), ClusterIndex.open(folder), manifest)
 

@@ -22,9 +22,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         `config`, `inputs`, `dataset` (counts), `files` (checksums) and the provenance.
 
     Raises:
-        InputError: The folder has no manifest, or its manifest is damaged.
+        InputError: The folder does not exist or has no manifest, or its manifest is damaged.
     """
-    path = Path(folder) / MANIFEST
+    folder = Path(folder)
+    if folder.is_file():
+        raise InputError(
+            f"{folder} is a file. Run `esm2kit preprocess {folder}` and pass its output folder.",
+            code="dataset.file",
+            path=folder,
+        )
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} does not exist. Create it with `esm2kit preprocess`.", code="dataset.missing", path=folder
+        )
+    path = folder / MANIFEST
     if not path.is_file():
         raise InputError(
             f"{folder}: not a finished dataset (no {MANIFEST}). Run `esm2kit preprocess` with this --out_dir.",

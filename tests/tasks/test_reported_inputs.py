@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from support.errors import refused
+from support.finetune_fixtures import write_tiny_model
 
 from esm2kit.tasks.data import load_task
 
@@ -495,17 +496,17 @@ def test_a_git_lfs_pointer_is_named(tmp_path, name):
 @pytest.mark.parametrize("stage", ["benchmark", "finetune"])
 def test_a_task_from_a_pipe_is_one_line(tmp_path, stage):
     """The file of a task is read several times, and by several processes."""
+    model = tmp_path / "model.safetensors"
+    write_tiny_model(model)
     write_rows(tmp_path, "a,MKV,1.5,train,", "b,MKL,2.5,train,True", "c,MKI,3.5,test,")
     for number, task in enumerate(("<(cat t.csv)", "-")):
-        command = (
-            f"cat t.csv | {sys.executable} -m esm2kit {stage} --model absent.pt --out_dir out{number} --task {task}"
-        )
+        command = f"cat t.csv | {sys.executable} -m esm2kit {stage} --model {model} --out_dir out{number} --task {task}"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2
         [line] = done.stderr.strip().split("\n")
         assert "is a pipe" in line
         assert "Save it" in line
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"t.csv", ".lock"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"t.csv", ".lock", model.name}
     os.mkfifo(tmp_path / "named.csv")
     with refused("task.pipe", path=tmp_path / "named.csv"):
         load_task(str(tmp_path / "named.csv"), None, tmp_path)
