@@ -65,6 +65,8 @@ def render_figure(figure: Figure, alt: str) -> str:
         alt: its alternative text.
 
     Returns:
-        A <div> element.
+        A <div> element with an id, to which pages can link.
     """
-    return f'<div class="figure" role="img" aria-label="{escape(alt)}">{render_svg(figure)}</div>'
+    svg = render_svg(figure)
+    name = f"figure-{hashlib.sha256(svg.encode()).hexdigest()[:10]}"
+    return f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}">{svg}</div>'

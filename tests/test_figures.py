@@ -203,5 +203,8 @@ def test_a_figure_is_the_same_each_time_and_shares_no_id_with_another() -> None:
 def test_the_alternative_text_is_escaped_and_the_figure_closed() -> None:
     figure: Any = FIGURES["residue_shares"]().figure
     html = render_figure(figure, 'a "quoted" <text>')
-    assert html.startswith('<div class="figure" role="img" aria-label="a &quot;quoted&quot; &lt;text&gt;"><svg')
+    start = (
+        r'<div class="figure" id="figure-[0-9a-f]{10}" role="img" aria-label="a &quot;quoted&quot; &lt;text&gt;"><svg'
+    )
+    assert re.match(start, html)
     assert not plt.fignum_exists(figure.number)

@@ -1,4 +1,4 @@
-"""Format numbers of any size: fixed decimals where these show the number, otherwise an exponent."""
+"""Format numbers of any size, with fixed decimals where these show the number, and numbers of things."""
 
 import math
 
@@ -16,3 +16,17 @@ def format_decimals(value: float, decimals: int = 4) -> str:
     size = abs(value)
     fixed = not math.isfinite(size) or size == 0 or 10.0 ** (1 - decimals) <= size < 1e6
     return f"{value:.{decimals}{'f' if fixed else 'e'}}"
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Format a number of things, with the noun in the singular for one.
+
+    Args:
+        count: the number.
+        noun: in the singular.
+        plural: the plural, if it is not the noun with an s.
+
+    Returns:
+        Such as "1 run" or "2,384 runs".
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -362,7 +362,7 @@ def test_the_overview_of_runs_sorts_by_keyboard_and_needs_no_network(browser: An
     page.goto(write_runs_page(tmp_path).as_uri())
     first = page.locator("tbody").first.locator("tr td:first-child")
     assert first.all_inner_texts() == ["b-20260102-000000", "a-20260101-000000"]
-    for _ in range(7):  # newest run, table, Run, Tier, Status, Started, Minutes
+    for _ in range(7):  # newest run, table, Run, Settings, Status, Started, Minutes
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert first.all_inner_texts() == ["a-20260101-000000", "b-20260102-000000"], "1.5 minutes come before 10"

@@ -18,7 +18,13 @@ from esm2kit import plots
 from esm2kit.benchmarking.page import build_figure, build_score_table, render_page
 from esm2kit.core.files import write_json
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, identify_process, read_manifest
-from esm2kit.notebook.runs.pages import render_notebook_page, render_run_page, write_runs_page
+from esm2kit.notebook.runs.pages import (
+    name_file,
+    render_notebook_page,
+    render_run_page,
+    replace_navigation,
+    write_runs_page,
+)
 
 RESULT = "Validation perplexity is 16.73; guessing by frequency gives 17.52."
 
@@ -73,18 +79,18 @@ def ended_process() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("found", "status", "headline"),
     [
-        (manifest("done", "done", "done"), "done", "Tier sample: 3 notebooks in 3.0 minutes"),
-        (manifest("done", "running"), "running", "Tier sample: running 01_second, 1 of 3 notebooks done"),
-        (manifest("done"), "running", "Tier sample: running 01_second, 1 of 3 notebooks done"),
-        (manifest("done", "failed"), "failed", "Tier sample: failed in 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "done", "done"), "done", "3 notebooks in 3.0 minutes"),
+        (manifest("done", "running"), "running", "Running 01_second, 1 of 3 notebooks done"),
+        (manifest("done"), "running", "Running 01_second, 1 of 3 notebooks done"),
+        (manifest("done", "failed"), "failed", "Failed in 01_second, 1 of 3 notebooks done"),
         (manifest("done", "running", process=ended_process()), "interrupted",
-         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+         "Interrupted in 01_second, 1 of 3 notebooks done"),
         (manifest("done", process=ended_process()), "interrupted",
-         "Tier sample: interrupted in 01_second, 1 of 3 notebooks done"),
+         "Interrupted in 01_second, 1 of 3 notebooks done"),
         (manifest(process=ended_process(), planned=()), "interrupted",
-         "Tier sample: interrupted in its first notebook, 0 of 0 notebooks done"),
+         "Interrupted in its first notebook, 0 of 0 notebooks done"),
         (manifest("running", process={"host": "elsewhere", "pid": 1}), "running",
-         "Tier sample: running 00_first, 0 of 3 notebooks done"),
+         "Running 00_first, 0 of 3 notebooks done"),
     ],
 )  # fmt: skip
 def test_the_headline_shows_the_progress_of_a_run(found: RunManifest, status: str, headline: str) -> None:
@@ -145,13 +151,98 @@ def test_the_page_of_a_notebook_links_to_other_pages_and_folds_a_long_log(tmp_pa
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_pretrain.ipynb")
     page = render_notebook_page(tmp_path / "02_pretrain.ipynb")
     found = [link for link in re.findall(r'<a href="([^"]+)"', page) if link[0] != "#"]
-    assert found == ["index.html", "03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
+    found = [link for link in found if link != "index.html"]
+    assert found == ["03_embed.html", "../../papermill_runs/README.md", "https://example.org/a.ipynb"]
     details = r"<details><summary>(\d+) earlier lines.*?</summary>(.*?)</details>"
     ((count, folded),) = re.findall(details, page, flags=re.S)
     assert int(count) == 17
     assert [f"of 20: &lt;{n}&gt;" in folded for n in range(20)] == [True] * 17 + [False] * 3
     assert "of 8:" not in folded
     assert [page.count(f"of {lines}: &lt;") for lines in (20, 8)] == [20, 8]
+
+
+def write_notebook(path: Path, *outputs: dict[str, Any]) -> None:
+    """An executed notebook whose only code cell displayed these."""
+    shown = [nbformat.v4.new_output("display_data", data=data) for data in outputs]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("draw()", outputs=shown)]), path)
+
+
+def test_the_page_of_a_run_shows_the_score_chart_and_all_other_figures(tmp_path: Path) -> None:
+    svg = {name: {"text/html": f'<div class="figure" id="figure-{name}"><svg></svg></div>'} for name in "abc"}
+    write_notebook(tmp_path / "02_first.ipynb", {"text/html": "<p>a card</p>"}, svg["a"],
+                   {"text/markdown": "*Loss, `train`.* It falls."})  # fmt: skip
+    write_notebook(tmp_path / "04_second.ipynb", svg["b"], {"text/markdown": "*Scores.* 5 < 6, **clear**."},
+                   {"image/png": "QUJD\n"}, {"text/markdown": "*An image*"}, svg["c"])  # fmt: skip
+    found = manifest("done", "done", planned=("02_first", "04_second", "06_third"))
+    entries = dict(zip(found.planned, found.notebooks.values(), strict=False))
+    (tmp_path / "06_third.ipynb").write_text('{"cells": [')  # being written
+    page = render_run_page("sample-1", replace(found, notebooks=entries | {"06_third": entries["04_second"]}), tmp_path)
+    main, _, rest = page.partition("<h2>All figures</h2>")
+    assert re.findall(r'class="picture" href="([^"]+)"', main) == ["04_second.html#figure-b"]
+    assert "<em>Scores.</em> 5 &lt; 6, <strong>clear</strong>." in main
+    links = re.findall(r'class="picture" href="([^"]+)" aria-label="([^"]+)"', rest)
+    assert links == [
+        ("02_first.html#figure-a", "Loss, train, in 02_first"),
+        ("04_second.html", "An image, in 04_second"),
+    ]
+    assert "data:image/png;base64,QUJD" in rest
+    assert "figure-c" not in page, "a figure without a caption"
+    assert "picture" not in element_text(render_run_page("sample-1", found, tmp_path / "absent"), "main")
+
+
+def test_speeds_are_separate_from_results() -> None:
+    found = manifest("done")
+    figures = {"val_perplexity": 16.76, "tokens_per_s": 12_929.0, "matmul_gflops": 198.0}
+    found = replace(found, notebooks={"00_first": replace(found.notebooks["00_first"], figures=figures)})
+    cells = [" ".join(re.sub(r"<[^>]+>", " ", cell).split())
+             for cell in re.findall(r"<td.*?</td>", render_run_page("sample-1", found), re.DOTALL)]  # fmt: skip
+    assert cells[2] == "validation perplexity 16.76"
+    assert cells[4] == "60 s training (tokens/s) 12,929 matrix product (GFLOP/s) 198"
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "name"),
+    [
+        ("report", "artefacts/finetune/helix/report.html", "fine-tuning on helix"),
+        ("helix", "artefacts/benchmark/helix/report.html", "benchmark of helix"),
+        ("report", "report.html", "report"),
+        ("model", "artefacts/finetune/helix", "model"),
+    ],
+)
+def test_a_report_is_named_after_its_task(key: str, path: str, name: str) -> None:
+    assert name_file(key, path) == name
+
+
+@pytest.mark.parametrize(
+    ("count", "heading", "shown"), [(1, "1 run", "The newest run."), (2, "2 runs", "The newest 2")]
+)
+def test_the_overview_counts_runs_and_names_reports(tmp_path: Path, count: int, heading: str, shown: str) -> None:
+    for day in range(count):
+        folder = tmp_path / f"sample-{day}"
+        report = folder / "artefacts" / "finetune" / "helix" / "report.html"
+        report.parent.mkdir(parents=True)
+        report.write_text("")
+        found = manifest("done")
+        entry = replace(found.notebooks["00_first"], made={"report": Artefact(str(report))},
+                        figures={"loss": 2.5, "tokens_per_s": 5.0})  # fmt: skip
+        replace(found, notebooks={"00_first": entry}).write(folder)
+    page = write_runs_page(tmp_path).read_text()
+    assert element_text(page, "h1") == f"{heading} of the notebooks"
+    assert f"<p>{shown}" in page
+    assert '<a href="sample-0/artefacts/finetune/helix/report.html">fine-tuning on helix</a>' in page
+    assert page.index("<h2>Results</h2>") < page.index("loss") < page.index("<h2>Speed</h2>") < page.index("tokens/s")
+
+
+def test_the_page_of_a_notebook_links_to_the_previous_and_the_next(tmp_path: Path) -> None:
+    write_notebook(tmp_path / "01_b.ipynb", {"text/html": "<nav>of the notebook</nav>"})
+    page = render_notebook_page(tmp_path / "01_b.ipynb", ["00_a"])
+    for others, links in ((["00_a"], ["00_a"]), (["00_a", "01_b", "02_c"], ["00_a", "02_c"])):
+        page = replace_navigation(page, "01_b", others)
+        top, bottom = (re.search(rf'<nav class="{where}".*?</nav>', page, re.DOTALL)[0] for where in ("top", "bottom"))
+        assert re.findall(r'href="(\w+).html"', top) == ["index", *links]
+        assert '<b aria-current="page">01 b</b>' in top
+        assert re.findall(r'href="(\w+).html"', bottom) == [links[0], "index", *links[1:]]
+    assert page.count("<nav>of the notebook</nav>") == 1
 
 
 ROWS = [

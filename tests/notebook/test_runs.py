@@ -176,6 +176,13 @@ def test_a_custom_work_folder_is_recorded_as_well(root: Path, place: str) -> Non
     assert entry.made["first"] == Artefact(str(made), 1, sha256_file(made))
 
 
+def test_the_pages_of_a_run_link_to_each_other(root: Path) -> None:
+    run(config(root))
+    folder = find_latest_run(root, "tiny")
+    for page, other in (("00_first", "01_second"), ("01_second", "00_first")):
+        assert (folder / f"{page}.html").read_text().count(f'href="{other}.html"') == 2, "at the top and at the bottom"
+
+
 def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:
     with refused("run.notebook-failed", notebook="01_second") as caught:
         run(config(root, only="01"))

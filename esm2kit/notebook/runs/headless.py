@@ -10,7 +10,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,7 +22,7 @@ from esm2kit.core.files import atomic_path, sha256_file
 from esm2kit.core.provenance import git_commit, versions
 from esm2kit.notebook.runs.history import HEADLESS, format_number, metric_label
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS, Artefact, NotebookRun, RunManifest
-from esm2kit.notebook.runs.pages import render_notebook_page, render_run_page
+from esm2kit.notebook.runs.pages import render_notebook_page, render_run_page, replace_navigation
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,9 @@ def run_notebook(
         error=error,
         **({} if error else _read_record(source, parameters.get("work_dir", str(artefacts)))),
     )
-    _write_text(folder / f"{notebook}.html", render_notebook_page(executed))
+    pages = [each for each in manifest.notebooks if (folder / f"{each}.html").exists()]
+    _write_text(folder / f"{notebook}.html", render_notebook_page(executed, pages))
+    _link_pages(folder, notebook, pages)
     manifest = manifest.with_notebook(notebook, entry)
     _write_run_files(folder, manifest)
     if error:
@@ -156,7 +158,15 @@ def run_notebook(
 
 def _write_run_files(folder: Path, manifest: RunManifest) -> None:
     manifest.write(folder)
-    _write_text(folder / "index.html", render_run_page(folder.name, manifest))
+    _write_text(folder / "index.html", render_run_page(folder.name, manifest, folder))
+
+
+def _link_pages(folder: Path, notebook: str, others: Sequence[str]) -> None:
+    """Add links to a notebook's new page to the pages of the other notebooks."""
+    for other in others:
+        if other != notebook:
+            path = folder / f"{other}.html"
+            _write_text(path, replace_navigation(path.read_text(encoding="utf-8"), other, [*others, notebook]))
 
 
 def _write_text(path: Path, text: str) -> None:

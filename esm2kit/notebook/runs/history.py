@@ -1,6 +1,7 @@
 """Readable runs of the notebooks: labels of metrics, cells without output, and the comparison of two runs."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from esm2kit.notebook.runs.manifest import RunManifest
@@ -11,11 +12,11 @@ SPEEDS = ("_per_s", "_gflops", "_seconds")
 HEADLESS = "ESM2KIT_HEADLESS"
 # Name of a metric -> its label on pages and in the terminal. Default: the name itself.
 METRIC_LABELS = {
-    "matmul_gflops": "matrix product, GFLOP/s",
+    "matmul_gflops": "matrix product (GFLOP/s)",
     "validation_records": "validation records",
     "val_perplexity": "validation perplexity",
     "unigram_perplexity": "unigram perplexity",
-    "tokens_per_s": "tokens/s",
+    "tokens_per_s": "training (tokens/s)",
     "neighbours_share_label": "nearest neighbours with the same label",
     "layouts_apart": "relative loss difference of two layouts",
     "mean_of_means_error": "gradient error, mean of means",
@@ -95,6 +96,19 @@ def format_number(value: Any) -> str:
     if isinstance(value, float) and 1000 <= abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def split_speeds(figures: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate the results of a run from the speed of its machine.
+
+    Args:
+        figures: name -> metric, or the metrics of several runs.
+
+    Returns:
+        The results and the speeds, in their order.
+    """
+    speeds = {name: value for name, value in figures.items() if name.endswith(SPEEDS)}
+    return {name: value for name, value in figures.items() if name not in speeds}, speeds
 
 
 def compare_runs(
