@@ -44,7 +44,7 @@ examples:
 
 `esm2kit help STAGE` shows an example and the parameters of a stage. In names of parameters - and _ are the same.
 `esm2kit --version` shows the version, `-q` shows less and `-v` shows more of what a stage does.
-New users can start with `make walkthrough`, or with notebooks/00_start_here.ipynb in JupyterLab.
+New users can start with `esm2kit notebooks DIR`, which copies the notebooks, or in a clone with `make walkthrough`.
 """
 # Usually all workers fail with the same error. The others wait this long, so that only rank 0 prints it before torchrun
 # stops them.

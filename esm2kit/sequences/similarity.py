@@ -140,8 +140,8 @@ def _group_by_mmseqs(program: str, sequences: Sequence[str], identity: float) ->
         # mode 1: connected components; coverage of the target, which each of two sequences is in turn
         command += ["--cluster-mode", 1, "--single-step-clustering", "-c", COVERAGE, "--cov-mode", 1]
         command += ["--alignment-mode", 3, "--threads", count_cores(), "-v", 1]
-        subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        lines = (Path(folder) / "out_cluster.tsv").read_text().splitlines()
+        subprocess.run(list(map(str, command)), capture_output=True, check=True)
+        lines = (Path(folder) / "out_cluster.tsv").read_text(encoding="utf-8").splitlines()
     numbers = np.full(len(sequences), -1)
     for representative, member in (line.split("\t") for line in lines):
         numbers[int(member)] = int(representative)
