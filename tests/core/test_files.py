@@ -1,7 +1,6 @@
 """File locks: exclusive, and only a warning on file systems without locks."""
 
 import errno
-import fcntl
 import os
 import threading
 from pathlib import Path
@@ -20,6 +19,7 @@ FIRST = Process(rank=0, world_size=1, local_rank=0)
 def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A file system without locks; returns its error message."""
     number = getattr(errno, request.param)
+    fcntl = pytest.importorskip("fcntl")  # what filelock calls on Unix
 
     def refuse(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -121,6 +121,7 @@ rank.wait()
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="torchrun's workers are tested where SIGKILL exists")
 def test_a_rank_that_is_still_loading_dies_with_its_launcher() -> None:
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, RANK], stdout=subprocess.PIPE, text=True, env=os.environ | TORCHRUN

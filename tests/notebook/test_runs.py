@@ -195,9 +195,9 @@ def test_a_second_run_in_the_same_folder_is_refused(root: Path) -> None:
     run(config(root))
     folder = find_latest_run(root, "tiny")
     holder = f"""
-import fcntl, sys
-lock = open({str(folder / ".lock")!r}, "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
+import filelock, sys
+lock = filelock.FileLock({str(folder / ".lock")!r})
+lock.acquire()
 print("held", flush=True)
 sys.stdin.read()
 """

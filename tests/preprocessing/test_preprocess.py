@@ -1,7 +1,6 @@
 """Preprocessing of all kinds of input, after kills, with faults, and of the real dataset."""
 
 import errno
-import fcntl
 import gzip
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from filelock import FileLock
 from scipy import stats
 from support.errors import refused
 
@@ -349,11 +349,8 @@ def test_a_folder_with_other_files_is_not_changed(trio):
 def test_only_one_process_writes_to_a_folder(trio):
     config = trio()
     config.out_dir.mkdir()
-    handle = os.open(config.out_dir / ".lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with refused("file.locked"):
+    with FileLock(config.out_dir / ".lock"), refused("file.locked"):
         preprocess(config)
-    os.close(handle)
     preprocess(config)
 
 
@@ -361,7 +358,7 @@ def test_a_file_system_without_locks_is_supported(trio, monkeypatch, caplog):
     def unsupported(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
     config = trio()
     assert preprocess(config)["dataset"]["train"]["clusters"] == 8
     assert f"{config.out_dir}: the file system has no locks ([Errno {errno.ENOLCK}] No locks available)" in caplog.text

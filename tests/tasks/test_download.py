@@ -1,7 +1,6 @@
 """Downloads from a local server that interrupts, stalls, refuses or sends wrong data; partial files are never read."""
 
 import errno
-import fcntl
 import http.server
 import io
 import re
@@ -148,7 +147,7 @@ def test_a_file_system_without_locks_is_supported(server, tmp_path, monkeypatch,
     def refuse(*arguments):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     assert get(tmp_path, server)[0].read_bytes() == BODY
     assert "two_vs_rest.fasta.part.lock: the file system has no locks" in caplog.text
 

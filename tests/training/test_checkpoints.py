@@ -1,7 +1,6 @@
 """Checkpoints and metrics.csv survive faults, and a run resumes only from its own checkpoint."""
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -54,7 +53,7 @@ def test_a_folder_takes_one_run_or_warns_if_it_has_no_locks(tmp_path: Path, monk
     def unsupported(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr("filelock.FileLock.acquire", unsupported)
     with caplog.at_level(logging.WARNING), lock_run_folder(tmp_path):
         assert "the file system has no locks" in caplog.text
         assert str(tmp_path) in caplog.text
