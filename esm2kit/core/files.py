@@ -172,6 +172,7 @@ def hold_lock(path: Path, busy_message: str | None) -> Iterator[None]:
 
     Raises:
         InputError: Another process holds the lock.
+        OSError: The lock file cannot be created.
     """
     path = Path(path)
     file = path / ".lock" if path.is_dir() else path
@@ -182,6 +183,8 @@ def hold_lock(path: Path, busy_message: str | None) -> Iterator[None]:
     except Timeout:
         raise InputError(busy_message, code="file.locked", path=path) from None
     except OSError as error:
+        if error.filename is not None:  # the file cannot be opened, which is no matter of locks
+            raise
         logger.warning("%s: the file system has no locks (%s). Make sure that no other process uses it.", path, error)
     try:
         yield

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -66,3 +68,25 @@ def test_a_file_system_without_locks_gives_one_warning(
     assert message.startswith(f"{tmp_path / '.my_embed.part.lock'}: the file system has no locks (")
     assert f"{no_locks})" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_cannot_be_created_is_an_error_not_a_missing_lock(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OSError, match="directory"), hold_lock(tmp_path, "busy"):
+        pass
+    assert (tmp_path / ".lock").is_dir()
+
+
+def test_a_lock_leaves_no_file_and_survives_the_end_of_its_holder(tmp_path: Path) -> None:
+    holder = f"""
+import os
+from pathlib import Path
+from esm2kit.core.files import hold_lock
+with hold_lock(Path({str(tmp_path)!r}), "busy"):
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", holder], check=False).returncode == 9
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "left by the killed process"
+    with hold_lock(tmp_path, "busy"):
+        pass
+    assert list(tmp_path.iterdir()) == []
