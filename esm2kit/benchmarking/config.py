@@ -38,8 +38,8 @@ class BenchmarkConfig(TaskConfig):
         allow_missing: Skip proteins that have no embedding instead of stopping.
         device: Device for the model and the neural probes. auto uses a GPU if one is available.
         out_dir: Folder for report.json, report.html, predictions.npz and intermediate results. Default:
-            benchmark/<model>/<task>, with -- for each / in the path of a model. An existing report with other
-            settings is moved to the subfolder earlier.
+            benchmark/<model>/<task>, with a short name of the model. An existing report with other settings is moved to
+            the subfolder earlier.
     """
 
     tasks: str | None = None

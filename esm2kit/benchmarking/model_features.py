@@ -82,10 +82,11 @@ def embed_task(
         with atomic_path(fasta) as part:
             part.write_text(text, encoding="utf-8")
     what = json.dumps([text, str(model), repr_layer, per_residue])
+    digest, kind = hashlib.sha256(what.encode()).hexdigest(), "residues" if per_residue else "proteins"
     result = embed(
         EmbedConfig(
             fasta=fasta,
-            out_dir=Path(out_dir) / "embeddings" / hashlib.sha256(what.encode()).hexdigest()[:8],
+            out_dir=Path(out_dir) / "embeddings" / f"layer{repr_layer}_{kind}_{digest[:8]}",
             name="trained" if untrained_seed is None else "untrained",
             model=str(model),
             repr_layers=[repr_layer],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,27 @@ FILES = (SPLIT_FILE, "predictions.npz", "report.html", "report.json")
 
 
 def format_folder_name(model: Path | str) -> str:
-    """Return a unique folder name for a model: its name, or its path with -- for each /."""
+    """Return a short and unique name of a folder for a model.
+
+    Args:
+        model: An official name, a repository, or a path.
+
+    Returns:
+        The name, with -- for the / of a repository. A path in another folder is named by the run and the update of a
+        checkpoint or by its last part, and by a hash of the path: `pretrain_step700-1a2b3c`.
+    """
     path, here = Path(os.path.abspath(model)), Path.cwd()
-    parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts[1:]
-    return portable_name("--".join(parts) or here.name)
+    parts = path.relative_to(here).parts if path.is_relative_to(here) else path.parts
+    if len(parts) <= 1:
+        return portable_name(parts[0] if parts else here.name)
+    if len(parts) == 2 and not path.exists() and not Path(model).is_absolute() and not path.suffix:
+        return portable_name("--".join(parts))
+    name = path.name.removesuffix(".safetensors")
+    if path.parent.name == "checkpoints":
+        step = re.match(r"step=0*(\d+)", name)
+        name = f"{path.parent.parent.name}_{f'step{step[1]}' if step else name}"
+    digest = hashlib.sha256("/".join(parts).encode()).hexdigest()
+    return portable_name(f"{name}-{digest[:6]}")
 
 
 def move_earlier_report(out_dir: Path, report: Report) -> None:

@@ -298,7 +298,8 @@ class Report:
     @property
     def paths(self) -> list[Path]:
         """The paths of all files of a report that was written."""
-        return [self.html, self.json, *(self.json.with_name(name) for name in self.files.values())]
+        probes = [row.probe_file for row in self.rows if row.probe_file]
+        return [self.html, self.json, *(self.json.parent / name for name in (*self.files.values(), *probes))]
 
     @property
     def first(self) -> ReportRow:

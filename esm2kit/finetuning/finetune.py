@@ -109,7 +109,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {"finished": all(run.finished for run in runs) and len(runs) == len(config.seeds)}
     result["runs"] = [_describe_run(run) for run in runs]
-    split = write_split(data, out_dir)
+    split_file = write_split(data, out_dir)
     files = {f"task/{name}": path for name, path in data.files.items()}
     manifest = build_provenance("finetune", config, {"data": data.sha256} | files)
     if result["finished"]:
@@ -124,20 +124,23 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
                 save_hf_classifier(load_finetuned(folder), folder / "huggingface")
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
+    files = [
+        *result.pop("files", []),
+        *_list_files(config, runs, result["finished"]),
+        *([split_file] if split_file else []),
+    ]
     write_sealed_json(out_dir / "finetune.json", result | {"provenance": manifest})
-    return result | {"files": _list_files(config, runs, result, split)}
+    return result | {"files": [str(path) for path in files]}
 
 
-def _list_files(config: FinetuneConfig, runs: list[SeedRun], result: dict[str, Any], split: Path | None) -> list[str]:
-    """List the files of a run, with the folders of Hugging Face exports."""
+def _list_files(config: FinetuneConfig, runs: list[SeedRun], is_finished: bool) -> list[Path]:
+    """List the models and metrics of all seeds, with the folders of Hugging Face exports, and finetune.json."""
     folders = [Path(run.config.out_dir) for run in runs]
-    names = [FILE] if result["finished"] else []
+    names = [FILE] if is_finished else []
     names += ["merged.safetensors"] if names and config.mode == "lora" and config.merge else []
     names += ["huggingface"] if names and config.export_hf else []
-    paths = [str(folder / name) for folder in folders for name in names] + [str(run.log) for run in runs]
-    paths += [result[name] for name in ("predictions", "report", "html") if result.get(name)]
-    paths += [str(split)] if split else []
-    return [*paths, str(Path(config.out_dir) / "finetune.json")]
+    paths = [folder / name for folder in folders for name in names] + [run.log for run in runs]
+    return [*paths, Path(config.out_dir) / "finetune.json"]
 
 
 def _describe_run(run: SeedRun) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,14 @@ def write_finetune_report(
         except InputError as error:
             logger.warning("scores are written without a report: %s", error)
         else:
+            folder = Path(settings.out_dir).relative_to(out_dir)  # of the probes
+            rows = [replace(row, probe_file=row.probe_file and f"{folder}/{row.probe_file}") for row in report.rows]
+            report = replace(report, rows=rows)
             report = write_report(report, data, predictions, out_dir)
-            return result | {"report": str(report.json), "html": str(report.html)}
+            paths = [str(path) for path in report.paths]
+            return result | {"report": str(report.json), "html": str(report.html), "files": paths}
     write_predictions(out_dir / "predictions.npz", data, {name: fitted.test_SM})
-    return result
+    return result | {"files": [result["predictions"]]}
 
 
 def _select_settings(run: FinetuneConfig) -> dict[str, Any]:

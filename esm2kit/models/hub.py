@@ -161,6 +161,8 @@ def fetch(name: str, weights: bool = True) -> Download:
     folder = hub.download("config.json").parent
     for file in hub.list_tensor_files() if weights else ():
         hub.download(file)
+    if hub.unreachable and hub.endpoint in hub.unreachable:
+        logger.warning("%s; %s is read from the cache", hub.unreachable, name)
     return Download(folder, folder.name, official.sha256 if revision == official.revision else None)
 
 
@@ -258,8 +260,6 @@ class _HubRevision:
         self.repo, self.revision = repo, revision
         self.endpoint = _read_endpoint()
         self.unreachable = _explain_unreachable() or None
-        if self.unreachable and self.endpoint in self.unreachable:
-            logger.warning("%s. Only models in the cache can be used.", self.unreachable)
 
     def list_tensor_files(self) -> list[str]:
         """Find and download the files with tensors: safetensors before .bin, single files before shards.

@@ -238,7 +238,7 @@ def test_an_unreadable_report_is_kept(value_report, tmp_path):
             "benchmark/my_embeddings.h5/stability",
         ),
         ({"task": "gb1", "out_dir": Path("here")}, "here"),
-        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/some--last.safetensors/gb1"),
+        ({"tasks": "gb1", "model": "some/last.safetensors"}, "benchmark/last-63e571/gb1"),
         ({"tasks": "gb1", "out_dir": Path("here")}, "here/gb1"),
     ],
 )
@@ -251,12 +251,25 @@ def test_every_model_and_task_has_a_separate_folder(given, folder, monkeypatch):
 
 def test_folder_names_of_model_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outside = format_folder_name("../pretrain")
-    assert outside == "--".join(tmp_path.parent.parts[1:]) + "--pretrain"
-    given = ("a/pretrain", tmp_path / "b" / "pretrain", "lab/model@main", "esm2_t6_8M_UR50D", ".")
-    assert [*map(format_folder_name, given)] == [
-        "a--pretrain", "b--pretrain", "lab--model@main", "esm2_t6_8M_UR50D", tmp_path.name
-    ]  # fmt: skip
+    for name in ("a/pretrain", "b/pretrain", "run/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    kept = {"lab/model@main": "lab--model@main", "esm2_t6_8M_UR50D": "esm2_t6_8M_UR50D", ".": tmp_path.name}
+    assert [*map(format_folder_name, kept)] == [*kept.values()]
+    assert format_folder_name("tiny.safetensors") == "tiny.safetensors"
+    hashed = {
+        "a/pretrain": "pretrain",
+        tmp_path / "b" / "pretrain": "pretrain",
+        "../pretrain": "pretrain",
+        "run/checkpoints/step=0000700-val_loss=2.8757.safetensors": "run_step700",
+        "run/checkpoints/last.safetensors": "run_last",
+        "models/mine.pt": "mine.pt",
+        "models/yours.safetensors": "yours",
+    }
+    names = [*map(format_folder_name, hashed)]
+    assert [name.rpartition("-")[0] for name in names] == [*hashed.values()]
+    assert all(re.fullmatch(r"[0-9a-f]{6}", name.rpartition("-")[2]) for name in names)
+    assert len(set(names)) == len(names)
+    assert format_folder_name(tmp_path / "a" / "pretrain") == names[0], "the path may be absolute or relative"
 
 
 def test_limit_does_not_change_the_files_and_is_noted(tasks, model, tmp_path):
