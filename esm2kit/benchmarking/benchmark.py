@@ -159,9 +159,8 @@ def _run_task(config: BenchmarkConfig) -> Report:
     manifest = build_provenance("benchmark", config, inputs)
     report, predictions = benchmark_task(data, trained, untrained, config, manifest)
     move_earlier_report(Path(config.out_dir), report)
-    if split := write_split(loaded, Path(config.out_dir)):
-        report = replace(report, files={**report.files, "split": split.name})
     report = write_report(report, data, predictions, Path(config.out_dir))
+    write_split(loaded, Path(config.out_dir))
     cached = sorted((Path(config.out_dir) / "embeddings").rglob("*.h5"))
     megabytes = sum(path.stat().st_size for path in cached) / 1e6
     kept = f"; the embeddings ({megabytes:,.1f} MB) are kept in {cached[0].parents[1]}" if cached else ""

@@ -69,7 +69,7 @@ def test_mistyped_options_of_every_stage(tmp_path: Path) -> None:
         ("finetune gb1 --model nowhere.pt", "model 'nowhere.pt' is neither a file"),
         ("pretrain nowhere -o run --model 8MB", "did you mean '8M'?"),
         ("pretrain nowhere -o run --init_from nowhere.pt", "model 'nowhere.pt' is neither a file"),
-        ("pretrain nowhere -o run", "nowhere: not a finished dataset"),
+        ("pretrain nowhere -o run", "nowhere does not exist. Create it with"),
         ("export nowhere.pt --out x", "model 'nowhere.pt' is neither a file"),
         ("predict your.fasta --model run --out x.tsv", "your.fasta: no such file"),
         ("check nowhere", "nowhere does not exist"),
