@@ -65,7 +65,8 @@ def group_by_identity(sequences: Sequence[str], identity: float) -> Groups:
             numbers = _group_by_mmseqs(mmseqs, sequences, identity)
             return Groups(numbers, f"groups of at least {identity:.0%} identity by MMseqs2")
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            logger.warning("MMseqs2 failed (%s): comparing k-mers instead", str(error).splitlines()[0])
+            output = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
+            logger.warning("MMseqs2 failed (%s): comparing k-mers instead", output.strip().splitlines()[-1])
     too_many = len(sequences) > MAX_SEQUENCES
     if too_many or identity < MIN_IDENTITY:
         found = f"{len(sequences):,} sequences" if too_many else f"an identity of {identity:g}"

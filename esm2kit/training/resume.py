@@ -231,14 +231,14 @@ class CheckpointWriter(Callback):
         return min(self._list_retained(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Check that all ranks start at the same update, and install the stop signals' handlers.
+        """Check that all ranks start at the same update with the same data, and install the stop signals' handlers.
 
         Args:
             trainer: The trainer.
             module: The module that trains.
 
         Raises:
-            InputError: The ranks found different checkpoints.
+            InputError: The ranks found different checkpoints, or read different data.
         """
         updates = gather_strings([str(module.step)])
         if len(set(updates)) > 1:
@@ -248,6 +248,15 @@ class CheckpointWriter(Callback):
                 code="resume.ranks-differ",
                 path=self.folder,
                 updates=updates,
+            )
+        # sets that are chosen by sequence identity may differ where only some nodes have MMseqs2
+        digests = gather_strings([self.manifest["inputs"].get("data", {}).get("sha256", "")])
+        if len(set(digests)) > 1:
+            raise InputError(
+                f"ranks disagree on the data (SHA-256 {', '.join(digest[:12] for digest in digests)}). Use the same "
+                "files and programs on all nodes; for a table of labels, pass its split.csv as the task.",
+                code="resume.data-differ",
+                digests=digests,
             )
         if trainer.is_global_zero:
             self._clean_up(module.step)

@@ -95,7 +95,7 @@ def test_without_mmseqs_limits_are_stated(monkeypatch):
 
 def test_a_failing_mmseqs_is_replaced_by_kmers(tmp_path, monkeypatch, caplog):
     program = tmp_path / "mmseqs"
-    program.write_text("#!/bin/sh\nexit 3\n")
+    program.write_text("#!/bin/sh\necho no memory >&2\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     generator = random.Random(0)
@@ -103,7 +103,7 @@ def test_a_failing_mmseqs_is_replaced_by_kmers(tmp_path, monkeypatch, caplog):
     found = group_by_identity([first, second, mutate(generator, first, 0.9)], 0.5)
     assert found.numbers[0] == found.numbers[2] != found.numbers[1]
     assert "shared 4-mers" in found.method
-    assert "MMseqs2 failed" in caplog.text
+    assert "MMseqs2 failed (no memory)" in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed")

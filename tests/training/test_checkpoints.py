@@ -29,10 +29,19 @@ NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 def test_ranks_with_different_checkpoints_raise_an_error(dataset: Path, tmp_path: Path, monkeypatch) -> None:
     """Two nodes do not share out_dir: one finds a checkpoint, the other starts a new run."""
-    monkeypatch.setattr(training_state, "gather_strings", lambda items: [*items, "400"])
+    monkeypatch.setattr(training_state, "gather_strings", lambda items: [*items, "400"] if len(items[0]) < 5 else items)
     config = PretrainConfig(data=dataset, out_dir=tmp_path, **TINY, max_steps=1, global_batch_size=2)
     with refused("resume.ranks-differ", path=tmp_path / "checkpoints", updates=["0", "400"]):
         pretrain(config)
+
+
+def test_ranks_with_different_data_raise_an_error(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(training_state, "gather_strings", lambda items: [*items, "0" if items == ["0"] else "f" * 64])
+    config = PretrainConfig(data=dataset, out_dir=tmp_path, **TINY, max_steps=1, global_batch_size=2)
+    with refused("resume.data-differ") as caught:
+        pretrain(config)
+    own, other = caught.value.values["digests"]
+    assert (len(own), other) == (64, "f" * 64)
 
 
 def test_a_checkpoint_without_a_new_parameter_resumes_with_its_default(dataset: Path, tmp_path: Path) -> None:
