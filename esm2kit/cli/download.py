@@ -8,7 +8,6 @@ from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import MODEL_NAMES, SIZES, complete_model_names
-from esm2kit.tasks.download import DownloadConfig, download, is_downloaded
 from esm2kit.tasks.flip import TASKS
 
 logger = logging.getLogger(__name__)
@@ -67,6 +66,8 @@ def list_or_download(config: CatalogueConfig) -> str:
         )
     task = task.lower()
     if kind.lower() == "flip":
+        from esm2kit.tasks.download import DownloadConfig, download  # slow import
+
         files = download(DownloadConfig(task or "all", config.split, config.data_dir, config.mirror))
         for name in [task] if task in TASKS else TASKS:
             logger.info("%s: licence %s, please cite %s", name, TASKS[name].licence, TASKS[name].citation)
@@ -106,6 +107,8 @@ def list_or_download(config: CatalogueConfig) -> str:
 
 def _format_list(data_dir: Path) -> str:
     """Format the list of models and tasks; tasks in `data_dir` are marked."""
+    from esm2kit.tasks.download import is_downloaded  # slow import
+
     lines = [f"models (esm2kit download NAME): {LICENCE}"]
     for name, size in SIZES.items():
         parameters = size.num_parameters

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from esm2kit.cli import download as command
 from esm2kit.cli.main import main
 
 
@@ -18,7 +17,9 @@ def test_a_task_as_one_argument_or_two(words: list[str], tmp_path: Path, capsys:
 
 def test_flip_alone_downloads_all_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     requested = []
-    monkeypatch.setattr(command, "download", lambda config: requested.append((config.task, config.split)) or [])
+    monkeypatch.setattr(
+        "esm2kit.tasks.download.download", lambda config: requested.append((config.task, config.split)) or []
+    )
     assert main(["download", "flip", "--data_dir", str(tmp_path)]) == 0
     assert main(["download", "flip", "gb1", "--split", "all", "--data_dir", str(tmp_path)]) == 0
     assert requested == [("all", None), ("gb1", "all")]
