@@ -19,7 +19,6 @@ MAX_SHOWN = 10
 EMBEDDING_NAMES = ("_embeddings", "_hiddens", "_logits")
 CHECKPOINT_NAMES = ("last.", "step=", "finetuned.")
 JSON_NAMES = ("report.json", "comparison.json", "plan.json", "pretrain.json", "finetune.json", MANIFEST)
-REPORT_SCHEMA = "esm2kit.report/2"  # of reports with a checksum
 NO_CHECKSUM = object()  # what a checker returns for a readable file without a checksum
 BINARY_SUFFIXES = (".h5", ".hdf5", ".safetensors", ".npz", ".arrow")
 DATASET_PARTS = ("train.arrow", "valid.arrow", "test.arrow", "cluster_offsets.npy")
@@ -179,7 +178,7 @@ def _find_json_checker(path: Path) -> Callable[[Path], object] | None:
     def check_report_and_seal(path: Path) -> object:
         from esm2kit.benchmarking.compare import check_report
 
-        return NO_CHECKSUM if check_report(path).schema != REPORT_SCHEMA else None
+        return NO_CHECKSUM if check_report(path).schema != SCHEMA else None
 
     if path.name == MANIFEST and list(path.parent.glob("*.arrow")):
         return lambda path: check_dataset(path.parent)
@@ -190,8 +189,10 @@ def _find_json_checker(path: Path) -> Callable[[Path], object] | None:
     except (ValueError, RecursionError):
         # a damaged file of esm2kit, or one of another program, which may contain comments
         found, is_sealed = None, path.name in JSON_NAMES or b"esm2kit" in data or f'"{SEAL}"'.encode() in data
-    if path.name == "report.json" and (
-        path.with_name("predictions.npz").exists() or (isinstance(found, dict) and found.get("schema") == REPORT_SCHEMA)
-    ):
-        return check_report_and_seal
+    if path.name == "report.json":
+        from esm2kit.benchmarking.report import SCHEMA  # of reports with a checksum
+
+        has_schema = isinstance(found, dict) and found.get("schema") == SCHEMA
+        if has_schema or path.with_name("predictions.npz").exists():
+            return check_report_and_seal
     return check_sealed if is_sealed else None

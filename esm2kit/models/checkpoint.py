@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import atomic_path, check_git_lfs, describe_content, to_json
+from esm2kit.core.files import atomic_path, check_git_lfs, to_json
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.formats.content import describe_content
 from esm2kit.models.formats.readers import raise_not_weights
 
 FORMAT = 1

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import ZIP_KIND, check_git_lfs, describe_content
+from esm2kit.core.files import check_git_lfs
+from esm2kit.models.formats.content import ZIP_KIND, describe_content
 
 State = dict[str, Tensor]
 # Components that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names.
