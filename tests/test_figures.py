@@ -19,6 +19,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from esm2kit import plots
+from esm2kit.embedding.draw_map import plot_map
 from esm2kit.embedding.maps import Projection
 from esm2kit.figures import render_figure, render_svg
 from esm2kit.models.contacts import PairMap
@@ -65,7 +66,7 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "divisor_bias": lambda: diagrams.divisor_bias({name: [1e-7, 1e-2] for name in NAMES[:2]}, [1, 128]),
     "parallel_pictures": diagrams.parallel_pictures,
     "epoch_shares": lambda: diagrams.epoch_shares(np.array([900, 30, 1])),
-    "protein_map": lambda: diagrams.protein_map(PROJECTION, np.array(NAMES * 10), LONG),
+    "protein_map": lambda: plot_map(PROJECTION, np.array(NAMES * 10), LONG),
     "neighbours": lambda: diagrams.neighbours(PROJECTION, 3, [5, 7], [Record(LONG, f"{LONG} {LONG}", "MKT")] * 40),
     "agreement": lambda: diagrams.agreement({NAMES[0]: (0.6, 0.5, 0.7), "chance": (0.3, np.nan, np.nan)}, LONG, True),
     "residue_vectors": lambda: diagrams.residue_vectors(GENERATOR.normal(size=(90, 50)), "ACDEFGHIKL" * 9),

@@ -46,6 +46,11 @@ STAGES = {
         "Embed proteins with a model and write HDF5 files.",
         "fasta", "esm2kit embed my.fasta --out_dir vectors --model esm2_t33_650M_UR50D --per_residue",
     ),
+    "map": Stage(
+        "embedding.config.MapConfig", "embedding.draw_map.draw_map",
+        "Draw proteins as a map of their embeddings, coloured by a measurement.",
+        "fasta", "esm2kit map my.fasta --labels measurements.csv --model 35M",
+    ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
         "Evaluate a model's embeddings on a labelled task.",

@@ -108,3 +108,69 @@ class EmbedConfig:
         from esm2kit.sequences.fasta import find_fasta_files  # slow import
 
         find_fasta_files(self.fasta)
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """Draw the proteins of a FASTA file as a map of their embeddings, coloured by a measurement.
+
+    The embeddings are computed first, unless out_dir already has them.
+
+    Args:
+        fasta: FASTA file (plain, .gz or .zst), several files, or a folder, with at least four proteins.
+        model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
+            Face folder, esm2kit checkpoint, or distributed checkpoint.
+        labels: Table of measurements or classes per protein: CSV, TSV or Excel (.xlsx).
+        id: Column of labels with the ids of the FASTA file. Default: the column that names most of the proteins.
+        colour_by: Column of labels, field of the FASTA headers (such as OS), or residues for the length. Default: the
+            first that groups or measures the proteins.
+        method: Projection: pca, tsne or umap. umap requires the umap-learn package.
+        out_dir: Folder for `<name>_embeddings.h5`, `<name>_map.svg` and `<name>_map.csv`.
+        name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
+        format: File format of the picture.
+        long_proteins: Handling of proteins longer than 1022 residues: error stops and lists them, truncate embeds their
+            first residues, window embeds overlapping windows and averages residues that are in several.
+        seed: Seed of the projections tsne and umap.
+        device: Device of the model. auto uses a GPU if there is one.
+    """
+
+    fasta: Path | list[Path]
+    model: str = "esm2_t6_8M_UR50D"
+    labels: Path | None = None
+    id: str | None = None
+    colour_by: str | None = None
+    method: Literal["pca", "tsne", "umap"] = "pca"
+    out_dir: Path = Path("embeddings")
+    name: str | None = None
+    format: Literal["svg", "png", "pdf"] = "svg"
+    long_proteins: Literal["error", "truncate", "window"] = "error"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    option_groups = OptionGroups(
+        usual="fasta labels colour_by model method out_dir",
+        data="id",
+        model="long_proteins",
+        hardware="device",
+        output="name format seed",
+    )
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
+        complete_model_names(self, "model")
+        check_choices(self)
+        check_range(self, "seed", at_least=0)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model, and that the FASTA exists.
+
+        Raises:
+            InputError: One of them does not exist.
+        """
+        self.embed_config().check_inputs()
+
+    def embed_config(self) -> EmbedConfig:
+        """Build the configuration that computes the embeddings."""
+        return EmbedConfig(
+            self.fasta, self.out_dir, self.name, self.model, long_proteins=self.long_proteins, device=self.device
+        )

@@ -29,7 +29,6 @@ _PUBLIC = {
     "diagrams": (),
     "live": (),
     "refresh": ("redraw",),
-    "label_table": ("read_columns",),
     "widgets": ("Export",),
     "pickers.tasks": ("file_picker", "task_picker"),
     "pickers.models": ("compared_models", "label_model", "model_picker"),

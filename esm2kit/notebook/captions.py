@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from esm2kit.embedding.maps import METHOD_NAMES, Projection, explained_variance, queries
+from esm2kit.embedding.maps import explained_variance, queries
 from esm2kit.models.contacts import PairMap
 from esm2kit.models.masked_scores import MaskedPredictions
 from esm2kit.notebook.diagrams import CHANNELS
@@ -28,25 +28,6 @@ def lengths(records: Sequence[Record], file: str) -> str:
     return (
         f"*Lengths of the {len(records):,} proteins of {file}.* The longest, {longest.id}, has "
         f"{len(longest.sequence):,} residues. A model sees up to 1,022 at a time."
-    )
-
-
-def protein_map(projected: Projection, method: str, colour: str, num_proteins: int) -> str:
-    """Describe a map.
-
-    Args:
-        projected: the map.
-        method: pca, tsne or umap.
-        colour: name of what colours it.
-        num_proteins: number of proteins.
-
-    Returns:
-        Markdown.
-    """
-    return (
-        f"*{num_proteins:,} proteins by {METHOD_NAMES[method]}, coloured by {colour}.* The colour was not used to "
-        f"compute the map. Of a protein's ten nearest neighbours, {projected.kept:.0%} are also among its ten nearest "
-        "on the map."
     )
 
 

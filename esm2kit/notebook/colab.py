@@ -14,14 +14,12 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
 from esm2kit.core.paths import portable_name
 from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.draw_map import describe_map, plot_map, write_map
 from esm2kit.embedding.embed import embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
-from esm2kit.embedding.maps import RESIDUES, colours, field_counts, grouped, project
+from esm2kit.embedding.maps import MIN_PROTEINS, colours, default_field, field_name, project
 from esm2kit.notebook.display import captioned, follow_progress
-from esm2kit.plots import embedding_scatter
 from esm2kit.sequences.fasta import Record, read_fasta, strip_fasta_suffix
-
-MIN_PROTEINS = 4  # of a map
 
 
 def embed_form(sequence: str = "", model: str = "8M", colour_by: str = "", out_dir: str | Path = "esm2kit") -> Path:
@@ -33,7 +31,7 @@ def embed_form(sequence: str = "", model: str = "8M", colour_by: str = "", out_d
         sequence: A pasted sequence, or several separated by blanks or commas. Default: ask for a FASTA file.
         model: Name of an official model, or path of a model.
         colour_by: Field of the FASTA headers that colours the map, such as OS, or residues. Default: the first field
-            that every header has, otherwise residues.
+            that groups or measures the proteins, otherwise residues.
         out_dir: Folder of the results, in a subfolder per input and model.
 
     Returns:
@@ -121,21 +119,11 @@ def _upload() -> tuple[str, bytes]:
 
 def _make_map(path: Path, records: Sequence[Record], vectors_PD: np.ndarray, colour_by: str) -> None:
     """Write the map as a table and a picture, and show it."""
-    counts = field_counts(records)
-    field = colour_by or next(name for name, count in counts.items() if count == len(records))
-    labels = colours(records, field)
-    projected = project(vectors_PD)
-    rows = ([record.id, *xy, label] for record, xy, label in zip(records, projected.xy_P2, labels, strict=True))
-    _write_csv(path.with_suffix(".csv"), ["id", "x", "y", field], rows)
-    shown, rest = grouped(labels)
-    ax = embedding_scatter(projected.xy_P2, shown, label_name=field, axes=projected.axes, rest=rest)
-    ax.figure.savefig(path.with_suffix(".png"), dpi=200, bbox_inches="tight")
-    what = "number of residues" if field == RESIDUES else field
-    captioned(
-        ax,
-        f"*{len(records):,} proteins by PCA of their vectors, coloured by {what}.* Of a protein's ten nearest "
-        f"neighbours, {projected.kept:.0%} are also among its ten nearest on the map.",
-    )
+    field = colour_by or default_field(records)
+    values_P, projected = colours(records, field), project(vectors_PD)
+    axes = plot_map(projected, values_P, field_name(field))
+    write_map(path, "png", axes, records, projected, {field: values_P})
+    captioned(axes, describe_map(projected, "pca", field_name(field)))
 
 
 def _write_csv(path: Path, header: list[str], rows: object) -> None:

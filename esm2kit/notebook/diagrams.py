@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from esm2kit.core.errors import InputError
-from esm2kit.embedding.maps import MIN_PROTEINS, Projection, grouped, protein_name
+from esm2kit.embedding.maps import MIN_PROTEINS, Projection, protein_name
 from esm2kit.models.contacts import PairMap
 from esm2kit.plots import (
     ACCENT,
@@ -20,7 +20,6 @@ from esm2kit.plots import (
     _get_axes,
     _label_axes,
     by_separation,
-    embedding_scatter,
     heat_map,
     neighbours_on_map,
     pair_map,
@@ -296,21 +295,6 @@ def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | N
     ax.xaxis.set_major_locator(MaxNLocator(16, integer=True, prune="lower"))
     ax.legend(frameon=False, loc="upper right")
     return _label_axes(ax, "member of the cluster", "times sampled")
-
-
-def protein_map(projected: Projection, values_P: np.ndarray, name: str) -> Axes:
-    """Plot a map of proteins; the less frequent of many words are merged.
-
-    Args:
-        projected: the map.
-        values_P: (P,) numbers, with NaN for missing ones, or words.
-        name: of the values, for the legend.
-
-    Returns:
-        The axes.
-    """
-    shown_P, rest = grouped(values_P)
-    return embedding_scatter(projected.xy_P2, shown_P, label_name=name, axes=projected.axes, rest=rest)
 
 
 def neighbours(projected: Projection, chosen: int, nearest_K: Sequence[int], records: Sequence[Record]) -> Axes:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from esm2kit.embedding.draw_map import describe_map
 from esm2kit.embedding.maps import Projection
 from esm2kit.notebook import captions, diagrams
 from esm2kit.sequences.fasta import Record
@@ -52,8 +53,7 @@ def test_a_neighbour_of_a_number_and_of_a_missing_number() -> None:
 
 
 def test_a_map_and_residue_vectors() -> None:
-    projected = Projection(np.zeros((5, 2)), ("t-SNE 1", "t-SNE 2"), 0.47)
-    text = captions.protein_map(projected, "tsne", "organism", 1234)
+    text = describe_map(Projection(np.zeros((1234, 2)), ("t-SNE 1", "t-SNE 2"), 0.47), "tsne", "organism")
     assert text.startswith("*1,234 proteins by t-SNE, coloured by organism.*")
     assert "47% are also among its ten nearest" in text
     hidden_TD = np.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [2.0, 3.0]])  # the type explains the second column only

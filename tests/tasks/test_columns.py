@@ -7,8 +7,8 @@ import pytest
 from support.errors import refused
 
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.label_table import read_columns
 from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.columns import read_columns
 
 RECORDS = [Record(name, name, "MKT") for name in ("P1", "P2", "P3", "P4")]
 

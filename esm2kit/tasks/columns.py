@@ -1,5 +1,6 @@
 """Columns of a table of measurements or classes, joined with the proteins by id, to colour a map."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
 
+logger = logging.getLogger(__name__)
 
-def read_columns(path: str | Path, records: Sequence[Record]) -> dict[str, list[str | None]]:
+
+def read_columns(path: str | Path, records: Sequence[Record], id: str | None = None) -> dict[str, list[str | None]]:
     """Read the columns of a table, in the order of the proteins.
-
-    The column of ids is the one that names most of the proteins, as for `--labels` of the stages.
 
     Args:
         path: CSV, TSV or Excel, see `read_table`; empty for no table.
         records: the proteins.
+        id: column of the ids. None is the one that names most of the proteins, as for `--labels` of the stages.
 
     Returns:
         Column -> a text per protein, numbers with decimal points; None where the table has no value.
@@ -29,14 +31,22 @@ def read_columns(path: str | Path, records: Sequence[Record]) -> dict[str, list[
         return {}
     table, matcher = read_table(Path(expand_path(path))), RecordMatcher(list(records))
     matches = [matcher.match(table.cells(place)) for place in range(len(table.columns))]
-    ids = max(range(len(matches)), key=lambda place: _count(matches[place]))
+    ids = max(range(len(matches)), key=lambda place: _count(matches[place])) if id is None else table.find_column(id)
     if not _count(matches[ids]):
+        where = "no column" if id is None else f"no cell of column {id!r}"
         raise InputError(
-            f"no column of {table.path.name} ({', '.join(table.columns)}) has an id of the FASTA file, such as "
-            f"{records[0].id}. Choose another table, or set labels to an empty text.",
+            f"{where} of {table.path.name} ({', '.join(table.columns)}) has an id of the FASTA file, such as "
+            f"{records[0].id}. Choose another table, or omit labels.",
             code="labels.no-id",
             path=table.path,
         )
+    ids_T, rows_T = table.cells(ids), matches[ids].records
+    unknown = [name for name, row in zip(ids_T, rows_T, strict=True) if row < 0]
+    matched = len({row for row in rows_T if row >= 0})
+    rest = f"; {len(unknown):,} other rows were not found, such as {unknown[0]!r}" if unknown else ""
+    logger.info(
+        "%s: column %r names %d of %d proteins%s", table.path.name, table.columns[ids], matched, len(records), rest
+    )
     found = {
         name: _place(table, place, matches[ids].records, len(records))
         for place, name in enumerate(table.columns)

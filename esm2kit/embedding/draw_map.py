@@ -1,0 +1,157 @@
+"""Draw the proteins of a FASTA file as a map of their embeddings: a picture and a table of coordinates."""
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from esm2kit.core.errors import InputError, check_type
+from esm2kit.core.files import atomic_path
+from esm2kit.embedding.config import MapConfig
+from esm2kit.embedding.embed import embed
+from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.embedding.maps import (
+    METHOD_NAMES,
+    MIN_PROTEINS,
+    Projection,
+    check_method,
+    colours,
+    default_field,
+    field_name,
+    grouped,
+    project,
+)
+from esm2kit.plots import embedding_scatter
+from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
+from esm2kit.sequences.pipes import is_pipe
+from esm2kit.tasks.columns import read_columns
+
+logger = logging.getLogger(__name__)
+DPI = 200
+
+
+def draw_map(config: MapConfig) -> dict[str, Any]:
+    """Embed the proteins of a FASTA file and draw them in two dimensions, coloured by a measurement or a class.
+
+    Embeddings that exist from the same input, model and settings are used as they are.
+
+    Args:
+        config: the proteins, the model, the table of measurements and the projection.
+
+    Returns:
+        {"map", "table", "embeddings", "num_proteins", "colour_by", "neighbours_kept"}: the picture; the table with the
+        columns id, x, y and the values; the share of the ten nearest neighbours that the map keeps.
+
+    Raises:
+        InputError: the FASTA, the table, the model or the field is not valid, or there are fewer than four proteins.
+    """
+    check_type(config, MapConfig, "config")
+    check_method(config.method)
+    files = find_fasta_files(config.fasta)
+    if pipe := next(filter(is_pipe, files), None):
+        raise InputError(
+            f"'{pipe}' is a pipe, but a map reads its FASTA twice. Save it to a file.", code="map.pipe", path=pipe
+        )
+    records = [record for path in files for record in read_fasta(path)]
+    if len(records) < MIN_PROTEINS:
+        raise InputError(
+            f"a map requires at least {MIN_PROTEINS} proteins, found {len(records)}",
+            code="map.too-few",
+            found=len(records),
+        )
+    columns = read_columns(config.labels or "", records, config.id)
+    field = config.colour_by or default_field(records, columns)
+    values_P = colours(records, field, columns)  # before the model is loaded: the field may not exist
+    made = embed(config.embed_config())
+    assert made.embeddings is not None
+    with EmbeddingReader(made.embeddings) as reader:
+        rows_P = reader.find_proteins(
+            [record.id for record in records], [record.sequence for record in records], same_input=True
+        )
+        vectors_PD = reader.matrix()[rows_P]
+    stem = made.embeddings.with_name(made.embeddings.name.removesuffix("_embeddings.h5") + "_map")
+    projected = project(vectors_PD, config.method, config.seed)
+    axes = plot_map(projected, values_P, field_name(field))
+    picture, table = write_map(stem, config.format, axes, records, projected, {field: values_P})
+    plt.close(axes.figure)
+    logger.info("%s: %s", picture, describe_map(projected, config.method, field_name(field)).replace("*", ""))
+    return {
+        "map": picture,
+        "table": table,
+        "embeddings": made.embeddings,
+        "num_proteins": len(records),
+        "colour_by": field,
+        "neighbours_kept": projected.kept,
+    }
+
+
+def plot_map(projected: Projection, values_P: np.ndarray, name: str) -> Axes:
+    """Plot a map of proteins; the less frequent of many words are merged.
+
+    Args:
+        projected: the map.
+        values_P: (P,) numbers, with NaN for missing ones, or words.
+        name: of the values, for the legend.
+
+    Returns:
+        The axes.
+    """
+    shown_P, rest = grouped(values_P)
+    return embedding_scatter(projected.xy_P2, shown_P, label_name=name, axes=projected.axes, rest=rest)
+
+
+def describe_map(projected: Projection, method: str, name: str) -> str:
+    """Describe a map, as its caption.
+
+    Args:
+        projected: the map.
+        method: pca, tsne or umap.
+        name: of the values that colour it.
+
+    Returns:
+        Markdown.
+    """
+    return (
+        f"*{len(projected.xy_P2):,} proteins by {METHOD_NAMES[method]}, coloured by {name}.* The colour was not used "
+        f"to compute the map. Of a protein's ten nearest neighbours, {projected.kept:.0%} are also among its ten "
+        "nearest on the map."
+    )
+
+
+def write_map(
+    stem: Path,
+    format: str,
+    axes: Axes,
+    records: Sequence[Record],
+    projected: Projection,
+    values: Mapping[str, np.ndarray],
+) -> tuple[Path, Path]:
+    """Write the picture of a map and a table of its coordinates.
+
+    Args:
+        stem: path of both files without the suffix.
+        format: suffix of the picture, such as png.
+        axes: the picture.
+        records: the proteins.
+        projected: the map.
+        values: name -> (P,) further columns of the table.
+
+    Returns:
+        Paths of the picture and of the table.
+    """
+    picture, table = (stem.with_name(f"{stem.name}.{suffix}") for suffix in (format, "csv"))
+    with atomic_path(picture) as part:
+        metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[format]
+        with plt.rc_context({"svg.hashsalt": "esm2kit"}):
+            axes.figure.savefig(part, format=format, dpi=DPI, bbox_inches="tight", metadata=metadata)
+    with atomic_path(table) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "x", "y", *values])
+        for record, (x, y), *row in zip(records, projected.xy_P2, *values.values(), strict=True):
+            writer.writerow([record.id, f"{x:.7g}", f"{y:.7g}", *row])
+    return picture, table
