@@ -280,7 +280,10 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32"], "--out_dir is required"),
         (["pretrain", "d", "--devices", "3", "--global_batch_size", "32", "--out_dir", "x"], "data_parallel_size 3 = "),
         (["run", "--only", "05", "--from", "03"], "--from and --only exclude each other: choose one"),
-        (["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"], "is a file. Run `esm2kit prep"),
+        (
+            ["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"],
+            "not a finished dataset (no manifest.json). Run `esm2kit prep",
+        ),
         (
             ["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"],
             "is a file, not a folder",

@@ -17,7 +17,8 @@ from esm2kit.notebook.colab import embed_form, format_pasted
 from esm2kit.sequences.fasta import read_fasta
 
 FASTA = "".join(
-    f">p{number} OS=Homo sapiens GN=G{number}\nMKTAYIAKQR{letter}\n" for number, letter in enumerate("ACDEFG")
+    f">p{number} OS={'Homo sapiens' if number < 3 else 'Mus musculus'} GN=G{number}\nMKTAYIAKQR{letter}\n"
+    for number, letter in enumerate("ACDEFG")
 )
 
 
@@ -56,7 +57,7 @@ def test_an_uploaded_fasta_becomes_vectors_a_map_and_tables(
     assert (np.array([row[2:] for row in rows], dtype=np.float32) == expected.matrix()).all(), "every digit is there"
     header, *rows = read_rows(folder / "my liver-1_map.csv")
     assert header == ["id", "x", "y", "OS"]
-    assert [row[0] for row in rows] == expected.ids
+    assert [row[0] for row in rows] == list(expected.ids)
     xy = np.array([row[1:3] for row in rows], dtype=float)
     centred = expected.matrix() - expected.matrix().mean(0)
     assert np.allclose(
