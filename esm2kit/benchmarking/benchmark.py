@@ -155,7 +155,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
     choose_baselines(config, data)  # reports an unknown name before embedding
     data, trained, untrained = load_task_features(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
-    inputs["embeddings"] = sha256_file(trained.path)
+    inputs |= {"data": data.sha256, "embeddings": sha256_file(trained.path)}
     manifest = build_provenance("benchmark", config, inputs)
     report, predictions = benchmark_task(data, trained, untrained, config, manifest)
     move_earlier_report(Path(config.out_dir), report)

@@ -49,11 +49,24 @@ def test_one_report_per_target_and_a_comparison(files, tmp_path, caplog):
     assert sum(row["set"] == "test" for row in rows) == 6
     caplog.clear()
     config = BenchmarkConfig(**given, target="Tm (C)", out_dir=tmp_path / "out" / "Tm")
-    assert benchmark(config).paths[-1] == tmp_path / "out" / "Tm" / "split.csv"
+    assert tmp_path / "out" / "Tm" / "split.csv" in benchmark(config).paths
     assert "loaded from an earlier run" in caplog.text
     task = BenchmarkConfig(**(given | {"labels": None, "fasta": None}), task=str(tmp_path / "out/Tm/split.csv"))
     again = benchmark(task.__class__(**(vars(task) | {"out_dir": tmp_path / "again"})))
     assert again.rows[0].metrics["spearman"].value == reports[0].rows[0].metrics["spearman"].value
+
+
+def test_a_report_with_other_sets_moves_the_earlier_one_and_its_split(files, tmp_path):
+    given = {"labels": files.labels, "fasta": files.fasta, "target": "dG", "out_dir": tmp_path / "out", **QUICK}
+    given |= {"model": str(tmp_path / "tiny.safetensors")}
+    first = benchmark(BenchmarkConfig(**given))
+    split = (tmp_path / "out" / "split.csv").read_bytes()
+    benchmark(BenchmarkConfig(**given))
+    assert not (tmp_path / "out" / "earlier").exists()
+    second = benchmark(BenchmarkConfig(**given, split_seed=1))
+    assert (tmp_path / "out" / "earlier" / "1" / "split.csv").read_bytes() == split
+    assert (tmp_path / "out" / "split.csv").read_bytes() != split
+    assert Report.read(tmp_path / "out" / "earlier" / "1").notes == first.notes != second.notes
 
 
 def test_finetuning_on_a_table_records_where_the_labels_are_from(files, tmp_path):
