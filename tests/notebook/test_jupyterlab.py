@@ -40,6 +40,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
+UNVALIDATED = "02_without_validation"  # notebook 02, whose first validation is far away
 WALKED = os.environ.get("ESM2KIT_WALKED")
 # parameters that replace the defaults, so that the notebooks take seconds instead of minutes
 SMALL = {
@@ -47,8 +48,10 @@ SMALL = {
         "max_steps": 1_000_000, "num_layers": 1, "embed_dim": 16, "attention_heads": 4, "val_check_interval": 40,
         "warmup_steps": 5,
     },
+    "03_embed": {"projection": "pca"},
     "04_benchmark": {"others": ""} if WALKED else {"limit": 20, "seeds": 1, "resamples": 100, "others": ""},
 }  # fmt: skip
+SMALL[UNVALIDATED] = SMALL["02_pretrain"] | {"val_check_interval": 1_000_000, "work_dir": "../unvalidated"}
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/themes": {"adaptive-theme": True},
@@ -64,15 +67,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "papermill_runs").mkdir()
     shutil.copy(ROOT / "papermill_runs" / "sample.yaml", root / "papermill_runs")
     (root / "notebooks").mkdir()
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    sources = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for stem, path in (sources | {UNVALIDATED: sources["02_pretrain"]}).items():
         notebook = nbformat.read(path, as_version=4)
         cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-        for name, value in SMALL.get(path.stem, {}).items():
+        for name, value in SMALL.get(stem, {}).items():
             lines = cell.source.splitlines()
             place = next(number for number, line in enumerate(lines) if line.startswith(f"{name}:"))
             lines[place] = f"{lines[place].split('=')[0]}= {value!r}  # for the test"
             cell.source = "\n".join(lines)
-        nbformat.write(notebook, root / "notebooks" / path.name)
+        nbformat.write(notebook, root / "notebooks" / f"{stem}.ipynb")
     sample, work = ROOT / "data" / "sample", root / "work"
     if WALKED:
         for folder in ("dataset", "pretrain"):
@@ -106,6 +110,7 @@ def lab(clone: Path) -> Iterator[str]:
                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
     environment = os.environ | {name: str(clone / folder) for name, folder in folders.items()}
     environment.pop("ESM2KIT_HEADLESS", None)
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(clone / "hub")}  # `auto` is the model trained here
     environment["PYTHONSTARTUP"] = str(ROOT / "docs" / "kernel_start.py")  # as `make lab` does
     arguments = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
                  "--IdentityProvider.token=", f"--ServerApp.root_dir={clone}"]  # fmt: skip
@@ -147,7 +152,8 @@ class Lab:
 
     def __init__(self, page: Any, name: str) -> None:
         self.page, self.name, self.shots = page, name, 0
-        self.sources = [cell.source for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells]
+        path = ROOT / "notebooks" / f"{'02_pretrain' if name == UNVALIDATED else name}.ipynb"
+        self.sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
 
     def cell(self, containing: str) -> Any:
         """First cell whose source contains the text; the page may not render all of an editor that is out of view."""
@@ -254,7 +260,7 @@ def test_the_task_changes_by_mouse_and_by_keyboard(browser: Any, lab: str, clone
         # save the choices as a tier
         tasks.locator("option", has_text="domain_of_life").click()
         panel = notebook.output('Export("04_benchmark"')
-        panel.get_by_label("Save as tier").fill("clicked")
+        panel.get_by_label("Save choices as").fill("clicked")
         panel.get_by_role("button", name="Save").click()
         expect_text(panel, "esm2kit run --tier clicked")
         assert "task: domain_of_life" in (clone / "papermill_runs" / "clicked.yaml").read_text()
@@ -265,7 +271,7 @@ def test_an_invalid_layout_is_shown_in_the_widget_and_the_next_cell_and_follows_
     browser: Any, lab: str
 ) -> None:
     with opened(browser, lab, "02_pretrain") as notebook:
-        notebook.select('Export("02_pretrain"')
+        notebook.select("chosen = layout.value")
         notebook.menu("Run All Above Selected Cell")
         notebook.wait("layout = ")
         expect_text(notebook.output("layout = "), "global_batch_size 16 = micro_batch_size 8")
@@ -306,7 +312,7 @@ def test_an_invalid_layout_is_shown_in_the_widget_and_the_next_cell_and_follows_
 
 def test_after_a_restart_a_middle_cell_names_the_cell_to_run_first(browser: Any, lab: str) -> None:
     with opened(browser, lab, "02_pretrain") as notebook:
-        notebook.select('Export("02_pretrain"')
+        notebook.select("chosen = layout.value")
         notebook.menu("Run All Above Selected Cell")
         notebook.wait("layout = ")
         notebook.menu("Restart Kernel…", "Kernel")
@@ -319,7 +325,7 @@ def test_after_a_restart_a_middle_cell_names_the_cell_to_run_first(browser: Any,
         assert "Traceback" not in output.first.inner_text()
         notebook.shot("restarted", "chosen = layout.value")
         notebook.menu("Run All Above Selected Cell")
-        notebook.wait('Export("02_pretrain"')
+        notebook.wait("layout = ")
         notebook.select("chosen = layout.value")
         notebook.menu("Run Selected Cell")
         expect_text(output, "million parameters")
@@ -344,6 +350,92 @@ def test_the_stop_button_ends_training_with_a_checkpoint(browser: Any, lab: str,
     step = json.loads((clone / "work" / "pretrain" / "pretrain.json").read_text())["step"]
     assert 0 < step < SMALL["02_pretrain"]["max_steps"]
     assert read_metadata(clone / "work" / "pretrain" / "checkpoints" / "last.safetensors")["step"] == step
+
+
+def test_stop_while_training_starts_and_before_the_first_validation(browser: Any, lab: str, clone: Path) -> None:
+    """The two moments without a score: each is one line that says what to do, and the next try goes on."""
+    (clone / "unvalidated").mkdir()
+    (clone / "unvalidated" / "dataset").symlink_to(clone / "work" / "dataset")
+    with opened(browser, lab, UNVALIDATED) as notebook:
+        notebook.menu("Run All Cells")
+        training = notebook.output("result = live.train")
+        training.get_by_role("button", name="Stop and save").click(timeout=SECONDS * 1000)
+        expect_text(training, "InputError: training was stopped before its first update or after its last one.")
+        assert "Traceback" not in "".join(training.all_inner_texts())
+        notebook.shot("stopped-at-start", "result = live.train")
+
+        notebook.select("result = live.train")
+        notebook.menu("Run Selected Cell and All Below")
+        curve = training.locator("svg").first
+        sync_api.expect(curve).to_have_attribute("aria-label", re.compile(r"^training loss \d"), timeout=SECONDS * 1000)
+
+        # the kernel is busy: the card of a widget follows its control all the same
+        layout = notebook.output("layout = ")
+        layout.get_by_label("Accumulate").fill("4")
+        notebook.page.keyboard.press("Tab")
+        expect_text(layout, "micro_batch_size 4 x accumulate_grad_batches 4")
+        expect_text(layout, "Run the cells below.")
+        assert training.get_by_role("button", name="Stop and save").is_visible(), "the kernel was not busy"
+        notebook.shot("changed-while-busy", "layout = ")
+
+        training.get_by_role("button", name="Stop and save").click()
+        expect_text(
+            training, re.compile("training stopped at update [0-9,]+ of 1,000,000, before its first validation")
+        )
+        assert "Traceback" not in "".join(training.all_inner_texts())
+        notebook.shot("stopped-unvalidated", "result = live.train")
+    assert json.loads((clone / "unvalidated" / "pretrain" / "pretrain.json").read_text())["val_perplexity"] is None
+
+
+def test_the_pictures_of_notebook_03_follow_its_widgets(browser: Any, lab: str) -> None:
+    def picture(containing: str) -> Any:
+        return notebook.output(containing).locator("img").first
+
+    def expect_alt(containing: str, text: str) -> None:
+        sync_api.expect(picture(containing)).to_have_attribute(
+            "alt", re.compile(re.escape(text)), timeout=SECONDS * 1000
+        )
+
+    with opened(browser, lab, "03_embed") as notebook:
+        notebook.menu("Run All Cells")
+        expect_alt("def draw_pairs", "Residue pairs of A0A022Q764")
+        expect_text(notebook.output('record("03_embed"'), "embeddings")
+        expect_alt("def draw_map", "450 proteins by PCA, coloured by domain of life.")
+        notebook.shot("all-run", "map_choice = map_picker")
+
+        # another colour: the map, the neighbours and the comparison follow
+        before = picture("def draw_map").get_attribute("src")
+        choice = notebook.output("map_choice = map_picker")
+        choice.get_by_label("Colour by").select_option(label="residues: length in residues (all proteins)")
+        expect_alt("def draw_map", "450 proteins by PCA, coloured by length in residues.")
+        assert picture("def draw_map").get_attribute("src") != before
+        expect_alt("def draw_neighbours", "(the star; length in residues: 248)")
+        expect_alt("def draw_agreement", "is on the same side of the median length in residues")
+        expect_text(notebook.output("def draw_map"), "coloured by length in residues")
+        notebook.shot("colour", "map_choice = map_picker")
+
+        # another method
+        choice.get_by_label("Projection").select_option(label="t-SNE")
+        expect_alt("def draw_map", "450 proteins by t-SNE")
+        notebook.shot("tsne", "def draw_map")
+
+        # another protein: its neighbours, residues and pairs follow; an unknown one is explained in their place
+        field = notebook.output("protein_choice = protein_picker").get_by_label("Protein")
+        field.fill("A0A022WJ58")
+        notebook.page.keyboard.press("Enter")
+        for cell in ("def draw_neighbours", "def draw_residues", "def draw_pairs"):
+            expect_alt(cell, "A0A022WJ58")
+        field.fill("nobody")
+        notebook.page.keyboard.press("Enter")
+        expect_text(notebook.output("def draw_pairs"), "Cannot be used: protein 'nobody' is not among the 450")
+        assert notebook.output("def draw_pairs").locator("img").count() == 0, "the picture of another protein is left"
+
+        # what is not drawn again is marked
+        files = notebook.output("file_choice = file_picker")
+        files.get_by_label("FASTA file").fill("../data/sample/uniref50_valid.fasta")
+        notebook.page.keyboard.press("Enter")
+        expect_text(files, "Changed: what is below still shows the earlier choice. Run the cells below.")
+        notebook.shot("stale", "file_choice = file_picker")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
