@@ -52,7 +52,8 @@ def write_fasta(path: Path, lengths: list[int], header: str = "{id}") -> Path:
     letters: Any = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
     sequences = ["".join(GENERATOR.choice(letters, length)) for length in lengths]
     path.write_text(
-        "".join(f">{header.format(id=f'P{n}')}\n{sequence}\n" for n, sequence in enumerate(sequences)), encoding="utf-8"
+        "".join(f">{header.format(id=f'P{100 + n}')}\n{sequence}\n" for n, sequence in enumerate(sequences)),
+        encoding="utf-8",
     )
     return path
 
@@ -71,7 +72,7 @@ def test_a_fasta_without_fields_and_the_model_of_the_walkthrough(clone: Path, mo
 
 def test_a_table_of_measurements_colours_the_map(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fasta = write_fasta(clone / "lab" / "measured.fasta", [30] * 12, "sp|{id}|{id}_HUMAN Enzyme {id} OS=Homo sapiens")
-    rows = "".join(f"P{number};{40 + number / 4:.2f}\n".replace(".", ",") for number in range(11))
+    rows = "".join(f"P{100 + number};{40 + number / 4:.2f}\n".replace(".", ",") for number in range(11))
     (clone / "lab" / "tm.csv").write_text(f"Protein;Tm (C)\n{rows}", encoding="utf-8")
     _, captions = embed(clone, "table", monkeypatch, fasta=str(fasta), labels=str(clone / "lab" / "tm.csv"))
     assert any("coloured by Tm (C)." in caption for caption in captions)
@@ -86,4 +87,4 @@ def test_two_peptides_too_few_for_a_map_and_too_short_for_contacts(
     page = (folder / "03_embed.html").read_text(encoding="utf-8")
     assert "a map requires at least 4 proteins, found 2" in page
     assert "a pair map requires at least 8 residues, found 5" in page
-    assert any(caption.startswith("*The 16 channels that vary most along P0.*") for caption in captions)
+    assert any(caption.startswith("*The 16 channels that vary most along P100.*") for caption in captions)
