@@ -1,6 +1,7 @@
 """Recognise files and records that look like protein FASTA and are something else: alignments, complexes, comments."""
 
 import re
+import shlex
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
@@ -46,7 +47,7 @@ def check_first_line(line: str, path: Path) -> None:
     for pattern, name, remedy in _STARTS:
         if re.match(pattern, line):
             raise InputError(
-                f"{path}: this is {name}, not a FASTA file. {remedy.replace('FILE', str(path))}",
+                f"{path}: this is {name}, not a FASTA file. {remedy.replace('FILE', shlex.quote(str(path)))}",
                 code="file.format",
                 path=path,
                 found=name,
@@ -63,7 +64,9 @@ def check_first_line(line: str, path: Path) -> None:
     if len(columns) > 1 and (sequence := next((name for name in columns if name.startswith("seq")), None)):
         at, number = columns.index(sequence) + 1, (columns.index("id") if "id" in columns else 0) + 1
         option = f"'{delimiter}'" if delimiter != "\t" else "'\\t'"
-        convert = f"""awk -F{option} 'NR>1 {{print ">"${number}"\\n"${at}}}' {path} > proteins.fasta"""
+        convert = (
+            f"""awk -F{option} 'NR>1 {{print ">"${number}"\\n"${at}}}' {shlex.quote(str(path))} > proteins.fasta"""
+        )
         raise InputError(
             f"{path}: this is a table, not a FASTA file. Convert it with `{convert}`.",
             code="file.format",
@@ -107,7 +110,7 @@ def check_comment(line: str, place: str, path: Path, record: str | int | None = 
     if line.startswith(COMMENT):
         raise InputError(
             f"{place}: a line starts with ';', which is a comment of Pearson's FASTA format. Remove such lines with "
-            f"`grep -v '^;' {path} > proteins.fasta`.",
+            f"`grep -v '^;' {shlex.quote(str(path))} > proteins.fasta`.",
             code="sequence.comment",
             path=path,
             record=record,
@@ -143,7 +146,7 @@ def check_sequence_format(place: str, letters: str, path: Path, record: str | in
             )
     if found & set(GAPS) and found <= {*GAPS, *CHAIN_BREAKS, "*", "J"}:
         at = min(letters.index(gap) for gap in found & set(GAPS))
-        remedy = "from the column of sequences" if is_table else f"with {_SED.replace('FILE', str(path))}"
+        remedy = "from the column of sequences" if is_table else f"with {_SED.replace('FILE', shlex.quote(str(path)))}"
         raise InputError(
             f"{place}: the gap '{letters[at]}' at residue {at + 1:,} belongs to an alignment. Remove "
             f"the gaps {remedy}.",

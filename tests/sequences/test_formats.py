@@ -107,7 +107,7 @@ def test_the_advice_fits_the_letter(tmp_path: Path, read, text: str, found: str)
 
 
 def test_the_command_of_the_advice_makes_a_file_that_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "in.a3m"
+    path = tmp_path / "an alignment.a3m"
     path.write_text("#5\t1\n>101\nMKVLA\n>hit-1.a\nMK-LAggg\n>hit2\n.M-\n-A..\n")
     for _ in range(2):
         with pytest.raises(InputError) as caught:
@@ -185,7 +185,7 @@ def test_all_records_of_a_small_file_decide(tmp_path: Path) -> None:
     "text", [">P1;CRAB_ANAPL\nALPHA CRYSTALLIN B\nMDITIHNPLI\n*\n", ">F1;x\r\n\r\nMKV*\r\n>P1;y\n\nMK*"]
 )
 def test_pir_is_not_read_as_fasta(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "x.pir"
+    path = tmp_path / "two words.pir"
     path.write_text(text, newline="")
     for _ in range(2):
         with refused("file.format", path=path, found="PIR format") as caught:
@@ -266,12 +266,22 @@ def test_the_command_for_a_table_makes_a_file_that_is_read(tmp_path: Path, heade
     columns = header.lower().split(delimiter)
     cells = {"id": "p1", "protein": "p1", "name": "x"}
     row = delimiter.join(cells.get(name, "MKVLA") for name in columns)
-    path = tmp_path / "x.csv"
+    path = tmp_path / "a table.csv"
     path.write_text(f"{header}\n{row}\n", encoding="utf-8")
     with refused("file.format", path=path, found="a table") as caught:
         read_records(path)
     subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd=tmp_path)
     assert [(record.id, record.sequence) for record in read_records(tmp_path / "proteins.fasta")] == [("p1", "MKVLA")]
+
+
+@pytest.mark.parametrize("text", [";first\n>p\nMKV\n", ">p\n;middle\nMKV\n"])
+def test_the_command_for_comments_makes_a_file_that_is_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "it's mine.fasta"
+    path.write_text(text)
+    with refused("sequence.comment", path=path) as caught:
+        read_records(path)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, cwd=tmp_path)
+    assert [(record.id, record.sequence) for record in read_records(tmp_path / "proteins.fasta")] == [("p", "MKV")]
 
 
 def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
