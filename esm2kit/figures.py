@@ -16,6 +16,8 @@ from matplotlib.text import Text
 
 from esm2kit.plots import PRIMARY
 
+# JupyterLab's colour of text; other pages have no such variable.
+TEXT = "color: var(--jp-content-font-color1, inherit)"
 # Space around a figure, in inches.
 PAD = 0.06
 RASTER_DPI = 180
@@ -69,4 +71,4 @@ def render_figure(figure: Figure, alt: str) -> str:
     """
     svg = render_svg(figure)
     name = f"figure-{hashlib.sha256(svg.encode()).hexdigest()[:10]}"
-    return f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}">{svg}</div>'
+    return f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}" style="{TEXT}">{svg}</div>'

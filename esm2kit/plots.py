@@ -17,8 +17,9 @@ PALETTE = sns.color_palette("colorblind")
 PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
 VALIDATION = PALETTE[1]  # the colour of validation in all training figures
 MUTED = "#c8c8c8"
-# Colours of shares, from pale to blue.
+# Colours of matrices: shares from pale to blue, and differences from orange over pale to blue.
 SHARES = LinearSegmentedColormap.from_list("shares", ["#eef4f9", PRIMARY, "#00395c"])
+DIFFERENCES = LinearSegmentedColormap.from_list("differences", ["#8a4b00", ACCENT, "#f4f4f4", PRIMARY, "#00395c"])
 MAX_CELL_TEXTS = 10  # classes of a confusion matrix whose cells have texts
 MAX_POINTS = 20_000
 MAX_BINS = 40
@@ -352,7 +353,7 @@ def heat_map(
         The axes.
     """
     ax = _get_axes(ax, 8.0, 4.2)
-    scale = {"cmap": SHARES} if centre is None else {"cmap": "PuOr", "center": centre}
+    scale = {"cmap": SHARES} if centre is None else {"cmap": DIFFERENCES, "center": centre}
     sns.heatmap(
         matrix_RC, ax=ax, cbar_kws={"label": value_label}, rasterized=True,
         xticklabels=list(columns) or False, yticklabels=list(rows) or False, **scale,
@@ -490,7 +491,7 @@ def pair_map(
     scale = {"cmap": SHARES, "vmin": 0, "vmax": 1}
     if not probability:
         end = float(np.quantile(np.abs(upper_TT[np.triu_indices_from(shown, 1)]), 0.995)) or 1.0
-        scale = {"cmap": "PuOr", "vmin": -end, "vmax": end}
+        scale = {"cmap": DIFFERENCES, "vmin": -end, "vmax": end}
     title = f"above the diagonal: {upper}\nbelow: {lower}"
     ax = _get_axes(ax, 5.2, 4.6, square=True)
     ends = (0.5, len(shown) + 0.5)

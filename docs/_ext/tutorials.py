@@ -94,9 +94,6 @@ def tutorial(path: Path, executed: bool, folders: list[Path]) -> str:
             cell["source"] = source.replace(f"attachment:{name}", f"data:{kind};base64,{''.join(image.split())}")
         if cell["cell_type"] == "code":
             cell["outputs"] = outputs(cell) if executed else []
-            captions = [each.get("metadata", {}).get("image/png", {}).get("alt") for each in cell["outputs"]]
-            if any(captions):
-                cell["metadata"]["mystnb"] = {"image": {"alt": next(filter(None, captions))}}
         else:
             cell["source"] = REPOSITORY_LINK.sub(r"\1", "".join(cell["source"]))
     metadata = {key: notebook["metadata"][key] for key in ("kernelspec", "language_info")}

@@ -233,7 +233,7 @@ def guesses(protein: str, odds_TL: np.ndarray, shown: str, model: str) -> str:
     flat_L = odds_TL.mean(0)
     constant = (flat_L**2).mean() / (odds_TL**2).mean()
     return (
-        f"*Guesses of a model ({model}) for residues 2 to {len(shown) + 1} of {protein}.* Purple is more "
+        f"*Guesses of a model ({model}) for residues 2 to {len(shown) + 1} of {protein}.* Blue is more "
         "likely than by frequency, orange less likely. A dot marks the true residue, which is more likely than by "
         f"frequency at {sum(value > 0 for value in true)} of {len(true)} positions. {constant:.0%} of the pattern is "
         f"the same along the chain: the model knows that this protein is rich in {STANDARD_RESIDUES[flat_L.argmax()]}. "

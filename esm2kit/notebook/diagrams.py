@@ -44,7 +44,7 @@ def story_diagram() -> Axes:
     for place, name in enumerate(STORY):
         box = FancyBboxPatch((2.4 * place, 0), 1.35, 0.8, boxstyle="round,pad=0.08", fc="#eef3fb", ec=PRIMARY)
         ax.add_patch(box)
-        ax.text(2.4 * place + 0.675, 0.4, name, ha="center", va="center", color="black", fontsize=10)
+        ax.text(2.4 * place + 0.675, 0.4, name, ha="center", va="center", color="#1a1a1a", fontsize=10)
     for place, name in enumerate(ARROWS):
         start, end = (2.4 * place + 1.45, 0.4), (2.4 * (place + 1) - 0.1, 0.4)
         ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=SECONDARY))
@@ -109,7 +109,7 @@ def guess_map(odds_TL: np.ndarray, letters: str, sequence: str, ax: Axes | None 
         odds_TL.T, "hidden residue", "predicted residue", "log2 (probability /\nfrequency)", letters, sequence, 0.0, ax
     )
     true = [(place + 0.5, letters.index(letter) + 0.5) for place, letter in enumerate(sequence) if letter in letters]
-    ax.scatter(*np.array(true).T, s=14, color="black", edgecolors="white", linewidths=0.8)
+    ax.scatter(*np.array(true).T, s=14, color="#1a1a1a", edgecolors="#fefefe", linewidths=0.8)
     return ax
 
 

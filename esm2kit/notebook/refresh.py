@@ -1,23 +1,19 @@
 """Show the results of a cell, and show them again whenever a choice above them changes."""
 
-import base64
 import uuid
 from collections.abc import Callable, Container
 from html import escape
-from io import BytesIO
 from typing import Any
 
-import matplotlib.pyplot as plt
 from IPython import get_ipython
 from IPython.display import display, update_display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from esm2kit import figures
 from esm2kit.core.errors import InputError
 from esm2kit.notebook.widgets import View, format_error_card, has_front_end
 
-# A point of a figure is a pixel of the page at SCREEN_DPI; the image has more, for sharp screens and print.
-SCREEN_DPI, IMAGE_DPI = 100, 180
 # These proteins are too few or too short for one picture, and good for the next.
 LIMITS = ("map.too-few", "contacts.too-short")
 Bundle = tuple[dict[str, Any], dict[str, Any]]
@@ -101,17 +97,12 @@ def render_figure(figure: Figure, caption: str) -> list[Bundle]:
         caption: Markdown; line breaks are ignored.
 
     Returns:
-        (data, metadata) of the image and of the caption.
+        (data, metadata) of the figure, which follows the theme of the page, and of the caption.
     """
     caption = " ".join(caption.split())
-    image = BytesIO()
-    # tight: no label is cut off at the edge
-    figure.savefig(image, format="png", dpi=IMAGE_DPI, bbox_inches="tight", pad_inches=0.08, facecolor="white")
-    plt.close(figure)
-    width = int.from_bytes(image.getvalue()[16:20], "big")  # of the PNG header, in pixels
-    metadata = {"alt": caption.replace("*", "").replace("`", ""), "width": round(width * SCREEN_DPI / IMAGE_DPI)}
-    data = {"image/png": base64.b64encode(image.getvalue()).decode(), "text/plain": repr(figure)}
-    return [(data, {"image/png": metadata}), ({"text/markdown": caption, "text/plain": caption}, {})]
+    html = figures.render_figure(figure, caption.replace("*", "").replace("`", ""))
+    data = {"text/html": html, "text/plain": repr(figure)}
+    return [(data, {}), ({"text/markdown": caption, "text/plain": caption}, {})]
 
 
 def show(shown: Any) -> None:

@@ -1,5 +1,6 @@
 """Results that follow the choices above them: shown once without a front end, updated in place with one."""
 
+import re
 from typing import Any
 
 import ipywidgets
@@ -157,12 +158,13 @@ def test_the_card_and_the_stripe_are_shown_below_the_controls(monkeypatch: pytes
 def test_a_figure_is_as_wide_as_the_text_and_no_label_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "_min_width", 9.4)
     ax = plots.scores_with_baselines(["a very long name of a model, in words " * 2], [0.5], [0.4], [0.6], "score " * 30)
-    (image, metadata), (caption, _) = render_figure(ax.figure, "*A caption*\nin two lines.")
+    (image, _), (caption, _) = render_figure(ax.figure, "*A caption*\nin two lines.")
     assert caption["text/markdown"] == "*A caption* in two lines."
-    assert metadata["image/png"]["alt"] == "A caption in two lines."
-    assert metadata["image/png"]["width"] > 940, "the label of the axis is wider than the figure, and is not cut off"
+    assert 'aria-label="A caption in two lines."' in image["text/html"]
+    (width,) = re.findall(r'<svg [^>]*width="([\d.]+)pt"', image["text/html"])
+    assert float(width) > 9.4 * 72, "the label of the axis is wider than the figure, and is not cut off"
     assert not plt.fignum_exists(ax.figure.number), "a figure is left open"
-    assert set(image) == {"image/png", "text/plain"}
+    assert set(image) == {"text/html", "text/plain"}
 
     square = plots.predicted_vs_true(np.arange(5.0), np.arange(5.0))
     assert square.figure.get_size_inches()[0] < 5

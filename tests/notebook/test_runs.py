@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 from support.errors import refused
 
 from esm2kit.cli.arguments import parse
@@ -181,6 +182,23 @@ def test_the_pages_of_a_run_link_to_each_other(root: Path) -> None:
     folder = find_latest_run(root, "tiny")
     for page, other in (("00_first", "01_second"), ("01_second", "00_first")):
         assert (folder / f"{page}.html").read_text().count(f'href="{other}.html"') == 2, "at the top and at the bottom"
+
+
+def test_an_executed_notebook_is_trusted_on_this_machine(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterLab shows figures as SVG only in a trusted notebook; a folder that cannot be written to is no obstacle."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    run(config(root, only="00"))
+    executed = find_latest_run(root, "tiny") / "00_first.ipynb"
+    found = nbformat.read(executed, as_version=4)
+    assert NotebookNotary().check_signature(found)
+    found.cells[-1].source += "  # changed"
+    assert not NotebookNotary().check_signature(found)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "folder"))
+    run(config(root, only="00"))
+    assert read_manifest(find_latest_run(root, "tiny")).notebooks["00_first"].status == "done"
 
 
 def test_an_absent_input_names_the_notebook_that_makes_it(root: Path) -> None:

@@ -8,10 +8,11 @@ import logging
 import os
 import platform
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -138,6 +139,7 @@ def run_notebook(
         error=error,
         **({} if error else _read_record(source, parameters.get("work_dir", str(artefacts)))),
     )
+    _sign(executed)
     pages = [each for each in manifest.notebooks if (folder / f"{each}.html").exists()]
     _write_text(folder / f"{notebook}.html", render_notebook_page(executed, pages))
     _link_pages(folder, notebook, pages)
@@ -159,6 +161,15 @@ def run_notebook(
 def _write_run_files(folder: Path, manifest: RunManifest) -> None:
     manifest.write(folder)
     _write_text(folder / "index.html", render_run_page(folder.name, manifest, folder))
+
+
+def _sign(executed: Path) -> None:
+    """Sign an executed notebook as made on this machine: JupyterLab shows the figures of trusted notebooks only."""
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    with suppress(OSError, sqlite3.Error):  # a folder of signatures that cannot be written to
+        NotebookNotary().sign(nbformat.read(executed, as_version=4))
 
 
 def _link_pages(folder: Path, notebook: str, others: Sequence[str]) -> None:
