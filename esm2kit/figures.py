@@ -50,7 +50,9 @@ def render_svg(figure: Figure) -> str:
     body = text.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body[body.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", body, flags=re.DOTALL)  # would style the page
-    body = body.replace("#000000", INK).replace(PRIMARY_HEX, f"var(--primary, {PRIMARY_HEX})")
+    body = body.replace("#000000", INK)
+    if "<image" not in body:  # points that are pixels keep their colour, and so must the legend
+        body = body.replace(PRIMARY_HEX, f"var(--primary, {PRIMARY_HEX})")
     body = re.sub(r"stroke: #ffffff", f"stroke: {PAPER}", body)
     salt = f"f{hashlib.sha256(body.encode()).hexdigest()[:10]}"
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)

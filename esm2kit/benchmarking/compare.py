@@ -18,6 +18,7 @@ from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, to_json
+from esm2kit.core.numbers import format_count
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
 
@@ -342,7 +343,8 @@ def _render_comparison(found: ReportComparison, keys: Sequence[str]) -> str:
         ]
         table = {"headers": build_headers(["model", *map(metric_name, names)]), "rows": rows}
         sections.append({"title": title, "table": table, "figures": [figure], "points": pairs})
-    lead = f"Reports: {len(found.reports)}. Test sets: {len(tests)}. Paired comparisons: {len(found.pairs)}."
+    lead = f"{format_count(len(found.reports), 'report')} on {format_count(len(tests), 'test set')}, with "
+    lead += f"{format_count(len(found.pairs), 'paired comparison')}."
     method = "Paired bootstrap: both models are scored on the same resampled test proteins. Brackets: 95% confidence "
     return render_page("Benchmark comparison", lead, [f"{method}intervals."], sections)
 

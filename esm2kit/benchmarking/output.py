@@ -1,6 +1,8 @@
 """The output folder of a benchmark: finished rows for resuming, predictions, and earlier reports."""
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -150,12 +152,38 @@ def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.nd
     Returns:
         The report with the paths of its files.
     """
-    page = render_report(report, data.targets[data.target_rows("test")], predictions[report.first.name][0])
+    predicted = predictions[report.first.name][0]
+    page = render_report(report, data.targets[data.target_rows("test")], predicted, format_predictions(data, predicted))
     write_predictions(out_dir / report.files["predictions"], data, predictions)
     written = report.write(out_dir)
     with atomic_path(written.html) as part:
         part.write_text(page, encoding="utf-8")
     return written
+
+
+def format_predictions(data: TaskData, predicted_M: np.ndarray) -> str:
+    """Format the predictions of the test set as CSV.
+
+    Args:
+        data: The task.
+        predicted_M: (M,) classes or values.
+
+    Returns:
+        The table: id, for residue tasks the number of the residue, measured, predicted.
+    """
+    rows = data.target_rows("test")
+    proteins = data.protein_of_target[rows]
+    columns: dict[str, Any] = {"id": [data.ids[protein] for protein in proteins]}
+    if data.task.level == "residue":
+        columns["residue"] = rows - data.offsets[proteins] + 1
+    for name, targets in (("measured", data.targets[rows]), ("predicted", predicted_M)):
+        classes = data.task.target == "class"
+        columns[name] = [data.task.labels[target] if classes else f"{target:.6g}" for target in targets]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
 
 
 def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.ndarray]) -> None:

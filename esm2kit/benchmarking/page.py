@@ -2,6 +2,7 @@
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +15,24 @@ from esm2kit import plots
 from esm2kit.benchmarking.report import (
     BASELINE_NAMES,
     MAX_CONFUSED_PAIRS,
+    Comparison,
     Metric,
     Report,
     ReportRow,
+    describe_row,
     display_name,
+    format_comparison,
     format_value,
     metric_name,
 )
+from esm2kit.core.paths import portable_name
 from esm2kit.figures import render_figure
 from esm2kit.plots import MAX_CELL_TEXTS
+from esm2kit.tasks.metrics import Interval
 from esm2kit.tasks.scaling import TargetScale
 
+# A larger table of predictions is not part of the page; predictions.npz has every prediction.
+MAX_TABLE_BYTES = 4_000_000
 # Description of a row by its kind. The description of a baseline is its note.
 ROLES = {
     "finetuned": "the fine-tuned encoder and head",
@@ -86,36 +94,40 @@ def build_headers(names: Sequence[str], numbers_from: int = 1) -> list[dict[str,
 
 def build_score_table(report: Report) -> dict[str, Any]:
     """Build the table of all rows and metrics of a report."""
-    headline = report.task.metric
+    headline, names = report.task.metric, report.row_names
     metrics = [headline, *(name for name in report.first.metrics if name != headline)]
     rows = [
         {
             "marked": number == 0,
             "cells": [
-                {"text": display_name(row.name), "small": ROLES.get(row.kind, row.note)},
+                {"text": names[row.name], "small": row.name if row.kind in ROLES else row.note},
                 *(format_metric_cell(metric, row.metrics.get(metric)) for metric in metrics),
             ],
         }
         for number, row in enumerate(report.rows)
     ]
-    unit = f" RMSE is in {report.task.unit}." if report.task.unit else ""
     caption = "Scores on the test set. Brackets: 95% confidence interval from a bootstrap over proteins."
-    caption += f" ±: standard deviation over seeds.{unit}"
-    return {"headers": build_headers(["model", *map(metric_name, metrics)]), "rows": rows, "caption": caption}
+    caption += " ±: standard deviation over seeds."
+    return {
+        "headers": build_headers(["model", *(metric_name(name, report.task.unit) for name in metrics)]),
+        "rows": rows,
+        "caption": caption,
+    }
 
 
 def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
     """Build the figure of the confusion matrix, or of the most frequent confusions of many classes if there are any."""
     first, labels = report.first, report.task.labels
+    name = describe_row(first)
     if first.confusion:
-        alt = f"Confusion matrix of {first.name} with {len(labels)} classes"
-        caption = f"Confusion matrix of {first.name} on the test set (first seed)"
+        alt = f"Confusion matrix of the {name} with {len(labels)} classes"
+        caption = f"Confusion matrix of the {name} on the test set (first seed)"
         caption += ": percent of the true class, and number of test targets." if len(labels) <= MAX_CELL_TEXTS else "."
         return [build_figure(lambda: plots.confusion_matrix(first.confusion, labels), alt, caption)]
     if not first.confused:
         return []
     shown = [(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused]
-    alt = f"Most frequent confusions of {first.name} among {len(labels)} classes"
+    alt = f"Most frequent confusions of the {name} among {len(labels)} classes"
     caption = f"{alt} on the test set (first seed): true class → predicted class. report.json lists up to "
     caption += f"{MAX_CONFUSED_PAIRS}."
     return [build_figure(lambda: plots.confused_pairs(shown), alt, caption)]
@@ -124,10 +136,11 @@ def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
 def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, str]]:
     """Build the figures of the scores, the predictions and the learning curves."""
     task, first, metric = report.task, report.first, report.task.metric
+    name = describe_row(first)
     published = {entry.model: entry.value for entry in report.published if entry.metric == metric}
-    names = [display_name(row.name) for row in report.rows]
+    names = list(report.row_names.values())
     draw, scores = build_score_plot(names, report.rows, metric, names[:1], published)
-    caption = f"Test {metric_name(metric)} of {first.name} (blue) and of the models it is compared with. Bars: 95% "
+    caption = f"Test {metric_name(metric)} of the {name} (blue) and of the models it is compared with. Bars: 95% "
     caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
     figures = [build_figure(draw, f"Test {metric_name(metric)}: {scores}", caption)]
     if task.target == "class":
@@ -136,8 +149,8 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
         figures.append(
             build_figure(
                 lambda: plots.predicted_vs_true(truth, predicted, task.unit),
-                f"Predicted and measured values of {len(truth)} test targets for {first.name}",
-                f"Predictions of {first.name} on test (first seed). Dashed line: prediction equals measurement.",
+                f"Predicted and measured values of {len(truth)} test targets for the {name}",
+                f"Predictions of the {name} on test (first seed). Dashed line: prediction equals measurement.",
             )
         )  # fmt: skip
     if first.history:
@@ -147,22 +160,35 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
             build_figure(
                 lambda: plots.learning_curves(train, validation, kept),
                 f"Training and validation loss over {len(train)} epochs, one line per seed",
-                f"Learning curves of {first.name}, one line per seed. Dots mark the epochs whose weights were kept.",
+                f"Learning curves of the {name}, one line per seed. Dots mark the epochs whose weights were kept.",
             )
         )  # fmt: skip
     return figures
 
 
-def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) -> list[dict[str, Any]]:
+def _build_download(report: Report, table: str) -> dict[str, str] | None:
+    """Return name and address of the table of predictions; None for one that would be too large for a page."""
+    if not table or len(table) > MAX_TABLE_BYTES:
+        return None
+    name = portable_name(f"{report.task.name}_{report.task.split}_predictions.csv")
+    return {"name": name, "address": f"data:text/csv;base64,{b64encode(table.encode()).decode()}"}
+
+
+def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str) -> list[dict[str, Any]]:
     """Build the sections of the page: title with text, points, table, figures or code."""
     first = report.first
     sections = [
-        {"title": "Scores", "table": build_score_table(report), "figures": _build_figures(report, truth, predicted)},
+        {
+            "title": "Scores",
+            "table": build_score_table(report),
+            "figures": _build_figures(report, truth, predicted),
+            "download": _build_download(report, table),
+        },
         {
             "title": "Differences between models",
             "text": "Paired bootstrap: both models are scored on the same resampled test proteins. "
             "Brackets: 95% confidence interval of the difference.",
-            "points": [pair.sentence for pair in report.comparisons],
+            "points": [_format_pair(report, pair) for pair in report.comparisons],
         },
     ]
     if first.per_class:
@@ -206,6 +232,15 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray) ->
     return sections
 
 
+def _format_pair(report: Report, pair: Comparison) -> str:
+    """Write a comparison with the descriptions of the rows and the unit of the target."""
+    names = report.row_names
+    ends = (math.nan if end is None else end for end in (pair.difference, pair.low, pair.high))
+    ours, theirs = (names.get(name, name) for name in (pair.ours, pair.theirs))
+    text = format_comparison(ours, theirs, pair.metric, Interval(*ends), report.task.unit)
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def _format_sentence(note: str) -> str:
     """Add a capital letter and a full stop to a note."""
     return f"{note[:1].upper()}{note[1:].rstrip('.')}."
@@ -221,7 +256,9 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
     scores = [f"{format_value(task.metric, report.headline(row).value)} for {name}" for name, row in others.items()]
     listed = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]]))
-    lead = f"Test {metric_name(task.metric)} of {first.name}: {format_value(task.metric, score.value)}{unit}"
+    lead = (
+        f"Test {metric_name(task.metric)} of the {describe_row(first)}: {format_value(task.metric, score.value)}{unit}"
+    )
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
     measured = TargetScale.from_values(truth).spread if task.target == "value" else 0.0
     if measured:
@@ -230,13 +267,14 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     return lead
 
 
-def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:
+def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str = "") -> str:
     """Render the page of one report.
 
     Args:
         report: The results.
         truth: (M,) scored test targets.
         predicted: (M,) predictions of the first row's first seed.
+        table: CSV of the same for the reader to download.
 
     Returns:
         The HTML text.
@@ -248,6 +286,9 @@ def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray) -> s
         f"{task.level.capitalize()}-level {kind}. {light}Proteins: {task.sizes['train']:,} train, "
         f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test. Scored test targets: "
         f"{task.scored_test:,}.",
+        f"Model: {report.model.name}.",
     ]
     title = f"{task.name}, split {task.split}"
-    return render_page(title, _format_lead(report, truth, predicted), facts, _build_sections(report, truth, predicted))
+    return render_page(
+        title, _format_lead(report, truth, predicted), facts, _build_sections(report, truth, predicted, table)
+    )

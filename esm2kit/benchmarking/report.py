@@ -34,9 +34,14 @@ BASELINE_NAMES = {
 }  # fmt: skip
 
 
-def metric_name(metric: str) -> str:
-    """Return the display name of a metric."""
-    return METRIC_NAMES.get(metric, metric)
+# Names of the probes for display.
+PROBE_NAMES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
+
+
+def metric_name(metric: str, unit: str = "") -> str:
+    """Return the display name of a metric, followed by the unit of the target if the metric has it."""
+    name = METRIC_NAMES.get(metric, metric)
+    return f"{name} ({unit})" if unit and metric in HAVE_A_UNIT else name
 
 
 def format_value(metric: str, value: float | None, reference: float | None = None) -> str:
@@ -234,6 +239,23 @@ class ReportRow:
     probe_file: str = ""
 
 
+def describe_row(row: ReportRow) -> str:
+    """Describe a row of a report by what was trained on which features, without the name of the model.
+
+    Args:
+        row: A row of a benchmark or fine-tuning report.
+
+    Returns:
+        A short noun phrase, such as "CNN probe on the frozen encoder".
+    """
+    if row.kind == "finetuned":
+        return f"fine-tuned encoder {row.name[row.name.rfind('(') :]}"
+    probe = row.name.rpartition(", ")[2]
+    probe = f"{PROBE_NAMES.get(probe, probe)} probe"
+    on = {"probe": f"{probe} on the frozen encoder", "untrained": f"{probe} on an untrained encoder"}
+    return on.get(row.kind) or display_name(row.name)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A paired bootstrap comparison of two rows.
@@ -330,6 +352,15 @@ class Report:
             return f"row {without[0]!r} has no {self.task.metric}"
         return "" if "predictions" in self.files else "it names no file of predictions"
 
+    @property
+    def row_names(self) -> dict[str, str]:
+        """Name of each row -> its description; the name itself if two rows have one description."""
+        described = [describe_row(row) for row in self.rows]
+        return {
+            row.name: row.name if described.count(text) > 1 else text
+            for row, text in zip(self.rows, described, strict=True)
+        }
+
     def headline(self, row: ReportRow) -> Metric:
         """Return the headline metric of a row."""
         return row.metrics[self.task.metric]
@@ -418,7 +449,7 @@ def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def format_comparison(ours: str, theirs: str, metric: str, difference: Interval) -> str:
+def format_comparison(ours: str, theirs: str, metric: str, difference: Interval, unit: str = "") -> str:
     """Write the difference of two models as a sentence, such as "B beats A by 1.2 [0.4, 2.0] in RMSE".
 
     Args:
@@ -426,6 +457,7 @@ def format_comparison(ours: str, theirs: str, metric: str, difference: Interval)
         theirs: Display name of the second model.
         metric: Compared metric.
         difference: Positive if the first model is better, with its 95% interval.
+        unit: Unit of the target, for metrics that have it.
 
     Returns:
         The sentence, without a full stop.
@@ -434,6 +466,8 @@ def format_comparison(ours: str, theirs: str, metric: str, difference: Interval)
     low, high = difference.low, difference.high
     size = format_difference(metric, difference, absolute=True)
     signed = format_difference(metric, difference)
+    if unit and metric in HAVE_A_UNIT:
+        size, signed = f"{size} {unit}", f"{signed} {unit}"
     sign = f" (positive means a lower {name}, which is better)" if metric in LOWER_IS_BETTER else ""
     if math.isfinite(difference.value) and not math.isfinite(low):
         differs = f"{name} differs by {signed}{sign} in every bootstrap replicate"

@@ -15,7 +15,7 @@ from esm2kit.benchmarking.report import (
     Comparison,
     Report,
     ReportRow,
-    display_name,
+    describe_row,
     format_difference,
     format_value,
     metric_name,
@@ -29,7 +29,6 @@ from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval
 SECONDS_BETWEEN_LINES = 5.0
 UNTRAINED = "same probe on an untrained encoder"
 TEXT_CELL = '<td style="text-align:left">'
-PROBES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
 
 
 def captioned(ax: Axes, caption: str) -> None:
@@ -99,12 +98,7 @@ def label(row: ReportRow) -> str:
     Returns:
         A short noun phrase, such as "CNN probe on the frozen encoder".
     """
-    if row.kind == "finetuned":
-        return f"fine-tuned encoder {row.name[row.name.rfind('(') :]}"
-    probe = row.name.rpartition(", ")[2]
-    probe = f"{PROBES.get(probe, probe)} probe"
-    on = {"probe": f"{probe} on the frozen encoder", "untrained": f"{probe} on an untrained encoder"}
-    return on.get(row.kind) or display_name(row.name)
+    return describe_row(row)
 
 
 def score_chart(report: Report) -> Axes:

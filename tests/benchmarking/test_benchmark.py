@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import zipfile
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -155,8 +156,64 @@ def test_the_page_loads_nothing(value_report):
     assert len(page.ids) == len(set(page.ids))
     assert "prefers-color-scheme: dark" in html
     assert html.count("currentColor") > 10
-    for name in ("small, ridge", "untrained small, ridge", "training-set mean", "composition", "one-hot, linear"):
+    for name in (
+        "ridge probe on the frozen encoder",
+        "ridge probe on an untrained encoder",
+        "training-set mean",
+        "composition",
+        "one-hot, linear",
+    ):
         assert f"<td>{name} <small>" in html
+
+
+def test_the_page_names_the_model_once_and_rows_by_what_they_are(value_report):
+    html = value_report.html.read_text()
+    shown = html[: html.index("<h2>How each row was computed")]
+    assert len(re.findall(r"\bsmall, ridge", shown)) == 2, "below the names of two rows"
+    assert '<p class="faint">Model: small.</p>' in shown
+    assert "<li>Ridge probe on the frozen encoder" in html
+    assert "No significant difference between ridge probe on the frozen encoder and " in html or " beats " in html
+
+
+def test_the_unit_of_the_target_stands_at_every_error(value_report, tmp_path, tasks):
+    report = dataclasses.replace(value_report, task=dataclasses.replace(value_report.task, unit="deg C"))
+    with np.load(value_report.json.with_name("predictions.npz")) as stored:
+        predicted = {name.removeprefix("predicted/"): stored[name] for name in stored if name.startswith("predicted/")}
+    html = write_report(report, load_task("share", None, tasks), predicted, tmp_path).html.read_text()
+    assert '<th scope="col" class="n">RMSE (deg C)</th>' in html
+    assert '<th scope="col" class="n">Spearman</th>' in html, "a correlation has no unit"
+    assert re.search(r"training-set mean by [\d.]+ \[[^]]*\] deg C in RMSE", html)
+
+
+@pytest.mark.parametrize(
+    ("task", "header"), [("share", "id,measured,predicted"), ("letters", "id,residue,measured,predicted")]
+)
+def test_the_predictions_can_be_downloaded_from_the_page(tasks, model, tmp_path, task, header):
+    few = {"baselines": [], "untrained": False, "seeds": [0], "epochs": 2}
+    report = run(tasks, model, tmp_path, task=task, **few)
+    name, encoded = re.search(
+        r'<a download="([^"]+)" href="data:text/csv;base64,([^"]+)"', report.html.read_text()
+    ).groups()
+    assert name == f"{task}_{report.task.split}_predictions.csv"
+    lines = b64decode(encoded).decode().splitlines()
+    assert lines[0] == header
+    data = load_task(task, None, tasks)
+    rows = data.target_rows("test")
+    assert len(lines) == len(rows) + 1
+    with np.load(report.json.with_name("predictions.npz")) as stored:
+        predicted = stored[f"predicted/{report.first.name}"][0]
+    fields = dict(zip(header.split(","), lines[-1].split(","), strict=True))
+    assert fields["id"] == data.ids[data.protein_of_target[rows[-1]]]
+    if task == "share":
+        assert float(fields["measured"]) == pytest.approx(data.targets[rows[-1]], rel=1e-5)
+        assert float(fields["predicted"]) == pytest.approx(predicted[-1], rel=1e-5)
+    else:
+        assert fields["measured"] == data.task.labels[data.targets[rows[-1]]]
+        assert fields["predicted"] == data.task.labels[predicted[-1]]
+        sequence = data.sequences[data.protein_of_target[rows[-1]]]
+        assert 1 <= int(fields["residue"]) <= len(sequence)
+        first = lines[1].split(",")
+        assert int(first[1]) == rows[0] - data.offsets[data.protein_of_target[rows[0]]] + 1
 
 
 def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, value_report, tmp_path):

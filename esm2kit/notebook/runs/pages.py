@@ -101,8 +101,6 @@ def replace_navigation(page: str, notebook: str, others: Sequence[str]) -> str:
     names = sorted({*others, notebook})
     place = names.index(notebook)
     values = {
-        "notebooks": names,
-        "current": notebook,
         "previous": names[place - 1] if place else None,
         "following": names[place + 1] if place + 1 < len(names) else None,
     }
