@@ -236,6 +236,8 @@ def test_on_a_terminal_the_summary_is_a_path() -> None:
     assert summarise({"step": 3}, on_terminal=True) == ""
     result["files"] = ["run/finetuned.safetensors", "run/report.html"]
     assert summarise(result, on_terminal=True) == "wrote: run/finetuned.safetensors\nreport: run/report.html"
+    result["files"] += [f"run/seed={seed}/metrics.csv" for seed in range(4)]
+    assert summarise(result, on_terminal=True) == "wrote: 5 files in run\nreport: run/report.html"
     assert summarise("two\nlines", on_terminal=True) == "two\nlines"
 
 

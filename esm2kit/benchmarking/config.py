@@ -31,7 +31,7 @@ class BenchmarkConfig(TaskConfig):
         epochs: Training epochs of a neural probe. Default: the preset's.
         seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.
         untrained: Also probe the same architecture with random weights.
-        baselines: Baselines to compute; an empty list computes none. Default: all that apply to the task.
+        baselines: Baselines to compute, or none. Default: all that apply to the task.
         limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
         resamples: Bootstrap replicates for the confidence intervals.
         seed: Seed of the sample that limit takes.

@@ -59,6 +59,7 @@ VERBOSITY_OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verb
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "IPython": "ipython"}
 DEBUG = "ESM2KIT_DEBUG"  # environment variable: show tracebacks
 MAX_ERROR_CHARACTERS = 300
+MAX_PATHS = 4
 # system errors that a user can fix by choosing another output path or by freeing space
 FIXABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
 
@@ -244,7 +245,7 @@ def summarise(result: Any, on_terminal: bool = False, folder: Path | None = None
 
     Returns:
         JSON in one line, without nested parts except "files", the paths of all files that were written. On a terminal
-        only these paths, the main output last. Text is returned unchanged.
+        only these paths (their number and folder, if there are many), the main output last. Text is returned unchanged.
     """
     from esm2kit.core.files import to_json
 
@@ -257,8 +258,9 @@ def summarise(result: Any, on_terminal: bool = False, folder: Path | None = None
     if on_terminal:
         shown = [(label, plain[name]) for name, label in RESULT_PATHS.items() if plain.get(name)][:1]
         others = [path for path in files if path not in [path for _, path in shown]]
-        return "\n".join(
-            f"{label}: {path}" for label, path in [*([("wrote", ", ".join(others))] if others else []), *shown]
-        )
+        wrote = ", ".join(others)
+        if len(others) > MAX_PATHS:
+            wrote = f"{len(others)} files in {os.path.commonpath([Path(path).parent for path in others]) or '.'}"
+        return "\n".join(f"{label}: {path}" for label, path in [("wrote", wrote), *shown] if path)
     values = {key: value for key, value in plain.items() if not isinstance(value, dict | list)}
     return json.dumps(values | {"files": files} if files else values)
