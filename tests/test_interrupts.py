@@ -1,8 +1,10 @@
-"""An interrupt or a full disk at every write of every stage: one line, nothing incomplete, and a rerun completes it."""
+"""An interrupt or a full disk at every write of every stage, or SIGKILL: nothing incomplete, a rerun completes it."""
 
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,16 @@ RESULTS = {
 # the file whose presence means that the stage is done, written last
 FINISHED = RESULTS | {"preprocess": "manifest.json", "benchmark": "report.json", "finetune": "finetune.json",
                       "pretrain": "pretrain.json"}  # fmt: skip
+# a program that is killed at one of its writes: `{number} {command}`
+KILLED = """
+import os, signal, sys
+import pytest
+from esm2kit.cli.main import main
+from test_interrupts import fail_at
+
+with fail_at(int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch()):
+    sys.exit(main(sys.argv[2:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +159,43 @@ def test_a_fault_at_any_write(
     assert number > 1
     assert_same_result(stage, out, work / stage)
     assert not [path for path in out.rglob("*") if path.name.endswith(".part")]
+
+
+def list_finished(folder: Path) -> list[Path]:
+    """List the files, without x.part and those in the folder y.part, which a killed process cannot remove."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(file for file in files if not any(part.endswith((".part", ".lock")) for part in file.parts))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+@pytest.mark.parametrize(
+    ("stage", "writes"),
+    [
+        ("predict", (1, 3, 5)),  # before the table has its name, after it, and before its manifest has its name
+        ("benchmark", (2, 9, 13)),  # in the run of the embeddings, and where the rows and the report are saved
+    ],
+)
+def test_killed_at_a_write(stage: str, writes: tuple[int, ...], work: Path, tmp_path: Path) -> None:
+    """Kill the process at a write, its rerun in the same folder at another one, and so on; then complete it.
+
+    The stages that resume, embedding, pretraining and fine-tuning, have tests of their own.
+    """
+    out, expected = tmp_path / "out", work / stage
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    program = [sys.executable, "-c", KILLED]
+    for number in writes:
+        killed = subprocess.run(
+            [*program, str(number), *command(stage, work, out)], env=environment, capture_output=True, check=False
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+        for path in list_finished(out):  # complete, or absent
+            if path.suffix in (".npz", ".safetensors", ".h5"):
+                assert main(["check", str(out / path)]) == 0, path
+        if (out / RESULTS[stage]).exists():
+            assert_same_result(stage, out, expected)
+    assert main(command(stage, work, out)) == 0
+    assert_same_result(stage, out, expected)
+    assert list_finished(out) == list_finished(expected)
 
 
 @pytest.mark.parametrize("stage", STAGES)

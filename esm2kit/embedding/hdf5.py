@@ -252,7 +252,7 @@ class EmbeddingReader:
         try:
             if self._seal:
                 self._seal.check_metadata()
-            self._file = h5py.File(self.path, "r")
+            self._file, self._is_open = h5py.File(self.path, "r"), True
         except InputError:
             self._seal.close()
             raise
@@ -354,6 +354,7 @@ class EmbeddingReader:
 
     def close(self) -> None:
         """Close the file."""
+        self._is_open = False
         self._file.close()
         if self._seal:
             self._seal.close()
@@ -509,7 +510,7 @@ class EmbeddingReader:
         return [self._index[protein] for protein in ids]
 
     def _check_open(self) -> None:
-        if not self._file:
+        if not self._is_open:
             raise InputError(
                 f"{self.path}: this reader is closed. Open the file with a new EmbeddingReader.",
                 code="embeddings.closed",
