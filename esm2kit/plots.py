@@ -535,3 +535,104 @@ def by_separation(
     ax.set(xlabel="residues apart along the chain", ylabel=value_label)
     sns.despine(ax=ax)
     return ax
+
+
+def prediction_histogram(
+    predicted_P: np.ndarray, labels: Mapping[str, object] | None = None, unit: str = "", ax: Axes | None = None
+) -> Axes:
+    """Plot a histogram of predicted values, with the training labels that the model learned from.
+
+    Args:
+        predicted_P: (P,) predictions.
+        labels: "mean", "deviation" and "quantiles" (from the minimum to the maximum) of the training labels, drawn as a
+            band of one standard deviation around the mean, and a line for the range. None omits them.
+        unit: of the values.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _get_axes(ax)
+    predicted = np.asarray(predicted_P, dtype=float)
+    labels = labels or {}
+    ends = [predicted.min(), predicted.max()]
+    if quantiles := labels.get("quantiles"):
+        ends = [min(ends[0], quantiles[0]), max(ends[1], quantiles[-1])]
+    if ends[0] == ends[1]:
+        ends = [ends[0] - 0.5, ends[1] + 0.5]
+    ax.hist(predicted, bins=np.linspace(*ends, MAX_BINS // 2 + 1), color=PRIMARY, edgecolor="white", linewidth=0.4,
+            label="predictions")  # fmt: skip
+    if labels.get("deviation"):
+        mean, spread = labels["mean"], labels["deviation"]
+        ax.axvspan(mean - spread, mean + spread, color=MUTED, alpha=0.45, zorder=0, linewidth=0,
+                   label="training labels: mean ± standard deviation")  # fmt: skip
+        ax.axvline(mean, color=SECONDARY, linestyle="--", linewidth=1)
+    if quantiles:
+        ax.plot([quantiles[0], quantiles[-1]], [0, 0], color=ACCENT, linewidth=4, solid_capstyle="butt", clip_on=False,
+                label="training labels: range")  # fmt: skip
+    ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
+    return _label_axes(ax, f"predicted value{f' ({unit})' if unit else ''}", "proteins")
+
+
+def class_counts(counts: Mapping[str, int], most: int = 20, ax: Axes | None = None, what: str = "proteins") -> Axes:
+    """Plot how often each class was predicted, one bar per class, the most frequent first.
+
+    Args:
+        counts: class -> number of predictions. Classes that were never predicted may be included.
+        most: maximum number of bars; the rest is one bar.
+        ax: axes to plot into. None creates a figure.
+        what: what was counted.
+
+    Returns:
+        The axes.
+    """
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    if len(ordered) > most:
+        rest = ordered[most - 1 :]
+        ordered = [*ordered[: most - 1], (f"{len(rest)} other classes", sum(count for _, count in rest))]
+    ax = _get_axes(ax, 6.4, 0.9 + 0.3 * len(ordered))
+    bars = ax.barh(range(len(ordered)), [count for _, count in ordered], color=PRIMARY)
+    ax.bar_label(bars, [f"{count:,}" for _, count in ordered], padding=3, fontsize=8)
+    ax.set_yticks(range(len(ordered)), [_shorten(name) for name, _ in ordered])
+    ax.set_ylim(len(ordered) - 0.5, -0.5)
+    ax.margins(x=0.12)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return _label_axes(ax, f"predicted {what}", "")
+
+
+def residue_track(
+    tracks: Mapping[str, np.ndarray], classes: Sequence[str] = (), unit: str = "", ax: Axes | None = None
+) -> Axes:
+    """Plot predictions along the sequence, one row per protein for classes, one line per protein for values.
+
+    Args:
+        tracks: name of a protein -> (residues,) classes (int) or values.
+        classes: names of the classes in order; empty for values.
+        unit: of the values.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    longest = max(map(len, tracks.values()))
+    if not classes:
+        ax = _get_axes(ax, 8.0, 3.4)
+        for colour, (name, values) in zip(PALETTE, tracks.items(), strict=False):
+            ax.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1, label=_shorten(name))
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        return _label_axes(ax, "residue", f"predicted value{f' ({unit})' if unit else ''}")
+    ax = _get_axes(ax, 8.0, 1.2 + 0.36 * len(tracks))
+    present = sorted({int(label) for values in tracks.values() for label in values})
+    colours = sns.color_palette("colorblind" if len(present) <= 10 else "husl", len(present))
+    image = np.ones((len(tracks), longest, 3))
+    for row, values in enumerate(tracks.values()):
+        image[row, : len(values)] = [colours[present.index(int(label))] for label in values]
+    ends = (0.5, longest + 0.5, len(tracks) - 0.5, -0.5)
+    ax.imshow(image, aspect="auto", interpolation="nearest", extent=ends, rasterized=True)
+    ax.set_yticks(range(len(tracks)), [_shorten(name) for name in tracks])
+    ax.hlines(np.arange(len(tracks) - 1) + 0.5, *ends[:2], color="white", linewidth=4)
+    for place, colour in zip(present, colours, strict=True):
+        ax.plot([], [], marker="s", linestyle="", color=colour, label=_shorten(classes[place]))
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="predicted class")
+    return _label_axes(ax, "residue", "")

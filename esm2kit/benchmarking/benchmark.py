@@ -37,6 +37,7 @@ from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, 
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.verdict import judge, log_verdict, score_constant
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
@@ -165,6 +166,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
     megabytes = sum(path.stat().st_size for path in cached) / 1e6
     kept = f"; the embeddings ({megabytes:,.1f} MB) are kept in {cached[0].parents[1]}" if cached else ""
     logger.info("%s, split %s: finished in %.0f s%s", data.task.name, data.split, time.perf_counter() - start, kept)
+    log_verdict(report.verdict, report.warnings)
     return report
 
 
@@ -341,6 +343,7 @@ def benchmark_task(
         describe = None if reads is None else partial(dict, kind=reads)
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit, describe)
 
+    verdict = judge(data, models[0], score_constant(data, counts_RP), models[1:])
     first, scores = models[0], {model.name: model.scores for model in models}
     light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None
     published = [entry for entry in PUBLISHED if (entry.task, entry.split) == (task.name, data.split)]
@@ -362,6 +365,8 @@ def benchmark_task(
         notes=_build_notes(config, data, probe, models),
         files={"predictions": "predictions.npz"} | ({"split": SPLIT_FILE} if data.split_method else {}),
         provenance=manifest,
+        verdict=verdict.sentence,
+        warnings=verdict.warnings,
     )  # fmt: skip
     return report, {model.name: model.fitted.test_SM for model in models}
 

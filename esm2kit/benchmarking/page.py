@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 
 from esm2kit import plots
+from esm2kit.benchmarking.advice import advise_seeds
 from esm2kit.benchmarking.report import (
     BASELINE_NAMES,
     MAX_CONFUSED_PAIRS,
@@ -41,10 +42,14 @@ ROLES = {
 }
 
 
-def render_page(title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]]) -> str:
+def render_page(
+    title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()
+) -> str:
     """Render the HTML page; all text is escaped except the figures from `build_figure`."""
     pages = Environment(loader=PackageLoader("esm2kit.benchmarking"), autoescape=True, trim_blocks=True)
-    return pages.get_template("page.html.j2").render(title=title, lead=lead, facts=facts, sections=sections)
+    return pages.get_template("page.html.j2").render(
+        title=title, lead=lead, facts=facts, sections=sections, warnings=warnings
+    )
 
 
 def build_figure(draw: Callable[[], Axes], alt: str, caption: str) -> dict[str, str]:
@@ -160,7 +165,8 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
             build_figure(
                 lambda: plots.learning_curves(train, validation, kept),
                 f"Training and validation loss over {len(train)} epochs, one line per seed",
-                f"Learning curves of the {name}, one line per seed. Dots mark the epochs whose weights were kept.",
+                f"Learning curves of the {name}, one line per seed. Dots mark the epochs whose weights were kept. "
+                f"{advise_seeds(first.history)}",
             )
         )  # fmt: skip
     return figures
@@ -289,6 +295,7 @@ def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, tabl
         f"Model: {report.model.name}.",
     ]
     title = f"{task.name}, split {task.split}"
-    return render_page(
-        title, _format_lead(report, truth, predicted), facts, _build_sections(report, truth, predicted, table)
-    )
+    scores = _format_lead(report, truth, predicted)
+    facts = [scores, *facts] if report.verdict else facts
+    sections = _build_sections(report, truth, predicted, table)
+    return render_page(title, report.verdict or scores, facts, sections, report.warnings)

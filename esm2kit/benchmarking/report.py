@@ -300,6 +300,8 @@ class Report:
         notes: What a reader of the scores must know.
         files: Name -> file in the folder of report.json.
         provenance: stage, config, inputs with sha256, versions, git_commit, created.
+        verdict: The result in one sentence.
+        warnings: Why the predictions of the first row should not be relied on, one sentence each.
         html: Path of report.html, once it is written.
         json: Path of report.json, once it is written or read.
     """
@@ -314,6 +316,8 @@ class Report:
     notes: Sequence[str]
     files: Mapping[str, str]
     provenance: Mapping[str, Any]
+    verdict: str = ""
+    warnings: Sequence[str] = ()
     html: Path | None = None
     json: Path | None = None
 

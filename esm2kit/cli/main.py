@@ -245,7 +245,8 @@ def summarise(result: Any, on_terminal: bool = False, folder: Path | None = None
 
     Returns:
         JSON in one line, without nested parts except "files", the paths of all files that were written. On a terminal
-        only these paths (their number and folder, if there are many), the main output last. Text is returned unchanged.
+        only these paths (their number and folder, if there are many), the main output last, and with --quiet the
+        verdict. Text is returned unchanged.
     """
     from esm2kit.core.files import to_json
 
@@ -261,6 +262,9 @@ def summarise(result: Any, on_terminal: bool = False, folder: Path | None = None
         wrote = ", ".join(others)
         if len(others) > MAX_PATHS:
             wrote = f"{len(others)} files in {os.path.commonpath([Path(path).parent for path in others]) or '.'}"
-        return "\n".join(f"{label}: {path}" for label, path in [("wrote", wrote), *shown] if path)
+        lines = [f"{label}: {path}" for label, path in [("wrote", wrote), *shown] if path]
+        if plain.get("verdict") and not logger.isEnabledFor(logging.INFO):  # otherwise the log has shown it
+            lines.append(plain["verdict"])
+        return "\n".join(lines)
     values = {key: value for key, value in plain.items() if not isinstance(value, dict | list)}
     return json.dumps(values | {"files": files} if files else values)

@@ -29,6 +29,8 @@ SOURCES: dict[str, str] = {
 # From table S12: epochs of full fine-tuning, epochs of LoRA, validations per epoch of full fine-tuning.
 SCHMIRLER_EPOCHS = {"gb1": (20, 50, 5), "aav": (10, 20, 5), "meltome": (10, 20, 10), "scl": (10, 5, 10)}
 SCHMIRLER_RESIDUE = (5, 5, 20)
+# Chosen on ten small data sets and confirmed on ten others: benchmarks/small_tasks.py, docs/measured.md.
+HEAD_LR, MIN_UPDATES = 1e-3, 300
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,21 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
             EsmForTokenClassification. Default: fnn, or cnn for residue tasks (schmirler: hf).
         hidden: Hidden units of the head. 0 uses the width of the model.
         dropout: Dropout rate of the head's hidden units. Default: 0.25 (schmirler: 0).
-        standardize: Z-score the inputs of the head with the moments of the training set. Requires mode frozen.
-            Default: true in mode frozen, false otherwise (schmirler: false).
+        standardize: Z-score the inputs of the head with the moments that they have on the training set before
+            training. Default: true (schmirler: false).
         scale_targets: Z-score values during training. Predictions are in the unit of the target either way.
             Default: true (schmirler: false).
         class_weights: Weight the loss so that all classes of the training set contribute equally.
         limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
         seeds: Seeds of the head, the adapters, the batch order and dropout. Each seed is a separate run.
-        epochs: Passes over the training set. Default: 10 (schmirler: 5 to 50, depending on task and mode).
-        max_steps: Number of updates. Default: derived from epochs.
+        epochs: Passes over the training set. Default: 10 (schmirler: 5 to 50, depending on task and mode). A small
+            training set gets more, see min_updates.
+        min_updates: Least number of updates, for small training sets. Ignored if epochs or max_steps is set. Default:
+            300 (schmirler: 0).
+        max_steps: Number of updates. Default: derived from epochs and min_updates.
         lr: Peak learning rate. Default: 1e-4, 3e-4 in mode lora, 1e-3 in mode frozen (schmirler: 2e-5, 3e-4 in mode
             lora).
-        head_lr: Peak learning rate of the head. Default: lr.
+        head_lr: Peak learning rate of the head. Default: 1e-3, or lr if that is higher (schmirler: lr).
         layer_lr_decay: Ratio of the learning rate of a layer to that of the layer above it. With 1 all layers have the
             same rate.
         warmup_steps: Updates of linear warm-up. Default: 5% of all updates (schmirler: 0).
@@ -110,6 +115,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
     limit: int | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     epochs: float | None = None
+    min_updates: int | None = None
     head_lr: float | None = None
     layer_lr_decay: float = 1.0
     schedule: Decay | None = None
@@ -128,7 +134,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
             "preset head hidden dropout standardize head_from untrained_seed last_n lora_rank lora_alpha lora_targets "
             "lora_biases"
         ),
-        training="max_steps validations_per_epoch",
+        training="min_updates max_steps validations_per_epoch",
         optimizer="head_lr layer_lr_decay schedule",
         evaluation="benchmark resamples",
         output="merge export_hf",
@@ -145,16 +151,10 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
                 found=self.seeds,
             )
         check_range(self, "last_n", "limit", "patience", "validations_per_epoch", "save_top_k", at_least=1)
-        check_range(self, "hidden", at_least=0)
+        check_range(self, "hidden", "min_updates", at_least=0)
         check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
         check_range(self, "dropout", at_least=0, below=1)
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
-        if self.standardize and self.mode != "frozen":
-            raise InputError(
-                f"standardize requires mode frozen: in mode {self.mode} the inputs of the head change during training",
-                code="option.standardize",
-                mode=self.mode,
-            )
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: the name of the model.
@@ -177,10 +177,13 @@ def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> Fine
         A configuration in which all settings that training reads are set, including max_steps and val_check_interval.
     """
     filled = {name: value for name, value in _preset_defaults(config, task).items() if getattr(config, name) is None}
+    if config.epochs is not None:  # an explicit length is kept
+        filled["min_updates"] = 0
     config = replace(config, **filled)
-    config = replace(config, head_lr=config.lr if config.head_lr is None else config.head_lr)
+    if config.head_lr is None:
+        config = replace(config, head_lr=config.lr if config.preset == "schmirler" else max(config.lr, HEAD_LR))
     per_epoch = num_train / config.layout.global_batch_size
-    max_steps = config.max_steps or math.ceil(config.epochs * per_epoch)
+    max_steps = config.max_steps or max(math.ceil(config.epochs * per_epoch), config.min_updates)
     warmup = max_steps // 20 if config.warmup_steps is None else config.warmup_steps
     interval = config.val_check_interval or max(1, round(per_epoch / config.validations_per_epoch))
     return replace(config, max_steps=max_steps, warmup_steps=warmup, val_check_interval=min(interval, max_steps))
@@ -195,7 +198,7 @@ def _preset_defaults(config: FinetuneConfig, task: Task) -> dict[str, Any]:
         )
         settings: dict[str, Any] = {
             "head": "hf", "dropout": 0.0, "scale_targets": False, "standardize": False, "lr": 3e-4 if lora else 2e-5,
-            "epochs": lora_epochs if lora else epochs,
+            "min_updates": 0, "epochs": lora_epochs if lora else epochs,
             "validations_per_epoch": 1 if lora and not residue else validations,
             "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0,
             "lora_rank": 4, "lora_alpha": 1.0, "lora_biases": True,
@@ -204,8 +207,9 @@ def _preset_defaults(config: FinetuneConfig, task: Task) -> dict[str, Any]:
             settings["global_batch_size"] = max(1 if residue else 8, config.devices * config.num_nodes)
         return settings
     return {
-        "head": "cnn" if residue else "fnn", "dropout": 0.25, "scale_targets": True, "standardize": frozen,
-        "lr": 1e-3 if frozen else 3e-4 if lora else 1e-4, "epochs": 10.0, "validations_per_epoch": 1,
+        "head": "cnn" if residue else "fnn", "dropout": 0.25, "scale_targets": True, "standardize": True,
+        "lr": 1e-3 if frozen else 3e-4 if lora else 1e-4, "epochs": 10.0, "min_updates": MIN_UPDATES,
+        "validations_per_epoch": 1,
         "schedule": "constant" if frozen else "linear", "weight_decay": 0.0,
         "lora_rank": 8, "lora_alpha": 16.0, "lora_biases": False,
     }  # fmt: skip
@@ -293,6 +297,8 @@ class PredictConfig:
         precision: float32 is exact. bfloat16 and int8 (CPU only) are faster and approximate.
         device: Device of the model. auto uses a GPU if one is available.
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
+        plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
+            along the sequences of a residue task.
     """
 
     model: Path
@@ -302,8 +308,11 @@ class PredictConfig:
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: int | None = None
+    plot: bool = True
 
-    option_groups = OptionGroups(usual="fasta model out", model="base", hardware="device precision batch_tokens")
+    option_groups = OptionGroups(
+        usual="fasta model out", model="base", hardware="device precision batch_tokens", output="plot"
+    )
 
     def __post_init__(self) -> None:
         expand_paths(self)

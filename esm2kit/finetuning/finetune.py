@@ -1,6 +1,7 @@
 """Fine-tune an ESM-2 and a head on labels. The loss curve does not depend on the layout of devices."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import compute_column_moments
 from esm2kit.benchmarking.saved_probe import describe_labels
+from esm2kit.benchmarking.verdict import log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import hold_lock
@@ -32,7 +34,7 @@ from esm2kit.models.pooling import pool_rows
 from esm2kit.tasks.data import TaskData, load_task_of
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
+from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels
 from esm2kit.tasks.scaling import check_float32
 from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.task import describe_task
@@ -43,6 +45,8 @@ from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_p
 logger = logging.getLogger(__name__)
 
 __all__ = ["FinetuneConfig", "finetune"]
+
+PROTEINS_FOR_MOMENTS = 2000
 
 
 class SeedRun(NamedTuple):
@@ -73,9 +77,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     Returns:
         {"finished", "runs": [{"seed", "step", "max_steps", "best_step", "val_loss", "model", "metrics"}], "test":
-        {metric: as in a report's row}, "predictions", "report", "html"}, which is also written to
-        `<out_dir>/finetune.json`; and "files", the paths of all of them. A stopped run has "finished": False and no
-        "test". Ranks other than the first return {}.
+        {metric: as in a report's row}, "predictions", "report", "html", "verdict", "warnings"}, which is also
+        written to `<out_dir>/finetune.json`; and "files", the paths of all of them. A stopped run has "finished": False
+        and no "test". Ranks other than the first return {}.
 
     Raises:
         InputError: The task, model, head, layout and checkpoint do not match, another run trains in the same folder,
@@ -122,6 +126,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
                 save_merged(load_finetuned(folder), folder / "merged.safetensors")
             if config.export_hf:
                 save_hf_classifier(load_finetuned(folder), folder / "huggingface")
+        log_verdict(result["verdict"], result["warnings"])
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)
     files = [
@@ -276,7 +281,10 @@ def _encode_train_rows(
     gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
-    for windows in EvaluationBatches(proteins, "train", config.tokens_per_validation_batch).batches:
+    rows = proteins.data.rows("train")
+    if config.mode != "frozen":  # the encoder changes during training, so the moments of a part are exact enough
+        rows = rows[:: math.ceil(len(rows) / PROTEINS_FOR_MOMENTS)]
+    for windows in batch_windows(proteins.windows(rows), config.tokens_per_validation_batch):
         tokens_N, num_tokens = proteins.pack(windows)
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
         yield pool_rows(hidden_ND, num_tokens, spec.reads)[0]

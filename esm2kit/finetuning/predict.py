@@ -16,12 +16,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from esm2kit.benchmarking.verdict import judge_new_predictions, log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
+from esm2kit.finetuning.prediction_summary import PredictionSummary
 from esm2kit.finetuning.predictor import Predictor, load_predictor
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
@@ -46,7 +48,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         config: Model, FASTA file and output file.
 
     Returns:
-        {"out", "manifest", "num_proteins", "task", "labels", "files"}.
+        {"out", "manifest", "plot", "num_proteins", "task", "labels", "verdict", "warnings", "files"}. The plot is None
+        without `plot`.
 
     Raises:
         InputError: A file cannot be read, or the base is not the one of the adapters.
@@ -75,17 +78,25 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
     writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
+    summary = PredictionSummary(model.task)
     with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
         while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
             outputs = model.outputs([record.sequence for record in block], config.batch_tokens)
             for record, values in zip(block, outputs, strict=True):
                 write(record, values)
+                summary.add(record.id, model.decide(values if model.task.level == "residue" else values[None]))
             progress.update(progress.done + len(block))
+    plot = summary.write_plot(out.with_name(f"{out.name}.svg"), model.training_labels) if config.plot else None
+    described = summary.describe()
+    verdict = judge_new_predictions(model.task, described, model.training_labels)
     path = out.with_name(f"{out.name}.json")
-    write_sealed_json(path, {**about, "num_proteins": progress.done, "provenance": manifest})
+    about |= {"num_proteins": progress.done, "predictions": described, "verdict": verdict.sentence}
+    write_sealed_json(path, {**about, "warnings": verdict.warnings, "provenance": manifest})
     logger.info("predicted %d proteins in %.1f s", progress.done, time.monotonic() - started)
-    result = {"out": out, "manifest": path, "num_proteins": progress.done, "task": model.task.name, "labels": labels}
-    return result | {"files": [out, path]}
+    log_verdict(*verdict)
+    result = {"out": out, "manifest": path, "plot": plot, "num_proteins": progress.done, "task": model.task.name}
+    result |= {"labels": labels, "verdict": verdict.sentence, "warnings": list(verdict.warnings)}
+    return result | {"files": [each for each in (out, path, plot) if each is not None]}
 
 
 def _check_records(files: list[Path]) -> None:

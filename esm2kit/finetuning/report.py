@@ -14,6 +14,7 @@ from esm2kit.benchmarking.output import write_predictions, write_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Metric
 from esm2kit.benchmarking.scores import ScoredModel, format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.verdict import judge, score_constant
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
@@ -54,7 +55,8 @@ def write_finetune_report(
         manifest: Provenance of the run.
 
     Returns:
-        {"name", "test", "predictions", "report", "html"}. The last two are None without `benchmark`.
+        {"name", "test", "predictions", "report", "html", "verdict", "warnings"}. report and html are None without
+        `benchmark`.
     """
     out_dir = Path(config.out_dir)
     test, validation = [], []
@@ -82,6 +84,7 @@ def write_finetune_report(
         "report": None,
         "html": None,
     }
+    verdict = judge(data, scored, score_constant(data, counts_RP))
     if config.benchmark:
         try:
             settings = _build_benchmark_config(config, base)
@@ -92,10 +95,11 @@ def write_finetune_report(
         else:
             folder = Path(settings.out_dir).relative_to(out_dir)  # of the probes
             rows = [replace(row, probe_file=row.probe_file and f"{folder}/{row.probe_file}") for row in report.rows]
-            report = replace(report, rows=rows)
-            report = write_report(report, data, predictions, out_dir)
+            report = write_report(replace(report, rows=rows), data, predictions, out_dir)
             paths = [str(path) for path in report.paths]
-            return result | {"report": str(report.json), "html": str(report.html), "files": paths}
+            result |= {"report": str(report.json), "html": str(report.html), "files": paths}
+            return result | {"verdict": report.verdict, "warnings": list(report.warnings)}
+    result |= {"verdict": verdict.sentence, "warnings": list(verdict.warnings)}
     write_predictions(out_dir / "predictions.npz", data, {name: fitted.test_SM})
     return result | {"files": [result["predictions"]]}
 

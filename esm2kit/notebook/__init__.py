@@ -21,6 +21,7 @@ _PUBLIC = {
         "format_value",
         "label",
         "neighbour_table",
+        "prediction_chart",
         "score_chart",
         "summary",
         "verdict",

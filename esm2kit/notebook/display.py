@@ -11,6 +11,7 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from esm2kit import plots
+from esm2kit.benchmarking.advice import advise_seeds
 from esm2kit.benchmarking.report import (
     Comparison,
     Report,
@@ -130,6 +131,22 @@ def confusion_chart(report: Report) -> Axes:
     if first.confusion:
         return plots.confusion_matrix(first.confusion, report.task.labels)
     return plots.confused_pairs([(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused])
+
+
+def prediction_chart(report: Report) -> Axes:
+    """Plot the test predictions of the first row: against the measured values, or as a confusion matrix.
+
+    Args:
+        report: a benchmark or fine-tuning report that was read from its file.
+
+    Returns:
+        The axes.
+    """
+    if report.task.target == "class":
+        return confusion_chart(report)
+    with np.load(report.json.parent / report.files["predictions"]) as stored:
+        truth, predicted = stored["truth"], stored[f"predicted/{report.first.name}"]
+    return plots.predicted_vs_true(truth, predicted[0], report.task.unit)
 
 
 def verdict(report: Report) -> str:
@@ -260,18 +277,10 @@ def explain_finetuning(report: Report) -> str:
     proteins = f"{report.task.sizes['train']:,} labelled proteins"
     if pair.low > 0:
         return f"It was worth it: {proteins} were enough to adapt the encoder beyond what a probe can read from it."
-    best, validations = first.selected["epoch"][0], len(first.history.get("validation_loss", []))
-    fewer = "fewer weights (`mode` lora or last_n), " if first.config["mode"] == "full" else ""
-    why = (
-        f"Validation was best at evaluation {best} of {validations} and did not improve after that, a sign of "
-        f"overfitting. Try {fewer}a lower `lr`, or more labels."
-        if best < validations
-        else "Validation was still improving at the end: first try more `epochs`."
-    )
     conclusion = (
         "It was not worth it at these settings" if pair.high < 0 else "The test proteins do not show a clear gain"
     )
     return (
-        f"{conclusion}: {proteins} are few for adapting an encoder, and the probe fits far fewer weights. {why} "
-        "An official `model` starts with more knowledge."
+        f"{conclusion}: {proteins} are few for adapting an encoder, and the probe fits far fewer weights. "
+        f"{advise_seeds(first.history)} An official `model` starts with more knowledge."
     )

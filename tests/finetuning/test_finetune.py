@@ -536,7 +536,6 @@ def test_errors_have_one_line(given, message, tmp_path, tasks, tiny) -> None:
 @pytest.mark.parametrize(
     ("given", "code", "values"),
     [
-        ({"standardize": True}, "option.standardize", {"mode": "full"}),
         ({"seeds": [1, 1]}, "option.seeds", {"found": [1, 1]}),
         ({"max_steps": 0}, "option.range", {"name": "max_steps", "at_least": 1}),
         ({"epochs": -1.0}, "option.range", {"name": "epochs", "above": 0}),

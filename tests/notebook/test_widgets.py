@@ -494,6 +494,9 @@ def test_a_verdict_reports_missing_scores() -> None:
     assert verdict(found).endswith(": +0.250 [-0.100, +0.500] (positive means a lower error).")
 
 
+OVERFITTED = [1.0, 0.7, 0.5, 0.6, 0.7, 0.8]
+
+
 def test_all_tasks_in_one_sentence() -> None:
     good, level = (compared(scored("probe", "p_step3, cnn", 0.6), {"composition": each}) for each in (BETTER, LEVEL))
     scores = "accuracy 0.600; the best baseline, composition, has 0.550."
@@ -508,28 +511,26 @@ def test_all_tasks_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pair", "best", "mode", "text"),
+    ("pair", "validation", "mode", "text"),
     [
-        (BETTER, 5, "full", "It was worth it: 280 labelled proteins were enough"),
-        (
-            WORSE,
-            5,
-            "full",
-            "not worth it at these settings.* best at evaluation 5 of 6 .* overfitting. Try fewer weights",
-        ),
-        (WORSE, 5, "lora", r"best at evaluation 5 of 6 .* overfitting. Try a lower `lr`"),
-        (WORSE, 6, "full", "not worth it.* still improving at the end: first try more `epochs`"),
-        (LEVEL, 6, "lora", "do not show a clear gain"),
-        (LEVEL, 6, "frozen", "Only the head was trained"),
-        ((0.0, None, None), 6, "full", "do not separate it from the probe .* too few, or too easy"),
+        (BETTER, OVERFITTED, "full", "It was worth it: 280 labelled proteins were enough"),
+        (WORSE, OVERFITTED, "full", "not worth it at these settings.* Overfitting: .* lowest at validation 3 of 6"),
+        (WORSE, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], "full", "not worth it.* still falling at the end: train for more"),
+        (LEVEL, [1.0] * 6, "lora", "do not show a clear gain.* levelled off"),
+        (LEVEL, [1.0] * 6, "frozen", "Only the head was trained"),
+        ((0.0, None, None), [1.0] * 6, "full", "do not separate it from the probe .* too few, or too easy"),
     ],
 )
 def test_the_explanation_of_fine_tuning_follows_the_scores(
-    pair: tuple[float, float, float], best: int, mode: str, text: str
+    pair: tuple[float, float, float], validation: list[float], mode: str, text: str
 ) -> None:
+    train = [1.0, 0.8, 0.7, 0.6, 0.5, 0.4]
+    history = {"train_loss": [[loss] for loss in train], "validation_loss": [[loss] for loss in validation]}
     first = scored(
-        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [best]},
-        history={"validation_loss": [[1.0]] * 6},
+        "finetuned", f"p_step3, fine-tuned ({mode}, cnn)", 0.6, config={"mode": mode}, selected={"epoch": [6]},
+        history=history,
     )  # fmt: skip
-    assert re.search(text, explain_finetuning(compared(first, {"p_step3, cnn": pair} | OTHERS)))
+    found = explain_finetuning(compared(first, {"p_step3, cnn": pair} | OTHERS))
+    assert re.search(text, found)
+    assert "lower `lr`" not in found
     assert "no probe on the frozen encoder" in explain_finetuning(compared(first, OTHERS))

@@ -1,0 +1,224 @@
+"""The verdict on predictions: one line in plain words, and warnings where predictions carry no information."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from esm2kit.benchmarking.probes.features import Fitted
+from esm2kit.benchmarking.report import display_name, format_value, metric_name
+from esm2kit.benchmarking.scores import ScoredModel, score_fitted
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, unpack_bits
+from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+# Predictions of values have collapsed if they spread less than this share of the measured values.
+SMALLEST_SPREAD = 0.2
+FEWEST_PREDICTIONS = 5  # fewer say nothing about their spread
+NAMES = {
+    "probe": "the frozen probe",
+    "untrained": "an untrained model",
+    "composition": "amino-acid composition",
+    "onehot_ridge": "a linear model of the sequence",
+    "onehot_cnn": "a CNN of the sequence",
+    "levenshtein_nearest": "the nearest training sequence",
+    "blosum62_nearest": "the nearest training sequence",
+}
+
+
+class Verdict(NamedTuple):
+    """What a user must know about predictions.
+
+    Args:
+        sentence: One line in plain words.
+        warnings: One sentence each; empty if nothing is wrong.
+    """
+
+    sentence: str
+    warnings: tuple[str, ...] = ()
+
+
+def log_verdict(sentence: str, warnings: Sequence[str]) -> None:
+    """Log the warnings and, as the last line, the verdict."""
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    logger.info("%s", sentence)
+
+
+def score_constant(data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
+    """Score the constant prediction, the mean or the majority class of train, with bootstrap counts (R, P)."""
+    y_N, num_test = data.targets[data.target_rows("train")], len(data.target_rows("test"))
+    bits = len(data.task.binary_labels)
+    if data.task.target == "value":
+        constant = TargetScale.from_values(y_N).centre
+    elif bits:
+        constant = int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
+    else:
+        constant = int(np.bincount(y_N).argmax())
+    return score_fitted(Fitted(np.full((1, num_test), constant), np.empty((1, 0))), data, counts_RP)
+
+
+def judge(
+    data: TaskData, first: ScoredModel, constant: Mapping[str, Score], others: Sequence[ScoredModel] = ()
+) -> Verdict:
+    """Compare a model with the constant prediction, the frozen probe and the best baseline on test.
+
+    Args:
+        data: The task.
+        first: The model.
+        constant: Scores of the constant prediction, from `score_constant` with the same bootstrap counts.
+        others: The other models of the report.
+
+    Returns:
+        The verdict, with a warning if the predictions have collapsed or are not better than the constant.
+    """
+    task = data.task
+    value = task.target == "value"
+    truth_M = data.targets[data.target_rows("test")]
+    shown = "r2" if value else task.metric
+    figures = [_format_score(shown, first.scores[shown])]
+    if value:
+        spread = compare_spreads(first.fitted.test_SM, truth_M)
+        figures.append(f"predictions spread {spread:.0%} as wide as the measured values")
+    groups: dict[str, list[str]] = {"better": [], "same": [], "worse": []}
+    compared = "rmse" if value else task.metric
+    groups[_compare(compared, first.scores, constant)].append("the mean of train" if value else "the majority class")
+    for other in _choose_others(task, first, others):
+        metric = task.metric if np.isfinite(other.scores[task.metric].interval.value) else compared
+        groups[_compare(metric, first.scores, other.scores)].append(_name(other))
+    return Verdict(_write_sentence(groups, figures), tuple(_list_warnings(data, first, constant)))
+
+
+def _choose_others(task: Task, first: ScoredModel, others: Sequence[ScoredModel]) -> list[ScoredModel]:
+    """Return the frozen probe, if the model is not the probe itself, and the best of the other baselines."""
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    chosen = [other for other in others if other.kind == "probe" and first.kind == "finetuned"]
+    baselines = [
+        other
+        for other in others
+        if other.kind == "baseline" and other.name not in ("mean", "majority")
+        and np.isfinite(other.scores[task.metric].interval.value)
+    ]  # fmt: skip
+    best = max(baselines, key=lambda other: sign * other.scores[task.metric].interval.value, default=None)
+    return chosen if best is None else [*chosen, best]
+
+
+def _name(model: ScoredModel) -> str:
+    return NAMES.get(model.kind) or NAMES.get(model.name) or display_name(model.name)
+
+
+def _compare(metric: str, ours: Mapping[str, Score], theirs: Mapping[str, Score]) -> str:
+    """Return whether we are better, the same or worse, by the 95% interval of the paired difference."""
+    difference = compute_paired_difference(metric, ours[metric], theirs[metric])
+    low, high = (end if np.isfinite(end) else difference.value for end in (difference.low, difference.high))
+    return "better" if low > 0 else "worse" if high < 0 else "same"
+
+
+def _format_score(metric: str, score: Score) -> str:
+    value, low, high = score.interval
+    between = f" [{format_value(metric, low, value)}, {format_value(metric, high, value)}]" if np.isfinite(low) else ""
+    return f"{metric_name(metric)} {format_value(metric, value)}{between}"
+
+
+def _write_sentence(groups: Mapping[str, Sequence[str]], figures: Sequence[str]) -> str:
+    """Write the verdict: what is predicted better, equally well and worse."""
+    better, same, worse = (" and ".join(groups[name]) for name in ("better", "same", "worse"))
+    inside = f" ({'; '.join(figures)})"
+    if better:
+        rest = [f"no better than {same}" if same else "", f"worse than {worse}" if worse else ""]
+        rest = " and ".join(filter(None, rest))
+        return f"Predicts better than {better}{inside}{', but ' if rest else ''}{rest}."
+    if same:
+        return f"Predicts no better than {same}{inside}{f', and worse than {worse}' if worse else ''}."
+    return f"Predicts worse than {worse}{inside}."
+
+
+def compare_spreads(predicted_SM: np.ndarray, truth_M: np.ndarray) -> float:
+    """Return the standard deviation of predictions as a share of that of the measured values, the mean over seeds."""
+    measured = TargetScale.from_values(truth_M).spread
+    spreads = [TargetScale.from_values(predicted_M).spread for predicted_M in predicted_SM]
+    return float(np.mean(spreads)) / measured if measured else 1.0
+
+
+def _list_warnings(data: TaskData, first: ScoredModel, constant: Mapping[str, Score]) -> list[str]:
+    """Return a warning for each sign that the predictions carry no information."""
+    task, predicted_SM = data.task, first.fitted.test_SM
+    truth_M = data.targets[data.target_rows("test")]
+    if task.target == "value":
+        return _warn_about_values(first, compare_spreads(predicted_SM, truth_M), len(truth_M))
+    warnings = []
+    if len(np.unique(predicted_SM)) == 1 and len(truth_M) >= FEWEST_PREDICTIONS:
+        label = task.labels[int(predicted_SM.flat[0])]
+        warnings.append(f"The predictions have collapsed: all {len(truth_M)} test targets are predicted as {label!r}.")
+    ours, theirs = first.scores[task.metric].interval.value, constant[task.metric].interval.value
+    if ours <= theirs:
+        found = f"{metric_name(task.metric)} {format_value(task.metric, ours)}"
+        warnings.append(
+            f"Not better than the majority class of train ({found}, majority class {format_value(task.metric, theirs)})"
+            ": do not rely on these predictions."
+        )
+    return warnings
+
+
+def _warn_about_values(first: ScoredModel, spread: float, num_test: int) -> list[str]:
+    warnings, r2 = [], first.scores["r2"].interval.value
+    if spread < SMALLEST_SPREAD and num_test >= FEWEST_PREDICTIONS:
+        warnings.append(
+            f"The predictions have collapsed: they spread {spread:.0%} as wide as the measured values. "
+            "Use the values only to rank proteins, if at all."
+        )
+    if r2 <= 0:
+        warnings.append(
+            f"R² is {format_value('r2', r2)}: the mean of the measured values predicts as well. Do not rely on these "
+            "predictions."
+        )
+    return warnings
+
+
+def judge_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mapping[str, Any]) -> Verdict:
+    """Compare predictions of new proteins with the training labels.
+
+    Args:
+        task: The task.
+        summary: {"count", "low", "high", "deviation"} of predicted values, or {"count", "classes": {label: count}}.
+        labels: Description of the training labels, see `saved_probe.describe_labels`. Empty if unknown.
+
+    Returns:
+        The verdict, with a warning if the predictions have collapsed.
+    """
+    what = "residues" if task.level == "residue" else "proteins"
+    count, unit = summary["count"], f" {task.unit}" if task.unit else ""
+    if not count:
+        return Verdict("No proteins were predicted.")
+    if task.target == "class":
+        return _judge_classes(summary, labels, what)
+    low, high, wide = (f"{summary[name]:.4g}" for name in ("low", "high", "deviation"))
+    sentence = f"Predicted {count:,} {what} between {low} and {high}{unit}"
+    measured = labels.get("deviation", 0.0)
+    if not measured or count < FEWEST_PREDICTIONS:
+        return Verdict(f"{sentence}.")
+    share = summary["deviation"] / measured
+    sentence += f"; their standard deviation, {wide}, is {share:.0%} of that of the training labels ({measured:.4g})."
+    if share >= SMALLEST_SPREAD:
+        return Verdict(sentence)
+    warning = (
+        f"The predictions have collapsed: they spread {share:.0%} as wide as the training labels. Look at the scores "
+        "of this model on test before you use them."
+    )
+    return Verdict(sentence, (warning,))
+
+
+def _judge_classes(summary: Mapping[str, Any], labels: Mapping[str, Any], what: str) -> Verdict:
+    counts, total = summary["classes"], summary["count"]
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{label} {number / total:.0%}" for label, number in most[:5])
+    sentence = f"Predicted {total:,} {what}: {shown}{' and others' if most[5:] else ''}."
+    known = len(labels.get("classes", {}))
+    if len(counts) > 1 or total < FEWEST_PREDICTIONS or known < 2:
+        return Verdict(sentence)
+    warning = f"All {total:,} {what} are predicted as {most[0][0]!r}, one of {known} classes of the training labels."
+    return Verdict(sentence, (f"{warning} Look at the scores of this model on test before you use the predictions.",))
