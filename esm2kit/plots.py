@@ -598,7 +598,7 @@ def class_counts(counts: Mapping[str, int], most: int = 20, ax: Axes | None = No
     ax.set_ylim(len(ordered) - 0.5, -0.5)
     ax.margins(x=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _label_axes(ax, f"predicted {what}", "")
+    return _label_axes(ax, f"predicted {what}", "class")
 
 
 def residue_track(
@@ -635,4 +635,4 @@ def residue_track(
     for place, colour in zip(present, colours, strict=True):
         ax.plot([], [], marker="s", linestyle="", color=colour, label=_shorten(classes[place]))
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="predicted class")
-    return _label_axes(ax, "residue", "")
+    return _label_axes(ax, "residue", "protein")

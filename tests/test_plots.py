@@ -36,6 +36,12 @@ FIGURES = {
     "by_separation": lambda: pair_plots.by_separation({"ours": np.array([np.nan, *GENERATOR.random(90)])}, "coupling"),
     "neighbours_on_map": lambda: plots.neighbours_on_map(GENERATOR.normal(size=(30, 2)), 3, [5, 7], ["five", "seven"]),
     "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),
+    "prediction_histogram": lambda: plots.prediction_histogram(
+        GENERATOR.normal(size=90), {"mean": 0.1, "deviation": 1.1, "quantiles": [-3.0, 3.5]}, "deg C"
+    ),
+    "class_counts": lambda: plots.class_counts({f"class {number}": number for number in range(30)}),
+    "residue_track": lambda: plots.residue_track({"p1": np.array([0, 1, 2, 1]), "p2": np.array([2, 2])}, "HEC"),
+    "residue_values": lambda: plots.residue_track({"p1": GENERATOR.random(30), "p2": GENERATOR.random(9)}, (), "share"),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
     "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
     "scores": lambda: plots.scores_with_baselines(
@@ -272,3 +278,30 @@ def test_figures_of_a_notebook_are_as_wide_as_its_text(monkeypatch: pytest.Monke
     plots.widen_figures(9.4)
     assert narrow == 6.0
     assert plots.length_histogram(np.array([3, 4])).figure.get_size_inches()[0] == 9.4
+
+
+def test_the_histogram_of_predictions_counts_all_of_them() -> None:
+    values = GENERATOR.normal(50, 2, 300)
+    ax = plots.prediction_histogram(values, {"mean": 50.0, "deviation": 8.0, "quantiles": [34.0, 50.0, 67.0]}, "deg C")
+    bars = ax.containers[0].patches
+    assert sum(bar.get_height() for bar in bars) == 300
+    assert ax.get_xlim()[0] <= 34 < 67 <= ax.get_xlim()[1], "the range of the training labels is visible"
+    assert ax.get_xlabel() == "predicted value (deg C)"
+    constant = plots.prediction_histogram(np.full(7, 3.0))
+    assert sum(bar.get_height() for bar in constant.containers[0].patches) == 7
+
+
+def test_the_bars_of_classes_sum_the_rest() -> None:
+    ax = plots.class_counts({f"class {number}": number for number in range(30)}, most=5)
+    bars = {label.get_text(): bar.get_width() for label, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)}
+    assert bars == {"class 29": 29, "class 28": 28, "class 27": 27, "class 26": 26, "26 other classes": sum(range(26))}
+
+
+def test_the_track_of_residues_shows_each_class_in_its_place() -> None:
+    ax = plots.residue_track({"p1": np.array([0, 2, 2, 0]), "p2": np.array([2])}, "HEC")
+    image = ax.get_images()[0].get_array()
+    assert (image[0, 1] == image[0, 2]).all()
+    assert (image[0, 1] == image[1, 0]).all()
+    assert not (image[0, 0] == image[0, 1]).all()
+    assert (image[1, 1:] == 1).all(), "nothing is drawn behind the end of a protein"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["H", "C"]

@@ -78,7 +78,7 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
     writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
-    summary = PredictionSummary(model.task)
+    summary = PredictionSummary(model.task, model.scale)
     with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
         while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
             outputs = model.outputs([record.sequence for record in block], config.batch_tokens)

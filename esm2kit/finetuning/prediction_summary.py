@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esm2kit.core.files import atomic_path
+from esm2kit.tasks.scaling import UNSCALED, TargetScale
 from esm2kit.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ class PredictionSummary:
 
     Args:
         task: The task.
+        scale: Scale of the training values, so that values of any size can be summed.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.count, self.classes = task, 0, Counter()
+    def __init__(self, task: Task, scale: TargetScale = UNSCALED) -> None:
+        self.task, self.scale = task, scale
+        self.count, self.classes = 0, Counter()
         self.low, self.high, self.mean, self.squares = math.inf, -math.inf, 0.0, 0.0
         self.values: array[float] = array("d")
         self.tracks: dict[str, np.ndarray] = {}
@@ -51,9 +54,10 @@ class PredictionSummary:
             return
         self.low, self.high = min(self.low, float(decided_M.min())), max(self.high, float(decided_M.max()))
         # the update of the mean and of the sum of squares by a block, as in features.compute_column_moments
-        total, block_mean = self.count + len(decided_M), float(decided_M.mean())
+        scaled_M, total = self.scale.standardise(decided_M), self.count + len(decided_M)
+        block_mean = float(scaled_M.mean())
         delta = block_mean - self.mean
-        self.squares += float(np.square(decided_M - block_mean).sum()) + delta**2 * self.count * len(decided_M) / total
+        self.squares += float(np.square(scaled_M - block_mean).sum()) + delta**2 * self.count * len(decided_M) / total
         self.mean, self.count = self.mean + delta * len(decided_M) / total, total
         if len(self.values) < MOST_PLOTTED:
             self.values.extend(decided_M.tolist())
@@ -64,8 +68,9 @@ class PredictionSummary:
             return {"count": self.count, "classes": dict(self.classes.most_common())}
         if not self.count:
             return {"count": 0}
-        deviation = math.sqrt(self.squares / self.count)
-        return {"count": self.count, "low": self.low, "high": self.high, "mean": self.mean, "deviation": deviation}
+        deviation = math.sqrt(self.squares / self.count) * self.scale.spread
+        mean = float(self.scale.restore(self.mean))
+        return {"count": self.count, "low": self.low, "high": self.high, "mean": mean, "deviation": deviation}
 
     def write_plot(self, path: Path, labels: dict[str, Any]) -> Path | None:
         """Write a plot: a histogram of values, a bar per class, or the tracks along the first proteins' sequences.

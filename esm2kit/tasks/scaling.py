@@ -51,6 +51,9 @@ class TargetScale(NamedTuple):
         return np.asarray(standardised_N, dtype=np.float64) * self.spread + self.centre
 
 
+UNSCALED = TargetScale()
+
+
 def choose_scale(train_N: np.ndarray, scale_targets: bool) -> TargetScale:
     """Return the scale of the training values, or the identity for a protocol that trains on raw values.
 

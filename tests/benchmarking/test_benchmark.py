@@ -103,7 +103,7 @@ def test_a_report_is_complete(value_report):
     assert report["schema"] == SCHEMA == "esm2kit.report/2"
     assert list(report) == [
         "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
-        "sha256",
+        "verdict", "warnings", "sha256",
     ]  # fmt: skip
     assert to_json(Report.read(value_report.json)) == to_json(value_report), "reading returns what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
@@ -220,7 +220,9 @@ def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, val
     with np.load(value_report.json.with_name("predictions.npz")) as stored:
         truth, predicted_SM = stored["truth"], stored["predicted/small, ridge"]
     write_report(value_report, load_task("share", None, tasks), {"small, ridge": predicted_SM * 0.01}, tmp_path)
-    lead = re.search(r'<p class="lead">(.*?)</p>', (tmp_path / "report.html").read_text())[1]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.search(r'<p class="lead">(.*?)</p>', page)[1] == value_report.verdict
+    lead = re.search(r'<p class="faint">(.*?)</p>', page)[1]
     untrained = value_report.rows[1].metrics["spearman"].value
     assert f", compared with {untrained:.3f} for the same probe on an untrained encoder and " in lead
     assert " for the best baseline (" in lead

@@ -205,7 +205,15 @@ def test_loss_is_the_mean_over_the_global_batch(tasks, tiny, tmp_path) -> None:
     """Compare with one sequence at a time, without packing or Lightning; masks make label counts very unequal."""
     config = FinetuneConfig(
         **settings(
-            tasks, tiny, tmp_path, task="residue_class", max_steps=1, global_batch_size=8, dropout=0.0, seeds=[4]
+            tasks,
+            tiny,
+            tmp_path,
+            task="residue_class",
+            max_steps=1,
+            global_batch_size=8,
+            dropout=0.0,
+            seeds=[4],
+            standardize=False,
         )
     )
     finetune(config)
@@ -482,7 +490,7 @@ def test_a_head_with_another_number_of_classes_is_refused(tmp_path, tasks, tiny)
     with refused("checkpoint.tensor", name="bias_in"):
         finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "other", **given, hidden=16)))
     given["head"] = "fnn"
-    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "same", **given, max_steps=1, lr=1e-9)))
+    finetune(FinetuneConfig(**settings(tasks, tiny, tmp_path / "same", **given, max_steps=1, lr=1e-9, head_lr=1e-9)))
     heads = [load_finetuned(tmp_path / name).labels.head.weight_in for name in ("three", "same")]
     torch.testing.assert_close(*heads, rtol=0, atol=1e-6)
 

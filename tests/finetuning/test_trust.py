@@ -10,7 +10,7 @@ import torch
 from support.finetune_fixtures import write_tasks, write_tiny_model
 
 from esm2kit.benchmarking.probes.features import compute_column_moments
-from esm2kit.cli.main import main
+from esm2kit.cli.main import main, summarise
 from esm2kit.core.checksums import read_sealed_json
 from esm2kit.finetuning.config import PredictConfig, resolve_defaults
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
@@ -153,7 +153,7 @@ def runs(folder):
     [
         ("protein_value", ["predicted value", "training labels: range", "predictions"]),
         ("protein_class", ["predicted proteins", "rich", "poor"]),
-        ("residue_class", ["q0", "q3", "residue", "predicted class"]),
+        ("residue_class", ["q0", "q3", "residue", "predicted class", "protein"]),
         ("residue_value", ["q0", "residue", "predicted value"]),
     ],
 )
@@ -202,3 +202,17 @@ def test_the_summary_of_predictions_is_exact_in_any_grouping() -> None:
     assert found["count"] == 1000
     np.testing.assert_allclose([found["mean"], found["deviation"]], [values.mean(), values.std()], rtol=1e-9)
     assert (found["low"], found["high"]) == (values.min(), values.max())
+
+
+def test_quiet_runs_end_with_the_verdict() -> None:
+    result = {"out": "out.tsv", "predictions": "out.tsv", "verdict": "Predicted 3 proteins."}
+    source = logging.getLogger("esm2kit")
+    level = source.level
+    try:
+        source.setLevel(logging.WARNING)
+        assert summarise(result, on_terminal=True).splitlines()[-1] == "Predicted 3 proteins."
+        source.setLevel(logging.INFO)
+        assert "Predicted 3 proteins." not in summarise(result, on_terminal=True), "the log has shown it"
+        assert json.loads(summarise(result))["verdict"] == "Predicted 3 proteins."
+    finally:
+        source.setLevel(level)

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.scaling import UNSCALED, TargetScale
 from esm2kit.tasks.task import Task
 
 CONSTANT = "constant"
 LINEAR = ("ridge", "logistic")
-UNSCALED = TargetScale()
 # Tensors of a linear probe; a constant has only the bias. A neural probe has those of its head.
 _LINEAR_TENSORS = ("shift_D", "scale_D", "weight_DC", "bias_C")
 
