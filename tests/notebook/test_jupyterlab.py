@@ -389,24 +389,27 @@ def test_stop_while_training_starts_and_before_the_first_validation(browser: Any
 
 def test_the_pictures_of_notebook_03_follow_its_widgets(browser: Any, lab: str) -> None:
     def picture(containing: str) -> Any:
-        return notebook.output(containing).locator("img").first
+        return notebook.output(containing).locator(".figure").first
 
     def expect_caption(containing: str, text: str) -> None:
         expect_text(notebook.output(containing), text)
 
-    with opened(browser, lab, "03_embed") as notebook:
+    with opened(browser, lab, "03_embed", theme="dark") as notebook:
         notebook.menu("Run All Cells")
         expect_caption("def draw_pairs", "Residue pairs of A0A022Q764")
         expect_text(notebook.output('record("03_embed"'), "embeddings")
         expect_caption("def draw_map", "450 proteins by PCA, coloured by domain of life.")
         notebook.shot("all-run", "map_choice = map_picker")
+        text = picture("def draw_map").locator("text").first
+        colour = text.evaluate("label => getComputedStyle(label).fill")
+        assert colour == "rgb(255, 255, 255)", "text of a figure has the colour of the theme"
 
         # another colour: the map, the neighbours and the comparison follow
-        before = picture("def draw_map").get_attribute("src")
+        before = picture("def draw_map").get_attribute("id")
         choice = notebook.output("map_choice = map_picker")
         choice.get_by_label("Colour by").select_option(label="residues: length in residues (all proteins)")
         expect_caption("def draw_map", "450 proteins by PCA, coloured by length in residues.")
-        sync_api.expect(picture("def draw_map")).not_to_have_attribute("src", before)
+        sync_api.expect(picture("def draw_map")).not_to_have_attribute("id", before)
         expect_caption("def draw_neighbours", "(the star; length in residues: 248)")
         expect_caption("def draw_agreement", "is on the same side of the median length in residues")
         notebook.shot("colour", "map_choice = map_picker")
@@ -425,7 +428,7 @@ def test_the_pictures_of_notebook_03_follow_its_widgets(browser: Any, lab: str) 
         field.fill("nobody")
         notebook.page.keyboard.press("Enter")
         expect_text(notebook.output("def draw_pairs"), "Cannot be used: protein 'nobody' is not among the 450")
-        assert notebook.output("def draw_pairs").locator("img").count() == 0, "the picture of another protein is left"
+        assert notebook.output("def draw_pairs").locator(".figure").count() == 0, "the picture of another protein is left"
 
         # what is not drawn again is marked
         files = notebook.output("file_choice = file_picker")
