@@ -21,7 +21,9 @@ MUTED = "#c8c8c8"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#eef4f9", PRIMARY, "#00395c"])
 DIFFERENCES = LinearSegmentedColormap.from_list("differences", ["#8a4b00", ACCENT, "#f4f4f4", PRIMARY, "#00395c"])
 MAX_CELL_TEXTS = 10  # classes of a confusion matrix whose cells have texts
+WIDTH = 8.6  # of a figure in inches, about the text of a report
 MAX_POINTS = 20_000
+MAX_VECTOR_POINTS = 2_000  # more points are pixels, so that pages stay small
 MAX_BINS = 40
 MAX_NAME = 36  # characters of a name in a legend
 
@@ -39,7 +41,7 @@ def widen_figures(inches: float) -> None:
     _min_width = inches
 
 
-def _get_axes(ax: Axes | None, width: float = 6.0, height: float = 3.6, square: bool = False) -> Axes:
+def _get_axes(ax: Axes | None, width: float = WIDTH, height: float = 3.6, square: bool = False) -> Axes:
     if ax is not None:
         return ax
     width = width if square else max(width, _min_width)
@@ -185,7 +187,12 @@ def embedding_scatter(
     numbers = np.issubdtype(labels.dtype, np.number)
     longest = 0 if numbers else min(MAX_NAME, max(map(len, labels.tolist())))
     ax = _get_axes(ax, 4.9 + 0.09 * longest, 4.6)  # a long name widens the figure instead of narrowing the map
-    points = {"s": _point_size(len(labels)), "alpha": 0.75, "linewidths": 0, "rasterized": True}
+    points = {
+        "s": _point_size(len(labels)),
+        "alpha": 0.75,
+        "linewidths": 0,
+        "rasterized": len(labels) > MAX_VECTOR_POINTS,
+    }
     if numbers:
         known = np.isfinite(labels.astype(float))
         if not known.all():
@@ -241,7 +248,8 @@ def neighbours_on_map(
         The axes.
     """
     ax = _get_axes(ax, 5.2 + 0.09 * min(MAX_NAME, max(map(len, names), default=0)), 4.6)
-    ax.scatter(*xy_P2.T, s=_point_size(len(xy_P2)), color=MUTED, alpha=0.75, linewidths=0, rasterized=True)
+    ax.scatter(*xy_P2.T, s=_point_size(len(xy_P2)), color=MUTED, alpha=0.75, linewidths=0,
+               rasterized=len(xy_P2) > MAX_VECTOR_POINTS)  # fmt: skip
     for rank, (place, name) in enumerate(zip(nearest, names, strict=True), 1):
         ax.plot(*xy_P2[[chosen, place]].T, color=SECONDARY, linewidth=0.8, alpha=0.7, zorder=2)
         ax.scatter(*xy_P2[place], s=60, color=PRIMARY, edgecolors="white", linewidths=0.8, zorder=3,
@@ -310,7 +318,7 @@ def scores_with_baselines(
         The axes.
     """
     printed = dict(published or {})
-    ax = _get_axes(ax, 6.4, 0.8 + 0.34 * (len(names) + len(printed)))
+    ax = _get_axes(ax, WIDTH, 0.8 + 0.34 * (len(names) + len(printed)))
     for place, (name, value, low, high) in enumerate(zip(names, values, lows, highs, strict=True)):
         if value is None or not np.isfinite(value):
             ax.text(0.01, place, "undefined", transform=ax.get_yaxis_transform(), va="center", style="italic")
@@ -418,7 +426,7 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], most: int = 20, ax: Ax
         The axes.
     """
     shown = pairs[:most]
-    ax = _get_axes(ax, 6.4, 0.9 + 0.26 * len(shown))
+    ax = _get_axes(ax, WIDTH, 0.9 + 0.26 * len(shown))
     ax.barh(range(len(shown)), [count for _, _, count in shown], color=PRIMARY)
     ax.set_yticks(range(len(shown)), [f"{_shorten(true)} → {_shorten(predicted)}" for true, predicted, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)
@@ -434,7 +442,8 @@ def predicted_vs_true(truth_P: np.ndarray, predicted_P: np.ndarray, unit: str = 
         chosen = np.random.default_rng(0).choice(len(truth), MAX_POINTS, replace=False)
         truth, predicted = truth[chosen], predicted[chosen]
     size, alpha = (14, 0.8) if len(truth) < 500 else (7, 0.35)
-    ax.scatter(truth, predicted, s=size, alpha=alpha, color=PRIMARY, linewidths=0, rasterized=True)
+    ax.scatter(truth, predicted, s=size, alpha=alpha, color=PRIMARY, linewidths=0,
+               rasterized=len(truth) > MAX_VECTOR_POINTS)  # fmt: skip
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     ax.plot(ends, ends, color=SECONDARY, linestyle="--", label="equality")
     ax.legend(frameon=False)
@@ -516,7 +525,7 @@ def by_separation(
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 6.0, 3.6)
+    ax = _get_axes(ax, WIDTH, 3.6)
     for colour, style, (name, means_T) in zip(
         (PRIMARY, SECONDARY, ACCENT), ("-", "--", ":"), curves.items(), strict=False
     ):

@@ -186,7 +186,8 @@ def test_colours_follow_the_page() -> None:
     assert f"var(--primary, {to_hex(plots.PRIMARY)})" in svg
     assert to_hex(plots.PRIMARY) not in svg.replace(f"var(--primary, {to_hex(plots.PRIMARY)})", "")
     assert "fill: #ffffff" not in svg, "no white paper"
-    points = render_svg(plots.embedding_scatter(XY_P2, ["a"] * 40).figure)
+    assert "--primary" in render_svg(plots.embedding_scatter(XY_P2, ["a"] * 40).figure)
+    points = render_svg(plots.embedding_scatter(GENERATOR.normal(size=(2_001, 2)), ["a"] * 2_001).figure)
     assert "<image" in points
     assert "--primary" not in points, "the legend has the colour of the points, which are pixels"
     assert "<style" not in svg, "a style would change the page"

@@ -276,7 +276,7 @@ def test_figures_of_a_notebook_are_as_wide_as_its_text(monkeypatch: pytest.Monke
     monkeypatch.setattr(plots, "_min_width", 0.0)
     narrow = plots.length_histogram(np.array([3, 4])).figure.get_size_inches()[0]
     plots.widen_figures(9.4)
-    assert narrow == 6.0
+    assert narrow == plots.WIDTH
     assert plots.length_histogram(np.array([3, 4])).figure.get_size_inches()[0] == 9.4
 
 

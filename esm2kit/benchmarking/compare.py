@@ -13,7 +13,7 @@ import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
-from esm2kit.benchmarking.report import Comparison, Report, ReportRow, display_name, metric_name
+from esm2kit.benchmarking.report import Comparison, Report, ReportRow, describe_row, metric_name
 from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
@@ -315,7 +315,7 @@ def _render_comparison(found: ReportComparison, keys: Sequence[str]) -> str:
         # a baseline does not depend on the model, so it differs only between reports with different settings
         for entry in chosen:
             for row in entry.report.rows[1:]:
-                name = display_name(row.name)
+                name = describe_row(row)
                 if row.kind != "baseline" or (name in lines and _get_values(lines[name]) != _get_values(row)):
                     name = f"{name} ({entry.name})"
                 lines.setdefault(name, row)

@@ -428,7 +428,9 @@ def test_the_pictures_of_notebook_03_follow_its_widgets(browser: Any, lab: str) 
         field.fill("nobody")
         notebook.page.keyboard.press("Enter")
         expect_text(notebook.output("def draw_pairs"), "Cannot be used: protein 'nobody' is not among the 450")
-        assert notebook.output("def draw_pairs").locator(".figure").count() == 0, "the picture of another protein is left"
+        assert notebook.output("def draw_pairs").locator(".figure").count() == 0, (
+            "the picture of another protein is left"
+        )
 
         # what is not drawn again is marked
         files = notebook.output("file_choice = file_picker")
