@@ -282,7 +282,7 @@ def test_error_codes_of_wrong_config_files(text: str, code: str, values: dict[st
         (["run", "--only", "05", "--from", "03"], "--from and --only exclude each other: choose one"),
         (
             ["pretrain", "{sample}/mapping.tsv", "--out_dir", "{tmp}/x"],
-            "not a finished dataset (no manifest.json). Run `esm2kit prep",
+            "is a file. Run `esm2kit prep",
         ),
         (
             ["embed", "{sample}/uniref50_valid.fasta", "--out_dir", "{tmp}/file", "--untrained_seed", "0"],
