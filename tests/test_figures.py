@@ -56,6 +56,13 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     ),
     "pair_map": lambda: plots.pair_map(SQUARE, SQUARE.T, LONG, LONG, LONG),
     "by_separation": lambda: plots.by_separation(dict(zip(NAMES, GENERATOR.random((2, 90)), strict=False)), LONG),
+    "prediction_histogram": lambda: plots.prediction_histogram(
+        GENERATOR.normal(1e6, 1e3, 90), {"mean": 1e6, "deviation": 1e3, "quantiles": [9.9e5, 1e6, 1.1e6]}, LONG
+    ),
+    "class_counts": lambda: plots.class_counts(dict(zip(NAMES, [123_456_789, 3, 2, 1], strict=True)), what=LONG),
+    "residue_track": lambda: plots.residue_track(
+        {name: np.array([0, 1, 2, 3, 0]) for name in NAMES}, [f"a class with a long name, {name}" for name in NAMES]
+    ),
     "story_diagram": diagrams.story_diagram,
     "residue_shares": lambda: diagrams.residue_shares({"M": 0.5, "A": 0.5}),
     "times_likelier": lambda: diagrams.times_likelier({"M": 12.5, "A": 0.5}),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esm2kit.core.checksums import SEAL, FileChecksums, raise_damaged, read_sealed_json
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_count
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.sequences.dataset import MANIFEST, REMEDY, check_dataset
@@ -83,7 +84,8 @@ def check(config: CheckConfig) -> str:
     if damaged:
         more = f" and {len(damaged) - MAX_SHOWN} more" if damaged[MAX_SHOWN:] else ""
         raise InputError(
-            f"{len(damaged)} of {num_files} files are damaged: {'; '.join(damaged[:MAX_SHOWN])}{more}",
+            f"{len(damaged)} of {format_count(num_files, 'file')} {'is' if len(damaged) == 1 else 'are'} damaged: "
+            f"{'; '.join(damaged[:MAX_SHOWN])}{more}",
             code="check.damaged",
             path=root,
             damaged=damaged,
@@ -97,8 +99,10 @@ def check(config: CheckConfig) -> str:
     num_files += len(covered)
     num_bytes += sum(path.stat().st_size for path in covered)
     num_other = len(others - covered)
-    other = f"; {num_other} other files have no checksum of their own" if num_other else ""
-    return f"{num_files} files ({num_bytes / 1e6:,.1f} MB) agree with their checksums{other}"
+    without = f"{format_count(num_other, 'other file')} {'has' if num_other == 1 else 'have'}"
+    other = f"; {without} no checksum of {'its' if num_other == 1 else 'their'} own" if num_other else ""
+    agree = "agrees with its checksum" if num_files == 1 else "agree with their checksums"
+    return f"{format_count(num_files, 'file')} ({num_bytes / 1e6:,.1f} MB) {agree}{other}"
 
 
 def _list_files(root: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, write_json
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_paths
 
 RECORD = ".esm2kit_walkthrough.json"  # file in the folder -> SHA-256 of what was copied to it
@@ -105,7 +106,7 @@ def _read_record(path: Path) -> dict[str, str]:
 
 def _describe(out_dir: Path, written: int, kept: list[str]) -> str:
     """Describe in a few lines what was done and how to continue."""
-    lines = [f"{out_dir}: {written} file{'s' * (written != 1)} copied" if written else f"{out_dir}: nothing to copy"]
+    lines = [f"{out_dir}: {format_count(written, 'file')} copied" if written else f"{out_dir}: nothing to copy"]
     lines += [
         f"kept your changes: {name}; move the file and run this command again to get the original" for name in kept
     ]

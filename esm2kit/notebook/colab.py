@@ -12,6 +12,7 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import portable_name
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.draw_map import describe_map, plot_map, write_map
@@ -56,8 +57,8 @@ def embed_form(sequence: str = "", model: str = "8M", colour_by: str = "", out_d
     names = [f"v{number}" for number in range(1, vectors_PD.shape[1] + 1)]
     rows = ([record.id, length, *vector] for record, length, vector in zip(records, lengths, vectors_PD, strict=True))
     _write_csv(folder / f"{stem}_vectors.csv", ["id", "residues", *names], rows)
-    plural = "s" * (len(records) != 1)
-    print(f"{len(records):,} protein{plural}, {sum(lengths):,} residues, vectors of {len(names)} numbers")
+    counted = f"{format_count(len(records), 'protein')}, {format_count(sum(lengths), 'residue')}"
+    print(f"{counted}, vectors of {len(names)} numbers")
     if len(records) >= MIN_PROTEINS:
         _make_map(folder / f"{stem}_map", records, vectors_PD, colour_by)
     else:

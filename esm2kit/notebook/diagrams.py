@@ -17,6 +17,7 @@ from esm2kit.plots import (
     PALETTE,
     PRIMARY,
     SECONDARY,
+    WIDTH,
     _get_axes,
     _label_axes,
     by_separation,
@@ -69,7 +70,7 @@ def residue_shares(share: Mapping[str, float], ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 7.0, 3.0)
+    ax = _get_axes(ax, WIDTH, 3.0)
     ordered = sorted(share.items(), key=lambda item: -item[1])
     ax.bar([name for name, _ in ordered], [100 * value for _, value in ordered], color=PRIMARY)
     ax.axhline(5, color=ACCENT, linestyle="--")
@@ -86,7 +87,7 @@ def times_likelier(times: Mapping[str, float], ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 7.0, 3.0)
+    ax = _get_axes(ax, WIDTH, 3.0)
     values = np.array(list(times.values()))
     ax.bar(list(times), values - 1, bottom=1, color=[PRIMARY if value >= 1 else MUTED for value in values])
     ax.axhline(1, color="black", linewidth=0.8)
@@ -130,7 +131,7 @@ def sampled_members(
     members = list(member_rows)
     names = [str(name) for name in names] or [str(number) for number in range(1, len(members) + 1)]
     shown = members if len(members) <= MAX_MEMBERS else [row for row in members if row in set(sampled_rows)]
-    ax = _get_axes(ax, 6.4, 0.9 + 0.24 * len(shown))
+    ax = _get_axes(ax, WIDTH, 0.9 + 0.24 * len(shown))
     for row in range(len(shown)):
         for epoch, sampled in enumerate(sampled_rows):
             colour = PRIMARY if sampled == shown[row] else UNSAMPLED
@@ -153,7 +154,7 @@ def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 6.0, 2.4)
+    ax = _get_axes(ax, WIDTH, 2.4)
     ax.plot(np.arange(1, len(rates) + 1), rates, color=PRIMARY)
     ax.set_ylim(bottom=0)
     return _label_axes(ax, "update", "learning rate")
@@ -174,7 +175,9 @@ def layouts_compared(
     """
     lower = None
     if ax is None:
-        _, (ax, lower) = plt.subplots(2, figsize=(6.4, 4.6), height_ratios=(3, 1.2), sharex=True, layout="constrained")
+        _, (ax, lower) = plt.subplots(
+            2, figsize=(WIDTH, 4.6), height_ratios=(3, 1.2), sharex=True, layout="constrained"
+        )
     # the first curve is wide and pale, so that it stays visible below the second
     styles = ({"linewidth": 6, "alpha": 0.35}, {"linewidth": 1.5, "linestyle": "--"}, {"linewidth": 1.5})
     for place, (name, (steps, losses)) in enumerate(curves.items()):
@@ -189,6 +192,7 @@ def layouts_compared(
         lower.set(yscale="log", ylim=(1e-8, 1e-4))
         lower.legend(frameon=False, fontsize=8)
         _label_axes(lower, "update", "relative\ndifference")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _label_axes(ax, "update" if lower is None else "", "loss (nats per masked residue)")
 
 
@@ -205,7 +209,7 @@ def divisor_bias(
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 6.0, 3.0)
+    ax = _get_axes(ax, WIDTH, 3.0)
     for (name, errors), colour, marker in zip(relative_error.items(), (ACCENT, PRIMARY), "sD", strict=True):
         ax.plot(num_micro_batches, errors, color=colour, marker=marker, label=name)
     ax.set(yscale="log", xscale="log")
@@ -266,7 +270,7 @@ def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 6.4, 3.2)
+    ax = _get_axes(ax, WIDTH, 3.2)
     sizes = np.sort(np.asarray(num_members_C))[::-1]
     share = np.arange(1, len(sizes) + 1) / len(sizes)
     ax.plot(100 * share, 100 * np.cumsum(sizes) / sizes.sum(), color=ACCENT, linestyle="--", label="record by record")
@@ -287,7 +291,7 @@ def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | N
     Returns:
         The axes.
     """
-    ax = _get_axes(ax, 6.4, 2.8)
+    ax = _get_axes(ax, WIDTH, 2.8)
     ax.bar(range(1, len(counts_K) + 1), counts_K, color=PRIMARY)
     ax.axhspan(low, high, color=SECONDARY, alpha=0.25, linewidth=0, label="expected of uniform sampling")
     ax.set_ylim(0, 1.35 * max(high, *counts_K))

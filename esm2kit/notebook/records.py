@@ -136,6 +136,8 @@ def record(
     write_json(
         work_dir / "records" / f"{notebook}.json", {"made": dict(made), "figures": dict(figures), "result": result}
     )
+    if not made:
+        return
     lines = [f"created {name}: {path}" for name, path in made.items()]
     # relative to the notebook, so that the links also work in JupyterLab; the pages of a run adapt them
     links = "".join(

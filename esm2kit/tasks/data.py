@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.letters import FileLetters, LetterCounts
@@ -437,7 +438,7 @@ def _find_contradictions(data: TaskData) -> list[str]:
             differing.add(sequence)
     if not differing:
         return []
-    count = f"{len(differing)} sequences have" if len(differing) > 1 else "1 sequence has"
+    count = f"{format_count(len(differing), 'sequence')} {'has' if len(differing) == 1 else 'have'}"
     return [
         f"{count} different targets in different records, such as {example}: no model can predict both; correct or "
         "merge them"

@@ -30,7 +30,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_undamaged_files_are_counted(artefacts: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["check", str(artefacts)]) == 0
     assert "agree with their checksums" in capsys.readouterr().out
-    assert check(CheckConfig(artefacts / "model")).startswith("1 files (0.1 MB) agree with their checksums")
+    assert check(CheckConfig(artefacts / "model")).startswith("1 file (0.1 MB) agrees with its checksum")
     names = {path.name for path in (artefacts / "dataset" / "data").iterdir()}
     summary = check(CheckConfig(artefacts / "dataset" / "data"))
     assert summary.startswith(f"{len(names)} files (")
@@ -82,7 +82,7 @@ def flip_last_byte(path: Path) -> None:
 def test_files_are_recognised_by_their_content(source: str, name: str, artefacts: Path, tmp_path: Path) -> None:
     copy = tmp_path / name
     shutil.copy(artefacts / source, copy)
-    assert check(CheckConfig(copy)).startswith("1 files (")
+    assert check(CheckConfig(copy)).startswith("1 file (")
     flip_last_byte(copy)
     with refused("check.damaged", path=tmp_path) as error:
         check(CheckConfig(tmp_path))
@@ -110,7 +110,7 @@ def test_one_file_of_a_dataset_is_checked_against_its_manifest(artefacts: Path, 
     folder = tmp_path / "data"
     shutil.copytree(artefacts / "dataset" / "data", folder)
     for name in ("train.arrow", "cluster_offsets.npy"):
-        assert check(CheckConfig(folder / name)).startswith("1 files (")
+        assert check(CheckConfig(folder / name)).startswith("1 file (")
         flip_last_byte(folder / name)
         with refused("check.damaged", path=folder / name) as error:
             check(CheckConfig(folder / name))
@@ -129,7 +129,7 @@ def test_a_dataset_without_manifest_is_not_finished(artefacts: Path, tmp_path: P
 def test_a_report_is_checked_together_with_its_predictions(artefacts: Path, tmp_path: Path) -> None:
     shutil.copytree(artefacts / "reports", tmp_path / "reports")
     one, two = (tmp_path / "reports" / name / "predictions.npz" for name in "ab")
-    assert check(CheckConfig(one.parent / "report.json")).startswith("1 files (")
+    assert check(CheckConfig(one.parent / "report.json")).startswith("1 file (")
     shutil.copy(one, two)
     with refused("check.damaged") as error:
         check(CheckConfig(tmp_path))
@@ -161,7 +161,7 @@ def test_files_of_other_programs_are_not_called_damaged(artefacts: Path, tmp_pat
 def test_links_are_followed_once_and_one_without_a_target_is_damaged(artefacts: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(artefacts / "model")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert check(CheckConfig(tmp_path)).startswith("1 files (")
+    assert check(CheckConfig(tmp_path)).startswith("1 file (")
     (tmp_path / "gone_embeddings.h5").symlink_to(tmp_path / "nowhere")
     with refused("check.damaged") as error:
         check(CheckConfig(tmp_path))

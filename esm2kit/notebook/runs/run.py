@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from esm2kit.core.errors import InputError, check_choices, find_closest, suggest_name
 from esm2kit.core.files import hold_lock
+from esm2kit.core.numbers import format_count
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.notebook.runs.headless import create_manifest, read_parameters, run_notebook
@@ -309,7 +310,8 @@ def rerun(config: RerunConfig) -> str:
     if far:
         print(shown)
         raise InputError(
-            f"{len(far)} metrics differ by more than {config.tolerance:g} (relative): {', '.join(far)}",
+            f"{format_count(len(far), 'metric')} {'differs' if len(far) == 1 else 'differ'} by more than "
+            f"{config.tolerance:g} (relative): {', '.join(far)}",
             code="rerun.figures-differ",
             figures=far,
         )
@@ -349,7 +351,7 @@ def _execute(
             chosen = choose(manifest)
             planned = tuple(dict.fromkeys([*manifest.planned, *chosen]))
             manifest = replace(manifest, planned=planned, process=identify_process())
-            print(f"{len(chosen)} notebooks to run; follow them in {folder / 'index.html'}", flush=True)
+            print(f"{format_count(len(chosen), 'notebook')} to run; progress: {folder / 'index.html'}", flush=True)
             for notebook in chosen:
                 manifest = run_notebook(root, folder, notebook, plan[notebook], manifest)
     except OSError as error:
