@@ -21,7 +21,7 @@ from esm2kit.benchmarking.report import (
     format_value,
     metric_name,
 )
-from esm2kit.embedding.maps import protein_name
+from esm2kit.embedding.maps import RESIDUES, field_name, protein_name
 from esm2kit.notebook.captions import format_value as format_colour
 from esm2kit.notebook.refresh import show
 from esm2kit.sequences.fasta import Record
@@ -30,6 +30,7 @@ from esm2kit.tasks.metrics import LOWER_IS_BETTER, Interval
 SECONDS_BETWEEN_LINES = 5.0
 UNTRAINED = "same probe on an untrained encoder"
 TEXT_CELL = '<td style="text-align:left">'
+LENGTH = field_name(RESIDUES)  # one column, also if the map is coloured by it
 
 
 def captioned(ax: Axes, caption: str) -> None:
@@ -63,7 +64,7 @@ def neighbour_table(
         "protein": [record.id for record in near],
         "name": [protein_name(record.description) for record in near],
         colour: [format_colour(values_P[place]) for place in nearest_K],
-        "residues": [f"{len(record.sequence):,}" for record in near],
+        LENGTH: [f"{len(record.sequence):,}" for record in near],
         "cosine": [f"{cosine:.3f}" for cosine in cosine_K],
     }
     columns = {name: values for name, values in columns.items() if any(str(value) for value in values)}

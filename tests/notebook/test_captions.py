@@ -1,11 +1,14 @@
 """Captions are true for words and for numbers, and name what they compare."""
 
+import re
+
 import numpy as np
 import pytest
 
 from esm2kit.embedding.draw_map import describe_map
 from esm2kit.embedding.maps import Projection
 from esm2kit.notebook import captions, diagrams
+from esm2kit.notebook.display import neighbour_table
 from esm2kit.sequences.fasta import Record
 
 MODEL, COMPOSITION, CHANCE = (0.64, 0.60, 0.68), (0.50, 0.45, 0.55), (0.5, np.nan, np.nan)
@@ -75,3 +78,15 @@ def test_the_guesses_of_a_protein_with_an_unknown_residue() -> None:
     text = captions.guesses("P1", odds_TL, "LXA", "trained here")
     assert "at 2 of 2 positions" in text, "X has no probability of its own"
     assert "rich in L" in text
+
+
+def test_the_table_of_neighbours_has_names_and_no_empty_or_double_column() -> None:
+    records = [Record("P1", "P1 Kinase OS=Homo", "MKT"), Record("P2", "P2 Lyase <x> OS=Mus", "MKTA")]
+    values_P = np.array(["Homo", "Mus"])
+    html = neighbour_table(records, [1], np.array([0.75]), "organism", values_P).data
+    assert re.findall(r"<th>([^<]*)</th>", html) == ["", "protein", "name", "organism", "length in residues", "cosine"]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    assert cells == ["1", "P2", "Lyase &lt;x&gt;", "Mus", "4", "0.750"]
+    plain = [Record("P1", "P1", "MKT"), Record("P2", "P2", "MKTA")]
+    html = neighbour_table(plain, [1], np.array([0.75]), "length in residues", np.array([3.0, 4.0])).data
+    assert re.findall(r"<th>([^<]*)</th>", html) == ["", "protein", "length in residues", "cosine"]
