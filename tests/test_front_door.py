@@ -44,7 +44,9 @@ def test_fasta_and_table_to_vectors_map_benchmark_and_predictions(tmp_path: Path
     data = ("--fasta", "my.fasta", "--labels", "measurements.csv", "--target", "Tm (C)")
     result, log = run(tmp_path, "benchmark", *data, "--model", model, "-o", "bench", "--seeds", "0", "1")
     assert "120 of 120 proteins of my.fasta joined" in log
-    assert log.strip().splitlines()[-1].startswith("Predicts better than the mean of train (R^2 0."), "the verdict is last"
+    verdict = log.strip().splitlines()[-1]
+    assert verdict.startswith("Predicts better than the mean of train (R² 0.9"), "the verdict is the last line"
+    assert verdict.endswith("but no better than amino-acid composition."), "which is what was planted"
     assert {row["set"] for row in read(tmp_path / "bench" / "split.csv")} == {"train", "validation", "test"}
 
     result, log = run(tmp_path, "predict", "new.fasta", "--model", "bench", "-o", "predictions.csv")
@@ -55,4 +57,5 @@ def test_fasta_and_table_to_vectors_map_benchmark_and_predictions(tmp_path: Path
     assert correlation > 0.8, correlation
     assert np.std(list(predicted.values())) > 0.5 * np.std(list(measured.values())), "predictions have not collapsed"
     plots = [path for path in result["files"] if path.endswith((".svg", ".png"))]
-    assert plots and all((tmp_path / path).stat().st_size > 1000 for path in plots)
+    assert plots
+    assert all((tmp_path / path).stat().st_size > 1000 for path in plots)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from esm2kit.benchmarking.probes.config import PresetName, ProbeName
 from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.files import check_output_folder
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import check_model_name, complete_model_names
@@ -111,11 +112,12 @@ class CompareConfig:
         expand_paths(self)
 
     def check_inputs(self) -> None:
-        """Check what can be checked before torch is imported: that the reports can be read.
+        """Check what can be checked before torch is imported: the output folder, and that the reports can be read.
 
         Raises:
-            InputError: One of them does not exist or is damaged.
+            InputError: The folder cannot be written to, or a report does not exist or is damaged.
         """
+        check_output_folder(self.out_dir)
         from esm2kit.benchmarking.report import Report
 
         for path in self.reports:
