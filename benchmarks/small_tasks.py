@@ -2,8 +2,8 @@
 
     python -m benchmarks.small_tasks --model run/checkpoints/last.safetensors --data_dir shared_data --settings default
 
-Ten data sets are for choosing the defaults (`--part choose`), ten others for confirming them (`--part confirm`). In
-each half, four are planted: sequences with labels that follow from them by a rule. The others are samples of measured
+Ten data sets are for choosing the defaults (`--part choose`), ten others for confirming them (`--part confirm`). Nine
+of the twenty are planted: sequences with labels that follow from them by a rule. The others are samples of measured
 data: FLIP's tasks, two deep mutational scans and the tasks in data/sample. `--data_dir` has the folders flip,
 flip_subsets, dms, tem1 and uniprot_mini. The sets have 50 to 500 proteins of at most `--residues` residues; 60% are
 train, 15% validation and 25% test.
