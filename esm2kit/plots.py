@@ -634,9 +634,9 @@ def residue_track(
     ax = _get_axes(ax, 8.0, 1.2 + 0.36 * len(tracks))
     present = sorted({int(label) for values in tracks.values() for label in values})
     colours = sns.color_palette("colorblind" if len(present) <= 10 else "husl", len(present))
-    image = np.ones((len(tracks), longest, 3))
+    image = np.zeros((len(tracks), longest, 4))  # transparent after the last residue
     for row, values in enumerate(tracks.values()):
-        image[row, : len(values)] = [colours[present.index(int(label))] for label in values]
+        image[row, : len(values)] = [(*colours[present.index(int(label))], 1) for label in values]
     ends = (0.5, longest + 0.5, len(tracks) - 0.5, -0.5)
     ax.imshow(image, aspect="auto", interpolation="nearest", extent=ends, rasterized=True)
     ax.set_yticks(range(len(tracks)), [_shorten(name) for name in tracks])

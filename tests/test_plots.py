@@ -303,5 +303,5 @@ def test_the_track_of_residues_shows_each_class_in_its_place() -> None:
     assert (image[0, 1] == image[0, 2]).all()
     assert (image[0, 1] == image[1, 0]).all()
     assert not (image[0, 0] == image[0, 1]).all()
-    assert (image[1, 1:] == 1).all(), "nothing is drawn behind the end of a protein"
+    assert (image[1, 1:, 3] == 0).all(), "nothing is drawn behind the end of a protein"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["H", "C"]

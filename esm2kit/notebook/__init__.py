@@ -1,7 +1,7 @@
 """Widgets, figures and headless runs of the notebooks; the only package that requires Jupyter. Names load lazily.
 
 `from esm2kit.notebook import *` is the first cell of a notebook: it imports the names below, the public names of
-esm2kit, and np, pd, plt, torch, Path and cache.
+esm2kit, and np, pd, plt, torch, json, Path and cache.
 """
 
 from importlib import import_module
@@ -15,28 +15,27 @@ _PUBLIC = {
     "records": ("need", "output_name", "record", "work_folder"),
     "display": (
         "captioned",
-        "confusion_chart",
         "explain_finetuning",
         "follow_progress",
         "format_value",
         "label",
+        "model_chart",
         "neighbour_table",
         "prediction_chart",
         "score_chart",
         "summary",
-        "verdict",
     ),
     "captions": (),
+    "predictions": ("new_prediction_chart", "strip_chart"),
     "diagrams": (),
     "live": (),
     "refresh": ("redraw",),
     "widgets": ("Export",),
-    "pickers.tasks": ("file_picker", "task_picker"),
+    "pickers.tasks": ("TaskChoice", "file_picker", "task_picker"),
     "pickers.models": ("compared_models", "label_model", "model_picker"),
     "pickers.shapes": ("layout_picker", "size_picker"),
     "pickers.maps": ("map_picker", "protein_picker"),
     "pickers.runs": ("run_browser",),
-    "runs.manifest": ("read_manifest",),
 }
 # other packages' names that the notebooks use -> module and name; a module without a name is imported itself
 SHORTHANDS = {
@@ -44,6 +43,7 @@ SHORTHANDS = {
     "pd": ("pandas", ""),
     "plt": ("matplotlib.pyplot", ""),
     "torch": ("torch", ""),
+    "json": ("json", ""),
     "Path": ("pathlib", "Path"),
     "cache": ("functools", "cache"),
 }

@@ -1,9 +1,11 @@
 """Captions of the notebooks' figures, computed from what the figures show. Each is Markdown in one line."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from esm2kit.benchmarking.report import Report, metric_name
 from esm2kit.embedding.maps import explained_variance, queries
 from esm2kit.models.contacts import PairMap
 from esm2kit.models.masked_scores import MaskedPredictions
@@ -238,4 +240,269 @@ def guesses(protein: str, odds_TL: np.ndarray, shown: str, model: str) -> str:
         f"frequency at {sum(value > 0 for value in true)} of {len(true)} positions. {constant:.0%} of the pattern is "
         f"the same along the chain: the model knows that this protein is rich in {STANDARD_RESIDUES[flat_L.argmax()]}. "
         "The rest depends on the position."
+    )
+
+
+def residue_shares(shares: Mapping[str, float], num_proteins: int) -> str:
+    """Describe the bars of residue frequencies.
+
+    Args:
+        shares: residue -> frequency, 0 to 1.
+        num_proteins: number of proteins.
+
+    Returns:
+        Markdown.
+    """
+    common, rare = max(shares, key=shares.get), min(shares, key=shares.get)
+    ratio = f"is {shares[common] / shares[rare]:.0f} times as frequent as {rare}" if shares[rare] else (
+        f"is the most frequent, and {rare} does not occur"
+    )  # fmt: skip
+    return (
+        f"*Frequency of each residue in {num_proteins:,} training proteins.* At the dashed line, 5%, all twenty would "
+        f"be equally common; {common} {ratio}."
+    )
+
+
+def training_lengths(num_residues_P: np.ndarray, max_residues: int) -> str:
+    """Describe the lengths of a training set.
+
+    Args:
+        num_residues_P: (P,) residues per record.
+        max_residues: length of a model's window.
+
+    Returns:
+        Markdown.
+    """
+    longer = int((num_residues_P > max_residues).sum())
+    fit = (
+        f"{longer:,} are longer than the window and are cropped, at another position each time they are sampled."
+        if longer
+        else f"The longest has {num_residues_P.max():,} residues, so all fit into the window."
+    )
+    return f"*Lengths of the {len(num_residues_P):,} training records.* {fit}"
+
+
+def cluster_sizes(num_members_C: np.ndarray) -> str:
+    """Describe the sizes of clusters.
+
+    Args:
+        num_members_C: (C,) members per cluster.
+
+    Returns:
+        Markdown.
+    """
+    single = num_members_C == 1
+    return (
+        f"*Sizes of the {len(num_members_C):,} training clusters.* {single.mean():.0%} of them have one member, but "
+        f"only {single.sum() / num_members_C.sum():.0%} of the records are in these."
+    )
+
+
+def sampled_members(num_members: int, num_epochs: int) -> str:
+    """Describe which members of a cluster are sampled.
+
+    Args:
+        num_members: members of the cluster.
+        num_epochs: number of epochs.
+
+    Returns:
+        Markdown.
+    """
+    return (
+        f"*One of the {num_members:,} members of the largest cluster is sampled in each of {num_epochs} epochs "
+        "(blue).* The same seed gives the same picture on any machine."
+    )
+
+
+def story() -> str:
+    """Describe the picture of the walkthrough.
+
+    Returns:
+        Markdown.
+    """
+    return (
+        "*The walkthrough.* Boxes are files and arrows are notebooks; fine-tuning branches off at the checkpoint and "
+        "ends in the same kind of report."
+    )
+
+
+def scores(report: Report, model: str = "") -> str:
+    """Describe a chart of scores with the verdict of its report.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+        model: name of the model, if several are shown.
+
+    Returns:
+        Markdown.
+    """
+    task = report.task
+    proteins = f"{metric_name(task.metric)} on {task.sizes['test']:,} test proteins"
+    return f"*{task.name}, {proteins}{f', model {model}' if model else ''}.* {report.verdict}"
+
+
+def models(reports: Mapping[str, Report]) -> str:
+    """Describe a chart of the same probe on several models.
+
+    Args:
+        reports: name of the model -> its report on the same test proteins.
+
+    Returns:
+        Markdown.
+    """
+    task = next(iter(reports.values())).task
+    return (
+        f"*{task.name}: the same probe on the vectors of {len(reports)} models,* scored on the same "
+        f"{task.sizes['test']:,} test proteins."
+    )
+
+
+def held_out(report: Report) -> str:
+    """Describe the test predictions of a report's first row.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        Markdown.
+    """
+    task, first = report.task, report.first
+    start = f"*Test predictions on {task.name}* (first seed)."
+    if task.target == "value":
+        return f"{start} {' '.join(report.warnings) or 'On the dashed line, predicted and measured values are equal.'}"
+    present = {name: found["recall"] for name, found in first.per_class.items() if found["support"]}
+    if not present:
+        return start
+    best, worst = max(present, key=present.get), min(present, key=present.get)
+    return (
+        f"{start} Of the class {best}, {present[best]:.0%} are predicted correctly, of the class {worst} "
+        f"{present[worst]:.0%}."
+    )
+
+
+def finetuning_loss(updates: int, best: int, validation_losses: Sequence[float]) -> str:
+    """Describe the loss curves of fine-tuning.
+
+    Args:
+        updates: number of updates.
+        best: update with the lowest validation loss.
+        validation_losses: losses of the validations.
+
+    Returns:
+        Markdown.
+    """
+    rise = validation_losses[-1] / min(validation_losses) - 1
+    after = f"After that it rises by {rise:.1%}." if rise >= 0.0005 else "After that it hardly changes."
+    if best >= updates:
+        after = "That is the last validation."
+    return (
+        f"*Loss over {updates:,} updates.* The model of update {best:,} is saved, where the validation loss is lowest "
+        f"(dotted line). {after}"
+    )
+
+
+def new_predictions(predicted: Mapping[str, Any]) -> str:
+    """Describe the predictions for new proteins.
+
+    Args:
+        predicted: the result of `predict`.
+
+    Returns:
+        Markdown.
+    """
+    warnings = " ".join(predicted["warnings"])
+    return f"*Predictions for {predicted['num_proteins']:,} proteins.* {predicted['verdict']} {warnings}".rstrip()
+
+
+def strip(report: Report) -> str:
+    """Describe the measured and predicted classes along a test protein.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        Markdown.
+    """
+    return (
+        f"*Measured and predicted classes along one test protein of {report.task.name},* that with the median accuracy."
+    )
+
+
+def divisors(error: Mapping[str, Sequence[float]], numbers: Sequence[int], global_batch_size: int) -> str:
+    """Describe the error of the gradient with two divisors.
+
+    Args:
+        error: name of the mean -> relative errors; the mean of means is first.
+        numbers: micro-batches per update.
+        global_batch_size: sequences per update.
+
+    Returns:
+        Markdown.
+    """
+    wrong, right = (errors[-1] for errors in error.values())
+    return (
+        f"*Error of the gradient of {global_batch_size} sequences, split into micro-batches.* With {numbers[-1]} "
+        f"micro-batches, dividing by each one's own count is wrong by {wrong:.0%}; dividing by the global count agrees "
+        f"to {right:.0e}, which is float32 rounding."
+    )
+
+
+def layouts(apart: float, global_batch_size: int) -> str:
+    """Describe the loss curves of two layouts of a batch, and of twice the batch.
+
+    Args:
+        apart: largest relative difference of the two layouts.
+        global_batch_size: sequences per update.
+
+    Returns:
+        Markdown.
+    """
+    difference = f"differ by at most {apart:.0e} of the loss" if apart else "have equal losses, to the last bit"
+    return (
+        f"*Two layouts of the same {global_batch_size} sequences, and twice the batch.* The two layouts {difference}; "
+        "twice the batch is another experiment with another curve."
+    )
+
+
+def parallel() -> str:
+    """Describe the picture of DDP, FSDP2 and tensor parallelism.
+
+    Returns:
+        Markdown.
+    """
+    return "*What two devices store and exchange.* Filled boxes are stored weights; equal colours are equal sequences."
+
+
+def epoch_shares(num_members_C: np.ndarray) -> str:
+    """Describe what an epoch consists of.
+
+    Args:
+        num_members_C: (C,) members per cluster.
+
+    Returns:
+        Markdown.
+    """
+    tenth = np.sort(num_members_C)[::-1][: len(num_members_C) // 10].sum() / num_members_C.sum()
+    return (
+        f"*What an epoch consists of.* Record by record, the largest tenth of the {len(num_members_C):,} clusters "
+        f"would be {tenth:.0%} of what training sees; cluster by cluster it is a tenth."
+    )
+
+
+def member_counts(counts_K: np.ndarray, low: float, high: float, epochs: int) -> str:
+    """Describe how often the members of a cluster are sampled.
+
+    Args:
+        counts_K: (K,) samples of each member.
+        low: lower end of the expected interval.
+        high: its upper end.
+        epochs: number of epochs.
+
+    Returns:
+        Markdown.
+    """
+    inside = int(((counts_K >= low) & (counts_K <= high)).sum())
+    return (
+        f"*How often the {len(counts_K)} members of the largest cluster are sampled in {epochs:,} epochs.* {inside} of "
+        f"{len(counts_K)} are inside the grey band; with equal probabilities, in 99 of 100 repetitions all are."
     )

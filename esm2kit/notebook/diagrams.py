@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import binom
 
 from esm2kit.core.errors import InputError
 from esm2kit.embedding.maps import MIN_PROTEINS, Projection, protein_name
@@ -29,6 +30,8 @@ from esm2kit.plots import (
 from esm2kit.sequences.fasta import Record
 
 CHANNELS = 40  # of a heat map of residue vectors
+MAX_MEMBERS = 24  # of a cluster, one row each
+UNSAMPLED = "#e4e7ec"
 STORY = ("FASTA and\nclusters", "dataset\n.arrow", "checkpoint\n.safetensors", "embeddings\n.h5", "report\n.html")
 ARROWS = ("01 preprocess", "02 pretrain", "03 embed", "04 benchmark")
 MAX_MEMBERS = 24  # of a cluster, one row each
@@ -277,6 +280,20 @@ def epoch_shares(num_members_C: np.ndarray, ax: Axes | None = None) -> Axes:
     ax.plot(100 * share, 100 * share, color=PRIMARY, label="cluster by cluster")
     ax.legend(frameon=False)
     return _label_axes(ax, "clusters, largest first (%)", "share of what training sees (%)")
+
+
+def expected_counts(num_members: int, epochs: int) -> tuple[float, float]:
+    """Compute the interval that all counts of a cluster's members lie in, in 99 of 100 repetitions.
+
+    Args:
+        num_members: members of the cluster, each sampled with the same probability.
+        epochs: number of epochs, one sample each.
+
+    Returns:
+        The ends of the interval of one member; together the members are outside in at most 1 of 100 repetitions.
+    """
+    low, high = binom.interval(1 - 0.01 / num_members, epochs, 1 / num_members)
+    return float(low), float(high)
 
 
 def member_counts(counts_K: Sequence[int], low: float, high: float, ax: Axes | None = None) -> Axes:

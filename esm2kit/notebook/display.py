@@ -119,6 +119,21 @@ def score_chart(report: Report) -> Axes:
     return plots.scores_with_baselines(names, values, lows, highs, metric_name(report.task.metric), names[:1])
 
 
+def model_chart(reports: Mapping[str, Report]) -> Axes:
+    """Plot the headline metric of the first row of several reports on the same test proteins.
+
+    Args:
+        reports: name of the model -> its report; the first is highlighted.
+
+    Returns:
+        The axes.
+    """
+    scores = [report.headline(report.first) for report in reports.values()]
+    columns = ([getattr(score, end) for score in scores] for end in ("value", "low", "high"))
+    metric = metric_name(next(iter(reports.values())).task.metric)
+    return plots.scores_with_baselines(list(reports), *columns, metric, [next(iter(reports))])
+
+
 def confusion_chart(report: Report) -> Axes:
     """Plot the confusion matrix of the first row, or the most frequent confusions of a task with many classes.
 

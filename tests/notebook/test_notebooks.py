@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from support.errors import refused
+from support.finetune_fixtures import write_tiny_model
+from support.measurements import write_measurements
 
+from esm2kit import Report, load_labels, read_fasta
 from esm2kit.notebook.name_errors import _bound_names
 from esm2kit.notebook.runs.history import find_silent_cells
 from esm2kit.notebook.runs.manifest import read_manifest
@@ -25,8 +29,7 @@ from esm2kit.notebook.runs.tiers import check_parameters
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TIERS = sorted((ROOT / "papermill_runs").glob("*.yaml"))
-# notebooks that begin with their result, import once and fold imports, checks and exports
-SHOW_FIRST = ("02_pretrain", "03_embed")
+
 MAX_STATEMENTS, MAX_FUNCTION_LINES, MAX_LINES = 12, 5, 34
 PARAMETER = re.compile(r"^(\w+): (str|int|float|bool) = .+  # \S.+$")
 
@@ -118,12 +121,12 @@ def test_no_name_is_undefined(path: Path) -> None:
     known = {*dir(builtins), *_bound_names(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.Lambda):
-            known |= {each.arg for each in node.args.args}
+            known |= {each.arg for each in [*node.args.args, node.args.vararg] if each}
     known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
     assert not sorted({node.id for node in names} - known)
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem in SHOW_FIRST], ids=lambda path: path.stem)
+@each_notebook
 def test_the_result_is_shown_first_and_the_plumbing_is_folded(path: Path) -> None:
     notebook = read(path)
     title, cells = notebook.cells[0], code_cells(path)
@@ -179,7 +182,7 @@ TINY = {
     },
     "03_embed": {},
     "04_benchmark": {"limit": 12, "seeds": 1, "resamples": 100},
-    "05_finetune": {"limit": 8, "epochs": 1, "layout_steps": 2, "resamples": 100, "global_batch_size": 4},
+    "05_finetune": {"limit": 8, "epochs": 1, "resamples": 100, "global_batch_size": 4},
     "06_know_how": {"max_steps": 3, "global_batch_size": 8},
 }  # fmt: skip
 
@@ -310,6 +313,30 @@ def test_a_notebook_run_alone_works_or_names_the_notebook_to_run_first(
         assert re.match(rf"cell \d+: InputError: \S+ {message}", caught.value.values["error"])
     folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
     assert f"{name}.html" in {path.name for path in folder.iterdir()}
+
+
+def test_own_measurements_need_two_paths(tmp_path: Path) -> None:
+    """Notebooks 04 and 05 with a FASTA file and a table as a laboratory has them, and predictions of all proteins."""
+    root, files = clone(tmp_path), write_measurements(tmp_path / "lab", 40, 1)
+    own = {
+        "fasta": str(files.fasta),
+        "labels": str(files.labels),
+        "model": str(write_tiny_model(tmp_path / "model.safetensors")),
+    }
+    tier = {"04_benchmark": own | {"seeds": 1, "resamples": 100}, "05_finetune": own | {"epochs": 1, "resamples": 100}}
+    (root / "papermill_runs" / "own.yaml").write_text(yaml.safe_dump(tier))
+    run(RunConfig(tier="own", root=root))
+    folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
+    made = {name: entry.made for name, entry in read_manifest(folder).notebooks.items()}
+    assert list(made["04_benchmark"]) == ["measurements_Tm"], "the sample's tasks were scored too"
+    report = Report.read(folder / "artefacts" / "benchmark" / "measurements_Tm" / "report.json")
+    assert report.task.sizes == load_labels(files.labels, files.fasta).sizes
+    table = pd.read_csv(made["05_finetune"]["predictions"].path, sep="\t")
+    assert list(table.id) == [record.id for record in read_fasta(files.fasta)]
+    captions = [output["data"].get("text/markdown", "") for name in tier for output in outputs(folder, name)
+                if "data" in output]  # fmt: skip
+    assert any(text.startswith("*measurements_Tm, Spearman on") for text in captions)
+    assert any(text.startswith("*Predictions for 40 proteins.* Predicted 40 proteins between") for text in captions)
 
 
 def test_every_cell_prints_output_regularly(executed: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from support.errors import refused
+from support.measurements import write_measurements
 
 from esm2kit.cli.commands import STAGES
 from esm2kit.cli.main import main
@@ -32,7 +33,7 @@ def test_models_tasks_and_splits_of_a_tier_exist(name: str, known: dict[str, dic
     assert list(plan) == list(known)
     for notebook, given in plan.items():
         values = known[notebook] | given
-        assert values.get("model", "") in ("", "custom", *SIZES), f"{notebook}: model {values['model']}"
+        assert values.get("model", "") in ("", "auto", "custom", *SIZES), f"{notebook}: model {values['model']}"
         tasks = [values["task"], *filter(None, values["others"].split(","))] if "others" in values else []
         for task in [*tasks, *([values["task"]] if notebook == "05_finetune" else [])]:
             folder = ROOT / "notebooks" / values["data_dir"] / task
@@ -106,6 +107,19 @@ def test_a_string_parameter_on_the_command_line_stays_a_string(tmp_path: Path) -
     tier.write_text("04_benchmark: {seeds: 2}")
     plan = plan_tier(ROOT, tier, ["split=1e3", "04_benchmark.seeds=4"])
     assert plan == {"04_benchmark": {"seeds": 4, "split": "1e3"}}
+
+
+def test_own_measurements_replace_the_task(tmp_path: Path, known: dict[str, dict[str, Any]]) -> None:
+    files = write_measurements(tmp_path, 10, 1)
+    given = {"fasta": str(files.fasta), "labels": str(files.labels)}
+    for notebook in ("04_benchmark", "05_finetune"):
+        assert check_parameters(ROOT, notebook, given, known[notebook]) == given
+        with refused("option.labels", notebook=notebook):
+            check_parameters(ROOT, notebook, {"fasta": str(files.fasta)}, known[notebook])
+        with refused("parameter.file", notebook=notebook, name="labels"):
+            check_parameters(ROOT, notebook, {"labels": "absent.csv"}, known[notebook])
+    sheet = {"labels": f"{files.labels}:Sheet1"}
+    assert check_parameters(ROOT, "04_benchmark", sheet, known["04_benchmark"]) == sheet
 
 
 @pytest.mark.parametrize(("text", "code"), [("04_benchmark: 3", "tier.form"), ("a: [", "tier.not-yaml")])

@@ -16,8 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from support.errors import refused
+from support.measurements import write_measurements
 from support.reports import report, row, score
 
+from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError
@@ -35,6 +37,7 @@ from esm2kit.notebook.runs.history import HEADLESS
 from esm2kit.notebook.runs.manifest import identify_process
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.data import load_labels
 from esm2kit.tasks.flip import TASKS
 from esm2kit.training.layout import BatchLayout
 
@@ -64,7 +67,7 @@ def tasks(sample: Path) -> Path:
 def test_every_flip_task_and_split_can_be_picked(task: str, tasks: Path) -> None:
     for split, spec in TASKS[task].splits.items():
         view = pickers.task_picker(task, split, tasks)
-        assert view.value == (task, split)
+        assert view.value[:2] == (task, split)
         assert view.parameters == {"task": task, "split": split}
         if spec.test is not None:
             assert f"test {spec.test:,}" in text(view)
@@ -73,7 +76,7 @@ def test_every_flip_task_and_split_can_be_picked(task: str, tasks: Path) -> None
 
 def test_a_local_task_is_read_for_its_numbers(tasks: Path) -> None:
     view = pickers.task_picker("domain_of_life", "", tasks)
-    assert view.value == ("domain_of_life", "")
+    assert view.value[:2] == ("domain_of_life", "")
     assert "3 classes per protein" in text(view)
     records = (tasks / "domain_of_life" / "sampled.fasta").read_text()
     tested = records.count("SET=test")
@@ -98,10 +101,41 @@ def test_another_task_offers_its_splits_and_starts_with_the_default(tasks: Path)
     view = pickers.task_picker("gb1", "sampled", tasks)
     assert "overestimates" in text(view)
     view.controls["task"].value = "meltome"
-    assert view.value == ("meltome", "")
+    assert view.value[:2] == ("meltome", "")
     offered = [value for _, value in view.controls["split"].options]
     assert offered == ["", *TASKS["meltome"].splits]
     assert "test 3,134" in text(view)
+
+
+def test_own_measurements_need_two_paths(tmp_path: Path) -> None:
+    files = write_measurements(tmp_path)
+    view = pickers.task_picker("gb1", "", tmp_path, str(files.fasta), str(files.labels))
+    assert view.parameters == {"fasta": str(files.fasta), "labels": str(files.labels), "id": "", "target": ""}
+    choice = view.value
+    assert choice.task == "measurements_Tm"
+    assert choice.settings == {"fasta": files.fasta, "labels": files.labels, "id": None, "target": None}
+    assert "a value (C) per protein, scored by spearman" in text(view)
+    assert "id column 'Protein', target 'Tm (C)'" in text(view)
+    sizes = load_labels(files.labels, files.fasta).sizes
+    assert f"train {sizes['train']}, validation {sizes['validation']}, test {sizes['test']}" in text(view)
+    config = BenchmarkConfig(model="m", **choice.settings)
+    assert (config.labels, config.fasta) == (files.labels, files.fasta)
+    view.controls["target"].value = "Organism"
+    assert view.value.task == "measurements_Organism"
+    assert "3 classes per protein" in text(view)
+    view.controls["labels"].value = str(tmp_path / "absent.csv")
+    assert 'role="alert"' in view.card.value
+    view.controls["labels"].value = ""
+    with refused("option.labels"):
+        _ = view.value
+
+
+def test_folders_are_named_after_task_split_and_model(tmp_path: Path) -> None:
+    choice = pickers.TaskChoice.of("gb1", tmp_path)
+    assert choice.settings == {"task": "gb1", "data_dir": tmp_path}
+    assert choice.folder_name() == "gb1"
+    assert choice._replace(split="sampled").folder_name("official 8M") == "gb1_sampled_official 8M"
+    assert choice._replace(task="/data/gb1").folder_name() == "-data-gb1"
 
 
 def test_an_unknown_task_or_split_is_shown_and_raised_when_read(tasks: Path) -> None:
@@ -120,6 +154,14 @@ def test_the_model_picker_shows_the_published_sizes(tmp_path: Path) -> None:
     assert view.value == "esm2_t33_650M_UR50D"
     assert "33 × 1280 651.0M 2.6 GB 10 GB" in text(view)
     assert all(name in text(view) for name in SIZES)
+
+
+def test_the_table_of_official_models_is_folded_and_shown_once(tmp_path: Path) -> None:
+    shown, without = (
+        model_pickers.model_picker("esm2_t6_8M_UR50D", tmp_path, sizes=sizes).card.value for sizes in (True, False)
+    )
+    assert shown.count("<details>") == 1
+    assert "<details" not in without
 
 
 def test_the_trained_checkpoint_requires_notebook_02(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def list_trained(work_dir: Path | str, runs_dir: Path | str = RUNS) -> list[Trai
     return found
 
 
-def model_picker(model: str, work_dir: Path | str, runs_dir: Path | str = RUNS) -> View:
+def model_picker(model: str, work_dir: Path | str, runs_dir: Path | str = RUNS, sizes: bool = True) -> View:
     """Choose a model: parameter `model`.
 
     Args:
@@ -67,6 +67,7 @@ def model_picker(model: str, work_dir: Path | str, runs_dir: Path | str = RUNS) 
             work_dir, or else that of the newest run; or an official name, or a path.
         work_dir: folder that contains the run of notebook 02.
         runs_dir: folder of the headless runs; their models are listed.
+        sizes: add the folded table of the official models.
 
     Returns:
         A view whose value is an argument of `load_model`.
@@ -94,9 +95,12 @@ def model_picker(model: str, work_dir: Path | str, runs_dir: Path | str = RUNS) 
 
     path.observe(lambda change: choose_path(change["new"].strip()), "value")
     fetch = cache(lambda: fetch_auto())  # once per picker: a second try would wait again
-    return View(
-        {"model": choice}, lambda given: _resolve_model(given["model"], work_dir, runs_dir, fetch), extras=(path,)
-    )
+
+    def resolve(given: dict[str, str]) -> tuple[str, str]:
+        value, card = _resolve_model(given["model"], work_dir, runs_dir, fetch)
+        return value, card + (format_size_table(value) if sizes else "")
+
+    return View({"model": choice}, resolve, extras=(path,))
 
 
 def fetch_auto(seconds: float = SECONDS_TO_FETCH) -> str:
@@ -154,7 +158,7 @@ def _resolve_model(model: str, work_dir: Path | str, runs_dir: Path | str, fetch
         why_not = fetch()
         if not why_not:
             official = f"the official {AUTO_MODEL}, from the cache; licence {LICENCE}"
-            return AUTO_MODEL, format_definitions({"auto": official}) + format_size_table(AUTO_MODEL)
+            return AUTO_MODEL, format_definitions({"auto": official})
         reason = escape(f"the official {AUTO_MODEL} is not used, because {why_not}")
         return _resolve_trained("", work_dir, runs_dir, {"auto": reason})
     if not model or (Path(model) / "pretrain.json").exists():
@@ -168,7 +172,7 @@ def _resolve_model(model: str, work_dir: Path | str, runs_dir: Path | str, fetch
             name=model,
         )
     own = "" if model in SIZES else format_definitions({"path": escape(str(expand_path(model)))})
-    return model, own + format_size_table(model)
+    return model, own
 
 
 def _resolve_trained(
@@ -181,7 +185,7 @@ def _resolve_trained(
         chosen = [TrainedModel(folder or "notebook 02", Path(folder) if folder else Path(work_dir) / "pretrain")]
     best, rows = find_best(chosen[0].folder)
     rows = {**(first_rows or {}), "trained by": escape(chosen[0].name)} | rows
-    return str(best), format_definitions(rows) + format_size_table("")
+    return str(best), format_definitions(rows)
 
 
 def find_best(folder: Path) -> tuple[Path, dict[str, str]]:

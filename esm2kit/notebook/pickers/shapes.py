@@ -76,10 +76,10 @@ def format_size_table(chosen: str) -> str:
     """Format the published sizes as a table with shape, memory and whether the weights are on disk.
 
     Args:
-        chosen: name of the size in bold; the table is folded if it is not an official name.
+        chosen: name of the size in bold; any other text marks none.
 
     Returns:
-        A <details> element.
+        A folded <details> element.
     """
     cell = f'style="text-align:right;padding:.1em 0 .1em 1.4em;border-top:1px solid {LINE}"'
     first = f'style="text-align:left;padding:.1em 0;border-top:1px solid {LINE}"'
@@ -100,7 +100,7 @@ def format_size_table(chosen: str) -> str:
     head = "".join(f'<th scope="col" style="{style}">{name}</th>' for name in heads)
     note = "Memory is calculated: 4 bytes per parameter for float32 weights, 16 with gradients and AdamW's averages; "
     return (
-        f'<details{" open" * (chosen in SIZES)}><summary style="cursor:pointer;color:{QUIET}">The official models '
+        f'<details><summary style="cursor:pointer;color:{QUIET}">The official models '
         f"(licence {LICENCE}): sizes and memory</summary>"
         f'<table style="border-collapse:collapse;color:{INK};margin:.3em 0">'
         f'<tr style="background:none"><td></td>{head}</tr>{rows}</table>'

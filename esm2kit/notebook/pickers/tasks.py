@@ -1,19 +1,21 @@
 """Pickers for tasks, splits and FASTA files."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import ipywidgets
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.paths import expand_path
+from esm2kit.core.paths import expand_path, portable_name
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import is_fasta_name, read_fasta
-from esm2kit.tasks.data import load_task
+from esm2kit.tasks.data import TaskData, load_labels, load_task
 from esm2kit.tasks.download import is_downloaded
 from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
@@ -30,23 +32,53 @@ LIGHTS = {
 
 
 class TaskChoice(NamedTuple):
-    """A task and one of its splits; an empty split is the default of the task."""
+    """A task and one of its splits, or a table of measurements.
+
+    Args:
+        task: name of the task; that of a table is its file and the column of the targets.
+        split: its split; empty for the default.
+        settings: parameters of the dataclasses of stages that read a task.
+    """
 
     task: str
     split: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, task: str, data_dir: Path | str) -> Self:
+        """Choose the default split of a task in data_dir."""
+        return cls(task, "", {"task": task, "data_dir": expand_path(data_dir)})
+
+    def folder_name(self, *more: str) -> str:
+        """Name a folder after the task, its split and further words."""
+        return "_".join(portable_name(part) for part in (self.task, self.split, *more) if part)
 
 
-def task_picker(task: str, split: str, data_dir: Path | str) -> View:
-    """Choose a task and a split: parameters `task` and `split`.
+def task_picker(
+    task: str,
+    split: str,
+    data_dir: Path | str,
+    fasta: str = "",
+    labels: str = "",
+    id: str = "",
+    target: str = "",
+) -> View:
+    """Choose a task and a split: parameters `task` and `split`; or a table of measurements, if `labels` is given.
 
     Args:
         task: a FLIP task or a folder in data_dir.
         split: split of the task; empty for its default.
         data_dir: folder of task folders.
+        fasta: sequences of the proteins in labels; empty: a column of the table.
+        labels: table of measurements to use instead of a task; empty: the task.
+        id: column of the ids; empty: found by itself.
+        target: column of the targets; empty: found by itself.
 
     Returns:
         A view whose value is a TaskChoice.
     """
+    if labels:
+        return _labels_picker(fasta, labels, id, target)
     folder = expand_path(data_dir)
     own = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in TASKS)
     names = [*own, *TASKS] if task in (*own, *TASKS) else [task, *own, *TASKS]
@@ -66,6 +98,61 @@ def task_picker(task: str, split: str, data_dir: Path | str) -> View:
     update_splits(task, split)
     tasks.observe(lambda change: update_splits(change["new"], ""), "value")
     return View({"task": tasks, "split": splits}, lambda given: _resolve_task(given["task"], given["split"], folder))
+
+
+def _labels_picker(fasta: str, labels: str, id: str, target: str) -> View:
+    """Choose a table of measurements: parameters `fasta`, `labels`, `id` and `target`."""
+    texts = (
+        ("fasta", fasta, "FASTA file", "a column of the table has the sequences"),
+        ("labels", labels, "Table", "CSV, TSV or Excel"),
+        ("id", id, "Column of ids", "the column that names most records of the FASTA file"),
+        ("target", target, "Column of targets", "the only column of numbers"),
+    )
+    controls = {
+        name: ipywidgets.Text(
+            value=value, description=label, placeholder=empty, style=LABEL, layout=WIDE, continuous_update=False
+        )
+        for name, value, label, empty in texts
+    }
+    return View(controls, _resolve_labels)
+
+
+def _resolve_labels(given: dict[str, str]) -> tuple[TaskChoice, str]:
+    settings = {name: Path(given[name]).expanduser() if given[name] else None for name in ("fasta", "labels")}
+    settings |= {name: given[name] or None for name in ("id", "target")}
+    if settings["labels"] is None:
+        raise InputError("the table of measurements has no name: enter the path of a CSV, TSV or Excel file",
+                         code="option.labels", option="labels")  # fmt: skip
+    paths = [path for path in (settings["fasta"], settings["labels"]) if path]
+    changed = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
+    data = _load_table(*settings.values(), changed)
+    sizes = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
+    where = " and ".join(path.name for path in paths)
+    return TaskChoice(data.task.name, "", settings), _format_task_card(
+        data.task, data.split, sizes, list(data.notes), where
+    )
+
+
+@lru_cache(maxsize=8)
+def _load_table(
+    fasta: Path | None, labels: Path, id: str | None, target: str | None, changed: tuple[int, ...]
+) -> TaskData:
+    with _silenced("esm2kit.tasks.data", "esm2kit.tasks.labels_table"):  # the card shows these notes
+        return load_labels(labels, fasta, id, target)
+
+
+@contextlib.contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    """Disable loggers for a while."""
+    logs = [logging.getLogger(name) for name in names]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
+    try:
+        yield
+    finally:
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def _find_place(task: str, folder: Path) -> str:
@@ -109,19 +196,16 @@ def _resolve_task(task: str, split: str, folder: Path) -> tuple[TaskChoice, str]
         changed = tuple(file.stat().st_mtime_ns for file in (path, *path.glob("*")) if file.exists())
         spec, name, sizes, notes = _load_local_task(task, split, folder, changed)
         where = "on disk"
-    return TaskChoice(task, split), _format_task_card(spec, name, sizes, notes, where)
+    settings = {"task": task, "split": split or None, "data_dir": folder}
+    return TaskChoice(task, split, settings), _format_task_card(spec, name, sizes, notes, where)
 
 
 @lru_cache(maxsize=32)
 def _load_local_task(
     task: str, split: str, folder: Path, changed: tuple[int, ...]
 ) -> tuple[Task, str, Split, list[str]]:
-    task_log = logging.getLogger("esm2kit.tasks.data")
-    task_log.disabled, before = True, task_log.disabled  # the card shows these notes
-    try:
+    with _silenced("esm2kit.tasks.data"):  # the card shows these notes
         data = load_task(task, split or None, folder)
-    finally:
-        task_log.disabled = before
     counted = Split(data.sizes["train"], data.sizes["validation"], data.sizes["test"])
     return data.task, data.split, counted, list(data.notes)
 

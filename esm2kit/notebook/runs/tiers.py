@@ -17,6 +17,8 @@ from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.history import format_table
 from esm2kit.notebook.runs.manifest import LOCATION_PARAMETERS
 
+OWN_FILES = ("fasta", "labels")  # may be empty; otherwise they are files
+TASK = ("task", "split")  # not used if labels are given
 NO_TIERS = "{folder} has no tiers. Run `esm2kit notebooks DIR`, then repeat this command in DIR."
 
 
@@ -166,7 +168,9 @@ def check_parameters(
                 name=name,
                 found=value,
             )
-        if isinstance(value, str) and name not in LOCATION_PARAMETERS:
+        if isinstance(value, str) and name in OWN_FILES and value:
+            _check_own_file(Path(root) / "notebooks", notebook, name, value)
+        elif isinstance(value, str) and name not in LOCATION_PARAMETERS:
             _check_path(Path(root) / "notebooks", notebook, name, value, known[name])
     _check_stage(notebook, values, known)
     return values
@@ -183,6 +187,8 @@ def _check_stage(notebook: str, values: Mapping[str, Any], known: Mapping[str, A
 
     def build(parameters: Mapping[str, Any]) -> None:
         given = {name: value for name, value in parameters.items() if name in stage and value != ""}
+        if given.get("labels"):
+            given = {name: value for name, value in given.items() if name not in TASK}
         config(**{name: "unknown" for name in required if name not in given} | given)
 
     same = []  # the other parameters are converted by the notebook, such as a limit of 0
@@ -211,6 +217,18 @@ def _convert(notebook: str, name: str, value: Any, default: Any) -> Any:
             found=value,
         )
     return str(expand_path(typed)) if isinstance(typed, str) and typed.startswith("~") else typed
+
+
+def _check_own_file(folder: Path, notebook: str, name: str, value: str) -> None:
+    """Check a file whose parameter may be empty; `table.xlsx:Sheet` is a sheet of a file."""
+    if not any((folder / each).is_file() for each in (value, value.rpartition(":")[0] or value)):
+        raise InputError(
+            f"{notebook}: {name} {value} is not a file. Paths are relative to notebooks/.",
+            code="parameter.file",
+            notebook=notebook,
+            name=name,
+            path=value,
+        )
 
 
 def _check_path(folder: Path, notebook: str, name: str, value: str, default: Any) -> None:
