@@ -44,8 +44,9 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         config: the proteins, the model, the table of measurements and the projection.
 
     Returns:
-        {"map", "table", "embeddings", "num_proteins", "colour_by", "neighbours_kept"}: the picture; the table with the
-        columns id, x, y and the values; the share of the ten nearest neighbours that the map keeps.
+        {"map", "table", "embeddings", "num_proteins", "colour_by", "neighbours_kept", "files"}: the picture; the table
+        with the columns id, x, y and the values; the share of the ten nearest neighbours that the map keeps; the paths
+        of all files.
 
     Raises:
         InputError: the FASTA, the table, the model or the field is not valid, or there are fewer than four proteins.
@@ -87,6 +88,7 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         "num_proteins": len(records),
         "colour_by": field,
         "neighbours_kept": projected.kept,
+        "files": [made.embeddings, table, picture],
     }
 
 

@@ -56,24 +56,26 @@ def group_by_identity(sequences: Sequence[str], identity: float) -> Groups:
         The groups, and the method: MMseqs2, or k-mers if it is not installed, fails, or the sequences are peptides.
 
     Raises:
-        InputError: there is no MMseqs2, and there are too many sequences for k-mers or the identity is below their
+        InputError: MMseqs2 cannot be used, and there are too many sequences for k-mers or the identity is below their
             range.
     """
-    mmseqs = shutil.which("mmseqs")
+    mmseqs, fix = shutil.which("mmseqs"), "Install MMseqs2 (conda install -c bioconda mmseqs2), or set"
     if mmseqs and np.median([len(sequence) for sequence in sequences]) >= MIN_ALIGNED:
         try:
             numbers = _group_by_mmseqs(mmseqs, sequences, identity)
             return Groups(numbers, f"groups of at least {identity:.0%} identity by MMseqs2")
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            output = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
-            logger.warning("MMseqs2 failed (%s): comparing k-mers instead", output.strip().splitlines()[-1])
+            outputs = [getattr(error, "stderr", None), getattr(error, "output", None), str(error)]
+            output = next(text.strip() for text in outputs if text and text.strip())
+            logger.warning("MMseqs2 failed (%s): comparing k-mers instead", output.splitlines()[-1])
+    if mmseqs:  # it failed, or these are peptides
+        fix = "Set"
     too_many = len(sequences) > MAX_SEQUENCES
     if too_many or identity < MIN_IDENTITY:
         found = f"{len(sequences):,} sequences" if too_many else f"an identity of {identity:g}"
         limit = f"at most {MAX_SEQUENCES:,} sequences" if too_many else f"at least {MIN_IDENTITY:g}"
         raise InputError(
-            f"{found}: without MMseqs2, {limit} can be grouped. Install MMseqs2 (conda install -c bioconda mmseqs2), "
-            "or set split_by to random.",
+            f"{found}: without MMseqs2, {limit} can be grouped. {fix} split_by to random.",
             code="identity.limit",
             sequences=len(sequences),
             identity=identity,
@@ -141,7 +143,9 @@ def _group_by_mmseqs(program: str, sequences: Sequence[str], identity: float) ->
         # mode 1: connected components; coverage of the target, which each of two sequences is in turn
         command += ["--cluster-mode", 1, "--single-step-clustering", "-c", COVERAGE, "--cov-mode", 1]
         command += ["--alignment-mode", 3, "--threads", count_cores(), "-v", 1]
-        subprocess.run(list(map(str, command)), capture_output=True, check=True)
+        subprocess.run(
+            list(map(str, command)), capture_output=True, check=True, text=True, encoding="utf-8", errors="replace"
+        )
         lines = (Path(folder) / "out_cluster.tsv").read_text(encoding="utf-8").splitlines()
     numbers = np.full(len(sequences), -1)
     for representative, member in (line.split("\t") for line in lines):

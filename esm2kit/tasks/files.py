@@ -39,6 +39,7 @@ PAIR_FIELDS = ("INTERACTOR", "SEQINTERACTOR")
 KEY = rf"[A-Z_][A-Z0-9_]*|(?i:{'|'.join(FIELDS + PAIR_FIELDS)})"
 ATTRIBUTE = re.compile(rf"(?:^|\s)({KEY})=(.*?)(?=\s+(?:{KEY})=|\s*$)")
 SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+SETS |= {"training": "train", "dev": "validation", "testing": "test"}
 # Records outside the split: FLIP's `nan`, biotrainer's `pred`, an empty CSV cell.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
 # also as spreadsheets write them in German and French

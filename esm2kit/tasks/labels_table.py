@@ -105,6 +105,8 @@ def read_labels(
     if fasta is not None and sequence >= 0:
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
+    notes += _note_unread_sets(table, columns)
+    notes += _note_unread_sets(table, columns)
     names = ["fasta"] if len(files) == 1 else [f"fasta/{file.name}" for file in files]
     sources = {"labels": Source(table.path)} | dict(zip(names, map(Source, files), strict=True))
     set_column = table.columns[columns.set] if columns.set >= 0 else ""
@@ -243,6 +245,24 @@ def _find_set_column(table: Table, name: str | None) -> int:
             if sum(cell in SETS for cell in cells) * 2 > sum(cell not in DROPPED_SETS for cell in cells):
                 return place
     return -1
+
+
+def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
+    """Note a column that has the name of a column of sets and is not read as one."""
+    return [
+        f"column {name!r} is not read as sets, because most of its cells are none of {', '.join(SETS)}"
+        for place, name in enumerate(table.columns)
+        if columns.set < 0 and name.lower() in SET_NAMES and place not in columns
+    ]
+
+
+def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
+    """Note a column that has the name of a column of sets and is not read as one."""
+    return [
+        f"column {name!r} is not read as sets, because most of its cells are none of {', '.join(SETS)}"
+        for place, name in enumerate(table.columns)
+        if columns.set < 0 and name.lower() in SET_NAMES and place not in columns
+    ]
 
 
 def _find_target_column(

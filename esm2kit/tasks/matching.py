@@ -56,10 +56,14 @@ RULES: dict[str, tuple[Keys, Keys]] = {
     "by the first word or with _ for blanks": (lambda record: {record}, _list_words),
     "ignoring case": (_fold_case, _fold_case),
 }
+# Rules by which a name may mean another protein than the record: the other chain, or the other version of a sequence.
+UNCERTAIN = {"without the version of the FASTA's id", "without the version of the table's id", "ignoring case"}
 
 
 class RecordMatcher:
     """Finds the record that a name means: by the complete id or header, or else by the first of RULES that applies.
+
+    A name that matches by an UNCERTAIN rule matches nothing if another name matches the same record by a certain one.
 
     Args:
         records: of a FASTA; equal ids with different sequences match no name.
@@ -84,6 +88,11 @@ class RecordMatcher:
             The matches.
         """
         found: dict[str, tuple[int, str]] = {name: self._find(name) for name in set(names) if name}
+        certain = {row for row, rule in found.values() if rule not in UNCERTAIN}
+        found = {
+            name: (-1, "") if rule in UNCERTAIN and row in certain else (row, rule)
+            for name, (row, rule) in found.items()
+        }
         rules = Counter(rule for row, rule in found.values() if row >= 0)
         ambiguous = [name for name in dict.fromkeys(names) if found.get(name, (0, ""))[1] == "ambiguous"]
         return Matches([found[name][0] if name else -1 for name in names], rules, ambiguous)

@@ -62,7 +62,8 @@ class Table(NamedTuple):
         """Find a column by its name.
 
         Args:
-            name: of the column; case, blanks and a unit in brackets do not matter if the column is then unique.
+            name: of the column; case and blanks do not matter if the column is then unique, and a unit in brackets may
+                be omitted. Another unit than the column's is another column.
 
         Returns:
             Its place.
@@ -70,9 +71,16 @@ class Table(NamedTuple):
         Raises:
             InputError: there is no such column, or it occurs twice.
         """
-        same = (lambda text: text, lambda text: text.casefold().split(), lambda text: split_unit(text)[0].casefold())
-        for key in same:
-            found = [place for place, column in enumerate(self.columns) if key(column) == key(name)]
+        quantity, unit = split_unit(name)
+        rules = (
+            lambda column: column == name,
+            lambda column: column.casefold().split() == name.casefold().split(),
+            lambda column: (
+                split_unit(column)[0].casefold() == quantity.casefold() and unit in ("", split_unit(column)[1])
+            ),
+        )
+        for is_same in rules:
+            found = [place for place, column in enumerate(self.columns) if is_same(column)]
             if len(found) == 1:
                 return found[0]
             if found:

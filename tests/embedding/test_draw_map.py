@@ -13,6 +13,7 @@ from support.errors import refused
 from support.finetune_fixtures import write_tiny_model
 
 from esm2kit import EmbeddingReader, MapConfig, draw_map
+from esm2kit.cli.main import summarise
 
 MODEL = "tiny.safetensors"
 GENERATOR = np.random.default_rng(5)
@@ -35,6 +36,8 @@ def test_map_of_a_table(folder: Path) -> None:
     made = draw_map(config)
     assert made["map"] == folder / "out" / "my_map.svg"
     assert (made["colour_by"], made["num_proteins"]) == ("Tm (C)", 12)
+    assert set(made["files"]) == {path for path in (folder / "out").iterdir() if path.suffix != ".json"}
+    assert summarise(made, on_terminal=True).splitlines()[-1] == f"map: {made['map']}"
     with open(made["table"], encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"sp|{name}|X_{name}" for name in SEQUENCES]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from support.errors import refused
 
+from esm2kit.core.errors import InputError
 from esm2kit.sequences import similarity
 from esm2kit.sequences.fasta import read_fasta
 from esm2kit.sequences.similarity import group_by_identity, group_by_kmers
@@ -91,6 +92,15 @@ def test_without_mmseqs_limits_are_stated(monkeypatch):
     monkeypatch.setattr(similarity, "MAX_SEQUENCES", 1)
     with refused("identity.limit", sequences=2):
         group_by_identity(["MKV", "AAA"], 0.5)
+
+
+def test_the_advice_is_to_install_mmseqs_only_where_that_helps(monkeypatch):
+    for installed, advice in ((None, True), ("/bin/true", False)):  # MMseqs2 is not used for peptides
+        monkeypatch.setattr(shutil, "which", lambda name, found=installed: found)
+        with pytest.raises(InputError) as raised:
+            group_by_identity(["MKVLA", "AAAAA"], 0.3)
+        assert ("Install MMseqs2" in str(raised.value)) == advice
+        assert "et split_by to random" in str(raised.value)
 
 
 def test_a_failing_mmseqs_is_replaced_by_kmers(tmp_path, monkeypatch, caplog):

@@ -147,6 +147,31 @@ def test_a_name_of_several_sequences_matches_by_the_complete_header_or_not_at_al
     assert found.ambiguous == ["GFP", "GFP A3K"]
 
 
+@pytest.mark.parametrize(
+    ("ids", "names", "expected"),
+    [
+        (["mutant"], ["mutant", "mutant.2"], [0, -1]),
+        (["mutant"], ["mutant.2"], [0]),  # without the other name it is the only candidate
+        (["1abc_A"], ["1abc_a", "1abc_A"], [-1, 0]),  # two chains
+        (["NP_000549.1"], ["NP_000549", "NP_000549.1"], [-1, 0]),
+        (["sp|P69905|HBA_HUMAN"], ["P69905", "HBA_HUMAN"], [0, 0]),  # both name this protein
+    ],
+)
+def test_an_uncertain_match_gives_way_to_a_certain_one(ids, names, expected):
+    records = [Record(protein, protein, f"MKV{place}") for place, protein in enumerate(ids)]
+    found = RecordMatcher(records).match(names)
+    assert found.records == expected
+    assert sum(found.rules.values()) == sum(place >= 0 for place in expected)
+
+
+def test_a_row_of_another_version_does_not_fill_in_for_an_empty_one(tmp_path):
+    table = build_rows("name,dG", "P_{0},1.{1}", letters="BCDEFGH") + "P_A,\nP_A.2,9.5\n"
+    data = load_labels(*write_files(tmp_path, table))
+    assert "P_A" not in data.ids
+    assert 9.5 not in data.targets
+    assert "1 row without a protein (P_A.2)" in data.notes[0]
+
+
 def write_files(folder, table, fasta="ABCDEFGH"):
     """A FASTA with the records P_A, P_B ..., and a table."""
     sequences = {letter: "MKVLAAGHERTY" + letter.replace("B", "N") * 4 for letter in fasta}
@@ -233,6 +258,33 @@ def test_sets_of_the_table_are_used(tmp_path):
     data = load_labels(labels, fasta)
     assert data.sizes["validation"] == 1
     assert "1 of 5 train proteins were chosen" in data.notes[-1]
+
+
+def test_training_and_testing_are_sets(tmp_path):
+    sets = ["training", "Training", "dev", "testing", "TESTING", "training", "training"]
+    rows = [f"P_{name},{name}x,1.{place}" for place, name in enumerate("ACDEFGH")]
+    table = "\n".join(["name,subset,dG", *(row.replace(f"{row[2]}x", sets[i]) for i, row in enumerate(rows))]) + "\n"
+    data = load_labels(*write_files(tmp_path, table))
+    assert data.sizes == {"train": 4, "validation": 1, "test": 2}
+    assert {data.ids[row] for row in data.rows("test")} == {"P_E", "P_F"}
+
+
+def test_a_column_of_other_sets_is_noted(tmp_path):
+    table = build_rows("name,split,dG", "P_{0},{1},1.{1}", letters="ABCDEFGH")
+    data = load_labels(*write_files(tmp_path, table), target="dG")
+    assert any(note.startswith("column 'split' is not read as sets") for note in data.notes)
+    data = load_labels(*write_files(tmp_path, table), target="split", target_type="value")
+    assert not any("is not read as sets" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(("name", "found"), [("Tm", 1), ("tm (C)", 1), ("TM  (C)", 1), ("dg", 2), ("dG (kJ)", None)])
+def test_a_column_is_named_without_its_unit_or_with_it(tmp_path, name, found):
+    path, _ = write_files(tmp_path, "name,Tm (C),dG (kcal)\nP_A,1,2\n")
+    if found is not None:
+        assert read_table(path).find_column(name) == found
+    else:
+        with refused("table.no-column", column=name):
+            read_table(path).find_column(name)
 
 
 @pytest.mark.parametrize(
