@@ -212,7 +212,7 @@ def test_exact_predictions_have_no_error_and_no_interval_at_any_offset():
 def test_the_logged_error_of_ridge_is_that_of_its_predictions(caplog):
     """An offset of 1e8 gave a validation RMSE of 1.265 for about 0.34, from a difference of sums of squares."""
     data = make_variants(1.0, 1e8)
-    with caplog.at_level("INFO", logger="esm2kit"):
+    with caplog.at_level("DEBUG", logger="esm2kit"):
         fitted = fit_row("ridge", data)
     validation = data.targets[data.target_rows("validation")]
     rmse = sk.root_mean_squared_error(validation, fitted.validation_SM[0])
