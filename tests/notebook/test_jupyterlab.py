@@ -226,7 +226,7 @@ TRAINED = {
 def test_the_task_changes_by_mouse_and_by_keyboard(browser: Any, lab: str, clone: Path) -> None:
     with opened(browser, lab, "04_benchmark") as notebook:
         notebook.menu("Run All Cells")
-        notebook.wait('record("04_benchmark"')
+        notebook.wait("TaskChoice.of(name")  # the last cell whose code is not folded
         expect_text(notebook.output("report = score("), TRAINED["secondary_structure_pdb"])
         notebook.shot("all-run", "score_chart(report)")
 
@@ -237,7 +237,7 @@ def test_the_task_changes_by_mouse_and_by_keyboard(browser: Any, lab: str, clone
         notebook.shot("mouse", "task_choice = ")
         notebook.run_from("def score(")
         expect_text(notebook.output("report = score("), TRAINED["helix_content_pdb"])
-        notebook.wait('record("04_benchmark"')
+        notebook.wait("TaskChoice.of(name")  # the last cell whose code is not folded
         notebook.shot("mouse-result", "score_chart(report)")
 
         # keyboard: arrow up from helix_content_pdb to domain_of_life
@@ -246,7 +246,7 @@ def test_the_task_changes_by_mouse_and_by_keyboard(browser: Any, lab: str, clone
         expect_text(notebook.output("task_choice = "), "3 classes per protein")
         notebook.run_from("def score(")
         expect_text(notebook.output("report = score("), TRAINED["domain_of_life"])
-        notebook.wait('record("04_benchmark"')
+        notebook.wait("TaskChoice.of(name")  # the last cell whose code is not folded
         notebook.shot("keyboard-result", "score_chart(report)")
 
         # a random split of FLIP has an orange traffic light
