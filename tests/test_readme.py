@@ -70,7 +70,9 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             rest[rest.index("8M")] = "custom"
         assert main([stage, *rest, *SHORT.get(stage, [])]) == 0, line
     assert stages[0] == "embed"
-    assert {"embed", "benchmark", "predict", "finetune", "preprocess", "pretrain", "check", "notebooks"} <= set(stages)
+    assert {"embed", "map", "benchmark", "predict", "finetune", "preprocess", "pretrain", "check", "notebooks"} <= set(
+        stages
+    )
     assert EmbeddingReader("embeddings/my_embeddings.h5").matrix().shape[0] == 60
     assert len(Path("predictions.tsv").read_text(encoding="utf-8").splitlines()) == 6
 

@@ -30,6 +30,7 @@ from esm2kit.plots import embedding_scatter
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.columns import read_columns
+from esm2kit.tasks.tables import find_same_columns
 
 logger = logging.getLogger(__name__)
 DPI = 200
@@ -67,6 +68,8 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         )
     columns = read_columns(config.labels or "", records, config.id)
     field = config.colour_by or default_field(records, columns)
+    if len(same := find_same_columns(list(columns), field)) == 1:  # Tm for Tm (C)
+        field = list(columns)[same[0]]
     values_P = colours(records, field, columns)  # before the model is loaded: the field may not exist
     made = embed(config.embed_config())
     assert made.embeddings is not None
@@ -78,6 +81,8 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
     stem = made.embeddings.with_name(made.embeddings.name.removesuffix("_embeddings.h5") + "_map")
     projected = project(vectors_PD, config.method, config.seed)
     axes = plot_map(projected, values_P, field_name(field))
+    if (existing := stem.with_name(f"{stem.name}.{config.format}")).exists():
+        logger.info("%s already exists and will be replaced; choose another name to keep it", existing)
     picture, table = write_map(stem, config.format, axes, records, projected, {field: values_P})
     plt.close(axes.figure)
     logger.info("%s: %s", picture, describe_map(projected, config.method, field_name(field)).replace("*", ""))

@@ -135,7 +135,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         *([split_file] if split_file else []),
     ]
     write_sealed_json(out_dir / "finetune.json", result | {"provenance": manifest})
-    return result | {"files": [str(path) for path in files]}
+    return result | {"files": list(dict.fromkeys(map(str, files)))}
 
 
 def _list_files(config: FinetuneConfig, runs: list[SeedRun], is_finished: bool) -> list[Path]:

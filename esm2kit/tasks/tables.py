@@ -71,25 +71,16 @@ class Table(NamedTuple):
         Raises:
             InputError: there is no such column, or it occurs twice.
         """
-        quantity, unit = split_unit(name)
-        rules = (
-            lambda column: column == name,
-            lambda column: column.casefold().split() == name.casefold().split(),
-            lambda column: (
-                split_unit(column)[0].casefold() == quantity.casefold() and unit in ("", split_unit(column)[1])
-            ),
-        )
-        for is_same in rules:
-            found = [place for place, column in enumerate(self.columns) if is_same(column)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise InputError(
-                    f"{self.path}: {len(found)} columns are named {name!r}. Rename one of them.",
-                    code="table.repeated-column",
-                    column=name,
-                    path=self.path,
-                )
+        found = find_same_columns(self.columns, name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"{self.path}: {len(found)} columns are named {name!r}. Rename one of them.",
+                code="table.repeated-column",
+                column=name,
+                path=self.path,
+            )
         raise InputError(
             f"{self.path} has no column {name!r}; its columns are {', '.join(map(repr, self.columns))}.",
             code="table.no-column",
@@ -100,6 +91,28 @@ class Table(NamedTuple):
     def cells(self, column: int) -> list[str]:
         """Return the cells of a column."""
         return [row[column] for row in self.rows]
+
+
+def find_same_columns(columns: Sequence[str], name: str) -> list[int]:
+    """Find the columns that a name means, by the first rule that finds one.
+
+    Args:
+        columns: their names.
+        name: as for `Table.find_column`.
+
+    Returns:
+        Their places.
+    """
+    quantity, unit = split_unit(name)
+    rules = (
+        lambda column: column == name,
+        lambda column: column.casefold().split() == name.casefold().split(),
+        lambda column: split_unit(column)[0].casefold() == quantity.casefold() and unit in ("", split_unit(column)[1]),
+    )
+    for is_same in rules:
+        if found := [place for place, column in enumerate(columns) if is_same(column)]:
+            return found
+    return []
 
 
 def split_unit(column: str) -> tuple[str, str]:

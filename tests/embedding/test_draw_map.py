@@ -2,8 +2,11 @@
 
 import csv
 import json
+import logging
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_map_of_a_table(folder: Path) -> None:
+def test_map_of_a_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "esm2kit")
     config = MapConfig(folder / "my.fasta", str(folder / MODEL), folder / "measured.csv", out_dir=folder / "out")
     made = draw_map(config)
     assert made["map"] == folder / "out" / "my_map.svg"
@@ -48,8 +52,15 @@ def test_map_of_a_table(folder: Path) -> None:
     found_P2 = np.array([[float(row["x"]), float(row["y"])] for row in rows])
     np.testing.assert_allclose(np.abs(found_P2), np.abs(expected_P2), rtol=1e-3, atol=1e-5)  # a component has no sign
     picture = made["map"].read_bytes()
-    assert picture.count(b"<image") == 3, "points with and without a measurement, and the colour bar"
-    assert draw_map(config)["map"].read_bytes() == picture, "the same answer twice"
+    groups = re.findall(rb'<g id="PathCollection_\d+">(.*?)\n   </g>', picture, re.DOTALL)
+    assert {1, 11} <= {group.count(b"<use ") for group in groups}, "points without and with a measurement"
+    assert picture.count(b"<image") == 1, "the colour bar"
+    again = draw_map(replace(config, colour_by="tm"))
+    assert again["colour_by"] == "Tm (C)", "a column may be named without its unit"
+    assert again["map"].read_bytes() == picture, "the same answer twice"
+    assert "my_map.svg already exists and will be replaced" in caplog.text
+    with refused("map.field", name="Tm (K)"):
+        draw_map(replace(config, colour_by="Tm (K)"))
 
 
 def test_fields_of_headers_and_formats(folder: Path) -> None:
