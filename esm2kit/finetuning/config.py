@@ -67,8 +67,8 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
         seeds: Seeds of the head, the adapters, the batch order and dropout. Each seed is a separate run.
         epochs: Passes over the training set. Default: 10 (schmirler: 5 to 50, depending on task and mode). A small
             training set gets more, see min_updates.
-        min_updates: Least number of updates, for small training sets. Ignored if epochs or max_steps is set. Default:
-            300 (schmirler: 0).
+        min_updates: Least number of updates, for small training sets. Ignored if max_steps is set. Default: 300, or
+            0 if epochs is set (schmirler: 0).
         max_steps: Number of updates. Default: derived from epochs and min_updates.
         lr: Peak learning rate. Default: 1e-4, 3e-4 in mode lora, 1e-3 in mode frozen (schmirler: 2e-5, 3e-4 in mode
             lora).
@@ -177,7 +177,7 @@ def resolve_defaults(config: FinetuneConfig, task: Task, num_train: int) -> Fine
         A configuration in which all settings that training reads are set, including max_steps and val_check_interval.
     """
     filled = {name: value for name, value in _preset_defaults(config, task).items() if getattr(config, name) is None}
-    if config.epochs is not None:  # an explicit length is kept
+    if config.epochs is not None and config.min_updates is None:  # an explicit length is kept
         filled["min_updates"] = 0
     config = replace(config, **filled)
     if config.head_lr is None:

@@ -69,6 +69,9 @@ def test_small_training_sets_get_enough_updates_and_a_fast_head() -> None:
     assert resolve_defaults(FinetuneConfig(epochs=10), TASKS["gb1"], 80).max_steps == 100
     assert resolve_defaults(FinetuneConfig(max_steps=7), TASKS["gb1"], 80).max_steps == 7
     assert resolve_defaults(FinetuneConfig(min_updates=50), TASKS["gb1"], 16).max_steps == 50
+    both = FinetuneConfig(epochs=2, min_updates=50, global_batch_size=8)
+    assert resolve_defaults(both, TASKS["gb1"], 16).max_steps == 50, "both are honoured"
+    assert resolve_defaults(both, TASKS["gb1"], 800).max_steps == 200
     assert resolve_defaults(FinetuneConfig(lr=5e-3), TASKS["gb1"], 80).head_lr == 5e-3
     published = resolve_defaults(FinetuneConfig(preset="schmirler"), TASKS["gb1"], 80)
     assert (published.max_steps, published.head_lr, published.standardize) == (200, 2e-5, False)

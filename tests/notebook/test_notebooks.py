@@ -182,7 +182,7 @@ TINY = {
     },
     "03_embed": {},
     "04_benchmark": {"limit": 12, "seeds": 1, "resamples": 100},
-    "05_finetune": {"limit": 8, "epochs": 1, "resamples": 100, "global_batch_size": 4},
+    "05_finetune": {"limit": 8, "epochs": 1, "min_updates": 0, "resamples": 100, "global_batch_size": 4},
     "06_know_how": {"max_steps": 3, "global_batch_size": 8},
 }  # fmt: skip
 
@@ -323,7 +323,10 @@ def test_own_measurements_need_two_paths(tmp_path: Path) -> None:
         "labels": str(files.labels),
         "model": str(write_tiny_model(tmp_path / "model.safetensors")),
     }
-    tier = {"04_benchmark": own | {"seeds": 1, "resamples": 100}, "05_finetune": own | {"epochs": 1, "resamples": 100}}
+    tier = {
+        "04_benchmark": own | {"seeds": 1, "resamples": 100},
+        "05_finetune": own | {"epochs": 1, "min_updates": 0, "resamples": 100},
+    }
     (root / "papermill_runs" / "own.yaml").write_text(yaml.safe_dump(tier))
     run(RunConfig(tier="own", root=root))
     folder = next(path for path in (root / "papermill_runs").iterdir() if path.is_dir())
