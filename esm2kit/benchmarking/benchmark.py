@@ -93,7 +93,10 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
     if not reports:
         raise InputError(errors, code="benchmark.some-failed", failed=failed, done=0)
-    result = write_comparison(reports, out_dir) if len(reports) > 1 else reports[0]
+    result: Report | ReportComparison = reports[0]
+    if len(reports) > 1:
+        files = [path for report in reports for path in report.paths]
+        result = replace(write_comparison(reports, out_dir), report_files=files)
     if failed:
         raise InputError(
             f"{len(reports)} of {len(runs)} tasks finished ({result.html}); failed: {errors}",

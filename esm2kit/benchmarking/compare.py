@@ -59,6 +59,7 @@ class ReportComparison:
         pairs: All pairs of reports on the same test set.
         html: Path of comparison.html.
         unpaired: One line for each task whose reports have different test sets, or for reports without any pair.
+        report_files: Files of the reports, if they were written together with the comparison.
     """
 
     schema: str
@@ -66,11 +67,12 @@ class ReportComparison:
     pairs: Sequence[ReportPair]
     html: Path
     unpaired: Sequence[str] = ()
+    report_files: Sequence[Path] = ()
 
     @property
     def paths(self) -> list[Path]:
-        """The paths of the page and of comparison.json."""
-        return [self.html, self.html.with_suffix(".json")]
+        """The paths of all files that were written: the page, comparison.json and `report_files`."""
+        return [self.html, self.html.with_suffix(".json"), *self.report_files]
 
 
 def compare(config: CompareConfig) -> ReportComparison:

@@ -47,6 +47,12 @@ def load_predictor(
                 path=path,
                 found=reports,
             )
+        raise InputError(
+            f"{path} holds neither a fine-tuned model ({FILE}) nor a benchmark's report.json. Pass the out_dir of a "
+            "finished `esm2kit finetune` or `esm2kit benchmark`.",
+            code="predict.no-model",
+            path=path,
+        )
     if path.is_file() and path.name != FILE and is_probe(path):
         return load_probe(path, base, device, precision)
     return load_finetuned(path, base, device, precision)

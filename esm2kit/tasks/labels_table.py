@@ -304,7 +304,8 @@ def _find_target_column(
                 path=table.path,
             )
     raise InputError(
-        f"{table.path}: no column is left for the target; the columns are {', '.join(map(repr, table.columns))}.",
+        f"{table.path}: no column can be taken as the target: the columns {', '.join(map(repr, table.columns))} are "
+        "names, sets, sequences, row numbers, lengths or a single value. Choose one with --target.",
         code="labels.no-target",
         path=table.path,
     )

@@ -84,6 +84,13 @@ def value_report(tasks, model, tmp_path_factory):
     return run(tasks, model, tmp_path_factory.mktemp("value"), task="share")
 
 
+def test_a_baseline_that_is_trained_on_validation_has_no_score_there(value_report):
+    scored = {row.name: row.validation for row in value_report.rows}
+    assert scored["onehot_ridge"] is None
+    assert scored["composition"] is not None
+    assert scored["small, ridge"] is not None
+
+
 @pytest.mark.parametrize(
     ("task", "probe", "metric"), [("rich", "logistic", "accuracy"), ("letters", "cnn", "accuracy")]
 )
@@ -513,6 +520,9 @@ def test_several_tasks_give_a_comparison(tasks, model, tmp_path):
     joined = run(tasks, model, tmp_path, tasks="share,rich", baselines=[], untrained=False)
     assert [entry.report.task.name for entry in joined.reports] == ["share", "rich"]
     assert joined.pairs == []  # different test sets have no paired difference
+    written = {path for path in tmp_path.rglob("*") if path.name.startswith(("report.", "predictions.", "comparison."))}
+    assert written | set(tmp_path.glob("*/probes/*")) <= set(joined.paths)
+    assert len(set(joined.paths)) == len(joined.paths)
     assert (tmp_path / "comparison.html").is_file()
 
 

@@ -235,6 +235,12 @@ def test_damage_and_wrong_tensors_are_found(folder, tmp_path) -> None:
         load_predictor(tmp_path / "short.safetensors")
 
 
+def test_a_folder_without_a_model_and_a_report_is_refused(tmp_path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    with refused("predict.no-model", path=tmp_path / "embeddings"):
+        load_predictor(tmp_path / "embeddings")
+
+
 def test_a_folder_with_several_tasks_is_refused(folder, tmp_path) -> None:
     for task in ("a", "b"):
         (tmp_path / task).mkdir()
