@@ -1,6 +1,7 @@
 """`esm2kit notebooks`: copy the notebooks, the sample data and the tiers out of the installed package."""
 
 import json
+import shlex
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _describe(out_dir: Path, written: int, kept: list[str]) -> str:
     if any(find_spec(package) is None for package in ("papermill", "ipywidgets", "jupyterlab")):
         lines.append('pip install "esm2kit[notebooks]"   # the packages that the notebooks need')
     lines += [
-        f"cd {out_dir}",
+        f"cd {shlex.quote(str(out_dir))}",
         "jupyter lab notebooks/00_start_here.ipynb   # read and run them",
         "esm2kit run sample   # or run all of them in the background, about 8 minutes on two cores",
     ]

@@ -44,6 +44,8 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
     unknown = [name for name, row in zip(ids_T, rows_T, strict=True) if row < 0]
     matched = len({row for row in rows_T if row >= 0})
     rest = f"; {len(unknown):,} other rows were not found, such as {unknown[0]!r}" if unknown else ""
+    if repeated := len(rows_T) - len(unknown) - matched:
+        rest += f"; {repeated:,} rows repeat a protein, whose first value counts"
     logger.info(
         "%s: column %r names %d of %d proteins%s", table.path.name, table.columns[ids], matched, len(records), rest
     )

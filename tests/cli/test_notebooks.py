@@ -1,5 +1,6 @@
 """`esm2kit notebooks`: copies the walkthrough, and never replaces what the user changed."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_the_files_are_those_of_the_checkout(root: Path, tmp_path: Path) -> None
     assert all(data == (root / name).read_bytes() for name, data in copied.items())
     plan = plan_tier(tmp_path / "mine", tmp_path / "mine" / "papermill_runs" / "sample.yaml")
     assert len(plan) == 7
+
+
+def test_the_commands_of_the_text_are_right_for_a_folder_with_blanks(tmp_path: Path) -> None:
+    text = copy_notebooks(NotebooksConfig(tmp_path / "my notebooks"))
+    command = next(line for line in text.splitlines() if line.startswith("cd "))
+    assert shlex.split(command) == ["cd", str(tmp_path / "my notebooks")]
 
 
 def test_files_that_the_user_changed_are_kept_and_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Tables of measurements as people have them, joined with the proteins by id."""
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +40,17 @@ def test_ids_match_by_their_parts_as_in_the_stages(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("entry,class\nP69905,a\nP68871,b\n", encoding="utf-8")
     found = [Record(name, name, "MKT" * (1 + place)) for place, name in enumerate(("sp|P69905|HBA", "sp|P68871|HBB"))]
     assert read_columns(tmp_path / "table.csv", found) == {"class": ["a", "b"]}
+
+
+def test_rows_that_repeat_a_protein_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "esm2kit")
+    (tmp_path / "table.csv").write_text("id,dG\nP2,\nP1,1.5\nP2,2.5\nP1,9.5\nQ7,3\n", encoding="utf-8")
+    assert read_columns(tmp_path / "table.csv", RECORDS) == {"dG": ["1.5", "2.5", None, None]}
+    assert "names 2 of 4 proteins; 1 other rows were not found, such as 'Q7'; 2 rows repeat a protein" in caplog.text
+    caplog.clear()
+    (tmp_path / "table.csv").write_text("id,dG\nP2,1\nP1,1.5\n", encoding="utf-8")
+    read_columns(tmp_path / "table.csv", RECORDS)
+    assert "repeat" not in caplog.text
 
 
 def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
