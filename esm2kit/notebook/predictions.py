@@ -14,7 +14,7 @@ from esm2kit import plots
 from esm2kit.benchmarking.report import Report
 from esm2kit.core.errors import InputError
 
-MAX_CLASSES = 12  # with more, colours cannot be told apart
+MAX_CLASSES = 12  # with more, colours look alike
 MAX_TRACKS = 6
 FEWEST = 30  # targets of a test protein in the strip
 
