@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.matching import Matches, RecordMatcher
@@ -43,9 +44,9 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
     ids_T, rows_T = table.cells(ids), matches[ids].records
     unknown = [name for name, row in zip(ids_T, rows_T, strict=True) if row < 0]
     matched = len({row for row in rows_T if row >= 0})
-    rest = f"; {len(unknown):,} other rows were not found, such as {unknown[0]!r}" if unknown else ""
+    rest = f"; not found: {format_count(len(unknown), 'other row')}, such as {unknown[0]!r}" if unknown else ""
     if repeated := len(rows_T) - len(unknown) - matched:
-        rest += f"; {repeated:,} rows repeat a protein, whose first value counts"
+        rest += f"; repeated proteins: {format_count(repeated, 'row')}, the first value counts"
     logger.info(
         "%s: column %r names %d of %d proteins%s", table.path.name, table.columns[ids], matched, len(records), rest
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
@@ -435,7 +436,7 @@ def _join(
     origin = "of the table" if fasta is None else f"of {Path(fasta).name}"
     how = [f"{count} {rule}" for rule, count in matches.rules.items() if rule != "exactly"]
     few = "only " if 2 * len(joined) < min(len(records), len(table.rows)) else ""
-    counts = [f"{few}{len(joined):,} of {_count(len(records), 'protein')} {origin} joined"]
+    counts = [f"{few}{len(joined):,} of {format_count(len(records), 'protein')} {origin} joined"]
     counts[0] += f" ({', '.join(how)})" if how else ""
     absent = [record.id for place, record in enumerate(records) if place not in set(matches.records)]
     groups = (
@@ -444,14 +445,12 @@ def _join(
         (empty, "row", "without a value"),
         (matches.ambiguous, "name", "of several sequences"),
     )
-    counts += [f"{_count(len(group), noun)} {text} ({_list_first(group)})" for group, noun, text in groups if group]
+    counts += [
+        f"{format_count(len(group), noun)} {text} ({_list_first(group)})" for group, noun, text in groups if group
+    ]
     if dropped:
-        counts.append(f"{_count(dropped, 'row')} without a set")
+        counts.append(f"{format_count(dropped, 'row')} without a set")
     return rows, [", ".join(parts) + "; " + "; ".join(counts)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _list_first(names: Sequence[str]) -> str:

@@ -46,11 +46,11 @@ def test_rows_that_repeat_a_protein_are_counted(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.INFO, "esm2kit")
     (tmp_path / "table.csv").write_text("id,dG\nP2,\nP1,1.5\nP2,2.5\nP1,9.5\nQ7,3\n", encoding="utf-8")
     assert read_columns(tmp_path / "table.csv", RECORDS) == {"dG": ["1.5", "2.5", None, None]}
-    assert "names 2 of 4 proteins; 1 other rows were not found, such as 'Q7'; 2 rows repeat a protein" in caplog.text
+    assert "names 2 of 4 proteins; not found: 1 other row, such as 'Q7'; repeated proteins: 2 rows" in caplog.text
     caplog.clear()
     (tmp_path / "table.csv").write_text("id,dG\nP2,1\nP1,1.5\n", encoding="utf-8")
     read_columns(tmp_path / "table.csv", RECORDS)
-    assert "repeat" not in caplog.text
+    assert "repeated" not in caplog.text
 
 
 def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
