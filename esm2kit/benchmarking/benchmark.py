@@ -37,7 +37,7 @@ from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, 
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
-from esm2kit.benchmarking.verdict import judge, log_verdict, score_constant
+from esm2kit.benchmarking.verdict import evaluate, log_verdict, score_constant
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import resolve_device
@@ -346,7 +346,7 @@ def benchmark_task(
         describe = None if reads is None else partial(dict, kind=reads)
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit, describe)
 
-    verdict = judge(data, models[0], score_constant(data, counts_RP), models[1:])
+    verdict = evaluate(data, models[0], score_constant(data, counts_RP), models[1:])
     first, scores = models[0], {model.name: model.scores for model in models}
     light = task.splits[data.split].light if task.name in TASKS and data.split in task.splits else None
     published = [entry for entry in PUBLISHED if (entry.task, entry.split) == (task.name, data.split)]

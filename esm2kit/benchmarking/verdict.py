@@ -62,7 +62,7 @@ def score_constant(data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
     return score_fitted(Fitted(np.full((1, num_test), constant), np.empty((1, 0))), data, counts_RP)
 
 
-def judge(
+def evaluate(
     data: TaskData, first: ScoredModel, constant: Mapping[str, Score], others: Sequence[ScoredModel] = ()
 ) -> Verdict:
     """Compare a model with the constant prediction, the frozen probe and the best baseline on test.
@@ -80,17 +80,17 @@ def judge(
     value = task.target == "value"
     truth_M = data.targets[data.target_rows("test")]
     shown = "r2" if value else task.metric
-    figures = [_format_score(shown, first.scores[shown])]
+    numbers = [_format_score(shown, first.scores[shown])]
     if value:
         spread = compare_spreads(first.fitted.test_SM, truth_M)
-        figures.append(f"predictions spread {spread:.0%} as wide as the measured values")
+        numbers.append(f"predictions spread {spread:.0%} as wide as the measured values")
     groups: dict[str, list[str]] = {"better": [], "same": [], "worse": []}
     compared = "rmse" if value else task.metric
     groups[_compare(compared, first.scores, constant)].append("the mean of train" if value else "the majority class")
     for other in _choose_others(task, first, others):
         metric = task.metric if np.isfinite(other.scores[task.metric].interval.value) else compared
         groups[_compare(metric, first.scores, other.scores)].append(_name(other))
-    return Verdict(_write_sentence(groups, figures), tuple(_list_warnings(data, first, constant)))
+    return Verdict(_write_sentence(groups, numbers), tuple(_list_warnings(data, first, constant)))
 
 
 def _choose_others(task: Task, first: ScoredModel, others: Sequence[ScoredModel]) -> list[ScoredModel]:
@@ -124,10 +124,10 @@ def _format_score(metric: str, score: Score) -> str:
     return f"{metric_name(metric)} {format_value(metric, value)}{between}"
 
 
-def _write_sentence(groups: Mapping[str, Sequence[str]], figures: Sequence[str]) -> str:
+def _write_sentence(groups: Mapping[str, Sequence[str]], numbers: Sequence[str]) -> str:
     """Write the verdict: what is predicted better, equally well and worse."""
     better, same, worse = (" and ".join(groups[name]) for name in ("better", "same", "worse"))
-    inside = f" ({'; '.join(figures)})"
+    inside = f" ({'; '.join(numbers)})"
     if better:
         rest = [f"no better than {same}" if same else "", f"worse than {worse}" if worse else ""]
         rest = " and ".join(filter(None, rest))
@@ -179,7 +179,7 @@ def _warn_about_values(first: ScoredModel, spread: float, num_test: int) -> list
     return warnings
 
 
-def judge_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mapping[str, Any]) -> Verdict:
+def evaluate_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mapping[str, Any]) -> Verdict:
     """Compare predictions of new proteins with the training labels.
 
     Args:
@@ -195,7 +195,7 @@ def judge_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mappin
     if not count:
         return Verdict("No proteins were predicted.")
     if task.target == "class":
-        return _judge_classes(summary, labels, what)
+        return _evaluate_classes(summary, labels, what)
     low, high, wide = (f"{summary[name]:.4g}" for name in ("low", "high", "deviation"))
     sentence = f"Predicted {count:,} {what} between {low} and {high}{unit}"
     measured = labels.get("deviation", 0.0)
@@ -212,7 +212,7 @@ def judge_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mappin
     return Verdict(sentence, (warning,))
 
 
-def _judge_classes(summary: Mapping[str, Any], labels: Mapping[str, Any], what: str) -> Verdict:
+def _evaluate_classes(summary: Mapping[str, Any], labels: Mapping[str, Any], what: str) -> Verdict:
     counts, total = summary["classes"], summary["count"]
     most = sorted(counts.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{label} {number / total:.0%}" for label, number in most[:5])

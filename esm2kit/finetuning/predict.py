@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from esm2kit.benchmarking.verdict import judge_new_predictions, log_verdict
+from esm2kit.benchmarking.verdict import evaluate_new_predictions, log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
@@ -88,7 +88,7 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
             progress.update(progress.done + len(block))
     plot = summary.write_plot(out.with_name(f"{out.name}.svg"), model.training_labels) if config.plot else None
     described = summary.describe()
-    verdict = judge_new_predictions(model.task, described, model.training_labels)
+    verdict = evaluate_new_predictions(model.task, described, model.training_labels)
     path = out.with_name(f"{out.name}.json")
     about |= {"num_proteins": progress.done, "predictions": described, "verdict": verdict.sentence}
     write_sealed_json(path, {**about, "warnings": verdict.warnings, "provenance": manifest})

@@ -14,7 +14,7 @@ from esm2kit.benchmarking.output import write_predictions, write_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Metric
 from esm2kit.benchmarking.scores import ScoredModel, format_score, number_proteins, score_fitted
-from esm2kit.benchmarking.verdict import judge, score_constant
+from esm2kit.benchmarking.verdict import evaluate, score_constant
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
@@ -84,7 +84,7 @@ def write_finetune_report(
         "report": None,
         "html": None,
     }
-    verdict = judge(data, scored, score_constant(data, counts_RP))
+    verdict = evaluate(data, scored, score_constant(data, counts_RP))
     if config.benchmark:
         try:
             settings = _build_benchmark_config(config, base)

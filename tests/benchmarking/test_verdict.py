@@ -13,7 +13,7 @@ from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.saved_probe import describe_labels
 from esm2kit.benchmarking.scores import ScoredModel, number_proteins, score_fitted
-from esm2kit.benchmarking.verdict import compare_spreads, judge, judge_new_predictions, score_constant
+from esm2kit.benchmarking.verdict import compare_spreads, evaluate, evaluate_new_predictions, score_constant
 from esm2kit.tasks.metrics import sample_counts
 
 
@@ -26,7 +26,7 @@ def judge_predictions(data, kind: str, predicted, others=(), seeds: int = 1):
         return ScoredModel(name, kind, "", {}, fitted, score_fitted(fitted, data, counts))
 
     others = [scored(*other) for other in others]
-    return judge(data, scored("model", kind, np.stack([predicted] * seeds)), score_constant(data, counts), others)
+    return evaluate(data, scored("model", kind, np.stack([predicted] * seeds)), score_constant(data, counts), others)
 
 
 @pytest.fixture(scope="module")
@@ -117,24 +117,24 @@ def test_new_values_are_compared_with_the_training_labels(values) -> None:
     assert labels["quantiles"][0] == train.min()
     assert labels["quantiles"][10] == pytest.approx(np.median(train))
     narrow = {"count": 30, "low": 51.9, "high": 52.3, "deviation": 0.1 * train.std()}
-    found = judge_new_predictions(data.task, narrow, labels)
+    found = evaluate_new_predictions(data.task, narrow, labels)
     assert found.sentence.startswith("Predicted 30 proteins between 51.9 and 52.3 units; their standard deviation, ")
     assert "is 10% of that of the training labels" in found.sentence
     assert found.warnings[0].startswith("The predictions have collapsed: they spread 10% as wide")
-    assert judge_new_predictions(data.task, narrow | {"deviation": train.std()}, labels).warnings == ()
-    assert judge_new_predictions(data.task, narrow | {"count": 3}, labels).warnings == ()
-    assert judge_new_predictions(data.task, narrow, {}).warnings == (), "files of earlier versions"
-    assert judge_new_predictions(data.task, {"count": 0}, labels).sentence == "No proteins were predicted."
+    assert evaluate_new_predictions(data.task, narrow | {"deviation": train.std()}, labels).warnings == ()
+    assert evaluate_new_predictions(data.task, narrow | {"count": 3}, labels).warnings == ()
+    assert evaluate_new_predictions(data.task, narrow, {}).warnings == (), "files of earlier versions"
+    assert evaluate_new_predictions(data.task, {"count": 0}, labels).sentence == "No proteins were predicted."
 
 
 def test_new_classes_are_compared_with_the_training_labels(classes) -> None:
     data, _ = classes
     labels = describe_labels(data)
     assert sum(labels["classes"].values()) == labels["count"] == len(data.target_rows("train"))
-    single = judge_new_predictions(data.task, {"count": 40, "classes": {"a": 40}}, labels)
+    single = evaluate_new_predictions(data.task, {"count": 40, "classes": {"a": 40}}, labels)
     assert single.sentence == "Predicted 40 proteins: a 100%."
     assert single.warnings[0].startswith("All 40 proteins are predicted as 'a', one of 3 classes")
-    both = judge_new_predictions(data.task, {"count": 40, "classes": {"b": 30, "a": 10}}, labels)
+    both = evaluate_new_predictions(data.task, {"count": 40, "classes": {"b": 30, "a": 10}}, labels)
     assert both == ("Predicted 40 proteins: b 75%, a 25%.", ())
 
 
