@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.finetune_fixtures import write_tasks, write_tiny_model
 
 from esm2kit.cli.main import main
@@ -34,6 +35,7 @@ FINISHED = RESULTS | {"preprocess": "manifest.json", "benchmark": "report.json",
 KILLED = """
 import os, signal, sys
 import pytest
+import torch
 from esm2kit.cli.main import main
 from test_interrupts import fail_at
 
@@ -42,8 +44,19 @@ with fail_at(int(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL), pyt
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread in this process and in those that it starts: sums of several threads differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupts")
     write_tiny_model(folder / "m.safetensors")
     write_tasks(folder / "tasks", 24)

@@ -136,14 +136,14 @@ def test_a_vector_does_not_depend_on_order_budget_or_workers(
     fasta = write_fasta(folder / "b.fasta", proteins)
     mixed = embed(EmbedConfig(fasta, folder, model=str(model), workers=workers, batch_tokens=batch_tokens))
     first, second = EmbeddingReader(plain.embeddings), EmbeddingReader(mixed.embeddings)
-    assert second.ids == [name for name, _ in proteins]
+    assert second.ids == tuple(name for name, _ in proteins)
     np.testing.assert_allclose(second.matrix(first.ids), first.matrix(), atol=1e-5, rtol=0)
 
 
 def test_duplicate_records_are_embedded_and_equal_ids_need_equal_sequences(model: Path, tmp_path: Path) -> None:
     pairs = [("a", "MKT"), ("b", "MKTAYL"), ("a", "MKT"), ("c", "MKT")]
     result = embed(EmbedConfig(write_fasta(tmp_path / "x.fasta", pairs), tmp_path, model=str(model)))
-    assert EmbeddingReader(result.embeddings).ids == ["a", "b", "a", "c"]
+    assert EmbeddingReader(result.embeddings).ids == ("a", "b", "a", "c")
     assert sorted(values_of(result.embeddings)) == ["0", "1", "2", "3"]
     for key, names in (("hash", [embed_plan.hash_sequence(s) for s in ("MKT", "MKTAYL")]), ("id", ["a", "b", "c"])):
         keyed = embed(EmbedConfig(tmp_path / "x.fasta", tmp_path, name=key, model=str(model), key=key))
@@ -269,7 +269,7 @@ def test_several_files_are_one_input_and_a_finished_run_is_not_repeated(model: P
     second = write_fasta(tmp_path / "2.fasta", {"other": "MKTAY"})
     config = EmbedConfig([first, second], tmp_path, name="both", model=str(model))
     result = embed(config)
-    assert EmbeddingReader(result.embeddings).ids == ["p0", "p1", "other"]
+    assert EmbeddingReader(result.embeddings).ids == ("p0", "p1", "other")
     made = result.embeddings.stat().st_mtime_ns
     with caplog.at_level("INFO", logger="esm2kit"):
         assert embed(config) == result

@@ -17,11 +17,11 @@ def model() -> ESM2:
     return ESM2.initialised(ESM2Config(2, 32, 4), 0).eval()
 
 
-class Frequencies(torch.nn.Module):
+class Frequencies(ESM2):
     """A model that predicts residue frequencies at every position."""
 
     def __init__(self, log_share_V: np.ndarray) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.log_share_V = torch.nn.Parameter(torch.from_numpy(log_share_V))
 
     def forward(self, tokens_BT: torch.Tensor) -> dict[str, torch.Tensor]:

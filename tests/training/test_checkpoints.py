@@ -134,7 +134,7 @@ def test_the_first_signal_requests_a_stop(number: int, tmp_path: Path) -> None:
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     module = SimpleNamespace(step=0, stop_requested=False)
     try:
-        CheckpointWriter(tmp_path, 1, {}, 1).on_train_start(SimpleNamespace(is_global_zero=True), module)
+        CheckpointWriter(tmp_path, 1, {"inputs": {}}, 1).on_train_start(SimpleNamespace(is_global_zero=True), module)
         os.kill(os.getpid(), number)
         assert module.stop_requested
         assert signal.getsignal(number) is before[number], "a second signal has its usual effect"

@@ -22,8 +22,8 @@ def start(folder: Path, out: Path, environment: dict[str, str], *options: str) -
     command = [sys.executable, "-m", "esm2kit", "finetune", "protein_value", "--data_dir", folder, "--out_dir", out]
     command += ["--model", folder / "tiny.safetensors", "--max_steps", "2", "--benchmark", "false"]
     return subprocess.Popen(
-        [*map(str, command), *options], env=plain | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        [*map(str, command), *options], env=plain | {"OMP_NUM_THREADS": "1"} | environment,  # which torchrun sets
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
