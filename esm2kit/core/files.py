@@ -9,6 +9,7 @@ import os
 import secrets
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 # Windows converts line breaks in files that are opened without this flag; other systems do not have it.
 BINARY = getattr(os, "O_BINARY", 0)
 _SEEK = threading.Lock()
+# What zipfile raises for an archive that is damaged; a RuntimeError is an encrypted member, or a version or compression
+# that it does not read.
+UNREADABLE_ZIP = (zipfile.BadZipFile, RuntimeError)
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
 
 

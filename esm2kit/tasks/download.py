@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.fetch import FetchError, fetch
-from esm2kit.core.files import check_output_folder
+from esm2kit.core.files import UNREADABLE_ZIP, check_output_folder
 from esm2kit.core.paths import expand_paths
 from esm2kit.tasks.files import Source, check_zip, find_source, parse_attributes, read_csv_split, read_records
 from esm2kit.tasks.flip import TASKS, find_split
@@ -303,7 +303,7 @@ def _check_archive(path: Path) -> None:
             check_zip(archive, path)
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile(f"member {archive.testzip()} fails its checksum")
-    except (zipfile.BadZipFile, NotImplementedError, InputError) as error:
+    except (*UNREADABLE_ZIP, InputError) as error:
         raise FetchError(f"is not a valid archive ({error})") from None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from esm2kit.core.errors import InputError, find_closest
-from esm2kit.core.files import check_git_lfs
+from esm2kit.core.files import UNREADABLE_ZIP, check_git_lfs
 from esm2kit.core.yaml_text import parse_yaml
 from esm2kit.sequences.alphabet import IS_RESIDUE_BYTE, RESIDUE_LETTERS
 from esm2kit.sequences.formats import (
@@ -161,7 +161,7 @@ def open_text(source: Source) -> Iterator[io.TextIOBase]:
         opener = gzip.open if packed else open
         with opener(source.path, "rt", encoding="utf-8-sig") as text:
             yield text
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (*UNREADABLE_ZIP, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
             f"{source} is damaged ({error}). Download it again.", code="task.damaged", path=source.path
         ) from None
@@ -197,7 +197,7 @@ def _list_members(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, path)
             return {PurePosixPath(name).name: name for name in archive.namelist() if "__MACOSX" not in name}
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # a damaged number of the version
+    except UNREADABLE_ZIP as error:
         raise InputError(f"{path} is damaged ({error}). Download it again.", code="task.damaged", path=path) from None
 
 

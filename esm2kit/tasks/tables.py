@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import openpyxl
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import check_git_lfs
+from esm2kit.core.files import UNREADABLE_ZIP, check_git_lfs
 from esm2kit.tasks.files import check_zip
 from esm2kit.tasks.labels import DECIMAL_COMMA, THOUSANDS, is_number
 
@@ -32,8 +32,8 @@ SHEET = re.compile(r"(.+\.xls[xm]):(.+)", re.IGNORECASE)
 GROUPS = re.compile(r"([+-]?\d{1,3})((?:[ ’']\d{3})+)([.,]\d+)?")
 MAX_BYTES = 1 << 28
 # What zipfile and openpyxl raise for damaged or encrypted workbooks; errors of XML are SyntaxErrors.
-UNREADABLE = (zipfile.BadZipFile, KeyError, IndexError, TypeError, AttributeError, OSError, EOFError, zlib.error)
-UNREADABLE += (SyntaxError, NotImplementedError, RuntimeError)
+UNREADABLE = (*UNREADABLE_ZIP, KeyError, IndexError, TypeError, AttributeError, OSError, EOFError, zlib.error)
+UNREADABLE += (SyntaxError,)
 # Cells without a value, in lower case.
 MISSING = {"", "na", "n/a", "n.a.", "nan", "#n/a", "#na", "#nv", "null", "nd", "n.d."}
 MISSING |= {"#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!"}

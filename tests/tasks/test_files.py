@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.files import Source, parse_attributes, parse_set, read_split
+from esm2kit.tasks.files import Source, open_text, parse_attributes, parse_set, read_split
 
 GOOD = {
     "s.fasta": (
@@ -443,3 +443,17 @@ def test_a_zip_that_claims_another_version_is_damaged(tmp_path):
     (tmp_path / "s.zip").write_bytes(content)
     with refused("task.damaged"):
         load_task(str(tmp_path), None, tmp_path)
+
+
+def test_an_encrypted_archive_is_one_line(tmp_path: Path) -> None:
+    """zipfile raises a RuntimeError for it, when the member is opened."""
+    with zipfile.ZipFile(tmp_path / "splits.zip", "w") as archive:
+        archive.writestr("two.csv", "sequence,target,set,validation\nMKT,1,train,False\n")
+    content = bytearray((tmp_path / "splits.zip").read_bytes())
+    content[6] |= 1  # the flag of an encrypted member, in its own header and in the directory of the archive
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "splits.zip").write_bytes(content)
+    source = Source(tmp_path / "splits.zip", "two.csv")
+    with refused("task.damaged", path=source.path) as caught, open_text(source):
+        pass
+    assert "encrypted" in str(caught.value)

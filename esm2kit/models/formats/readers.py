@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.files import check_git_lfs
+from esm2kit.core.files import UNREADABLE_ZIP, check_git_lfs
 from esm2kit.models.formats.content import ZIP_KIND, describe_content
 
 State = dict[str, Tensor]
@@ -220,7 +220,7 @@ def check_uncompressed(opened: BinaryIO, size: int) -> None:
     try:
         with zipfile.ZipFile(opened) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE_ZIP as error:
         raise ValueError(f"damaged zip archive: {error}") from None
     if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
         raise ValueError("its content is larger than the file")
