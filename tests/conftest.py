@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from esm2kit.core.hardware import DEVICE_VARIABLE
 from esm2kit.preprocessing.preprocess import PreprocessConfig, preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
+# `auto` is the CPU in every test and in the processes that tests start; tests/cuda names its device
+os.environ[DEVICE_VARIABLE] = "cpu"
 # tests do not measure time: the deadline of 200 ms fails on a busy machine
 settings.register_profile("esm2kit", deadline=None)
 settings.load_profile("esm2kit")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.finetune_fixtures import write_tasks, write_tiny_model
+from support.stages import list_commands, write_inputs
 
 from esm2kit.embedding.hdf5 import EmbeddingReader
 
@@ -35,30 +35,8 @@ print([str(path) for path in Path.cwd().rglob("*") if "~" in str(path)])
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
-    write_tiny_model(folder / "m.safetensors")
-    write_tasks(folder / "tasks", 24)
-    lines = [f">p{i}\n{'MKVLAGSTRE' * 2}{letter}\n" for i, letter in enumerate("ACDEFGHIKLMNPQRSTVWY")]
-    (folder / "a.fasta").write_text("".join(lines), encoding="utf-8")
+    write_inputs(folder)
     return folder
-
-
-def list_commands(work: Path, out: Path) -> list[list[str]]:
-    """List one small command of every stage."""
-    few = ["--seeds", "0", "--resamples", "100", "--untrained", "false", "--baselines", '["majority"]']
-    task = ["protein_class", "--data_dir", f"{work}/tasks", "--model", f"{work}/m.safetensors"]
-    shape = ["--model", "custom", "--num_layers", "1", "--embed_dim", "16", "--attention_heads", "2"]
-    steps = ["--max_steps", "2", "--accelerator", "cpu"]
-    return [
-        ["embed", f"{work}/a.fasta", "--model", f"{work}/m.safetensors", "--out_dir", f"{out}/e", "--device", "cpu"],
-        ["preprocess", f"{work}/a.fasta", "--val_size", "3", "--out_dir", f"{out}/d", "--leakage_identity", "0"],
-        ["benchmark", *task, "--out_dir", f"{out}/b", *few],
-        ["finetune", *task, "--out_dir", f"{out}/f", *steps, "--resamples", "100", "--benchmark", "false"],
-        ["predict", f"{work}/a.fasta", "--model", f"{out}/f", "--out", f"{out}/p.tsv", "--device", "cpu"],
-        ["pretrain", "--data", f"{out}/d", "--out_dir", f"{out}/t", *shape, *steps, "--warmup_steps", "1"],
-        ["export", f"{work}/m.safetensors", "--out", f"{out}/hf"],
-        ["check", str(out)],
-        ["runs"],
-    ]
 
 
 def run_stages(commands: list[list[str]], cwd: Path, environment: dict[str, str], **hidden: object) -> tuple:

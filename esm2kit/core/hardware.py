@@ -1,6 +1,7 @@
 """The device to use, the memory in use, and the measured matrix-product rate that speeds are compared with."""
 
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -11,12 +12,15 @@ import torch
 from esm2kit.core.errors import InputError
 from esm2kit.core.processes import describe_unsupported
 
+DEVICE_VARIABLE = "ESM2KIT_DEVICE"  # environment variable: the device that `auto` means
+
 
 def resolve_device(requested: str) -> str:
     """Resolve the name of a device.
 
     Args:
-        requested: `cpu`, `cuda`, or `auto` for cuda if a GPU is available.
+        requested: `cpu`, `cuda`, or `auto` for what the environment variable ESM2KIT_DEVICE names; without it, for cuda
+            if a GPU is available.
 
     Returns:
         `cpu` or `cuda`.
@@ -24,14 +28,18 @@ def resolve_device(requested: str) -> str:
     Raises:
         InputError: cuda was requested, but torch finds no GPU; or the device is of another kind.
     """
+    source = "device"
+    if requested == "auto":
+        requested, source = os.environ.get(DEVICE_VARIABLE) or "auto", f"the environment variable {DEVICE_VARIABLE}"
     if requested not in ("auto", "cpu", "cuda"):
-        hint = describe_unsupported(requested)
         raise InputError(
-            f"device must be auto, cpu or cuda, found '{requested}'{hint}", code="device.unknown", requested=requested
+            f"{source} must be auto, cpu or cuda, found '{requested}'{describe_unsupported(requested)}",
+            code="device.unknown",
+            requested=requested,
         )
     if requested == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "device 'cuda' was requested, but torch finds no GPU. Use --device cpu or --device auto.",
+            f"{source} is 'cuda', but torch finds no GPU. Use cpu or auto.",
             code="device.absent",
             found="cpu",
             requested=requested,

@@ -41,6 +41,7 @@ from esm2kit.tasks.task import describe_task
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
+from esm2kit.training.trainer import resolve_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def _encode_train_rows(
     esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
 ) -> Iterator[Tensor]:
     """Yield the inputs of the head for the training proteins, (N, D) per batch."""
-    gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    gpu = resolve_accelerator(config) == "cuda"
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
     rows = proteins.data.rows("train")

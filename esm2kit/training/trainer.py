@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import resolve_device
 from esm2kit.core.processes import (
     check_platform,
     destroy_group_at_exit,
@@ -35,9 +36,7 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
         InputError: The logger's package is not installed, or the devices are not available.
     """
     check_devices(config)
-    accelerator = config.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = resolve_accelerator(config)
     if is_torchrun_worker():
         exit_with_parent()  # the command line has called it already, but a script that runs under torchrun has not
     destroy_group_at_exit()
@@ -61,6 +60,21 @@ def make_trainer(config: TrainingConfig, callbacks: list[Callback]) -> Trainer:
         default_root_dir=out_dir,
         plugins=[make_environment()],
     )
+
+
+def resolve_accelerator(config: TrainingConfig) -> str:
+    """Resolve the type of device to train on.
+
+    Args:
+        config: The run.
+
+    Returns:
+        `cpu` or `cuda`.
+
+    Raises:
+        InputError: As `resolve_device`.
+    """
+    return "cuda" if resolve_device(config.accelerator) == "cuda" else "cpu"
 
 
 def check_devices(config: TrainingConfig) -> None:
@@ -92,7 +106,7 @@ def check_devices(config: TrainingConfig) -> None:
             found=0,
             requested=config.devices,
         )
-    if config.accelerator != "cpu" and 0 < found < config.devices:
+    if resolve_accelerator(config) == "cuda" and found < config.devices:
         raise InputError(
             f"{config.devices} devices were requested, but torch finds {found}. Lower --devices.",
             code="devices.missing",

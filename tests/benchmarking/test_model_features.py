@@ -98,6 +98,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         write(path, data, np.zeros((total, width), np.float16), dtype="float16")
         command = [sys.executable, "-c", MEMORY, str(path)]
         environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
+        environment["ESM2KIT_DEVICE"] = "cpu"
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         sizes[width] = float(done.stdout)
     file_mb = total * 1280 * 2 / 2**20  # half precision; float32 needs twice as much

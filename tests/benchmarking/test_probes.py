@@ -261,6 +261,7 @@ print(sorted({"torch._dynamo", "sympy", "scipy.optimize"} & set(sys.modules)))
 
 def test_a_probe_does_not_import_torchs_compiler():
     environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
+    environment["ESM2KIT_DEVICE"] = "cpu"
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
 

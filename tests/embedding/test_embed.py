@@ -611,14 +611,14 @@ def test_all_files_are_synced_before_the_plan_is_written(model: Path, tmp_path: 
 
 
 def test_a_task_with_one_visible_gpu_uses_it(tmp_path: Path, monkeypatch) -> None:
-    config = EmbedConfig(tmp_path)
+    config = EmbedConfig(tmp_path, device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for seen, rank, index in ((4, 3, 3), (1, 3, 0)):  # all GPUs of the node, or one per task with --gpus-per-task
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         assert _choose_device(config, embed_run.Process(rank, 4, rank)) == torch.device("cuda", index)
 
 
-def test_invalid_settings_are_refused(model: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", {"a/b": "MKT"})
     cases = [
         ({"per_protein": False}, "embed.nothing", {}),
@@ -634,9 +634,9 @@ def test_invalid_settings_are_refused(model: Path, tmp_path: Path) -> None:
     for changes, code, values in cases:
         with refused(code, **values):
             embed(EmbedConfig(**({"fasta": fasta, "out_dir": tmp_path / "out", "model": str(model)} | changes)))
-    if not torch.cuda.is_available():
-        with refused("device.absent", found="cpu", requested="cuda"):
-            embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with refused("device.absent", found="cpu", requested="cuda"):
+        embed(EmbedConfig(fasta, tmp_path / "out", model=str(model), device="cuda"))
     assert not list((tmp_path / "out").glob("*")), "no partial files remain"
 
 

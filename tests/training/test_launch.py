@@ -120,11 +120,15 @@ def test_if_two_workers_fail_the_input_error_is_forwarded(tmp_path: Path, monkey
 
 
 def test_missing_devices_are_reported_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESM2KIT_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for found, accelerator in ((0, "cuda"), (1, "cuda"), (1, "auto")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
         with refused("devices.missing", found=found, requested=2):
             check_devices(config(tmp_path, tmp_path, devices=2, accelerator=accelerator))
     check_devices(config(tmp_path, tmp_path, devices=2, accelerator="cpu"))
+    monkeypatch.setenv("ESM2KIT_DEVICE", "cpu")
+    check_devices(config(tmp_path, tmp_path, devices=2, accelerator="auto"))
 
 
 def test_the_stop_button_saves_and_the_run_resumes(dataset: Path, tmp_path: Path) -> None:
