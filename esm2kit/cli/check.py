@@ -145,7 +145,7 @@ def _check_part_of_dataset(path: Path) -> object:
 
 def _find_content_checker(path: Path) -> Callable[[Path], object] | None:
     from esm2kit.core.checksums import read_npz
-    from esm2kit.embedding.seal import MAGIC
+    from esm2kit.core.seal import MAGIC
     from esm2kit.models.checkpoint import read_checkpoint
 
     with open(path, "rb") as file:
@@ -167,8 +167,8 @@ def _find_content_checker(path: Path) -> Callable[[Path], object] | None:
 
 
 def _check_embeddings(path: Path) -> object:
+    from esm2kit.core.seal import has_seal
     from esm2kit.embedding.hdf5 import EmbeddingReader
-    from esm2kit.embedding.seal import has_seal
 
     with EmbeddingReader(path) as reader:
         reader.check()

@@ -27,12 +27,12 @@ from esm2kit.core.hardware import resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
 from esm2kit.core.provenance import build_provenance
+from esm2kit.core.seal import Seal, checksum_skeleton, has_seal
 from esm2kit.embedding.batch import Output
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
-from esm2kit.embedding.plan import Table, read_plan, write_plan
+from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
-from esm2kit.embedding.seal import REMEDY, Seal, checksum_skeleton, has_seal
 from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.load import find_model
@@ -253,7 +253,7 @@ class Job:
             InputError: the file is damaged.
         """
         if has_seal(target):
-            seal = Seal(target)
+            seal = Seal(target, REMEDY)
             try:
                 seal.check_metadata()
             finally:

@@ -27,7 +27,8 @@ from esm2kit.core.checksums import raise_damaged
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import check_git_lfs
 from esm2kit.core.paths import expand_path
-from esm2kit.embedding.seal import REMEDY, Seal, checksum_contents, has_seal, plan_user_block, write_seal
+from esm2kit.core.seal import Seal, checksum_contents, has_seal, plan_user_block, write_seal
+from esm2kit.embedding.plan import REMEDY
 from esm2kit.sequences.ids import DIGEST_BYTES, IdLookup, digest_sequence, is_position
 
 FORMAT = 2
@@ -248,7 +249,7 @@ class EmbeddingReader:
                 f"{path} does not exist. Create it with `esm2kit embed`.", code="embeddings.absent", path=path
             )
         check_git_lfs(self.path)
-        self._seal = Seal(self.path) if has_seal(self.path) else None
+        self._seal = Seal(self.path, REMEDY) if has_seal(self.path) else None
         try:
             if self._seal:
                 self._seal.check_metadata()

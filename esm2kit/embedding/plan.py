@@ -17,12 +17,12 @@ import numpy as np
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import BINARY
-from esm2kit.embedding.seal import REMEDY
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.fasta import Record, read_fasta
 from esm2kit.sequences.ids import DIGEST_BYTES, hash_sequence
 from esm2kit.sequences.letters import LetterCounts
 
+REMEDY = "run `esm2kit embed` again with --restart true"
 Key = Literal["index", "hash", "id"]
 # Sequences that are sorted together: enough for batches of similar lengths, few enough for the memory.
 PROTEINS_PER_WINDOW = 8192

@@ -142,7 +142,7 @@ def test_invalid_files_and_ids_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["datasets", "packed"])
 def test_a_changed_value_is_found_where_it_is_and_not_elsewhere(layout: str, tmp_path: Path, monkeypatch) -> None:
     """With blocks so small that each protein has its own, and only the file's first block checked at opening."""
-    monkeypatch.setattr("esm2kit.embedding.seal.MIN_BLOCK_BYTES", 64)
+    monkeypatch.setattr("esm2kit.core.seal.MIN_BLOCK_BYTES", 64)
     path = tmp_path / "a.h5"
     expected = write_file(path, Skeleton("residue", layout, 100, "float32", "index"), [3] * 20)
     with EmbeddingReader(path) as reader:
@@ -154,7 +154,7 @@ def test_a_changed_value_is_found_where_it_is_and_not_elsewhere(layout: str, tmp
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
-    monkeypatch.setattr("esm2kit.embedding.seal.CHECKED_BYTES", 64)
+    monkeypatch.setattr("esm2kit.core.seal.CHECKED_BYTES", 64)
     with EmbeddingReader(path) as reader:
         np.testing.assert_array_equal(reader[reader.ids[3]], expected[3])
         np.testing.assert_array_equal(reader[reader.ids[12]], expected[12])

@@ -1,7 +1,7 @@
-"""Checksums inside an embeddings file: each block of it can be checked before it is used.
+"""Checksums inside an HDF5 file of esm2kit: each block of it can be checked before it is used.
 
 They are in the HDF5 user block, a space at the start of a file that HDF5 leaves to applications and that every HDF5
-reader skips. So they move with the file, and checking one protein's vector costs one block and not the whole file.
+reader skips. So they move with the file, and checking one protein's values costs one block and not the whole file.
 """
 
 import os
@@ -22,7 +22,6 @@ from esm2kit.core.processes import count_cores
 MAGIC = b"esm2kit checksums 1\n"
 HEADER = struct.Struct("<QQQQI")  # bytes of user block, block and file; blocks; checksum of ids and attributes
 CRC = struct.Struct("<I")  # of everything before it in the user block
-REMEDY = "run `esm2kit embed` again with --restart true"
 BLOCKS_PER_READ = 256
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5, after the user block
 # Checked when a file is opened: all of a small file, the start and the end of a large one. HDF5 itself may never return
@@ -110,13 +109,14 @@ class Seal:
 
     Args:
         path: the file; `has_seal` is true for it.
+        remedy: what to do if it is damaged; ends the message.
 
     Raises:
         InputError: the checksums are damaged, or the file has another size.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, remedy: str) -> None:
+        self.path, self.remedy = Path(path), remedy
         self._file = os.open(path, os.O_RDONLY | BINARY)
         try:
             self._read()
@@ -128,14 +128,14 @@ class Seal:
         start = len(MAGIC) + HEADER.size
         data = read_at(self._file, start, 0)
         if len(data) < start:
-            raise_damaged(self.path, "its checksums are missing", REMEDY)
+            raise_damaged(self.path, "its checksums are missing", self.remedy)
         self.first_byte, self.block_bytes, self.num_bytes, num_blocks, self.contents = HEADER.unpack(data[len(MAGIC) :])
         size, stop = os.fstat(self._file).st_size, start + 4 * num_blocks
         data += read_at(self._file, stop + CRC.size - start, start) if stop < size else b""
         if len(data) < stop + CRC.size or CRC.unpack(data[stop:])[0] != zlib.crc32(data[:stop]):
-            raise_damaged(self.path, "its checksums do not agree with each other", REMEDY)
+            raise_damaged(self.path, "its checksums do not agree with each other", self.remedy)
         if size != self.num_bytes:
-            raise_damaged(self.path, f"it has {size:,} bytes instead of {self.num_bytes:,}", REMEDY)
+            raise_damaged(self.path, f"it has {size:,} bytes instead of {self.num_bytes:,}", self.remedy)
         self.checksums = np.frombuffer(data[start:stop], dtype="<u4")
         self.checked, self._changed = np.zeros(num_blocks, dtype=bool), self._get_change_time()
 
@@ -199,7 +199,7 @@ class Seal:
         found = np.concatenate(wrong) if wrong else blocks
         if found.size:
             place = describe_blocks(found, self.block_bytes, self.num_bytes, self.first_byte)
-            raise_damaged(self.path, place, REMEDY)
+            raise_damaged(self.path, place, self.remedy)
         self.checked[blocks] = True
 
     def _find_wrong(self, blocks: np.ndarray) -> np.ndarray:
