@@ -167,14 +167,24 @@ def read_table(path: Path) -> Table:
             path=path,
         )
     else:
-        text, notes = _read_text(path)
+        text, notes = read_text(path)
         lines, separator = _split_text(text, path)
     columns, rows = _find_header(lines, path)
     return Table(path, columns, rows, separator, notes)
 
 
-def _read_text(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Decode a text file: its text, and a note on an encoding other than UTF-8."""
+def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Decode a text file, which may be compressed by gzip.
+
+    Args:
+        path: of the file, in UTF-8, UTF-16 or Windows-1252.
+
+    Returns:
+        Its text, and a note on an encoding other than UTF-8.
+
+    Raises:
+        InputError: it is damaged, too large or no text.
+    """
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"

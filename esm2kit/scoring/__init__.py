@@ -1,0 +1,1 @@
+"""Scores of mutations and sequences from a masked language model, without labels."""
