@@ -58,7 +58,7 @@ class BenchmarkConfig(TaskConfig):
     resamples: int = 1000
     seed: int = 0
     allow_missing: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     out_dir: Path | None = None
 
     option_groups = OptionGroups(

@@ -59,7 +59,7 @@ def embed_task(
         repr_layer: Layer to save.
         per_residue: Whether to save one vector per residue (float16) instead of one per protein (float32).
         out_dir: Folder of the benchmark. The files go to a subfolder of `<out_dir>/embeddings`.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         untrained_seed: Seed of random weights that replace those of the model.
 
     Returns:

@@ -24,7 +24,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import resolve_device
 from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
-from esm2kit.models.encoder import Encoder, Precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
 from esm2kit.models.load import find_model, load_model
 from esm2kit.models.lora import weights_sha256
 from esm2kit.sequences.batching import split_by_tokens
@@ -37,7 +37,6 @@ from esm2kit.tasks.task import Task, describe_task, read_task
 logger = logging.getLogger(__name__)
 
 FOLDER = "probes"
-TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
 # Features that a baseline computes from the letters of a sequence.
 LETTER_FEATURES = {"composition": compute_composition, "one_hot": encode_one_hot}
 
@@ -232,16 +231,14 @@ class SavedProbe:
         return compute_probabilities(outputs, self.task)
 
 
-def load_probe(
-    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
-) -> SavedProbe:
+def load_probe(path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto") -> SavedProbe:
     """Load a saved probe and its encoder.
 
     Args:
         path: The file.
         base: Encoder of the probe. Default: its location during the benchmark.
-        device: auto, cpu or cuda, for the encoder.
-        precision: Precision of the encoder. float32 uses that of the benchmark.
+        device: auto, cpu, cuda or mps, for the encoder.
+        precision: Precision of the encoder. auto uses that of the benchmark.
 
     Returns:
         The probe.
@@ -264,7 +261,7 @@ def load_probe(
     parameters.check(task, path)
     inputs, encoder = facts["inputs"], None
     if inputs["kind"] == "encoder":
-        exact = inputs["precision"] if precision == "float32" else precision
+        exact = inputs["precision"] if precision == "auto" else precision
         encoder = Encoder(_load_encoder(path, inputs["encoder"], base), exact, resolve_device(device))
     elif base is not None:
         raise InputError(

@@ -19,7 +19,6 @@ from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.files import check_git_lfs
 from esm2kit.core.options import TITLES, group_fields
 from esm2kit.core.paths import expand_path
-from esm2kit.core.processes import describe_unsupported
 from esm2kit.core.yaml_text import parse_yaml
 
 # short form -> the first of these fields that a stage has; `from` is a keyword in Python and cannot name a field
@@ -385,7 +384,7 @@ def _convert_error(message: str, given: list[tuple[str, str]], hints: dict[str, 
     choices = list_choices(hints[field])
     # people rarely mistype the first letter: gpu is more similar to cpu than to cuda
     near = find_closest(found, [choice for choice in choices if choice[0] == found[:1]], cutoff=0.4)
-    hint = f"; did you mean {near!r}?" if near else describe_unsupported(found)
+    hint = f"; did you mean {near!r}?" if near else ""
     return InputError(
         f"--{field} must be {describe_type(hints[field])}, found {found!r}{hint}",
         code="argument.value",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.processes import describe_unsupported
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DEVICE_VARIABLE = "ESM2KIT_DEVICE"  # environment variable: the device that `auto` means
 
 
@@ -19,21 +19,21 @@ def resolve_device(requested: str) -> str:
     """Resolve the name of a device.
 
     Args:
-        requested: `cpu`, `cuda`, or `auto` for what the environment variable ESM2KIT_DEVICE names; without it, for cuda
-            if a GPU is available.
+        requested: `cpu`, `cuda`, `mps` (the GPU of Apple chips), or `auto` for what the environment variable
+            ESM2KIT_DEVICE names; without it, for a GPU if torch finds one.
 
     Returns:
-        `cpu` or `cuda`.
+        `cpu`, `cuda` or `mps`.
 
     Raises:
-        InputError: cuda was requested, but torch finds no GPU; or the device is of another kind.
+        InputError: a GPU was requested that torch does not find, or the device is of another kind.
     """
     source = "device"
     if requested == "auto":
         requested, source = os.environ.get(DEVICE_VARIABLE) or "auto", f"the environment variable {DEVICE_VARIABLE}"
-    if requested not in ("auto", "cpu", "cuda"):
+    if requested not in DEVICES:
         raise InputError(
-            f"{source} must be auto, cpu or cuda, found '{requested}'{describe_unsupported(requested)}",
+            f"{source} must be auto, cpu, cuda or mps, found '{requested}'",
             code="device.unknown",
             requested=requested,
         )
@@ -44,7 +44,18 @@ def resolve_device(requested: str) -> str:
             found="cpu",
             requested=requested,
         )
-    return "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise InputError(
+            f"{source} is 'mps', but torch finds no GPU of an Apple chip. Use cpu or auto.",
+            code="device.absent",
+            found="cpu",
+            requested=requested,
+        )
+    if requested != "auto":
+        return requested
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def cpu_name() -> str:

@@ -176,11 +176,6 @@ def check_platform(devices: int) -> None:
         )
 
 
-def describe_unsupported(device: str) -> str:
-    """Describe what a kind of device that esm2kit does not support is, to be appended to an error; "" for others."""
-    return "; the GPU of Apple chips is not supported: use cpu" if device == "mps" else ""
-
-
 def kill_process() -> NoReturn:
     """End this process immediately, without clean-up, as if it had been killed."""
     if hasattr(signal, "SIGKILL"):

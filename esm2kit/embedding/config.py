@@ -34,7 +34,9 @@ class EmbedConfig:
         dtype: Data type of the stored values.
         key: Name of each dataset: index of the protein, hash of the sequence (as in biotrainer), or id.
         layout: One dataset per protein, or packed arrays with offsets, which are the fastest to read.
-        precision: Precision of the model. float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
+        precision: Precision of the model. float32 is exact; bfloat16 (CPU and CUDA) and int8 (CPU) are faster and
+            approximate. auto is bfloat16 on a CUDA GPU that has it and float32 elsewhere; it keeps the float32 of an
+            unfinished run and of existing files.
         device: Device of the model. auto uses a GPU if there is one.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
@@ -57,8 +59,8 @@ class EmbedConfig:
     dtype: Literal["float32", "float16"] = "float32"
     key: Literal["index", "hash", "id"] = "index"
     layout: Literal["datasets", "packed"] = "datasets"
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
     batch_tokens: int | None = None
     restart: bool = False
@@ -145,7 +147,7 @@ class MapConfig:
     format: Literal["svg", "png", "pdf"] = "svg"
     long_proteins: Literal["error", "truncate", "window"] = "error"
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     option_groups = OptionGroups(
         usual="fasta labels colour_by model method out_dir",

@@ -5,12 +5,12 @@ for all values, and a journal of the batches that were written. An interrupted r
 moved to out_dir at the end. Under torchrun, each process embeds a share of the batches and writes to the same files.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
-from dataclasses import fields
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file
 from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
 from esm2kit.models.config import ESM2Config, check_lm_head
-from esm2kit.models.encoder import Encoder
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, log_precision, resolve_precision
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
@@ -42,8 +42,6 @@ from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
-# Default batch size in tokens: as many as the caches of a CPU hold, or as a GPU needs to be busy.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
 KINDS = ("per_protein", "per_residue", "bos", "logits")
 
 
@@ -78,11 +76,13 @@ class RunState(NamedTuple):
     Args:
         stage: its progress.
         outputs: the files that the run creates; the others exist.
+        precision: precision of the model.
         num_proteins: number of proteins. None before the FASTA is read.
     """
 
     stage: RunStage
     outputs: list[Output]
+    precision: Precision
     num_proteins: int | None = None
 
 
@@ -111,7 +111,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     with copied as job.files, lock_run(job.folder, process):
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
-            encoder = Encoder(job.model.load(), config.precision, job.device)
+            log_precision(config.precision, state.precision, job.device)
+            encoder = Encoder(job.model.load(), state.precision, job.device)
             if state.stage is RunStage.NEW:
                 state = run_on_rank_0(process, lambda: job.start(state.outputs))
             overlap = config.window_overlap if config.long_proteins == "window" else 0
@@ -126,8 +127,9 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
 
 
 def _choose_device(config: EmbedConfig, process: Process) -> torch.device:
-    if resolve_device(config.device) == "cpu":
-        return torch.device("cpu")
+    kind = resolve_device(config.device)
+    if kind != "cuda":
+        return torch.device(kind)
     # srun can make a single GPU visible to each task, which then has index 0
     return torch.device("cuda", process.local_rank % torch.cuda.device_count())
 
@@ -141,14 +143,15 @@ class Job:
         replace: as in `embed`.
 
     Raises:
-        InputError: the input, the model or a layer does not exist.
+        InputError: the input, the model or a layer does not exist, or the device does not support the precision.
     """
 
     def __init__(self, config: EmbedConfig, device: torch.device, replace: bool) -> None:
         self.config, self.device, self.replace = config, device, replace
+        self.precision = resolve_precision(config.precision, device)
         self.files = find_fasta_files(config.fasta)
         self.model = find_model(config.model, config.untrained_seed)
-        self.batch_tokens = config.batch_tokens or BATCH_TOKENS[device.type]
+        self.batch_tokens = config.batch_tokens or TOKENS_PER_BATCH[device.type]
         out_dir, name = Path(config.out_dir), config.name or portable_name(strip_fasta_suffix(self.files[0]))
         self.name = name
         self.folder = out_dir / f"{name}_embed.part"
@@ -160,14 +163,16 @@ class Job:
         """Provenance of the files, with the digests of the input and of the model."""
         names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
         inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
-        return build_provenance("embed", self.config, inputs) | {"model": self.model.record()}
+        config = dataclasses.replace(self.config, precision=self.precision)
+        return build_provenance("embed", config, inputs) | {"model": self.model.record()}
 
     @cached_property
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
-        settings = {item.name: getattr(self.config, item.name) for item in fields(self.config)}
+        settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
+        settings["precision"] = self.precision
         settings |= {name: entry["sha256"] for name, entry in self.manifest["inputs"].items()}
         settings |= {"outputs": [list(output) for output in self.targets], "batch_tokens": self.batch_tokens}
         return json.dumps(settings, sort_keys=True, default=str)
@@ -182,6 +187,7 @@ class Job:
             InputError: a file or a run has other settings and must not be replaced.
         """
         plan = None if self.config.restart else read_plan(self.folder)
+        self._adopt_precision(plan)
         if plan and (differing := _find_differences(json.loads(self.settings), plan["settings"])):
             if not self.replace:
                 raise InputError(
@@ -200,13 +206,21 @@ class Job:
                     self._check_run(plan)
                     logger.info("resuming the unfinished run in %s", self.folder)
                 stage = RunStage.COMPUTED if plan["published"] else RunStage.INTERRUPTED
-                return RunState(stage, planned, plan["num_proteins"])
+                return RunState(stage, planned, self.precision, plan["num_proteins"])
         existing = {} if self.config.restart else self._find_existing(self.targets)
         for output in existing:
             logger.info("%s already exists, from the same input, model and settings", self.targets[output])
         if missing := [output for output in self.targets if output not in existing]:
-            return RunState(RunStage.NEW, missing)
-        return RunState(RunStage.FINISHED, [], next(iter(existing.values())))
+            return RunState(RunStage.NEW, missing, self.precision)
+        return RunState(RunStage.FINISHED, [], self.precision, next(iter(existing.values())))
+
+    def _adopt_precision(self, plan: dict[str, Any] | None) -> None:
+        """Keep the float32 of an unfinished run or of existing files, if `auto` would compute in less than that."""
+        if self.config.precision != "auto" or self.precision == "float32" or self.config.restart:
+            return
+        recorded = [plan["settings"]] if plan else [_read_settings(path) for path in self.targets.values()]
+        if any(settings.get("precision") == "float32" for settings in recorded):
+            self.precision = "float32"
 
     def _find_existing(self, targets: dict[Output, Path]) -> dict[Output, int]:
         """Find the targets that exist with the same settings.
@@ -315,7 +329,7 @@ class Job:
                     path=self.folder.parent,
                 ) from None
             raise
-        return RunState(RunStage.INTERRUPTED, outputs, len(table))
+        return RunState(RunStage.INTERRUPTED, outputs, self.precision, len(table))
 
     def _checksum_files(self, table: Table, outputs: list[Output]) -> dict[str, Any]:
         """Checksums of what does not change while the run works: its tables, and all but the values of its files."""
@@ -357,7 +371,7 @@ class Job:
         return {
             "model_name": self.model.name,
             "input_sha256": " ".join(inputs),
-            "precision": self.config.precision,
+            "precision": self.precision,
             "long_proteins": self.config.long_proteins,
             "max_residues": self.config.max_residues,
             "versions": json.dumps(self.manifest["versions"]),
@@ -419,6 +433,15 @@ def _find_differences(settings: dict[str, Any], other: dict[str, Any]) -> list[s
     """Return the names of the settings in which two runs differ; a difference in outputs only is one of repr_layers."""
     names = sorted(key for key in settings.keys() | other.keys() if settings.get(key) != other.get(key))
     return ["repr_layers"] if names == ["outputs"] else [name for name in names if name != "outputs"]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings recorded in a file; none if it does not exist or is not a file of `embed`, checked or not."""
+    try:
+        with h5py.File(path, "r") as file:
+            return json.loads(file.attrs["settings"])
+    except Exception:  # h5py and json raise errors of many kinds; `_compare_settings` reports what is damaged
+        return {}
 
 
 def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class EmbeddingRun:
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.read_done()
         # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
-        self.workers = 2 if encoder.device.type == "cuda" else workers or count_cores()
+        self.workers = {"cuda": 2, "mps": 1}.get(encoder.device.type) or workers or count_cores()
 
     def work(self, name: str) -> None:
         """Embed all batches of this process that are not finished.

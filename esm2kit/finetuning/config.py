@@ -294,7 +294,9 @@ class PredictConfig:
         fasta: FASTA file (plain, .gz or .zst), several files, or a folder.
         out: Output file: .tsv, .csv or .h5. A manifest is written next to it.
         base: Encoder of adapters (mode lora) or of a probe. Default: its location during training.
-        precision: float32 is exact. bfloat16 and int8 (CPU only) are faster and approximate.
+        precision: Precision of the encoder. float32 is exact; bfloat16 (CPU and CUDA) and int8 (CPU) are faster and
+            approximate. auto is bfloat16 on a CUDA GPU that has it and float32 elsewhere; for a saved probe it is the
+            precision of its benchmark.
         device: Device of the model. auto uses a GPU if one is available.
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
         plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
@@ -305,8 +307,8 @@ class PredictConfig:
     fasta: Path | list[Path]
     out: Path
     base: str | None = None
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     batch_tokens: int | None = None
     plot: bool = True
 

@@ -281,7 +281,8 @@ def _encode_train_rows(
     """Yield the inputs of the head for the training proteins, (N, D) per batch."""
     gpu = resolve_accelerator(config) == "cuda"
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
-    encoder, last = Encoder(esm2.eval(), device=device), esm2.config.num_layers
+    precision = "float32" if config.precision == "32-true" else "auto"
+    encoder, last = Encoder(esm2.eval(), precision, device), esm2.config.num_layers
     rows = proteins.data.rows("train")
     if config.mode != "frozen":  # the encoder changes during training, so the moments of a part are exact enough
         rows = rows[:: math.ceil(len(rows) / PROTEINS_FOR_MOMENTS)]

@@ -20,7 +20,7 @@ from esm2kit.core.paths import expand_path
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.models.checkpoint import check_tensor_shapes, read_checkpoint, write_checkpoint
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.encoder import Encoder, Precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.load import build_model, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
@@ -35,7 +35,6 @@ from esm2kit.training.resume import group_by_prefix
 logger = logging.getLogger(__name__)
 
 FILE = "finetuned.safetensors"
-TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768}
 
 
 def load_head(model: LabelModel, state: dict[str, Tensor], source: Path | str) -> None:
@@ -156,14 +155,14 @@ class FinetunedModel:
 
 
 def load_finetuned(
-    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
+    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto"
 ) -> FinetunedModel:
     """Load a model of `esm2kit finetune`.
 
     Args:
         path: finetuned.safetensors, or its folder.
         base: Base model of adapters. Default: its location during training.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
 
     Returns:

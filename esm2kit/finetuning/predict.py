@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
-    manifest = build_provenance("predict", config, inputs)
+    encoder = model.encoder
+    recorded = config if encoder is None else replace(config, precision=encoder.precision)
+    manifest = build_provenance("predict", recorded, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")

@@ -16,7 +16,7 @@ Predictor = FinetunedModel | SavedProbe
 
 
 def load_predictor(
-    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "float32"
+    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto"
 ) -> Predictor:
     """Load a model that predicts labels.
 
@@ -24,7 +24,7 @@ def load_predictor(
         path: A fine-tuned model or its folder, the folder of a benchmark, or a saved probe. In the folder of a
             benchmark, the row with the best score on validation predicts.
         base: Encoder of adapters or of a probe. Default: its location during training.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
 
     Returns:

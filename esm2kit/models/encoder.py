@@ -13,6 +13,7 @@ already run at the machine's limit. These changes reduce the remaining time:
 - Buffers are allocated once per thread, which avoids page faults.
 """
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -26,7 +27,11 @@ from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
 from esm2kit.sequences.alphabet import MASK_IDX
 
-Precision = Literal["float32", "bfloat16", "int8"]
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+# Default size of a batch: as many tokens as the caches of a CPU hold, or as a GPU needs to be busy.
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768, "mps": 8192}
 # Attention scores in memory at a time: 1 MB of floats, half of a recent core's L2 cache. Tuned by one noisy sweep.
 SCORES_PER_BLOCK = 1 << 18
 # At this length and above, SDPA's own blocking is as fast.
@@ -37,13 +42,67 @@ SHORT_TOKENS = 32
 SAFE_SUM = (1e-30, 1e30)
 
 
+def resolve_precision(requested: Precision, device: torch.device | str) -> Precision:
+    """Resolve the precision of an encoder on a device.
+
+    Args:
+        requested: `float32`, `bfloat16`, `int8`, or `auto` for bfloat16 on a CUDA GPU that computes in it, and float32
+            elsewhere.
+        device: `cpu`, `mps` or a CUDA device.
+
+    Returns:
+        `float32`, `bfloat16` or `int8`.
+
+    Raises:
+        InputError: the device or this build of torch does not support the precision.
+    """
+    device = torch.device(device)
+    if requested == "auto":
+        return "bfloat16" if device.type == "cuda" and _computes_bfloat16(device) else "float32"
+    if requested == "int8" and device.type == "cpu" and not torch.backends.mkldnn.is_available():
+        raise InputError(
+            "precision 'int8' requires a build of torch with oneDNN; choose bfloat16 or float32.",
+            code="precision.missing",
+            name="int8",
+        )
+    supported = {"cpu": ("float32", "bfloat16", "int8"), "cuda": ("float32", "bfloat16")}.get(device.type, ("float32",))
+    if device.type == "cuda" and requested == "bfloat16" and not _computes_bfloat16(device):
+        supported = ("float32",)
+    if requested not in supported:
+        raise InputError(
+            f"precision '{requested}' does not run on device {device.type} of this machine; choose "
+            f"{' or '.join(supported)}, or auto.",
+            code="precision.device",
+            name=requested,
+            device=device.type,
+        )
+    return requested
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    # since NVIDIA's Ampere; AMD's GPUs under torch compute in it
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def log_precision(requested: Precision, resolved: Precision, device: torch.device | str) -> None:
+    """Log which precision `auto` chose on a GPU, and how to ask for the other one; on a CPU as a detail."""
+    if requested != "auto":
+        return
+    kind = torch.device(device).type
+    other = "--precision float32 is exact" if resolved == "bfloat16" else "--precision bfloat16 is approximate"
+    if kind == "mps" or (kind == "cuda" and not _computes_bfloat16(torch.device(device))):
+        other = "this device computes in no other"
+    logger.log(logging.DEBUG if kind == "cpu" else logging.INFO, "precision %s on %s; %s", resolved, kind, other)
+
+
 class Encoder:
     """Computes representations of packed sequences; threads can share one encoder.
 
     Args:
-        model: in evaluation mode. On the CPU its weights are copied and rearranged; on CUDA it is moved.
-        precision: "float32" is exact. "bfloat16" and "int8" (CPU only, linear layers only) are approximations.
-        device: "cpu" or a CUDA device. On CUDA, bfloat16 uses torch's variable-length attention kernel.
+        model: in evaluation mode. On the CPU its weights are copied and rearranged; on a GPU it is moved.
+        precision: "float32" is exact. "bfloat16" and "int8" (CPU only, linear layers only) are approximations. "auto"
+            as for `resolve_precision`; the attribute `precision` is the resolved one.
+        device: "cpu", "mps" or a CUDA device. On CUDA, bfloat16 uses torch's variable-length attention kernel.
 
     Raises:
         InputError: the device does not support the precision.
@@ -52,25 +111,16 @@ class Encoder:
     def __init__(self, model: ESM2, precision: Precision = "float32", device: torch.device | str = "cpu") -> None:
         check_type(model, ESM2, "model", "load one with load_model")
         self.config = model.config
-        self.precision = precision
         self.device = torch.device(device)
-        if self.device.type == "cuda":
-            if precision == "int8":
-                raise InputError(
-                    "precision 'int8' runs only on the CPU; choose bfloat16 or float32 on a GPU.",
-                    code="precision.device",
-                    name="int8",
-                )
+        resolved = resolve_precision(precision, self.device)
+        log_precision(precision, resolved, self.device)
+        self.precision = precision = resolved
+        if self.device.type != "cpu":
             self.model = model.to(self.device, dtype=getattr(torch, precision))
-            torch.cuda.synchronize(self.device)  # other threads read the weights on other streams
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # other threads read the weights on other streams
             self._local = threading.local()
             return
-        if precision == "int8" and not torch.backends.mkldnn.is_available():
-            raise InputError(
-                "precision 'int8' requires a build of torch with oneDNN; choose bfloat16 or float32.",
-                code="precision.missing",
-                name="int8",
-            )
         self.model = model
         with torch.inference_mode():
             self.layers = [_rearrange_weights(layer, model.config.head_dim, precision) for layer in model.layers]
@@ -94,7 +144,7 @@ class Encoder:
             {layer: (N, D)} in float32 on the CPU, not overwritten by later calls.
         """
         packed = Packed(num_tokens, self.device)
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             found = self.model.encode(tokens_N.to(self.device, torch.long), packed, tuple(repr_layers))
             return found if on_device else {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
         tokens_N = tokens_N.long()

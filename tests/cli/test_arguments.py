@@ -192,7 +192,7 @@ def test_later_values_override_a_config_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("fasta: a.fasta\nout_dir: vectors\nrepr_layers: [1, 2]\nprecision: int8\n")
     config = embedding(f"--config {path} --precision float32")
-    assert config == EmbedConfig(Path("a.fasta"), Path("vectors"), repr_layers=[1, 2])
+    assert config == EmbedConfig(Path("a.fasta"), Path("vectors"), repr_layers=[1, 2], precision="float32")
     assert embedding(f"--config {path} b.fasta").fasta == Path("b.fasta")
     path.write_text("fasta: a.fasta\nrepr-layers: [1]\nworkers: none\nper-protein: no\nbos: on\n")
     assert embedding(f"--config {path}") == EmbedConfig(Path("a.fasta"), repr_layers=[1], per_protein=False, bos=True)
@@ -240,7 +240,7 @@ def test_error_codes_of_wrong_arguments(line: str, code: str, values: dict[str, 
         ("", "--fasta is required, as in `esm2kit embed my.fasta`"),
         (
             "a.fasta --precision bf61",
-            "--precision must be float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
+            "--precision must be auto, float32, bfloat16 or int8, found 'bf61'; did you mean 'bfloat16'?",
         ),
         ("a.fasta --outdir x", "unknown parameter --outdir; did you mean --out_dir?"),
         ("a.fasta -x", "unknown parameter -x; `esm2kit embed --help_all` lists all parameters"),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.errors import refused
 
-from esm2kit.core.hardware import cpu_name, read_memory_use, return_freed_memory
+from esm2kit.core.hardware import cpu_name, read_memory_use, resolve_device, return_freed_memory
 
 HEAP_IN_PIECES = """
 from pathlib import Path
@@ -50,3 +51,25 @@ def test_without_proc_the_peak_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_processor_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     assert cpu_name()
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "has_mps", "auto"),
+    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
+)
+def test_auto_is_a_gpu_that_torch_finds_and_no_other_is_accepted(
+    has_cuda: bool, has_mps: bool, auto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESM2KIT_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert resolve_device("auto") == auto
+    assert resolve_device("cpu") == "cpu"
+    for name, found in (("cuda", has_cuda), ("mps", has_mps)):
+        if found:
+            assert resolve_device(name) == name
+        else:
+            with refused("device.absent", requested=name):
+                resolve_device(name)
+    with refused("device.unknown", requested="gpu"):
+        resolve_device("gpu")

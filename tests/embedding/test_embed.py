@@ -670,3 +670,55 @@ def test_the_overlap_of_windows_matters_only_for_windows(long_proteins: str, mod
         EmbedConfig(fasta, tmp_path, long_proteins="window", **common)
     with refused("option.range", name="max_residues"):
         EmbedConfig(fasta, tmp_path, long_proteins=long_proteins, max_residues=0)
+
+
+def test_the_resolved_precision_is_recorded_and_a_float32_file_stays_recognised(
+    model: Path, tmp_path: Path, monkeypatch
+) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5, 9, 30]))
+    plain = EmbedConfig(fasta, tmp_path / "plain", model=str(model))
+    assert plain.precision == "auto"
+    found = embed(plain).embeddings
+    assert EmbeddingReader(found).attributes["precision"] == "float32"
+    values = values_of(found)
+
+    # a machine whose GPU computes in bfloat16
+    monkeypatch.setattr(
+        "esm2kit.embedding.embed.resolve_precision",
+        lambda requested, device: "bfloat16" if requested == "auto" else requested,
+    )
+    written = found.stat().st_mtime_ns
+    assert embed(plain).embeddings.stat().st_mtime_ns == written, "the exact file answers the same command"
+    assert embed(dataclasses.replace(plain, precision="float32")).embeddings.stat().st_mtime_ns == written
+    with refused("embed.file-exists", differing=["precision"]):
+        embed(dataclasses.replace(plain, precision="bfloat16"))
+
+    more = embed(dataclasses.replace(plain, per_residue=True))
+    assert EmbeddingReader(more.hiddens).attributes["precision"] == "float32", "files of one run have one precision"
+
+    config = dataclasses.replace(plain, out_dir=tmp_path / "fast")
+    fast = embed(config).embeddings
+    attributes = EmbeddingReader(fast).attributes
+    assert attributes["precision"] == attributes["provenance"]["config"]["precision"] == "bfloat16"
+    assert 1e-5 < max(abs(value - values[key]).max() for key, value in values_of(fast).items()) < 0.1
+    assert values_of(embed(dataclasses.replace(config, precision="bfloat16")).embeddings).keys() == values.keys()
+    with refused("embed.file-exists", differing=["precision"]):
+        embed(dataclasses.replace(config, precision="float32"))
+    monkeypatch.undo()
+    with refused("embed.file-exists", differing=["precision"]):  # where auto is float32, a bfloat16 file is another
+        embed(config)
+    assert EmbeddingReader(embed(config, replace=True).embeddings).attributes["precision"] == "float32"
+
+
+def test_an_unfinished_float32_run_resumes_in_float32(model: Path, tmp_path: Path, monkeypatch) -> None:
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5, 9, 30, 31, 40]))
+    expected = embed(EmbedConfig(fasta, tmp_path / "plain", model=str(model), batch_tokens=32))
+    config = EmbedConfig(fasta, tmp_path / "out", model=str(model), batch_tokens=32)
+    interrupt_run(config, monkeypatch)
+    monkeypatch.setattr(
+        "esm2kit.embedding.embed.resolve_precision",
+        lambda requested, device: "bfloat16" if requested == "auto" else requested,
+    )
+    with refused("embed.run-exists", differing=["precision"]):
+        embed(dataclasses.replace(config, precision="bfloat16"))
+    assert_same_files(embed(config).files, expected.files)

@@ -10,7 +10,7 @@ from support.errors import refused
 
 from esm2kit.models import encoder as inference
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.encoder import Encoder
+from esm2kit.models.encoder import Encoder, resolve_precision
 from esm2kit.models.esm2 import ESM2
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX
 
@@ -161,3 +161,55 @@ def test_threads_do_not_share_buffers() -> None:
         found = list(pool.map(lambda tokens: encode(encoder, [tokens], [2])[0][2], sequences))
     for hidden_ND, expected_ND in zip(found, expected, strict=True):
         torch.testing.assert_close(hidden_ND, expected_ND, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "auto", "refuses"),
+    [
+        ("cpu", False, "float32", []),
+        ("cuda", True, "bfloat16", ["int8"]),
+        ("cuda:1", False, "float32", ["int8", "bfloat16"]),
+        ("mps", False, "float32", ["int8", "bfloat16"]),
+    ],
+)
+def test_auto_is_bfloat16_where_a_cuda_gpu_computes_in_it(
+    device: str, has_bfloat16: bool, auto: str, refuses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_computes_bfloat16", lambda device: has_bfloat16)
+    assert resolve_precision("auto", device) == auto
+    for precision in ("float32", "bfloat16", "int8"):
+        if precision in refuses:
+            with refused("precision.device", name=precision, device=torch.device(device).type):
+                resolve_precision(precision, device)
+        else:
+            assert resolve_precision(precision, device) == precision
+
+
+def test_the_encoder_names_the_precision_that_auto_chose(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, _ = pair(SHAPES[0])
+    assert Encoder(exact.model, "auto").precision == "float32"
+    with caplog.at_level("INFO", "esm2kit"):
+        inference.log_precision("bfloat16", "bfloat16", "cuda")
+        inference.log_precision("auto", "float32", "cpu")
+        assert not caplog.messages, "what the user asked for, or what was always so, needs no line"
+        monkeypatch.setattr(inference, "_computes_bfloat16", lambda device: True)
+        inference.log_precision("auto", "bfloat16", "cuda")
+    (line,) = caplog.messages
+    assert "bfloat16" in line
+    assert "--precision float32" in line
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no GPU of an Apple chip")
+@pytest.mark.parametrize("config", SHAPES, ids=str)
+def test_mps_equals_the_cpu(config: ESM2Config) -> None:
+    encoder, _ = pair(config)
+    num_tokens, layers = [3, 3, 33, 200, 1024], list(range(config.num_layers + 1))
+    sequences = random_tokens(num_tokens, mask_share=0.1)
+    expected = encode(encoder, sequences, layers)
+    on_gpu = Encoder(encoder.model, "auto", "mps")
+    assert on_gpu.precision == "float32"
+    for found, right in zip(encode(on_gpu, sequences, layers), expected, strict=True):
+        for layer in layers:
+            torch.testing.assert_close(found[layer], right[layer], atol=1e-4, rtol=1e-4)
