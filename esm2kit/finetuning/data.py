@@ -9,7 +9,6 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from esm2kit.core.rng import permutation
-from esm2kit.sequences.batching import split_micro_batches
 from esm2kit.tasks.packing import EvaluationBatches, LabelledBatch, LabelledProteins, Window
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.parallel import data_parallel_rank
@@ -46,10 +45,8 @@ class LabelledBatches(Dataset):
 
     def __getitem__(self, step: int) -> list[LabelledBatch]:
         samples = self.samples(step)
-        micro_batches = self.layout.accumulate_grad_batches * self.layout.data_parallel_size
-        split = split_micro_batches([sample.stop - sample.start for sample in samples], micro_batches)
-        mine = split[self.rank :: self.layout.data_parallel_size]
-        return [self.proteins.batch([samples[position] for position in part]) for part in mine]
+        split = self.layout.split([sample.stop - sample.start + 2 for sample in samples], self.rank)
+        return [self.proteins.batch([samples[position] for position in part]) for part in split]
 
 
 class FinetuneData(LightningDataModule):

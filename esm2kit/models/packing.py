@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esm2kit.sequences.alphabet import PAD_IDX
+from esm2kit.sequences.batching import bucket_size
 
 
 def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -29,11 +30,6 @@ def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible:
             wide = attention(query_BHTK.float(), key_BHTK.float(), value_BHTK.float(), visible)
         return wide.to(query_BHTK.dtype)
     return F.scaled_dot_product_attention(query_BHTK, key_BHTK, value_BHTK, attn_mask=visible)
-
-
-def bucket_size(num_rows: int) -> int:
-    """Return the multiple to round up to, which leaves 32 different sizes between consecutive powers of two."""
-    return 1 << max(0, num_rows.bit_length() - 6)
 
 
 class Packed:

@@ -19,7 +19,7 @@ from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.sequences.batching import split_by_tokens, split_micro_batches
+from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.clusters import draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
@@ -156,10 +156,8 @@ class GlobalBatches(Dataset):
 
     def __getitem__(self, step: int) -> list[MicroBatch]:
         samples = self.samples(step)
-        micro_batches = self.layout.accumulate_grad_batches * self.layout.data_parallel_size
-        split = split_micro_batches([sample.stop - sample.start for sample in samples], micro_batches)
-        own = split[self.rank :: self.layout.data_parallel_size]
-        return [collate([samples[position] for position in part], self.store, self.masking) for part in own]
+        split = self.layout.split([sample.stop - sample.start + 2 for sample in samples], self.rank)
+        return [collate([samples[position] for position in part], self.store, self.masking) for part in split]
 
 
 class ValidationBatches(Dataset):

@@ -26,6 +26,9 @@ class TrainingConfig:
         num_nodes: Number of nodes.
         strategy: Parallel strategy: ddp, fsdp2, or auto. auto is ddp if there is more than one data-parallel rank.
         micro_batch_size: Sequences per device and micro-batch. Default: derived from global_batch_size, otherwise 8.
+        micro_batch_tokens: Most tokens per device and micro-batch, instead of micro_batch_size and
+            accumulate_grad_batches. A longer sequence is a micro-batch of its own. The number of micro-batches follows
+            from the lengths of the sequences.
         accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size,
             otherwise 1.
         global_batch_size: Sequences per update. Default: micro_batch_size x accumulate_grad_batches x data-parallel
@@ -59,6 +62,7 @@ class TrainingConfig:
     num_nodes: int = field(default=1, metadata=FREE)
     strategy: StrategyName = field(default="auto", metadata=FREE)
     micro_batch_size: int | None = field(default=None, metadata=FREE)
+    micro_batch_tokens: int | None = field(default=None, metadata=FREE)
     accumulate_grad_batches: int | None = field(default=None, metadata=FREE)
     global_batch_size: int | None = field(default=None, metadata=FREE)
     max_tokens: int = 1024
@@ -83,7 +87,10 @@ class TrainingConfig:
     option_groups = OptionGroups(
         usual="out_dir max_steps lr",
         data="max_tokens",
-        training="global_batch_size micro_batch_size accumulate_grad_batches val_check_interval resume_if_exists",
+        training=(
+            "global_batch_size micro_batch_size micro_batch_tokens accumulate_grad_batches val_check_interval "
+            "resume_if_exists"
+        ),
         optimizer="warmup_steps weight_decay beta1 beta2 eps gradient_clip_val",
         hardware=(
             "accelerator devices num_nodes strategy precision activation_checkpointing tokens_per_validation_batch"

@@ -15,14 +15,17 @@ from support.layouts import COMMON, LAYOUTS, arguments, train_in_process, train_
 
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.esm2 import ESM2
+from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.initialise import build_meta_model, materialise, sample_weights
 from esm2kit.models.load import load_model
+from esm2kit.pretraining.data import BERT, GlobalBatches
 from esm2kit.pretraining.pretrain import PretrainConfig, _initial_model, pretrain
+from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.training.layout import BatchLayout
 
 STEPS = 20
 ACCUMULATIONS = (1, 2, 4)
+MICRO_BATCH_TOKENS = 1100
 PRECISIONS = ("bf16-mixed", "bf16-true")
 
 
@@ -58,7 +61,8 @@ def layout_runs(layout: str, out_dir: Path, data: Path) -> list[list[str]]:
         # one of the three runs recomputes its activations, which must give the same numbers
         settings = LAYOUTS[layout][1] | {"activation_checkpointing": accumulate == 2}
         runs += both_runs(out_dir / layout / str(accumulate), data, accumulate_grad_batches=accumulate, **settings)
-    return runs
+    given = LAYOUTS[layout][1] | {"micro_batch_tokens": MICRO_BATCH_TOKENS}
+    return runs + both_runs(out_dir / layout / "tokens", data, **given)
 
 
 def bf16_run(precision: str, out_dir: Path, data: Path, layout: str = "one") -> list[str]:
@@ -103,8 +107,8 @@ def assert_same_run(out_dir: Path, reference: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_equals_one_device(layout: str, request: pytest.FixtureRequest, one_device) -> None:
     out_dir = request.getfixturevalue({2: "two_processes", 4: "four_processes"}[LAYOUTS[layout][0]])
-    for accumulate in ACCUMULATIONS:
-        assert_same_run(out_dir / layout / str(accumulate), one_device)
+    for division in (*ACCUMULATIONS, "tokens"):
+        assert_same_run(out_dir / layout / str(division), one_device)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -138,6 +142,29 @@ def test_accumulation_and_workers_equal_one_device(tmp_path, dataset, one_device
         first, curve = both_runs(tmp_path / str(accumulate), dataset, accumulate_grad_batches=accumulate)
         train_in_process([first, [*curve, f"--num_workers={workers}"]])
         assert_same_run(tmp_path / str(accumulate), one_device)
+    runs = both_runs(tmp_path / "tokens", dataset, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    train_in_process(runs)
+    assert_same_run(tmp_path / "tokens", one_device)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_token_budget_gives_updates_different_numbers_of_micro_batches(ranks: int, dataset) -> None:
+    """The ranks of an update have equal numbers of them, and together hold the same masked samples as one device."""
+    layout = BatchLayout.of(devices=ranks, global_batch_size=16, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    training_set, counts = TrainingSet.open(dataset), set()
+    whole = GlobalBatches(training_set, BatchLayout.of(global_batch_size=16), 0, 0, STEPS, 1022, BERT)
+    parts = [GlobalBatches(training_set, layout, rank, 0, STEPS, 1022, BERT) for rank in range(ranks)]
+    for step in range(STEPS):
+        (expected,), found = whole[step], [part[step] for part in parts]
+        counts.add(len(found[0]))
+        assert len(set(map(len, found))) == 1
+        micro_batches = [batch for part in found for batch in part]
+        assert all(Packed(batch.num_tokens, bucketed=True).num_rows <= MICRO_BATCH_TOKENS for batch in micro_batches)
+        rows = [row for batch in micro_batches for row in batch.store_rows]
+        assert sorted(rows) == sorted(expected.store_rows)
+        targets = torch.cat([batch.targets_M for batch in micro_batches])
+        assert torch.equal(targets.sort().values, expected.targets_M.sort().values)
+    assert len(counts) > 1
 
 
 def test_filling_a_sharded_model_equals_sharding_a_filled_model(four_processes) -> None:
@@ -201,6 +228,19 @@ def test_any_subset_of_the_sizes_gives_the_rest(nodes: int, micro: int, accumula
     size = whole["global_batch_size"]
     with refused("layout.equation", requested=size + 1, found=size):
         BatchLayout.of(2, nodes, tensor, **whole | {"global_batch_size": size + 1})
+
+
+def test_a_token_budget_and_a_number_of_sequences_raise_an_error() -> None:
+    assert BatchLayout.of(devices=2, micro_batch_tokens=4096).global_batch_size == 16, "8 per rank, as without a budget"
+    layout = BatchLayout.of(devices=4, micro_batch_tokens=4096, global_batch_size=64)
+    assert layout.equation.startswith("global_batch_size 64 = 16 sequences per rank x data_parallel_size 4")
+    for name in ("micro_batch_size", "accumulate_grad_batches"):
+        with refused("layout.two-divisions", micro_batch_tokens=4096, name=name, found=2):
+            BatchLayout.of(micro_batch_tokens=4096, global_batch_size=64, **{name: 2})
+    with refused("layout.equation", requested=7, found=6):
+        BatchLayout.of(devices=2, micro_batch_tokens=4096, global_batch_size=7)
+    with refused("layout.size"):
+        BatchLayout.of(micro_batch_tokens=0)
 
 
 def test_devices_that_do_not_form_groups_raise_an_error() -> None:

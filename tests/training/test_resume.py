@@ -191,7 +191,9 @@ def test_resumed_on_another_layout_stays_within_tolerance(tmp_path, dataset, uni
         (tmp_path / then / "checkpoints").mkdir(parents=True)
         shutil.copy(middle, tmp_path / then / "checkpoints" / "last.safetensors")
         shutil.copy(uninterrupted[first] / "metrics.csv", tmp_path / then)
-        given = LAYOUTS[then] | {"accumulate_grad_batches": 2, "num_workers": int(then == "1x1")}
+        # also with another division of the batch: into two micro-batches, or, on the last layout, by a token budget
+        division = {"micro_batch_tokens": 800} if then == "ddp" else {"accumulate_grad_batches": 2}
+        given = LAYOUTS[then] | division | {"num_workers": int(then == "1x1")}
         runs[then] = arguments(tmp_path / then, dataset, **given)
     train_in_process([runs.pop("1x1")])
     train_with_torchrun(2, list(runs.values()))
