@@ -8,7 +8,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from esm2kit.core.numbers import format_decimals
@@ -508,6 +508,62 @@ def pair_map(
     ax.figure.colorbar(image, ax=ax, label=value_label)
     ax.set_title(title, fontsize=10)
     ax.set(xlabel="residue", ylabel="residue")
+    return ax
+
+
+def contact_map(
+    values_TT: np.ndarray,
+    contacts_TT: np.ndarray | None = None,
+    value_label: str = "contact probability",
+    probability: bool = True,
+    boundaries: Sequence[int] = (),
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot predicted contacts, with the contacts of a structure below the diagonal.
+
+    Args:
+        values_TT: (T, T) predictions, plotted above the diagonal, and below it if there is no structure.
+        contacts_TT: (T, T) 1 for a contact, 0 for none, NaN for residues that were not observed.
+        value_label: label of the predictions.
+        probability: scale from 0 to 1. Otherwise the scale diverges around 0 and ends at the 99.9th percentile.
+        boundaries: number of residues before each further chain, where a line is drawn.
+        title: of the figure.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    size = len(values_TT)
+    side = 5.4 + max(0, size - 300) / 180  # so that single contacts of a long protein can be seen
+    ax = _get_axes(ax, side + 1, side, square=True)
+    extent = (0.5, size + 0.5, size + 0.5, 0.5)
+    below = np.tril(np.ones((size, size), dtype=bool))
+    shown = np.ma.array(values_TT, mask=below if contacts_TT is not None else np.eye(size, dtype=bool))
+    scale = {"cmap": SHARES, "vmin": 0, "vmax": 1}
+    if not probability:
+        end = float(np.quantile(np.abs(values_TT[~below]), 0.999)) or 1.0
+        scale = {"cmap": DIFFERENCES, "vmin": -end, "vmax": end}
+    image = ax.imshow(shown, interpolation="nearest", extent=extent, **scale)
+    ax.figure.colorbar(image, ax=ax, label=value_label, shrink=0.8)
+    if contacts_TT is not None:
+        missing = np.isnan(contacts_TT)
+        kinds = np.where(missing, 2, np.where(missing, 0, contacts_TT)).astype(int)
+        colours = ["#ffffff", ACCENT, MUTED]
+        ax.imshow(np.ma.array(kinds, mask=~below | np.eye(size, dtype=bool)), interpolation="nearest", extent=extent,
+                  cmap=ListedColormap(colours), vmin=0, vmax=2)  # fmt: skip
+        ax.plot([0.5, size + 0.5], [0.5, size + 0.5], color=SECONDARY, linewidth=0.6)
+        names = ["contact in the structure (below the diagonal)", "not observed in the structure"]
+        for colour, name in list(zip(colours[1:], names, strict=True))[: 1 + bool(missing.any())]:
+            ax.plot([], [], marker="s", linestyle="", color=colour, label=name)
+        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=9)
+    for place in boundaries:
+        ax.axhline(place + 0.5, color="black", linewidth=0.8)
+        ax.axvline(place + 0.5, color="black", linewidth=0.8)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set(xlim=extent[:2], ylim=extent[2:], xlabel="residue", ylabel="residue")
+    ax.set_title(title, fontsize=10)
     return ax
 
 

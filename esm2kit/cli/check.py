@@ -17,6 +17,7 @@ from esm2kit.sequences.dataset import MANIFEST, REMEDY, check_dataset
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 10
 # Damage may hide what a file is; these names are those that esm2kit gives.
+CONTACTS_REMEDY = "run `esm2kit contacts` again with --restart true"
 EMBEDDING_NAMES = ("_embeddings", "_hiddens", "_logits")
 CHECKPOINT_NAMES = ("last.", "step=", "finetuned.")
 JSON_NAMES = ("report.json", "comparison.json", "plan.json", "pretrain.json", "finetune.json", MANIFEST)
@@ -153,7 +154,9 @@ def _find_content_checker(path: Path) -> Callable[[Path], object] | None:
     if not start and (path.suffix in BINARY_SUFFIXES or path.name in JSON_NAMES):
         return lambda path: raise_damaged(path, "it is empty", "create it again")
     if start.startswith(MAGIC):
-        return _check_embeddings
+        return _check_sealed_hdf5
+    if path.suffix in (".h5", ".hdf5") and path.stem.endswith("_contacts"):
+        return lambda path: raise_damaged(path, "it has no checksums, so it is not finished", CONTACTS_REMEDY)
     if path.suffix in (".h5", ".hdf5"):
         return _check_embeddings if path.stem.endswith(EMBEDDING_NAMES) or b"esm2kit_format" in start else None
     # the header of a safetensors file, of which the first bytes may be damaged
@@ -164,6 +167,16 @@ def _find_content_checker(path: Path) -> Callable[[Path], object] | None:
     if path.suffix == ".npz":
         return lambda path: read_npz(path, "create it again")
     return _find_json_checker(path) if path.suffix == ".json" else None
+
+
+def _check_sealed_hdf5(path: Path) -> object:
+    from esm2kit.structure.contact_file import ContactReader, is_contact_file
+
+    if not path.stem.endswith("_contacts") and not is_contact_file(path):
+        return _check_embeddings(path)
+    with ContactReader(path) as reader:
+        reader.check()
+    return None
 
 
 def _check_embeddings(path: Path) -> object:

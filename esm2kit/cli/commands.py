@@ -51,6 +51,11 @@ STAGES = {
         "Draw proteins as a map of their embeddings, coloured by a measurement.",
         "fasta", "esm2kit map my.fasta --labels measurements.csv --model 35M",
     ),
+    "contacts": Stage(
+        "structure.config.ContactsConfig", "structure.contacts.predict_contacts",
+        "Predict which residues are in contact, and compare with structures.",
+        "fasta", "esm2kit contacts my.fasta --model 35M --structures pdb",
+    ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
         "Evaluate a model's embeddings on a labelled task.",

@@ -32,7 +32,7 @@ SUFFIXES = (".fasta", ".fa", ".faa", ".fas")
 MAX_SEARCHED = 10_000
 COMPRESSED = ("", ".gz", ".zst")
 
-_NEWLINE, _HEADER, _STOP = b"\n"[0], b">"[0], b"*"[0]
+_NEWLINE, _HEADER, _STOP, _CHAIN_BREAK = b"\n>*:"
 _IS_BLANK = np.zeros(256, dtype=bool)
 _IS_BLANK[np.frombuffer(b" \t\r\v\f", dtype=np.uint8)] = True
 # the bytes that end an id, and the bytes of an ordinary header
@@ -144,11 +144,12 @@ def strip_fasta_suffix(path: Path) -> str:
     return name
 
 
-def read_fasta(path: Path) -> Iterator[Record]:
+def read_fasta(path: Path, chains: bool = False) -> Iterator[Record]:
     """Read the records of a FASTA file, in order.
 
     Args:
         path: A plain, gzip or Zstandard file; the format is detected from the content.
+        chains: Whether ':' between the chains of a complex is allowed in a sequence.
 
     Yields:
         The records, with ids as `headers.parse_header` defines them.
@@ -156,7 +157,7 @@ def read_fasta(path: Path) -> Iterator[Record]:
     Raises:
         InputError: The file is not a valid protein FASTA file; the message states the record and the fix.
     """
-    for block in FastaReader(path):
+    for block in FastaReader(path, chains=chains):
         rows = (block.ids.to_pylist(), block.descriptions.to_pylist(), block.sequences.to_pylist())
         yield from map(Record._make, zip(*rows, strict=True))
 
@@ -167,16 +168,19 @@ class FastaReader:
     Args:
         path: A plain, gzip or Zstandard file.
         block_bytes: Bytes of text per block, about.
+        chains: Whether ':' between the chains of a complex is allowed in a sequence.
 
     Attributes:
         num_records: Records yielded so far.
     """
 
-    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, path: Path, block_bytes: int = BLOCK_BYTES, chains: bool = False) -> None:
         self.path = expand_path(path)
         self.num_records = 0
         self._text, self._letters = TextReader(self.path), FileLetters(self.path)
         self._block_bytes = block_bytes
+        self._is_allowed = IS_RESIDUE_BYTE.copy()
+        self._is_allowed[_CHAIN_BREAK] = chains
 
     @property
     def bytes_read(self) -> int:
@@ -354,7 +358,7 @@ class FastaReader:
         residues_N, offsets = _delete_at(residues_N, offsets, np.flatnonzero(_IS_BLANK[residues_N]))
         last = offsets[1:][np.diff(offsets) > 0] - 1
         residues_N, offsets = _delete_at(residues_N, offsets, last[residues_N[last] == _STOP])
-        unknown = np.flatnonzero(~IS_RESIDUE_BYTE[residues_N])
+        unknown = np.flatnonzero(~self._is_allowed[residues_N])
         if unknown.size:
             position, byte = int(unknown[0]), int(residues_N[unknown[0]])
             record = int(np.searchsorted(offsets, position, side="right")) - 1

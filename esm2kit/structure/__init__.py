@@ -1,0 +1,1 @@
+"""Contacts between residues: predicted by a model, and compared with structures."""
