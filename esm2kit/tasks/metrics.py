@@ -205,7 +205,7 @@ def compute_per_class(
     }
 
 
-class _Ranking(NamedTuple):
+class Ranking(NamedTuple):
     """Values in ascending order, in G groups of equal values.
 
     Args:
@@ -219,7 +219,7 @@ class _Ranking(NamedTuple):
     group: np.ndarray
 
     @classmethod
-    def from_values(cls, values_N: np.ndarray) -> "_Ranking":
+    def from_values(cls, values_N: np.ndarray) -> "Ranking":
         """Sort and group values."""
         order = np.argsort(values_N, kind="stable")
         is_first = np.r_[True, np.diff(values_N[order]) != 0]
@@ -234,7 +234,7 @@ class _Ranking(NamedTuple):
 
 
 def _score_value_block(
-    rankings: tuple[_Ranking, _Ranking],
+    rankings: tuple[Ranking, Ranking],
     columns_XN: np.ndarray,
     gain_N: np.ndarray,
     counts_NR: np.ndarray,
@@ -310,8 +310,8 @@ def build_class_scorer(
         return metrics
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        blocks = _split_replicates(counts_RP, max(num_proteins, 3 * num_classes))
-        return _join_blocks([score_block(counts_PR.astype(np.float64)) for counts_PR in blocks])
+        blocks = split_replicates(counts_RP, max(num_proteins, 3 * num_classes))
+        return join_blocks([score_block(counts_PR.astype(np.float64)) for counts_PR in blocks])
 
     return score
 
@@ -321,7 +321,7 @@ def _sum_margins(margins_XP: csr_matrix, counts_PR: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((margins_XP @ counts_PR).reshape(3, -1, counts_PR.shape[1]).transpose(0, 2, 1))
 
 
-def _split_replicates(counts_RP: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
+def split_replicates(counts_RP: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
     """Yield counts (P, R) of blocks of replicates, such that a block of `num_rows` rows fits into the cache.
 
     Replicates are the last axis, so that sorting and summing access contiguous memory.
@@ -331,7 +331,7 @@ def _split_replicates(counts_RP: np.ndarray, num_rows: int) -> Iterator[np.ndarr
         yield np.ascontiguousarray(counts_RP[start : start + step].T)
 
 
-def _join_blocks(blocks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join_blocks(blocks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join the metrics of blocks of replicates."""
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -354,7 +354,7 @@ def build_value_scorer(
         A function from counts (R, P) to metric -> (R,) values.
     """
     truth, predicted = truth_N.astype(np.float64), predicted_N.astype(np.float64)
-    rankings = _Ranking.from_values(truth), _Ranking.from_values(predicted)
+    rankings = Ranking.from_values(truth), Ranking.from_values(predicted)
     of_truth, of_predicted = find_exponent(truth), find_exponent(predicted)
     of_error = max(of_truth, of_predicted)
     error = np.ldexp(truth, -of_error) - np.ldexp(predicted, -of_error)
@@ -365,9 +365,9 @@ def build_value_scorer(
     columns_XN = np.stack([np.ones_like(t), t, p, t * t, p * p, t * p, error**2])
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
-        blocks = _split_replicates(counts_RP, len(truth))
+        blocks = split_replicates(counts_RP, len(truth))
         exponents = of_truth, of_error
-        return _join_blocks(
+        return join_blocks(
             [_score_value_block(rankings, columns_XN, gain_N, block[protein_N], exponents) for block in blocks]
         )
 
