@@ -21,7 +21,8 @@ from esm2kit.benchmarking.baselines.fit import compute_composition, encode_one_h
 from esm2kit.benchmarking.probes.features import Features, Fitted
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
-from esm2kit.core.hardware import resolve_device
+from esm2kit.core.hardware import choose_device
+from esm2kit.core.processes import local_rank
 from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
@@ -262,7 +263,7 @@ def load_probe(path: Path, base: str | None = None, device: str = "cpu", precisi
     inputs, encoder = facts["inputs"], None
     if inputs["kind"] == "encoder":
         exact = inputs["precision"] if precision == "auto" else precision
-        encoder = Encoder(_load_encoder(path, inputs["encoder"], base), exact, resolve_device(device))
+        encoder = Encoder(_load_encoder(path, inputs["encoder"], base), exact, choose_device(device, local_rank()))
     elif base is not None:
         raise InputError(
             f"{path} reads the letters of a sequence and no encoder, so base {base!r} is not used: omit base",

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from esm2kit.cli.commands import STAGES, import_object
 from esm2kit.core.errors import InputError, find_closest, record_error, suggest_name
 from esm2kit.core.processes import (
+    RESULT_FILE,
+    VERBOSITY,
     describe_launch,
     exit_with_parent,
     ignore_incomplete_launch,
@@ -54,7 +57,6 @@ RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "pre
 RESULT_PATHS |= {"map": "map"}
 # how much a stage logs; workers read the environment variable
 LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
-VERBOSITY = "ESM2KIT_VERBOSITY"
 VERBOSITY_OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 # name of a module -> name under which pip installs it, where they differ
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "IPython": "ipython"}
@@ -113,12 +115,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         handler.close_bar()
-        print("esm2kit: interrupted. Run the same command again to resume.", file=sys.stderr)
+        if not rank():
+            print("esm2kit: interrupted. Run the same command again to resume.", file=sys.stderr)
         return 130
     except Exception as raised:
         handler.close_bar()
         error = _as_input_error(raised)
         if error and is_worker() and rank():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun stops this worker while it waits
             time.sleep(SECONDS_FOR_FIRST_ERROR)
         record_error(error or raised)
         if error is None and os.environ.get(DEBUG):
@@ -195,7 +199,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
     stage = STAGES[name]
     config = parse(import_object(stage.config), f"esm2kit {name}", arguments, stage.positional, stage.example)
-    if (launch := describe_launch()) and rank() == 0:
+    result_file = os.environ.get(RESULT_FILE)  # set by the process that started this one and reports for it
+    if (launch := describe_launch()) and rank() == 0 and not result_file:
         logger.info("%s", launch)
     ignore_incomplete_launch()
     if hasattr(config, "check_inputs"):
@@ -214,7 +219,15 @@ def _run(name: str, arguments: list[str]) -> int:
             config.layout  # noqa: B018
             trainer.check_devices(config)
             launch.replace_with_torchrun(name, config)
+    if is_torchrun_worker() and not stage.trains:  # torchrun stops its workers with SIGTERM
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = import_object(stage.function)(config)
+    if result_file:
+        from esm2kit.core.files import write_json
+
+        if not rank():
+            write_json(Path(result_file), result._asdict() if hasattr(result, "_asdict") else result)
+        return 0
     summary = summarise(result, sys.stdout.isatty(), getattr(config, "out_dir", None))
     if summary and not rank():  # every process of a torchrun or srun job has the result
         print(summary)

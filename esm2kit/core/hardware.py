@@ -58,6 +58,24 @@ def resolve_device(requested: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def choose_device(requested: str, local_rank: int) -> torch.device:
+    """Choose the device of this process: each process of a node gets a GPU of its own.
+
+    Args:
+        requested: As for `resolve_device`.
+        local_rank: Rank of the process among those of the node.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: As `resolve_device`.
+    """
+    kind = resolve_device(requested)
+    # srun can make a single GPU visible to each task, which then has index 0
+    return torch.device("cuda", local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
+
+
 def cpu_name() -> str:
     """Return the processor's model name, or its architecture if the system does not report a name."""
     path = Path("/proc/cpuinfo")

@@ -110,6 +110,23 @@ def run_on_rank_0(process: Process, function: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
+def gather_on_rank_0(process: Process, value: Any) -> list[Any] | None:
+    """Gather one value of every process on rank 0, in the order of the ranks; all processes must call it.
+
+    Args:
+        process: The position of this process.
+        value: Any picklable value.
+
+    Returns:
+        The values on rank 0, None on the others.
+    """
+    if process.world_size == 1:
+        return [value]
+    gathered = None if process.rank else [None] * process.world_size
+    dist.gather_object(value, gathered, dst=0)
+    return gathered
+
+
 def sum_over_group(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
     """Sum a tensor over the ranks of a group, in place; None leaves it as it is."""
     if group is not None:

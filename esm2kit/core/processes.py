@@ -16,6 +16,9 @@ from esm2kit.core.errors import InputError
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 LIGHTNING = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by Lightning for its children
+# environment variables of esm2kit: how much a stage logs; the file into which the first worker writes its result; and
+# whether a parent process waits for the workers and reports their errors
+VERBOSITY, RESULT_FILE, SUPERVISED = "ESM2KIT_VERBOSITY", "ESM2KIT_RESULT_FILE", "ESM2KIT_SUPERVISED"
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # numbers of SLURM's batch, interactive and external steps, which are not srun's
 # On each of these signals a training process finishes its update, saves and exits. Lightning's manual recommends that
 # SLURM sends SIGUSR1 before the time limit; Lightning's own handler would save in the middle of an update. Windows has
@@ -160,7 +163,7 @@ def exit_with_parent() -> None:
 
 
 def check_platform(devices: int) -> None:
-    """Check that this system can train on several devices.
+    """Check that this system can use several devices.
 
     Args:
         devices: Devices per node.
@@ -170,7 +173,7 @@ def check_platform(devices: int) -> None:
     """
     if devices > 1 and sys.platform == "win32":
         raise InputError(
-            f"devices {devices}: esm2kit trains on one device on Windows. Use --devices 1, or WSL or Linux.",
+            f"devices {devices}: esm2kit uses one device on Windows. Use --devices 1, or WSL or Linux.",
             code="platform.devices",
             found=devices,
         )

@@ -38,6 +38,7 @@ class EmbedConfig:
             approximate. auto is bfloat16 on a CUDA GPU that has it and float32 elsewhere; it keeps the float32 of an
             unfinished run and of existing files.
         device: Device of the model. auto uses a GPU if there is one.
+        devices: Number of GPUs, or of processes on a CPU. Each embeds a share of the proteins.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
@@ -61,6 +62,7 @@ class EmbedConfig:
     layout: Literal["datasets", "packed"] = "datasets"
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
     workers: int | None = None
     batch_tokens: int | None = None
     restart: bool = False
@@ -68,7 +70,7 @@ class EmbedConfig:
     option_groups = OptionGroups(
         usual="fasta model out_dir per_protein per_residue long_proteins",
         model="repr_layers untrained_seed max_residues window_overlap",
-        hardware="device precision workers batch_tokens",
+        hardware="device devices precision workers batch_tokens",
         output="name bos logits dtype key layout restart",
     )
 
@@ -82,7 +84,7 @@ class EmbedConfig:
             raise InputError(
                 "repr_layers is empty. Specify at least one layer, such as [-1] for the last.", code="embed.no-layers"
             )
-        check_range(self, "max_residues", at_least=1)
+        check_range(self, "max_residues", "devices", at_least=1)
         if self.long_proteins == "window" and not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
                 f"window_overlap must be at least 0 and below max_residues {self.max_residues}, "
@@ -134,6 +136,7 @@ class MapConfig:
             first residues, window embeds overlapping windows and averages residues that are in several.
         seed: Seed of the projections tsne and umap.
         device: Device of the model. auto uses a GPU if there is one.
+        devices: Number of GPUs, or of processes on a CPU, for the embeddings.
     """
 
     fasta: Path | list[Path]
@@ -148,12 +151,13 @@ class MapConfig:
     long_proteins: Literal["error", "truncate", "window"] = "error"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
 
     option_groups = OptionGroups(
         usual="fasta labels colour_by model method out_dir",
         data="id",
         model="long_proteins",
-        hardware="device",
+        hardware="device devices",
         output="name format seed",
     )
 
@@ -162,6 +166,7 @@ class MapConfig:
         complete_model_names(self, "model")
         check_choices(self)
         check_range(self, "seed", at_least=0)
+        check_range(self, "devices", at_least=1)
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: the name of the model, and that the FASTA exists.
@@ -174,5 +179,11 @@ class MapConfig:
     def embed_config(self) -> EmbedConfig:
         """Build the configuration that computes the embeddings."""
         return EmbedConfig(
-            self.fasta, self.out_dir, self.name, self.model, long_proteins=self.long_proteins, device=self.device
+            self.fasta,
+            self.out_dir,
+            self.name,
+            self.model,
+            long_proteins=self.long_proteins,
+            device=self.device,
+            devices=self.devices,
         )

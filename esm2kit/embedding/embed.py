@@ -23,7 +23,8 @@ import torch
 from esm2kit.core.checksums import FileChecksums, raise_damaged
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, fsync
-from esm2kit.core.hardware import resolve_device
+from esm2kit.core.hardware import choose_device
+from esm2kit.core.launch import run_in_workers, starts_workers
 from esm2kit.core.paths import portable_name
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
 from esm2kit.core.provenance import build_provenance
@@ -95,7 +96,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     Args:
         config: input, model, outputs and settings; the same on all processes.
         replace: replace files and unfinished runs with other settings, as `restart` does, but keep those with the same
-            settings.
+            settings (with several devices, replace these too).
 
     Returns:
         The files, the same on all processes.
@@ -104,6 +105,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         InputError: the input is invalid, a file or an unfinished run with other settings exists, or the disk is full.
     """
     check_type(config, EmbedConfig, "config")
+    if starts_workers(config.devices):
+        return _embed_in_workers(config, replace)
     process = join_process_group()
     check_output_folder(config.out_dir)
     job = Job(config, _choose_device(config, process), replace)
@@ -126,12 +129,17 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
 
 
+def _embed_in_workers(config: EmbedConfig, replace: bool) -> EmbedResult:
+    """Embed in one process per device, which torchrun starts."""
+    if replace:
+        config = dataclasses.replace(config, restart=True)
+    found = run_in_workers("embed", config, logger)
+    paths = [found[name] and Path(found[name]) for name in ("embeddings", "hiddens")]
+    return EmbedResult(*paths, found["num_proteins"], tuple(map(Path, found["files"])))
+
+
 def _choose_device(config: EmbedConfig, process: Process) -> torch.device:
-    kind = resolve_device(config.device)
-    if kind != "cuda":
-        return torch.device(kind)
-    # srun can make a single GPU visible to each task, which then has index 0
-    return torch.device("cuda", process.local_rank % torch.cuda.device_count())
+    return choose_device(config.device, process.local_rank)
 
 
 class Job:
@@ -169,7 +177,8 @@ class Job:
     @cached_property
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
-        ignored = ("fasta", "out_dir", "name", "model", "device", "workers", "restart", "repr_layers", "batch_tokens")
+        ignored = ("fasta", "out_dir", "name", "model", "device", "devices", "workers", "restart", "repr_layers")
+        ignored += ("batch_tokens",)
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         settings["precision"] = self.precision

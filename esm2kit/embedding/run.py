@@ -136,7 +136,8 @@ class EmbeddingRun:
             raise self._disk_full(progress) from None
         except KeyboardInterrupt:
             message = "stopped after %s of %s residues; rerun the command to resume"
-            logger.warning(message, progress.done, progress.total)
+            if not self.process.rank:
+                logger.warning(message, progress.done, progress.total)
             raise
         finally:
             progress.close()

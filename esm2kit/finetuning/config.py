@@ -298,6 +298,7 @@ class PredictConfig:
             approximate. auto is bfloat16 on a CUDA GPU that has it and float32 elsewhere; for a saved probe it is the
             precision of its benchmark.
         device: Device of the model. auto uses a GPU if one is available.
+        devices: Number of GPUs, or of processes on a CPU. Each predicts a share of the proteins.
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
         plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
             along the sequences of a residue task.
@@ -309,11 +310,12 @@ class PredictConfig:
     base: str | None = None
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
     batch_tokens: int | None = None
     plot: bool = True
 
     option_groups = OptionGroups(
-        usual="fasta model out", model="base", hardware="device precision batch_tokens", output="plot"
+        usual="fasta model out", model="base", hardware="device devices precision batch_tokens", output="plot"
     )
 
     def __post_init__(self) -> None:
@@ -326,7 +328,7 @@ class PredictConfig:
                 code="predict.suffix",
                 path=self.out,
             )
-        check_range(self, "batch_tokens", at_least=1)
+        check_range(self, "devices", "batch_tokens", at_least=1)
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: that the FASTA exists.

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.hardware import resolve_device
+from esm2kit.core.hardware import choose_device
 from esm2kit.core.paths import expand_path
+from esm2kit.core.processes import local_rank
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
 from esm2kit.models.checkpoint import check_tensor_shapes, read_checkpoint, write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -209,7 +210,9 @@ def load_finetuned(
         )
     load_head(labels, parts["head"], path)
     esm2 = _load_encoder(path, parts, metadata, base)
-    return FinetunedModel(Encoder(esm2, precision, resolve_device(device)), labels.eval(), task, metadata, esm2, path)
+    return FinetunedModel(
+        Encoder(esm2, precision, choose_device(device, local_rank())), labels.eval(), task, metadata, esm2, path
+    )
 
 
 def save_merged(model: FinetunedModel, path: Path) -> None:

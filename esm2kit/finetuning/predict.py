@@ -21,6 +21,8 @@ from esm2kit.benchmarking.verdict import evaluate_new_predictions, log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
+from esm2kit.core.launch import run_in_workers, starts_workers
+from esm2kit.core.process_group import Process, gather_on_rank_0, join_process_group, run_on_rank_0
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
@@ -56,18 +58,48 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         InputError: A file cannot be read, or the base is not the one of the adapters.
     """
     check_type(config, PredictConfig, "config")
+    if starts_workers(config.devices):
+        found = run_in_workers("predict", config, logger)
+        paths = {name: found[name] and Path(found[name]) for name in ("out", "manifest", "plot")}
+        return found | paths | {"files": [Path(path) for path in found["files"]]}
+    process = join_process_group()
     out, files = Path(config.out), find_fasta_files(config.fasta)
     check_output_folder(out.parent)
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
     model = load_predictor(Path(config.model), config.base, config.device, config.precision)
-    with copy_pipes(files, out.parent, f"{out.stem}_input.fasta") as files:
-        return _predict_files(config, model, files)
+    with copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size) as files:
+        run_on_rank_0(process, lambda: _check_records(files))
+        result = None if process.rank else _predict_files(config, model, files, process)
+        if process.rank:
+            for _ in _predict_blocks(config, model, files, process):
+                pass
+        return run_on_rank_0(process, lambda: result)
 
 
-def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -> dict[str, Any]:
+def _predict_blocks(
+    config: PredictConfig, model: Predictor, files: list[Path], process: Process
+) -> Iterator[list[tuple[Record, np.ndarray]]]:
+    """Predict the records in blocks, of which each process computes a share.
+
+    Yields:
+        The records of a block with their outputs, in order; an empty list on ranks other than the first.
+    """
+    records = itertools.chain.from_iterable(read_fasta(path) for path in files)
+    while block := list(itertools.islice(records, PROTEINS_AT_ONCE * process.world_size)):
+        own = [record.sequence for record in block[process.rank :: process.world_size]]
+        shares = gather_on_rank_0(process, model.outputs(own, config.batch_tokens))
+        if shares is None:
+            yield []
+            continue
+        outputs: list[Any] = [None] * len(block)
+        for rank, share in enumerate(shares):
+            outputs[rank :: process.world_size] = share
+        yield list(zip(block, outputs, strict=True))
+
+
+def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], process: Process) -> dict[str, Any]:
     out = Path(config.out)
-    _check_records(files)
     labels = list(model.task.binary_labels or model.task.labels)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
@@ -80,12 +112,10 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path]) -
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
     writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
-    records = itertools.chain.from_iterable(read_fasta(path) for path in files)
     summary = PredictionSummary(model.task, model.scale)
     with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
-        while block := list(itertools.islice(records, PROTEINS_AT_ONCE)):
-            outputs = model.outputs([record.sequence for record in block], config.batch_tokens)
-            for record, values in zip(block, outputs, strict=True):
+        for block in _predict_blocks(config, model, files, process):
+            for record, values in block:
                 write(record, values)
                 summary.add(record.id, model.decide(values if model.task.level == "residue" else values[None]))
             progress.update(progress.done + len(block))

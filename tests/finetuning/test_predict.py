@@ -273,3 +273,27 @@ def test_command_line_from_task_to_labels(folder, tmp_path, capsys) -> None:
         torch.testing.assert_close(
             esm2.encode(tokens, Packed([12])), load_finetuned(tmp_path / "run").esm2.encode(tokens, Packed([12]))
         )
+
+
+def test_two_devices_predict_what_one_predicts(folder, tmp_path, proteins, caplog) -> None:
+    """Blocks are divided among the processes, and the first one writes them in the order of the FASTA file."""
+    out_dir = folder / "protein_class-two"
+    common = {"data_dir": folder / "tasks", "model": str(folder / "tiny.safetensors"), "accelerator": "cpu"}
+    common |= {"benchmark": False, "resamples": 100, "max_steps": 2}
+    finetune(FinetuneConfig(task="protein_class", out_dir=out_dir, **common))
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("".join(f">p{i}\n{sequence}\n" for i, sequence in enumerate(proteins)), encoding="utf-8")
+    tables = {}
+    caplog.set_level("INFO", logger="esm2kit")
+    for devices in (1, 2):
+        caplog.clear()
+        config = PredictConfig(out_dir, fasta, tmp_path / f"{devices}.tsv", device="cpu", devices=devices)
+        tables[devices] = predict(config)
+        assert caplog.text.count("predicted 96 proteins in ") == 1, caplog.text
+    paths = dict.fromkeys(("out", "manifest", "plot", "files"))
+    assert tables[2] | paths == tables[1] | paths
+    assert tables[2]["files"] == [tables[2][name] for name in ("out", "manifest", "plot")]
+    first, second = (list(csv.reader(tables[d]["out"].open(encoding="utf-8"), delimiter="\t")) for d in (1, 2))
+    assert [row[:2] for row in first] == [row[:2] for row in second]
+    for row, other in zip(first[1:], second[1:], strict=True):
+        np.testing.assert_allclose([float(x) for x in row[2:]], [float(x) for x in other[2:]], atol=1e-5)

@@ -11,11 +11,12 @@ import torch
 from support.errors import refused
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from esm2kit.core import torchrun
 from esm2kit.core.errors import ERROR_FILE, InputError, read_recorded_error, record_error
 from esm2kit.models.checkpoint import read_metadata
 from esm2kit.notebook import live
 from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
-from esm2kit.training import launch, torchrun
+from esm2kit.training import launch
 from esm2kit.training.trainer import check_devices
 
 
