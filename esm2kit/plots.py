@@ -542,7 +542,7 @@ def contact_map(
     shown = np.ma.array(values_TT, mask=below if contacts_TT is not None else np.eye(size, dtype=bool))
     scale = {"cmap": SHARES, "vmin": 0, "vmax": 1}
     if not probability:
-        end = float(np.quantile(np.abs(values_TT[~below]), 0.999)) or 1.0
+        end = (float(np.quantile(np.abs(values_TT[~below]), 0.999)) if size > 1 else 0) or 1.0
         scale = {"cmap": DIFFERENCES, "vmin": -end, "vmax": end}
     image = ax.imshow(shown, interpolation="nearest", extent=extent, **scale)
     ax.figure.colorbar(image, ax=ax, label=value_label, shrink=0.8)
@@ -562,7 +562,8 @@ def contact_map(
         ax.axvline(place + 0.5, color="black", linewidth=0.8)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.set(xlim=extent[:2], ylim=extent[2:], xlabel="residue", ylabel="residue")
+    label = "residue, chains in order" if len(boundaries) else "residue"
+    ax.set(xlim=extent[:2], ylim=extent[2:], xlabel=label, ylabel=label)
     ax.set_title(title, fontsize=10)
     return ax
 

@@ -33,6 +33,8 @@ FIGURES = {
     "pair_map_of_probabilities": lambda: pair_plots.pair_map(
         *GENERATOR.random(size=(2, 30, 30)), "ours", "expected", "contact probability", probability=True
     ),
+    "contact_map": lambda: plots.contact_map(GENERATOR.random((30, 30)), np.eye(30), boundaries=[12]),
+    "contact_map_of_couplings": lambda: plots.contact_map(GENERATOR.normal(size=(30, 30)), probability=False),
     "by_separation": lambda: pair_plots.by_separation({"ours": np.array([np.nan, *GENERATOR.random(90)])}, "coupling"),
     "neighbours_on_map": lambda: plots.neighbours_on_map(GENERATOR.normal(size=(30, 2)), 3, [5, 7], ["five", "seven"]),
     "confusion_matrix": lambda: plots.confusion_matrix(GENERATOR.integers(0, 50, (3, 3)), "HEC"),

@@ -24,7 +24,6 @@ from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import BINARY, check_output_folder, fsync, hold_lock, read_at, write_at
 from esm2kit.core.hardware import resolve_device
-from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import portable_name
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
@@ -131,7 +130,7 @@ def predict_contacts(config: ContactsConfig) -> ContactsResult:
             about |= {"proteins": len(proteins), "with_structure": len(truths)}
             provenance = build_provenance("contacts", config, run.inputs | used)
             write_summary(made[1], summary, about | {"provenance": provenance})
-            logger.info("%s of %s: %s", format_count(len(truths), "structure"), run.model.name, verdict)
+            logger.info("%s: %s", run.model.name, verdict)
         folder = out_dir / f"{name}_contacts"
         pictures = draw_pictures(folder, config.pictures, config.format, proteins, truths, scored, reader)
     table, report = made or (None, None)
@@ -289,7 +288,7 @@ class ContactRun:
             left = [number for number in range(len(self.batches)) if number not in done]
             total = sum(self.proteins[row].num_residues for batch in self.batches for row in batch)
             start = total - sum(self.proteins[row].num_residues for number in left for row in self.batches[number])
-            progress = Progress(logger, f"{self.model.name}: contacts of", "residues", total, start)
+            progress = Progress(logger, f"{self.model.name}: contacts computed for", "residues", total, start)
             synced = time.monotonic()
             with progress:
                 for number in left:

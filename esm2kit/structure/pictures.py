@@ -13,6 +13,7 @@ from esm2kit.core.paths import portable_name
 from esm2kit.structure.contact_file import ContactReader
 from esm2kit.structure.evaluate import Scored, Truth
 from esm2kit.structure.inputs import Protein
+from esm2kit.structure.precision import BETWEEN
 
 DPI = 200
 MAX_NAME = 100  # characters of a file name
@@ -81,4 +82,7 @@ def _describe(protein: Protein, truth: Truth | None, scored: Scored | None) -> s
         if row:
             line += f": long-range precision at L {row.precision:.2f}, by separation alone {row.baseline:.2f}"
         lines.append(line)
+        between = next((row for row in scored.rows if (row.range, row.top) == (BETWEEN, "L")), None) if scored else None
+        if between:
+            lines.append(f"between chains: precision at L {between.precision:.2f}, by chance {between.baseline:.2f}")
     return "\n".join(lines)

@@ -388,3 +388,17 @@ def test_an_existing_file_of_another_program_is_refused(fasta: Path, model: Path
     (tmp_path / "out" / "my_contacts.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError):
         run(fasta, model)
+
+
+@pytest.mark.parametrize("values", ["contacts", "coupling"])
+def test_very_short_proteins_have_maps_and_pictures(values: str, model: Path, tmp_path: Path) -> None:
+    fasta = tmp_path / "short.fasta"
+    fasta.write_text(">one\nM\n>two\nMK\n>A/B\nMKV\n>a-b\nMKV\n")
+    write_structure(tmp_path / "one.pdb", build_chain("M"))
+    made = run(fasta, model, values=values, structures=tmp_path / "one.pdb")
+    with ContactReader(made.contacts) as reader:
+        assert [reader[name].shape for name in reader] == [(1, 1), (2, 2), (3, 3), (3, 3)]
+        assert all(np.isfinite(reader[name]).all() for name in reader)
+    assert made.precision is None, "no pair of one residue has a range"
+    names = sorted(path.name for path in made.files if path.suffix == ".png")
+    assert names == ["A-B.png", "a-b_4.png", "one.png", "two.png"]

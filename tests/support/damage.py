@@ -321,6 +321,35 @@ def use_embeddings_file(folder: Path) -> Any:
         return [reader.ids, digest(matrix), str(sorted(map(str, reader.attributes.items())))]
 
 
+def predict_small_contacts(folder: Path) -> Any:
+    from esm2kit import ContactReader, ContactsConfig, predict_contacts
+
+    options = {"model": str(folder / "small.safetensors"), "values": "coupling", "pictures": 0}
+    made = predict_contacts(ContactsConfig(folder / "in.fasta", folder / "out", **options))
+    with ContactReader(made.contacts) as reader:
+        return [reader.ids, digest(*(reader[name] for name in reader)), str(reader.attributes["settings"])]
+
+
+def build_contacts(folder: Path) -> None:
+    (folder / "in.fasta").write_text(fasta_text())
+    write_model(folder / "small.safetensors")
+    predict_small_contacts(folder)
+
+
+def build_structures(folder: Path) -> None:
+    from support.structure_files import build_chain, write_structure
+
+    for suffix in ("pdb", "cif"):
+        write_structure(folder / f"a.{suffix}", build_chain(SEQUENCES[0]) + build_chain(SEQUENCES[1], "B"))
+
+
+def use_structures(folder: Path) -> Any:
+    from esm2kit import read_structure
+
+    found = [chain for suffix in ("pdb", "cif") for chain in read_structure(folder / f"a.{suffix}").chains]
+    return [[chain.name, chain.sequence, digest(chain.cb_C3)] for chain in found]
+
+
 def build_reports(folder: Path) -> None:
     from esm2kit import BenchmarkConfig, benchmark
     from support.finetune_fixtures import write_tasks
@@ -410,6 +439,7 @@ KINDS = [
     Kind("task FASTA, CSV, zip", False, ("*/*",), build_tasks, use_tasks),
     Kind("Hugging Face folder", False, ("hf/*",), build_huggingface, use_huggingface),
     Kind("fair-esm .pt", False, ("*.pt",), build_fair_esm, use_fair_esm),
+    Kind("PDB and mmCIF", False, ("a.*",), build_structures, use_structures),
     Kind("YAML configuration", False, ("config.yaml",), build_config, use_config),
     Kind("dataset", True, ("data/*",), build_dataset, use_built_dataset),
     Kind("checkpoint", True, ("*.safetensors",), build_checkpoint, use_checkpoint),
@@ -420,6 +450,7 @@ KINDS = [
         "embeddings, unfinished run", True, ("out/*", "out/*/*", "out/.*/*"), build_unfinished_embeddings, embed_small
     ),
     Kind("embeddings, given as a file", True, ("out/in_embeddings.h5",), build_embeddings, use_embeddings_file),
+    Kind("contacts, complete", True, ("out/*",), build_contacts, predict_small_contacts),
     Kind("report and predictions", True, ("a/report.json", "a/predictions.npz"), build_reports, use_reports),
     Kind("fine-tuned model", True, ("tuned/*.safetensors",), build_finetuned, use_finetuned),
     Kind("saved probes", True, ("bench/probes/*.safetensors",), build_probes, use_probes),
