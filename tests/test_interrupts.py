@@ -18,10 +18,11 @@ from support.finetune_fixtures import write_tasks, write_tiny_model
 from esm2kit.cli.main import main
 from esm2kit.embedding.hdf5 import EmbeddingReader
 
-STAGES = ("embed", "preprocess", "benchmark", "finetune", "predict", "pretrain")
+STAGES = ("embed", "score", "preprocess", "benchmark", "finetune", "predict", "pretrain")
 # the results whose content does not depend on the time
 RESULTS = {
     "embed": "a_embeddings.h5",
+    "score": "a_scores.tsv",
     "preprocess": "train.arrow",
     "benchmark": "predictions.npz",
     "finetune": "predictions.npz",
@@ -29,7 +30,8 @@ RESULTS = {
     "pretrain": "checkpoints/last.safetensors",
 }
 # the file whose presence means that the stage is done, written last
-FINISHED = RESULTS | {"preprocess": "manifest.json", "benchmark": "report.json", "finetune": "finetune.json",
+FINISHED = RESULTS | {"preprocess": "manifest.json", "benchmark": "report.json", "score": "a_scores.json",
+                      "finetune": "finetune.json",
                       "pretrain": "pretrain.json"}  # fmt: skip
 # a program that is killed at one of its writes: `{number} {command}`
 KILLED = """
@@ -62,7 +64,7 @@ def work(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tasks(folder / "tasks", 24)
     lines = [f">p{i}\n{'MKVLAGSTRE' * 2}{letter}\n" for i, letter in enumerate("ACDEFGHIKLMNPQRSTVWY")]
     (folder / "a.fasta").write_text("".join(lines), encoding="utf-8")
-    for stage in ("preprocess", "finetune", "embed", "benchmark", "predict", "pretrain"):
+    for stage in ("preprocess", "finetune", "embed", "score", "benchmark", "predict", "pretrain"):
         assert main(command(stage, folder, folder / stage)) == 0
     return folder
 
@@ -75,6 +77,8 @@ def command(stage: str, work: Path, out: Path) -> list[str]:
     steps = ["--max_steps", "2", "--accelerator", "cpu"]
     return {
         "embed": ["embed", f"{work}/a.fasta", "--model", f"{work}/m.safetensors", "--out_dir", str(out),
+                  "--device", "cpu", "--workers", "1"],
+        "score": ["score", f"{work}/a.fasta", "--model", f"{work}/m.safetensors", "--out_dir", str(out),
                   "--device", "cpu", "--workers", "1"],
         "preprocess": ["preprocess", f"{work}/a.fasta", "--val_size", "3", "--out_dir", str(out),
                        "--leakage_identity", "0"],

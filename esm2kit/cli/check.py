@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from esm2kit.core.checksums import SEAL, FileChecksums, raise_damaged, read_sealed_json
+from esm2kit.core.checksums import SEAL, FileChecksums, raise_damaged, read_sealed_json, read_sealed_manifest
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.core.options import OptionGroups
@@ -28,7 +28,7 @@ DATASET_PARTS = ("train.arrow", "valid.arrow", "test.arrow", "cluster_offsets.np
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check files against their checksums: datasets, checkpoints, embeddings and reports with their predictions.
+    """Check files against their checksums: datasets, checkpoints, embeddings, scores, reports and their predictions.
 
     Nothing is changed. Files of other programs and of version 0.1.0 have no checksum of esm2kit and are only counted.
     Links are followed.
@@ -76,8 +76,9 @@ def check(config: CheckConfig) -> str:
             if result is NO_CHECKSUM:
                 others.add(path)
                 continue
-            if isinstance(result, dict) and path.name == MANIFEST:
-                covered |= {path.with_name(name) for name in result.get("files", ())}
+            if isinstance(result, dict):
+                listed = result.get("files", ()) if path.name == MANIFEST else result.get("checksums", ())
+                covered |= {path.with_name(name) for name in listed}
             logger.info("%s: correct", path)
         except InputError as error:
             damaged.append(str(error))
@@ -133,7 +134,19 @@ def _find_checker(path: Path, is_root: bool) -> Callable[[Path], object] | None:
             return lambda path: raise_damaged(path, f"its {MANIFEST} is missing, so it is not finished", REMEDY)
     if is_root and path != manifest and manifest.is_file() and path.suffix in (".arrow", ".npy", ".json"):
         return _check_part_of_dataset
+    listing = path.with_suffix(".json")
+    if is_root and path != listing and listing.is_file() and path.name in _read_listed(listing):
+        return lambda path: _read_listed(listing)[path.name].check(path, "create it again")
     return _find_content_checker(path)
+
+
+def _read_listed(path: Path) -> dict[str, FileChecksums]:
+    """Read the checksums of other files that a sealed JSON file lists; empty for any other JSON file."""
+    try:
+        listed = json.loads(path.read_bytes())["checksums"]
+        return {name: FileChecksums(**checksums) for name, checksums in listed.items()}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _check_part_of_dataset(path: Path) -> object:
@@ -212,4 +225,6 @@ def _find_json_checker(path: Path) -> Callable[[Path], object] | None:
         has_schema = isinstance(found, dict) and found.get("schema") == SCHEMA
         if has_schema or path.with_name("predictions.npz").exists():
             return check_report_and_seal
+    if isinstance(found, dict) and is_sealed and _read_listed(path):
+        return lambda path: read_sealed_manifest(path, "create it again")
     return check_sealed if is_sealed else None

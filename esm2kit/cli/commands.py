@@ -56,6 +56,11 @@ STAGES = {
         "Predict which residues are in contact, and compare with structures.",
         "fasta", "esm2kit contacts my.fasta --model 35M --structures pdb",
     ),
+    "score": Stage(
+        "scoring.config.ScoreConfig", "scoring.score.score",
+        "Score mutations or whole proteins with a model, without labels.",
+        "fasta", "esm2kit score my.fasta --mutations A42G,A42G:K50R --model 35M",
+    ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
         "Evaluate a model's embeddings on a labelled task.",

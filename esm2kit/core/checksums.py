@@ -184,6 +184,25 @@ def read_sealed_json(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
+def read_sealed_manifest(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a sealed JSON file with the `checksums` of other files in its folder, and check these files.
+
+    Args:
+        path: The file; `checksums` in it is {name: FileChecksums}.
+        remedy: What to do if a file is damaged; ends the message.
+
+    Returns:
+        The object without its digest.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    found = read_sealed_json(path, remedy)
+    for name, checksums in found["checksums"].items():
+        FileChecksums(**checksums).check(Path(path).with_name(name), remedy)
+    return found
+
+
 def _digest(value: Any) -> str:
     """Compute the SHA-256 of a JSON value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -187,11 +187,15 @@ class Encoder:
         return self._local.stream
 
     def _embed(self, tokens_N: Tensor, packed: Packed, out_ND: Tensor) -> Tensor:
-        if (tokens_N == MASK_IDX).any():
-            return out_ND.copy_(self.model.embed(tokens_N, packed))
         torch.index_select(self.model.embed_tokens.weight, 0, tokens_N, out=out_ND)
+        if not self.config.token_dropout:
+            return out_ND
+        is_mask_N = tokens_N == MASK_IDX
         # Token dropout also scales embeddings without any <mask>, to the mean scale in training.
-        return out_ND.mul_(1 - TRAINED_MASK_RATIO) if self.config.token_dropout else out_ND
+        if not is_mask_N.any():
+            return out_ND.mul_(1 - TRAINED_MASK_RATIO)
+        scale_N1 = (1 - TRAINED_MASK_RATIO) / (1 - packed.mask_ratio(is_mask_N))
+        return out_ND.mul_(scale_N1.masked_fill_(is_mask_N[:, None], 0.0))
 
     def _buffers(self, packed: Packed) -> "_Buffers":
         """Return this thread's buffers with a batch's number of rows; a larger batch than before allocates new ones."""

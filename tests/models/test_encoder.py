@@ -7,28 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
+from support.fair_esm import build_pair
 
 from esm2kit.models import encoder as inference
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder, resolve_precision
-from esm2kit.models.esm2 import ESM2
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX
 
 SHAPES = [ESM2Config(2, 32, 4), ESM2Config(3, 120, 5), ESM2Config(2, 128, 2, token_dropout=False)]
 
 
 def pair(config: ESM2Config, std: float = 0.03) -> tuple[Encoder, esm.ESM2]:
-    """Build both models with the same random parameters, and with rotary frequencies rounded as in Meta's files."""
-    reference = esm.ESM2(config.num_layers, config.embed_dim, config.attention_heads, "ESM-1b", config.token_dropout)
-    torch.manual_seed(0)
-    for name, parameter in reference.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=std)
-    for name, buffer in reference.named_buffers():
-        if name.endswith("inv_freq"):
-            buffer.copy_(buffer.half().float())
-    model = ESM2(config)
-    model.load_state_dict(reference.state_dict())
-    return Encoder(model.eval()), reference.eval()
+    model, reference = build_pair(config, std)
+    return Encoder(model), reference
 
 
 def random_tokens(num_tokens: list[int], seed: int = 0, mask_share: float = 0.0) -> list[torch.Tensor]:

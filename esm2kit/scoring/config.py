@@ -1,0 +1,131 @@
+"""Options of `esm2kit score`. Does not import torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.options import OptionGroups
+from esm2kit.core.paths import expand_paths
+from esm2kit.models.config import check_model_name, complete_model_names
+
+Strategy = Literal["masked-marginals", "wt-marginals", "mutant-marginals", "pseudo-ppl"]
+# Longest input of one forward pass, with BOS and EOS, as ProteinGym's `model_window`.
+SPECIAL_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score mutations of proteins, or proteins as a whole, with a model and without labels.
+
+    Args:
+        fasta: FASTA file with the wild types (plain, .gz or .zst), several files, or a folder. Different sequences need
+            different ids.
+        mutations: Variants to score: mutations separated by commas, such as A42G or A42G:K50R for two at once, or a
+            file of them: a text file, a table (CSV, TSV, Excel, as ProteinGym's), or a FASTA of mutated sequences.
+            Default: every single substitution.
+        positions: Positions whose substitutions are scored, such as 10-40,52. Default: all.
+        model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
+            Face folder, esm2kit checkpoint, or distributed checkpoint.
+        out_dir: Folder for `<name>_scores.tsv`, `<name>_scores.h5` and `<name>_scores.json`.
+        strategy: How a variant is scored. masked-marginals hides each mutated position of the wild type, wt-marginals
+            hides nothing and needs one pass, mutant-marginals reads the mutant, and pseudo-ppl compares the
+            pseudo-log-likelihoods of mutant and wild type.
+        sequences: Score the proteins themselves instead of mutations: the mean log-likelihood and the pseudo-perplexity
+            of each.
+        fast: With sequences, hide several residues at once, an estimate. Its error is measured on a sample.
+        passes: Forward passes per protein for fast.
+        sample: Proteins of which fast also computes the exact value.
+        mask_together: With masked-marginals, hide all mutated positions of a variant at once, as in the formula of
+            Meier et al. 2021, instead of one at a time, as their program and ProteinGym do.
+        offset: What is added to the number of a residue: with 25, the first residue of the FASTA is residue 26.
+        column: Column of the mutations or mutated sequences in a table. Default: found by its content.
+        untrained_seed: Use the model's architecture with random weights from this seed, as a baseline. Default: trained
+            weights.
+        max_residues: Maximum number of residues per model input. Of a longer protein, a window around the mutation is
+            used, as in ProteinGym.
+        precision: Precision of the model. auto uses bfloat16 on a CUDA GPU that computes in it and float32 elsewhere.
+            float32 is exact; bfloat16 and int8 (CPU) are faster and approximate.
+        device: Device of the model. auto uses a GPU if there is one.
+        workers: Single-threaded workers on the CPU. Default: one per core.
+        batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a CUDA GPU, 8192 on mps.
+        name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
+        format: Format of the table.
+        restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
+    """
+
+    fasta: Path | list[Path]
+    mutations: str | None = None
+    positions: str | None = None
+    model: str = "esm2_t6_8M_UR50D"
+    out_dir: Path = Path("scores")
+    strategy: Strategy = "masked-marginals"
+    sequences: bool = False
+    fast: bool = False
+    passes: int = 8
+    sample: int = 5
+    mask_together: bool = False
+    offset: int = 0
+    column: str | None = None
+    untrained_seed: int | None = None
+    max_residues: int = 1022
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: int | None = None
+    batch_tokens: int | None = None
+    name: str | None = None
+    format: Literal["tsv", "csv"] = "tsv"
+    restart: bool = False
+
+    option_groups = OptionGroups(
+        usual="fasta mutations positions model out_dir strategy sequences fast",
+        data="offset column",
+        model="mask_together untrained_seed max_residues",
+        evaluation="passes sample",
+        hardware="device precision workers batch_tokens",
+        output="name format restart",
+    )
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
+        complete_model_names(self, "model")
+        check_choices(self)
+        check_range(self, "max_residues", at_least=2)
+        check_range(self, "passes", at_least=1)
+        check_range(self, "sample", "untrained_seed", at_least=0)
+        check_range(self, "workers", "batch_tokens", at_least=1, hint="omit it to use the default for this machine")
+        chosen = [name for name in ("sequences", "mutations", "positions") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise InputError(
+                f"{' and '.join(chosen)} choose different things to score. Use one of them.",
+                code="score.both",
+                found=chosen,
+            )
+        if self.fast and not self.sequences:
+            raise InputError(
+                "fast is an estimate for whole proteins. Add --sequences, or use strategy wt-marginals for mutations.",
+                code="score.fast",
+            )
+        if self.mask_together and (self.strategy != "masked-marginals" or self.sequences):
+            raise InputError(
+                f"mask_together applies to the strategy masked-marginals, found '{self.strategy}'"
+                f"{' and sequences' if self.sequences else ''}. Omit it.",
+                code="score.mask-together",
+                strategy=self.strategy,
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum tokens per model input, with BOS and EOS."""
+        return self.max_residues + SPECIAL_TOKENS
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model, and that the FASTA exists.
+
+        Raises:
+            InputError: One of them does not exist.
+        """
+        check_model_name(self.model)
+        from esm2kit.sequences.fasta import find_fasta_files  # slow import
+
+        find_fasta_files(self.fasta)
