@@ -9,10 +9,10 @@ from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import LORA_TARGETS, ESM2Config, check_model_name, complete_model_names
+from esm2kit.models.config import LORA_TARGETS, check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
 from esm2kit.tasks.task import Task
-from esm2kit.training.config import TrainingConfig, TrainingPrecision
+from esm2kit.training.config import TrainingConfig
 from esm2kit.training.schedule import Decay, compute_lr
 
 HeadName = Literal["fnn", "cnn", "light_attention", "hf"]
@@ -227,57 +227,6 @@ def lr_factor(step: int, config: FinetuneConfig) -> float:
     """
     warmup = config.warmup_steps
     return compute_lr(1.0, step + 1, warmup, warmup + 1, config.max_steps + 1, config.schedule)
-
-
-def training_memory(
-    shape: ESM2Config,
-    tokens: int,
-    mode: Mode = "full",
-    precision: TrainingPrecision = "bf16-mixed",
-    activation_checkpointing: bool = True,
-    lora_rank: int = 8,
-) -> dict[str, float]:
-    """Estimate the memory for training one micro-batch on one device. It is calculated, not measured on a GPU.
-
-    Weights, gradients and the two moments of AdamW are float32: 4 + 4 + 8 bytes per trained parameter, and 4 bytes per
-    frozen parameter. bf16 adds a 2-byte copy of every matrix. For the backward pass a layer of width D saves 42 D bytes
-    per token in bf16-mixed, 33 D in bf16-true and 66 D in float32: its input, two norms, q, k, v, the attention output
-    and both sides of the GELU. The test of this function counts these bytes on a CPU. With activation checkpointing
-    each layer saves only its input, 4 D (2 D in bf16-true), and the rest is saved for one layer at a time. Attention
-    saves no T x T matrix, because its kernels recompute it. The head, the logits and the reserve of the CUDA allocator
-    are not included.
-
-    Example for the 650M model with mode full, bf16-mixed, checkpointing and 8,192 tokens: weights 2.60 + gradients
-    2.60 + AdamW 5.21 + bf16 copy 1.30 + activations 1.82 = 13.5 GB, so it fits in 24 GB. Without checkpointing the
-    activations are 14.5 GB and the sum is 26.2 GB, so it does not fit.
-
-    Args:
-        shape: Architecture of the encoder.
-        tokens: Tokens per micro-batch.
-        mode: Weights to train. last_n is estimated as frozen; use full for an upper bound.
-        precision: See FinetuneConfig.
-        activation_checkpointing: See FinetuneConfig.
-        lora_rank: Rank of the adapters in mode lora, on all six matrices of a layer.
-
-    Returns:
-        {"weights", "gradients", "optimizer", "bf16_copy", "activations", "total"} in GB (1e9 bytes).
-    """
-    width, layers = shape.embed_dim, shape.num_layers
-    total = shape.num_parameters
-    adapted = lora_rank * layers * (4 * 2 * width + 2 * 5 * width)
-    trained = {"full": total, "lora": adapted}.get(mode, 0)
-    saved = {"32-true": 66, "bf16-mixed": 42, "bf16-true": 33}[precision] * width
-    layer_input = (2 if precision == "bf16-true" else 4) * width
-    activations = tokens * (layers * layer_input + saved) if activation_checkpointing else tokens * layers * saved
-    parts = {
-        "weights": 4.0 * (total + (adapted if mode == "lora" else 0)),
-        "gradients": 4.0 * trained,
-        "optimizer": 8.0 * trained,
-        "bf16_copy": 0.0 if precision == "32-true" else 2.0 * total,
-        "activations": float(activations),
-    }
-    parts = {name: size / 1e9 for name, size in parts.items()}
-    return parts | {"total": sum(parts.values())}
 
 
 # File name endings of prediction tables, and their delimiters.

@@ -24,16 +24,15 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.report import Report
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning import finetune as stage
-from esm2kit.finetuning.config import lr_factor, resolve_defaults, training_memory
+from esm2kit.finetuning.config import lr_factor, resolve_defaults
 from esm2kit.finetuning.data import LabelledBatches
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
 from esm2kit.finetuning.heads import HeadSpec, KeyedDropout, LabelModel, hash_to_uniforms
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.module import LabelTrainer, freeze_parameters, group_by_learning_rate, loss_sum, training_flops
 from esm2kit.finetuning.report import _sum_seconds
-from esm2kit.models import packing as layout
 from esm2kit.models.checkpoint import read_checkpoint
-from esm2kit.models.config import SIZES, ESM2Config
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.models.lora import add_lora
 from esm2kit.sequences.alphabet import encode
@@ -42,7 +41,6 @@ from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels, load_tokens
 from esm2kit.training import launch
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.precision import precision_context
 
 STEPS = 10
 PRECISIONS = ("bf16-mixed", "bf16-true")
@@ -624,42 +622,6 @@ def test_bf16_and_checkpointing_stay_close_to_float32(tmp_path, tasks, tiny) -> 
     assert curves["again"] == curves["plain"]
     np.testing.assert_allclose(curves["bf16"], curves["plain"], rtol=0.01)
     assert curves["bf16"] != curves["plain"]
-
-
-@pytest.mark.parametrize("width", [160, 320])
-def test_estimated_activations_match_what_autograd_saves(width, monkeypatch) -> None:
-    """Count the bytes per token and layer that autograd saves for the backward pass."""
-    # attention stays in bf16 on a GPU, but is computed in float32 on the CPU
-    plain = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(layout, "attention", lambda query, key, value, visible=None: plain(query, key, value))
-    shape, tokens = ESM2Config(3, width, 20), 300
-    for precision, kept in (("32-true", 66), ("bf16-mixed", 42), ("bf16-true", 33)):
-        esm2 = ESM2.initialised(shape, 0)
-        saved, sizes = [], {}
-
-        def remember(tensor: torch.Tensor, esm2=esm2, sizes=sizes, saved=saved) -> torch.Tensor:
-            if all(tensor.data_ptr() != weight.data_ptr() for weight in esm2.parameters()):
-                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-                saved.append(tensor)
-            return tensor
-
-        with (
-            precision_context(esm2, precision),
-            torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
-        ):
-            esm2.encode(torch.randint(4, 24, (tokens,)), Packed([tokens // 2] * 2))
-        copies = 2 * 12 * width**2 * shape.num_layers if precision == "bf16-mixed" else 0
-        assert (sum(sizes.values()) - copies) / (tokens * shape.num_layers * width) == pytest.approx(kept, rel=0.05)
-        counted = training_memory(shape, tokens, precision=precision, activation_checkpointing=False)["activations"]
-        assert counted * 1e9 == pytest.approx(kept * width * shape.num_layers * tokens)
-
-
-def test_estimated_memory_of_650m_on_24_gb() -> None:
-    large = SIZES["esm2_t33_650M_UR50D"]
-    assert training_memory(large, 8192)["total"] == pytest.approx(13.5, abs=0.1)
-    assert training_memory(large, 8192, activation_checkpointing=False)["total"] > 24
-    assert training_memory(large, 8192, mode="lora")["total"] < 7
 
 
 def test_token_budget_and_windows(tasks, tmp_path) -> None:
