@@ -246,25 +246,44 @@ def _raise_unreadable(path: Path, found: str) -> NoReturn:
 
 
 def _detect_format(text: str, path: Path) -> str:
-    """Return "pdb" or "mmcif", after a check that the file was not cut short."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    """Return "pdb" or "mmcif", after a check that the parser will read all of the file."""
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
     first = next((line for line in lines if not line.startswith("#")), "")
     if first.lower().startswith("data_"):
-        # programs that separate categories by '#' also end the file with it
-        if any(line.rstrip() == "#" for line in lines[:20]) and lines[-1].rstrip() != "#":
-            _raise_unreadable(path, "it was cut short (its last line is not '#')")
+        _check_mmcif(lines, path)
         return "mmcif"
     if not any(line.ljust(6)[:6] in _PDB_RECORDS for line in lines[:50]):
         _raise_unreadable(path, f"it is neither PDB nor mmCIF (it starts with '{first.strip()[:30]}')")
+    _check_pdb(lines, text.endswith("\n"), path)
+    return "pdb"
+
+
+def _check_mmcif(lines: Sequence[str], path: Path) -> None:
+    blocks, in_text = [], False
+    for place, line in enumerate(lines):
+        if line.startswith(";"):
+            in_text = not in_text
+        elif not in_text and line[:5].lower() == "data_":
+            blocks.append(place)
+    if len(blocks) > 1:
+        _raise_unreadable(path, f"it has {len(blocks)} data blocks, of which each must be a file")
+    # programs that end the first line's category by '#' also end the last one with it
+    if lines[blocks[0] + 1 : blocks[0] + 2] == ["#"] and lines[-1] != "#":
+        _raise_unreadable(path, "it was cut short (its last line is not '#')")
+
+
+def _check_pdb(lines: Sequence[str], is_complete: bool, path: Path) -> None:
+    atoms = [place for place, line in enumerate(lines) if line.startswith(("ATOM  ", "HETATM"))]
     # the Protein Data Bank writes a HEADER and, at the end, an END
     if lines[0].startswith("HEADER") and not any(line.startswith("END") for line in lines[-5:]):
         _raise_unreadable(path, "it was cut short (it has a HEADER but no END)")
-    atoms = [line for line in lines if line.startswith(("ATOM  ", "HETATM"))]
-    short = any(len(line) < _COORDINATES_END for line in atoms)
-    unfinished = not text.endswith("\n") and lines[-1:] == atoms[-1:] and len(lines[-1]) < len(atoms[0].rstrip())
-    if short or unfinished:
+    unfinished = not is_complete and atoms[-1:] == [len(lines) - 1] and len(lines[-1]) < len(lines[atoms[0]])
+    if unfinished or any(len(lines[place]) < _COORDINATES_END for place in atoms):
         _raise_unreadable(path, "it was cut short (a line of an atom is not complete)")
-    return "pdb"
+    end = next((place for place, line in enumerate(lines) if line == "END" or line.startswith("CONECT")), len(lines))
+    if atoms and atoms[-1] > end:
+        _raise_unreadable(path, "it has atoms after its END or CONECT, as of several structures, each of which must be "
+                          "a file")  # fmt: skip
 
 
 def _parse(text: str, format: str, path: Path) -> Any:
@@ -281,7 +300,9 @@ def _parse(text: str, format: str, path: Path) -> Any:
         except Exception as error:  # of many kinds, for content that the parser does not expect
             if format == "mmcif":
                 _check_atom_table(text, path)  # its message is clearer
-            _raise_unreadable(path, " ".join(str(error).split()).rstrip(".") or type(error).__name__)
+            if isinstance(error, KeyError):
+                _raise_unreadable(path, f"it has no {error.args[0]}")
+            _raise_unreadable(path, _describe_error(error))
     lost = (" ".join(str(each.message).split()) for each in caught if "Exception ignored" in str(each.message))
     for message in lost:
         found = message.removeprefix("PDBConstructionException: ").partition(". Exception ignored")[0]
@@ -291,10 +312,16 @@ def _parse(text: str, format: str, path: Path) -> Any:
     return parsed
 
 
+def _describe_error(error: Exception) -> str:
+    """Return an error of Biopython's as a clause of one line."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text[0].lower() + text[1:]
+
+
 def _drop_waters(text: str) -> str:
-    """Leave out the water molecules, whose numbers may occur twice in files of simulations."""
+    """Replace water molecules, whose numbers may occur twice in files of simulations; the lines keep their numbers."""
     return "\n".join(
-        line for line in text.split("\n") if not (line.startswith(("ATOM", "HETATM")) and line[17:20] in WATERS)
+        "REMARK" if line.startswith(("ATOM", "HETATM")) and line[17:20] in WATERS else line for line in text.split("\n")
     )
 
 
@@ -305,7 +332,7 @@ def _read_table(text: str, path: Path) -> Any:
     try:
         return MMCIF2Dict(io.StringIO(text))
     except Exception as error:  # of many kinds, for content that the parser does not expect
-        _raise_unreadable(path, " ".join(str(error).split()).rstrip(".") or type(error).__name__)
+        _raise_unreadable(path, _describe_error(error))
 
 
 def _check_atom_table(text: str, path: Path) -> None:

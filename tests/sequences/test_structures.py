@@ -199,6 +199,9 @@ BAD = {
     "no CA": format_pdb([Atom("P", "DA", "A", 1, (0, 0, 0), element="P")]),
     "cut in a row of mmCIF": MMCIF[: len(MMCIF) // 2],
     "cut between rows of mmCIF": "\n".join(MMCIF.splitlines()[:60]) + "\n",
+    "two structures in a PDB file": PDB + format_pdb(build_chain("MKV", "B")),
+    "atoms after CONECT": PDB.replace("END\n", "CONECT    1    2\n") + format_pdb(build_chain("MKV", "B")),
+    "two blocks of mmCIF": MMCIF + format_mmcif(build_chain("MKV", "B")),
     "mmCIF without atoms": "data_X\n#\n_entry.id X\n#\n",
     "mmCIF without chains": MMCIF.replace("_atom_site.auth_asym_id", "_atom_site.other"),
     "mmCIF with a bad number": MMCIF.replace(" 3.800 ", " x ", 1),
@@ -231,6 +234,15 @@ def test_bad_paths_and_damaged_archives_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "b.CIF.gz").touch()
     assert [path.name for path in find_structures(tmp_path)] == ["b.CIF.gz", "cut.pdb.gz"]
     assert strip_structure_suffix(Path("x/1a.b.ent.gz")) == "1a.b"
+
+
+def test_a_file_of_a_program_that_writes_no_last_separator_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "pymol.cif"  # as PyMOL writes it: '#' only before a category
+    text = format_mmcif(build_chain(SEQUENCE), end="").replace("data_TEST\n#\n", "# generated\n#\ndata_TEST\n")
+    path.write_text(text, encoding="utf-8")
+    assert read_structure(path).chains[0].sequence == SEQUENCE
+    path.write_text(PDB.replace("\n", "\r\n"), encoding="utf-8", newline="")
+    assert read_structure(path).chains[0].sequence == SEQUENCE
 
 
 def test_columns_after_the_coordinates_may_be_missing(tmp_path: Path) -> None:
