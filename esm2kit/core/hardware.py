@@ -107,6 +107,34 @@ def read_memory_use(device: torch.device, peak: bool = False) -> int:
     return int(status.read_text(encoding="utf-8").split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
 
 
+def read_free_memory(device: torch.device) -> int | None:
+    """Read the memory that a device has free.
+
+    Args:
+        device: For a CPU, the memory that the system can give without swapping, within the limit of a container; macOS
+            reports only its total memory.
+
+    Returns:
+        Bytes, or None if the system does not report them.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if has_pages else None
+    free = int(meminfo.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")  # of a container, in version 2
+    try:
+        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
+        cached = (group / "memory.stat").read_text(encoding="utf-8").split("inactive_file ")[1].split()[0]
+    except (OSError, IndexError):
+        return free
+    return min(free, int(limit) - int(used) + int(cached)) if limit.isdigit() else free
+
+
 class _WindowsMemory(ctypes.Structure):
     """PROCESS_MEMORY_COUNTERS of the Windows API."""
 

@@ -1,6 +1,6 @@
 """Embed the sequences of one batch, and convert the representations to the arrays that are written to the files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,8 @@ def embed_batch(
     Raises:
         InputError: a value exceeds the range of float16.
     """
+    if encoder.group_tokens:
+        return _embed_together(encoder, sequences, outputs, windowing, dtype)
     if encoder.device.type == "cuda" and max(map(len, sequences)) <= windowing.max_residues:
         with torch.cuda.stream(encoder.stream()):
             return _embed_on_device(encoder, sequences, outputs, dtype)
@@ -62,6 +64,22 @@ def embed_batch(
     arrays: list[list[np.ndarray]] = [[] for _ in outputs]
     for index, sequence in enumerate(sequences):
         rows = rows_of.pop(index) if index in rows_of else _represent_long(encoder, sequence, outputs, windowing)
+        for array, output, rows_TD in zip(arrays, outputs, rows, strict=True):
+            array.append(_to_array(pool(rows_TD, output.reads), output, dtype))
+    return arrays
+
+
+def _embed_together(
+    encoder: Encoder, sequences: Sequence[str], outputs: Sequence[Output], windowing: Windowing, dtype: str
+) -> list[list[np.ndarray]]:
+    """Embed sequences and the windows of long ones in a single call of the encoder, which forms its own batches."""
+    spans = [windowing.split(len(sequence)) for sequence in sequences]
+    pieces = [sequence[slice(*span)] for sequence, parts in zip(sequences, spans, strict=True) for span in parts]
+    represented = iter(_represent(encoder, pieces, outputs))
+    arrays: list[list[np.ndarray]] = [[] for _ in outputs]
+    for sequence, parts in zip(sequences, spans, strict=True):
+        found = [next(represented) for _ in parts]
+        rows = found[0] if len(found) == 1 else _average_windows(zip(parts, found, strict=True), len(sequence), outputs)
         for array, output, rows_TD in zip(arrays, outputs, rows, strict=True):
             array.append(_to_array(pool(rows_TD, output.reads), output, dtype))
     return arrays
@@ -124,18 +142,27 @@ def _represent_long(encoder: Encoder, sequence: str, outputs: Sequence[Output], 
     """Compute the rows of one long protein, each row as the mean over the windows that contain it."""
     spans = windowing.split(len(sequence))
     together = max(1, windowing.batch_tokens // (windowing.max_residues + 2))
-    sums = [torch.zeros(1 + len(sequence), output.width) for output in outputs]
-    count_T1 = torch.zeros(1 + len(sequence), 1)
-    for first in range(0, len(spans), together):
-        group = spans[first : first + together]
-        for (start, stop), rows in zip(
-            group, _represent(encoder, [sequence[slice(*span)] for span in group], outputs), strict=True
-        ):
-            for total_TD, rows_TD in zip(sums, rows, strict=True):
-                total_TD[0] += rows_TD[0]
-                total_TD[1 + start : 1 + stop] += rows_TD[1:]
-            count_T1[0] += 1
-            count_T1[1 + start : 1 + stop] += 1
+    groups = (spans[first : first + together] for first in range(0, len(spans), together))
+    windows = (
+        pair
+        for group in groups
+        for pair in zip(group, _represent(encoder, [sequence[slice(*span)] for span in group], outputs), strict=True)
+    )
+    return _average_windows(windows, len(sequence), outputs)
+
+
+def _average_windows(
+    windows: Iterable[tuple[tuple[int, int], list[Tensor]]], num_residues: int, outputs: Sequence[Output]
+) -> list[Tensor]:
+    """Average the rows of a protein over its windows, given as (start, stop) with the rows of each output."""
+    sums = [torch.zeros(1 + num_residues, output.width) for output in outputs]
+    count_T1 = torch.zeros(1 + num_residues, 1)
+    for (start, stop), rows in windows:
+        for total_TD, rows_TD in zip(sums, rows, strict=True):
+            total_TD[0] += rows_TD[0]
+            total_TD[1 + start : 1 + stop] += rows_TD[1:]
+        count_T1[0] += 1
+        count_T1[1 + start : 1 + stop] += 1
     return [total_TD.div_(count_T1) for total_TD in sums]
 
 

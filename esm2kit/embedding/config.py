@@ -41,6 +41,8 @@ class EmbedConfig:
         devices: Number of GPUs, or of processes on a CPU. Each embeds a share of the proteins.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
+        layer_by_layer: Read each layer of the model when it is used, instead of loading the whole model. Default: if
+            the model does not fit in the free memory of the device.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
     """
 
@@ -65,12 +67,13 @@ class EmbedConfig:
     devices: int = 1
     workers: int | None = None
     batch_tokens: int | None = None
+    layer_by_layer: bool | None = None
     restart: bool = False
 
     option_groups = OptionGroups(
         usual="fasta model out_dir per_protein per_residue long_proteins",
         model="repr_layers untrained_seed max_residues window_overlap",
-        hardware="device devices precision workers batch_tokens",
+        hardware="device devices precision workers batch_tokens layer_by_layer",
         output="name bos logits dtype key layout restart",
     )
 

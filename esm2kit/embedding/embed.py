@@ -35,7 +35,8 @@ from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file
 from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
 from esm2kit.models.config import ESM2Config, check_lm_head
-from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, log_precision, resolve_precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Precision, log_precision, resolve_precision
+from esm2kit.models.layerwise import load_encoder
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
@@ -115,7 +116,10 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             log_precision(config.precision, state.precision, job.device)
-            encoder = Encoder(job.model.load(), state.precision, job.device)
+            encoder = load_encoder(
+                *(job.model, state.precision, job.device),
+                *(config.layer_by_layer, job.batch_tokens, config.workers),
+            )
             if state.stage is RunStage.NEW:
                 state = run_on_rank_0(process, lambda: job.start(state.outputs))
             overlap = config.window_overlap if config.long_proteins == "window" else 0
@@ -178,7 +182,7 @@ class Job:
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "devices", "workers", "restart", "repr_layers")
-        ignored += ("batch_tokens",)
+        ignored += ("batch_tokens", "layer_by_layer")
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         settings["precision"] = self.precision

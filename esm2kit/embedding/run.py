@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -90,6 +90,8 @@ class EmbeddingRun:
         self.done = self.journal.read_done()
         # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
         self.workers = {"cuda": 2, "mps": 1}.get(encoder.device.type) or workers or count_cores()
+        if encoder.group_tokens:  # it has workers of its own
+            self.workers = 1
 
     def work(self, name: str) -> None:
         """Embed all batches of this process that are not finished.
@@ -118,15 +120,16 @@ class EmbeddingRun:
         progress = Progress(logger, f"{name}: embedded", "residues", residues)
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
-        waiting: deque[tuple[ProteinBatch, Future]] = deque()
+        waiting: deque[tuple[ProteinBatch, Future, int]] = deque()  # a batch, and its place in the task's result
         try:
-            for batch, sequences in self._read():
-                owned = self.owned_P[batch.rows]
+            for group in self._group(self._read()):
+                owned = [self.owned_P[batch.rows] for batch, _ in group]
+                sequences = [sequences for _, sequences in group]
                 task = pool.submit(
-                    _embed_batch, owned, self.encoder, sequences, self.outputs, self.windowing, self.dtype
+                    _embed_batches, owned, sequences, self.encoder, self.outputs, self.windowing, self.dtype
                 )
-                waiting.append((batch, task))
-                if len(waiting) > 3 * self.workers:
+                waiting += [(batch, task, place) for place, (batch, _) in enumerate(group)]
+                while len(waiting) > (len(group) if self.encoder.group_tokens else 3 * self.workers):
                     self._write_batch(*waiting.popleft(), progress)
             while waiting:
                 self._write_batch(*waiting.popleft(), progress)
@@ -141,6 +144,7 @@ class EmbeddingRun:
             raise
         finally:
             progress.close()
+            self.encoder.close()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
             self._close()
@@ -213,12 +217,26 @@ class EmbeddingRun:
             for batch in batches:
                 yield batch, [sequences[row - start][: self.num_embedded_P[row]] for row in batch.rows]
 
+    def _group(
+        self, batches: Iterable[tuple[ProteinBatch, list[str]]]
+    ) -> Iterator[list[tuple[ProteinBatch, list[str]]]]:
+        """Iterate over the batches that the encoder takes in one call: one, or as many as it needs to be efficient."""
+        group, tokens = [], 0
+        for batch, sequences in batches:
+            group.append((batch, sequences))
+            tokens += sum(len(sequence) + 2 for sequence in sequences)
+            if tokens >= self.encoder.group_tokens:
+                yield group
+                group, tokens = [], 0
+        if group:
+            yield group
+
     def _residues(self, batch: ProteinBatch) -> int:
         return int(self.num_embedded_P[batch.rows].sum())
 
-    def _write_batch(self, batch: ProteinBatch, future: Future, progress: Progress) -> None:
+    def _write_batch(self, batch: ProteinBatch, future: Future, place: int, progress: Progress) -> None:
         """Write the vectors of a batch to the files, and start a sync if one is due."""
-        arrays, checksum = future.result()
+        arrays, checksum = future.result()[place]
         for handle, starts, vectors in zip(self.handles, self.starts, arrays, strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
                 _write_all(handle, vector, int(starts[row]))
@@ -300,11 +318,18 @@ def find_owned_rows(starts_P: np.ndarray) -> np.ndarray:
     return counts[place_P] == 1
 
 
-def _embed_batch(owned: np.ndarray, *arguments: Any) -> tuple[list[list[np.ndarray]], int]:
-    """The arrays of `embed_batch`, and the CRC-32 of those that are `owned`."""
-    arrays, crc = embed_batch(*arguments), 0
-    for vectors in arrays:
-        for vector, is_owned in zip(vectors, owned, strict=True):
-            if is_owned:
-                crc = zlib.crc32(np.ascontiguousarray(vector), crc)
-    return arrays, crc
+def _embed_batches(
+    owned: Sequence[np.ndarray], batches: Sequence[list[str]], encoder: Encoder, *arguments: Any
+) -> list[tuple[list[list[np.ndarray]], int]]:
+    """For each batch the arrays of `embed_batch`, and the CRC-32 of those that are `owned`."""
+    arrays = embed_batch(encoder, [sequence for batch in batches for sequence in batch], *arguments)
+    found, start = [], 0
+    for owned_P, batch in zip(owned, batches, strict=True):
+        crc, own = 0, [vectors[start : start + len(batch)] for vectors in arrays]
+        start += len(batch)
+        for vectors in own:
+            for vector, is_owned in zip(vectors, owned_P, strict=True):
+                if is_owned:
+                    crc = zlib.crc32(np.ascontiguousarray(vector), crc)
+        found.append((own, crc))
+    return found

@@ -6,9 +6,10 @@ only needed to resume training.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -132,11 +133,7 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
     if metadata.pop("sha256", None) != _compute_digest(tensors, metadata):
-        raise InputError(
-            f"{path}: the checkpoint is damaged: its contents do not match its sha256. Use another checkpoint.",
-            code="checkpoint.digest",
-            path=path,
-        )
+        _raise_damaged(path)
     if "model.lm_head.bias" in tensors:  # the model has an LM head
         tensors |= {name: tensors[source] for name, source in TIED.items() if source in tensors}
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, metadata
@@ -233,12 +230,62 @@ def read(path: Path) -> tuple[ESM2Config, dict[str, Tensor]]:
     """
     config, (tensors, _) = read_config(path), read_checkpoint(path, prefix="model.")
     if not tensors:
-        raise InputError(
-            f"{path}: the file contains LoRA adapters but no encoder. Fine-tune with --merge true to save both.",
-            code="checkpoint.adapters-only",
-            path=path,
-        )
+        _raise_adapters_only(path)
     return config, {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def open_tensors(path: Path) -> tuple[ESM2Config, Callable[[Iterable[str]], dict[str, Tensor]]]:
+    """Open the model in a checkpoint, to read its tensors when they are used.
+
+    The digest of the contents is checked first, with one tensor in memory at a time.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model's configuration, and a function that reads tensors by fair-esm's names. It omits those that the file
+        does not have. The memory-mapped file is released with the tensors.
+
+    Raises:
+        InputError: as `read`.
+    """
+    config, metadata = read_config(path), read_metadata(path)
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+    if not any(name.startswith("model.") for name in names):
+        _raise_adapters_only(path)
+
+    def read_tensor(name: str) -> Tensor:
+        with safe_open(
+            path, "pt"
+        ) as file:  # opened for each tensor: memory-mapped pages stay in memory until it closes
+            return file.get_tensor(name)
+
+    found = metadata.pop("sha256", None)
+    if found != _compute_digest({name: partial(read_tensor, name) for name in names}, metadata):
+        _raise_damaged(path)
+
+    def read_names(wanted: Iterable[str]) -> dict[str, Tensor]:
+        sources = {name: TIED.get(f"model.{name}", f"model.{name}") for name in wanted}
+        return {name: read_tensor(source) for name, source in sources.items() if source in names}
+
+    return config, read_names
+
+
+def _raise_damaged(path: Path) -> NoReturn:
+    raise InputError(
+        f"{path}: the checkpoint is damaged: its contents do not match its sha256. Use another checkpoint.",
+        code="checkpoint.digest",
+        path=path,
+    )
+
+
+def _raise_adapters_only(path: Path) -> NoReturn:
+    raise InputError(
+        f"{path}: the file contains LoRA adapters but no encoder. Fine-tune with --merge true to save both.",
+        code="checkpoint.adapters-only",
+        path=path,
+    )
 
 
 def check_file_size(config: ESM2Config, files: Sequence[Path]) -> None:
@@ -312,11 +359,12 @@ def check_tensor_shapes(
         )
 
 
-def _compute_digest(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> str:
-    """Compute the SHA-256 of the metadata and every tensor's name, dtype, shape and bytes."""
+def _compute_digest(tensors: Mapping[str, Tensor | Callable[[], Tensor]], metadata: dict[str, Any]) -> str:
+    """Compute the SHA-256 of the metadata and every tensor's name, dtype, shape and bytes; functions read tensors."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        _update_digest(digest, name, tensors[name])
+        tensor = tensors[name]
+        _update_digest(digest, name, tensor() if callable(tensor) else tensor)
     return digest.hexdigest()
 
 

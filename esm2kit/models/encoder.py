@@ -108,6 +108,9 @@ class Encoder:
         InputError: the device does not support the precision.
     """
 
+    # A call should have this many tokens, of many batches; 0 if it should have one batch.
+    group_tokens = 0
+
     def __init__(self, model: ESM2, precision: Precision = "float32", device: torch.device | str = "cpu") -> None:
         check_type(model, ESM2, "model", "load one with load_model")
         self.config = model.config
@@ -179,6 +182,9 @@ class Encoder:
         weight = self.model.embed_tokens.weight
         logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
         return logits_NV if on_device else logits_NV.float().cpu()
+
+    def close(self) -> None:
+        """Stop the call that runs in another thread, if it takes long; the encoder is not used any more."""
 
     def stream(self) -> torch.cuda.Stream:
         """Return this thread's CUDA stream, so that one thread's copies to the host overlap with another's kernels."""

@@ -37,20 +37,69 @@ def sample_weights(config: ESM2Config, seed: int) -> Iterator[tuple[str, Tensor]
     Yields:
         Name and tensor, on the CPU; the tied LM head matrix is omitted.
     """
-    skeleton = build_meta_model(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in skeleton.modules():  # advance the generator as the constructors do
-            if isinstance(module, nn.Linear):
-                nn.Linear(module.in_features, module.out_features, device="cpu")
-            elif isinstance(module, nn.Embedding):
-                nn.Embedding(module.num_embeddings, module.embedding_dim, device="cpu")
-        for path, module in skeleton.named_modules():
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                if f"{path}.{name}" != "lm_head.weight":  # tied to the embedding
-                    with torch.device("cpu"):  # a Trainer may have changed the default device
-                        value = _sample_tensor(module, name, tensor.shape, config)
-                    yield f"{path}.{name}", value
+        yield from _sample_tensors(config)
+
+
+class SampledTensors:
+    """The weights of `sample_weights` by name; torch's random generator is left as it was after each read.
+
+    Args:
+        config: the architecture.
+        seed: of the random generator.
+    """
+
+    def __init__(self, config: ESM2Config, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self._restart()
+
+    def _restart(self) -> None:
+        self.stream = _sample_tensors(self.config)
+        self.state = torch.Generator().manual_seed(self.seed).get_state()
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Read tensors; reading them in the order of the model samples each once.
+
+        Args:
+            names: names of tensors. The tied LM head matrix is the token embedding.
+
+        Returns:
+            Name -> tensor, without names that the model does not have.
+        """
+        sources = {name: "embed_tokens.weight" if name == "lm_head.weight" else name for name in names}
+        missing, values = set(sources.values()), {}
+        restarted = False
+        with torch.random.fork_rng(devices=[]):
+            while missing:
+                torch.set_rng_state(self.state)
+                name, tensor = next(self.stream, ("", None))
+                self.state = torch.get_rng_state()
+                if tensor is None:
+                    self._restart()
+                    if restarted:
+                        break
+                    restarted = True
+                elif name in missing:
+                    missing.remove(name)
+                    values[name] = tensor
+        return {name: values[source] for name, source in sources.items() if source in values}
+
+
+def _sample_tensors(config: ESM2Config) -> Iterator[tuple[str, Tensor]]:
+    """Sample the tensors from torch's random generator, which was seeded before."""
+    skeleton = build_meta_model(config)
+    for module in skeleton.modules():  # advance the generator as the constructors do
+        if isinstance(module, nn.Linear):
+            nn.Linear(module.in_features, module.out_features, device="cpu")
+        elif isinstance(module, nn.Embedding):
+            nn.Embedding(module.num_embeddings, module.embedding_dim, device="cpu")
+    for path, module in skeleton.named_modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if f"{path}.{name}" != "lm_head.weight":  # tied to the embedding
+                with torch.device("cpu"):  # a Trainer may have changed the default device
+                    value = _sample_tensor(module, name, tensor.shape, config)
+                yield f"{path}.{name}", value
 
 
 def _sample_tensor(module: nn.Module, name: str, shape: torch.Size, config: ESM2Config) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,9 +30,12 @@ from esm2kit.models.formats import distributed, fair_esm, huggingface
 from esm2kit.models.formats.readers import ADAPTER_CONFIG, raise_adapter
 from esm2kit.models.formats.shards import is_distributed
 from esm2kit.models.hub import Download, compute_digest, fetch, read_declared_digest
+from esm2kit.models.initialise import SampledTensors
+from esm2kit.models.weights import Weights, check_finite
 
 logger = logging.getLogger(__name__)
-# Each module defines list_files(path), read_config(path), and read(path) -> (config, tensors under fair-esm's names).
+# Each module defines list_files(path), read_config(path), read(path) -> (config, tensors under fair-esm's names), and
+# open_tensors(path) -> (config, a function that reads tensors by name).
 FORMATS = {"huggingface": huggingface, "distributed": distributed, "fair-esm": fair_esm, "esm2kit": checkpoint}
 
 SHAPE_FIELDS = ("num_layers", "embed_dim", "attention_heads", "token_dropout")
@@ -97,6 +100,34 @@ class ModelFile:
             if value != getattr(ESM2Config, name) and name not in SHAPE_FIELDS[:3]
         }
 
+    def open(self) -> Weights:
+        """Open the model, to read its tensors when they are used.
+
+        Returns:
+            The weights, of which none are in memory yet.
+
+        Raises:
+            InputError: as `load`, except that the numbers of a tensor are checked when it is read.
+        """
+        if self.untrained_seed is not None:
+            return Weights(self.config, SampledTensors(self.config, self.untrained_seed).read, self.source)
+        if self.download:
+            self.download.check()
+        digest = self.sha256
+        config, read = FORMATS[self.format].open_tensors(self.path)
+
+        def check() -> None:
+            if self._compute_digest() != digest:  # unchanged files are not read again
+                self._raise_changed()
+
+        check()
+        return Weights(config, read, self.path, check)
+
+    def _raise_changed(self) -> NoReturn:
+        raise InputError(
+            f"{self.path} changed while it was read. Rerun the command.", code="model.changed", path=str(self.path)
+        )
+
     def load(self) -> ESM2:
         """Load the model.
 
@@ -117,9 +148,7 @@ class ModelFile:
         if (
             self._compute_digest() != digest
         ):  # a training run may overwrite the file; unchanged files are not read again
-            raise InputError(
-                f"{self.path} changed while it was read. Rerun the command.", code="model.changed", path=str(self.path)
-            )
+            self._raise_changed()
         return build_model(config, state, self.path)
 
     def record(self) -> dict[str, Any]:
@@ -200,15 +229,7 @@ def build_model(config: ESM2Config, state: dict[str, Tensor], source: Path | str
     shared: dict[int, Tensor] = {}  # converts each tensor once, so that tied tensors stay tied
     wide = {name: shared.setdefault(id(tensor), tensor.float().contiguous()) for name, tensor in state.items()}
     for name, tensor in wide.items():
-        # the sum is finite for almost every finite tensor, and costs no memory
-        if not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise InputError(
-                f"{source}: tensor '{name}' has numbers that are not finite. Use another checkpoint: this one is "
-                "damaged, or its training diverged.",
-                code="checkpoint.not-finite",
-                path=str(source),
-                name=name,
-            )
+        check_finite(name, tensor, source)
     checkpoint.load_tensors(model, wide, source)
     return model.eval()
 

@@ -19,6 +19,7 @@ from esm2kit.core.rng import stream_key
 from esm2kit.models.checkpoint import check_tensor_shapes
 from esm2kit.models.config import LORA_TARGETS
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.weights import is_hashed, update_digest
 
 _LORA_STREAM = 301
 
@@ -155,7 +156,6 @@ def weights_sha256(esm2: ESM2) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(esm2.state_dict().items()):
-        if not name.startswith(("lm_head.", "contact_head.")) and not name.endswith(("inv_freq", "lora_a", "lora_b")):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if is_hashed(name):
+            update_digest(digest, name, tensor)
     return digest.hexdigest()

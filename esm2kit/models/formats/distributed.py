@@ -1,5 +1,6 @@
 """Read an ESM-2 from a distributed checkpoint, as FSDP, tensor-parallel and 2-D runs of any trainer save it."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from esm2kit.core.errors import InputError
@@ -38,6 +39,19 @@ def read(folder: Path) -> tuple[ESM2Config, State]:
     """
     config, shards, names = _open(folder)
     return config, add_missing_tensors(config, {fair_name: shards.read(name) for fair_name, name in names.items()})
+
+
+def open_tensors(folder: Path) -> tuple[ESM2Config, Callable[[Iterable[str]], State]]:
+    """Open a folder as for `read`, to read its tensors when they are used; see `checkpoint.open_tensors`."""
+    config, shards, names = _open(folder)
+    defaults = add_missing_tensors(config, {})
+
+    def read_names(wanted: Iterable[str]) -> State:
+        sources = {name: EMBEDDING if name == "lm_head.weight" and name not in names else name for name in wanted}
+        found = {name: shards.read(names[source]) for name, source in sources.items() if source in names}
+        return {name: defaults[name] for name in sources if name in defaults} | found
+
+    return config, read_names
 
 
 def _open(folder: Path) -> tuple[ESM2Config, Shards, dict[str, str]]:

@@ -6,7 +6,7 @@ Source: fair-esm 2.0.0 `pretrained._load_model_and_alphabet_core_v2`.
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -64,6 +64,20 @@ def read(path: Path) -> tuple[ESM2Config, State]:
             regression.name,
         )
     return config, add_missing_tensors(config, state)
+
+
+def open_tensors(path: Path) -> tuple[ESM2Config, Callable[[Iterable[str]], State]]:
+    """Open a file as for `read`, to read its tensors when they are used; see `checkpoint.open_tensors`."""
+    config, state = read(path)
+    # the contact head may be in a second file, and is small
+    small = {name: tensor.clone() for name, tensor in state.items() if name.startswith(CONTACT_HEAD)}
+    del state
+
+    def read_names(wanted: Iterable[str]) -> State:
+        state = add_missing_tensors(config, _open(path)[1]) | small  # memory-mapped
+        return {name: state[name] for name in wanted if name in state}
+
+    return config, read_names
 
 
 def _open(path: Path) -> tuple[ESM2Config, State]:

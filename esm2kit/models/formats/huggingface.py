@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from esm2kit.core.files import atomic_path, write_json
 from esm2kit.models.checkpoint import check_file_size, save_tensors
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, ROPE_THETA, RotaryEmbedding
-from esm2kit.models.formats.fair_esm import CONTACT_HEAD, add_missing_tensors
+from esm2kit.models.formats.fair_esm import CONTACT_HEAD, EMBEDDING, add_missing_tensors
 from esm2kit.models.formats.hf_config import HfConfig, build_hf_config, read_hf_config
 from esm2kit.models.formats.readers import (
     ADAPTER_CONFIG,
@@ -122,6 +123,37 @@ def from_hf(state: State, config: HfConfig, source: Path | str) -> State:
     Raises:
         InputError: a tensor is missing or unknown, or the LM head is not tied to the embedding.
     """
+    found, decoder = _rename(state, config, source)
+    if decoder is not None:
+        _check_tied(decoder, found[EMBEDDING], source)
+    return add_missing_tensors(config.model, _default_tensors(config) | found)
+
+
+def _check_tied(decoder: Tensor, embedding: Tensor, source: Path | str) -> None:
+    """Check that the matrix of the LM head is the token embedding."""
+    if not torch.equal(decoder, embedding):
+        raise InputError(
+            f"{source}: this is not an ESM-2: the matrix of its LM head differs from the token embedding.",
+            code="checkpoint.not-esm2",
+            path=source,
+            name="lm_head.decoder.weight",
+        )
+
+
+def _rename(state: dict[str, Any], config: HfConfig, source: Path | str) -> tuple[dict[str, Any], Any]:
+    """Give the tensors of a file, or the functions that read them, fair-esm's names.
+
+    Args:
+        state: as for `from_hf`; the values are not used.
+        config: the configuration.
+        source: the file or folder, for the message.
+
+    Returns:
+        The tensors of the encoder and its LM head, and the untied matrix of the LM head, or None.
+
+    Raises:
+        InputError: a tensor is missing or unknown.
+    """
     names = find_names(state, source)
     others = sorted(state.keys() - names.keys())
     if others:
@@ -131,7 +163,7 @@ def from_hf(state: State, config: HfConfig, source: Path | str) -> State:
     state.pop("lm_head.decoder.bias", None)
     if not config.model.lm_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
-    found: State = {}
+    found: dict[str, Any] = {}
     for fair, hf in map_names(config.model).items():
         if hf in state:
             found[fair] = state.pop(hf)
@@ -143,8 +175,6 @@ def from_hf(state: State, config: HfConfig, source: Path | str) -> State:
                 found=None,
             )
     shared = state.pop(HF_INV_FREQ, None)
-    if shared is None and config.rope_theta != ROPE_THETA:
-        shared = RotaryEmbedding(config.model.head_dim, config.rope_theta).inv_freq
     for layer in range(config.model.num_layers):
         inv_freq_P = state.pop(HF_LAYER_INV_FREQ.format(layer), shared)
         if inv_freq_P is not None:
@@ -156,14 +186,16 @@ def from_hf(state: State, config: HfConfig, source: Path | str) -> State:
             name=min(state),
             expected=None,
         )
-    if config.model.lm_head and decoder is not None and not torch.equal(decoder, found["embed_tokens.weight"]):
-        raise InputError(
-            f"{source}: this is not an ESM-2: the matrix of its LM head differs from the token embedding.",
-            code="checkpoint.not-esm2",
-            path=source,
-            name="lm_head.decoder.weight",
-        )
-    return add_missing_tensors(config.model, found)
+    return found, decoder if config.model.lm_head else None
+
+
+def _default_tensors(config: HfConfig) -> State:
+    """Return the tensors that files may omit: contact head, and rotary frequencies of the configuration's base."""
+    defaults = add_missing_tensors(config.model, {})
+    if config.rope_theta != ROPE_THETA:
+        inv_freq_P = RotaryEmbedding(config.model.head_dim, config.rope_theta).inv_freq
+        defaults |= {name: inv_freq_P for name in defaults if name.endswith("inv_freq")}
+    return defaults
 
 
 def find_names(names: Iterable[str], source: Path | str) -> dict[str, str]:
@@ -257,19 +289,42 @@ def _open(folder: Path) -> tuple[HfConfig, dict[str, Callable[[], Tensor]]]:
         raise_adapter(folder, ADAPTER_CONFIG)
     config, files = read_hf_config(folder), weight_files(folder)
     check_file_size(config.model, files)
-    tensors: dict[str, Callable[[], Tensor]] = {}
-    if files[0].suffix == ".safetensors":
-        shards = open_safetensors(folder, files)
-        tensors = {name: partial(shards.read, name) for name in shards.shapes}
-    else:
-        for file in files:
-            found = check_tensors(unwrap(read_pickle(file)), file)
-            tensors |= {name: partial(_identity, tensor) for name, tensor in found.items()}
+    tensors = _find_tensors(folder, files)
     has_head = any(name.startswith("lm_head.") for name in find_names(tensors, folder).values())
     if has_head and not config.tied:
         logger.warning("%s: the LM head is not used, because tie_word_embeddings is false.", folder)
     model = replace(config.model, lm_head=has_head and config.tied)
     return config._replace(model=model), tensors
+
+
+def open_tensors(folder: Path) -> tuple[ESM2Config, Callable[[Iterable[str]], State]]:
+    """Open a folder as for `read`, to read its tensors when they are used; see `checkpoint.open_tensors`."""
+    config, tensors = _open(folder)
+    names, decoder = _rename({name: name for name in tensors}, config, folder)
+    if decoder is not None:
+        _check_tied(tensors[decoder](), tensors[names[EMBEDDING]](), folder)
+    del tensors
+    defaults, files = _default_tensors(config), weight_files(folder)
+
+    def read_names(wanted: Iterable[str]) -> State:
+        tensors = _find_tensors(folder, files)  # not kept, as those of pickles keep their file mapped
+        sources = {name: EMBEDDING if name == "lm_head.weight" else name for name in wanted}
+        found = {name: tensors[names[source]]() for name, source in sources.items() if source in names}
+        return {name: defaults[name] for name in sources if name in defaults} | found
+
+    return config.model, read_names
+
+
+def _find_tensors(folder: Path, files: list[Path]) -> dict[str, Callable[[], Tensor]]:
+    """Return for every tensor of the files a function that reads it; those of pickles are memory-mapped already."""
+    if files[0].suffix == ".safetensors":
+        shards = open_safetensors(folder, files)
+        return {name: partial(shards.read, name) for name in shards.shapes}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    for file in files:
+        found = check_tensors(unwrap(read_pickle(file)), file)
+        tensors |= {name: partial(_identity, tensor) for name, tensor in found.items()}
+    return tensors
 
 
 def _identity(tensor: Tensor) -> Tensor:
