@@ -13,6 +13,7 @@ from esm2kit.core.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEVICE_VARIABLE = "ESM2KIT_DEVICE"  # environment variable: the device that `auto` means
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def resolve_device(requested: str) -> str:
@@ -111,8 +112,8 @@ def read_free_memory(device: torch.device) -> int | None:
     """Read the memory that a device has free.
 
     Args:
-        device: For a CPU, the memory that the system can give without swapping, within the limit of a container; macOS
-            reports only its total memory.
+        device: For a CPU, the memory that the system can give without swapping, within the limit of its container or
+            job; macOS reports only its total memory.
 
     Returns:
         Bytes, or None if the system does not report them.
@@ -126,13 +127,18 @@ def read_free_memory(device: torch.device) -> int | None:
         has_pages = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if has_pages else None
     free = int(meminfo.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")  # of a container, in version 2
-    try:
-        limit, used = ((group / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-        cached = (group / "memory.stat").read_text(encoding="utf-8").split("inactive_file ")[1].split()[0]
-    except (OSError, IndexError):
-        return free
-    return min(free, int(limit) - int(used) + int(cached)) if limit.isdigit() else free
+    groups = Path("/proc/self/cgroup")
+    lines = groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []
+    folder = CGROUPS / next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    while folder.is_relative_to(CGROUPS):  # of a container or a job of SLURM, in version 2, and those around it
+        try:
+            limit, used = (int((folder / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+            cached = (folder / "memory.stat").read_text(encoding="utf-8").split("inactive_file ")[1].split()[0]
+            free = min(free, max(0, limit - used + int(cached)))
+        except (OSError, ValueError, IndexError):  # without a limit the value is `max`
+            pass
+        folder = folder.parent
+    return free
 
 
 class _WindowsMemory(ctypes.Structure):

@@ -32,6 +32,7 @@ DTYPES = {
 }  # fmt: skip
 DIGEST_PLACEHOLDER = "?" * 64
 CACHE_LINE = 64
+PINNED_BYTES = 1 << 20  # pinning memory takes longer than copying a smaller tensor without it
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -61,6 +62,34 @@ def gather(tensors: Mapping[str, Tensor]) -> None:
     for name in sorted(tensors):
         if name not in TIED:
             _gather_tensor(tensors[name])
+
+
+def copy_to_host(tensors: Mapping[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors into host memory, so that they can be written while the originals change.
+
+    Args:
+        tensors: name -> tensor, on any device. Sharded tensors are gathered one at a time, so the other ranks must call
+            `gather` on the same tensors.
+        buffers: host tensors of earlier copies by name; they are overwritten, and missing ones are added. Those of
+            tensors on a GPU are in pinned memory.
+
+    Returns:
+        Name -> complete tensor on the CPU, without the matrix that is tied to the token embedding.
+    """
+    copies = {}
+    # a callback of the validation runs in inference mode, whose tensors cannot be overwritten later
+    with torch.inference_mode(False), torch.no_grad():
+        for name in sorted(tensors):
+            if name in TIED:
+                continue
+            full, buffer = _gather_tensor(tensors[name]), buffers.get(name)
+            if buffer is None or buffer.shape != full.shape or buffer.dtype != full.dtype:
+                pinned = full.is_cuda and full.nbytes >= PINNED_BYTES
+                buffer = buffers[name] = torch.empty(full.shape, dtype=full.dtype, pin_memory=pinned)
+            copies[name] = buffer.copy_(full, non_blocking=full.is_cuda)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
+    return copies
 
 
 def save_tensors(

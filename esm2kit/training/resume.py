@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -23,10 +24,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path, check_output_folder, hold_lock, to_json
+from esm2kit.core.hardware import read_free_memory
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.process_group import gather_strings
 from esm2kit.core.processes import STOP_SIGNALS, rank
-from esm2kit.models.checkpoint import gather, read_checkpoint, read_metadata, write_checkpoint
+from esm2kit.models.checkpoint import copy_to_host, gather, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.metrics_log import check_metrics, checksum_metrics
 
@@ -204,7 +206,9 @@ def stop_after_update(trainer: Trainer, step: int) -> None:
 class CheckpointWriter(Callback):
     """Writes `checkpoints/last.safetensors` at each validation, at the end of the run and after a stop signal.
 
-    The best checkpoints by val_loss stay under names that hold their step and val_loss.
+    The best checkpoints by val_loss stay under names that hold their step and val_loss. While training continues, a
+    checkpoint is a copy in host memory that a thread writes, one at a time: the next save waits for it, and so does the
+    end of the run. If the copy would take more than half of the free memory, training waits for each save instead.
 
     Args:
         out_dir: The folder of the run.
@@ -224,10 +228,13 @@ class CheckpointWriter(Callback):
         self.last = self.folder / "last.safetensors"
         self.save_top_k, self.manifest, self.global_batch_size = save_top_k, manifest, global_batch_size
         self.saved_step: int | None = None
+        self.pending: Future | None = None  # the checkpoint that is being written
+        self.buffers: dict[str, Tensor] = {}
         self.handlers: dict[int, Any] = {}
 
     def best(self) -> Path:
         """Return the path of the checkpoint with the lowest val_loss; of the last one if none was validated."""
+        self._finish_writing()
         return min(self._list_retained(), default=(0.0, self.last))[1]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -272,18 +279,40 @@ class CheckpointWriter(Callback):
         for number in STOP_SIGNALS:  # Lightning restores the old handlers when the run ends
             self.handlers[number] = signal.signal(number, stop)
 
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Raise the error of the thread, if it could not write the last checkpoint."""
+        if self.pending is not None and self.pending.done():
+            self._finish_writing()
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the last checkpoint and update the best ones."""
-        self._save(trainer, module, module.last_validation)
-        if trainer.is_global_zero:
-            self._retain(module.step, module.last_validation["val_loss"])
+        """Write the last checkpoint and update the best ones, while training continues unless it ends here."""
+        self._save(trainer, module, module.last_validation, at_end=module.finished or trainer.should_stop)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the last checkpoint, unless a validation has just written it."""
+        """Write the last checkpoint, unless a validation has just written it, and wait until it is complete."""
         if self.saved_step != module.step:
-            self._save(trainer, module, {})
+            self._save(trainer, module, {}, at_end=True)
+        self._finish_writing()
+        self.buffers.clear()
+        trainer.strategy.barrier()
 
-    def _save(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Wait until the checkpoint that is being written is complete; its error is only logged."""
+        try:
+            self._finish_writing()
+        except (InputError, OSError) as error:
+            logger.error("%s", error)
+
+    def _finish_writing(self) -> None:
+        """Wait for the checkpoint that is being written, and raise the error of the thread."""
+        if self.pending is not None:
+            wait([self.pending])  # interruptible, and then still pending
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _save(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float], at_end: bool) -> None:
+        """Write the last checkpoint in a thread, or at the end of the run before it returns."""
+        self._finish_writing()
         tensors = module.checkpoint_tensors()
         if trainer.is_global_zero:
             metadata = {
@@ -296,20 +325,48 @@ class CheckpointWriter(Callback):
                 "provenance": self.manifest,
                 "metrics_csv": checksum_metrics(self.folder.parent / "metrics.csv"),
             }
-            try:
-                write_checkpoint(self.last, tensors, metadata)
-            except OSError as error:
-                state = "it still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
-                raise InputError(
-                    f"{self.last}: cannot write update {module.step} ({error}); {state}",
-                    code="checkpoint.write",
-                    path=self.last,
-                    update=module.step,
-                ) from error
+            if at_end or not self._can_copy(tensors):
+                self._write(tensors, metadata)
+            else:
+                copies = copy_to_host(tensors, self.buffers)
+                executor = ThreadPoolExecutor(1, "checkpoint")
+                self.pending = executor.submit(self._write, copies, metadata)
+                executor.shutdown(wait=False)  # the thread ends after its work
         else:
             gather(tensors)
         self.saved_step = module.step
-        trainer.strategy.barrier()
+
+    def _can_copy(self, tensors: dict[str, Tensor]) -> bool:
+        """Check whether a copy of the tensors takes at most half of the free memory."""
+        if self.buffers:
+            return True
+        size, free = (
+            sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()),
+            read_free_memory(torch.device("cpu")),
+        )
+        fits = free is None or 2 * size <= free
+        if not fits and self.saved_step is None:
+            logger.info(
+                "training waits for each checkpoint: a copy would take %.1f of %.1f GiB of free memory",
+                size / 2**30, free / 2**30,
+            )  # fmt: skip
+        return fits
+
+    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Write the last checkpoint and, after a validation, update the best ones."""
+        step = metadata["step"]
+        try:
+            write_checkpoint(self.last, tensors, metadata)
+        except OSError as error:
+            state = "it still holds an earlier update" if self.last.exists() else "there is no checkpoint yet"
+            raise InputError(
+                f"{self.last}: cannot write update {step} ({error}); {state}",
+                code="checkpoint.write",
+                path=self.last,
+                update=step,
+            ) from error
+        if "val_loss" in metadata:
+            self._retain(step, metadata["val_loss"])
 
     def _retain(self, step: int, val_loss: float) -> None:
         if self.save_top_k:

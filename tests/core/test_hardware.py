@@ -7,7 +7,13 @@ import pytest
 import torch
 from support.errors import refused
 
-from esm2kit.core.hardware import cpu_name, read_memory_use, resolve_device, return_freed_memory
+from esm2kit.core.hardware import (
+    cpu_name,
+    read_free_memory,
+    read_memory_use,
+    resolve_device,
+    return_freed_memory,
+)
 
 HEAP_IN_PIECES = """
 from pathlib import Path
@@ -73,3 +79,24 @@ def test_auto_is_a_gpu_that_torch_finds_and_no_other_is_accepted(
                 resolve_device(name)
     with refused("device.unknown", requested="gpu"):
         resolve_device("gpu")
+
+
+def test_free_memory_is_that_of_the_narrowest_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of 1,000 bytes, 700 of them used and 200 of those cached files, in a group without a limit."""
+    job = tmp_path / "cgroups" / "user" / "job"
+    job.mkdir(parents=True)
+    for folder, limit, used in ((job, "1000", "700"), (job.parent, "max", "900")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 500\nfile 250\ninactive_file 200\n")
+    system, groups = tmp_path / "meminfo", tmp_path / "cgroup"
+    system.write_text("MemTotal: 9 kB\nMemAvailable:       2 kB\nBuffers: 1 kB\n")
+    groups.write_text("1:name=systemd:/other\n0::/user/job\n")
+    paths = {"/proc/meminfo": system, "/proc/self/cgroup": groups}
+    monkeypatch.setattr("esm2kit.core.hardware.Path", lambda path: paths[path])
+    monkeypatch.setattr("esm2kit.core.hardware.CGROUPS", tmp_path / "cgroups")
+    assert read_free_memory(torch.device("cpu")) == 500
+    groups.write_text("0::/user\n")
+    assert read_free_memory(torch.device("cpu")) == 2048, "the group has no limit, so it is what the system has"
+    groups.unlink()
+    assert read_free_memory(torch.device("cpu")) == 2048
