@@ -1,5 +1,6 @@
 """`esm2kit contacts`: values, batches, complexes, interrupted runs, structures and bad input."""
 
+import errno
 import json
 import os
 import signal
@@ -20,11 +21,13 @@ from esm2kit import ContactReader, ContactsConfig, InputError, predict_contacts
 from esm2kit.cli.check import CheckConfig, check
 from esm2kit.cli.main import main
 from esm2kit.core.checksums import read_sealed_json
+from esm2kit.core.files import hold_lock
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.contacts import compute_coupling
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.structure import attention
+from esm2kit.structure import contacts as stage
 from esm2kit.structure.attention import ContactModel
 
 SHAPE = ESM2Config(3, 32, 4)
@@ -402,3 +405,30 @@ def test_very_short_proteins_have_maps_and_pictures(values: str, model: Path, tm
     assert made.precision is None, "no pair of one residue has a range"
     names = sorted(path.name for path in made.files if path.suffix == ".png")
     assert names == ["A-B.png", "a-b_4.png", "one.png", "two.png"]
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(fasta: Path, model: Path, tmp_path: Path) -> None:
+    expected = run(fasta, model, name="whole", batch_tokens=1, pictures=0)
+    real, written = stage.write_at, []
+
+    def fill(handle: int, data: memoryview, start: int) -> int:
+        if len(written) == 3:  # three proteins, and then nothing
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(start)
+        return real(handle, data, start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "write_at", fill)
+        with refused("disk.full", path=tmp_path / "out" / "my_contacts.part"):
+            run(fasta, model, batch_tokens=1, pictures=0)
+    assert not (tmp_path / "out" / "my_contacts.h5").exists()
+    resumed = run(fasta, model, batch_tokens=1, pictures=0)
+    with ContactReader(resumed.contacts) as reader, ContactReader(expected.contacts) as other:
+        for name in other:
+            np.testing.assert_array_equal(reader[name], other[name])
+
+
+def test_two_processes_do_not_write_the_same_run(fasta: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with hold_lock(tmp_path / "out" / ".my_contacts.part.lock", "busy"), refused("file.locked"):
+        run(fasta, model)
