@@ -16,6 +16,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.scoring.baselines import BASELINE_NAMES
 from esm2kit.scoring.proteingym import PublishedAssay, find_assay
+from esm2kit.scoring.variants import MIN_MEASURED
 from esm2kit.tasks.metrics import (
     Interval,
     Ranking,
@@ -31,7 +32,6 @@ from esm2kit.tasks.metrics import (
 METRIC_NAMES = {"spearman": "Spearman", "auc": "AUC", "mcc": "MCC", "ndcg": "NDCG", "top_recall": "top-10% recall"}
 MODEL = "model"  # the row of the model among those of the baselines
 TOP_PERCENT = 10
-MIN_MEASURED = 3  # variants with a measured value, for a correlation
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,28 @@ def _compute_ndcg(
         return np.where(gains[1] > 0, gains[0] / gains[1], np.nan)
 
 
+def check_measured(name: str, measured_N: np.ndarray) -> None:
+    """Check that there are enough measured values for a correlation.
+
+    Args:
+        name: of the assay.
+        measured_N: (N,) measured values; nan where one is missing.
+
+    Raises:
+        InputError: fewer than MIN_MEASURED variants have a measured value, or all values are equal.
+    """
+    measured_M = measured_N[np.isfinite(measured_N)]
+    if len(measured_M) < MIN_MEASURED or np.ptp(measured_M) == 0:
+        found = format_count(len(measured_M), "measured value")
+        raise InputError(
+            f"{name} has {found}{', all equal' if len(measured_M) >= MIN_MEASURED else ''}. A correlation requires "
+            f"at least {MIN_MEASURED} that differ.",
+            code="assay.values",
+            found=len(measured_M),
+            assay=name,
+        )
+
+
 def evaluate_assay(
     name: str,
     protein: str,
@@ -224,17 +246,9 @@ def evaluate_assay(
     Raises:
         InputError: fewer than MIN_MEASURED variants have a measured value, or all values are equal.
     """
+    check_measured(name, measured_N)
     is_measured_N = np.isfinite(measured_N)
     measured_M = measured_N[is_measured_N]
-    if len(measured_M) < MIN_MEASURED or np.ptp(measured_M) == 0:
-        found = format_count(len(measured_M), "measured value")
-        raise InputError(
-            f"{name} has {found}{', all equal' if len(measured_M) >= MIN_MEASURED else ''}. A correlation requires "
-            f"at least {MIN_MEASURED} that differ.",
-            code="assay.values",
-            found=len(measured_M),
-            assay=name,
-        )
     counts_RM = sample_counts(len(measured_M), resamples, seed)
     fit_M = None if is_fit_N is None else is_fit_N[is_measured_N]
     found = {

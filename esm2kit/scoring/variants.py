@@ -41,6 +41,7 @@ MEASURED_COLUMN, FIT_COLUMN = "dms_score", "dms_score_bin"
 NOT_MEASURED = re.compile(
     r"(pos(ition)?|site|residue|resid|index|idx|row|n|num|number|counts?|rank|column \d+|unnamed.*)s?", re.IGNORECASE
 )
+MIN_MEASURED = 3  # different values for a correlation
 MIN_SEQUENCE = 10  # letters from which a cell is a sequence
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
 TARGET = re.compile(r"\bTARGET=(\S+)")
@@ -383,7 +384,10 @@ def _find_measured(
         and not NOT_MEASURED.fullmatch(names[place])
     ]  # fmt: skip
     if len(numeric) == 1:
-        return numeric[0], [f"measured values are in column {table.columns[numeric[0]]!r}"]
+        name = table.columns[numeric[0]]
+        if len(set(filter(None, cells[numeric[0]]))) < MIN_MEASURED:
+            return None, [f"column {name!r} has too few different numbers for measured values"]
+        return numeric[0], [f"measured values are in column {name!r}"]
     if numeric:
         found = ", ".join(repr(table.columns[place]) for place in numeric)
         return None, [f"several columns have numbers ({found}); name the measured values with --measured"]

@@ -160,15 +160,15 @@ def test_files_of_variants(tmp_path: Path, name: str, text: str) -> None:
 
 def test_compressed_files_and_workbooks(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "table.csv.gz", "wt") as file:
-        file.write("mutant,fitness\nA2G,0.5\nK4R,1.5\n")
+        file.write("mutant,fitness\nA2G,0.5\nK4R,1.5\nW5F,2\n")
     book = openpyxl.Workbook()
-    for row in (("Mutation", "fitness"), ("A2G", 0.5), ("K4R", 1.5)):
+    for row in (("Mutation", "fitness"), ("A2G", 0.5), ("K4R", 1.5), ("W5F", 2)):
         book.active.append(row)
     book.save(tmp_path / "table.xlsx")
     for name in ("table.csv.gz", "table.xlsx"):
         _, (found,) = read_variants(tmp_path / name, [PROTEIN])
-        assert [variant.text for variant in found.variants] == ["A2G", "K4R"]
-        assert found.measured_N.tolist() == [0.5, 1.5]
+        assert [variant.text for variant in found.variants] == ["A2G", "K4R", "W5F"]
+        assert found.measured_N.tolist() == [0.5, 1.5, 2.0]
         assert found.name == "table"
 
 
@@ -215,10 +215,10 @@ def test_a_folder_of_assays_shares_equal_wild_types(tmp_path: Path) -> None:
 
 
 def test_the_wild_type_in_a_column_and_fasta_files_of_named_mutants(tmp_path: Path) -> None:
-    (tmp_path / "lab.csv").write_text(f"mutant,sequence,ddG\nA2G,{SEQUENCE},0.5\nK4R,{SEQUENCE},1\n")
+    (tmp_path / "lab.csv").write_text(f"mutant,sequence,ddG\nA2G,{SEQUENCE},0.5\nK4R,{SEQUENCE},1\nW5F,{SEQUENCE},2\n")
     proteins, (found,) = read_variants(tmp_path / "lab.csv")
     assert proteins[0] == Record("lab", "lab", SEQUENCE)
-    assert found.measured_N.tolist() == [0.5, 1.0]
+    assert found.measured_N.tolist() == [0.5, 1.0, 2.0]
     (tmp_path / "named.fasta").write_text(f">A2G TARGET=0.5\n{mutate('A2G')}\n>K4R TARGET=-1e-3\n{mutate('K4R')}\n")
     proteins, (found,) = read_variants(tmp_path / "named.fasta")
     assert proteins[0].sequence == SEQUENCE
@@ -308,10 +308,16 @@ def test_the_column_of_measured_values(tmp_path: Path) -> None:
     assert found.measured_N is None
     assert found.notes == ("several columns have numbers ('Tm', 'ddG'); name the measured values with --measured",)
     assert read_variants(table, [PROTEIN], measured="ddG")[1][0].measured_N.tolist() == [0.5, 1.5]
-    table.write_text("position,mutant,ddG\n2,A2G,0.5\n4,K4R,n.d.\n")
+    table.write_text("position,mutant,ddG\n2,A2G,0.5\n4,K4R,n.d.\n5,W5F,1\n6,L6V,2\n")
     measured = read_variants(table, [PROTEIN])[1][0].measured_N
-    assert measured[0] == 0.5
+    assert measured[[0, 2, 3]].tolist() == [0.5, 1.0, 2.0]
     assert np.isnan(measured[1])
+    # two numbers give no correlation: they are a note, unless the column is named
+    table.write_text("mutant,ddG\nA2G,0.5\nK4R,1\n")
+    _, (found,) = read_variants(table, [PROTEIN])
+    assert found.measured_N is None
+    assert found.notes == ("column 'ddG' has too few different numbers for measured values",)
+    assert read_variants(table, [PROTEIN], measured="ddG")[1][0].measured_N.tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(
