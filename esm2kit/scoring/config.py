@@ -12,6 +12,12 @@ from esm2kit.models.config import check_model_name, complete_model_names
 Strategy = Literal["masked-marginals", "wt-marginals", "mutant-marginals", "pseudo-ppl"]
 # Longest input of one forward pass, with BOS and EOS, as ProteinGym's `model_window`.
 SPECIAL_TOKENS = 2
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
+
+
+def is_table_name(name: str) -> bool:
+    """Return whether a file is a table by its name; hidden files and those that Excel has open are not."""
+    return name.lower().endswith(TABLE_SUFFIXES) and not name.startswith((".", "~$"))
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class ScoreConfig:
 
     Args:
         fasta: FASTA file with the wild types (plain, .gz or .zst), several files, or a folder. Different sequences need
-            different ids.
+            different ids. Or a table of variants that has their wild type, such as one of ProteinGym's, or a folder of
+            such tables.
         mutations: Variants to score: mutations separated by commas, such as A42G or A42G:K50R for two at once, or a
             file of them: a text file, a table (CSV, TSV, Excel, as ProteinGym's), or a FASTA of mutated sequences.
             Default: every single substitution.
@@ -40,6 +47,13 @@ class ScoreConfig:
             Meier et al. 2021, instead of one at a time, as their program and ProteinGym do.
         offset: What is added to the number of a residue: with 25, the first residue of the FASTA is residue 26.
         column: Column of the mutations or mutated sequences in a table. Default: found by its content.
+        measured: Column of the measured values, with which the scores are compared. Default: DMS_score, or the only
+            column of numbers.
+        alignment: Alignment of homologs (A3M, Stockholm or aligned FASTA), or a folder of them, for site-independent
+            frequencies as a baseline in the comparison with measured values.
+        groups: Table of the proteins and the groups of several assays, such as ProteinGym's reference file, for
+            averages. Default: as ProteinGym groups its assays; others by the names of their files.
+        resamples: Bootstrap replicates for the intervals of the comparison with measured values.
         untrained_seed: Use the model's architecture with random weights from this seed, as a baseline. Default: trained
             weights.
         max_residues: Maximum number of residues per model input. Of a longer protein, a window around the mutation is
@@ -54,7 +68,7 @@ class ScoreConfig:
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
     """
 
-    fasta: Path | list[Path]
+    fasta: Path | list[Path] | None = None
     mutations: str | None = None
     positions: str | None = None
     model: str = "esm2_t6_8M_UR50D"
@@ -67,6 +81,10 @@ class ScoreConfig:
     mask_together: bool = False
     offset: int = 0
     column: str | None = None
+    measured: str | None = None
+    alignment: Path | None = None
+    groups: Path | None = None
+    resamples: int = 1000
     untrained_seed: int | None = None
     max_residues: int = 1022
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
@@ -79,9 +97,9 @@ class ScoreConfig:
 
     option_groups = OptionGroups(
         usual="fasta mutations positions model out_dir strategy sequences fast",
-        data="offset column",
+        data="offset column measured alignment groups",
         model="mask_together untrained_seed max_residues",
-        evaluation="passes sample",
+        evaluation="passes sample resamples",
         hardware="device precision workers batch_tokens",
         output="name format restart",
     )
@@ -90,7 +108,13 @@ class ScoreConfig:
         expand_paths(self)
         complete_model_names(self, "model")
         check_choices(self)
+        if self.fasta is None and self.mutations is None:
+            raise InputError(
+                "nothing to score. Pass a FASTA of proteins, or a table of variants such as one of ProteinGym's.",
+                code="score.no-input",
+            )
         check_range(self, "max_residues", at_least=2)
+        check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
         check_range(self, "passes", at_least=1)
         check_range(self, "sample", "untrained_seed", at_least=0)
         check_range(self, "workers", "batch_tokens", at_least=1, hint="omit it to use the default for this machine")
@@ -126,6 +150,41 @@ class ScoreConfig:
             InputError: One of them does not exist.
         """
         check_model_name(self.model)
-        from esm2kit.sequences.fasta import find_fasta_files  # slow import
+        self.split_inputs()
 
-        find_fasta_files(self.fasta)
+    def split_inputs(self) -> tuple[list[Path], str | Path | None]:
+        """Find the FASTA files, and the source of the variants, which may also be given as `fasta`.
+
+        Returns:
+            The FASTA files, none if the variants have their wild type; and what `read_variants` reads, None without
+            variants.
+
+        Raises:
+            InputError: a file does not exist, or the variants are given twice.
+        """
+        from esm2kit.sequences.fasta import find_fasta_files, is_fasta_name  # slow import
+
+        for name in ("alignment", "groups"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise InputError(f"{path}: no such file. Check {name}.", code="score.absent", path=path, name=name)
+        if self.fasta is None:
+            return [], self.mutations
+        path = self.fasta[0] if isinstance(self.fasta, list) and len(self.fasta) == 1 else self.fasta
+        if isinstance(path, list):
+            return find_fasta_files(path), self.mutations
+        path = Path(path)
+        is_table = path.is_file() and is_table_name(path.name)
+        if path.is_dir():
+            names = [file.name for file in path.iterdir()]
+            is_table = any(map(is_table_name, names)) and not any(map(is_fasta_name, names))
+        if not is_table:
+            return find_fasta_files(path), self.mutations
+        if chosen := [name for name in ("mutations", "positions", "sequences") if getattr(self, name)]:
+            raise InputError(
+                f"{path} is a table of variants, and {' and '.join(chosen)} choose other things to score. Pass the "
+                "FASTA of the wild type, or omit them.",
+                code="score.both",
+                found=chosen,
+            )
+        return [], path

@@ -26,34 +26,29 @@ from esm2kit.models.config import check_lm_head
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, log_precision, resolve_precision
 from esm2kit.models.load import find_model
 from esm2kit.scoring.config import ScoreConfig
+from esm2kit.scoring.evaluation import Evaluation
 from esm2kit.scoring.journal import Journal, JournalValues
 from esm2kit.scoring.masked_passes import compute_batches, split_passes
 from esm2kit.scoring.mutations import parse_positions
 from esm2kit.scoring.output import Attributes, SequenceScan, SubstitutionScan
 from esm2kit.scoring.scores import REMEDY, Scores
-from esm2kit.scoring.variants import Variant, list_substitutions, read_variants
-from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta, strip_fasta_suffix
+from esm2kit.scoring.variants import Variant, VariantSet, list_substitutions, read_variants, strip_suffix
+from esm2kit.sequences.fasta import Record, read_fasta, strip_fasta_suffix
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
 
 logger = logging.getLogger(__name__)
 # These do not change a score.
 IGNORED_SETTINGS = (
-    "fasta",
-    "mutations",
-    "column",
-    "out_dir",
-    "name",
-    "model",
-    "device",
-    "workers",
-    "restart",
-    "batch_tokens",
-)
+    "fasta", "mutations", "column", "measured", "alignment", "groups", "resamples", "out_dir", "name", "model",
+    "device", "workers", "restart", "batch_tokens",
+)  # fmt: skip
 
 
 def score(config: ScoreConfig) -> Scores:
     """Score the variants of the proteins of a FASTA, or with `sequences` the proteins themselves.
+
+    Scores of variants with measured values are compared with them, next to baselines.
 
     Files that exist from the same input, model and settings are not written again. An interrupted run resumes when
     `score` is called again.
@@ -68,9 +63,10 @@ def score(config: ScoreConfig) -> Scores:
         InputError: the input is invalid, or files or an unfinished run with other settings exist.
     """
     check_type(config, ScoreConfig, "config")
-    out_dir, files = Path(config.out_dir), find_fasta_files(config.fasta)
+    out_dir = Path(config.out_dir)
+    files, source = config.split_inputs()
     check_output_folder(out_dir)
-    name = config.name or portable_name(strip_fasta_suffix(files[0]))
+    name = config.name or portable_name(strip_fasta_suffix(files[0]) if files else strip_suffix(Path(source)))
     out_dir.mkdir(parents=True, exist_ok=True)
     folder = out_dir / f"{name}_scores.part"
     busy = f"{folder}: another process is scoring into it. Wait for it, or use another --name."
@@ -78,7 +74,7 @@ def score(config: ScoreConfig) -> Scores:
         copy_pipes(files, out_dir, f"{name}_input.fasta") as files,
         hold_lock(folder.with_name(f".{folder.name}.lock"), busy),
     ):
-        return ScoreJob(config, files, out_dir / f"{name}_scores").run()
+        return ScoreJob(config, files, source, out_dir / f"{name}_scores").run()
 
 
 class ScoreJob:
@@ -86,21 +82,24 @@ class ScoreJob:
 
     Args:
         config: options of the call.
-        files: FASTA files.
+        files: FASTA files; none if the variants have their wild type.
+        source: of the variants, see `read_variants`.
         prefix: path of the output files without their suffixes.
 
     Raises:
         InputError: the input or the model is invalid.
     """
 
-    def __init__(self, config: ScoreConfig, files: Sequence[Path], prefix: Path) -> None:
-        self.config, self.files, self.prefix = config, files, prefix
+    def __init__(self, config: ScoreConfig, files: Sequence[Path], source: str | Path | None, prefix: Path) -> None:
+        self.config, self.files, self.source, self.prefix = config, files, source, prefix
         self.folder = prefix.with_name(f"{prefix.name}.part")
         self.device = resolve_device(config.device)
         self.batch_tokens = config.batch_tokens or TOKENS_PER_BATCH[self.device]
         self.precision = resolve_precision(config.precision, self.device)
         self.proteins = read_proteins(files)
+        self.sets: list[VariantSet] = []
         variants = self._read_variants()
+        self.evaluation = Evaluation(config, self.proteins, self.sets)
         self.variants_sha256 = None if variants is None else _digest_variants(variants)
         self.scan: SubstitutionScan | SequenceScan
         if config.sequences:
@@ -113,9 +112,12 @@ class ScoreJob:
     def _read_variants(self) -> list[Variant] | None:
         """Read the variants that are named; None scores every single substitution."""
         config = self.config
-        if config.mutations is not None:
-            _, sets = read_variants(config.mutations, self.proteins, offset=config.offset, column=config.column)
-            return [variant for each in sets for variant in each.variants]
+        if self.source is not None:
+            self.proteins, self.sets = read_variants(
+                self.source, self.proteins, offset=config.offset, column=config.column, measured=config.measured
+            )
+            # several assays may have the same variant
+            return list(dict.fromkeys(variant for each in self.sets for variant in each.variants))
         if config.positions is None:
             return None
         return [
@@ -133,7 +135,10 @@ class ScoreJob:
     def provenance(self) -> dict[str, Any]:
         """Provenance of the files, with the digests of the input and of the model."""
         names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
+        names = names if self.files else []
         inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
+        if self.source is not None and not self.files and Path(self.source).is_file():
+            inputs["variants"] = Path(self.source)
         config = dataclasses.replace(self.config, precision=self.precision)
         return build_provenance("score", config, inputs) | {"model": self.model.record()}
 
@@ -141,7 +146,10 @@ class ScoreJob:
     def settings(self) -> dict[str, Any]:
         """All that determines the scores and the batches; a run resumes only if it is equal."""
         settings = {name: value for name, value in to_json(self.config).items() if name not in IGNORED_SETTINGS}
-        settings |= {name: entry["sha256"] for name, entry in self.provenance["inputs"].items()}
+        inputs = self.provenance["inputs"].items()
+        settings |= {name: entry["sha256"] for name, entry in inputs if name != "variants"}
+        if not self.files:
+            settings["proteins"] = {protein.id: protein.sequence for protein in self.proteins}
         return settings | {
             "batch_tokens": self.batch_tokens,
             "precision": self.precision,
@@ -162,12 +170,12 @@ class ScoreJob:
     def run(self) -> Scores:
         """Compute what is missing and write the files."""
         if not self.config.restart and (finished := self._find_finished()):
-            return finished
+            return self.evaluation.run(finished)
         self._prepare_folder()
         path = self.folder / "values.bin"
         self._compute(path)
         self._write(path)
-        return Scores.read(self.manifest)
+        return self.evaluation.run(Scores.read(self.manifest))
 
     def _find_finished(self) -> Scores | None:
         """Return the result of a finished run with the same settings, if there is one.

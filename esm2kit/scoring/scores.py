@@ -3,11 +3,12 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from esm2kit.core.checksums import read_sealed_manifest
+from esm2kit.core.checksums import read_sealed_json, read_sealed_manifest
 from esm2kit.core.errors import InputError, suggest_name
 
 REMEDY = "run `esm2kit score` again with --restart true"
@@ -30,6 +31,7 @@ class Scores:
         least_tolerated: positions with the lowest, the lowest first.
         mean_error: mean absolute error of the estimate of `fast`, per residue. None if nothing was estimated.
         files: all files.
+        assay: JSON file of the comparison with measured values, if there are some, see `read_assay`.
     """
 
     scores: Path
@@ -43,6 +45,7 @@ class Scores:
     least_tolerated: str | None
     mean_error: float | None
     files: tuple[Path, ...]
+    assay: Path | None = None
 
     @classmethod
     def read(cls, manifest: Path) -> "Scores":
@@ -63,6 +66,24 @@ class Scores:
         paths = [manifest.with_name(name) for name in recorded["checksums"]]
         tables = next((path for path in paths if path.suffix == ".h5"), None)
         return cls(scores=paths[0], tables=tables, manifest=manifest, files=(*paths, manifest), **summary)
+
+    def read_assay(self) -> dict[str, Any]:
+        """Read the comparison with measured values.
+
+        Returns:
+            `assays`, a list with the `rows` of each (`model` and baselines -> metric -> value, low, high), the
+            differences `model_minus_baseline`, `better_baselines` and `verdict`; and `summary`, the averages of several
+            assays, otherwise None.
+
+        Raises:
+            InputError: the variants have no measured values, or the file is damaged.
+        """
+        if self.assay is None:
+            raise InputError(
+                f"{self.scores} was not compared with measured values. Score a table that has a column of them.",
+                code="scores.no-assay",
+            )
+        return read_sealed_json(self.assay, REMEDY)
 
     @property
     def proteins(self) -> list[str]:

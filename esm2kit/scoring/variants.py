@@ -14,6 +14,8 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
+from esm2kit.core.paths import expand_path
+from esm2kit.scoring.config import TABLE_SUFFIXES, is_table_name
 from esm2kit.scoring.mutations import (
     NamedSubstitution,
     Substitution,
@@ -43,7 +45,6 @@ NOT_MEASURED = re.compile(
 )
 MIN_MEASURED = 3  # different values for a correlation
 MIN_SEQUENCE = 10  # letters from which a cell is a sequence
-TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
 TARGET = re.compile(r"\bTARGET=(\S+)")
 # UniProt's entry names, with which ProteinGym's files begin: B2L11_HUMAN_Dutta_2010_binding-Mcl-1
 ENTRY_NAME = re.compile(r"([A-Z0-9]{1,10}_[A-Z0-9]{1,5})(_|$)")
@@ -124,18 +125,6 @@ def list_substitutions(
     ]
 
 
-def is_variant_table(path: Path) -> bool:
-    """Return whether a path is a table by its name, or a folder of tables without FASTA files."""
-    if path.is_dir():
-        names = [file.name for file in path.iterdir()]
-        return any(map(_is_table_name, names)) and not any(map(is_fasta_name, names))
-    return _is_table_name(path.name)
-
-
-def _is_table_name(name: str) -> bool:
-    return name.lower().endswith(TABLE_SUFFIXES) and not name.startswith((".", "~$"))
-
-
 def read_variants(
     mutations: str | Path | Sequence[str],
     proteins: Sequence[Record] = (),
@@ -166,7 +155,7 @@ def read_variants(
     if path is None:
         sources = [_split_text(mutations)]
     elif path.is_dir():
-        files = sorted(file for file in path.iterdir() if _is_table_name(file.name))
+        files = sorted(file for file in path.iterdir() if is_table_name(file.name))
         if not files:
             raise InputError(
                 f"{path}: no table of variants in this folder. Names must end in {', '.join(TABLE_SUFFIXES)}.",
@@ -201,7 +190,7 @@ def _find_path(mutations: str | Path | Sequence[str]) -> Path | None:
     """Return the file or folder that is meant, or None for mutations themselves."""
     if not isinstance(mutations, str | os.PathLike):
         return None
-    path = Path(mutations)
+    path = expand_path(mutations)
     sheet = re.fullmatch(r"(.+\.xls[xm]):.+", str(mutations), re.IGNORECASE)
     if isinstance(mutations, os.PathLike) or sheet or path.is_file() or path.is_dir():
         return path
@@ -257,10 +246,10 @@ def _read_list(path: Path, lines: list[str]) -> _Rows | None:
             )
         return None
     places = [f"{path.name}: line {number}" for number, parts in enumerate(cells, header + 1) for _ in parts]
-    return _Rows(_strip_suffix(path), places, [part for parts in cells for part in parts])
+    return _Rows(strip_suffix(path), places, [part for parts in cells for part in parts])
 
 
-def _strip_suffix(path: Path) -> str:
+def strip_suffix(path: Path) -> str:
     """Return the name of a file without its suffixes; points in the name stay."""
     return re.sub(r"\.(csv|tsv|txt|xls[xm]|fasta|fa|faa|fas)?(\.gz|\.zst)?$", "", path.name, flags=re.IGNORECASE)
 
@@ -283,7 +272,7 @@ def _read_fasta(path: Path, proteins: Sequence[Record]) -> _Rows:
             code="mutations.no-wild-type",
             path=path,
         )
-    return _Rows(_strip_suffix(path), places, mutations, sequences, measured=measured)
+    return _Rows(strip_suffix(path), places, mutations, sequences, measured=measured)
 
 
 def _read_table(table: Table, proteins: Sequence[Record], column: str | None, measured: str | None) -> _Rows:
@@ -316,7 +305,7 @@ def _read_table(table: Table, proteins: Sequence[Record], column: str | None, me
         wild_type, sequences = sequences[0], None
         notes.append(f"column {table.columns[sequence or 0]!r} is the wild type")
     return _Rows(
-        _strip_suffix(table.path),
+        strip_suffix(table.path),
         places,
         None if mutation is None else cells[mutation],
         sequences,

@@ -221,7 +221,7 @@ def test_a_stopped_run_resumes_where_it_stopped(
 def _steps(config: ScoreConfig):
     from esm2kit.scoring.score import ScoreJob
 
-    return ScoreJob(config, [Path(config.fasta)], Path("unused")).scan.steps()
+    return ScoreJob(config, [Path(config.fasta)], config.mutations, Path("unused")).scan.steps()
 
 
 def test_an_interrupt_is_reported_and_loses_nothing(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.scoring.mutations import compare_sequences, find_offset, format_variant, parse_mutation, parse_positions
-from esm2kit.scoring.variants import Variant, is_variant_table, list_substitutions, read_variants
+from esm2kit.scoring.variants import Variant, list_substitutions, read_variants
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, read_fasta
 
@@ -191,8 +191,6 @@ def test_a_file_of_proteingym_needs_no_wild_type(tmp_path: Path) -> None:
     assert found.is_fit_N.tolist() == [True, False, True]
     # with the wild type's FASTA the result is the same
     assert read_variants(path, [PROTEIN])[1][0].variants == found.variants
-    assert is_variant_table(path)
-    assert not is_variant_table(tmp_path / "proteins.fasta")
 
 
 def test_a_folder_of_assays_shares_equal_wild_types(tmp_path: Path) -> None:
@@ -208,7 +206,6 @@ def test_a_folder_of_assays_shares_equal_wild_types(tmp_path: Path) -> None:
     assert [(found.name, found.variants[0].protein) for found in sets] == [
         ("ABC1_YEAST_Jones_2021", 0), ("ABC1_YEAST_Smith_2020", 0), ("ABC1_YEAST_Zhou_2022", 1),
     ]  # fmt: skip
-    assert is_variant_table(tmp_path)
     (tmp_path / "empty").mkdir()
     with refused("mutations.none"):
         read_variants(tmp_path / "empty")
