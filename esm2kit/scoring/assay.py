@@ -6,7 +6,7 @@ share their mean gain.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from esm2kit.tasks.metrics import (
 METRIC_NAMES = {"spearman": "Spearman", "auc": "AUC", "mcc": "MCC", "ndcg": "NDCG", "top_recall": "top-10% recall"}
 MODEL = "model"  # the row of the model among those of the baselines
 TOP_PERCENT = 10
+VARIANTS, CROSSED = "variants", "positions and amino acids"  # what is resampled
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class AssayReport:
         name: of the assay.
         protein: id of the wild type.
         num_variants: variants with a measured value.
-        rows: model or baseline -> metric -> value with its bootstrap interval over variants.
+        rows: model or baseline -> metric -> value with its bootstrap interval.
         differences: baseline -> metric -> model minus baseline, on the same bootstrap replicates.
         published: ProteinGym's Spearman of the same assay, by model; None for other assays.
         verdict: sentences on what the comparison shows.
+        resampled: what the bootstrap samples: VARIANTS, or CROSSED.
     """
 
     name: str
@@ -55,6 +57,7 @@ class AssayReport:
     differences: dict[str, dict[str, Interval]]
     published: PublishedAssay | None = None
     verdict: tuple[str, ...] = field(default=())
+    resampled: str = VARIANTS
 
     @property
     def better_baselines(self) -> list[str]:
@@ -68,6 +71,7 @@ class AssayReport:
             "assay": self.name,
             "protein": self.protein,
             "num_variants": self.num_variants,
+            "resampled": self.resampled,
             "rows": intervals_to_json(self.rows),
             "model_minus_baseline": intervals_to_json(self.differences),
             "better_baselines": self.better_baselines,
@@ -108,17 +112,19 @@ def build_assay_scorer(
 
     Returns:
         A function from counts (R, N), how often each variant occurs, to metric -> (R,) values, nan where undefined.
+        Rows of counts may have different sums.
     """
     of_measured, of_score = Ranking.from_values(measured_N), Ranking.from_values(score_N)
     scaled_N = measured_N / (np.abs(measured_N).max() or 1.0)  # no size of values overflows
 
     def score_block(counts_NR: np.ndarray) -> dict[str, np.ndarray]:
-        total = int(counts_NR[:, 0].sum())  # the same in all replicates
+        total = counts_NR.sum(0, dtype=np.int64)
         by_score, by_measured = of_score.sum_groups(counts_NR), of_measured.sum_groups(counts_NR)
+        groups = (of_score, by_score), (of_measured, by_measured)
         found = {
-            "spearman": _compute_spearman((of_score, by_score), (of_measured, by_measured), counts_NR, total),
-            "ndcg": _compute_ndcg(scaled_N, counts_NR, (of_score, by_score), (of_measured, by_measured), total),
-            "top_recall": _compute_top_recall((of_score, by_score), (of_measured, by_measured), counts_NR, total),
+            "spearman": _compute_spearman(*groups, counts_NR, total),
+            "ndcg": _compute_ndcg(scaled_N, counts_NR, *groups, total),
+            "top_recall": _compute_top_recall(*groups, counts_NR, total),
         }
         if is_fit_N is not None:
             fit_GR = of_score.sum_groups(counts_NR * is_fit_N[:, None])
@@ -135,11 +141,11 @@ def build_assay_scorer(
 Groups = tuple[Ranking, np.ndarray]  # a ranking, and (G, R) how often the values of each group occur
 
 
-def _compute_spearman(by_score: Groups, by_measured: Groups, counts_NR: np.ndarray, total: int) -> np.ndarray:
+def _compute_spearman(by_score: Groups, by_measured: Groups, counts_NR: np.ndarray, total_R: np.ndarray) -> np.ndarray:
     """Compute the correlation of ranks, where ties share their mean rank."""
     ranks, squares = [], []
     for ranking, size_GR in (by_score, by_measured):
-        rank_GR = np.cumsum(size_GR, axis=0) - (size_GR + total) / 2  # centred
+        rank_GR = np.cumsum(size_GR, axis=0) - (size_GR + total_R) / 2  # centred
         squares.append(np.einsum("gr,gr,gr->r", size_GR, rank_GR, rank_GR))
         ranks.append(rank_GR[ranking.group])
     spread_R = np.sqrt(squares[0]) * np.sqrt(squares[1])
@@ -155,47 +161,81 @@ def _compute_auc(fit_GR: np.ndarray, unfit_GR: np.ndarray) -> np.ndarray:
         return np.where(pairs_R > 0, np.einsum("gr,gr->r", fit_GR.astype(float), below_GR) / pairs_R, np.nan)
 
 
-def _find_quantile(size_GR: np.ndarray, index: int) -> np.ndarray:
+def _find_quantile(size_GR: np.ndarray, index_R: np.ndarray) -> np.ndarray:
     """Return the (R,) group of the value with an index, from 0 in ascending order."""
-    return (np.cumsum(size_GR, axis=0) <= index).sum(0)
+    return (np.cumsum(size_GR, axis=0) <= index_R).sum(0)
 
 
-def _compute_mcc(fit_GR: np.ndarray, size_GR: np.ndarray, total: int) -> np.ndarray:
+def _compute_mcc(fit_GR: np.ndarray, size_GR: np.ndarray, total_R: np.ndarray) -> np.ndarray:
     """Compute the Matthews correlation with scores at or above the median, the upper one of two middle values."""
-    called_GR = np.arange(len(size_GR))[:, None] >= _find_quantile(size_GR, total // 2)
+    called_GR = np.arange(len(size_GR))[:, None] >= _find_quantile(size_GR, total_R // 2)
     fit_R, called_R = fit_GR.sum(0, dtype=float), (size_GR * called_GR).sum(0, dtype=float)
     both_R = (fit_GR * called_GR).sum(0, dtype=float)
-    spread_R = np.sqrt(fit_R * (total - fit_R) * called_R * (total - called_R))
+    spread_R = np.sqrt(fit_R * (total_R - fit_R) * called_R * (total_R - called_R))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread_R > 0, (both_R * total - fit_R * called_R) / spread_R, 0.0)
+        return np.where(spread_R > 0, (both_R * total_R - fit_R * called_R) / spread_R, 0.0)
 
 
-def _compute_top_recall(by_score: Groups, by_measured: Groups, counts_NR: np.ndarray, total: int) -> np.ndarray:
+def _compute_top_recall(
+    by_score: Groups, by_measured: Groups, counts_NR: np.ndarray, total_R: np.ndarray
+) -> np.ndarray:
     """Compute the recall of the top 10%; the percentile between two values has the same variants as the upper value."""
-    index = -(-(100 - TOP_PERCENT) * (total - 1) // 100)
-    tops = [ranking.group[:, None] >= _find_quantile(size_GR, index) for ranking, size_GR in (by_score, by_measured)]
+    index_R = -(-(100 - TOP_PERCENT) * (total_R - 1) // 100)
+    tops = [ranking.group[:, None] >= _find_quantile(size_GR, index_R) for ranking, size_GR in (by_score, by_measured)]
     both_R, true_R = ((counts_NR * top).sum(0, dtype=float) for top in (tops[0] & tops[1], tops[1]))
-    return both_R / true_R
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return both_R / true_R
 
 
 def _compute_ndcg(
-    value_N: np.ndarray, counts_NR: np.ndarray, by_score: Groups, by_measured: Groups, total: int
+    value_N: np.ndarray, counts_NR: np.ndarray, by_score: Groups, by_measured: Groups, total_R: np.ndarray
 ) -> np.ndarray:
     """Compute NDCG at 10%, with the measured values of each replicate minus their minimum as gains."""
-    top = total * TOP_PERCENT // 100
-    discount = np.zeros(total + 1)  # of the first ranks; those after the top have none
-    discount[1 : top + 1] = 1 / np.log2(np.arange(2, top + 2))
-    discount = np.cumsum(discount)
+    top_R = total_R * TOP_PERCENT // 100
+    discount = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, top_R.max() + 2)))])  # of the first ranks
     ranking, size_GR = by_measured
     lowest_R = value_N[ranking.order][ranking.starts][(size_GR > 0).argmax(0)]
     gains = []
     for ranking, size_GR in (by_score, by_measured):
-        stop_GR = total - np.cumsum(size_GR, axis=0)  # ranks of the group, in descending order, begin after this one
-        discount_GR = discount[stop_GR + size_GR] - discount[stop_GR]
+        before_GR = total_R - np.cumsum(size_GR, axis=0)  # variants with a higher value than the group
+        # ranks after the top have no discount
+        discount_GR = discount[np.minimum(before_GR + size_GR, top_R)] - discount[np.minimum(before_GR, top_R)]
         mean_GR = ranking.sum_groups(counts_NR * value_N[:, None]) / np.maximum(size_GR, 1)
-        gains.append((mean_GR * discount_GR).sum(0) - lowest_R * discount[-1])
+        gains.append((mean_GR * discount_GR).sum(0) - lowest_R * discount[top_R])
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(gains[1] > 0, gains[0] / gains[1], np.nan)
+
+
+def sample_variants(
+    num_variants: int, resamples: int, seed: int, factors: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Sample bootstrap replicates of variants.
+
+    The single substitutions of a protein are not independent: a model that prefers a few letters by chance has wrong
+    scores, or right ones, at all positions. Positions and mutant letters are therefore resampled, and a variant occurs
+    as often as the product of its position and its letter.
+
+    Args:
+        num_variants: N.
+        resamples: R, number of replicates.
+        seed: of the random numbers.
+        factors: (N,) integers each, such as the position and the mutant letter of every variant. None resamples the
+            variants themselves.
+
+    Returns:
+        (R, N) int32, how often each variant occurs.
+
+    Source:
+        The pigeonhole bootstrap of crossed factors, Owen 2007, 10.1214/07-AOAS122.
+    """
+    if factors is None:
+        return sample_counts(num_variants, resamples, seed)
+    counts_RN = np.ones((resamples, num_variants), dtype=np.int32)
+    for number, factor_N in enumerate(factors):
+        levels, level_N = np.unique(factor_N, return_inverse=True)
+        if len(levels) > 1:  # a single position is not a sample of positions
+            counts_RN *= sample_counts(len(levels), resamples, seed + number)[:, level_N]
+    return counts_RN
 
 
 def check_measured(name: str, measured_N: np.ndarray) -> None:
@@ -228,6 +268,7 @@ def evaluate_assay(
     scores: Mapping[str, np.ndarray],
     resamples: int = 1000,
     seed: int = 0,
+    factors: Sequence[np.ndarray] | None = None,
 ) -> AssayReport:
     """Compare scores with one assay.
 
@@ -237,8 +278,9 @@ def evaluate_assay(
         measured_N: (N,) measured values; nan where one is missing.
         is_fit_N: (N,) whether a variant is above the cutoff of fitness; None if this is not known.
         scores: MODEL and baselines -> (N,) scores.
-        resamples: bootstrap replicates of the variants.
+        resamples: bootstrap replicates.
         seed: of the bootstrap.
+        factors: what is resampled, see `sample_variants`.
 
     Returns:
         The report.
@@ -249,7 +291,8 @@ def evaluate_assay(
     check_measured(name, measured_N)
     is_measured_N = np.isfinite(measured_N)
     measured_M = measured_N[is_measured_N]
-    counts_RM = sample_counts(len(measured_M), resamples, seed)
+    factors = None if factors is None else [factor_N[is_measured_N] for factor_N in factors]
+    counts_RM = sample_variants(len(measured_M), resamples, seed, factors)
     fit_M = None if is_fit_N is None else is_fit_N[is_measured_N]
     found = {
         row: score_seeds([build_assay_scorer(measured_M, score_N[is_measured_N], fit_M)], counts_RM)
@@ -265,7 +308,14 @@ def evaluate_assay(
     rows = {row: {metric: score.interval for metric, score in of_row.items()} for row, of_row in found.items()}
     published = find_assay(name)
     return AssayReport(
-        name, protein, len(measured_M), rows, differences, published, tuple(_write_verdict(found, differences))
+        name,
+        protein,
+        len(measured_M),
+        rows,
+        differences,
+        published,
+        tuple(_write_verdict(found, differences)),
+        VARIANTS if factors is None else CROSSED,
     )
 
 

@@ -21,7 +21,8 @@ from esm2kit.scoring.assay_summary import AssayGroup, find_groups, summarise_ass
 from esm2kit.scoring.baselines import BASELINE_NAMES, read_site_frequencies, score_baselines
 from esm2kit.scoring.config import ScoreConfig
 from esm2kit.scoring.scores import DELIMITERS, REMEDY, Scores
-from esm2kit.scoring.variants import VariantSet
+from esm2kit.scoring.variants import Variant, VariantSet
+from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.metrics import Interval
 
@@ -181,12 +182,34 @@ def _evaluate(
     for assay, found in zip(assays, compared, strict=True):
         names = list(dict.fromkeys(proteins[variant.protein].id for variant in assay.variants))
         measured_N = assay.measured_N if assay.measured_N is not None else np.empty(0)
-        reports.append(evaluate_assay(assay.name, " ".join(names), measured_N, assay.is_fit_N, found, resamples))
+        factors = list_factors(assay.variants)
+        reports.append(
+            evaluate_assay(assay.name, " ".join(names), measured_N, assay.is_fit_N, found, resamples, factors=factors)
+        )
         if progress is not None:
             progress.update(progress.done + 1)
     if progress is not None:
         progress.close()
     return reports
+
+
+def list_factors(variants: Sequence[Variant]) -> list[np.ndarray] | None:
+    """List what the bootstrap samples: positions and mutant letters of single substitutions, None for other variants.
+
+    Args:
+        variants: N variants.
+
+    Returns:
+        (N,) positions and (N,) letters as integers.
+    """
+    if any(len(variant.substitutions) != 1 for variant in variants):
+        return None
+    found = [(variant.protein, *variant.substitutions[0]) for variant in variants]
+    positions = {place: number for number, place in enumerate(dict.fromkeys(entry[:2] for entry in found))}
+    return [
+        np.array([positions[entry[:2]] for entry in found]),
+        np.array([STANDARD_RESIDUES.index(mutant) for *_, mutant in found]),
+    ]
 
 
 def _log_recorded(recorded: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import matthews_corrcoef, ndcg_score, roc_auc_score
 from support.errors import refused
 
-from esm2kit.scoring.assay import MODEL, AssayReport, build_assay_scorer, evaluate_assay
+from esm2kit.scoring.assay import MODEL, AssayReport, build_assay_scorer, evaluate_assay, sample_variants
 from esm2kit.scoring.assay_summary import AssayGroup, find_groups, summarise_assays
 from esm2kit.scoring.proteingym import AVERAGES, NUM_ASSAYS, find_assay, read_assays
 from esm2kit.tasks.metrics import Interval, sample_counts
@@ -73,6 +73,44 @@ def test_replicates_are_metrics_of_resampled_variants(levels: int) -> None:
         expected = compute_like_proteingym(measured[rows], score[rows], is_fit[rows])
         for metric, value in expected.items():
             assert found[metric][replicate] == pytest.approx(value, abs=1e-12), metric
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+def test_replicates_of_positions_and_letters_have_different_sizes(levels: int) -> None:
+    measured, score, is_fit = make_assay(8, 9 * 19, levels)
+    position, letter = (grid.ravel() for grid in np.mgrid[:9, :19])
+    counts = sample_variants(9 * 19, 12, 5, [position, letter]).reshape(12, 9, 19)
+    # a variant occurs as often as its position times its letter: all rows are multiples of one
+    assert (np.linalg.matrix_rank(counts) == 1).all()
+    assert (counts.sum((1, 2)) == 9 * 19).all()
+    # of a grid with holes, replicates have different sizes
+    kept = np.random.default_rng(0).random(9 * 19) < 0.6
+    measured, score, is_fit, position, letter = (each[kept] for each in (measured, score, is_fit, position, letter))
+    counts = sample_variants(kept.sum(), 12, 5, [position, letter])
+    assert np.unique(counts.sum(1)).size > 6
+    found = build_assay_scorer(measured, score, is_fit)(counts)
+    for replicate, count in enumerate(counts):
+        rows = np.repeat(np.arange(kept.sum()), count)
+        expected = compute_like_proteingym(measured[rows], score[rows], is_fit[rows])
+        for metric, value in expected.items():
+            assert found[metric][replicate] == pytest.approx(value, abs=1e-12), metric
+
+
+def test_letters_that_a_model_prefers_by_chance_are_no_signal() -> None:
+    """Unrelated scores and values that depend on the letter: the interval of positions and letters contains 0 for 95%
+    of such models, and that of single variants for few of them."""
+    position, letter = (grid.ravel() for grid in np.mgrid[:12, :19])
+    hits = {"crossed": 0, "variants": 0}
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        measured = generator.normal(size=19)[letter] + 0.3 * generator.normal(size=12 * 19)
+        score = generator.normal(size=19)[letter] + 0.3 * generator.normal(size=12 * 19)
+        for name, factors in (("crossed", [position, letter]), ("variants", None)):
+            report = evaluate_assay("a", "P", measured, None, {MODEL: score}, 200, factors=factors)
+            interval = report.rows[MODEL]["spearman"]
+            hits[name] += interval.low <= 0 <= interval.high
+    assert hits["crossed"] >= 52
+    assert hits["variants"] <= 35
 
 
 def test_undefined_metrics() -> None:
