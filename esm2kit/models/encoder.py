@@ -152,8 +152,7 @@ class Encoder:
             return found if on_device else {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
         tokens_N = tokens_N.long()
         buffers = self._buffers(packed)
-        angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
-        rotation_N1P = torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
+        rotation_N1P = self._rotations(packed)
         x_ND = self._embed(tokens_N, packed, buffers.x)
         found = {0: x_ND.clone()} if 0 in repr_layers else {}
         for number, layer in enumerate(self.layers[: max(repr_layers)], start=1):
@@ -163,6 +162,30 @@ class Encoder:
         if self.config.num_layers in repr_layers:
             found[self.config.num_layers] = self.model.emb_layer_norm_after(x_ND)
         return found
+
+    @torch.inference_mode()
+    def encode_rows(self, tokens_N: Tensor, num_tokens: Sequence[int], rows_M: Tensor) -> Tensor:
+        """Compute the representations of the final layer at some rows of packed sequences.
+
+        On the CPU, attention and feed-forward of the last layer are computed for these rows only.
+
+        Args:
+            tokens_N: as for `encode`.
+            num_tokens: as for `encode`.
+            rows_M: indices of rows, ascending.
+
+        Returns:
+            (M, D) with the final LayerNorm, on the device, in the model's precision.
+        """
+        packed, last = Packed(num_tokens, self.device), self.config.num_layers
+        if self.device.type != "cpu":
+            hidden_ND = self.model.encode(tokens_N.to(self.device, torch.long), packed, (last,))[last]
+            return hidden_ND[rows_M.to(self.device)]
+        buffers, rotation_N1P = self._buffers(packed), self._rotations(packed)
+        x_ND = self._embed(tokens_N.long(), packed, buffers.x)
+        for layer in self.layers[:-1]:
+            layer.run(x_ND, rotation_N1P, packed, buffers)
+        return self.model.emb_layer_norm_after(self.layers[-1].run_rows(x_ND, rotation_N1P, packed, buffers, rows_M))
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor, on_device: bool = False) -> Tensor:
@@ -191,6 +214,11 @@ class Encoder:
         if not hasattr(self._local, "stream"):
             self._local.stream = torch.cuda.Stream(self.device)
         return self._local.stream
+
+    def _rotations(self, packed: Packed) -> Tensor:
+        """Compute the rotation of each row as complex numbers, (N, 1, head_dim / 2)."""
+        angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
+        return torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
 
     def _embed(self, tokens_N: Tensor, packed: Packed, out_ND: Tensor) -> Tensor:
         torch.index_select(self.model.embed_tokens.weight, 0, tokens_N, out=out_ND)
@@ -312,23 +340,47 @@ class _Layer(NamedTuple):
 
     def run(self, x_ND: Tensor, rotation_N1P: Tensor, packed: Packed, buffers: _Buffers) -> None:
         """Apply the layer to x in place."""
-        width = x_ND.shape[1]
-        heads = width // self.head_dim
-        normed_ND = self.attention_norm(x_ND)
-        qkv = self.qkv.multiply(normed_ND, buffers.qkv)
-        pairs = torch.view_as_complex(qkv[:, : 2 * width].unflatten(1, (2 * heads, self.head_dim // 2, 2)))
-        pairs.mul_(rotation_N1P)
-        query, key, value = qkv.unflatten(1, (3, heads, self.head_dim)).unbind(1)
-        attended = buffers.attended.unflatten(1, (heads, self.head_dim))
+        query, key, value = self._project(x_ND, rotation_N1P, buffers)
+        attended = buffers.attended.unflatten(1, query.shape[1:])
         start = 0
         for count, tokens in packed.runs:
             stop = start + count * tokens
             _attend(*(x[start:stop] for x in (query, key, value, attended)), count, buffers.scores)
             start = stop
-        self.output.multiply_add(buffers.attended, x_ND)
-        wide = self.fc1.multiply(self.ffn_norm(x_ND), buffers.wide)
+        self._finish(buffers.attended, x_ND, buffers.wide)
+
+    def run_rows(self, x_ND: Tensor, rotation_N1P: Tensor, packed: Packed, buffers: _Buffers, rows_M: Tensor) -> Tensor:
+        """Return the layer's output at some rows, (M, D)."""
+        query, key, value = self._project(x_ND, rotation_N1P, buffers)
+        attended = buffers.attended[: len(rows_M)].unflatten(1, query.shape[1:])
+        counts_B = torch.bincount(packed.sequence_N[rows_M], minlength=len(packed.num_tokens)).tolist()
+        start = first = 0
+        for tokens, count in zip(packed.num_tokens, counts_B, strict=True):
+            if count:
+                own = slice(first, first + count)
+                inputs = (query[rows_M[own]], key[start : start + tokens], value[start : start + tokens])
+                inputs = (x.transpose(0, 1)[None] for x in inputs)
+                attended[own] = F.scaled_dot_product_attention(*inputs, scale=1.0)[0].transpose(0, 1)
+            start, first = start + tokens, first + count
+        x_MD = x_ND[rows_M]
+        self._finish(buffers.attended[: len(rows_M)], x_MD, buffers.wide[: len(rows_M)])
+        return x_MD
+
+    def _project(self, x_ND: Tensor, rotation_N1P: Tensor, buffers: _Buffers) -> tuple[Tensor, ...]:
+        """Compute rotated queries and keys, and values, (N, H, K) each."""
+        width = x_ND.shape[1]
+        heads = width // self.head_dim
+        qkv = self.qkv.multiply(self.attention_norm(x_ND), buffers.qkv)
+        pairs = torch.view_as_complex(qkv[:, : 2 * width].unflatten(1, (2 * heads, self.head_dim // 2, 2)))
+        pairs.mul_(rotation_N1P)
+        return qkv.unflatten(1, (3, heads, self.head_dim)).unbind(1)
+
+    def _finish(self, attended: Tensor, x: Tensor, wide: Tensor) -> None:
+        """Add the output of the attention and the feed-forward network to x in place."""
+        self.output.multiply_add(attended, x)
+        wide = self.fc1.multiply(self.ffn_norm(x), wide)
         torch.ops.aten.gelu_(wide)
-        self.fc2.multiply_add(wide, x_ND)
+        self.fc2.multiply_add(wide, x)
 
 
 def _rearrange_weights(layer: nn.Module, head_dim: int, precision: Precision) -> _Layer:

@@ -125,9 +125,7 @@ def compute_batch(encoder: Encoder, batch: Sequence[Pass]) -> np.ndarray:
         start += tokens
     stream = torch.cuda.stream(encoder.stream()) if encoder.device.type == "cuda" else nullcontext()
     with stream:
-        last = encoder.config.num_layers
-        hidden_ND = encoder.encode(torch.from_numpy(tokens_N), num_tokens, [last], on_device=True)[last]
-        hidden_MD = hidden_ND[torch.tensor(rows, device=hidden_ND.device)]
+        hidden_MD = encoder.encode_rows(torch.from_numpy(tokens_N), num_tokens, torch.tensor(rows))
         log_prob_MV = encoder.logits(hidden_MD, on_device=True).float().log_softmax(-1).cpu().numpy()
     kept = [each.columns or [range(VOCAB_SIZE)] * len(each.read) for each in batch]
     columns = [columns for each in kept for columns in each]

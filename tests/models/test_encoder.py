@@ -57,6 +57,19 @@ def test_equals_fair_esm_at_every_layer(config: ESM2Config, mask_share: float) -
         torch.testing.assert_close(encoder.logits(found[layers[-1]]), expected["logits"][0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", SHAPES, ids=str)
+def test_some_rows_equal_those_of_all_rows(config: ESM2Config) -> None:
+    encoder, _ = pair(config, std=0.2)
+    num_tokens = [3, 31, 40, 40, 200, inference.LONG_TOKENS]
+    tokens_N = torch.cat(random_tokens(num_tokens, mask_share=0.2))
+    last = config.num_layers
+    whole_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
+    for rows in ([0], [5, 6, 7, 33], [80, 74, 113, 114, len(tokens_N) - 1], range(len(tokens_N))):
+        rows_M = torch.tensor(sorted(rows))
+        found_MD = encoder.encode_rows(tokens_N, num_tokens, rows_M)
+        torch.testing.assert_close(found_MD, whole_ND[rows_M], atol=1e-5, rtol=1e-5)
+
+
 def test_rotary_frequencies_are_loaded_from_the_model() -> None:
     # larger weights, so that attention depends on positions
     encoder, reference = pair(SHAPES[0], std=0.3)
