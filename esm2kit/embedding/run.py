@@ -1,7 +1,7 @@
 """The work of one process of an embedding run: read batches from the FASTA, embed them, and write the vectors.
 
-Worker threads embed one batch each. The main thread reads the batches and writes the vectors. One more thread syncs the
-files to the disk.
+On a CPU, worker threads embed one batch each, and the main thread reads the batches and writes the vectors. On a GPU,
+`DeviceStream` reads, computes and copies, and the main thread writes. One more thread syncs the files to the disk.
 """
 
 import errno
@@ -35,6 +35,7 @@ from esm2kit.embedding.plan import (
     read_records,
     split_into_windows,
 )
+from esm2kit.embedding.stream import Copies, DeviceStream, checksum_arrays, choose_copies
 from esm2kit.models.encoder import Encoder
 from esm2kit.sequences.windows import Windowing
 
@@ -88,10 +89,8 @@ class EmbeddingRun:
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.read_done()
-        # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
-        self.workers = {"cuda": 2, "mps": 1}.get(encoder.device.type) or workers or count_cores()
-        if encoder.group_tokens:  # it has workers of its own
-            self.workers = 1
+        # an encoder that forms its own batches has workers of its own
+        self.workers = 1 if encoder.group_tokens else workers or count_cores()
 
     def work(self, name: str) -> None:
         """Embed all batches of this process that are not finished.
@@ -118,6 +117,30 @@ class EmbeddingRun:
         self.synced = time.monotonic()
         residues = sum(self._residues(batch) for batches in self._plan() for batch in batches)
         progress = Progress(logger, f"{name}: embedded", "residues", residues)
+        copies = None if self.encoder.group_tokens else choose_copies(self.encoder.device)
+        try:
+            if copies is None:
+                self._embed_in_workers(progress)
+            else:
+                self._embed_on_device(copies, progress)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise self._disk_full(progress) from None
+        except KeyboardInterrupt:
+            message = "stopped after %s of %s residues; rerun the command to resume"
+            if not self.process.rank:
+                logger.warning(message, progress.done, progress.total)
+            raise
+        finally:
+            progress.close()
+            self._close()
+        if self.num_lost:
+            raise self._disk_full(progress)
+        progress.log()
+
+    def _embed_in_workers(self, progress: Progress) -> None:
+        """Embed and write all batches; each worker thread makes a call of the encoder at a time."""
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
         waiting: deque[tuple[ProteinBatch, Future, int]] = deque()  # a batch, and its place in the task's result
@@ -130,27 +153,26 @@ class EmbeddingRun:
                 )
                 waiting += [(batch, task, place) for place, (batch, _) in enumerate(group)]
                 while len(waiting) > (len(group) if self.encoder.group_tokens else 3 * self.workers):
-                    self._write_batch(*waiting.popleft(), progress)
+                    self._await_batch(*waiting.popleft(), progress)
             while waiting:
-                self._write_batch(*waiting.popleft(), progress)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise self._disk_full(progress) from None
-        except KeyboardInterrupt:
-            message = "stopped after %s of %s residues; rerun the command to resume"
-            if not self.process.rank:
-                logger.warning(message, progress.done, progress.total)
-            raise
+                self._await_batch(*waiting.popleft(), progress)
         finally:
-            progress.close()
             self.encoder.close()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-            self._close()
-        if self.num_lost:
-            raise self._disk_full(progress)
-        progress.log()
+
+    def _await_batch(self, batch: ProteinBatch, task: Future, place: int, progress: Progress) -> None:
+        self._write_batch(batch, *task.result()[place], progress)
+
+    def _embed_on_device(self, copies: Copies, progress: Progress) -> None:
+        """Embed and write all batches; the GPU computes while threads read, copy and check other batches."""
+        stream = DeviceStream(self.encoder, copies, self.outputs, self.windowing, self.dtype, self.owned_P)
+        try:
+            for embedded in stream.run(self._read()):
+                self._write_batch(embedded.batch, embedded.arrays, embedded.checksum, progress)
+                stream.release(embedded.buffer)
+        finally:
+            stream.close()
 
     def _disk_full(self, progress: Progress) -> InputError:
         return InputError(
@@ -234,9 +256,10 @@ class EmbeddingRun:
     def _residues(self, batch: ProteinBatch) -> int:
         return int(self.num_embedded_P[batch.rows].sum())
 
-    def _write_batch(self, batch: ProteinBatch, future: Future, place: int, progress: Progress) -> None:
+    def _write_batch(
+        self, batch: ProteinBatch, arrays: list[list[np.ndarray]], checksum: int, progress: Progress
+    ) -> None:
         """Write the vectors of a batch to the files, and start a sync if one is due."""
-        arrays, checksum = future.result()[place]
         for handle, starts, vectors in zip(self.handles, self.starts, arrays, strict=True):
             for row, vector in zip(batch.rows, vectors, strict=True):
                 _write_all(handle, vector, int(starts[row]))
@@ -325,11 +348,7 @@ def _embed_batches(
     arrays = embed_batch(encoder, [sequence for batch in batches for sequence in batch], *arguments)
     found, start = [], 0
     for owned_P, batch in zip(owned, batches, strict=True):
-        crc, own = 0, [vectors[start : start + len(batch)] for vectors in arrays]
+        own = [vectors[start : start + len(batch)] for vectors in arrays]
         start += len(batch)
-        for vectors in own:
-            for vector, is_owned in zip(vectors, owned_P, strict=True):
-                if is_owned:
-                    crc = zlib.crc32(np.ascontiguousarray(vector), crc)
-        found.append((own, crc))
+        found.append((own, checksum_arrays(own, owned_P.tolist())))
     return found

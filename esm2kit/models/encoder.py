@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
+from esm2kit.models.packing import to_device
 from esm2kit.sequences.alphabet import MASK_IDX
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Encoder:
         """
         packed = Packed(num_tokens, self.device)
         if self.device.type != "cpu":
-            found = self.model.encode(tokens_N.to(self.device, torch.long), packed, tuple(repr_layers))
+            found = self.model.encode(to_device(tokens_N.long(), self.device), packed, tuple(repr_layers))
             return found if on_device else {layer: hidden_ND.float().cpu() for layer, hidden_ND in found.items()}
         tokens_N = tokens_N.long()
         buffers = self._buffers(packed)

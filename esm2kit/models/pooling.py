@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from esm2kit.models.packing import to_device
+
 Pooling = Literal["mean", "bos", "residues"]
 
 
@@ -37,14 +39,21 @@ def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) 
     Returns:
         (B, D) float32 means, (B, D) BOS vectors, or (all residues, D) residue vectors.
     """
-    # three segments per sequence: BOS, residues, EOS
-    lengths_S = torch.tensor([part for tokens in num_tokens for part in (1, tokens - 2, 1)], device=hidden_ND.device)
+    device, ends_B = hidden_ND.device, torch.tensor(num_tokens).cumsum(0)
+    starts_B = ends_B - torch.tensor(num_tokens)
     if pooling == "mean":
+        if device.type == "mps":  # which lacks segment_reduce
+            return torch.stack([rows_TD[1:-1].float().mean(0) for rows_TD in hidden_ND.split(list(num_tokens))])
+        # three segments per sequence: BOS, residues, EOS
+        lengths_S = torch.tensor([part for tokens in num_tokens for part in (1, tokens - 2, 1)])
+        lengths_S = to_device(lengths_S, device)
         return torch.segment_reduce(hidden_ND.float(), "mean", lengths=lengths_S, axis=0, unsafe=True)[1::3]
     if pooling == "bos":
-        return hidden_ND[(lengths_S.cumsum(0) - lengths_S)[::3]]
-    inside_S = torch.arange(len(lengths_S), device=hidden_ND.device) % 3 == 1
-    return hidden_ND[torch.repeat_interleave(inside_S, lengths_S, output_size=len(hidden_ND))]
+        return hidden_ND[to_device(starts_B, device)]
+    # rows are chosen on the CPU: a mask on the device would make the CPU wait for its number of rows
+    inside_N = torch.ones(len(hidden_ND), dtype=torch.bool)
+    inside_N[starts_B] = inside_N[ends_B - 1] = False
+    return hidden_ND[to_device(inside_N.nonzero()[:, 0], device)]
 
 
 def pool_rows(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) -> tuple[Tensor, list[int]]:

@@ -19,65 +19,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.embedding_fixtures import CONFIG, assert_same_files, random_proteins, values_of, write_fasta, write_model
 from support.errors import refused
 
 from esm2kit.embedding import plan as embed_plan
 from esm2kit.embedding import run as embed_run
-from esm2kit.embedding.batch import Output, _embed_on_device, embed_batch
+from esm2kit.embedding.batch import Output, embed_batch, embed_on_device, pack_batch, split_by_protein
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import _choose_device, embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
-from esm2kit.models.checkpoint import write_checkpoint
-from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2, tokenize
 from esm2kit.models.load import ModelFile, load_model
-from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.windows import Windowing
-
-CONFIG = ESM2Config(2, 32, 4)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small esm2kit checkpoint."""
-    path = tmp_path_factory.mktemp("model") / "small.safetensors"
-    state = {f"model.{name}": tensor for name, tensor in ESM2.initialised(CONFIG, seed=0).state_dict().items()}
-    write_checkpoint(path, state, {"model": dataclasses.asdict(CONFIG)})
-    return path
-
-
-def random_proteins(num_residues: list[int], seed: int = 0) -> dict[str, str]:
-    generator = np.random.default_rng(seed)
-    letters = np.array(list(STANDARD_RESIDUES))
-    return {f"p{index}": "".join(generator.choice(letters, count)) for index, count in enumerate(num_residues)}
-
-
-def write_fasta(path: Path, proteins: dict[str, str] | list[tuple[str, str]]) -> Path:
-    pairs = proteins.items() if isinstance(proteins, dict) else proteins
-    path.write_text("".join(f">{name} description\n{sequence}\n" for name, sequence in pairs), encoding="utf-8")
-    return path
+    return write_model(tmp_path_factory.mktemp("model") / "small.safetensors")
 
 
 def expected(model: Path, sequence: str, layer: int = 2) -> np.ndarray:
     """Compute (T, D) for a single sequence with the plain model, including BOS and EOS."""
     with torch.no_grad():
         return load_model(model)[0](tokenize([sequence]), repr_layers=[layer])["representations"][layer][0].numpy()
-
-
-def values_of(path: Path) -> dict[str, np.ndarray]:
-    with h5py.File(path) as file:
-        return {key: file[key][()] for key in file}
-
-
-def assert_same_files(found: tuple[Path, ...], expected: tuple[Path, ...], atol: float = 0.0) -> None:
-    """Check that keys, ids and values are equal."""
-    for first, second in zip(found, expected, strict=True):
-        assert EmbeddingReader(first).ids == EmbeddingReader(second).ids
-        left, right = values_of(first), values_of(second)
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            np.testing.assert_allclose(value, right[key], atol=atol, rtol=0)
 
 
 def test_all_outputs_match_the_model(model: Path, tmp_path: Path) -> None:
@@ -495,7 +460,7 @@ SCRIPT = """
 import logging, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from esm2kit.embedding import run as embed_run
-from esm2kit.embedding.batch import Output, _embed_on_device, embed_batch
+from esm2kit.embedding.batch import Output, embed_batch, embed_on_device, pack_batch, split_by_protein
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
 logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -648,14 +613,23 @@ def test_pooling_on_the_device_gives_the_same_values(dtype: str) -> None:
     outputs = [Output("a", 2, "mean", width), Output("b", 1, "bos", width), Output("c", 2, "none", width)]
     outputs.append(Output("d", 2, "logits", 33))
     usual = embed_batch(encoder, sequences, outputs, Windowing(100, 10, 1000), dtype)
-    packed = _embed_on_device(encoder, sequences, outputs, dtype)
+
+    def embed_parts(sequences: list[str], dtype: str) -> list[list[np.ndarray]]:
+        packed = pack_batch(sequences, Windowing(100, 10, 1000))
+        found = embed_on_device(encoder, packed, outputs, dtype)
+        return [
+            split_by_protein(torch.cat(rows).numpy(), packed, output)
+            for rows, output in zip(found, outputs, strict=True)
+        ]
+
+    packed = embed_parts(sequences, dtype)
     for first, second in zip(packed, usual, strict=True):
         for one, other in zip(first, second, strict=True):
             assert one.shape == other.shape
             assert one.dtype == other.dtype == dtype
             np.testing.assert_allclose(one, other, atol=1e-6 if dtype == "float32" else 2e-3)
-    alone = [_embed_on_device(encoder, [sequence], outputs, "float32")[0][0] for sequence in sequences]
-    together = _embed_on_device(encoder, sequences, outputs, "float32")[0]
+    alone = [embed_parts([sequence], "float32")[0][0] for sequence in sequences]
+    together = embed_parts(sequences, "float32")[0]
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
