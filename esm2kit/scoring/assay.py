@@ -348,14 +348,20 @@ def _write_verdict(
             f"({_format(differences[name]['spearman'], 'difference')})."
         )
     if equal:
-        names = " and ".join(BASELINE_NAMES.get(name, name) for name in equal)
-        sentences.append(f"The difference between the model and {names} is within its interval.")
+        sentences.append(
+            f"The model does as well as {_join_names(equal)} within the intervals of the differences, which contain 0."
+        )
     if worse and not better and not equal:
         sentences.append(f"The model does better than every baseline: {_format(own)}.")
     elif worse:
-        names = " and ".join(BASELINE_NAMES.get(name, name) for name in worse)
-        sentences.append(f"The model does better than {names}.")
+        sentences.append(f"The model does better than {_join_names(worse)}.")
     return sentences
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Join names of baselines: `A, B and C`."""
+    *first, last = (BASELINE_NAMES.get(name, name) for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _format(interval: Interval, name: str = "Spearman") -> str:

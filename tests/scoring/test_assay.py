@@ -152,7 +152,9 @@ def test_a_better_baseline_is_named_and_noise_is_not() -> None:
     assert report.better_baselines == ["blosum62"]
     assert report.verdict[0].startswith("The model's scores show no correlation with the measured values: Spearman ")
     assert report.verdict[1].startswith("BLOSUM62 does better than the model here: Spearman 0.6")
-    assert report.verdict[2] == "The difference between the model and volume change is within its interval."
+    assert report.verdict[2] == (
+        "The model does as well as volume change within the intervals of the differences, which contain 0."
+    )
     # the counter-example
     report = evaluate_assay("assay", "P", measured, is_fit, {**scores, MODEL: score, "blosum62": scores[MODEL]})
     assert report.better_baselines == []

@@ -109,6 +109,8 @@ def test_files_and_repeated_calls(
     before = {file: file.stat().st_mtime_ns for file in result.files}
     assert run(path, model, tmp_path / "out") == result
     assert {file: file.stat().st_mtime_ns for file in result.files} == before
+    # the file as mutations without a FASTA is the same run
+    assert score(ScoreConfig(mutations=str(path), model=str(model), out_dir=tmp_path / "out", resamples=200)) == result
     # with other resamples only the comparison is made again
     again = run(path, model, tmp_path / "out", resamples=300)
     assert {file: file.stat().st_mtime_ns for file in again.files[:3]} == {
