@@ -25,11 +25,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o644)
-        self.num_batches = end = 0
-        for values in _read_batches(self.path):
-            self.num_batches += 1
-            end += HEADER.itemsize + values.nbytes
-        os.ftruncate(self.handle, end)
+        self.counts = [len(values) for values in _read_batches(self.path)]  # values of each batch
+        os.ftruncate(self.handle, sum(HEADER.itemsize + 4 * count for count in self.counts))
         self.synced = time.monotonic()
 
     def append(self, values: np.ndarray) -> None:

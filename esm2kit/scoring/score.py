@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
+from esm2kit.core.checksums import FileChecksums, raise_damaged, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, fsync, hold_lock, to_json
 from esm2kit.core.hardware import resolve_device
+from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import portable_name
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
@@ -32,7 +33,9 @@ from esm2kit.scoring.masked_passes import compute_batches, split_passes
 from esm2kit.scoring.mutations import parse_positions
 from esm2kit.scoring.output import Attributes, SequenceScan, SubstitutionScan
 from esm2kit.scoring.scores import REMEDY, Scores
+from esm2kit.scoring.strategies import count_values
 from esm2kit.scoring.variants import Variant, VariantSet, list_substitutions, read_variants, strip_suffix
+from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, read_fasta, strip_fasta_suffix
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
@@ -106,6 +109,12 @@ class ScoreJob:
             self.scan = SequenceScan(config, self.proteins)
         else:
             self.scan = SubstitutionScan(config, self.proteins, variants)
+        if not any(self.scan.steps()):
+            raise InputError(
+                f"{' and '.join(map(str, files)) or self.source}: no protein has one of the 20 standard residues, so "
+                "there is nothing to score. Pass other proteins.",
+                code="score.nothing",
+            )
         self.model = find_model(config.model, config.untrained_seed)
         check_lm_head(self.model.config, config.model)
 
@@ -170,12 +179,28 @@ class ScoreJob:
     def run(self) -> Scores:
         """Compute what is missing and write the files."""
         if not self.config.restart and (finished := self._find_finished()):
-            return self.evaluation.run(finished)
+            return self._report(finished)
+        residues = (residue for each in self.proteins for residue in each.sequence)
+        if self.source is None and (unscored := sum(residue not in STANDARD_RESIDUES for residue in residues)):
+            verb = "is" if unscored == 1 else "are"
+            logger.info(
+                "%s %s not among the 20 standard ones and %s not scored", format_count(unscored, "residue"), verb, verb
+            )
         self._prepare_folder()
         path = self.folder / "values.bin"
         self._compute(path)
         self._write(path)
-        return self.evaluation.run(Scores.read(self.manifest))
+        return self._report(Scores.read(self.manifest))
+
+    def _report(self, scores: Scores) -> Scores:
+        """Log what the scores say, and compare them with measured values if there are some."""
+        if scores.most_tolerated:
+            most, least = scores.most_tolerated, scores.least_tolerated
+            logger.info("most tolerated positions: %s; least tolerated: %s", most, least)
+        if scores.mean_error is not None:
+            logger.info("the estimate is off by %.2g per residue on average, on the proteins that were also computed "
+                        "exactly", scores.mean_error)  # fmt: skip
+        return self.evaluation.run(scores)
 
     def _find_finished(self) -> Scores | None:
         """Return the result of a finished run with the same settings, if there is one.
@@ -233,7 +258,12 @@ class ScoreJob:
         progress = None
         try:
             batches = split_passes(self.scan.steps(), self.batch_tokens)
-            done = sum(len(next(batches)) for _ in range(journal.num_batches))
+            done = 0
+            for count in journal.counts:
+                batch = next(batches, [])
+                if count_values(batch) != count:
+                    raise_damaged(path, "its batches are not those of this run", REMEDY)
+                done += len(batch)
             if done == total:
                 return
             log_precision(self.config.precision, self.precision, self.device)

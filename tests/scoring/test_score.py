@@ -208,7 +208,7 @@ def test_a_stopped_run_resumes_where_it_stopped(
     with refused("score.run-exists", differing=["precision"]):
         score(configure(tmp_path, model, *names, **settings, precision="bfloat16"))
     monkeypatch.undo()
-    kept = Journal(tmp_path / "out" / "in_scores.part" / "values.bin").num_batches
+    kept = len(Journal(tmp_path / "out" / "in_scores.part" / "values.bin").counts)
     assert kept > 0
     computed = stop_after(monkeypatch, 10**6)
     result = score(configure(tmp_path, model, *names, **settings))
@@ -281,13 +281,13 @@ def test_the_journal_keeps_whole_batches_only(tmp_path: Path) -> None:
         journal = Journal(path)
         journal.close()
         expected = int((starts <= cut).sum()) - 1
-        assert journal.num_batches == expected
+        assert len(journal.counts) == expected
         assert path.read_bytes() == content[: starts[expected]]
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         journal = Journal(path)
         journal.close()
-        assert journal.num_batches == int((starts <= place).sum()) - 1, "a damaged batch and those after it"
+        assert len(journal.counts) == int((starts <= place).sum()) - 1, "a damaged batch and those after it"
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "h5", "json"])
@@ -345,6 +345,42 @@ def test_positions_and_an_offset(tmp_path: Path, model: Path) -> None:
 def test_windows_of_a_long_protein_are_named(tmp_path: Path, model: Path) -> None:
     result = score(configure(tmp_path, model, "three", max_residues=10, mutations="M1A,V10A,L26A,M1A:L26A"))
     assert [row["window"] for row in read_rows(result.scores)] == ["1-11", "4-15", "16-26", "1-11:16-26"]
+
+
+def test_a_journal_of_other_batches_is_not_used(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(monkeypatch, 5)
+    settings = {"batch_tokens": 60, "workers": 1}
+    with pytest.raises(Stop):
+        score(configure(tmp_path, model, **settings))
+    monkeypatch.undo()
+    path = tmp_path / "out" / "in_scores.part" / "values.bin"
+    path.unlink()
+    journal = Journal(path)
+    journal.append(np.zeros(33, np.float32))  # the first batch has two passes
+    journal.close()
+    with refused("file.damaged", path=path):
+        score(configure(tmp_path, model, **settings))
+    assert score(configure(tmp_path, model, **settings, restart=True)).num_scores == 1140
+
+
+def test_what_is_not_scored_is_said(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "esm2kit"):
+        result = score(configure(tmp_path, model))
+    assert "1 residue is not among the 20 standard ones and is not scored" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "esm2kit"):
+        alone = score(configure(tmp_path, model, "one", name="alone"))
+    assert "standard" not in caplog.text
+    assert f"most tolerated positions: {alone.most_tolerated}" in caplog.text
+    with caplog.at_level(logging.INFO, "esm2kit"):
+        fast = score(configure(tmp_path, model, sequences=True, fast=True, sample=2, name="fast"))
+    assert f"the estimate is off by {fast.mean_error:.2g} per residue on average" in caplog.text
+    assert result.num_scores == 1140
+    (tmp_path / "x.fasta").write_text(">x\nXXXX\n", encoding="utf-8")
+    for options in ({}, {"sequences": True}):
+        with refused("score.nothing"):
+            score(ScoreConfig(tmp_path / "x.fasta", model=str(model), out_dir=tmp_path / "none", **options))
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_bad_input_is_refused(tmp_path: Path, model: Path) -> None:
