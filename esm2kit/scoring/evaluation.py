@@ -20,7 +20,8 @@ from esm2kit.scoring.assay import METRIC_NAMES, MODEL, AssayReport, check_measur
 from esm2kit.scoring.assay_summary import AssayGroup, find_groups, summarise_assays
 from esm2kit.scoring.baselines import BASELINE_NAMES, read_site_frequencies, score_baselines
 from esm2kit.scoring.config import ScoreConfig
-from esm2kit.scoring.scores import DELIMITERS, REMEDY, Scores
+from esm2kit.scoring.proteingym import NUM_ASSAYS
+from esm2kit.scoring.scores import DELIMITERS, REMEDY, Scores, find_comparison
 from esm2kit.scoring.variants import Variant, VariantSet
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record
@@ -76,10 +77,11 @@ class Evaluation:
         Returns:
             The run with `<name>_assay.json` and the table that it lists; unchanged if no variant has a measured value.
         """
-        if not self.assays:
-            return scores
-        path = scores.manifest.with_name(f"{scores.manifest.name.removesuffix('_scores.json')}_assay.json")
+        path = find_comparison(scores.manifest)
         table = path.with_suffix(scores.scores.suffix)
+        if not self.assays:
+            _remove_outdated(scores, path)
+            return replace(scores, assay=None)
         settings = self._digest_settings(scores)
         if not self._is_finished(path, settings):
             self._write(scores, path, table, settings)
@@ -134,6 +136,17 @@ class Evaluation:
             "groups": groups,
             "resamples": self.config.resamples,
         }
+
+
+def _remove_outdated(scores: Scores, path: Path) -> None:
+    """Remove the comparison of scores that were replaced since."""
+    if not path.is_file():
+        return
+    recorded = read_sealed_json(path, REMEDY)
+    if recorded["settings"]["scores"] != sha256_file(scores.scores):
+        path.unlink()
+        for name in recorded["checksums"]:
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def _read_own_scores(scores: Scores) -> dict[tuple[str, str], float]:
@@ -228,6 +241,9 @@ def _log_recorded(recorded: Mapping[str, Any]) -> None:
     if (summary := recorded["summary"]) is not None:
         of = f"{summary['num_assays']} assays of {format_count(summary['num_proteins'], 'protein')}"
         logger.info("average Spearman of %s: %s", of, _list_rows(summary["averages"]))
+        published = {name: value for name, value in summary["published_spearman"].items() if name in SHORT_NAMES}
+        found = ", ".join(f"{SHORT_NAMES[name]} {value:.3f}" for name, value in published.items())
+        logger.info("ProteinGym's averages of ESM-2 over its %d assays: %s", NUM_ASSAYS, found)
         for sentence in summary["verdict"]:
             logger.info("%s", sentence)
 

@@ -15,6 +15,11 @@ REMEDY = "run `esm2kit score` again with --restart true"
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 
 
+def find_comparison(manifest: Path) -> Path:
+    """Return the path of the comparison with measured values next to a run's manifest."""
+    return manifest.with_name(f"{manifest.name.removesuffix('_scores.json')}_assay.json")
+
+
 @dataclass(frozen=True)
 class Scores:
     """Files of a run, and their content on demand.
@@ -65,7 +70,15 @@ class Scores:
         summary = recorded["summary"]
         paths = [manifest.with_name(name) for name in recorded["checksums"]]
         tables = next((path for path in paths if path.suffix == ".h5"), None)
-        return cls(scores=paths[0], tables=tables, manifest=manifest, files=(*paths, manifest), **summary)
+        assay = find_comparison(manifest)
+        return cls(
+            scores=paths[0],
+            tables=tables,
+            manifest=manifest,
+            files=(*paths, manifest),
+            assay=assay if assay.is_file() else None,
+            **summary,
+        )
 
     def read_assay(self) -> dict[str, Any]:
         """Read the comparison with measured values.

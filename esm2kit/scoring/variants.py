@@ -167,14 +167,16 @@ def read_variants(
         sources = [_read_rows(path, proteins, column, measured)]
     known, sets = list(proteins), []
     for rows in sources:
-        place = len(known) if not proteins else 0
+        only = None
         if not proteins:
             wild_type = _recover_wild_type(rows, offset)
-            place = next((index for index, record in enumerate(known) if record.sequence == wild_type), len(known))
-            if place == len(known):
+            only = next((index for index, record in enumerate(known) if record.sequence == wild_type), len(known))
+            if only == len(known):
                 name = _name_protein(rows.name, {record.id for record in known})
                 known.append(Record(name, name, wild_type))
-        sets.append(_build_set(rows, known, None if proteins else place, offset))
+        elif len(proteins) > 1 and rows.proteins is None and (rows.wild_type or (rows.mutations and rows.sequences)):
+            only = _find_wild_type(rows, proteins, offset)
+        sets.append(_build_set(rows, known, only, offset))
         for note in sets[-1].notes:
             logger.info("%s: %s", rows.name or "mutations", note)
     return known, sets
@@ -457,6 +459,20 @@ def _recover_wild_type(rows: _Rows, offset: int) -> str:
             found=len(wild_types),
         )
     return common
+
+
+def _find_wild_type(rows: _Rows, proteins: Sequence[Record], offset: int) -> int:
+    """Find the protein of a FASTA that is the wild type of a table with mutated sequences."""
+    wild_type = _recover_wild_type(rows, offset)
+    found = [index for index, record in enumerate(proteins) if record.sequence == wild_type]
+    if not found:
+        raise InputError(
+            f"{rows.name}: none of the {len(proteins)} proteins of the FASTA is the wild type of the mutated "
+            "sequences. Add it, or omit the FASTA.",
+            code="mutations.no-wild-type",
+            found=len(proteins),
+        )
+    return found[0]
 
 
 def _raise_sequence(place: str, text: str, number: int, found: str, expected: str) -> None:

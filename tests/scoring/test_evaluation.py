@@ -120,6 +120,7 @@ def test_files_and_repeated_calls(
     assert again.read_assay()["assays"][0]["rows"]["model"]["spearman"]["value"] == pytest.approx(
         recorded["assays"][0]["rows"]["model"]["spearman"]["value"]
     )
+    assert Scores.read(result.manifest).read_assay() == again.read_assay()
     # the files know their checksums
     assert "5 files" in check(CheckConfig(tmp_path / "out"))
     result.assay.with_suffix(".tsv").write_bytes(b"assay\n")
@@ -141,6 +142,21 @@ def test_mutations_without_measured_values(tmp_path: Path, model: Path) -> None:
             run(tmp_path / "p.fasta", model, tmp_path / "out", **{name: tmp_path / "p.fasta"})
         with refused("score.absent", name=name):
             run(tmp_path / "p.fasta", model, tmp_path / "out", **{name: tmp_path / "nothing"})
+
+
+def test_a_comparison_does_not_outlive_its_scores(
+    tmp_path: Path, model: Path, own_scores: list[dict[str, str]]
+) -> None:
+    path = write_assay(tmp_path / "P.csv", own_scores, add_noise(own_scores))
+    (tmp_path / "P.fasta").write_text(f">P\n{SEQUENCE}\n")
+    assert run(path, model, tmp_path / "out").assay is not None
+    result = run(tmp_path / "P.fasta", model, tmp_path / "out", mutations="K2R", restart=True)
+    assert result.assay is None
+    assert sorted(file.name for file in (tmp_path / "out").glob("P_*")) == [
+        "P_scores.h5",
+        "P_scores.json",
+        "P_scores.tsv",
+    ]
 
 
 def test_several_assays_of_a_folder(tmp_path: Path, model: Path, own_scores: list[dict[str, str]]) -> None:

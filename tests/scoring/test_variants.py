@@ -189,8 +189,13 @@ def test_a_file_of_proteingym_needs_no_wild_type(tmp_path: Path) -> None:
     assert [variant.text for variant in found.variants] == ["A2G", "K4R:W5F", "D10E"]
     assert found.measured_N.tolist() == [1.5, -0.25, 3.0]
     assert found.is_fit_N.tolist() == [True, False, True]
-    # with the wild type's FASTA the result is the same
+    # with the wild type's FASTA the result is the same, also among other proteins
     assert read_variants(path, [PROTEIN])[1][0].variants == found.variants
+    assert read_variants(path, [OTHER, PROTEIN])[1][0].variants == [
+        variant._replace(protein=1) for variant in found.variants
+    ]
+    with refused("mutations.no-wild-type", found=2):
+        read_variants(path, [OTHER, Record("P3", "P3", SEQUENCE + "A")])
 
 
 def test_a_folder_of_assays_shares_equal_wild_types(tmp_path: Path) -> None:
