@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from esm2kit.core.processes import local_rank
 from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
-from esm2kit.models.load import find_model, load_model
-from esm2kit.models.lora import weights_sha256
+from esm2kit.models.layerwise import load_encoder
+from esm2kit.models.load import find_model
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
@@ -183,6 +184,8 @@ class SavedProbe:
         """
         found: list[np.ndarray] = [np.empty(0)] * len(sequences)
         budget = tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type if self.encoder else "cpu"]
+        if self.encoder:
+            budget = max(budget, self.encoder.group_tokens)
         for batch in split_by_tokens([len(sequence) + 2 for sequence in sequences], budget):
             rows = self._compute_rows([sequences[place] for place in batch], budget)
             sizes = [len(part) for part in rows]
@@ -232,7 +235,13 @@ class SavedProbe:
         return compute_probabilities(outputs, self.task)
 
 
-def load_probe(path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto") -> SavedProbe:
+def load_probe(
+    path: Path,
+    base: str | None = None,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    layer_by_layer: bool | None = None,
+) -> SavedProbe:
     """Load a saved probe and its encoder.
 
     Args:
@@ -240,6 +249,7 @@ def load_probe(path: Path, base: str | None = None, device: str = "cpu", precisi
         base: Encoder of the probe. Default: its location during the benchmark.
         device: auto, cpu, cuda or mps, for the encoder.
         precision: Precision of the encoder. auto uses that of the benchmark.
+        layer_by_layer: See `load_encoder`.
 
     Returns:
         The probe.
@@ -263,7 +273,8 @@ def load_probe(path: Path, base: str | None = None, device: str = "cpu", precisi
     inputs, encoder = facts["inputs"], None
     if inputs["kind"] == "encoder":
         exact = inputs["precision"] if precision == "auto" else precision
-        encoder = Encoder(_load_encoder(path, inputs["encoder"], base), exact, choose_device(device, local_rank()))
+        how = (exact, choose_device(device, local_rank()), layer_by_layer)
+        encoder = _load_encoder(path, inputs["encoder"], base, *how)
     elif base is not None:
         raise InputError(
             f"{path} reads the letters of a sequence and no encoder, so base {base!r} is not used: omit base",
@@ -274,14 +285,30 @@ def load_probe(path: Path, base: str | None = None, device: str = "cpu", precisi
     return SavedProbe(parameters, task, facts, Path(path), encoder)
 
 
-def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None) -> Any:
-    """Load the encoder of a probe and compare its digest with the recorded one."""
+def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None, *how: Any) -> Encoder:
+    """Load the encoder of a probe with the arguments `how` of `load_encoder`, if its digest is the recorded one."""
+
+    def check(expected: str, found: str) -> None:
+        if found != expected:
+            raise InputError(
+                f"{path}: this probe was trained on {named['name']} (weights {expected[:12]}), but {source.name} has "
+                f"weights {found[:12]}. Set base to the model it was trained on.",
+                code="probe.other-encoder",
+                path=path,
+                expected=expected,
+                found=found,
+            )
+
     seed = named["untrained_seed"] if base is None else None
     location = base or named["model"]
     try:
-        esm2, source = load_model(location, seed)
+        source = find_model(location, seed)
+        if not named["weights_sha256"]:
+            check(named["file_sha256"], source.sha256)
+            return load_encoder(source, *how)
+        return load_encoder(source, *how, check_digest=partial(check, named["weights_sha256"]))
     except InputError as error:
-        if base is not None:
+        if base is not None or error.code.startswith(("probe.", "precision.")):
             raise
         raise InputError(
             f"{path}: the encoder of this probe, {named['name']}, cannot be loaded from {location} ({error}). Set base "
@@ -290,17 +317,3 @@ def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None) -> Any
             path=path,
             model=location,
         ) from None
-    if named["weights_sha256"]:
-        expected, found = named["weights_sha256"], weights_sha256(esm2)
-    else:
-        expected, found = named["file_sha256"], find_model(location, seed).sha256
-    if found != expected:
-        raise InputError(
-            f"{path}: this probe was trained on {named['name']} (weights {expected[:12]}), but {source.name} has "
-            f"weights {found[:12]}. Set base to the model it was trained on.",
-            code="probe.other-encoder",
-            path=path,
-            expected=expected,
-            found=found,
-        )
-    return esm2

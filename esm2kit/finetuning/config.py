@@ -249,6 +249,8 @@ class PredictConfig:
         device: Device of the model. auto uses a GPU if one is available.
         devices: Number of GPUs, or of processes on a CPU. Each predicts a share of the proteins.
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
+        layer_by_layer: Read each layer of the encoder when it is used, instead of loading the whole model. Default: if
+            the model does not fit in the free memory of the device.
         plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
             along the sequences of a residue task.
     """
@@ -261,10 +263,14 @@ class PredictConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
     batch_tokens: int | None = None
+    layer_by_layer: bool | None = None
     plot: bool = True
 
     option_groups = OptionGroups(
-        usual="fasta model out", model="base", hardware="device devices precision batch_tokens", output="plot"
+        usual="fasta model out",
+        model="base",
+        hardware="device devices precision batch_tokens layer_by_layer",
+        output="plot",
     )
 
     def __post_init__(self) -> None:

@@ -124,9 +124,9 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         for run in runs:
             folder = Path(run.config.out_dir)
             if config.mode == "lora" and config.merge:
-                save_merged(load_finetuned(folder), folder / "merged.safetensors")
+                save_merged(load_finetuned(folder, layer_by_layer=False), folder / "merged.safetensors")
             if config.export_hf:
-                save_hf_classifier(load_finetuned(folder), folder / "huggingface")
+                save_hf_classifier(load_finetuned(folder, layer_by_layer=False), folder / "huggingface")
         log_verdict(result["verdict"], result["warnings"])
     else:
         logger.info("stopped at update %d of %d; rerun the command to resume", runs[-1].step, runs[-1].config.max_steps)

@@ -19,12 +19,20 @@ from esm2kit.core.hardware import choose_device
 from esm2kit.core.paths import expand_path
 from esm2kit.core.processes import local_rank
 from esm2kit.finetuning.heads import HeadSpec, LabelModel
-from esm2kit.models.checkpoint import check_tensor_shapes, read_checkpoint, write_checkpoint
+from esm2kit.models.checkpoint import (
+    check_tensor_shapes,
+    open_checkpoint,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.load import build_model, load_model
-from esm2kit.models.lora import add_lora, load_adapters, merge_lora, weights_sha256
+from esm2kit.models.layerwise import LayerwiseEncoder, fits_in_memory
+from esm2kit.models.load import ModelFile, build_model, find_model, load_model
+from esm2kit.models.lora import add_lora, load_adapters, merge_layers, merge_lora, weights_sha256
+from esm2kit.models.weights import ChangeLayer, Weights
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.labels import compute_probabilities, decide_outputs
@@ -72,7 +80,7 @@ class FinetunedModel:
         labels: The head.
         task: The task.
         metadata: Metadata of the file; `finetune` contains mode, base and scaling.
-        esm2: The encoder as a module, to save or export.
+        esm2: The encoder as a module, to save or export. None if the encoder reads its layers one by one.
         source: The file.
     """
 
@@ -80,7 +88,7 @@ class FinetunedModel:
     labels: LabelModel
     task: Task
     metadata: dict[str, Any]
-    esm2: ESM2
+    esm2: ESM2 | None
     source: Path
 
     @property
@@ -129,7 +137,8 @@ class FinetunedModel:
         per_residue, width = self.task.level == "residue", self.labels.spec.num_outputs
         sums = [np.zeros((len(sequence) if per_residue else 1, width), np.float32) for sequence in sequences]
         counts = [np.zeros((len(total), 1), np.float32) for total in sums]
-        for batch in batch_windows(windows, tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type]):
+        budget = tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type]
+        for batch in batch_windows(windows, max(budget, self.encoder.group_tokens)):
             parts = [(BOS_IDX, *encode(sequences[w.protein][w.start : w.stop]), EOS_IDX) for w in batch]
             num_tokens = [len(part) for part in parts]
             tokens_N = torch.from_numpy(np.concatenate(parts).astype(np.int64))
@@ -156,7 +165,11 @@ class FinetunedModel:
 
 
 def load_finetuned(
-    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto"
+    path: Path,
+    base: str | None = None,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    layer_by_layer: bool | None = None,
 ) -> FinetunedModel:
     """Load a model of `esm2kit finetune`.
 
@@ -165,6 +178,7 @@ def load_finetuned(
         base: Base model of adapters. Default: its location during training.
         device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
+        layer_by_layer: See `load_encoder`.
 
     Returns:
         The model, with adapters merged.
@@ -190,14 +204,23 @@ def load_finetuned(
             code="finetuned.missing",
             path=path,
         )
-    tensors, metadata = read_checkpoint(path)
+    metadata = read_metadata(path)
     if "finetune" not in metadata:
         raise InputError(
             f"{path} is a pretraining checkpoint without a head. Fine-tune it with `esm2kit finetune`.",
             code="finetuned.no-head",
             path=path,
         )
-    facts, parts = metadata["finetune"], group_by_prefix(tensors)
+    facts, place = metadata["finetune"], choose_device(device, local_rank())
+    if layer_by_layer is None:
+        config = ESM2Config(**metadata["model"])
+        layer_by_layer = not fits_in_memory(config, facts["base"]["name"], precision, place)
+    if layer_by_layer:
+        readers, metadata = open_checkpoint(path)
+        tensors = {name: read() for name, read in readers.items() if not name.startswith("model.")}
+    else:
+        tensors, metadata = read_checkpoint(path)
+    parts = group_by_prefix(tensors)
     spec = HeadSpec(**facts["head"])
     labels = LabelModel(None, spec)
     task = read_task(facts["task"])
@@ -209,10 +232,20 @@ def load_finetuned(
             expected=task.num_outputs,
         )
     load_head(labels, parts["head"], path)
-    esm2 = _load_encoder(path, parts, metadata, base)
-    return FinetunedModel(
-        Encoder(esm2, precision, choose_device(device, local_rank())), labels.eval(), task, metadata, esm2, path
-    )
+    if "adapter" not in parts and base is not None:
+        raise InputError(
+            f"{path} contains the complete encoder, so base {base!r} is not used: omit base",
+            code="finetuned.base-unused",
+            path=path,
+            base=base,
+        )
+    if layer_by_layer:
+        weights, change = _open_encoder(path, parts, metadata, base)
+        esm2, encoder = None, LayerwiseEncoder(weights, precision, place, change=change)
+    else:
+        esm2 = _load_encoder(path, parts, metadata, base)
+        encoder = Encoder(esm2, precision, place)
+    return FinetunedModel(encoder, labels.eval(), task, metadata, esm2, path)
 
 
 def save_merged(model: FinetunedModel, path: Path) -> None:
@@ -224,29 +257,38 @@ def save_merged(model: FinetunedModel, path: Path) -> None:
 
 def _load_encoder(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None) -> ESM2:
     """Load the encoder, with adapters merged into the base model."""
-    facts = metadata["finetune"]
     if "adapter" not in parts:
-        if base is not None:
-            raise InputError(
-                f"{path} contains the complete encoder, so base {base!r} is not used: omit base",
-                code="finetuned.base-unused",
-                path=path,
-                base=base,
-            )
         return build_model(ESM2Config(**metadata["model"]), parts["model"], path)
-    named = facts["base"]
+    named, lora = metadata["finetune"]["base"], metadata["finetune"]["lora"]
     esm2, source = load_model(base or named["model"], named["untrained_seed"] if base is None else None)
-    found = weights_sha256(esm2)
+    _check_base(path, named, source.name, weights_sha256(esm2))
+    add_lora(esm2, lora["rank"], lora["alpha"], lora["targets"], lora["biases"])
+    load_adapters(esm2, parts["adapter"], str(path))
+    return merge_lora(esm2).requires_grad_(False).eval()
+
+
+def _open_encoder(
+    path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, Any], base: str | None
+) -> tuple[Weights, ChangeLayer | None]:
+    """Open the encoder to be read layer by layer; also return what merges the adapters into a layer."""
+    if "adapter" not in parts:
+        return ModelFile(path.stem, str(path), "esm2kit", path).open(), None
+    named, lora = metadata["finetune"]["base"], metadata["finetune"]["lora"]
+    source = find_model(base or named["model"], named["untrained_seed"] if base is None else None)
+    weights = source.open()
+    _check_base(path, named, source.name, weights.sha256())
+    settings = (lora["rank"], lora["alpha"], lora["targets"], lora["biases"])
+    return weights, merge_layers(weights.config, parts["adapter"], str(path), *settings)
+
+
+def _check_base(path: Path, named: dict[str, Any], name: str, found: str) -> None:
+    """Check that the base model has the weights that the adapters were trained on."""
     if found != named["sha256"]:
         raise InputError(
             f"{path}: these adapters were trained on {named['name']} (weights {named['sha256'][:12]}), "
-            f"but {source.name} has weights {found[:12]}. Set base to the model they were trained on.",
+            f"but {name} has weights {found[:12]}. Set base to the model they were trained on.",
             code="lora.other-base",
             path=path,
             expected=named["sha256"],
             found=found,
         )
-    lora = facts["lora"]
-    add_lora(esm2, lora["rank"], lora["alpha"], lora["targets"], lora["biases"])
-    load_adapters(esm2, parts["adapter"], str(path))
-    return merge_lora(esm2).requires_grad_(False).eval()

@@ -28,6 +28,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.prediction_summary import PredictionSummary
 from esm2kit.finetuning.predictor import Predictor, load_predictor
+from esm2kit.models.layerwise import LayerwiseEncoder
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
@@ -67,7 +68,10 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     check_output_folder(out.parent)
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
-    model = load_predictor(Path(config.model), config.base, config.device, config.precision)
+    how = (config.device, config.precision, config.layer_by_layer)
+    model = load_predictor(Path(config.model), config.base, *how)
+    if isinstance(model.encoder, LayerwiseEncoder) and config.batch_tokens:
+        model.encoder.batch_tokens = config.batch_tokens
     with copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size) as files:
         run_on_rank_0(process, lambda: _check_records(files))
         result = None if process.rank else _predict_files(config, model, files, process)

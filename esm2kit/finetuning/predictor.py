@@ -16,7 +16,11 @@ Predictor = FinetunedModel | SavedProbe
 
 
 def load_predictor(
-    path: Path, base: str | None = None, device: str = "cpu", precision: Precision = "auto"
+    path: Path,
+    base: str | None = None,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    layer_by_layer: bool | None = None,
 ) -> Predictor:
     """Load a model that predicts labels.
 
@@ -26,6 +30,7 @@ def load_predictor(
         base: Encoder of adapters or of a probe. Default: its location during training.
         device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
+        layer_by_layer: See `load_encoder`.
 
     Returns:
         The model.
@@ -38,7 +43,7 @@ def load_predictor(
     if path.is_dir() and not has_finetuned:
         folder = path.parent if path.name == FOLDER and not (path / "report.json").exists() else path
         if (folder / "report.json").is_file():
-            return load_probe(_choose_probe(folder), base, device, precision)
+            return load_probe(_choose_probe(folder), base, device, precision, layer_by_layer)
         reports = sorted(report.parent.name for report in folder.glob("*/report.json"))
         if reports:
             raise InputError(
@@ -54,8 +59,8 @@ def load_predictor(
             path=path,
         )
     if path.is_file() and path.name != FILE and is_probe(path):
-        return load_probe(path, base, device, precision)
-    return load_finetuned(path, base, device, precision)
+        return load_probe(path, base, device, precision, layer_by_layer)
+    return load_finetuned(path, base, device, precision, layer_by_layer)
 
 
 def _choose_probe(folder: Path) -> Path:

@@ -278,27 +278,42 @@ def open_tensors(path: Path) -> tuple[ESM2Config, Callable[[Iterable[str]], dict
     Raises:
         InputError: as `read`.
     """
-    config, metadata = read_config(path), read_metadata(path)
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-    if not any(name.startswith("model.") for name in names):
+    config, (readers, _) = read_config(path), open_checkpoint(path)
+    if not any(name.startswith("model.") for name in readers):
         _raise_adapters_only(path)
-
-    def read_tensor(name: str) -> Tensor:
-        with safe_open(
-            path, "pt"
-        ) as file:  # opened for each tensor: memory-mapped pages stay in memory until it closes
-            return file.get_tensor(name)
-
-    found = metadata.pop("sha256", None)
-    if found != _compute_digest({name: partial(read_tensor, name) for name in names}, metadata):
-        _raise_damaged(path)
 
     def read_names(wanted: Iterable[str]) -> dict[str, Tensor]:
         sources = {name: TIED.get(f"model.{name}", f"model.{name}") for name in wanted}
-        return {name: read_tensor(source) for name, source in sources.items() if source in names}
+        return {name: readers[source]() for name, source in sources.items() if source in readers}
 
     return config, read_names
+
+
+def open_checkpoint(path: Path) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Any]]:
+    """Open a checkpoint and check its digest, with one tensor in memory at a time.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> function that reads the tensor, without the tied one; and the metadata. The memory-mapped file is
+        released with the tensor.
+
+    Raises:
+        InputError: as `read_checkpoint`.
+    """
+    metadata = read_metadata(path)
+
+    def read_tensor(name: str) -> Tensor:
+        # opened for each tensor: memory-mapped pages stay in memory until the file is closed
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+
+    with safe_open(path, "pt") as file:
+        readers = {name: partial(read_tensor, name) for name in sorted(file.keys())}
+    if metadata.pop("sha256", None) != _compute_digest(readers, metadata):
+        _raise_damaged(path)
+    return readers, metadata
 
 
 def _raise_damaged(path: Path) -> NoReturn:

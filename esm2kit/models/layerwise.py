@@ -20,9 +20,11 @@ from torch import Tensor
 from esm2kit.core.hardware import read_free_memory
 from esm2kit.core.processes import count_cores, read_launch
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, _Layer, _rearrange_weights
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, _Layer, _rearrange_weights, resolve_precision
 from esm2kit.models.esm2 import Packed, TransformerLayer, rotary_tables
 from esm2kit.models.load import ModelFile
+from esm2kit.models.lora import weights_sha256
+from esm2kit.models.memory import InferenceSettings, estimate_inference, format_gib
 from esm2kit.models.weights import ChangeLayer, Weights
 from esm2kit.sequences.batching import split_within_budget
 
@@ -221,6 +223,7 @@ def load_encoder(
     layer_by_layer: bool | None = None,
     batch_tokens: int | None = None,
     workers: int | None = None,
+    check_digest: Callable[[str], None] | None = None,
 ) -> Encoder:
     """Load an encoder, completely or layer by layer.
 
@@ -231,6 +234,7 @@ def load_encoder(
         layer_by_layer: whether to read each layer when it is used. Default: if the model does not fit in memory.
         batch_tokens: tokens per batch, for `LayerwiseEncoder`.
         workers: workers on the CPU, for `LayerwiseEncoder`.
+        check_digest: called with `weights_sha256` of the model; may raise an InputError.
 
     Returns:
         The encoder.
@@ -239,13 +243,21 @@ def load_encoder(
         InputError: the model's files are damaged or have changed, or the device does not support the precision.
     """
     if layer_by_layer is None:
-        layer_by_layer = not fits_in_memory(model.config, model.name, precision, torch.device(device))
+        layer_by_layer = not fits_in_memory(model.config, model.name, precision, torch.device(device), batch_tokens)
     if layer_by_layer:
-        return LayerwiseEncoder(model.open(), precision, device, batch_tokens, workers)
-    return Encoder(model.load(), precision, device)
+        weights = model.open()
+        if check_digest is not None:
+            check_digest(weights.sha256())
+        return LayerwiseEncoder(weights, precision, device, batch_tokens, workers)
+    esm2 = model.load()
+    if check_digest is not None:
+        check_digest(weights_sha256(esm2))
+    return Encoder(esm2, precision, device)
 
 
-def fits_in_memory(config: ESM2Config, name: str, precision: Precision, device: torch.device) -> bool:
+def fits_in_memory(
+    config: ESM2Config, name: str, precision: Precision, device: torch.device, batch_tokens: int | None = None
+) -> bool:
     """Check whether a complete model fits in the free memory of a device; log a line if it does not.
 
     Args:
@@ -253,6 +265,7 @@ def fits_in_memory(config: ESM2Config, name: str, precision: Precision, device: 
         name: of the model, for the line.
         precision: of the encoder.
         device: the device that computes.
+        batch_tokens: tokens per batch. Default: as for `embed`.
 
     Returns:
         Whether it fits, or the system does not report its free memory.
@@ -262,20 +275,17 @@ def fits_in_memory(config: ESM2Config, name: str, precision: Precision, device: 
         return True
     if device.type == "cpu":
         free //= read_launch().local_world_size  # each process of the node loads the model
-    needed = estimate_weights(config, precision, device)
+    settings = InferenceSettings(
+        tokens=batch_tokens or TOKENS_PER_BATCH[device.type],
+        precision=resolve_precision(precision, device),
+        device=device.type,
+    )
+    needed = estimate_inference(config, settings).total
     if needed <= USABLE_SHARE * free:
         return True
     logger.info(
-        "%s takes about %.1f GB, and %.1f GB of memory are free on %s: it runs layer by layer. This is slower; "
+        "%s takes about %s, and %s of memory are free on %s: it runs layer by layer. This is slower; "
         "--layer_by_layer false loads the whole model",
-        *(name, needed / 1e9, free / 1e9, device.type),
+        *(name, format_gib(needed), format_gib(free), device.type),
     )
     return False
-
-
-def estimate_weights(config: ESM2Config, precision: Precision, device: torch.device) -> int:
-    """Estimate the bytes of an encoder's weights: on the CPU those of the float32 model and its rearranged copies."""
-    if device.type != "cpu":
-        return config.num_parameters * (2 if precision == "bfloat16" else 4)
-    copied = {"bfloat16": 2.0, "int8": 1.0}.get(precision, 1.0)  # float32: query, key and value, a quarter of a layer
-    return int(config.num_parameters * (4 + copied))

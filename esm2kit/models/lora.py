@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from esm2kit.core.errors import InputError
 from esm2kit.core.rng import stream_key
 from esm2kit.models.checkpoint import check_tensor_shapes
-from esm2kit.models.config import LORA_TARGETS
+from esm2kit.models.config import LORA_TARGETS, ESM2Config
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.weights import is_hashed, update_digest
+from esm2kit.models.initialise import build_meta_model
+from esm2kit.models.weights import ChangeLayer, is_hashed, update_digest
 
 _LORA_STREAM = 301
 
@@ -124,6 +125,52 @@ def load_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)
+
+
+def merge_layers(
+    config: ESM2Config,
+    state: dict[str, Tensor],
+    source: str,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] = LORA_TARGETS,
+    biases: bool = False,
+) -> ChangeLayer:
+    """Return a function that adds trained adapters to the tensors of a layer, for a model that is read layer by layer.
+
+    Args:
+        config: architecture of the base model.
+        state: as for `load_adapters`.
+        source: the file, for the message.
+        rank: as for `add_lora`.
+        alpha: as for `add_lora`.
+        targets: as for `add_lora`.
+        biases: as for `add_lora`.
+
+    Returns:
+        A function for `Weights.read_layer`.
+
+    Raises:
+        InputError: as `load_adapters`.
+    """
+    adapted = add_lora(build_meta_model(config), rank, alpha, targets, biases)
+    parameters = dict(adapted.named_parameters())
+    expected = {name: parameters[name] for name in list_adapters(adapted)}
+    remedy = "Use the LoRA settings that the adapters were trained with."
+    check_tensor_shapes(expected, state, source, "this model with these LoRA settings", remedy)
+
+    def merge(index: int, tensors: dict[str, Tensor]) -> None:
+        prefix = f"layers.{index}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for name, tensor in own.items():
+            matrix, _, kind = name.rpartition(".")
+            if kind == "lora_a":
+                update = alpha / rank * own[f"{matrix}.lora_b"] @ tensor
+                tensors[f"{matrix}.weight"] = tensors[f"{matrix}.weight"] + update
+            elif kind != "lora_b":
+                tensors[name] = tensor
+
+    return merge
 
 
 def merge_lora(esm2: ESM2) -> ESM2:

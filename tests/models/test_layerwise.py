@@ -20,6 +20,7 @@ from esm2kit.models.formats.huggingface import save_hf
 from esm2kit.models.layerwise import LayerwiseEncoder, load_encoder
 from esm2kit.models.load import ModelFile, find_model
 from esm2kit.models.lora import weights_sha256
+from esm2kit.models.memory import InferenceSettings, estimate_inference, format_gib
 from esm2kit.models.packing import Packed
 from esm2kit.sequences.batching import split_within_budget
 
@@ -185,7 +186,7 @@ def test_progress_lines_name_the_layer(files, caplog, monkeypatch) -> None:
 def test_a_model_that_does_not_fit_runs_layer_by_layer_and_one_line_says_so(files, caplog, monkeypatch) -> None:
     file, caplog_lines = files["esm2kit"], lambda: [record.message for record in caplog.records]
     caplog.set_level("INFO", logger="esm2kit")
-    needed = layerwise.estimate_weights(CONFIG, "float32", torch.device("cpu"))
+    needed = int(estimate_inference(CONFIG, InferenceSettings(tokens=1024)).total)
     assert needed > 4 * CONFIG.num_parameters
     for free, expected in ((needed * 2, Encoder), (needed, LayerwiseEncoder), (None, Encoder)):
         caplog.clear()
@@ -196,7 +197,8 @@ def test_a_model_that_does_not_fit_runs_layer_by_layer_and_one_line_says_so(file
         assert type(load_encoder(file, layer_by_layer=True)) is LayerwiseEncoder
     monkeypatch.setattr(layerwise, "read_free_memory", lambda device: needed)
     load_encoder(file)
-    assert "a takes about 0.0 GB, and 0.0 GB of memory are free on cpu: it runs layer by layer" in caplog_lines()[0]
+    size = format_gib(needed)
+    assert f"a takes about {size}, and {size} of memory are free on cpu: it runs layer by layer" in caplog_lines()[0]
 
 
 MEASURE = """
