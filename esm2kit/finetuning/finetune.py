@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,12 @@ from esm2kit.finetuning.report import write_finetune_report
 from esm2kit.models.checkpoint import load_tensors, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2
-from esm2kit.models.load import load_model
-from esm2kit.models.lora import add_lora, load_adapters, weights_sha256
+from esm2kit.models.initialise import build_meta_model
+from esm2kit.models.layerwise import LayerwiseEncoder
+from esm2kit.models.load import find_model, load_model
+from esm2kit.models.lora import add_lora, check_adapters, load_adapters, sample_adapters, weights_sha256
 from esm2kit.models.pooling import pool_rows
+from esm2kit.models.weights import Weights
 from esm2kit.tasks.data import TaskData, load_task_of
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
@@ -38,6 +42,7 @@ from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels
 from esm2kit.tasks.scaling import check_float32
 from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.task import describe_task
+from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
@@ -188,12 +193,12 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
             code="head.no-hf-class",
             head=config.head,
         )
-    esm2, source = load_model(config.model, config.untrained_seed)
+    encoder = InitialEncoder.load(config)
     base = {
         "model": str(config.model),
         "untrained_seed": config.untrained_seed,
-        "name": source.name,
-        "sha256": weights_sha256(esm2),
+        "name": encoder.name,
+        "sha256": encoder.sha256,
     }
     manifest = build_provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = find_resume_point(out_dir, config, manifest)
@@ -201,7 +206,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     if config.export_hf:
         check_float32(labels.scale, UNSCALED_REMEDY)
     proteins = LabelledProteins(data, labels, out_dir / "cache", config.max_tokens - 2)
-    model = _build_model(config, esm2, data, proteins, resumed)
+    model = _build_model(config, encoder, data, proteins, resumed)
     facts = {
         "mode": config.mode,
         "head": model.spec._asdict(),
@@ -219,7 +224,7 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
             "biases": config.lora_biases,
         },
     }
-    module = LabelTrainer(config, model, proteins, resumed, facts)
+    module = LabelTrainer(config, model, proteins, resumed, facts, encoder.list_tensors(config, resumed))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(
         "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters trained, %d updates, validation every %d, %s",
@@ -233,11 +238,53 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     return SeedRun(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
 
 
+class InitialEncoder(NamedTuple):
+    """The encoder before training. For a sharded layout it is on the meta device, and no rank reads all its weights.
+
+    Args:
+        name: Name of the model.
+        esm2: The encoder.
+        sha256: Digest of its weights.
+        weights: The weights of an encoder on the meta device, otherwise None.
+    """
+
+    name: str
+    esm2: ESM2
+    sha256: str
+    weights: Weights | None
+
+    @classmethod
+    def load(cls, config: FinetuneConfig) -> "InitialEncoder":
+        """Load the model of a configuration, or open it if the layout is sharded."""
+        if not is_sharded(config.strategy, config.layout):
+            esm2, source = load_model(config.model, config.untrained_seed)
+            return cls(source.name, esm2, weights_sha256(esm2), None)
+        source = find_model(config.model, config.untrained_seed)
+        weights = source.open()
+        return cls(source.name, build_meta_model(weights.config), weights.sha256(), weights)
+
+    def list_tensors(self, config: FinetuneConfig, resumed: ResumePoint | None) -> Iterator[tuple[str, Tensor]] | None:
+        """Iterate over the tensors of an encoder on the meta device, with adapters in mode lora; None for others."""
+        if self.weights is None:
+            return None
+        if config.mode != "lora":
+            return iter(resumed.model.items()) if resumed else self.weights.items()
+        adapters = resumed.parts["adapter"] if resumed else dict(sample_adapters(self.esm2, config.seeds[0]))
+        kept = (
+            (name, tensor) for name, tensor in self.weights.items() if name not in adapters
+        )  # biases can be trained
+        return chain(kept, adapters.items())
+
+
 def _build_model(
-    config: FinetuneConfig, esm2: ESM2, data: TaskData, proteins: LabelledProteins, resumed: ResumePoint | None
+    config: FinetuneConfig,
+    encoder: InitialEncoder,
+    data: TaskData,
+    proteins: LabelledProteins,
+    resumed: ResumePoint | None,
 ) -> LabelModel:
     """Build the encoder and head of a new run, or load them from its last checkpoint."""
-    seed = config.seeds[0]
+    seed, esm2 = config.seeds[0], encoder.esm2
     spec = HeadSpec(
         config.head,
         data.task.level,
@@ -252,13 +299,16 @@ def _build_model(
         add_lora(esm2, config.lora_rank, config.lora_alpha, config.lora_targets, config.lora_biases, seed)
     if resumed:
         load_head(model, resumed.parts["head"], resumed.path)
-        if config.mode == "lora":
+        if encoder.weights is not None:  # loaded after it is sharded
+            if config.mode == "lora":
+                check_adapters(esm2, resumed.parts["adapter"], str(resumed.path))
+        elif config.mode == "lora":
             load_adapters(esm2, resumed.parts["adapter"], str(resumed.path))
         else:
             load_tensors(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
-            mean_D, scale_D = compute_column_moments(_encode_train_rows(esm2, proteins, config, spec))
+            mean_D, scale_D = compute_column_moments(_encode_train_rows(encoder, proteins, config, spec))
             model.head.mean_D.copy_(mean_D)
             model.head.scale_D.copy_(scale_D)
         if config.head_from is not None:
@@ -276,18 +326,24 @@ def _build_model(
 
 
 def _encode_train_rows(
-    esm2: ESM2, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
+    initial: InitialEncoder, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
 ) -> Iterator[Tensor]:
     """Yield the inputs of the head for the training proteins, (N, D) per batch."""
     gpu = resolve_accelerator(config) == "cuda"
     device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
     precision = "float32" if config.precision == "32-true" else "auto"
-    encoder, last = Encoder(esm2.eval(), precision, device), esm2.config.num_layers
+    budget, last = config.tokens_per_validation_batch, initial.esm2.config.num_layers
+    if initial.weights is not None:
+        encoder: Encoder = LayerwiseEncoder(initial.weights, precision, device, budget)
+    else:
+        encoder = Encoder(initial.esm2.eval(), precision, device)
     rows = proteins.data.rows("train")
     if config.mode != "frozen":  # the encoder changes during training, so the moments of a part are exact enough
         rows = rows[:: math.ceil(len(rows) / PROTEINS_FOR_MOMENTS)]
-    for windows in batch_windows(proteins.windows(rows), config.tokens_per_validation_batch):
+    for windows in batch_windows(proteins.windows(rows), max(budget, encoder.group_tokens)):
         tokens_N, num_tokens = proteins.pack(windows)
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
         yield pool_rows(hidden_ND, num_tokens, spec.reads)[0]
-    esm2.cpu()  # the trainer moves it to its device
+    encoder.close()
+    if initial.weights is None:
+        initial.esm2.cpu()  # the trainer moves it to its device

@@ -1,6 +1,7 @@
 """Training of an encoder and a head: loss, validation, trained parameters and checkpoints."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from esm2kit.core.process_group import sum_over_group
 from esm2kit.finetuning.config import FinetuneConfig, lr_factor
 from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
+from esm2kit.models.initialise import materialise
 from esm2kit.models.lora import list_adapters
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import decode_outputs
@@ -44,6 +46,7 @@ class LabelTrainer(TrainingLoop):
         proteins: The task.
         resumed: Checkpoint to resume from, or None.
         facts: Metadata for predictions, saved in every checkpoint.
+        weights: Pairs of name and unsharded tensor of an encoder on the meta device, loaded after it is sharded.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class LabelTrainer(TrainingLoop):
         proteins: LabelledProteins,
         resumed: ResumePoint | None,
         facts: dict[str, Any],
+        weights: Iterable[tuple[str, Tensor]] | None = None,
     ) -> None:
         super().__init__(config, model, resumed)
+        self.weights = weights
         self.proteins, self.task, self.facts = proteins, proteins.data.task, facts
         stopping = resumed.metadata["early_stopping"] if resumed else {}
         self.best_loss, self.since_best = stopping.get("best_loss"), stopping.get("since_best", 0)
@@ -62,6 +67,13 @@ class LabelTrainer(TrainingLoop):
         self.slots = torch.from_numpy(proteins.data.scored[_target_indices(proteins.data, "validation")])
         self.sums_MC: Tensor | None = None
         freeze_parameters(model, config)
+
+    def configure_model(self) -> None:
+        """Shard the encoder and load its weights, one tensor at a time."""
+        super().configure_model()
+        if self.weights is not None:
+            materialise(self.esm2, self.weights, self.trainer.strategy.root_device)
+            self.weights = None
 
     @property
     def out_of_patience(self) -> bool:

@@ -38,9 +38,7 @@ class LoraLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight, self.bias, self.scale = linear.weight, linear.bias, alpha / rank
-        bound = 1 / math.sqrt(linear.in_features)
-        initial = torch.rand(rank, linear.in_features, generator=generator) * (2 * bound) - bound
-        self.lora_a = nn.Parameter(initial.to(linear.weight))
+        self.lora_a = nn.Parameter(_sample_a(rank, linear.in_features, generator).to(linear.weight))
         self.lora_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,6 +100,31 @@ def add_lora(
     return esm2
 
 
+def sample_adapters(esm2: ESM2, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Sample the initial adapters of `add_lora` again, for a model on the meta device.
+
+    Args:
+        esm2: a model after `add_lora`.
+        seed: the seed of `add_lora`.
+
+    Yields:
+        Name and tensor of every lora_a and lora_b, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(stream_key(seed, 0, 0, _LORA_STREAM))
+    for number, layer in enumerate(esm2.layers):
+        for parent, prefix in ((layer.self_attn, "self_attn."), (layer, "")):
+            for name, module in parent.named_children():
+                if isinstance(module, LoraLinear):
+                    rank, inputs = module.lora_a.shape
+                    yield f"layers.{number}.{prefix}{name}.lora_a", _sample_a(rank, inputs, generator)
+                    yield f"layers.{number}.{prefix}{name}.lora_b", torch.zeros(module.lora_b.shape)
+
+
+def _sample_a(rank: int, inputs: int, generator: torch.Generator) -> Tensor:
+    bound = 1 / math.sqrt(inputs)
+    return torch.rand(rank, inputs, generator=generator) * (2 * bound) - bound
+
+
 def list_adapters(esm2: ESM2) -> Iterator[str]:
     """Return the names of the trained parameters of an ESM-2 with adapters."""
     return (name for name, parameter in esm2.named_parameters() if parameter.requires_grad)
@@ -118,13 +141,19 @@ def load_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
     Raises:
         InputError: a tensor is missing, unknown or of another shape.
     """
+    check_adapters(esm2, state, source)
+    parameters = dict(esm2.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
+
+
+def check_adapters(esm2: ESM2, state: dict[str, Tensor], source: str) -> None:
+    """Check the names and shapes of trained adapters; arguments and errors as for `load_adapters`."""
     parameters = dict(esm2.named_parameters())
     expected = {name: parameters[name] for name in list_adapters(esm2)}
     remedy = "Use the LoRA settings that the adapters were trained with."
     check_tensor_shapes(expected, state, source, "this model with these LoRA settings", remedy)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)
 
 
 def merge_layers(
@@ -153,11 +182,7 @@ def merge_layers(
     Raises:
         InputError: as `load_adapters`.
     """
-    adapted = add_lora(build_meta_model(config), rank, alpha, targets, biases)
-    parameters = dict(adapted.named_parameters())
-    expected = {name: parameters[name] for name in list_adapters(adapted)}
-    remedy = "Use the LoRA settings that the adapters were trained with."
-    check_tensor_shapes(expected, state, source, "this model with these LoRA settings", remedy)
+    check_adapters(add_lora(build_meta_model(config), rank, alpha, targets, biases), state, source)
 
     def merge(index: int, tensors: dict[str, Tensor]) -> None:
         prefix = f"layers.{index}."

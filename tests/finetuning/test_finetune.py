@@ -34,7 +34,9 @@ from esm2kit.finetuning.report import _sum_seconds
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
+from esm2kit.models.load import find_model
 from esm2kit.models.lora import add_lora
+from esm2kit.models.weights import Weights
 from esm2kit.sequences.alphabet import encode
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS
@@ -694,3 +696,28 @@ def test_the_readmes_example(shared_data, tiny, tmp_path) -> None:
 def test_training_time_includes_all_processes_of_a_resumed_run() -> None:
     assert _sum_seconds([{"seconds": text} for text in ("1.5", "4", "0.5", "2", "3")]) == 7.0
     assert _sum_seconds([]) == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_reads_one_tensor_at_a_time(kind: str, tasks, tiny, tmp_path, one_device, monkeypatch) -> None:
+    """With FSDP2 no process loads the whole encoder, and the curve is that of one device; here with one process."""
+    read, sizes = Weights.read, []
+
+    def count(weights: Weights, names) -> dict[str, torch.Tensor]:
+        found = read(weights, names)
+        sizes.append(sum(tensor.numel() for tensor in found.values()))
+        return found
+
+    def fail(*arguments) -> None:
+        raise AssertionError("the whole encoder is loaded")
+
+    run = next(
+        run for run in layout_runs(tasks, tiny, tmp_path, strategy="fsdp2") if run["out_dir"].name == f"{kind}-1"
+    )
+    monkeypatch.setattr(Weights, "read", count)
+    monkeypatch.setattr(stage, "load_model", fail)
+    finetune(FinetuneConfig(**run))
+    assert_same_run(tmp_path / f"{kind}-1", one_device / f"{kind}-1")
+    config = find_model(tiny).config
+    layer = 12 * config.embed_dim**2 + 13 * config.embed_dim + config.head_dim // 2
+    assert 0 < max(sizes) <= layer, "a layer for the moments of the inputs, otherwise a tensor"
