@@ -273,7 +273,8 @@ def _take_values(rest: deque[str], hint: Any, appending: bool) -> list[str]:
     """Remove and return the values of a parameter from the arguments that follow its name."""
     taken: list[str] = []
     while rest and not _is_name(rest[0]) and (not taken or (_list_item_type(hint) and not appending)):
-        if bool in _union_members(hint) and not find_closest(rest[0].lower(), SWITCH_VALUES):
+        values = (*SWITCH_VALUES, *map(str, list_choices(hint)))
+        if bool in _union_members(hint) and not find_closest(rest[0].lower(), values):
             break  # `--per_residue my.fasta`: a switch, then an argument of its own
         taken.append(rest.popleft())
     return taken

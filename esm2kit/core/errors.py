@@ -190,7 +190,8 @@ def check_choices(config: Any) -> None:
         literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
         choices = [choice for literal in literals for choice in get_args(literal)]
         value = getattr(config, name)
-        if choices and value is not None and value not in choices:
+        is_switch = isinstance(value, bool) and bool in get_args(hint)
+        if choices and value is not None and not is_switch and value not in choices:
             raise InputError(
                 f"{name} cannot be {value!r}; {suggest_name(str(value), map(str, choices))}",
                 code="config.choice",

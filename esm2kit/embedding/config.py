@@ -41,6 +41,7 @@ class EmbedConfig:
         devices: Number of GPUs, or of processes on a CPU. Each embeds a share of the proteins.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
+        compile: Compile the layers, on a CUDA GPU. auto does so if the run is long enough to repay it.
         layer_by_layer: Read each layer of the model when it is used, instead of loading the whole model. Default: if
             the model does not fit in the free memory of the device.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
@@ -67,13 +68,14 @@ class EmbedConfig:
     devices: int = 1
     workers: int | None = None
     batch_tokens: int | None = None
+    compile: bool | Literal["auto"] = "auto"
     layer_by_layer: bool | None = None
     restart: bool = False
 
     option_groups = OptionGroups(
         usual="fasta model out_dir per_protein per_residue long_proteins",
         model="repr_layers untrained_seed max_residues window_overlap",
-        hardware="device devices precision workers batch_tokens layer_by_layer",
+        hardware="device devices precision workers batch_tokens compile layer_by_layer",
         output="name bos logits dtype key layout restart",
     )
 

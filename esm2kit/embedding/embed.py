@@ -14,7 +14,7 @@ import shutil
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -34,8 +34,9 @@ from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
 from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
+from esm2kit.models.compiled import compile_layers, is_repaid
 from esm2kit.models.config import ESM2Config, check_lm_head
-from esm2kit.models.encoder import TOKENS_PER_BATCH, Precision, log_precision, resolve_precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, log_precision, resolve_precision
 from esm2kit.models.layerwise import load_encoder
 from esm2kit.models.load import find_model
 from esm2kit.sequences.alphabet import VOCAB_SIZE
@@ -111,6 +112,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
     process = join_process_group()
     check_output_folder(config.out_dir)
     job = Job(config, _choose_device(config, process), replace)
+    check_compile(config.compile, job.device.type)
     copied = copy_pipes(job.files, Path(config.out_dir), f"{job.name}_input.fasta", process.world_size)
     with copied as job.files, lock_run(job.folder, process):
         state = run_on_rank_0(process, job.find_state)
@@ -125,12 +127,46 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
             overlap = config.window_overlap if config.long_proteins == "window" else 0
             windowing = Windowing(config.max_residues, overlap, job.batch_tokens)
             num_embedded_P = _count_embedded_residues(config, Table(job.folder))
+            residues = int(num_embedded_P.sum(dtype=np.int64)) // process.world_size
+            compile_if_repaid(config.compile, encoder, residues)
             run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
             EmbeddingRun(*run, process, config.workers).work(job.model.name)
         if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
     return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
+
+
+def check_compile(requested: bool | Literal["auto"], kind: str) -> None:
+    """Raise InputError if compiling was requested where it is not supported: `kind` is how the model runs."""
+    if requested is True and kind != "cuda":
+        raise InputError(
+            f"--compile true compiles the complete model on a CUDA GPU, but this run computes on '{kind}'. "
+            "Use --compile auto.",
+            code="embed.compile-device",
+            device=kind,
+        )
+
+
+def compile_if_repaid(requested: bool | Literal["auto"], encoder: Encoder, num_residues: int) -> None:
+    """Compile the layers of an encoder if that was requested, or if the run is long enough to repay it.
+
+    Args:
+        requested: the option `compile`.
+        encoder: the model.
+        num_residues: residues that this process embeds.
+
+    Raises:
+        InputError: compiling was requested for a model that is read layer by layer, or that is not on a CUDA GPU.
+    """
+    kind = "layer by layer" if encoder.group_tokens else encoder.device.type
+    check_compile(requested, kind)
+    if requested is False or kind != "cuda":
+        return
+    num_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+    if requested is True or is_repaid(num_residues, num_parameters):
+        logger.info("compiling the layers, which delays the first batch; --compile false runs them as they are")
+        compile_layers(encoder.model)
 
 
 def _embed_in_workers(config: EmbedConfig, replace: bool) -> EmbedResult:
@@ -182,7 +218,7 @@ class Job:
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "devices", "workers", "restart", "repr_layers")
-        ignored += ("batch_tokens", "layer_by_layer")
+        ignored += ("batch_tokens", "compile", "layer_by_layer")
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         settings["precision"] = self.precision
