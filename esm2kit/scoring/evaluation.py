@@ -260,4 +260,4 @@ def _format(found: Mapping[str, float | None]) -> str:
     """Format a value with its interval, as they are recorded."""
     interval = Interval(*(float("nan") if found[end] is None else float(found[end]) for end in Interval._fields))
     ends = f" [{interval.low:.3f}, {interval.high:.3f}]" if np.isfinite(interval.low) else ""
-    return f"{interval.value:.3f}{ends}"
+    return f"{interval.value:.3f}{ends}" if np.isfinite(interval.value) else "undefined"
