@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "troubleshooting.md"
 # of the shell, of torch and of JupyterLab
-FOREIGN = {"esm2kit: command not found", "CUDA out of memory", "Running as root", "is not recommended"}
+FOREIGN = {"esm2kit: command not found", "Running as root", "is not recommended"}
 VALUE = "\0"  # place of a value in a message
 LITERAL_SHARE = 0.6  # of the letters of a quote; the others may be values
 

@@ -40,7 +40,7 @@ from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, forma
 from esm2kit.benchmarking.verdict import evaluate, log_verdict, score_constant
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
-from esm2kit.core.hardware import resolve_device
+from esm2kit.core.hardware import explain_out_of_memory, resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, load_task_of
@@ -317,7 +317,8 @@ def benchmark_task(
         def is_saved(digest: str) -> bool:
             return describe is None or read_probe_digest(path) == digest
 
-        fitted, own_note = load_or_fit(rows, name, inputs, fit, is_saved, save)
+        with explain_out_of_memory(f"fitting the row {name}", lambda: list_probe_remedies(data, device)):
+            fitted, own_note = load_or_fit(rows, name, inputs, fit, is_saved, save)
         scores = score_fitted(fitted, data, counts_RP)
         saved = "" if describe is None else f"{PROBES}/{path.name}"
         models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores, saved))
@@ -374,6 +375,13 @@ def benchmark_task(
         warnings=verdict.warnings,
     )  # fmt: skip
     return report, {model.name: model.fitted.test_SM for model in models}
+
+
+def list_probe_remedies(data: TaskData, device: str) -> list[str]:
+    """List the settings with which a probe needs less memory."""
+    most = max(data.sizes.values())
+    remedies = ["--device cpu"] if device != "cpu" else []
+    return [*remedies, f"--limit {most // 2} (the largest set has {most} proteins)", "--seeds 0 (a single seed)"]
 
 
 def _build_notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, models: list[ScoredModel]) -> list[str]:

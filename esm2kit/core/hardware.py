@@ -5,6 +5,9 @@ import os
 import platform
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -197,3 +200,48 @@ def matmul_rate(
             torch.cuda.synchronize()
         fastest = min(fastest, time.perf_counter() - started)
     return 2 * size**3 / fastest
+
+
+# Parts of the messages with which torch's allocators of a CPU and of mps report that memory is exhausted.
+EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether an exception means that the memory of a device is exhausted."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in EXHAUSTED)
+
+
+@contextmanager
+def explain_out_of_memory(action: str, remedies: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Raise an error of one line if the memory is exhausted inside.
+
+    The tensors of the failed operation are released, so that the caller can try again with other settings.
+
+    Args:
+        action: What is done inside, such as "embedding batches of 32,768 tokens".
+        remedies: Returns the settings that help, the best first, each with the memory that it needs.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: The memory of a GPU or of this machine is exhausted.
+        RuntimeError: Any other error inside, unchanged.
+        MemoryError: Never; it becomes an InputError.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        *first, last = remedies()
+        choices = f"{', '.join(first)} or {last}" if first else last
+        raise InputError(
+            f"the memory is exhausted while {action}. Use {choices}.",
+            code="memory.exhausted",
+            action=action,
+            remedies=[*first, last],
+        ) from None

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import AbstractContextManager
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from esm2kit.core.hardware import choose_device
 from esm2kit.core.launch import run_in_workers, starts_workers
 from esm2kit.core.paths import portable_name
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
+from esm2kit.core.processes import count_cores
 from esm2kit.core.provenance import build_provenance
 from esm2kit.core.seal import Seal, checksum_skeleton, has_seal
 from esm2kit.embedding.batch import Output
@@ -39,6 +41,8 @@ from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, log_precision, resolve_precision
 from esm2kit.models.layerwise import load_encoder
 from esm2kit.models.load import find_model
+from esm2kit.models.memory import InferenceSettings
+from esm2kit.models.memory_guard import OPTIONS, explain_inference_memory
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
 from esm2kit.sequences.pipes import copy_pipes
@@ -118,19 +122,20 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             log_precision(config.precision, state.precision, job.device)
-            encoder = load_encoder(
-                *(job.model, state.precision, job.device),
-                *(config.layer_by_layer, job.batch_tokens, config.workers),
-            )
-            if state.stage is RunStage.NEW:
-                state = run_on_rank_0(process, lambda: job.start(state.outputs))
-            overlap = config.window_overlap if config.long_proteins == "window" else 0
-            windowing = Windowing(config.max_residues, overlap, job.batch_tokens)
-            num_embedded_P = _count_embedded_residues(config, Table(job.folder))
-            residues = int(num_embedded_P.sum(dtype=np.int64)) // process.world_size
-            compile_if_repaid(config.compile, encoder, residues)
-            run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
-            EmbeddingRun(*run, process, config.workers).work(job.model.name)
+            with job.explain_memory(state):
+                encoder = load_encoder(
+                    *(job.model, state.precision, job.device),
+                    *(config.layer_by_layer, job.batch_tokens, config.workers),
+                )
+                if state.stage is RunStage.NEW:
+                    state = run_on_rank_0(process, lambda: job.start(state.outputs))
+                overlap = config.window_overlap if config.long_proteins == "window" else 0
+                windowing = Windowing(config.max_residues, overlap, job.batch_tokens)
+                num_embedded_P = _count_embedded_residues(config, Table(job.folder))
+                residues = int(num_embedded_P.sum(dtype=np.int64)) // process.world_size
+                compile_if_repaid(config.compile, encoder, residues)
+                run = (job.folder, job.files, num_embedded_P, encoder, state.outputs, windowing, config.dtype)
+                EmbeddingRun(*run, process, config.workers).work(job.model.name)
         if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
@@ -226,6 +231,22 @@ class Job:
         settings |= {"outputs": [list(output) for output in self.targets], "batch_tokens": self.batch_tokens}
         return json.dumps(settings, sort_keys=True, default=str)
 
+    def explain_memory(self, state: RunState) -> AbstractContextManager[None]:
+        """Return the context in which exhausted memory is an error that names the settings that help."""
+        settings = InferenceSettings(
+            tokens=self.batch_tokens,
+            precision=state.precision,
+            device=self.device.type,
+            workers=(self.config.workers or count_cores()) if self.device.type == "cpu" else 1,
+            layers=len({output.layer for output in state.outputs}),
+        )
+
+        def note() -> str:
+            return " --restart" if _has_finished_batches(self.folder) else ""
+
+        options = OPTIONS if self.config.layer_by_layer else (*OPTIONS, "layer_by_layer")
+        return explain_inference_memory(self.model.config, settings, options, note)
+
     def find_state(self) -> RunState:
         """Find finished files and an unfinished run.
 
@@ -238,7 +259,9 @@ class Job:
         plan = None if self.config.restart else read_plan(self.folder)
         self._adopt_precision(plan)
         if plan and (differing := _find_differences(json.loads(self.settings), plan["settings"])):
-            if not self.replace:
+            # after exhausted memory, a run with smaller batches has nothing to lose
+            loses = differing != ["batch_tokens"] or _has_finished_batches(self.folder)
+            if not self.replace and loses:
                 raise InputError(
                     f"{self.folder} contains an unfinished run with different settings ({', '.join(differing)}). "
                     "Use --restart to delete it, or another --name to keep both.",
@@ -497,6 +520,11 @@ def _settings_of_file(settings: str, output: Output) -> dict[str, Any]:
     """Return the settings that determine one file, without those of the other outputs."""
     content = {name: value for name, value in json.loads(settings).items() if name not in KINDS}
     return content | {"outputs": [each for each in content.get("outputs", []) if each == list(output)]}
+
+
+def _has_finished_batches(folder: Path) -> bool:
+    """Check whether an unfinished run has results to keep."""
+    return any(path.stat().st_size for path in folder.glob("done.*"))
 
 
 def _create_files(

@@ -5,12 +5,12 @@ of epochs, each a seeded permutation of the training set, so every batch is full
 budget and windows that cover all residues of long proteins.
 """
 
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from esm2kit.core.rng import permutation
 from esm2kit.tasks.packing import EvaluationBatches, LabelledBatch, LabelledProteins, Window
 from esm2kit.training.layout import BatchLayout
+from esm2kit.training.memory import TrainingData
 from esm2kit.training.parallel import data_parallel_rank
 
 
@@ -49,7 +49,7 @@ class LabelledBatches(Dataset):
         return [self.proteins.batch([samples[position] for position in part]) for part in split]
 
 
-class FinetuneData(LightningDataModule):
+class FinetuneData(TrainingData):
     """Lightning data module of a labelled task.
 
     Args:
@@ -80,6 +80,12 @@ class FinetuneData(LightningDataModule):
         batches = LabelledBatches(self.proteins, self.layout, rank, self.seed, self.max_steps)
         # batch_size None, because an item is already a batch
         return DataLoader(batches, batch_size=None, sampler=range(self.first_step, self.max_steps))
+
+    def count_tokens(self) -> list[int]:
+        """Count the tokens of each sample of the next update."""
+        batches = LabelledBatches(self.proteins, self.layout, 0, self.seed, self.max_steps)
+        samples = batches.samples(min(self.first_step, self.max_steps - 1))
+        return [sample.stop - sample.start + 2 for sample in samples]
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of this rank's validation batches."""

@@ -9,7 +9,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,10 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
 from esm2kit.finetuning.prediction_summary import PredictionSummary
 from esm2kit.finetuning.predictor import Predictor, load_predictor
+from esm2kit.models.encoder import TOKENS_PER_BATCH
 from esm2kit.models.layerwise import LayerwiseEncoder
+from esm2kit.models.memory import InferenceSettings
+from esm2kit.models.memory_guard import explain_inference_memory
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
@@ -92,7 +95,9 @@ def _predict_blocks(
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
     while block := list(itertools.islice(records, PROTEINS_AT_ONCE * process.world_size)):
         own = [record.sequence for record in block[process.rank :: process.world_size]]
-        shares = gather_on_rank_0(process, model.outputs(own, config.batch_tokens))
+        with _explain_memory(config, model):
+            found = model.outputs(own, config.batch_tokens)
+        shares = gather_on_rank_0(process, found)
         if shares is None:
             yield []
             continue
@@ -100,6 +105,17 @@ def _predict_blocks(
         for rank, share in enumerate(shares):
             outputs[rank :: process.world_size] = share
         yield list(zip(block, outputs, strict=True))
+
+
+def _explain_memory(config: PredictConfig, model: Predictor) -> AbstractContextManager[None]:
+    """Return the context in which exhausted memory is an error that names the settings that help."""
+    encoder = model.encoder
+    if encoder is None:  # a probe on letters
+        return nullcontext()
+    kind = encoder.device.type
+    tokens = config.batch_tokens or TOKENS_PER_BATCH[kind]
+    settings = InferenceSettings(tokens=tokens, precision=encoder.precision, device=kind)
+    return explain_inference_memory(encoder.config, settings, ("batch_tokens", "precision", "device"))
 
 
 def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], process: Process) -> dict[str, Any]:

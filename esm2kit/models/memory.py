@@ -6,6 +6,7 @@ measured peaks. They do not count Python and the libraries (about 0.4 GiB on a C
 nor memory that an allocator reserves and does not use. Does not import torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -199,7 +200,7 @@ def estimate_training(shape: ESM2Config, settings: TrainingSettings) -> Memory:
     after = (4.0 * gradients, 0.0)
     grown, activations = max(at_last, at_first, after, key=sum)
     if settings.data_parallel > 1 and not settings.fsdp:
-        grown = 4.0 * gradients + max(grown, 4.0 * gradients if activations == at_first[1] else newest)
+        grown += 4.0 * gradients
     return Memory(
         weights=4.0 * (held(shape.num_layers, others) + adapters / ranks),
         copies=copies,
@@ -236,6 +237,44 @@ def format_gib(size: float) -> str:
     """Format bytes as GiB: whole numbers from 10, one decimal below, and at least 0.1."""
     gib = size / GIB
     return f"{gib:,.0f} GiB" if gib >= 10 else f"{max(gib, 0.1):.1f} GiB"
+
+
+def describe_inference(shape: ESM2Config, settings: InferenceSettings) -> str:
+    """Describe batches and their estimate, for a message."""
+    size = format_gib(estimate_inference(shape, settings).total)
+    return f"computing batches of {settings.tokens:,} tokens (about {size})"
+
+
+def list_inference_remedies(
+    shape: ESM2Config, settings: InferenceSettings, options: Sequence[str], note: str = ""
+) -> list[str]:
+    """List up to three settings of a stage that need less memory, each with its estimate.
+
+    Args:
+        shape: Architecture of the model.
+        settings: Settings with which the memory was exhausted.
+        options: Names of the stage's options, of batch_tokens, workers, precision, layer_by_layer and device.
+        note: Further options that a smaller batch requires.
+
+    Returns:
+        Texts such as "--batch_tokens 16384 (about 2.1 GiB)".
+    """
+    changes: dict[str, tuple[str, dict[str, object]]] = {
+        "batch_tokens": (f"{max(1, settings.tokens // 2)}{note}", {"tokens": max(1, settings.tokens // 2)}),
+        "workers": ("1", {"workers": 1}),
+        "precision": ("bfloat16", {"precision": "bfloat16"}),
+        "layer_by_layer": ("true", {}),
+        "device": ("cpu", {}),
+    }
+    now, found = estimate_inference(shape, settings).total, []
+    for name in (name for name in changes if name in options):
+        value, changed = changes[name]
+        size = estimate_inference(shape, replace(settings, **changed)).total
+        if name == "layer_by_layer" or (name == "device" and settings.device != "cpu"):
+            found.append(f"--{name} {value}")
+        elif size < now:
+            found.append(f"--{name} {value} (about {format_gib(size)})")
+    return [*found[:2], found[2] if len(found) > 2 else "a smaller --model"]
 
 
 def largest_budget(shape: ESM2Config, settings: TrainingSettings, limit: float) -> int:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,6 +22,7 @@ from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.clusters import draw_sample
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.training.layout import BatchLayout
+from esm2kit.training.memory import TrainingData
 from esm2kit.training.parallel import data_parallel_rank
 
 VALIDATION_STREAM = 101
@@ -210,7 +210,7 @@ class ValidationBatches(Dataset):
         return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
 
 
-class PretrainingData(LightningDataModule):
+class PretrainingData(TrainingData):
     """The data loaders of training and validation.
 
     Args:
@@ -248,10 +248,17 @@ class PretrainingData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Build the loader of this rank's updates, from `first_step`."""
         rank, _ = data_parallel_rank(self.trainer.strategy)
-        batches = GlobalBatches(
+        return self._loader(self._global_batches(rank), range(self.first_step, self.max_steps))
+
+    def _global_batches(self, rank: int) -> GlobalBatches:
+        return GlobalBatches(
             self.dataset, self.layout, rank, self.seed, self.max_steps, self.max_residues, self.masking
         )
-        return self._loader(batches, range(self.first_step, self.max_steps))
+
+    def count_tokens(self) -> list[int]:
+        """Count the tokens of each sample of the next update."""
+        samples = self._global_batches(0).samples(min(self.first_step, self.max_steps - 1))
+        return [sample.stop - sample.start + 2 for sample in samples]
 
     def val_dataloader(self) -> DataLoader:
         """Build the loader of this rank's validation batches."""

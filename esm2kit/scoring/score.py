@@ -21,11 +21,14 @@ from esm2kit.core.files import check_output_folder, fsync, hold_lock, to_json
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import portable_name
+from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.models.config import check_lm_head
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, log_precision, resolve_precision
 from esm2kit.models.load import find_model
+from esm2kit.models.memory import InferenceSettings
+from esm2kit.models.memory_guard import explain_inference_memory
 from esm2kit.scoring.config import ScoreConfig
 from esm2kit.scoring.evaluation import Evaluation
 from esm2kit.scoring.journal import Journal, JournalValues
@@ -41,6 +44,7 @@ from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
 
 logger = logging.getLogger(__name__)
+VALUES = "values.bin"  # the journal of computed batches
 # These do not change a score.
 IGNORED_SETTINGS = (
     "fasta", "mutations", "column", "measured", "alignment", "groups", "resamples", "out_dir", "name", "model",
@@ -187,7 +191,7 @@ class ScoreJob:
                 "%s %s not among the 20 standard ones and %s not scored", format_count(unscored, "residue"), verb, verb
             )
         self._prepare_folder()
-        path = self.folder / "values.bin"
+        path = self.folder / VALUES
         self._compute(path)
         self._write(path)
         return self._report(Scores.read(self.manifest))
@@ -240,16 +244,22 @@ class ScoreJob:
             if not differing:
                 logger.info("resuming the unfinished run in %s", self.folder)
                 return
-            raise InputError(
-                f"{self.folder} contains an unfinished run with different settings ({', '.join(differing)}). "
-                "Use --restart to delete it, or another --name to keep both.",
-                code="score.run-exists",
-                path=self.folder,
-                differing=differing,
-            )
+            # after exhausted memory, a run with smaller batches has nothing to lose
+            if differing != ["batch_tokens"] or self._has_finished_batches():
+                raise InputError(
+                    f"{self.folder} contains an unfinished run with different settings ({', '.join(differing)}). "
+                    "Use --restart to delete it, or another --name to keep both.",
+                    code="score.run-exists",
+                    path=self.folder,
+                    differing=differing,
+                )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_sealed_json(plan, {"settings": self.settings})
+
+    def _has_finished_batches(self) -> bool:
+        values = self.folder / VALUES
+        return values.is_file() and values.stat().st_size > 0
 
     def _compute(self, path: Path) -> None:
         """Compute the batches that the journal does not have."""
@@ -267,12 +277,21 @@ class ScoreJob:
             if done == total:
                 return
             log_precision(self.config.precision, self.precision, self.device)
-            encoder = Encoder(self.model.load(), self.precision, self.device)
-            progress = Progress(logger, f"{self.model.name}: computed", "forward passes", total, done)
-            sizes: list[int] = []
-            for values in compute_batches(encoder, _record_sizes(batches, sizes), self.config.workers):
-                journal.append(values)
-                progress.update(progress.done + sizes.pop(0))
+            workers = (self.config.workers or count_cores()) if self.device == "cpu" else 1
+            settings = InferenceSettings(
+                tokens=self.batch_tokens, precision=self.precision, device=self.device, workers=workers
+            )
+
+            def note() -> str:
+                return " --restart" if self._has_finished_batches() else ""
+
+            with explain_inference_memory(self.model.config, settings, note=note):
+                encoder = Encoder(self.model.load(), self.precision, self.device)
+                progress = Progress(logger, f"{self.model.name}: computed", "forward passes", total, done)
+                sizes: list[int] = []
+                for values in compute_batches(encoder, _record_sizes(batches, sizes), self.config.workers):
+                    journal.append(values)
+                    progress.update(progress.done + sizes.pop(0))
             progress.log()
         except KeyboardInterrupt:
             logger.warning("stopped; rerun the command to resume")

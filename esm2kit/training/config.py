@@ -46,6 +46,7 @@ class TrainingConfig:
             parameters for both.
         accelerator: Device type: cpu, cuda, or auto.
         activation_checkpointing: Recompute layers in the backward pass. Saves memory and takes about a third more time.
+            auto recomputes if the run would not fit in the memory of the device otherwise, by an estimate.
         val_check_interval: Updates between validations.
         tokens_per_validation_batch: Tokens per validation batch and rank.
         save_top_k: Number of checkpoints with the lowest val_loss to keep, in addition to the last one.
@@ -75,7 +76,7 @@ class TrainingConfig:
     gradient_clip_val: float = 1.0
     precision: TrainingPrecision = field(default="32-true", metadata=FREE)
     accelerator: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
-    activation_checkpointing: bool = field(default=False, metadata=FREE)
+    activation_checkpointing: bool | Literal["auto"] = field(default="auto", metadata=FREE)
     val_check_interval: int | None = field(default=None, metadata=FREE)
     tokens_per_validation_batch: int = field(default=4096, metadata=FREE)
     save_top_k: int = field(default=1, metadata=FREE)

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
+from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.process_group import gather_strings, is_set_on_any_rank, sum_over_group
 from esm2kit.models.esm2 import ESM2
 from esm2kit.training.config import TrainingConfig
+from esm2kit.training.memory import MemoryPlan, TrainingData
 from esm2kit.training.metrics_log import TrainingLog
 from esm2kit.training.parallel import clip_grad_norm, data_parallel_group, gradient_sync, parameter_groups, shard_model
 from esm2kit.training.precision import gather_dtype, precision_context
@@ -60,7 +62,9 @@ class TrainingLoop(LightningModule, ABC):
         # read by the callbacks: metrics of the last update and of the last validation
         self.last_update: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
-        self.esm2.activation_checkpointing = config.activation_checkpointing
+        self.memory_plan: MemoryPlan | None = None
+        # of auto, the memory plan decides when the device is known
+        self.esm2.activation_checkpointing = config.activation_checkpointing is True
 
     @property
     def esm2(self) -> ESM2:
@@ -121,6 +125,12 @@ class TrainingLoop(LightningModule, ABC):
         """Shard the ESM-2 over the device mesh, if there is one."""
         if self.device_mesh is not None:
             shard_model(self.esm2, self.device_mesh, gather_dtype(self.config.precision))
+
+    def on_fit_start(self) -> None:
+        """Choose activation checkpointing, for all ranks alike; the device's memory is known and the model is on it."""
+        if self.memory_plan is not None:
+            recomputes = self.memory_plan.choose_checkpointing(self.device)
+            self.esm2.activation_checkpointing = is_set_on_any_rank(recomputes, self.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW, and restore its state when the run resumes."""
@@ -210,7 +220,7 @@ class TrainingRun(NamedTuple):
 
 def fit(
     module: TrainingLoop,
-    data: LightningDataModule,
+    data: TrainingData,
     manifest: dict[str, Any],
     metrics: tuple[str, ...],
     unigram_perplexity: float | None = None,
@@ -228,8 +238,8 @@ def fit(
         The finished run.
 
     Raises:
-        InputError: Devices or the logger's package are missing, a checkpoint cannot be written, or a loss is not
-            finite.
+        InputError: Devices or the logger's package are missing, a checkpoint cannot be written, a loss is not finite,
+            or the memory is exhausted.
         KeyboardInterrupt: The user interrupted the run before its first update, or for the second time.
         SystemExit: Lightning ended the process.
     """
@@ -243,8 +253,10 @@ def fit(
         if first_step:
             logger.info("resuming from %s at update %d of %d", writer.last, first_step, config.max_steps)
         set_start_step(trainer, first_step)
+        plan = module.memory_plan = MemoryPlan.of(config, module.esm2.config, data)
         try:
-            trainer.fit(module, data)
+            with explain_out_of_memory(plan.action, plan.list_remedies):
+                trainer.fit(module, data)
         except SystemExit as error:  # Lightning exits with code 1 after an interrupt
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None

@@ -1,6 +1,8 @@
 """The estimates of memory agree with measured peaks, and with what autograd keeps per token and layer."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,3 +223,9 @@ def test_budget_is_the_largest_that_fits() -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0.1 GiB"), (3.25 * 2**30, "3.2 GiB"), (1234.4 * 2**30, "1,234 GiB")])
 def test_sizes_are_formatted_in_gib(size: float, text: str) -> None:
     assert format_gib(size) == text
+
+
+def test_the_table_of_the_documentation_is_current() -> None:
+    made = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "memory.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `python docs/memory.py`"
+    assert made["table"]().count("\n") == 2 + len(SIZES)
