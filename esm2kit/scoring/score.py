@@ -159,6 +159,8 @@ class ScoreJob:
     def settings(self) -> dict[str, Any]:
         """All that determines the scores and the batches; a run resumes only if it is equal."""
         settings = {name: value for name, value in to_json(self.config).items() if name not in IGNORED_SETTINGS}
+        if not self.config.fast:
+            settings = {name: value for name, value in settings.items() if name not in ("passes", "sample")}
         inputs = self.provenance["inputs"].items()
         settings |= {name: entry["sha256"] for name, entry in inputs if name != "variants"}
         if not self.files:

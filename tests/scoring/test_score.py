@@ -139,6 +139,7 @@ def test_a_second_run_does_not_load_the_model(
     monkeypatch.setattr("esm2kit.scoring.score.Encoder", None)
     with caplog.at_level(logging.INFO, "esm2kit"):
         assert score(configure(tmp_path, model)) == first
+        assert score(configure(tmp_path, model, passes=3)) == first, "only the estimate has passes"
     assert "already exists" in caplog.text
     assert read_all(first) == content
     monkeypatch.undo()
