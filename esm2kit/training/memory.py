@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from esm2kit.core.hardware import read_free_memory
+from esm2kit.core.hardware import read_free_memory, resolve_device
 from esm2kit.core.processes import rank
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.memory import TrainingSettings, estimate_training, format_gib
@@ -48,11 +48,11 @@ class MemoryPlan:
     def of(cls, config: TrainingConfig, shape: ESM2Config, data: TrainingData) -> "MemoryPlan":
         """Plan the memory of a run from its configuration, its model and its next update."""
         layout, num_tokens = config.layout, data.count_tokens()
-        on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+        device = resolve_device("auto") if config.accelerator == "auto" else config.accelerator
         settings = TrainingSettings(
             tokens=count_micro_batch_tokens(layout, num_tokens),
             precision=config.precision,
-            device="cpu" if on_cpu else "cuda",
+            device="cuda" if device == "cuda" else "cpu",
             mode=getattr(config, "mode", "full"),
             last_n=getattr(config, "last_n", 1),
             lora_rank=getattr(config, "lora_rank", None) or 8,
