@@ -66,7 +66,7 @@ def test_contributing_explains_every_dependency(root: Path, project: dict) -> No
 
 
 # imported only if the user requests a feature and has installed the package
-OPTIONAL = {"anndata": "anndata", "umap": "umap-learn", "wandb": "wandb"}
+OPTIONAL = {"anndata": "anndata", "pandas": "pandas", "umap": "umap-learn", "wandb": "wandb"}
 # this package, and google.colab, which only Colab has
 OWN = {"esm2kit", "google"}
 # started by the notebooks, not imported

@@ -61,6 +61,11 @@ STAGES = {
         "Score mutations or whole proteins with a model, without labels.",
         "fasta", "esm2kit score my.fasta --mutations A42G,A42G:K50R --model 35M",
     ),
+    "convert": Stage(
+        "embedding.config.ConvertConfig", "embedding.convert.convert",
+        "Write embeddings as NPY, CSV, Parquet or AnnData.",
+        "embeddings", "esm2kit convert vectors/my_embeddings.h5 --format parquet",
+    ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
         "Evaluate a model's embeddings on a labelled task.",

@@ -192,3 +192,42 @@ class MapConfig:
             device=self.device,
             devices=self.devices,
         )
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write embeddings as NPY, CSV, Parquet or AnnData, for other programs.
+
+    Args:
+        embeddings: File of `esm2kit embed`, with vectors per protein or per residue.
+        format: npy (with a .tsv of the ids next to it), csv, parquet, or h5ad (AnnData, for Scanpy; requires the
+            anndata package).
+        out: Output file; it must not exist yet. Default: the input's name with the suffix of the format.
+        labels: Table whose columns are added to the ids: CSV, TSV or Excel (.xlsx).
+        id: Column of labels with the ids of the proteins. Default: the column that names most of the proteins.
+    """
+
+    embeddings: Path
+    format: Literal["npy", "csv", "parquet", "h5ad"] = "csv"
+    out: Path | None = None
+    labels: Path | None = None
+    id: str | None = None
+
+    option_groups = OptionGroups(usual="embeddings format out labels", data="id")
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
+        check_choices(self)
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before slow imports: that the embeddings exist.
+
+        Raises:
+            InputError: They do not exist.
+        """
+        if not self.embeddings.exists():
+            raise InputError(
+                f"{self.embeddings} does not exist. Create it with `esm2kit embed`.",
+                code="embeddings.absent",
+                path=self.embeddings,
+            )

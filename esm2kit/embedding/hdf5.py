@@ -413,6 +413,37 @@ class EmbeddingReader:
             self._read(index, out=matrix_PD[place : place + 1])
         return matrix_PD
 
+    def count_rows(self) -> np.ndarray:
+        """Count the vectors per protein, (P,): the number of residues, or 1 in a file with one vector per protein."""
+        self._check_open()
+        if self.level == "protein":
+            return np.ones(len(self.ids), dtype=np.int64)
+        if self._layout == "packed":
+            return np.diff(self._offsets).astype(np.int64)
+        return np.array([self._open(index).shape[0] for index in range(len(self.ids))], dtype=np.int64)
+
+    def rows(self, proteins: range) -> np.ndarray:
+        """Read the vectors of consecutive proteins, without a loop over ids.
+
+        Args:
+            proteins: positions in the file, with step 1.
+
+        Returns:
+            (rows, D) float32, the proteins' rows one after the other.
+
+        Raises:
+            InputError: the values are damaged, or the reader is closed.
+        """
+        self._check_open()
+        if self._layout != "packed":
+            return np.concatenate([self._read(index) for index in proteins] or [np.empty((0, self.embed_dim), "f4")])
+        values, row_bytes = self._file["values"], self.embed_dim * self._file["values"].dtype.itemsize
+        start, stop = (int(row) for row in self._offsets[[proteins.start, proteins.stop]])
+        first_byte = values.id.get_offset()
+        if self._seal:
+            self._seal.check(first_byte + start * row_bytes, first_byte + stop * row_bytes)
+        return values[start:stop].astype(np.float32, copy=False)
+
     def find_proteins(self, ids: Sequence[str], sequences: Sequence[str], same_input: bool = False) -> np.ndarray:
         """Find proteins by id and sequence, never by id alone: an id may belong to another sequence in another file.
 
