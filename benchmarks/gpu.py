@@ -95,7 +95,7 @@ def take_turns(
         while abs(now - before) > 0.05 * now and tries < 6:
             before, now, tries = now, once(run), tries + 1
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in contestants.items():
             seconds[name].append(once(run))
     return seconds
