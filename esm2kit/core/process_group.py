@@ -134,13 +134,16 @@ def sum_over_group(group: dist.ProcessGroup | None, values: Tensor) -> Tensor:
     return values
 
 
+def maximum_over_ranks(value: Tensor) -> Tensor:
+    """Compute the maximum over all ranks of the job, tensor-parallel ranks included, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def is_set_on_any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is set on any rank of the job, tensor-parallel ranks included; all ranks agree."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return flag
-    raised = torch.tensor(float(flag), device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
+    return bool(maximum_over_ranks(torch.tensor(float(flag), device=device)).item())
 
 
 def gather_strings(items: list[str]) -> list[str]:

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from esm2kit.core.rng import permutation
 from esm2kit.tasks.packing import EvaluationBatches, LabelledBatch, LabelledProteins, Window
+from esm2kit.training.data import PackedData
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.memory import TrainingData
 from esm2kit.training.parallel import data_parallel_rank
 
 
@@ -49,7 +49,7 @@ class LabelledBatches(Dataset):
         return [self.proteins.batch([samples[position] for position in part]) for part in split]
 
 
-class FinetuneData(TrainingData):
+class FinetuneData(PackedData):
     """Lightning data module of a labelled task.
 
     Args:
@@ -59,6 +59,7 @@ class FinetuneData(TrainingData):
         max_steps: Number of updates.
         first_step: Update to start from.
         tokens_per_validation_batch: Token budget of a validation batch per rank.
+        num_workers: Processes that prepare batches; 0 prepares them in the training process.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class FinetuneData(TrainingData):
         max_steps: int,
         first_step: int,
         tokens_per_validation_batch: int,
+        num_workers: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers)
         self.proteins, self.layout, self.seed = proteins, layout, seed
         self.max_steps, self.first_step, self.budget = max_steps, first_step, tokens_per_validation_batch
 
@@ -78,8 +80,7 @@ class FinetuneData(TrainingData):
         """Return the loader of the updates from `first_step` on."""
         rank, _ = data_parallel_rank(self.trainer.strategy)
         batches = LabelledBatches(self.proteins, self.layout, rank, self.seed, self.max_steps)
-        # batch_size None, because an item is already a batch
-        return DataLoader(batches, batch_size=None, sampler=range(self.first_step, self.max_steps))
+        return self.make_loader(batches, range(self.first_step, self.max_steps))
 
     def count_tokens(self) -> list[int]:
         """Count the tokens of each sample of the next update."""
@@ -92,4 +93,4 @@ class FinetuneData(TrainingData):
         batches = EvaluationBatches(
             self.proteins, "validation", self.budget, *data_parallel_rank(self.trainer.strategy)
         )
-        return DataLoader(batches, batch_size=None, sampler=range(len(batches)))
+        return self.make_loader(batches, range(len(batches)))

@@ -42,6 +42,7 @@ from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels
 from esm2kit.tasks.scaling import check_float32
 from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.task import describe_task
+from esm2kit.training.defaults import check_resumed_precision, resolve_hardware, resolve_micro_batches
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
@@ -107,11 +108,13 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     data = load_task_of(config)
     if config.limit is not None:
         data = data.limit_proteins(config.limit)
+    requested = config.precision
+    config = resolve_hardware(config)
     runs: list[SeedRun] = []
     for seed in config.seeds:
         folder = out_dir if len(config.seeds) == 1 else out_dir / f"seed={seed}"
         resolved = resolve_defaults(replace(config, seeds=[seed], out_dir=folder), data.task, len(data.rows("train")))
-        run, is_first_rank = _train(resolved, data)
+        run, is_first_rank = _train(resolved, data, requested)
         runs.append(run)
         if not run.finished:
             break
@@ -177,9 +180,9 @@ def _publish(run: SeedRun) -> Path:
     return path
 
 
-def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
+def _train(config: FinetuneConfig, data: TaskData, requested_precision: str) -> tuple[SeedRun, bool]:
     """Train one seed or resume it from its last checkpoint; also return whether this is the first rank."""
-    out_dir, seed, layout = Path(config.out_dir), config.seeds[0], config.layout
+    out_dir, seed = Path(config.out_dir), config.seeds[0]
     check_head(config.head, data.task)
     if config.class_weights and data.task.target == "value":
         raise InputError(
@@ -202,6 +205,8 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
     }
     manifest = build_provenance("finetune", config, {"data": data.sha256, "model": base["sha256"]})
     resumed = find_resume_point(out_dir, config, manifest)
+    check_resumed_precision(requested_precision, config.precision, resumed)
+    config = resolve_micro_batches(config, encoder.esm2.config)
     labels = build_labels(data, config.scale_targets, config.class_weights)
     if config.export_hf:
         check_float32(labels.scale, UNSCALED_REMEDY)
@@ -230,10 +235,17 @@ def _train(config: FinetuneConfig, data: TaskData) -> tuple[SeedRun, bool]:
         "%s, split %s, seed %d: mode %s, head %s, %s of %s parameters trained, %d updates, validation every %d, %s",
         *(data.task.name, data.split, seed, config.mode, config.head, f"{trained:,}"),
         f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        *(config.max_steps, config.val_check_interval, layout.equation),
+        *(config.max_steps, config.val_check_interval, config.layout.equation),
     )
-    budget = config.tokens_per_validation_batch
-    batches = FinetuneData(proteins, layout, seed, config.max_steps, module.step, budget)
+    batches = FinetuneData(
+        proteins,
+        config.layout,
+        seed,
+        config.max_steps,
+        module.step,
+        config.tokens_per_validation_batch,
+        config.num_workers,
+    )
     run = fit(module, batches, manifest, ("val_loss", f"val_{data.task.metric}"))
     return SeedRun(config, module.finished, module.step, run.writer, run.metrics), run.is_first_rank
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.models.config import check_lm_head
 from esm2kit.models.esm2 import ESM2, TRAINED_MASK_RATIO, Packed
-from esm2kit.models.packing import to_device
+from esm2kit.models.packing import activate_flash_attention_4, to_device
 from esm2kit.sequences.alphabet import MASK_IDX
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Encoder:
         if self.device.type != "cpu":
             self.model = model.to(self.device, dtype=getattr(torch, precision))
             if self.device.type == "cuda":
+                activate_flash_attention_4()
                 torch.cuda.synchronize(self.device)  # other threads read the weights on other streams
             self._local = threading.local()
             return

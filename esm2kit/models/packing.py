@@ -1,7 +1,10 @@
 """Layouts of a batch, packed without padding or padded, and attention within each sequence."""
 
+import importlib.util
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -10,6 +13,38 @@ from torch import Tensor
 
 from esm2kit.sequences.alphabet import PAD_IDX
 from esm2kit.sequences.batching import bucket_size
+
+logger = logging.getLogger(__name__)
+
+FLASH_ATTENTION_4 = "flash_attn.cute.interface"  # module of the package flash-attn-4
+FLASH_ATTENTION_4_CAPABILITIES = {9, 10}  # Hopper and Blackwell
+
+
+@cache
+def activate_flash_attention_4() -> bool:
+    """Make torch's attention use FlashAttention 4 in this process, if its package is installed and fits the GPUs.
+
+    Returns:
+        Whether it is used. One line of the log says so, or why it failed; without the package nothing is logged.
+    """
+    try:
+        found = importlib.util.find_spec(FLASH_ATTENTION_4) is not None
+    except ModuleNotFoundError:  # a parent of the module
+        found = False
+    capabilities = {torch.cuda.get_device_capability(index)[0] for index in range(torch.cuda.device_count())}
+    if not (found and capabilities) or not capabilities <= FLASH_ATTENTION_4_CAPABILITIES:
+        return False
+    try:
+        # imported here because torch below 2.11 lacks this switch
+        from torch.nn.attention import activate_flash_attention_impl
+
+        activate_flash_attention_impl("FA4")
+    except Exception as error:  # the package compiles and imports libraries of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("FlashAttention 4 is installed but does not work here (%s); torch's attention is used", reason)
+        return False
+    logger.info("attention: FlashAttention 4")
+    return True
 
 
 def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -94,6 +129,13 @@ class Packed:
 
             offsets, longest = self.cu_seqlens, self.max_tokens
             return varlen_attn(query_NHK, key_NHK, value_NHK, offsets, offsets, longest, longest)
+        return self._attend_by_length(query_NHK, key_NHK, value_NHK)
+
+    # The number and the lengths of the runs differ in every batch, so the compiler would compile each batch anew.
+    # torch.compiler.disable does the same, but imports the compiler at once, which takes two seconds.
+    @torch._disable_dynamo
+    def _attend_by_length(self, query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor) -> Tensor:
+        """Compute attention with one SDPA call for each run of sequences of equal length."""
         rows = [count * tokens for count, tokens in self.runs]
         pieces = []
         qkv_runs = zip(query_NHK.split(rows), key_NHK.split(rows), value_NHK.split(rows), strict=True)

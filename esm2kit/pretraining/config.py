@@ -38,7 +38,6 @@ class PretrainConfig(TrainingConfig):
         min_lr_share: Final learning rate as a share of the peak.
         weight_decay: Decoupled weight decay. Default: 0.01, or 0.1 for the 15B size.
         mask_prob: Share of residues to predict.
-        compile: Compile the layers with torch.compile.
         validation_masking: Masking of the scored residues in validation. hidden replaces all of them with <mask>. bert
             leaves a tenth of them unchanged and replaces a tenth with random residues, as in training and in published
             perplexities. A model that copies visible residues and otherwise predicts their frequencies scores well
@@ -52,7 +51,6 @@ class PretrainConfig(TrainingConfig):
         downstream_level: What one target belongs to: a protein or a residue. Default: inferred from the targets.
         downstream_every: Validations per evaluation of the probe: 2 evaluates it at every second validation.
         downstream_limit: Largest number of proteins per set, as a stratified sample.
-        num_workers: Processes per device that prepare batches. 0 prepares them in the training process.
     """
 
     data: Path = field(metadata=FREE)
@@ -67,7 +65,6 @@ class PretrainConfig(TrainingConfig):
     mask_prob: float = 0.15
     validation_masking: Literal["hidden", "bert"] = "hidden"
     tensor_model_parallel_size: int = field(default=1, metadata=FREE)
-    compile: bool = field(default=False, metadata=FREE)
     downstream_task: str | None = field(default=None, metadata=FREE)
     downstream_split: str | None = field(default=None, metadata=FREE)
     downstream_data: Path = field(default=Path("flip"), metadata=FREE)
@@ -76,7 +73,6 @@ class PretrainConfig(TrainingConfig):
     downstream_level: Level | None = field(default=None, metadata=FREE)
     downstream_every: int = field(default=1, metadata=FREE)
     downstream_limit: int = field(default=500, metadata=FREE)
-    num_workers: int = field(default=0, metadata=FREE)
     max_steps: int = field(default=500_000, kw_only=True, metadata=FREE)
     warmup_steps: int = field(default=2000, kw_only=True)
     beta2: float = field(default=0.98, kw_only=True)
@@ -91,14 +87,13 @@ class PretrainConfig(TrainingConfig):
             "downstream_task downstream_split downstream_data downstream_target downstream_target_type downstream_level"
             " downstream_every downstream_limit"
         ),
-        hardware="tensor_model_parallel_size compile num_workers",
+        hardware="tensor_model_parallel_size",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         complete_model_names(self, "model", "init_from")
         check_range(self, "downstream_every", "downstream_limit", at_least=1)
-        check_range(self, "num_workers", at_least=0)
         check_range(self, "decay_share", "min_lr_share", at_least=0, at_most=1)
         check_range(self, "mask_prob", above=0, at_most=1)
 

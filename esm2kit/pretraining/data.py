@@ -4,7 +4,6 @@ Each item of the training set holds this data-parallel rank's micro-batches for 
 number, so samples do not depend on the number of workers or ranks, or on restarts.
 """
 
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from esm2kit.core.processes import STOP_SIGNALS, exit_with_parent
 from esm2kit.core.rng import permutation, stream_key
 from esm2kit.pretraining.masking import mask_tokens
 from esm2kit.pretraining.training_set import TrainingSet
@@ -21,8 +19,8 @@ from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.clusters import draw_sample
 from esm2kit.sequences.store import SequenceStore
+from esm2kit.training.data import PackedData
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.memory import TrainingData
 from esm2kit.training.parallel import data_parallel_rank
 
 VALIDATION_STREAM = 101
@@ -210,7 +208,7 @@ class ValidationBatches(Dataset):
         return idle._replace(rows_M=idle.rows_M[:0], targets_M=idle.targets_M[:0])
 
 
-class PretrainingData(TrainingData):
+class PretrainingData(PackedData):
     """The data loaders of training and validation.
 
     Args:
@@ -239,16 +237,16 @@ class PretrainingData(TrainingData):
         masking: Masking = BERT,
         validation_masking: Masking = BERT,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers)
         self.dataset, self.layout, self.seed = dataset, layout, seed
         self.max_steps, self.first_step, self.max_residues = max_steps, first_step, max_residues
-        self.tokens_per_validation_batch, self.num_workers = tokens_per_validation_batch, num_workers
+        self.tokens_per_validation_batch = tokens_per_validation_batch
         self.masking, self.validation_masking = masking, validation_masking
 
     def train_dataloader(self) -> DataLoader:
         """Build the loader of this rank's updates, from `first_step`."""
         rank, _ = data_parallel_rank(self.trainer.strategy)
-        return self._loader(self._global_batches(rank), range(self.first_step, self.max_steps))
+        return self.make_loader(self._global_batches(rank), range(self.first_step, self.max_steps))
 
     def _global_batches(self, rank: int) -> GlobalBatches:
         return GlobalBatches(
@@ -272,23 +270,4 @@ class PretrainingData(TrainingData):
             self.tokens_per_validation_batch,
             self.validation_masking,
         )
-        return self._loader(batches, range(len(batches)))
-
-    def _loader(self, batches: Dataset, order: range) -> DataLoader:
-        # an item already holds the batches of one update, so batch_size is None
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=order,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            multiprocessing_context="spawn" if self.num_workers else None,
-            worker_init_fn=init_data_worker,
-        )
-
-
-def init_data_worker(worker: int) -> None:
-    """Ignore stop signals, so that the trainer can finish and save its update; exit when the trainer does."""
-    exit_with_parent()
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        return self.make_loader(batches, range(len(batches)))

@@ -26,6 +26,7 @@ from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.store import SequenceStore
 from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.training.defaults import check_resumed_precision, resolve_hardware, resolve_micro_batches
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import TrainingLoop, fit
 from esm2kit.training.parallel import (
@@ -38,6 +39,7 @@ from esm2kit.training.resume import (
     find_resume_point,
     lock_run_folder,
 )
+from esm2kit.training.updates import send_to_device, sum_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +72,15 @@ class MaskedLM(TrainingLoop):
     ) -> None:
         super().__init__(config, esm2, resumed)
         self.train_store, self.downstream, self.weights = train, downstream, weights
-        self.validation_sums = torch.zeros(2, dtype=torch.float64)
+        self.validation_sums: Tensor | None = None  # (2,) loss and masked tokens
         esm2.contact_head.requires_grad_(False)
 
     def configure_model(self) -> None:
-        """Shard the model, load its weights and compile its layers, as configured."""
+        """Shard and compile the model as configured, and load its weights."""
         super().configure_model()
         if self.weights is not None:
             materialise(self.esm2, self.weights, self.trainer.strategy.root_device)
             self.weights = None
-        if self.config.compile:
-            for layer in self.esm2.layers:
-                layer.compile(dynamic=True)
 
     def loss_sum(self, batch: MicroBatch) -> Tensor:
         """Compute the cross-entropy summed over a micro-batch's masked tokens, in float32."""
@@ -107,16 +106,18 @@ class MaskedLM(TrainingLoop):
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Add the loss and the number of masked tokens of a validation batch to the sums of this rank."""
-        sums = torch.tensor([0.0, len(batch.targets_M)], dtype=torch.float64)
+        dtype = sum_dtype(self.device)
+        masked = send_to_device([len(batch.targets_M)], dtype, self.device)
         with precision_context(self.esm2, self.config.precision):
-            sums[0] = self.loss_sum(batch).double()
-        self.validation_sums += sums
+            sums = torch.cat([self.loss_sum(batch).to(dtype)[None], masked])
+        self.validation_sums = sums if self.validation_sums is None else self.validation_sums + sums
 
     def validation_metrics(self) -> dict[str, float]:
         """Compute val_loss and val_perplexity over all ranks."""
-        sums = sum_over_group(data_parallel_group(self.trainer.strategy), self.validation_sums.to(self.device))
-        self.validation_sums = torch.zeros(2, dtype=torch.float64)
-        if not sums[1]:
+        summed = sum_over_group(data_parallel_group(self.trainer.strategy), self.validation_sums)
+        self.validation_sums = None
+        loss, masked = summed.tolist()
+        if not masked:
             raise InputError(
                 f"no residue of the validation set is masked with mask_prob {self.config.mask_prob} and max_tokens "
                 f"{self.config.max_tokens}, so val_loss is undefined. Raise one of them, or add validation sequences.",
@@ -124,7 +125,7 @@ class MaskedLM(TrainingLoop):
                 mask_prob=self.config.mask_prob,
                 max_tokens=self.config.max_tokens,
             )
-        val_loss = (sums[0] / sums[1]).item()
+        val_loss = loss / masked
         perplexity = math.exp(min(val_loss, 700.0))  # e^709 is close to the largest float
         return {"val_loss": val_loss, "val_perplexity": perplexity}
 
@@ -169,14 +170,19 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _pretrain(config: PretrainConfig) -> dict[str, Any]:
-    layout, out_dir = config.layout, Path(config.out_dir)
+    out_dir, requested = Path(config.out_dir), config.precision
+    config.layout  # raises  # noqa: B018
     # every byte once per node: training would not notice a damaged sequence
     dataset = TrainingSet.open(config.data, every_byte=local_rank() == 0)
     unigram_perplexity = dataset.unigram.perplexity
     task = _downstream_task(config)
+    config = resolve_hardware(config)
     manifest = build_provenance("pretrain", config, {"data": dataset.fingerprint})
     resumed = find_resume_point(out_dir, config, manifest)
+    check_resumed_precision(requested, config.precision, resumed)
     esm2, weights = _initial_model(config, resumed)
+    config = resolve_micro_batches(config, esm2.config)
+    layout = config.layout
     data = PretrainingData(
         dataset,
         layout,

@@ -6,7 +6,7 @@ budget, and windows cover all residues of a long protein.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class LabelledBatch(NamedTuple):
         targets_M: labels of these outputs, (M, L) for L binary labels.
         weights_M: weights of the labels, same shape.
         proteins: indices of the proteins in the task, for error messages.
+        label_weight: denominator of the loss, the sum of the label weights; a number of the host, because reading it
+            from a GPU would wait for the GPU.
     """
 
     tokens_N: Tensor
@@ -56,12 +58,7 @@ class LabelledBatch(NamedTuple):
     targets_M: Tensor
     weights_M: Tensor
     proteins: list[int]
-
-    @property
-    def label_weight(self) -> float:
-        """Denominator of the loss: the sum of the label weights."""
-        weights = self.weights_M if self.weights_M.ndim == 1 else self.weights_M.mean(1)
-        return weights.sum(dtype=torch.float64).item()
+    label_weight: float
 
 
 class EvaluationBatch(NamedTuple):
@@ -153,6 +150,13 @@ class LabelledProteins:
         self.starts = np.concatenate([[0], np.cumsum(data.num_residues)])
         self.per_residue = data.task.level == "residue"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the path of the token file instead of its content, for the processes that prepare batches."""
+        return self.__dict__ | {"tokens": str(self.tokens.filename)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"tokens": np.load(state["tokens"], mmap_mode="r")})
+
     def sample(self, seed: int, epoch: int, protein: int) -> Window:
         """Sample the window of a protein in an epoch: the protein, or max_residues from a random start."""
         key = stream_key(seed, epoch, protein, _SAMPLE_STREAM)
@@ -188,14 +192,17 @@ class LabelledProteins:
         rows = np.flatnonzero(self.data.scored[places])
         chosen = torch.from_numpy(places[rows])
         keys = np.array([window.key for window in windows], dtype=np.uint64).astype(np.int64)
+        weights_M = self.labels.weights[chosen]
+        summed = (weights_M if weights_M.ndim == 1 else weights_M.mean(1)).sum(dtype=torch.float64)
         return LabelledBatch(
             tokens_N,
             num_tokens,
             torch.from_numpy(keys),
             torch.from_numpy(rows),
             self.labels.targets[chosen],
-            self.labels.weights[chosen],
+            weights_M,
             [window.protein for window in windows],
+            summed.item(),
         )
 
 

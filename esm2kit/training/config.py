@@ -28,7 +28,8 @@ class TrainingConfig:
         micro_batch_size: Sequences per device and micro-batch. Default: derived from global_batch_size, otherwise 8.
         micro_batch_tokens: Most tokens per device and micro-batch, instead of micro_batch_size and
             accumulate_grad_batches. A longer sequence is a micro-batch of its own. The number of micro-batches follows
-            from the lengths of the sequences.
+            from the lengths of the sequences. Default: on a CUDA GPU without those two, by the size of the model and
+            the memory of the GPU (16384 for 650M on 80 GB).
         accumulate_grad_batches: Micro-batches per device and update. Default: derived from global_batch_size,
             otherwise 1.
         global_batch_size: Sequences per update. Default: micro_batch_size x accumulate_grad_batches x data-parallel
@@ -41,10 +42,13 @@ class TrainingConfig:
         beta2: Decay rate of AdamW's squared-gradient average.
         eps: AdamW's epsilon.
         gradient_clip_val: Largest total gradient norm. 0 turns clipping off.
-        precision: Numeric precision. 32-true computes in fp32. bf16-mixed uses autocast over fp32 weights. bf16-true
-            computes in bf16 on copies of fp32 master weights, which saves activation memory. FSDP2 gathers bf16
-            parameters for both.
-        accelerator: Device type: cpu, cuda, or auto.
+        precision: Numeric precision. auto is bf16-mixed on a CUDA GPU with bf16, otherwise 32-true. 32-true computes in
+            fp32. bf16-mixed uses autocast over fp32 weights. bf16-true computes in bf16 on copies of fp32 master
+            weights, which saves activation memory. FSDP2 gathers bf16 parameters for both.
+        accelerator: Device type: cpu, cuda, mps, or auto for a GPU if there is one.
+        compile: Compile the layers with torch.compile, which delays the first updates. auto compiles on a CUDA GPU.
+        num_workers: Processes per device that prepare batches. 0 prepares them in the training process. Default: 4 on a
+            CUDA GPU with enough cores, otherwise 0.
         activation_checkpointing: Recompute layers in the backward pass. Saves memory and takes about a third more time.
             auto recomputes if the run would not fit in the memory of the device otherwise, by an estimate.
         val_check_interval: Updates between validations.
@@ -74,8 +78,10 @@ class TrainingConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     gradient_clip_val: float = 1.0
-    precision: TrainingPrecision = field(default="32-true", metadata=FREE)
-    accelerator: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = field(default="auto", metadata=FREE)
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=FREE)
+    compile: bool | Literal["auto"] = field(default="auto", metadata=FREE)
+    num_workers: int | None = field(default=None, metadata=FREE)
     activation_checkpointing: bool | Literal["auto"] = field(default="auto", metadata=FREE)
     val_check_interval: int | None = field(default=None, metadata=FREE)
     tokens_per_validation_batch: int = field(default=4096, metadata=FREE)
@@ -94,7 +100,8 @@ class TrainingConfig:
         ),
         optimizer="warmup_steps weight_decay beta1 beta2 eps gradient_clip_val",
         hardware=(
-            "accelerator devices num_nodes strategy precision activation_checkpointing tokens_per_validation_batch"
+            "accelerator devices num_nodes strategy precision compile num_workers activation_checkpointing "
+            "tokens_per_validation_batch"
         ),
         output="save_top_k log_every_n_steps logger wandb_project",
     )
@@ -109,7 +116,8 @@ class TrainingConfig:
         check_range(self, "max_tokens", at_least=3)  # BOS, one residue and EOS
         at_least_one = ("max_steps", "val_check_interval", "log_every_n_steps", "tokens_per_validation_batch")
         check_range(self, *at_least_one, at_least=1)
-        check_range(self, "warmup_steps", "save_top_k", "weight_decay", "gradient_clip_val", "eps", at_least=0)
+        not_negative = ("warmup_steps", "save_top_k", "weight_decay", "gradient_clip_val", "eps", "num_workers")
+        check_range(self, *not_negative, at_least=0)
         check_range(self, "beta1", "beta2", at_least=0, below=1)
         check_range(self, "lr", above=0)
 

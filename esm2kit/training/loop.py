@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.core.hardware import explain_out_of_memory
-from esm2kit.core.process_group import gather_strings, is_set_on_any_rank, sum_over_group
+from esm2kit.core.process_group import gather_strings, is_set_on_any_rank, maximum_over_ranks, sum_over_group
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.packing import activate_flash_attention_4
+from esm2kit.training.compilation import compile_layers
 from esm2kit.training.config import TrainingConfig
 from esm2kit.training.memory import MemoryPlan, TrainingData
 from esm2kit.training.metrics_log import TrainingLog
@@ -35,6 +38,7 @@ from esm2kit.training.resume import (
     stop_after_update,
 )
 from esm2kit.training.trainer import make_trainer
+from esm2kit.training.updates import HostCopy, Update, send_to_device, sum_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class TrainingLoop(LightningModule, ABC):
     divided by its total label weight.
 
     Args:
-        config: The run, with lr, weight_decay, max_steps and val_check_interval resolved.
+        config: The run, with all defaults resolved, including those of `resolve_hardware`.
         model: The full model, identical on all ranks: an ESM2, or a module with an ESM2 as its attribute `esm2`.
         resumed: The checkpoint to continue from.
     """
@@ -59,8 +63,9 @@ class TrainingLoop(LightningModule, ABC):
         self.step = resumed.step if resumed else 0
         self.optimizer_state = resumed.optimizer if resumed else None
         self.stop_requested = False
-        # read by the callbacks: metrics of the last update and of the last validation
-        self.last_update: dict[str, float] = {}
+        self.update: Update | None = None  # the last one
+        self.totals: Tensor | None = None  # (2,) tokens and FLOP of all ranks since the process started
+        # read by the callbacks
         self.last_validation: dict[str, float] = {}
         self.memory_plan: MemoryPlan | None = None
         # of auto, the memory plan decides when the device is known
@@ -122,9 +127,14 @@ class TrainingLoop(LightningModule, ABC):
     # Lightning calls these methods.
 
     def configure_model(self) -> None:
-        """Shard the ESM-2 over the device mesh, if there is one."""
+        """Shard the ESM-2 over the device mesh, if there is one, and compile its layers, as configured."""
         if self.device_mesh is not None:
             shard_model(self.esm2, self.device_mesh, gather_dtype(self.config.precision))
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda":
+            activate_flash_attention_4()
+        if self.config.compile:
+            compile_layers(self.esm2, self.config.precision, device)
 
     def on_fit_start(self) -> None:
         """Choose activation checkpointing, for all ranks alike; the device's memory is known and the model is on it."""
@@ -145,50 +155,81 @@ class TrainingLoop(LightningModule, ABC):
         return optimizer
 
     def training_step(self, batches: list[Any], batch_idx: int) -> None:
-        """Make one update from this rank's micro-batches."""
+        """Make one update from this rank's micro-batches.
+
+        No line reads a number of the device, so that the device receives the next update while it works on this one.
+        """
         strategy, optimizer = self.trainer.strategy, self.optimizers()
         group, ranks = data_parallel_group(strategy), self.config.layout.data_parallel_size
-        # before the update: sum label weight, tokens and FLOP over the ranks, and check whether any rank must stop
-        weight = sum(batch.label_weight for batch in batches)
-        tokens = sum(len(batch.tokens_N) for batch in batches)
-        flops = sum(map(self.training_flops, batches))
-        counts = torch.tensor([weight, tokens, flops], dtype=torch.float64, device=self.device)
-        weight, tokens, flops = sum_over_group(group, counts).tolist()
-        weight = max(weight, 1e-12)  # a batch without labels has a loss of 0
-        stop = is_set_on_any_rank(self.stop_requested, self.device)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for position, batch in enumerate(batches):
-            last = position == len(batches) - 1
-            with gradient_sync(strategy, self.esm2, last), precision_context(self.esm2, self.config.precision):
-                loss = self.loss_sum(batch)
-                # gradients are averaged over ranks; multiplied by the number of ranks, the average is the sum
-                self.manual_backward(loss * (ranks / weight))
-            loss_sum += loss.detach()
+        counts, stop = self._count(batches, group)
+        # gradients are averaged over ranks; multiplied by the number of ranks, the average is the sum
+        weight = counts[0].clamp(min=1e-12)  # a batch without labels has a loss of 0
+        scale = (ranks / weight).float()
+        loss_sum = torch.zeros((), dtype=counts.dtype, device=self.device)
+        with precision_context(self.esm2, self.config.precision):
+            for position, batch in enumerate(batches):
+                with gradient_sync(strategy, self.esm2, position == len(batches) - 1):
+                    loss = self.loss_sum(batch)
+                    self.manual_backward(loss * scale)
+                loss_sum += loss.detach()
         if isinstance(strategy, ModelParallelStrategy):
             for parameter in self.unsharded_parameters():
                 parameter.grad = sum_over_group(group, parameter.grad) / ranks
-        norm = float(clip_grad_norm(self.model.parameters(), self.config.gradient_clip_val))
-        mean_loss = sum_over_group(group, loss_sum).item() / weight
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise self._divergence_error(batches, mean_loss, norm)
+        norm = clip_grad_norm(self.model.parameters(), self.config.gradient_clip_val)
+        mean_loss = sum_over_group(group, loss_sum) / weight
         for parameters in optimizer.param_groups:
             parameters["lr"] = self.learning_rate(parameters["peak"])
         lr = self.learning_rate(self.logged_peak)
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
-        self.last_update = {"train_loss": mean_loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "flops": flops}
+        self.totals = counts[1:] if self.totals is None else self.totals + counts[1:]
+        numbers = torch.cat([torch.stack([mean_loss, norm.to(counts.dtype), stop, counts[1]]), self.totals])
+        self._finish_update(Update(self.step, batches, lr, HostCopy(numbers)))
+
+    def _count(self, batches: list[Any], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+        """Sum label weight, tokens and FLOP over the ranks, (3,), and check whether any rank must stop, ()."""
+        weight = sum(batch.label_weight for batch in batches)
+        tokens = sum(len(batch.tokens_N) for batch in batches)
+        flops = sum(map(self.training_flops, batches))
+        sent = send_to_device([weight, tokens, flops, self.stop_requested], sum_dtype(self.device), self.device)
+        counts, stop = sent[:3].clone(), sent[3].clone()
+        return sum_over_group(group, counts), maximum_over_ranks(stop)
+
+    def _finish_update(self, update: Update) -> None:
+        """Check the update before this one, and this one too if a row of the log, a checkpoint or the end follows.
+
+        Raises:
+            InputError: The loss or the gradient norm of a checked update is not finite.
+        """
+        previous, self.update = self.update, update
+        # on one device the signal is known without reading a number
+        stop = self.stop_requested if self.trainer.world_size == 1 else previous is not None and previous.stops_the_run
+        checked = [previous] if previous else []
+        intervals = (self.config.log_every_n_steps, int(self.trainer.val_check_interval))
+        if stop or self.finished or self.step == 1 or any(self.step % interval == 0 for interval in intervals):
+            checked.append(update)
+        for each in checked:
+            if not each.is_finite:
+                raise self._divergence_error(each)
         if stop:
             stop_after_update(self.trainer, self.step)
 
-    def _divergence_error(self, batches: list[Any], loss: float, norm: float) -> InputError:
+    @property
+    def last_update(self) -> dict[str, float]:
+        """Metrics of the last update; reading them waits for the device."""
+        return self.update.metrics
+
+    def _divergence_error(self, update: Update) -> InputError:
         """Build the error that lists the update and the sequences of its global batch."""
-        ids = list(dict.fromkeys(gather_strings([name for batch in batches for name in self.sequence_ids(batch)])))
+        names = [name for batch in update.batches for name in self.sequence_ids(batch)]
+        ids, metrics = list(dict.fromkeys(gather_strings(names))), update.metrics
         return InputError(
-            f"update {self.step + 1}: the loss is {loss} and the gradient norm is {norm}; the weights are those after "
-            f"update {self.step}. Lower lr or increase warmup_steps. Sequences of the update: {', '.join(ids)}.",
+            f"update {update.step}: the loss is {metrics['train_loss']} and the gradient norm is "
+            f"{metrics['grad_norm']}; no weights of this update were saved. Lower lr or increase warmup_steps. "
+            f"Sequences of the update: {', '.join(ids)}.",
             code="run.diverged",
-            update=self.step + 1,
+            update=update.step,
             sequences=ids,
         )
 

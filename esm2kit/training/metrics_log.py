@@ -52,6 +52,7 @@ class TrainingLog(Callback):
         self.path = Path(out_dir) / "metrics.csv"
         self.every_n_steps, self.unigram_perplexity, self.first_step = every_n_steps, unigram_perplexity, first_step
         self.columns = ("step", "train_loss", *validation_metrics, *COLUMNS)
+        # since the process started; those of the interval are the tokens at its start
         self.tokens, self.flops, self.started = 0.0, 0.0, 0.0
         self.progress: Progress | None = None
         self.peak_flops = 0.0
@@ -80,20 +81,23 @@ class TrainingLog(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Write a row and log a line if they are due."""
-        now, update = time.monotonic(), module.last_update
-        self.tokens += update["tokens"]
-        self.interval_tokens += update["tokens"]
-        self.flops += update.get("flops", 0.0)
         end = module.config.max_steps
         if module.device.type == "cpu" and module.step % UPDATES_BETWEEN_TRIMS == 0:
             return_freed_memory()
-        if module.step % self.every_n_steps == 0 or module.step in (1, end):
-            rate = self.interval_tokens / max(now - self.interval_started, 1e-9)
+        self.progress.done = module.step
+        adds_row = module.step % self.every_n_steps == 0 or module.step in (1, end)
+        shows_line = self.progress.is_due() or module.step in (self.first_step + 1, end)
+        if not (adds_row or shows_line):
+            return
+        update = module.last_update  # only here, because reading it waits for the device
+        now = time.monotonic()
+        self.tokens, self.flops = update["total_tokens"], update["total_flops"]
+        if adds_row:
+            rate = (self.tokens - self.interval_tokens) / max(now - self.interval_started, 1e-9)
             names = ("train_loss", "lr", "grad_norm", "tokens")
             self._append(trainer, module.step, {name: update[name] for name in names} | {"tokens_per_s": round(rate)})
-            self.interval_tokens, self.interval_started = 0.0, now
-        self.progress.done = module.step
-        if self.progress.is_due() or module.step in (self.first_step + 1, end):
+            self.interval_tokens, self.interval_started = self.tokens, now
+        if shows_line:
             seconds, updates, tokens, flops = self._totals_of_last_minute(now, module.step)
             # assume that validations keep taking the same share of the time
             share = (now - self.started) / max(now - self.started - self.validating, 1e-9)
@@ -159,7 +163,8 @@ class TrainingLog(Callback):
 @cache
 def _measure_peak_flops(device: str, dtype: torch.dtype) -> float:
     """Measure the device's FLOP rate, once per process: it takes half a second, and a process may train many seeds."""
-    return matmul_rate(device, dtype)
+    # on Apple's GPU a product returns before it is computed: with 0 no MFU is shown
+    return 0.0 if device == "mps" else matmul_rate(device, dtype)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

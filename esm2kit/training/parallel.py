@@ -133,7 +133,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     for parameter in parameters:
         if parameter.grad is not None:
             by_placement[_placement(parameter.grad)].append(parameter.grad)
-    total = torch.zeros(())
+    total: Tensor | None = None
     for gradients in by_placement.values():
         local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
         norms = torch.stack(torch._foreach_norm(local))
@@ -142,8 +142,8 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
             for dimension, placement in enumerate(gradients[0].placements):
                 if not isinstance(placement, Replicate):  # Shard, or FSDP2's strided shard of a tensor-parallel shard
                     square = sum_over_group(gradients[0].device_mesh.get_group(dimension), square)
-        total = total.to(square.device) + square
-    norm = total.sqrt()
+        total = square if total is None else total + square
+    norm = torch.zeros(()) if total is None else total.sqrt()
     if max_norm:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradients in by_placement.values():

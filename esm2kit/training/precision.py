@@ -39,10 +39,14 @@ def gather_dtype(precision: TrainingPrecision) -> torch.dtype | None:
 def precision_context(model: nn.Module, precision: TrainingPrecision) -> Iterator[None]:
     """Run forward and backward passes in the given precision; bf16-true uses bfloat16 copies of all parameters.
 
+    Both bf16 precisions cast a weight once in this context, however many micro-batches run in it. Under bf16-mixed it
+    is autocast that casts; its cache, which Lightning turns off, is on here and is emptied at the end, because the
+    update that follows changes the weights.
+
     The parameters are float32 master weights, and the optimizer, gradient clipping, checkpoints and the data-parallel
     exchange use only them. The copies are part of the autograd graph, so the gradients of all micro-batches accumulate
-    in float32 at the master weights. FSDP2 casts the parameters that it gathers (`MixedPrecisionPolicy`), and
-    bf16-mixed is Lightning's autocast, so in both cases this context does nothing.
+    in float32 at the master weights. FSDP2 casts the parameters that it gathers (`MixedPrecisionPolicy`), so this
+    context makes no copies of them.
 
     Memory per parameter on a device with the full model: 4 bytes for the master weight, 4 for its gradient, 8 for AdamW
     and 2 for the copy, 18 in total. Autocast takes the same, because it keeps copies of the matrices. bf16-true saves
@@ -58,12 +62,21 @@ def precision_context(model: nn.Module, precision: TrainingPrecision) -> Iterato
     Yields:
         None.
     """
+    if precision == "bf16-mixed":
+        was_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(True)
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+            torch.set_autocast_cache_enabled(was_enabled)
+        return
     if precision != "bf16-true" or isinstance(model, FSDPModule):
         yield
         return
     slots = [(module._parameters, name) for module in model.modules() for name in module._parameters]
     masters = [(owner, name, owner[name]) for owner, name in slots if owner[name] is not None]
-    copies = {master: master.to(torch.bfloat16) for _, _, master in masters}
+    copies = {master: master.to(torch.bfloat16) for master in dict.fromkeys(master for _, _, master in masters)}
     try:
         for owner, name, master in masters:
             owner[name] = copies[master]

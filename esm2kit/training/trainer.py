@@ -69,12 +69,13 @@ def resolve_accelerator(config: TrainingConfig) -> str:
         config: The run.
 
     Returns:
-        `cpu` or `cuda`.
+        `cpu`, `cuda` or `mps`. An Apple GPU is one device, so `auto` is `cpu` for several devices.
 
     Raises:
         InputError: As `resolve_device`.
     """
-    return "cuda" if resolve_device(config.accelerator) == "cuda" else "cpu"
+    device = resolve_device(config.accelerator)
+    return "cpu" if device == "mps" and config.accelerator == "auto" and config.devices > 1 else device
 
 
 def check_devices(config: TrainingConfig) -> None:
@@ -97,6 +98,14 @@ def check_devices(config: TrainingConfig) -> None:
             code="devices.workers",
             found=world_size(),
             expected=workers,
+        )
+    if config.accelerator == "mps" and workers > 1:
+        raise InputError(
+            f"accelerator 'mps' is one device, but devices {config.devices} x num_nodes {config.num_nodes} is "
+            f"{workers}. Use --devices 1, or --accelerator cpu.",
+            code="devices.missing",
+            found=1,
+            requested=workers,
         )
     found = torch.cuda.device_count()
     if config.accelerator == "cuda" and not found:

@@ -16,11 +16,11 @@ from support.planted import KINDS, make_planted_task
 from torch import nn
 
 from esm2kit.benchmarking.baselines.fit import fit_baseline
-from esm2kit.benchmarking.probes import head_training, heads
+from esm2kit.benchmarking.probes import heads
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, ProbeName, default_probe, preset_config
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
-from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, _BatchReader, fit_head
+from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, fit_head
 from esm2kit.benchmarking.probes.heads import Cnn, FeatureBatch, Fnn, LightAttention, PackedConvolution
 from esm2kit.benchmarking.probes.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import score_fitted
@@ -426,63 +426,3 @@ def test_wrong_numbers_of_rows_are_reported_with_their_protein():
     residues = int(data.num_residues[4])
     with refused("features.rows", protein="p4", found=residues - 1, expected=residues):
         fit_probe(Features(features.values_ND[:-1], offsets, "x.h5"), ProbeTargets.from_task(data), ProbeConfig("cnn"))
-
-
-@pytest.mark.parametrize(
-    ("level", "target", "probe"),
-    [("protein", "value", "fnn"), ("residue", "class", "cnn"), ("protein", "class", "light_attention")],
-)
-def test_rows_that_a_gpu_holds_give_the_same_probe(level, target, probe, monkeypatch):
-    """A GPU keeps all rows and selects those of a batch. Here the CPU does the same: equal batches, equal results."""
-    features, data = make_planted_task(level, target, num_proteins=60, by_residue=probe == "light_attention")
-    targets, config = ProbeTargets.from_task(data), ProbeConfig(probe, epochs=3, batch_size=16, dropout=0.2)
-    usual = fit_probe(features, targets, config, (0, 1))
-    batches, select = [], _BatchReader._select_rows
-    load, init = _BatchReader._load_rows, _BatchReader.__init__
-
-    def init_with_rows(reader, *arguments):
-        init(reader, *arguments)
-        reader.resident_ND = load(reader)
-
-    def select_and_compare(reader, proteins):
-        found, reader.resident_ND, kept = select(reader, proteins), None, reader.resident_ND
-        expected = reader.batch(proteins)
-        reader.resident_ND = kept
-        assert torch.equal(found.x_ND, expected.x_ND)
-        assert found.sizes == expected.sizes
-        assert (found.is_real_N is None) == (expected.is_real_N is None)
-        assert found.is_real_N is None or torch.equal(found.is_real_N, expected.is_real_N)
-        batches.append(len(proteins))
-        return found
-
-    monkeypatch.setattr(_BatchReader, "__init__", init_with_rows)
-    monkeypatch.setattr(_BatchReader, "_select_rows", select_and_compare)
-    resident = fit_probe(features, targets, config, (0, 1))
-    assert batches
-    assert resident.history == usual.history
-    np.testing.assert_array_equal(resident.test_SM, usual.test_SM)
-
-
-def test_rows_stay_where_they_are_if_a_gpu_has_little_memory(monkeypatch):
-    features, data = make_planted_task("protein", "value", num_proteins=60)
-    size = features.values_ND.size * 4
-    reader = _BatchReader(features, ProbeTargets.from_task(data), ProbeConfig("fnn"), Fnn, CPU)
-    for free, resident in ((4 * size, True), (4 * size - 1, False), (None, False)):
-        monkeypatch.setattr(head_training, "read_free_memory", lambda device, free=free: free)
-        assert (reader._load_rows() is not None) == resident
-
-
-def test_large_products_give_the_same_convolution(monkeypatch):
-    """A GPU multiplies more rows at once: equal outputs and gradients."""
-    x_GND = torch.randn(1, 3000, 5, generator=torch.Generator().manual_seed(0))
-    for outputs in (3, 8):  # narrower and wider than the input
-        weight = torch.randn(1, 7, 5, outputs, generator=torch.Generator().manual_seed(1))
-        results = []
-        for rows in (heads.ROWS_PER_PRODUCT, heads.ROWS_PER_PRODUCT_GPU):
-            monkeypatch.setattr(heads, "_rows_per_product", lambda x_ND, rows=rows: rows)
-            inputs = x_GND.clone().requires_grad_(), weight.clone().requires_grad_()
-            out = PackedConvolution.apply(*inputs)
-            out.square().mean().backward()
-            results.append((out.detach(), *(each.grad for each in inputs)))
-        for one, two in zip(*results, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.devices import CUDA, MPS, on_devices, relative_difference
+from support.devices import CUDA, on_devices, relative_difference
 from support.finetune_fixtures import write_tasks, write_tiny_model
 from support.layouts import arguments, train_in_process, train_with_torchrun
 from support.planted import make_planted_task
@@ -151,7 +151,7 @@ def test_fine_tuning_has_the_losses_of_the_cpu(device, mode, task, tasks, tiny, 
         np.testing.assert_allclose(losses[device, "test"], losses["cpu", "test"], rtol=1e-3, atol=1e-4)
 
 
-@on_devices(MPS)
+@on_devices()
 @pytest.mark.parametrize(
     ("level", "target", "probe"),
     [("protein", "value", "fnn"), ("residue", "class", "cnn"), ("protein", "class", "light_attention")],

@@ -98,15 +98,14 @@ def test_the_time_left_follows_a_machine_that_slows_down(tmp_path: Path, monkeyp
     monkeypatch.setattr(training_log, "_measure_peak_flops", lambda *arguments: 0.0)
     trainer = SimpleNamespace(is_global_zero=True, world_size=1, loggers=[])
     config = SimpleNamespace(precision="32-true", max_steps=200)
-    update = {"train_loss": 2.9, "lr": 1e-3, "grad_norm": 1.0, "tokens": 50.0}
-    module = SimpleNamespace(
-        device=torch.device("cpu"), config=config, last_update=update, last_validation={"val_loss": 2.9}
-    )
+    update = {"train_loss": 2.9, "lr": 1e-3, "grad_norm": 1.0, "tokens": 50.0, "total_flops": 0.0}
+    module = SimpleNamespace(device=torch.device("cpu"), config=config, last_validation={"val_loss": 2.9})
     log = TrainingLog(tmp_path, 10, None, 0)
     log.on_train_start(trainer, module)
     with caplog.at_level(logging.INFO, "esm2kit.training.metrics_log"):
         for module.step in range(1, 117):
             clock.now += 1.0 if module.step <= 60 else 5.0
+            module.last_update = update | {"total_tokens": 50.0 * module.step}
             log.on_train_batch_end(trainer, module)
             if module.step == 60:
                 log.on_validation_start(trainer, module)

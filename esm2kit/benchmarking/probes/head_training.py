@@ -15,7 +15,6 @@ from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets,
 from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
-from esm2kit.core.hardware import read_free_memory
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
@@ -57,7 +56,6 @@ class _BatchReader:
             else None
         )
         self.moments = tuple(moment.to(device) for moment in moments) if moments else None
-        self.resident_ND = self._load_rows() if device.type != "cpu" else None
         if self.task.target == "class":
             self.targets = build_class_targets(targets.packed, self.task).to(device)
         else:
@@ -67,27 +65,12 @@ class _BatchReader:
         self.num_scored = np.diff(np.concatenate([[0], np.cumsum(targets.scored)])[targets.offsets])
         self.buffer_ND = torch.empty(0, features.width)
 
-    def _load_rows(self) -> Tensor | None:
-        """Load all feature rows onto the device, standardised, if they take at most a quarter of its free memory."""
-        num_rows, width = int(self.offsets[-1]), self.features.width
-        free = read_free_memory(self.device)
-        if free is None or 4 * num_rows * width * 4 > free:
-            return None
-        resident_ND = torch.empty(num_rows, width, device=self.device)
-        for where, block in read_blocks(self.features, np.arange(num_rows)):
-            resident_ND[where] = block.to(self.device)
-        if self.moments is not None:
-            resident_ND.sub_(self.moments[0]).div_(self.moments[1])
-        return resident_ND
-
     def split(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
         """Split proteins into parts of at most `row_budget` rows."""
         return (proteins[part] for part in split_within_budget(self.sizes[proteins], self.budget))
 
     def batch(self, proteins: np.ndarray) -> FeatureBatch:
         """Return the feature rows of some proteins on the device. On the CPU the next batch overwrites them."""
-        if self.resident_ND is not None:
-            return self._select_rows(proteins)
         if self.one_row_each:
             x_ND = self.features.take(self.offsets[proteins]).to(self.device)
             if self.moments is not None:
@@ -113,23 +96,6 @@ class _BatchReader:
         if self.moments is not None:
             x_ND.sub_(self.moments[0]).div_(self.moments[1]).mul_(is_real_N[:, None])
         return FeatureBatch(x_ND, is_real_N, sizes)
-
-    def _select_rows(self, proteins: np.ndarray) -> FeatureBatch:
-        """Return the same batch from the rows that the device holds: only row numbers are copied to it."""
-        if self.one_row_each:
-            return FeatureBatch(self._take(self.offsets[proteins]), None, [])
-        gap, counts = self.head.radius, self.sizes[proteins]
-        sizes = [gap] * (2 * len(counts) + 1)
-        sizes[1::2] = counts.tolist()
-        is_real = np.repeat(np.arange(len(sizes)) % 2 == 1, sizes)
-        indices = np.zeros(len(is_real), np.int64)  # gap rows read any row, and are then zeroed
-        indices[is_real] = _row_indices(self.offsets, proteins)
-        is_real_N = torch.from_numpy(is_real).to(self.device)
-        x_ND = self._take(indices).masked_fill_(~is_real_N[:, None], 0.0)
-        return FeatureBatch(x_ND, is_real_N, sizes)
-
-    def _take(self, indices: np.ndarray) -> Tensor:
-        return self.resident_ND.index_select(0, torch.from_numpy(indices).to(self.device))
 
     def outputs(self, model: SeededHead, proteins: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the outputs (S, M, C) for the scored targets of some proteins, and these targets (M,)."""

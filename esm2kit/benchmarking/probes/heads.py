@@ -28,13 +28,8 @@ class FeatureBatch(NamedTuple):
     sizes: list[int]
 
 
-# Rows per matrix product: on a CPU they stay in the cache for all taps, and memory does not grow with the batch. On a
-# GPU few large products take less time than the launches of many small ones.
-ROWS_PER_PRODUCT, ROWS_PER_PRODUCT_GPU = 1024, 16_384
-
-
-def _rows_per_product(x_ND: Tensor) -> int:
-    return ROWS_PER_PRODUCT if x_ND.device.type == "cpu" else ROWS_PER_PRODUCT_GPU
+# Rows per matrix product: they stay in the cache for all taps, and memory does not grow with the batch.
+ROWS_PER_PRODUCT = 1024
 
 
 def _windows(x_ND: Tensor, num_taps: int, start: int, stop: int) -> Tensor:
@@ -59,9 +54,9 @@ def _convolve(x_ND: Tensor, weight_KDE: Tensor) -> Tensor:
     inner = len(x_ND) - num_taps + 1
     if width < outputs:
         x_ND, wide = x_ND.contiguous(), weight_KDE.reshape(num_taps * width, outputs)
-    out_NE, step = x_ND.new_zeros(inner, outputs), _rows_per_product(x_ND)
-    for start in range(0, inner, step):
-        stop = min(start + step, inner)
+    out_NE = x_ND.new_zeros(inner, outputs)
+    for start in range(0, inner, ROWS_PER_PRODUCT):
+        stop = min(start + ROWS_PER_PRODUCT, inner)
         if width < outputs:
             torch.mm(_windows(x_ND, num_taps, start, stop).contiguous(), wide, out=out_NE[start:stop])
             continue
@@ -90,7 +85,7 @@ class PackedConvolution(torch.autograd.Function):
         num_taps, width, outputs = weight_GKDE.shape[1:]
         radius, rows = num_taps // 2, x_GND.shape[1]
         grad_x = torch.empty_like(x_GND) if ctx.needs_input_grad[0] else None
-        grad_weight, step = torch.empty_like(weight_GKDE), _rows_per_product(x_GND)
+        grad_weight = torch.empty_like(weight_GKDE)
         for group, x_ND in enumerate(x_GND):
             inner_NE = grad_GNE[group, radius : rows - radius].contiguous()
             # The gradient of x is a convolution with reversed taps, which needs K - 1 zero rows on either side.
@@ -99,14 +94,14 @@ class PackedConvolution(torch.autograd.Function):
                 grad_x[group] = _convolve(padded_NE, weight_GKDE[group].flip(0).transpose(1, 2))
             if width < outputs:
                 x_ND, wide = x_ND.contiguous(), x_ND.new_zeros(num_taps * width, outputs)
-                for start in range(0, len(inner_NE), step):
-                    stop = min(start + step, len(inner_NE))
+                for start in range(0, len(inner_NE), ROWS_PER_PRODUCT):
+                    stop = min(start + ROWS_PER_PRODUCT, len(inner_NE))
                     wide.addmm_(_windows(x_ND, num_taps, start, stop).contiguous().T, inner_NE[start:stop])
                 grad_weight[group] = wide.view(num_taps, width, outputs)
             else:
                 wide = x_ND.new_zeros(width, num_taps * outputs)
-                for start in range(0, rows, step):
-                    stop = min(start + step, rows)
+                for start in range(0, rows, ROWS_PER_PRODUCT):
+                    stop = min(start + ROWS_PER_PRODUCT, rows)
                     wide.addmm_(x_ND[start:stop].T, _windows(padded_NE, num_taps, start, stop).contiguous())
                 grad_weight[group] = wide.view(width, num_taps, outputs).transpose(0, 1).flip(0)
         return grad_x, grad_weight
@@ -116,8 +111,7 @@ class SeededHead(nn.Module):
     """Base class of the heads: parameters and dropout are sampled per seed, with the distributions of torch's layers.
 
     Args:
-        seeds: One seed per slice. A slice depends only on its own seed. Initial weights are the same on every device;
-            dropout is sampled on the device.
+        seeds: One seed per slice. A slice depends only on its own seed.
         dropout: Dropout rate of the hidden units.
         device: Device of the parameters.
     """
@@ -128,16 +122,13 @@ class SeededHead(nn.Module):
     def __init__(self, seeds: Sequence[int], dropout: float, device: torch.device) -> None:
         super().__init__()
         self.seeds, self.dropout, self.device = tuple(seeds), dropout, device
-        # on the CPU one stream per seed samples the weights and then dropout
-        self.initial = [torch.Generator().manual_seed(seed) for seed in seeds]
-        on_device = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
-        self.generators = self.initial if torch.device(device).type == "cpu" else on_device
+        self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
     def init_uniform(self, *shape: int, fan_in: int) -> nn.Parameter:
         """Sample a parameter (S, *shape) uniformly in +-1/sqrt(fan_in), the default of torch's layers."""
         bound = 1 / math.sqrt(fan_in)
-        sampled = [torch.rand(shape, generator=generator) for generator in self.initial]
-        return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound).to(self.device))
+        sampled = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
+        return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound))
 
     def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
         """Apply inverted dropout, with one random stream per seed."""
