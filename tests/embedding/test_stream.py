@@ -224,7 +224,7 @@ def test_a_value_beyond_float16_is_refused_by_the_stream(
 
 def test_the_compute_stage_reads_no_value_of_the_device() -> None:
     """On the device meta, which has shapes and no values, an operation that waits for the device is an error."""
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError):
         torch.ones(3, device="meta").nonzero()
     encoder = Encoder(ESM2.initialised(CONFIG, 0).eval(), "float32", "meta")
     outputs = [Output("a", 2, "mean", 32), Output("b", 1, "bos", 32), Output("c", 2, "none", 32)]
