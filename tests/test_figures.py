@@ -24,7 +24,9 @@ from esm2kit.embedding.maps import Projection
 from esm2kit.figures import render_figure, render_svg
 from esm2kit.models.contacts import PairMap
 from esm2kit.notebook import diagrams
+from esm2kit.scoring import pictures
 from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.metrics import Interval
 
 mpl.use("Agg")
 LONG = "the average of a measurement with an unusually long name (in units of its own)"
@@ -53,6 +55,14 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(1e6, 1e3, size=(2, 90)), unit=LONG),
     "learning_curves": lambda: plots.learning_curves(
         np.geomspace(1e5, 1e-5, 9)[:, None], np.geomspace(1e5, 1e-2, 9)[:, None], [3]
+    ),
+    "contact_map": lambda: plots.contact_map(SQUARE, SQUARE.round(), LONG, boundaries=[12], title=LONG),
+    "draw_substitutions": lambda: pictures.draw_substitutions(
+        GENERATOR.normal(size=(120, 20)), "W" * 120, -9_999, LONG * 2
+    ).axes[0],
+    "draw_entropy": lambda: pictures.draw_entropy(GENERATOR.random(30), 100_000),
+    "draw_measured": lambda: pictures.draw_measured(
+        *GENERATOR.normal(1e6, 1e3, size=(2, 90)), Interval(-0.5, -0.55, -0.45)
     ),
     "pair_map": lambda: plots.pair_map(SQUARE, SQUARE.T, LONG, LONG, LONG),
     "by_separation": lambda: plots.by_separation(dict(zip(NAMES, GENERATOR.random((2, 90)), strict=False)), LONG),
@@ -109,6 +119,8 @@ def parse_transform(text: str) -> Affine2D:
         values = [float(number) for number in re.split(r"[ ,]+", numbers.strip())]
         if name == "rotate":
             found = found.rotate_deg_around(*(values[1:] or (0, 0)), values[0])
+        elif name == "matrix":
+            found = found + Affine2D.from_values(*values)
         elif name == "translate":
             found = found.translate(*values)
         else:
@@ -146,7 +158,7 @@ def texts_outside(svg: str) -> list[str]:
 def test_every_plot_is_tested() -> None:
     functions = {
         name
-        for module in (plots, diagrams)
+        for module in (plots, diagrams, pictures)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if name[0] != "_"
         and function.__module__ == module.__name__

@@ -89,7 +89,7 @@ def test_the_check_finds_what_is_missing(wheel: Path, tmp_path: Path) -> None:
                 target.writestr(name, data.replace(b"esm2kit/issues", b"someone/else"))
         target.writestr("tests/test_own.py", "")
     found = "\n".join(check_wheel(changed))
-    assert "esm2kit/benchmarking/templates/page.html.j2 is missing" in found
+    assert "esm2kit/templates/page.html.j2 is missing" in found
     assert "00_start_here.ipynb differs from the checkout" in found
     assert "00_start_here.ipynb has outputs" in found
     assert "tests/test_own.py should not be there" in found

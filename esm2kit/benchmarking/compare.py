@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
-from esm2kit.benchmarking.page import build_figure, build_headers, build_score_plot, format_metric_cell, render_page
+from esm2kit.benchmarking.page import build_score_plot, format_metric_cell
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, describe_row, metric_name
 from esm2kit.benchmarking.scores import build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, to_json
 from esm2kit.core.numbers import format_count
+from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
 

@@ -1,4 +1,4 @@
-"""Render a report as one HTML file that loads nothing from the network and follows the light or dark theme."""
+"""The HTML page of a report."""
 
 import json
 import math
@@ -6,9 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 
 from esm2kit import plots
@@ -27,7 +25,7 @@ from esm2kit.benchmarking.report import (
     metric_name,
 )
 from esm2kit.core.paths import portable_name
-from esm2kit.figures import render_figure
+from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
 from esm2kit.tasks.metrics import Interval
 from esm2kit.tasks.scaling import TargetScale
@@ -40,31 +38,6 @@ ROLES = {
     "probe": "the probe on the frozen encoder",
     "untrained": "the same probe on an untrained encoder",
 }
-
-
-def render_page(
-    title: str, lead: str, facts: Sequence[str], sections: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()
-) -> str:
-    """Render the HTML page; all text is escaped except the figures from `build_figure`."""
-    pages = Environment(loader=PackageLoader("esm2kit.benchmarking"), autoescape=True, trim_blocks=True)
-    return pages.get_template("page.html.j2").render(
-        title=title, lead=lead, facts=facts, sections=sections, warnings=warnings
-    )
-
-
-def build_figure(draw: Callable[[], Axes], alt: str, caption: str) -> dict[str, str]:
-    """Build a figure of a section.
-
-    Args:
-        draw: Plots the figure and returns its axes.
-        alt: Alternative text.
-        caption: Text below the figure.
-
-    Returns:
-        The template's variables: html and caption.
-    """
-    with mpl.rc_context({"text.parse_math": False}):  # a label may contain dollar signs
-        return {"html": render_figure(draw().figure, alt), "caption": caption}
 
 
 def build_score_plot(
@@ -90,11 +63,6 @@ def format_metric_cell(name: str, metric: Metric | None) -> dict[str, Any]:
     between = "" if metric.low is None else f"[{low}, {high}]"
     deviation = f" ±{spread}" if len(metric.seeds) > 1 else ""
     return {"text": format_value(name, metric.value), "small": between + deviation, "number": True}
-
-
-def build_headers(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:
-    """Build the headers of a table; columns from `numbers_from` on are numeric."""
-    return [{"text": name, "number": column >= numbers_from} for column, name in enumerate(names)]
 
 
 def build_score_table(report: Report) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import check_model_name, complete_model_names
 
 Strategy = Literal["masked-marginals", "wt-marginals", "mutant-marginals", "pseudo-ppl"]
+# These compute the probabilities of all residues at a position.
+ENTROPY_STRATEGIES = ("masked-marginals", "wt-marginals")
 # Longest input of one forward pass, with BOS and EOS, as ProteinGym's `model_window`.
 SPECIAL_TOKENS = 2
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
@@ -34,7 +36,7 @@ class ScoreConfig:
         positions: Positions whose substitutions are scored, such as 10-40,52. Default: all.
         model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
             Face folder, esm2kit checkpoint, or distributed checkpoint.
-        out_dir: Folder for `<name>_scores.tsv`, `<name>_scores.h5` and `<name>_scores.json`.
+        out_dir: Folder for `<name>_scores.tsv`, `<name>_scores.h5`, `<name>_scores.html` and the other files.
         strategy: How a variant is scored. masked-marginals hides each mutated position of the wild type, wt-marginals
             hides nothing and needs one pass, mutant-marginals reads the mutant, and pseudo-ppl compares the
             pseudo-log-likelihoods of mutant and wild type.
@@ -53,6 +55,11 @@ class ScoreConfig:
             frequencies as a baseline in the comparison with measured values.
         groups: Table of the proteins and the groups of several assays, such as ProteinGym's reference file, for
             averages. Default: as ProteinGym groups its assays; others by the names of their files.
+        structure: Structure of the protein, as PDB or mmCIF, or a folder of structures. Copies of them get the scores
+            as B factors, which viewers show as colours.
+        colour_by: Value of a residue in the structure: mean or lowest (worst) score of its substitutions, or entropy of
+            the model's guess.
+        pictures: Number of proteins with a heat map, as pictures and in the HTML page. With 0 neither is written.
         resamples: Bootstrap replicates for the intervals of the comparison with measured values.
         untrained_seed: Use the model's architecture with random weights from this seed, as a baseline. Default: trained
             weights.
@@ -84,6 +91,9 @@ class ScoreConfig:
     measured: str | None = None
     alignment: Path | None = None
     groups: Path | None = None
+    structure: Path | None = None
+    colour_by: Literal["mean", "worst", "entropy"] = "mean"
+    pictures: int = 10
     resamples: int = 1000
     untrained_seed: int | None = None
     max_residues: int = 1022
@@ -96,12 +106,12 @@ class ScoreConfig:
     restart: bool = False
 
     option_groups = OptionGroups(
-        usual="fasta mutations positions model out_dir strategy sequences fast",
+        usual="fasta mutations positions model out_dir strategy sequences fast structure",
         data="offset column measured alignment groups",
         model="mask_together untrained_seed max_residues",
         evaluation="passes sample resamples",
         hardware="device precision workers batch_tokens",
-        output="name format restart",
+        output="name format pictures colour_by restart",
     )
 
     def __post_init__(self) -> None:
@@ -116,7 +126,7 @@ class ScoreConfig:
         check_range(self, "max_residues", at_least=2)
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
         check_range(self, "passes", at_least=1)
-        check_range(self, "sample", "untrained_seed", at_least=0)
+        check_range(self, "sample", "untrained_seed", "pictures", at_least=0)
         check_range(self, "workers", "batch_tokens", at_least=1, hint="omit it to use the default for this machine")
         chosen = [name for name in ("sequences", "mutations", "positions") if getattr(self, name)]
         if len(chosen) > 1:
@@ -129,6 +139,18 @@ class ScoreConfig:
             raise InputError(
                 "fast is an estimate for whole proteins. Add --sequences, or use strategy wt-marginals for mutations.",
                 code="score.fast",
+            )
+        if self.structure is not None and self.sequences:
+            raise InputError(
+                "structure shows the scores of mutations, and sequences scores whole proteins. Omit one of them.",
+                code="score.structure-sequences",
+            )
+        if self.colour_by == "entropy" and self.strategy not in ENTROPY_STRATEGIES:
+            raise InputError(
+                f"colour_by entropy requires strategy {' or '.join(ENTROPY_STRATEGIES)}, found '{self.strategy}'. "
+                "Use colour_by mean.",
+                code="score.colour-by",
+                strategy=self.strategy,
             )
         if self.mask_together and (self.strategy != "masked-marginals" or self.sequences):
             raise InputError(
@@ -164,7 +186,7 @@ class ScoreConfig:
         """
         from esm2kit.sequences.fasta import find_fasta_files, is_fasta_name  # slow import
 
-        for name in ("alignment", "groups"):
+        for name in ("alignment", "groups", "structure"):
             path = getattr(self, name)
             if path is not None and not path.exists():
                 raise InputError(f"{path}: no such file. Check {name}.", code="score.absent", path=path, name=name)

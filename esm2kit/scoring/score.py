@@ -35,6 +35,7 @@ from esm2kit.scoring.journal import Journal, JournalValues
 from esm2kit.scoring.masked_passes import compute_batches, split_passes
 from esm2kit.scoring.mutations import parse_positions
 from esm2kit.scoring.output import Attributes, SequenceScan, SubstitutionScan
+from esm2kit.scoring.presentation import Presentation
 from esm2kit.scoring.scores import REMEDY, Scores
 from esm2kit.scoring.strategies import count_values
 from esm2kit.scoring.variants import Variant, VariantSet, list_substitutions, read_variants, strip_suffix
@@ -48,7 +49,7 @@ VALUES = "values.bin"  # the journal of computed batches
 # These do not change a score.
 IGNORED_SETTINGS = (
     "fasta", "mutations", "column", "measured", "alignment", "groups", "resamples", "out_dir", "name", "model",
-    "device", "workers", "restart", "batch_tokens",
+    "device", "workers", "restart", "batch_tokens", "structure", "colour_by", "pictures",
 )  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class ScoreJob:
         self.sets: list[VariantSet] = []
         variants = self._read_variants()
         self.evaluation = Evaluation(config, self.proteins, self.sets)
+        self.presentation = Presentation(config, self.proteins)
         self.variants_sha256 = None if variants is None else _digest_variants(variants)
         self.scan: SubstitutionScan | SequenceScan
         if config.sequences:
@@ -199,14 +201,14 @@ class ScoreJob:
         return self._report(Scores.read(self.manifest))
 
     def _report(self, scores: Scores) -> Scores:
-        """Log what the scores say, and compare them with measured values if there are some."""
+        """Log what the scores say, and compare them with measured values if there are some, and write the page."""
         if scores.most_tolerated:
             most, least = scores.most_tolerated, scores.least_tolerated
             logger.info("most tolerated positions: %s; least tolerated: %s", most, least)
         if scores.mean_error is not None:
             logger.info("the estimate is off by %.2g per residue on average, on the proteins that were also computed "
                         "exactly", scores.mean_error)  # fmt: skip
-        return self.evaluation.run(scores)
+        return self.presentation.run(self.evaluation.run(scores))
 
     def _find_finished(self) -> Scores | None:
         """Return the result of a finished run with the same settings, if there is one.

@@ -36,6 +36,9 @@ class Scores:
         least_tolerated: positions with the lowest, the lowest first.
         mean_error: mean absolute error of the estimate of `fast`, per residue. None if nothing was estimated.
         files: all files.
+        page: HTML page with the verdict, the pictures and the tables. None without pictures.
+        pictures: heat maps of the proteins, as PNG and SVG.
+        structures: structures with the scores in the column of B factors.
         assay: JSON file of the comparison with measured values, if there are some, see `read_assay`.
     """
 
@@ -51,6 +54,9 @@ class Scores:
     mean_error: float | None
     files: tuple[Path, ...]
     assay: Path | None = None
+    page: Path | None = None
+    pictures: tuple[Path, ...] = ()
+    structures: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, manifest: Path) -> "Scores":

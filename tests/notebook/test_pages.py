@@ -15,7 +15,7 @@ from support.errors import refused
 from support.reports import report, row, score
 
 from esm2kit import plots
-from esm2kit.benchmarking.page import build_figure, build_score_table, render_page
+from esm2kit.benchmarking.page import build_score_table
 from esm2kit.core.files import write_json
 from esm2kit.notebook.runs.manifest import Artefact, NotebookRun, RunManifest, identify_process, read_manifest
 from esm2kit.notebook.runs.pages import (
@@ -25,6 +25,7 @@ from esm2kit.notebook.runs.pages import (
     replace_navigation,
     write_runs_page,
 )
+from esm2kit.pages import build_figure, render_page
 
 RESULT = "Validation perplexity is 16.73; guessing by frequency gives 17.52."
 

@@ -37,7 +37,7 @@ def own_scores(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[di
     """Every single substitution of SEQUENCE with its score."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "p.fasta").write_text(f">P\n{SEQUENCE}\n")
-    return read_rows(score(ScoreConfig(folder / "p.fasta", model=str(model), out_dir=folder)).scores)
+    return read_rows(score(ScoreConfig(folder / "p.fasta", model=str(model), out_dir=folder, pictures=0)).scores)
 
 
 def write_assay(path: Path, rows: list[dict[str, str]], measured: np.ndarray) -> Path:
@@ -52,7 +52,7 @@ def write_assay(path: Path, rows: list[dict[str, str]], measured: np.ndarray) ->
 
 
 def run(source: Path, model: Path, folder: Path, **options) -> Scores:
-    return score(ScoreConfig(source, model=str(model), out_dir=folder, **{"resamples": 200, **options}))
+    return score(ScoreConfig(source, model=str(model), out_dir=folder, **{"resamples": 200, "pictures": 0, **options}))
 
 
 def add_noise(rows: list[dict[str, str]], seed: int = 0) -> np.ndarray:
@@ -110,7 +110,8 @@ def test_files_and_repeated_calls(
     assert run(path, model, tmp_path / "out") == result
     assert {file: file.stat().st_mtime_ns for file in result.files} == before
     # the file as mutations without a FASTA is the same run
-    assert score(ScoreConfig(mutations=str(path), model=str(model), out_dir=tmp_path / "out", resamples=200)) == result
+    options = {"model": str(model), "out_dir": tmp_path / "out", "resamples": 200, "pictures": 0}
+    assert score(ScoreConfig(mutations=str(path), **options)) == result
     # with other resamples only the comparison is made again
     again = run(path, model, tmp_path / "out", resamples=300)
     assert {file: file.stat().st_mtime_ns for file in again.files[:3]} == {

@@ -37,7 +37,7 @@ def write_fasta(path: Path, *names: str) -> Path:
 
 def configure(folder: Path, model: Path | str, *names: str, **options) -> ScoreConfig:
     fasta = write_fasta(folder / "in.fasta", *names)
-    return ScoreConfig(fasta, **{"model": str(model), "out_dir": folder / "out", **options})
+    return ScoreConfig(fasta, **{"model": str(model), "out_dir": folder / "out", "pictures": 0, **options})
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -230,7 +230,18 @@ def test_an_interrupt_is_reported_and_loses_nothing(
 ) -> None:
     stop_after(monkeypatch, 3, KeyboardInterrupt)
     fasta = write_fasta(tmp_path / "in.fasta")
-    arguments = ["score", str(fasta), "--model", str(model), "--out_dir", str(tmp_path / "out"), "--workers", "1"]
+    arguments = [
+        "score",
+        str(fasta),
+        "--model",
+        str(model),
+        "--out_dir",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+        "--pictures",
+        "0",
+    ]
     arguments += ["--batch_tokens", "60"]
     assert main(arguments) == 130
     assert "Run the same command again to resume" in capsys.readouterr().err
