@@ -37,6 +37,7 @@ from esm2kit.embedding.plan import (
 )
 from esm2kit.embedding.stream import Copies, DeviceStream, checksum_arrays, choose_copies
 from esm2kit.models.encoder import Encoder
+from esm2kit.sequences.batching import group_batches
 from esm2kit.sequences.windows import Windowing
 
 logger = logging.getLogger(__name__)
@@ -243,15 +244,11 @@ class EmbeddingRun:
         self, batches: Iterable[tuple[ProteinBatch, list[str]]]
     ) -> Iterator[list[tuple[ProteinBatch, list[str]]]]:
         """Iterate over the batches that the encoder takes in one call: one, or as many as it needs to be efficient."""
-        group, tokens = [], 0
-        for batch, sequences in batches:
-            group.append((batch, sequences))
-            tokens += sum(len(sequence) + 2 for sequence in sequences)
-            if tokens >= self.encoder.group_tokens:
-                yield group
-                group, tokens = [], 0
-        if group:
-            yield group
+
+        def count_tokens(found: tuple[ProteinBatch, list[str]]) -> int:
+            return sum(len(sequence) + 2 for sequence in found[1])
+
+        return group_batches(batches, count_tokens, self.encoder.group_tokens)
 
     def _residues(self, batch: ProteinBatch) -> int:
         return int(self.num_embedded_P[batch.rows].sum())

@@ -37,6 +37,20 @@ SECONDS_BETWEEN_LINES = 10.0
 USABLE_SHARE = 0.9
 
 
+class SelectedRows(NamedTuple):
+    """A batch of packed sequences, and the rows of it that are needed.
+
+    Args:
+        tokens_N: concatenated token ids of the sequences, each with BOS and EOS.
+        num_tokens: tokens per sequence.
+        rows_M: indices of the rows, ascending.
+    """
+
+    tokens_N: Tensor
+    num_tokens: Sequence[int]
+    rows_M: Tensor
+
+
 class LayerwiseEncoder(Encoder):
     """Computes representations with two layers in memory at a time: one computes, the next is read.
 
@@ -49,6 +63,8 @@ class LayerwiseEncoder(Encoder):
         batch_tokens: tokens that are computed together. Default: as for `embed`.
         workers: single-threaded workers on the CPU. Default: one per core.
         change: changes the tensors of a layer after they are read, for example to merge adapters.
+        fused: whether a CPU runs the fused layers of `Encoder`. Otherwise it runs the modules of the model, as other
+            devices do, for `run_layers`.
     """
 
     def __init__(
@@ -59,6 +75,7 @@ class LayerwiseEncoder(Encoder):
         batch_tokens: int | None = None,
         workers: int | None = None,
         change: ChangeLayer | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__(weights.load_ends(), precision, device)
         self.weights, self.change = weights, change
@@ -68,7 +85,9 @@ class LayerwiseEncoder(Encoder):
         self.layers, self.model.layers = [], torch.nn.ModuleList()
         self.batch_tokens = batch_tokens or TOKENS_PER_BATCH[kind]
         self.group_tokens = max(self.batch_tokens, GROUP_TOKENS[kind])
-        self.is_fused = kind == "cpu"  # the fused layers of `Encoder`, otherwise the modules of the model
+        self.is_fused = fused and kind == "cpu"
+        if not self.is_fused:
+            self.model.to(dtype=getattr(torch, self.precision))
         self.workers = (workers or count_cores()) if kind == "cpu" else 1
         self.dtype = self.model.embed_tokens.weight.dtype
         self._reader = ThreadPoolExecutor(1, "read_layer", torch.set_num_threads, (1,))
@@ -102,15 +121,69 @@ class LayerwiseEncoder(Encoder):
             run(lambda batch: self._embed_batch(tokens_N, x_ND, batch), batches)
             found = {0: x_ND.to(torch.float32, copy=True)} if 0 in keep else {}
             for number in range(1, top + 1):
-                layer = self._take_layer(number - 1, top)
-                run(lambda batch, layer=layer: self._run_layer(layer, x_ND, batch), batches)
-                self._log(number, top, len(tokens_N))
+                self._apply_layer(run, number, top, x_ND, batches)
                 if number in keep and number < last:
                     found[number] = x_ND.to(torch.float32, copy=True)
             if last in keep:
                 run(lambda batch: self._normalise(x_ND, batch), batches)
                 found[last] = x_ND.float()
         return found
+
+    @torch.inference_mode()
+    def encode_rows_together(self, inputs: Sequence[SelectedRows]) -> list[Tensor]:
+        """Compute the representations of the final layer at some rows of batches, as `Encoder.encode_rows` for each.
+
+        Args:
+            inputs: the batches.
+
+        Returns:
+            (M, D) of each batch, with the final LayerNorm, in float32 on the CPU.
+
+        Raises:
+            InputError: the model's files have changed or are damaged.
+        """
+        tokens_N, last = torch.cat([each.tokens_N for each in inputs]), self.config.num_layers
+        ends = np.cumsum([0, *(len(each.tokens_N) for each in inputs)]).tolist()
+        batches = [
+            self._lay_out(Packed(list(each.num_tokens), self.compute_device), start)
+            for each, start in zip(inputs, ends, strict=False)
+        ]
+        rows_at = {batch.rows.start: each.rows_M for batch, each in zip(batches, inputs, strict=True)}
+        found: dict[int, Tensor] = {}
+        with self._lock, self._start_workers() as run:
+            x_ND = torch.empty(len(tokens_N), self.config.embed_dim, dtype=self.dtype)
+            run(lambda batch: self._embed_batch(tokens_N, x_ND, batch), batches)
+            for number in range(1, last):
+                self._apply_layer(run, number, last, x_ND, batches)
+            layer = self._take_layer(last - 1, last)
+
+            def finish(batch: _Batch) -> None:
+                rows_M = rows_at[batch.rows.start]
+                found[batch.rows.start] = self._run_last_layer(layer, x_ND, batch, rows_M).float().cpu()
+
+            run(finish, batches)
+        return [found[batch.rows.start] for batch in batches]
+
+    @torch.inference_mode()
+    def run_layers(self, tokens_N: Tensor, layouts: Sequence[Packed]) -> None:
+        """Run all layers with layouts that record what they need of the attention.
+
+        Args:
+            tokens_N: concatenated token ids of all sequences, each with BOS and EOS.
+            layouts: of consecutive batches, on the device that computes. Each attends once per layer, in order.
+
+        Raises:
+            InputError: the model's files have changed or are damaged.
+        """
+        batches, start, top = [], 0, self.config.num_layers
+        for layout in layouts:
+            batches.append(self._lay_out(layout, start))
+            start += layout.num_rows
+        with self._lock, self._start_workers() as run:
+            x_ND = torch.empty(len(tokens_N), self.config.embed_dim, dtype=self.dtype)
+            run(lambda batch: self._embed_batch(tokens_N, x_ND, batch), batches)
+            for number in range(1, top + 1):
+                self._apply_layer(run, number, top, x_ND, batches)
 
     @torch.inference_mode()
     def logits(self, hidden_ND: Tensor, on_device: bool = False) -> Tensor:
@@ -124,21 +197,22 @@ class LayerwiseEncoder(Encoder):
 
     def _split(self, num_tokens: Sequence[int]) -> list["_Batch"]:
         sizes = np.asarray(num_tokens, dtype=np.int64)
-        ends = sizes.cumsum()
-        batches = []
-        for part in split_within_budget(sizes, self.batch_tokens):
-            packed = Packed(sizes[part].tolist(), self.compute_device)
-            rows = slice(int(ends[part.start] - sizes[part.start]), int(ends[part.stop - 1]))
-            if self.is_fused:
-                angles_TP = torch.arange(packed.max_tokens)[:, None] * self.inv_freq_P
-                turns: Any = torch.polar(torch.ones_like(angles_TP), angles_TP)[packed.position_N, None]
-            else:
-                turns = tuple(x[packed.position_N] for x in rotary_tables(self.inv_freq_P, packed.max_tokens))
-            batches.append(_Batch(rows, packed, turns))
-        return batches
+        starts = sizes.cumsum() - sizes
+        parts = split_within_budget(sizes, self.batch_tokens)
+        return [
+            self._lay_out(Packed(sizes[part].tolist(), self.compute_device), int(starts[part.start])) for part in parts
+        ]
+
+    def _lay_out(self, packed: Packed, start: int) -> "_Batch":
+        """Prepare a batch whose first row in the group is `start`."""
+        if self.is_fused:
+            turns: Any = self._rotations(packed)
+        else:
+            turns = tuple(x[packed.position_N] for x in rotary_tables(self.inv_freq_P, packed.max_tokens))
+        return _Batch(slice(start, start + sum(packed.num_tokens)), packed, turns)
 
     @contextmanager
-    def _start_workers(self) -> Iterator[Callable[[Callable[["_Batch"], None], list["_Batch"]], None]]:
+    def _start_workers(self) -> Iterator["_Run"]:
         """Yield a function that applies another one to every batch, on the CPU with one batch per worker."""
         threads, is_gpu = torch.get_num_threads(), self.compute_device.type != "cpu"
         pool = ThreadPoolExecutor(self.workers, "layer", *(() if is_gpu else (torch.set_num_threads, (1,))))
@@ -158,6 +232,12 @@ class LayerwiseEncoder(Encoder):
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
+    def _apply_layer(self, run: "_Run", number: int, top: int, x_ND: Tensor, batches: list["_Batch"]) -> None:
+        """Apply the layer of a number, from 1, to all batches."""
+        layer = self._take_layer(number - 1, top)
+        run(lambda batch: self._run_layer(layer, x_ND, batch), batches)
+        self._log(number, top, len(x_ND))
+
     def _embed_batch(self, tokens_N: Tensor, x_ND: Tensor, batch: "_Batch") -> None:
         tokens_N = tokens_N[batch.rows].to(self.compute_device, torch.long)
         if self.is_fused:
@@ -170,6 +250,18 @@ class LayerwiseEncoder(Encoder):
             layer.run(x_ND[batch.rows], batch.turns, batch.packed, self._buffers(batch.packed))
         else:
             x_ND[batch.rows] = layer(x_ND[batch.rows].to(self.compute_device), *batch.turns, batch.packed).cpu()
+
+    def _run_last_layer(
+        self, layer: "_Layer | TransformerLayer", x_ND: Tensor, batch: "_Batch", rows_M: Tensor
+    ) -> Tensor:
+        """Compute the rows of the last layer that are needed, (M, D), with the final LayerNorm."""
+        norm = self.model.emb_layer_norm_after
+        if self.is_fused:
+            return norm(
+                layer.run_rows(x_ND[batch.rows], batch.turns, batch.packed, self._buffers(batch.packed), rows_M)
+            )
+        hidden_ND = norm(layer(x_ND[batch.rows].to(self.compute_device), *batch.turns, batch.packed))
+        return hidden_ND[rows_M.to(self.compute_device)]
 
     def _normalise(self, x_ND: Tensor, batch: "_Batch") -> None:
         x_ND[batch.rows] = self.model.emb_layer_norm_after(x_ND[batch.rows].to(self.compute_device)).cpu()
@@ -214,6 +306,9 @@ class _Batch(NamedTuple):
     rows: slice
     packed: Packed
     turns: Any
+
+
+_Run = Callable[[Callable[[_Batch], None], list[_Batch]], None]
 
 
 def load_encoder(

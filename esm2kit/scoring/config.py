@@ -70,6 +70,8 @@ class ScoreConfig:
         device: Device of the model. auto uses a GPU if there is one.
         workers: Single-threaded workers on the CPU. Default: one per core.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a CUDA GPU, 8192 on mps.
+        layer_by_layer: Read each layer of the model when it is used, instead of loading the whole model. Default: if
+            the model does not fit in the free memory of the device.
         name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
         format: Format of the table.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
@@ -101,6 +103,7 @@ class ScoreConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
     batch_tokens: int | None = None
+    layer_by_layer: bool | None = None
     name: str | None = None
     format: Literal["tsv", "csv"] = "tsv"
     restart: bool = False
@@ -110,7 +113,7 @@ class ScoreConfig:
         data="offset column measured alignment groups",
         model="mask_together untrained_seed max_residues",
         evaluation="passes sample resamples",
-        hardware="device precision workers batch_tokens",
+        hardware="device precision workers batch_tokens layer_by_layer",
         output="name format pictures colour_by restart",
     )
 

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from esm2kit.core.processes import count_cores
 from esm2kit.models.encoder import Encoder
+from esm2kit.models.layerwise import LayerwiseEncoder, SelectedRows
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX, VOCAB_SIZE, encode
+from esm2kit.sequences.batching import group_batches
 
 
 class Pass(NamedTuple):
@@ -113,6 +116,20 @@ def compute_batch(encoder: Encoder, batch: Sequence[Pass]) -> np.ndarray:
     Returns:
         (values,) float32, natural logarithms over all 33 tokens, pass by pass as `read` and `columns` list them.
     """
+    stream = torch.cuda.stream(encoder.stream()) if encoder.device.type == "cuda" else nullcontext()
+    with stream:
+        return _read_values(encoder, encoder.encode_rows(*_pack(batch)), batch)
+
+
+@torch.inference_mode()
+def compute_group(encoder: LayerwiseEncoder, batches: Sequence[Sequence[Pass]]) -> list[np.ndarray]:
+    """Compute several batches as `compute_batch`, while the layers of the model are read once."""
+    hidden = encoder.encode_rows_together([_pack(batch) for batch in batches])
+    return [_read_values(encoder, hidden_MD, batch) for hidden_MD, batch in zip(hidden, batches, strict=True)]
+
+
+def _pack(batch: Sequence[Pass]) -> SelectedRows:
+    """Concatenate the windows of a batch, hide the masked tokens, and list the rows to read."""
     num_tokens = [each.num_tokens for each in batch]
     tokens_N = np.empty(sum(num_tokens), dtype=np.int64)
     rows: list[int] = []
@@ -123,10 +140,12 @@ def compute_batch(encoder: Encoder, batch: Sequence[Pass]) -> np.ndarray:
         tokens_N[[shift + token for token in each.masked]] = MASK_IDX
         rows += [shift + token for token in each.read]
         start += tokens
-    stream = torch.cuda.stream(encoder.stream()) if encoder.device.type == "cuda" else nullcontext()
-    with stream:
-        hidden_MD = encoder.encode_rows(torch.from_numpy(tokens_N), num_tokens, torch.tensor(rows))
-        log_prob_MV = encoder.logits(hidden_MD, on_device=True).float().log_softmax(-1).cpu().numpy()
+    return SelectedRows(torch.from_numpy(tokens_N), num_tokens, torch.tensor(rows))
+
+
+def _read_values(encoder: Encoder, hidden_MD: Tensor, batch: Sequence[Pass]) -> np.ndarray:
+    """Compute the log-probabilities that are kept, from the representations of the rows to read."""
+    log_prob_MV = encoder.logits(hidden_MD, on_device=True).float().log_softmax(-1).cpu().numpy()
     kept = [each.columns or [range(VOCAB_SIZE)] * len(each.read) for each in batch]
     columns = [columns for each in kept for columns in each]
     return np.concatenate([row_V[list(tokens)] for row_V, tokens in zip(log_prob_MV, columns, strict=True)])
@@ -136,13 +155,16 @@ def compute_batches(encoder: Encoder, batches: Iterable[Sequence[Pass]], workers
     """Compute batches with worker threads, each of them with one thread on a CPU.
 
     Args:
-        encoder: a model with LM head.
+        encoder: a model with LM head. One that is read layer by layer computes many batches together.
         batches: the passes of each batch; read as they are needed.
         workers: worker threads on the CPU. None uses one per core.
 
     Yields:
         The result of `compute_batch` of each batch, in order.
     """
+    if isinstance(encoder, LayerwiseEncoder):
+        yield from _compute_groups(encoder, batches)
+        return
     # two threads on a GPU: one prepares and copies a batch while the batch of the other is computed
     workers = {"cuda": 2, "mps": 1}.get(encoder.device.type) or workers or count_cores()
     threads = torch.get_num_threads()
@@ -158,3 +180,20 @@ def compute_batches(encoder: Encoder, batches: Iterable[Sequence[Pass]], workers
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _compute_groups(encoder: LayerwiseEncoder, batches: Iterable[Sequence[Pass]]) -> Iterator[np.ndarray]:
+    """Compute batches in groups of `group_tokens`, in a thread, so that an interrupt need not wait for a group."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for group in group_batches(batches, _count_tokens, encoder.group_tokens):
+            yield from pool.submit(compute_group, encoder, group).result()
+    finally:
+        encoder.close()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _count_tokens(batch: Sequence[Pass]) -> int:
+    return sum(each.num_tokens for each in batch)

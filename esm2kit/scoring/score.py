@@ -25,10 +25,11 @@ from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.models.config import check_lm_head
-from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, log_precision, resolve_precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH, log_precision, resolve_precision
+from esm2kit.models.layerwise import load_encoder
 from esm2kit.models.load import find_model
 from esm2kit.models.memory import InferenceSettings
-from esm2kit.models.memory_guard import explain_inference_memory
+from esm2kit.models.memory_guard import OPTIONS, explain_inference_memory
 from esm2kit.scoring.config import ScoreConfig
 from esm2kit.scoring.evaluation import Evaluation
 from esm2kit.scoring.journal import Journal, JournalValues
@@ -49,7 +50,7 @@ VALUES = "values.bin"  # the journal of computed batches
 # These do not change a score.
 IGNORED_SETTINGS = (
     "fasta", "mutations", "column", "measured", "alignment", "groups", "resamples", "out_dir", "name", "model",
-    "device", "workers", "restart", "batch_tokens", "structure", "colour_by", "pictures",
+    "device", "workers", "restart", "batch_tokens", "layer_by_layer", "structure", "colour_by", "pictures",
 )  # fmt: skip
 
 
@@ -289,8 +290,10 @@ class ScoreJob:
             def note() -> str:
                 return " --restart" if self._has_finished_batches() else ""
 
-            with explain_inference_memory(self.model.config, settings, note=note):
-                encoder = Encoder(self.model.load(), self.precision, self.device)
+            options = OPTIONS if self.config.layer_by_layer else (*OPTIONS, "layer_by_layer")
+            with explain_inference_memory(self.model.config, settings, options, note):
+                how = (self.config.layer_by_layer, self.batch_tokens, self.config.workers)
+                encoder = load_encoder(self.model, self.precision, self.device, *how)
                 progress = Progress(logger, f"{self.model.name}: computed", "forward passes", total, done)
                 sizes: list[int] = []
                 for values in compute_batches(encoder, _record_sizes(batches, sizes), self.config.workers):

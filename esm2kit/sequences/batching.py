@@ -2,7 +2,8 @@
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -100,3 +101,25 @@ def split_within_budget(sizes: np.ndarray, budget: int) -> list[slice]:
             start, total = place, 0
         total += size
     return [*parts, slice(start, len(sizes))] if len(sizes) else parts
+
+
+def group_batches(batches: Iterable[Any], count_tokens: Callable[[Any], int], enough: int) -> Iterator[list[Any]]:
+    """Group consecutive batches.
+
+    Args:
+        batches: Batches of any kind; read as they are needed.
+        count_tokens: Returns the tokens of a batch.
+        enough: Tokens at which a group is complete; 0 for groups of one batch.
+
+    Yields:
+        The batches of a group.
+    """
+    group, tokens = [], 0
+    for batch in batches:
+        group.append(batch)
+        tokens += count_tokens(batch)
+        if tokens >= enough:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group

@@ -6,12 +6,14 @@ and the sum has 4 MB.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.layerwise import LayerwiseEncoder
 from esm2kit.models.packing import Packed
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 
@@ -88,21 +90,24 @@ class ContactModel:
     """Computes contact probabilities or couplings of batches of proteins.
 
     Args:
-        model: in evaluation mode; it is moved to the device.
+        model: in evaluation mode; it is moved to the device. With `layers` only its contact head is used.
         values: "contacts" or "coupling".
         precision: "float32" or "bfloat16".
         device: of the model.
+        layers: reads and runs the layers, instead of those of `model`.
     """
 
-    def __init__(self, model: ESM2, values: str, precision: str, device: torch.device) -> None:
-        self.values, self.device = values, device
+    def __init__(
+        self, model: ESM2, values: str, precision: str, device: torch.device, layers: LayerwiseEncoder | None = None
+    ) -> None:
+        self.values, self.device, self.layers = values, device, layers
         config, regression = model.config, model.contact_head.regression
         shape = (config.num_layers, config.attention_heads)
         self.bias = float(regression.bias.detach())
         # the mean over layers and heads of the maps, each of which is symmetrised by the mean of its two halves
         uniform = torch.full(shape, 1 / (2 * math.prod(shape)))
         self.factors_LH = regression.weight.detach().float().reshape(shape) if values == "contacts" else uniform
-        self.model = model.to(device, dtype=getattr(torch, precision))
+        self.model = model if layers else model.to(device, dtype=getattr(torch, precision))
 
     @torch.inference_mode()
     def predict(self, sequences: list[str]) -> list[np.ndarray]:
@@ -117,9 +122,23 @@ class ContactModel:
         Source:
             Rao et al. 2021, 10.1101/2020.12.15.422761; equal to fair-esm's `predict_contacts`.
         """
-        tokens_N = np.concatenate([[BOS_IDX, *encode(sequence), EOS_IDX] for sequence in sequences]).astype(np.int64)
-        layout = AccumulatedMaps([len(sequence) + 2 for sequence in sequences], self.factors_LH, self.device)
-        self.model.encode(torch.from_numpy(tokens_N).to(self.device), layout)
+        return self.predict_batches([sequences])[0]
+
+    @torch.inference_mode()
+    def predict_batches(self, batches: Sequence[list[str]]) -> list[list[np.ndarray]]:
+        """Compute the maps of several batches as `predict`; a model that is read layer by layer is read once."""
+        tokens = [np.concatenate([[BOS_IDX, *encode(each), EOS_IDX] for each in batch]) for batch in batches]
+        layouts = [
+            AccumulatedMaps([len(each) + 2 for each in batch], self.factors_LH, self.device) for batch in batches
+        ]
+        if self.layers:
+            self.layers.run_layers(torch.from_numpy(np.concatenate(tokens).astype(np.int64)), layouts)
+        else:
+            for tokens_N, layout in zip(tokens, layouts, strict=True):
+                self.model.encode(torch.from_numpy(tokens_N.astype(np.int64)).to(self.device), layout)
+        return [self._finish(layout) for layout in layouts]
+
+    def _finish(self, layout: AccumulatedMaps) -> list[np.ndarray]:
         maps = [map_TT.cpu() for sums_BTT in layout.sums for map_TT in sums_BTT]
         if self.values == "coupling":
             return [(map_TT * len(map_TT)).numpy() for map_TT in maps]

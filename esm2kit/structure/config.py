@@ -34,6 +34,8 @@ class ContactsConfig:
             a CUDA GPU that has it and float32 elsewhere.
         device: Device of the model. auto uses a GPU if there is one.
         batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
+        layer_by_layer: Read each layer of the model when it is used, instead of loading the whole model. Default: if
+            the model does not fit in the free memory of the device.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
     """
 
@@ -51,12 +53,13 @@ class ContactsConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     batch_tokens: int | None = None
+    layer_by_layer: bool | None = None
     restart: bool = False
 
     option_groups = OptionGroups(
         usual="fasta structures model out_dir pictures",
         model="values linker max_residues",
-        hardware="device precision batch_tokens",
+        hardware="device precision batch_tokens layer_by_layer",
         output="name format dtype restart",
     )
 

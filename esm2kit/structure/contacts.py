@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,11 @@ from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.models.contacts import has_fitted_head
 from esm2kit.models.encoder import TOKENS_PER_BATCH, log_precision, resolve_precision
+from esm2kit.models.esm2 import ESM2
+from esm2kit.models.initialise import build_meta_model
+from esm2kit.models.layerwise import LayerwiseEncoder, fits_in_memory
 from esm2kit.models.load import find_model
-from esm2kit.sequences.batching import split_by_tokens
+from esm2kit.sequences.batching import group_batches, split_by_tokens
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
 from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.sequences.structures import find_structures, is_structure_name, strip_structure_suffix
@@ -165,6 +168,7 @@ class ContactRun:
     def settings(self) -> dict[str, Any]:
         """All that determines the values; a run resumes only if they are equal."""
         ignored = {"fasta", "out_dir", "name", "model", "structures", "pictures", "format", "device", "restart"}
+        ignored |= {"layer_by_layer"}
         settings = {field.name: getattr(self.config, field.name) for field in fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         provenance = build_provenance("contacts", self.config, self.inputs)
@@ -183,7 +187,7 @@ class ContactRun:
             logger.info("%s already exists, from the same input, model and settings", self.target)
             return
         plan = self._read_plan()
-        model = self.model.load()
+        model, layers = self._load()
         if self.config.values == "contacts" and not has_fitted_head(model):
             raise InputError(
                 f"the contact head of {self.model.name} was never fitted to structures, so it has no contact "
@@ -192,7 +196,7 @@ class ContactRun:
                 model=self.model.name,
             )
         log_precision(self.config.precision, self.precision, self.device)
-        contact_model = ContactModel(model, self.config.values, self.precision, self.device)
+        contact_model = ContactModel(model, self.config.values, self.precision, self.device, layers)
         try:
             starts_P = self._create() if plan is None else np.array(plan["starts"], dtype=np.int64)
             self._work(contact_model, starts_P)
@@ -205,9 +209,25 @@ class ContactRun:
                 code="disk.full",
                 path=self.folder,
             ) from None
+        finally:
+            if layers:
+                layers.close()
         os.replace(self.folder / FILE, self.target)
         fsync(self.target.parent)
         shutil.rmtree(self.folder)
+
+    def _load(self) -> tuple[ESM2, LayerwiseEncoder | None]:
+        """Load the model; if it does not fit, only its contact head in float32, and what reads the layers."""
+        chosen, where = self.config.layer_by_layer, (self.precision, self.device)
+        if chosen is None:
+            chosen = not fits_in_memory(self.model.config, self.model.name, *where, self.batch_tokens)
+        if not chosen:
+            return self.model.load(), None
+        weights = self.model.open()
+        model = build_meta_model(weights.config)
+        head = weights.read(name for name in weights.names if name.startswith("contact_head."))
+        model.load_state_dict(head, strict=False, assign=True)
+        return model, LayerwiseEncoder(weights, *where, self.batch_tokens, fused=False)
 
     def _exists(self) -> bool:
         """Return whether the file exists from the same settings; it is an error if it has others."""
@@ -291,8 +311,8 @@ class ContactRun:
             progress = Progress(logger, f"{self.model.name}: contacts computed for", "residues", total, start)
             synced = time.monotonic()
             with progress:
-                for number in left:
-                    pending.append((number, self._compute_batch(model, self.batches[number], handle, starts_P)))
+                for number, maps in self._predict(model, left):
+                    pending.append((number, self._write_batch(maps, self.batches[number], handle, starts_P)))
                     residues = sum(self.proteins[row].num_residues for row in self.batches[number])
                     progress.update(progress.done + residues)
                     if time.monotonic() - synced > SYNC_SECONDS:
@@ -310,10 +330,24 @@ class ContactRun:
                 os.close(handle)
                 os.close(journal)
 
-    def _compute_batch(self, model: ContactModel, batch: np.ndarray, handle: int, starts_P: np.ndarray) -> int:
-        """Compute and write the maps of a batch; returns the CRC-32 of its values."""
+    def _predict(self, model: ContactModel, numbers: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Compute the maps of batches: one at a time, or as many as the layers are read for."""
+
+        def join(number: int) -> list[str]:
+            return [self.proteins[row].join(self.config.linker) for row in self.batches[number]]
+
+        def count_tokens(number: int) -> int:
+            return sum(len(sequence) + 2 for sequence in join(number))
+
+        if not model.layers:
+            yield from ((number, model.predict(join(number))) for number in numbers)
+            return
+        for group in group_batches(numbers, count_tokens, model.layers.group_tokens):
+            yield from zip(group, model.predict_batches([join(number) for number in group]), strict=True)
+
+    def _write_batch(self, maps: list[np.ndarray], batch: np.ndarray, handle: int, starts_P: np.ndarray) -> int:
+        """Write the maps of a batch; returns the CRC-32 of its values."""
         crc, linker = 0, self.config.linker
-        maps = model.predict([self.proteins[row].join(linker) for row in batch])
         for row, map_TT in zip(batch.tolist(), maps, strict=True):
             kept_T = self.proteins[row].locate_residues(linker)
             values = pack(map_TT[np.ix_(kept_T, kept_T)], self.config.dtype)

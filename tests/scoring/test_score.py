@@ -136,7 +136,7 @@ def test_a_second_run_does_not_load_the_model(
 ) -> None:
     first = score(configure(tmp_path, model))
     content = read_all(first)
-    monkeypatch.setattr("esm2kit.scoring.score.Encoder", None)
+    monkeypatch.setattr("esm2kit.scoring.score.load_encoder", None)
     with caplog.at_level(logging.INFO, "esm2kit"):
         assert score(configure(tmp_path, model)) == first
         assert score(configure(tmp_path, model, passes=3)) == first, "only the estimate has passes"
