@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 # compiled 299,000, docs/measured.md); other sizes are assumed to save in proportion to their parameters.
 REPAID_AT = 75e6 * 650e6  # residues times parameters
 
+# Tokens of the sequences of two trials. A number of rows that equals a dimension of the model, such as 32 or 64, would be
+# compiled as the same number: 61 and 151 are primes and dimensions of no model.
+TRIED_TOKENS = ([24, 37], [151])
+
 
 def is_repaid(num_residues: int, num_parameters: int) -> bool:
     """Return whether a run is long enough to repay the time of compiling."""
@@ -58,7 +62,7 @@ def compile_layers(model: ESM2, backend: str | Callable[..., Any] = "inductor") 
         layer.forward = partial(_run, layer, *compiled)
     try:
         with torch.inference_mode():
-            for num_tokens in ([24, 40], [150]):
+            for num_tokens in TRIED_TOKENS:
                 model.encode(*_sample_batch(num_tokens, model.embed_tokens.weight.device))
     except Exception as error:  # the compiler and the programs that it calls raise errors of many kinds
         for layer in model.layers:

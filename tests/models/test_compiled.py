@@ -27,8 +27,11 @@ def random_batch(num_tokens: list[int]) -> torch.Tensor:
     return tokens_N.masked_fill(torch.rand(len(tokens_N), generator=generator) < 0.1, MASK_IDX)
 
 
-def test_two_graphs_serve_all_layers_and_batch_shapes() -> None:
-    model = ESM2.initialised(ESM2Config(4, 32, 4), 0).eval()
+# the heads of the published sizes have 16, 24, 32, 64 and 128 numbers
+@pytest.mark.parametrize(("width", "heads"), [(32, 4), (64, 1), (128, 2), (64, 2), (64, 4), (256, 2)])
+def test_two_graphs_serve_all_layers_and_batch_shapes(width: int, heads: int) -> None:
+    torch.compiler.reset()
+    model = ESM2.initialised(ESM2Config(4, width, heads), 0).eval()
     graphs = []
 
     def count_graphs(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:

@@ -90,6 +90,19 @@ def test_many_shapes_of_batches_need_few_graphs(kernel: str, monkeypatch) -> Non
     assert backend.graphs <= first + 4, "at most one more for a batch of one sequence"
 
 
+# the heads of the published sizes have 16, 24, 32, 64 and 128 numbers
+@pytest.mark.parametrize(("width", "heads"), [(64, 4), (48, 2), (64, 2), (128, 2), (64, 1), (256, 2)])
+def test_the_first_update_uses_what_the_trial_compiled(width: int, heads: int, monkeypatch) -> None:
+    """Whatever the width of the heads: a batch of the trial has no number of rows that the model has as a dimension."""
+    backend = CountGraphs()
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    esm2 = ESM2.initialised(ESM2Config(2, width, heads), 0)
+    assert compilation.compile_layers(esm2, "32-true", torch.device("cpu"))
+    first = backend.graphs
+    esm2.encode(torch.randint(4, 24, (91,)), Packed([50, 41]))
+    assert backend.graphs == first > 0
+
+
 def test_compiled_layers_give_the_same_losses(dataset, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     for compiled in (False, True):
