@@ -36,7 +36,7 @@ from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
 from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
-from esm2kit.models.compiled import compile_layers, is_repaid
+from esm2kit.models.compiled import compile_layers, explain_compiler_errors, is_repaid
 from esm2kit.models.config import ESM2Config, check_lm_head
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, log_precision, resolve_precision
 from esm2kit.models.layerwise import load_encoder
@@ -122,7 +122,7 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             log_precision(config.precision, state.precision, job.device)
-            with job.explain_memory(state):
+            with explain_compiler_errors(), job.explain_memory(state):
                 encoder = load_encoder(
                     *(job.model, state.precision, job.device),
                     *(config.layer_by_layer, job.batch_tokens, config.workers),

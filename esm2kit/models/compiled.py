@@ -5,7 +5,8 @@ there are two graphs, whatever the number of layers, the number of rows and the 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import is_out_of_memory
 from esm2kit.models.esm2 import ESM2, TransformerLayer, rotate
 from esm2kit.models.packing import Packed, to_device
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX
@@ -21,10 +24,46 @@ logger = logging.getLogger(__name__)
 # Compiling is assumed to take a minute. On one H100 it saved 0.8 s per million residues at 650M (240,000 residues/s,
 # compiled 299,000, docs/measured.md); other sizes are assumed to save in proportion to their parameters.
 REPAID_AT = 75e6 * 650e6  # residues times parameters
-
-# Tokens of the sequences of two trials. A number of rows that equals a dimension of the model, such as 32 or 64, would be
-# compiled as the same number: 61 and 151 are primes and dimensions of no model.
+# Tokens of the sequences of two trials. A number of rows that equals a dimension of the model, such as 32 or 64, would
+# be compiled as the same number: 61 and 151 are primes and dimensions of no model.
 TRIED_TOKENS = ([24, 37], [151])
+
+
+# Packages whose errors are those of the compiler.
+COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
+
+@contextmanager
+def explain_compiler_errors() -> Iterator[None]:
+    """Raise an error of one line if compiled layers fail inside, after the trial of the compiler has worked.
+
+    The compiler runs again for shapes and modes that the trial does not have, so it can fail at any time.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: The compiler, or the code that it generated, failed.
+        Exception: Any other error inside, unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        modules = [kind.__module__ for kind in type(error).__mro__]
+        if is_out_of_memory(error) or not any(name.startswith(COMPILER) for name in modules):
+            raise
+        raise InputError(
+            f"torch.compile failed during the run ({summarise_compiler_error(error)}). Run again with --compile false; "
+            "what is finished is kept.",
+            code="compile.failed",
+            reason=type(error).__name__,
+        ) from error
+
+
+def summarise_compiler_error(error: Exception) -> str:
+    """Return what a compiler reported on one line: the first line names the backend, the second its error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def is_repaid(num_residues: int, num_parameters: int) -> bool:
@@ -67,7 +106,7 @@ def compile_layers(model: ESM2, backend: str | Callable[..., Any] = "inductor") 
     except Exception as error:  # the compiler and the programs that it calls raise errors of many kinds
         for layer in model.layers:
             del layer.forward
-        reason = " ".join(str(error).split("\n\n")[0].split())
+        reason = summarise_compiler_error(error)
         logger.warning("the layers cannot be compiled, so they run as they are (%s: %s)", type(error).__name__, reason)
         return False
     return True

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from esm2kit.core.process_group import maximum_over_ranks
+from esm2kit.models.compiled import summarise_compiler_error
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, TransformerLayer, rotary_tables
 from esm2kit.models.packing import Packed
@@ -13,8 +14,8 @@ from esm2kit.models.packing import Packed
 logger = logging.getLogger(__name__)
 
 BACKEND = "inductor"  # torch.compile's default
-# Tokens of the sequences of the trial. A number of rows that equals a dimension of the model, such as 32 or 64, would be
-# compiled as the same number, and the first update would compile again: 41 is a prime and a dimension of no model.
+# Tokens of the sequences of the trial. A number of rows that equals a dimension of the model, such as 32 or 64, would
+# be compiled as the same number, and the first update would compile again: 41 is a prime and a dimension of no model.
 TRIED_TOKENS = (29, 12)
 
 
@@ -57,7 +58,7 @@ def find_compiler_problem(config: ESM2Config, precision: str, device: torch.devi
         device: The device of this rank.
 
     Returns:
-        The first lines of the error, or None if it worked.
+        What the compiler reported, or None if it worked.
     """
     with torch.device("meta"):
         layer = TransformerLayer(config)
@@ -76,6 +77,5 @@ def find_compiler_problem(config: ESM2Config, precision: str, device: torch.devi
             layer(x_ND, cos[packed.position_N], sin[packed.position_N], packed).sum().backward()
     except Exception as error:  # compilers and their backends raise exceptions of many types
         torch.compiler.reset()
-        # the first line names the backend, the second the error of the backend
-        return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2]) or type(error).__name__
+        return summarise_compiler_error(error)
     return None

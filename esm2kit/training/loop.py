@@ -21,6 +21,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
 from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.process_group import gather_strings, is_set_on_any_rank, maximum_over_ranks, sum_over_group
+from esm2kit.models.compiled import explain_compiler_errors
 from esm2kit.models.esm2 import ESM2
 from esm2kit.models.packing import activate_flash_attention_4
 from esm2kit.training.compilation import compile_layers
@@ -280,7 +281,7 @@ def fit(
 
     Raises:
         InputError: Devices or the logger's package are missing, a checkpoint cannot be written, a loss is not finite,
-            or the memory is exhausted.
+            the memory is exhausted, or compiled layers fail.
         KeyboardInterrupt: The user interrupted the run before its first update, or for the second time.
         SystemExit: Lightning ended the process.
     """
@@ -296,7 +297,7 @@ def fit(
         set_start_step(trainer, first_step)
         plan = module.memory_plan = MemoryPlan.of(config, module.esm2.config, data)
         try:
-            with explain_out_of_memory(plan.action, plan.list_remedies):
+            with explain_compiler_errors(), explain_out_of_memory(plan.action, plan.list_remedies):
                 trainer.fit(module, data)
         except SystemExit as error:  # Lightning exits with code 1 after an interrupt
             if isinstance(error.__context__, KeyboardInterrupt):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from support.embedding_fixtures import write_fasta, write_model
 from support.errors import refused
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchRuntimeError
 
 from esm2kit.cli.arguments import parse
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import check_compile, compile_if_repaid, embed
+from esm2kit.embedding.run import EmbeddingRun
 from esm2kit.models.compiled import compile_layers, is_repaid
 from esm2kit.models.config import SIZES, ESM2Config
 from esm2kit.models.encoder import Encoder
@@ -96,6 +98,32 @@ def test_only_a_long_run_on_a_cuda_gpu_is_compiled(
         check_compile(True, "layer by layer")
     assert len(caplog.messages) == 2
     assert all("--compile false" in message for message in caplog.messages)
+
+
+def test_compiled_layers_that_fail_later_end_the_run_with_one_line(tmp_path: Path, monkeypatch) -> None:
+    """And only those: other errors, and exhausted memory, stay what they are."""
+    config = EmbedConfig(
+        write_fasta(tmp_path / "a.fasta", {"a": "MKT"}), tmp_path, model=str(write_model(tmp_path / "m.safetensors"))
+    )
+
+    def fail_with(error: Exception) -> None:
+        def fail(self: EmbeddingRun, name: str) -> None:
+            raise error
+
+        monkeypatch.setattr(EmbeddingRun, "work", fail)
+
+    fail_with(FailOnRecompileLimitHit("recompile_limit reached\nin project"))
+    with refused("compile.failed", reason="FailOnRecompileLimitHit") as caught:
+        embed(config)
+    assert "(recompile_limit reached in project)" in str(caught.value)
+    fail_with(ZeroDivisionError("another error"))
+    with pytest.raises(ZeroDivisionError, match="another error"):
+        embed(config)
+    fail_with(TorchRuntimeError("CUDA out of memory"))
+    with refused("memory.exhausted"):
+        embed(config)
+    monkeypatch.undo()
+    assert embed(config).num_proteins == 1, "the same command continues"
 
 
 def test_compile_is_auto_true_or_false(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.errors import refused
 from torch import Tensor
 
 from esm2kit.models.config import ESM2Config
@@ -127,6 +128,26 @@ def test_a_compiler_that_fails_is_left_out_with_one_line(dataset, tmp_path, monk
     (line,) = [each for each in lines(caplog) if "does not work here" in each]
     assert "no C compiler found" in line
     assert "\n" not in line
+    assert losses(tmp_path / "failed") == losses(tmp_path / "eager")
+
+
+def test_a_compiler_that_fails_after_the_trial_ends_the_run_with_one_line(dataset, tmp_path, monkeypatch) -> None:
+    """The trial does not compile for a validation; what was trained before it is not lost."""
+    given = RUN | {"data": dataset, "val_check_interval": 2}
+    pretrain(PretrainConfig(**given, out_dir=tmp_path / "eager", compile=False))
+    pretrain(PretrainConfig(**given | {"max_steps": 2}, out_dir=tmp_path / "failed", compile=False))
+
+    def fail_in_validation(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        if not torch.is_grad_enabled():
+            raise RuntimeError("ptxas ended with code 255\nwith a second line")
+        return graph.forward
+
+    monkeypatch.setattr(compilation, "BACKEND", fail_in_validation)
+    with refused("compile.failed", reason="BackendCompilerFailed") as caught:
+        pretrain(PretrainConfig(**given, out_dir=tmp_path / "failed", compile=True))
+    assert "ptxas ended with code 255" in str(caught.value)
+    assert "--compile false" in str(caught.value)
+    pretrain(PretrainConfig(**given, out_dir=tmp_path / "failed", compile=False))
     assert losses(tmp_path / "failed") == losses(tmp_path / "eager")
 
 

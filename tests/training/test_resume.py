@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_a_killed_launcher_leaves_no_process_behind(tmp_path, dataset) -> None:
     """SIGKILL reaches the launcher's process group only; its ranks have groups of their own, and data workers."""
     endless = {"max_steps": 100_000, "val_check_interval": 100_000, "num_workers": 1}
     process = start(tmp_path, dataset, **endless, **LAYOUTS["ddp"])
-    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 20)
+    wait_for(process, partial(has_metrics, tmp_path, 20))
     family = family_of(process)
     assert len(family) >= 1 + 2 + 2, "torchrun, two ranks, and a data worker of each"
     os.killpg(process.pid, signal.SIGKILL)
@@ -160,7 +161,7 @@ def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted
     for attempt in range(5):  # on a busy machine the run may end before the signal is sent
         folder = tmp_path / str(attempt)
         process = start(folder, dataset, num_workers=2)
-        wait_for(process, lambda: (folder / "metrics.csv").exists() and len(curve(folder)) > 20, seconds_between=0.002)
+        wait_for(process, partial(has_metrics, folder, 20), seconds_between=0.002)
         os.killpg(process.pid, signal.SIGKILL)  # includes its data workers, which have no session of their own
         process.communicate()
         if len(curve(folder)) < len(complete):
@@ -169,6 +170,11 @@ def test_killed_with_data_workers_ends_the_same(tmp_path, dataset, uninterrupted
     assert 20 < len(curve(folder)) < len(complete)
     train_in_process([arguments(folder, dataset)])
     assert_identical(folder, uninterrupted["1x1"])
+
+
+def has_metrics(out_dir: Path, count: int) -> bool:
+    """Whether metrics.csv has more than `count` values."""
+    return (out_dir / "metrics.csv").exists() and len(curve(out_dir)) > count
 
 
 def wait_for(process: subprocess.Popen, condition, seconds_between: float = 0.02) -> None:
@@ -191,7 +197,7 @@ def processor_time(process: subprocess.Popen) -> str:
 def test_sigterm_saves_the_current_update(tmp_path, dataset, uninterrupted) -> None:
     """The launcher forwards the signal to two ranks."""
     process = start(tmp_path, dataset, **LAYOUTS["ddp"])
-    wait_for(process, lambda: (tmp_path / "metrics.csv").exists() and len(curve(tmp_path)) > 4)
+    wait_for(process, partial(has_metrics, tmp_path, 4))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=600)
     stopped_at = read_metadata(tmp_path / "checkpoints" / "last.safetensors")["step"]
