@@ -18,10 +18,11 @@ from support.finetune_fixtures import write_tasks, write_tiny_model
 from esm2kit.cli.main import main
 from esm2kit.embedding.hdf5 import EmbeddingReader
 
-STAGES = ("embed", "score", "preprocess", "benchmark", "finetune", "predict", "pretrain")
+STAGES = ("embed", "neighbours", "score", "preprocess", "benchmark", "finetune", "predict", "pretrain")
 # the results whose content does not depend on the time
 RESULTS = {
     "embed": "a_embeddings.h5",
+    "neighbours": "a_nearest.tsv",
     "score": "a_scores.tsv",
     "preprocess": "train.arrow",
     "benchmark": "predictions.npz",
@@ -31,6 +32,7 @@ RESULTS = {
 }
 # the file whose presence means that the stage is done, written last
 FINISHED = RESULTS | {"preprocess": "manifest.json", "benchmark": "report.json", "score": "a_scores.json",
+                      "neighbours": "a_neighbours.json",
                       "finetune": "finetune.json",
                       "pretrain": "pretrain.json"}  # fmt: skip
 # a program that is killed at one of its writes: `{number} {command}`
@@ -64,7 +66,7 @@ def work(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tasks(folder / "tasks", 24)
     lines = [f">p{i}\n{'MKVLAGSTRE' * 2}{letter}\n" for i, letter in enumerate("ACDEFGHIKLMNPQRSTVWY")]
     (folder / "a.fasta").write_text("".join(lines), encoding="utf-8")
-    for stage in ("preprocess", "finetune", "embed", "score", "benchmark", "predict", "pretrain"):
+    for stage in ("preprocess", "finetune", "embed", "neighbours", "score", "benchmark", "predict", "pretrain"):
         assert main(command(stage, folder, folder / stage)) == 0
     return folder
 
@@ -78,6 +80,8 @@ def command(stage: str, work: Path, out: Path) -> list[str]:
     return {
         "embed": ["embed", f"{work}/a.fasta", "--model", f"{work}/m.safetensors", "--out_dir", str(out),
                   "--device", "cpu", "--workers", "1"],
+        "neighbours": ["neighbours", f"{work}/a.fasta", "--reference", f"{work}/embed/a_embeddings.h5", "--out_dir",
+                       str(out), "--device", "cpu", "--candidates", "3"],
         "score": ["score", f"{work}/a.fasta", "--model", f"{work}/m.safetensors", "--out_dir", str(out),
                   "--device", "cpu", "--workers", "1"],
         "preprocess": ["preprocess", f"{work}/a.fasta", "--val_size", "3", "--out_dir", str(out),

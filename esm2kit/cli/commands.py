@@ -51,6 +51,11 @@ STAGES = {
         "Draw proteins as a map of their embeddings, coloured by a measurement.",
         "fasta", "esm2kit map my.fasta --labels measurements.csv --model 35M",
     ),
+    "neighbours": Stage(
+        "embedding.config.NeighboursConfig", "embedding.neighbours.find_neighbours",
+        "Find the most similar reference proteins, and transfer their labels.",
+        "fasta", "esm2kit neighbours my.fasta --reference known.fasta --labels classes.csv --model 35M",
+    ),
     "contacts": Stage(
         "structure.config.ContactsConfig", "structure.contacts.predict_contacts",
         "Predict which residues are in contact, and compare with structures.",

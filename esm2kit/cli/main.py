@@ -54,7 +54,7 @@ New users can start with `esm2kit notebooks DIR`, which copies the notebooks, or
 SECONDS_FOR_FIRST_ERROR = 10
 # the path to print last on a terminal: the first of these that a result has
 RESULT_PATHS = {"html": "report", "best": "best checkpoint", "predictions": "predictions", "out": "predictions"}
-RESULT_PATHS |= {"map": "map", "page": "page", "scores": "scores"}
+RESULT_PATHS |= {"map": "map", "page": "page", "scores": "scores", "nearest": "nearest"}
 # how much a stage logs; workers read the environment variable
 LOG_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 VERBOSITY_OPTIONS = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}

@@ -231,3 +231,119 @@ class ConvertConfig:
                 code="embeddings.absent",
                 path=self.embeddings,
             )
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """Find the most similar reference proteins of each protein, and transfer their labels.
+
+    Proteins are compared by the cosine of their mean vectors, next to what simpler methods find. The vectors are
+    computed first, unless out_dir already has them.
+
+    Args:
+        fasta: FASTA file of the queries (plain, .gz or .zst), several files, or a folder.
+        reference: Proteins to search: an HDF5 file of `esm2kit embed`, or a FASTA file, which is embedded.
+        labels: Table of classes or values of the reference proteins: CSV, TSV or Excel (.xlsx). Only proteins with a
+            label are searched.
+        target: Column of labels to transfer. Default: the only one.
+        target_type: Type of the labels: class or value. Default: value if all are numbers, except a few different
+            integers.
+        id: Column of labels with the ids of the reference. Default: the column that names most of the proteins.
+        k: Number of neighbours.
+        exclude_identical: Leave out reference proteins with the same sequence as the query.
+        centre: Subtract the mean vector of the reference first, because all vectors of a model have a large common
+            component.
+        reference_fasta: FASTA file of the proteins of an HDF5 reference, which identities, compositions and alignments
+            require. Default: the file that was embedded, if it still exists.
+        candidates: Number of reference proteins that are aligned with each query, chosen by their shared words of three
+            residues. 0 makes no alignments.
+        model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
+            Face folder, esm2kit checkpoint, or distributed checkpoint. Default: the model of an HDF5 reference, or
+            esm2_t6_8M_UR50D.
+        long_proteins: Handling of proteins longer than 1022 residues: error stops and lists them, truncate embeds their
+            first residues, window embeds overlapping windows and averages residues that are in several. Default: as in
+            an HDF5 reference, or error.
+        device: Device of the model. auto uses a GPU if there is one.
+        devices: Number of GPUs, or of processes on a CPU, for the embeddings.
+        precision: Precision of the model. auto is that of an HDF5 reference, or bfloat16 on a CUDA GPU that has it and
+            float32 elsewhere.
+        batch_tokens: Tokens per model input. Default: 1024 on a CPU, 32768 on a GPU.
+        resamples: Bootstrap resamples of the reference proteins, for the intervals.
+        seed: Seed of the resamples, and of the sample of reference proteins that are left out one by one.
+        out_dir: Folder for the tables, the summary and the vectors.
+        name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
+        restart: Replace finished files, whatever their settings.
+    """
+
+    fasta: Path | list[Path]
+    reference: Path
+    labels: Path | None = None
+    target: str | None = None
+    target_type: Literal["class", "value"] | None = None
+    id: str | None = None
+    k: int = 5
+    exclude_identical: bool = False
+    centre: bool = True
+    reference_fasta: Path | None = None
+    candidates: int = 20
+    model: str | None = None
+    long_proteins: Literal["error", "truncate", "window"] | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    batch_tokens: int | None = None
+    resamples: int = 1000
+    seed: int = 0
+    out_dir: Path = Path("embeddings")
+    name: str | None = None
+    restart: bool = False
+
+    option_groups = OptionGroups(
+        usual="fasta reference labels target k exclude_identical out_dir",
+        data="reference_fasta id target_type",
+        model="model long_proteins",
+        evaluation="centre candidates resamples seed",
+        hardware="device devices precision batch_tokens",
+        output="name restart",
+    )
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
+        complete_model_names(self, "model")
+        check_choices(self)
+        check_range(self, "k", "devices", "resamples", at_least=1)
+        check_range(self, "candidates", "seed", at_least=0)
+        check_range(self, "batch_tokens", at_least=1, hint="omit it to use the default for this machine")
+        for name in ("target", "target_type", "id"):
+            if self.labels is None and getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} is for a table of labels, but there is none. Pass one with --labels, or omit --{name}.",
+                    code="neighbours.no-labels",
+                    name=name,
+                )
+
+    def check_inputs(self) -> None:
+        """Check what can be checked before torch is imported: the name of the model, and that the files exist.
+
+        Raises:
+            InputError: One of them does not exist.
+        """
+        if self.model is not None:
+            check_model_name(self.model)
+        from esm2kit.sequences.fasta import find_fasta_files  # slow import
+
+        find_fasta_files(self.fasta)
+        if self.reference_is_hdf5() and not self.reference.is_file():
+            raise InputError(
+                f"{self.reference} does not exist. Create it with `esm2kit embed`, or pass a FASTA file.",
+                code="embeddings.absent",
+                path=self.reference,
+            )
+        if not self.reference_is_hdf5():
+            find_fasta_files(self.reference)
+        if self.reference_fasta is not None:
+            find_fasta_files(self.reference_fasta)
+
+    def reference_is_hdf5(self) -> bool:
+        """Return whether the reference has the name of an HDF5 file."""
+        return self.reference.suffix.lower() in (".h5", ".hdf5")

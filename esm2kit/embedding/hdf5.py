@@ -482,6 +482,11 @@ class EmbeddingReader:
             dtype=np.int64,
         )
 
+    @property
+    def digests(self) -> tuple[bytes, ...] | None:
+        """Digests of the sequences, in the order of the file; None if a file of version 0.1.0 does not have them."""
+        return None if self._digests is None else tuple(self._digests)
+
     def _find(self, name: str) -> int:
         return self._index[name] if name in self else -1
 

@@ -330,6 +330,20 @@ def predict_small_contacts(folder: Path) -> Any:
         return [reader.ids, digest(*(reader[name] for name in reader)), str(reader.attributes["settings"])]
 
 
+def search_small_neighbours(folder: Path) -> Any:
+    from esm2kit import NeighboursConfig, find_neighbours
+
+    options = {"model": str(folder / "small.safetensors"), "out_dir": folder / "out", "candidates": 2}
+    made = find_neighbours(NeighboursConfig(folder / "in.fasta", folder / "in.fasta", **options))
+    return [made.num_reference, made.neighbours.read_text(), made.nearest.read_text()]
+
+
+def build_neighbours(folder: Path) -> None:
+    (folder / "in.fasta").write_text(fasta_text())
+    write_model(folder / "small.safetensors")
+    search_small_neighbours(folder)
+
+
 def build_contacts(folder: Path) -> None:
     (folder / "in.fasta").write_text(fasta_text())
     write_model(folder / "small.safetensors")
@@ -451,6 +465,7 @@ KINDS = [
     ),
     Kind("embeddings, given as a file", True, ("out/in_embeddings.h5",), build_embeddings, use_embeddings_file),
     Kind("contacts, complete", True, ("out/*",), build_contacts, predict_small_contacts),
+    Kind("neighbours, complete", True, ("out/*",), build_neighbours, search_small_neighbours),
     Kind("report and predictions", True, ("a/report.json", "a/predictions.npz"), build_reports, use_reports),
     Kind("fine-tuned model", True, ("tuned/*.safetensors",), build_finetuned, use_finetuned),
     Kind("saved probes", True, ("bench/probes/*.safetensors",), build_probes, use_probes),
