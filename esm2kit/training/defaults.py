@@ -12,8 +12,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.processes import count_cores
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import resolve_precision
-from esm2kit.models.memory import TrainingSettings, largest_budget
+from esm2kit.models.memory import largest_budget
 from esm2kit.training.config import TrainingConfig
+from esm2kit.training.memory import describe_memory
 from esm2kit.training.resume import ResumePoint
 from esm2kit.training.trainer import resolve_accelerator
 
@@ -68,12 +69,14 @@ def resolve_micro_batches(config: Config, shape: ESM2Config) -> Config:
 
     Returns:
         The run, whose global batch is the same as before. The token budget is the largest power of two, from 1,024 to
-        65,536, with which the estimate of `models.memory` stays below 70% of the memory of the GPU.
+        65,536, with which the estimate of `models.memory` stays below 70% of the memory of the node's smallest GPU.
     """
     divisions = (config.micro_batch_size, config.accumulate_grad_batches, config.micro_batch_tokens)
     if resolve_accelerator(config) != "cuda" or divisions != (None, None, None):
         return config
-    memory = torch.cuda.get_device_properties(0).total_memory
+    # of the smallest GPU, as all ranks of the node must divide the batch in the same way
+    gpus = range(min(config.devices, torch.cuda.device_count()))
+    memory = min(torch.cuda.get_device_properties(index).total_memory for index in gpus)
     fitting = largest_budget(shape, describe_memory(config), MEMORY_SHARE * memory)
     return replace(config, micro_batch_tokens=min(MOST_TOKENS, max(FEWEST_TOKENS, fitting)))
 
@@ -100,32 +103,6 @@ def choose_workers(device: str, devices: int) -> int:
     if device != "cuda" or not runs_esm2kit:
         return 0
     return max(0, min(MOST_WORKERS, count_cores() // devices - 1))
-
-
-def describe_memory(config: TrainingConfig, tokens: int = 1) -> TrainingSettings:
-    """Return the settings that decide the memory of a run, for `models.memory`.
-
-    Args:
-        config: The run of either stage, with precision resolved.
-        tokens: Tokens per micro-batch.
-
-    Returns:
-        Settings for `estimate_training`. More than one micro-batch per update is assumed.
-    """
-    layout = config.layout
-    return TrainingSettings(
-        tokens=tokens,
-        precision=config.precision,
-        device=resolve_accelerator(config),
-        mode=getattr(config, "mode", "full"),
-        last_n=getattr(config, "last_n", 1),
-        lora_rank=getattr(config, "lora_rank", None) or 8,
-        activation_checkpointing=config.activation_checkpointing is True,
-        accumulates=True,
-        data_parallel=layout.data_parallel_size,
-        tensor_parallel=layout.tensor_model_parallel_size,
-        fsdp=config.strategy == "fsdp2" or (layout.tensor_model_parallel_size > 1 and layout.data_parallel_size > 1),
-    )
 
 
 def check_resumed_precision(requested: str, resolved: str, resumed: ResumePoint | None) -> None:

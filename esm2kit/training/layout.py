@@ -168,3 +168,8 @@ class BatchLayout:
 def is_sharded(name: StrategyName, layout: BatchLayout) -> bool:
     """Check whether each rank holds only a part of the model."""
     return layout.tensor_model_parallel_size > 1 or name == "fsdp2"
+
+
+def uses_fsdp(name: StrategyName, layout: BatchLayout) -> bool:
+    """Check whether the data-parallel ranks divide weights, gradients and averages; see `parallel.shard_model`."""
+    return is_sharded(name, layout) and (layout.data_parallel_size > 1 or layout.tensor_model_parallel_size == 1)

@@ -129,6 +129,7 @@ class TrainingLoop(LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Shard the ESM-2 over the device mesh, if there is one, and compile its layers, as configured."""
+        self._check_ranks_agree()
         if self.device_mesh is not None:
             shard_model(self.esm2, self.device_mesh, gather_dtype(self.config.precision))
         device = self.trainer.strategy.root_device
@@ -136,6 +137,25 @@ class TrainingLoop(LightningModule, ABC):
             activate_flash_attention_4()
         if self.config.compile:
             compile_layers(self.esm2, self.config.precision, device)
+
+    def _check_ranks_agree(self) -> None:
+        """Check that all ranks have the same settings, because defaults depend on the hardware of a node.
+
+        With others, the ranks would divide a batch in different ways, or wait for each other forever.
+
+        Raises:
+            InputError: A setting differs.
+        """
+        for name in ("precision", "compile", "micro_batch_tokens"):
+            found = list(dict.fromkeys(gather_strings([str(getattr(self.config, name))])))
+            if len(found) > 1:
+                raise InputError(
+                    f"ranks have different values of {name} ({', '.join(found)}), because their devices differ. Pass "
+                    f"--{name} on all nodes.",
+                    code="layout.ranks-differ",
+                    name=name,
+                    found=found,
+                )
 
     def on_fit_start(self) -> None:
         """Choose activation checkpointing, for all ranks alike; the device's memory is known and the model is on it."""

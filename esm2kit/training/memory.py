@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from esm2kit.core.hardware import read_free_memory, resolve_device
-from esm2kit.core.processes import rank
+from esm2kit.core.hardware import read_free_memory
+from esm2kit.core.processes import rank, read_launch
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.memory import TrainingSettings, estimate_training, format_gib
 from esm2kit.sequences.batching import bucket_size
 from esm2kit.training.config import TrainingConfig
-from esm2kit.training.layout import BatchLayout
+from esm2kit.training.layout import BatchLayout, uses_fsdp
+from esm2kit.training.trainer import resolve_accelerator
 
 logger = logging.getLogger(__name__)
 # Share of the device's memory that the estimate may reach. The rest is for what it does not count.
@@ -48,20 +49,8 @@ class MemoryPlan:
     def of(cls, config: TrainingConfig, shape: ESM2Config, data: TrainingData) -> "MemoryPlan":
         """Plan the memory of a run from its configuration, its model and its next update."""
         layout, num_tokens = config.layout, data.count_tokens()
-        device = resolve_device("auto") if config.accelerator == "auto" else config.accelerator
-        settings = TrainingSettings(
-            tokens=count_micro_batch_tokens(layout, num_tokens),
-            precision=config.precision,
-            device="cuda" if device == "cuda" else "cpu",
-            mode=getattr(config, "mode", "full"),
-            last_n=getattr(config, "last_n", 1),
-            lora_rank=getattr(config, "lora_rank", None) or 8,
-            activation_checkpointing=config.activation_checkpointing is True,
-            accumulates=layout.accumulate_grad_batches > 1 or len(layout.split(num_tokens, 0)) > 1,
-            data_parallel=layout.data_parallel_size,
-            tensor_parallel=layout.tensor_model_parallel_size,
-            fsdp=config.strategy == "fsdp2",
-        )
+        accumulates = len(layout.split(num_tokens, 0)) > 1
+        settings = describe_memory(config, count_micro_batch_tokens(layout, num_tokens), accumulates)
         return cls(config, shape, settings)
 
     @property
@@ -83,7 +72,7 @@ class MemoryPlan:
         Returns:
             Whether layers are recomputed in the backward pass. With `auto`, only if the run does not fit otherwise.
         """
-        available = _read_available_memory(device)
+        available = self._read_available_memory(device)
         automatic = self.config.activation_checkpointing == "auto"
         if automatic and available is not None and self.needed > USABLE_SHARE * available:
             self.settings = replace(self.settings, activation_checkpointing=True)
@@ -101,6 +90,18 @@ class MemoryPlan:
                 f"; this may not fit. Use {self.list_remedies()[0]}" if exceeds else "",
             )
         return self.settings.activation_checkpointing
+
+    def _read_available_memory(self, device: torch.device) -> int | None:
+        """Read the memory that this rank can use: its share of what is free, and what it already has on the device."""
+        free = read_free_memory(device)
+        if free is None:
+            return None
+        if device.type == "cuda":
+            return free + torch.cuda.memory_reserved(device)
+        if device.type == "mps":
+            return free + torch.mps.current_allocated_memory()
+        ranks = read_launch().local_world_size  # each rank of the node needs as much of the same memory
+        return free // ranks + int(estimate_training(self.shape, self.settings).weights)
 
     @property
     def _recomputes_unasked(self) -> bool:
@@ -144,6 +145,33 @@ class MemoryPlan:
         return found
 
 
+def describe_memory(config: TrainingConfig, tokens: int = 1, accumulates: bool = True) -> TrainingSettings:
+    """Return the settings that decide the memory of a run, for `models.memory`.
+
+    Args:
+        config: The run of either stage, with precision resolved.
+        tokens: Tokens per micro-batch.
+        accumulates: Whether an update has more than one micro-batch.
+
+    Returns:
+        Settings for `estimate_training`. `activation_checkpointing` auto counts as off.
+    """
+    layout = config.layout
+    return TrainingSettings(
+        tokens=tokens,
+        precision=config.precision,
+        device=resolve_accelerator(config),
+        mode=getattr(config, "mode", "full"),
+        last_n=getattr(config, "last_n", 1),
+        lora_rank=getattr(config, "lora_rank", None) or 8,
+        activation_checkpointing=config.activation_checkpointing is True,
+        accumulates=accumulates,
+        data_parallel=layout.data_parallel_size,
+        tensor_parallel=layout.tensor_model_parallel_size,
+        fsdp=uses_fsdp(config.strategy, layout),
+    )
+
+
 def count_micro_batch_tokens(layout: BatchLayout, num_tokens: list[int]) -> int:
     """Count the tokens of the largest micro-batch of an update, rounded up as `Packed` rounds.
 
@@ -157,9 +185,3 @@ def count_micro_batch_tokens(layout: BatchLayout, num_tokens: list[int]) -> int:
     parts = [part for each in range(layout.data_parallel_size) for part in layout.split(num_tokens, each)]
     largest = max(sum(num_tokens[position] for position in part) for part in parts)
     return largest + -largest % bucket_size(largest)
-
-
-def _read_available_memory(device: torch.device) -> int | None:
-    """Read the memory that a run can use on its device: what is free, and what this process already has of a GPU."""
-    free = read_free_memory(device)
-    return free if free is None or device.type != "cuda" else free + torch.cuda.memory_reserved(device)

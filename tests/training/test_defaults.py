@@ -22,7 +22,7 @@ from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.packing import LabelledProteins, build_labels
-from esm2kit.training import defaults
+from esm2kit.training import defaults, memory
 from esm2kit.training.layout import BatchLayout
 from esm2kit.training.trainer import check_devices, resolve_accelerator
 
@@ -33,14 +33,18 @@ GIB = 2**30
 @pytest.fixture
 def gpu(monkeypatch) -> types.SimpleNamespace:
     """Replace what torch reports about a GPU; nothing may be computed on it."""
-    found = types.SimpleNamespace(bfloat16=True, memory=80 * GIB)
-    monkeypatch.setattr(defaults, "resolve_accelerator", lambda config: "cuda")
+    found = types.SimpleNamespace(bfloat16=True, memory=80 * GIB, others=[])
+    for module in (defaults, memory):
+        monkeypatch.setattr(module, "resolve_accelerator", lambda config: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found.others) + 1)
     monkeypatch.setattr(
         defaults, "resolve_precision", lambda requested, device: "bfloat16" if found.bfloat16 else "float32"
     )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(total_memory=found.memory)
+        torch.cuda,
+        "get_device_properties",
+        lambda index: types.SimpleNamespace(total_memory=[found.memory, *found.others][index]),
     )
     monkeypatch.setattr(defaults, "count_cores", lambda: 16)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/usr/bin/esm2kit", raising=False)
@@ -88,6 +92,26 @@ def test_micro_batches_fit_the_memory_of_the_gpu(size: str, memory: int, tokens:
     share = estimate_training(shape, defaults.describe_memory(config, tokens)).total / gpu.memory
     twice = estimate_training(shape, defaults.describe_memory(config, 2 * tokens)).total / gpu.memory
     assert tokens in (1024, 65_536) or share < 0.7 < twice
+
+
+def test_ranks_of_a_node_with_different_gpus_divide_the_batch_for_the_smallest(gpu, tmp_path) -> None:
+    given = {"data": tmp_path, "out_dir": tmp_path, "model": "650M", "precision": "bf16-mixed"}
+
+    def tokens(devices: int, *memory: int) -> int:
+        gpu.memory, *gpu.others = (GIB * each for each in memory)
+        config = PretrainConfig(**given, devices=devices, global_batch_size=64)
+        return defaults.resolve_micro_batches(config, config.model_config).micro_batch_tokens
+
+    assert tokens(2, 80, 24) == tokens(2, 24, 80) == tokens(2, 24, 24) < tokens(2, 80, 80)
+    assert tokens(1, 80, 24) == 16_384, "a GPU that is not used does not count"
+
+
+def test_ranks_whose_defaults_differ_are_refused(dataset, tmp_path, monkeypatch) -> None:
+    """As on a node with other GPUs: the ranks would divide the batch differently, or wait for each other forever."""
+    monkeypatch.setattr("esm2kit.training.loop.gather_strings", lambda items: [*items, "bf16-mixed"])
+    given = TINY | {"data": dataset, "out_dir": tmp_path, "accelerator": "cpu", "max_steps": 1, "warmup_steps": 1}
+    with refused("layout.ranks-differ", name="precision", found=["32-true", "bf16-mixed"]):
+        pretrain(PretrainConfig(**given))
 
 
 def test_what_needs_less_memory_gets_larger_micro_batches(gpu, tmp_path) -> None:

@@ -8,13 +8,14 @@ import torch
 from support.errors import refused
 
 from esm2kit.core.errors import check_choices
+from esm2kit.core.processes import Launch
 from esm2kit.models.config import SIZES
 from esm2kit.models.memory import TrainingSettings, estimate_training, format_gib
 from esm2kit.pretraining.config import PretrainConfig
 from esm2kit.pretraining.pretrain import MaskedLM, pretrain
 from esm2kit.training import memory
 from esm2kit.training.layout import BatchLayout
-from esm2kit.training.memory import MemoryPlan, count_micro_batch_tokens
+from esm2kit.training.memory import MemoryPlan, TrainingData, count_micro_batch_tokens, describe_memory
 from esm2kit.training.metrics_log import read_metrics
 
 LARGE = SIZES["esm2_t33_650M_UR50D"]
@@ -59,6 +60,52 @@ def test_a_cpu_logs_a_line_only_if_the_run_may_not_fit(monkeypatch, caplog) -> N
         with caplog.at_level(logging.INFO, "esm2kit"):
             assert make_plan().choose_checkpointing(torch.device("cpu")) is recomputes
         assert len(caplog.messages) == messages
+
+
+def test_available_memory_is_the_share_of_a_rank_and_what_it_already_has(monkeypatch) -> None:
+    """The estimate counts the model, which is on the device already."""
+    plan, free = make_plan(), 2**34
+    monkeypatch.setattr(memory, "read_free_memory", lambda device: free)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 200)
+    assert plan._read_available_memory(torch.device("cuda")) == free + 300
+    assert plan._read_available_memory(torch.device("mps")) == free + 200
+    weights = 4 * LARGE.num_parameters
+    assert plan._read_available_memory(torch.device("cpu")) == pytest.approx(free + weights, rel=1e-3)
+    monkeypatch.setattr(memory, "read_launch", lambda: Launch("torchrun", 0, 4, 0, 4))
+    assert plan._read_available_memory(torch.device("cpu")) == pytest.approx(free / 4 + weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fsdp"),
+    [
+        ({}, False),
+        ({"devices": 2}, False),
+        ({"devices": 2, "strategy": "fsdp2"}, True),
+        ({"strategy": "fsdp2"}, True),
+        ({"devices": 2, "tensor_model_parallel_size": 2}, False),
+        ({"devices": 2, "tensor_model_parallel_size": 2, "strategy": "fsdp2"}, False),
+        ({"devices": 4, "tensor_model_parallel_size": 2}, True),
+    ],
+)
+def test_the_plan_and_the_default_micro_batch_describe_the_same_run(layout: dict, fsdp: bool, tmp_path) -> None:
+    """FSDP2 is also what divides the data-parallel ranks of a tensor-parallel run; see `shard_model`."""
+    config = PretrainConfig(tmp_path, out_dir=tmp_path, accelerator="cpu", precision="32-true", **layout)
+    assert describe_memory(config, 64).fsdp is fsdp
+
+    class Data(TrainingData):
+        def count_tokens(self) -> list[int]:
+            return [30] * config.layout.global_batch_size
+
+    plan = MemoryPlan.of(config, LARGE, Data())
+    assert plan.settings == describe_memory(config, 240, accumulates=False)
+
+
+def test_the_memory_of_an_apple_gpu_is_estimated_as_one(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(memory, "resolve_accelerator", lambda config: "mps")
+    config = PretrainConfig(tmp_path, out_dir=tmp_path, precision="32-true")
+    assert describe_memory(config).device == "mps"
+    assert estimate_training(LARGE, describe_memory(config, 4096)).total > 16 * LARGE.num_parameters
 
 
 def test_remedies_need_less_memory_and_keep_the_batch_equation() -> None:
