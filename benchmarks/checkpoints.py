@@ -13,12 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from esm2kit import ESM2
 from esm2kit.core.hardware import cpu_name, resolve_device
-from esm2kit.models.config import SIZES
+from esm2kit.models.config import SHORT_NAMES, SIZES, ESM2Config
 from esm2kit.training.resume import CheckpointWriter, collect_state
 
 
@@ -39,12 +40,13 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(dir=arguments.out_dir) as folder:
-            print(measure(size, Path(folder), arguments, device), flush=True)
+            found = measure(SIZES[SHORT_NAMES[size]], Path(folder), arguments, device)
+            times = " | ".join(f"{found[name]:.2f} s" for name in ("direct", "held", "complete", "idle", "writing"))
+            print(f"| {size} | {found['gib']:.2f} GiB | {times} |", flush=True)
 
 
-def measure(size: str, folder: Path, arguments: argparse.Namespace, device: str) -> str:
-    """Measure one model size; returns a row of the table."""
-    config = next(config for name, config in SIZES.items() if f"_{size}_" in name)
+def measure(config: ESM2Config, folder: Path, arguments: Any, device: str) -> dict[str, float]:
+    """Measure one shape; returns medians in seconds, nan where nothing was measured, and the size of the file."""
     model = ESM2.initialised(config, 0).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     tokens_BT = torch.randint(4, 24, (1, arguments.tokens), device=device)
@@ -77,9 +79,8 @@ def measure(size: str, folder: Path, arguments: argparse.Namespace, device: str)
             seconds["writing"].append(update())
         seconds["complete"].append(time.perf_counter() - started)
         writer.best()  # raises the error of the thread
-    direct, held, complete, idle, writing = (f"{statistics.median(values):.2f} s" for values in seconds.values())
-    gib = writer.last.stat().st_size / 2**30
-    return f"| {size} | {gib:.2f} GiB | {direct} | {held} | {complete} | {idle} | {writing} |"
+    medians = {name: statistics.median(values or [float("nan")]) for name, values in seconds.items()}
+    return medians | {"gib": writer.last.stat().st_size / 2**30}
 
 
 if __name__ == "__main__":

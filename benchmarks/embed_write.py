@@ -80,8 +80,8 @@ def main() -> None:
         )
 
 
-def write_model(path: Path, width: int) -> Path:
-    config = ESM2Config(1, width, 20)
+def write_model(path: Path, width: int, heads: int = 20) -> Path:
+    config = ESM2Config(1, width, heads)
     state = ESM2.initialised(config, 0).state_dict()
     write_checkpoint(path, {f"model.{name}": tensor for name, tensor in state.items()}, {"model": config})
     return path

@@ -17,6 +17,7 @@ from esm2kit.finetuning.module import LabelTrainer
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.memory import InferenceSettings, estimate_inference, format_gib, list_inference_remedies
 from esm2kit.pretraining.pretrain import MaskedLM
+from esm2kit.structure.attention import ContactModel
 
 CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 b"
@@ -165,6 +166,53 @@ def test_predict_and_finetune(folder: Path, monkeypatch) -> None:
             esm2kit.predict(esm2kit.PredictConfig(folder / "whole", folder / "in.fasta", folder / "p.tsv"))
     assert caught.value.values["remedies"][0].startswith("--batch_tokens 512 (about")
     assert not (folder / "p.tsv").exists()
+
+
+def test_finetune_outside_the_training_loop(folder: Path, monkeypatch) -> None:
+    """The moments of the head's inputs are computed before the first update, and test scores after the last one."""
+    whole = esm2kit.finetune(fine_tune(folder, "whole"))
+    calls = []
+    with monkeypatch.context() as patch:
+        plain = Encoder.encode
+        patch.setattr(Encoder, "encode", lambda *a, **k: calls.append(len(a[1])) or plain(*a, **k))
+        esm2kit.finetune(fine_tune(folder, "counted", tokens_per_validation_batch=256))
+    assert max(calls) <= 256  # the option bounds the batches of both
+    for name, call in (("moments", 1), ("scores", len(calls))):
+        with monkeypatch.context() as patch:
+            fail_at(patch, Encoder, "encode", call, ERRORS[0])
+            with refused("memory.exhausted") as caught:
+                esm2kit.finetune(fine_tune(folder, name, tokens_per_validation_batch=256))
+        assert caught.value.values["remedies"][0].startswith("--tokens_per_validation_batch 128 (about")
+        assert bool(list((folder / name).rglob("last*.safetensors"))) == (name == "scores")
+        # the remedy does not change the run, so training is not repeated
+        resumed = esm2kit.finetune(fine_tune(folder, name, tokens_per_validation_batch=128))
+        assert resumed["runs"][0]["val_loss"] == pytest.approx(whole["runs"][0]["val_loss"], rel=1e-4)
+        for metric, score in whole["test"].items():
+            assert resumed["test"][metric]["value"] == pytest.approx(score["value"], abs=1e-3)
+
+
+def test_contacts(folder: Path, monkeypatch) -> None:
+    def settings(**options) -> esm2kit.ContactsConfig:
+        options = {"model": str(folder / "tiny.safetensors"), "values": "coupling", "pictures": 0, **options}
+        return esm2kit.ContactsConfig(folder / "in.fasta", out_dir=folder / "contacts", device="cpu", **options)
+
+    with monkeypatch.context() as patch:
+        fail_at(patch, ContactModel, "predict", 3, ERRORS[0])
+        with refused("memory.exhausted") as caught:
+            esm2kit.predict_contacts(settings(batch_tokens=128))
+    assert caught.value.values["action"] == "computing the contacts of 4 proteins of up to 30 residues together"
+    assert caught.value.values["remedies"] == ["--batch_tokens 64 --restart", "a smaller --model with --restart"]
+    with refused("contacts.run-exists", differing=["batch_tokens"]):
+        esm2kit.predict_contacts(settings(batch_tokens=64))
+    halved = esm2kit.predict_contacts(settings(batch_tokens=64, restart=True))
+    with esm2kit.ContactReader(halved.contacts) as reader:
+        assert len(reader) == 40
+    # a protein that is a batch of its own cannot be divided
+    with monkeypatch.context() as patch:
+        fail_at(patch, ContactModel, "predict", 1, ERRORS[0])
+        with refused("memory.exhausted") as caught:
+            esm2kit.predict_contacts(settings(batch_tokens=16, restart=True))
+    assert caught.value.values["remedies"][0].startswith("a FASTA without protein 'p")
 
 
 def test_benchmark(folder: Path, monkeypatch) -> None:

@@ -25,7 +25,7 @@ from esm2kit.finetuning.heads import HeadSpec, LabelModel, check_head
 from esm2kit.finetuning.hf_export import UNSCALED_REMEDY, save_hf_classifier
 from esm2kit.finetuning.model_file import FILE, load_finetuned, load_head, save_merged
 from esm2kit.finetuning.module import LabelTrainer
-from esm2kit.finetuning.report import write_finetune_report
+from esm2kit.finetuning.report import explain_scoring_memory, write_finetune_report
 from esm2kit.models.checkpoint import load_tensors, read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.esm2 import ESM2
@@ -320,7 +320,8 @@ def _build_model(
             load_tensors(esm2, resumed.model, resumed.path)
     else:
         if spec.standardize:
-            mean_D, scale_D = compute_column_moments(_encode_train_rows(encoder, proteins, config, spec))
+            with explain_scoring_memory(esm2.config, config):
+                mean_D, scale_D = compute_column_moments(_encode_train_rows(encoder, proteins, config, spec))
             model.head.mean_D.copy_(mean_D)
             model.head.scale_D.copy_(scale_D)
         if config.head_from is not None:

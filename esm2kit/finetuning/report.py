@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,46 @@ from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.config import ESM2Config
+from esm2kit.models.encoder import TOKENS_PER_BATCH, resolve_precision
 from esm2kit.models.load import load_model
+from esm2kit.models.memory import InferenceSettings
+from esm2kit.models.memory_guard import explain_inference_memory
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import sample_counts
+from esm2kit.training.trainer import resolve_accelerator
 
 logger = logging.getLogger(__name__)
 
 
-def predict_set(model: FinetunedModel, data: TaskData, set_name: str) -> np.ndarray:
+def explain_scoring_memory(shape: ESM2Config, config: FinetuneConfig) -> AbstractContextManager[None]:
+    """Return the context in which exhausted memory outside the training loop names the options that help.
+
+    Args:
+        shape: Architecture of the encoder.
+        config: The run.
+
+    Returns:
+        The context, for the passes of an `Encoder` before and after training.
+    """
+    device = resolve_accelerator(config)
+    precision = "float32" if config.precision == "32-true" else resolve_precision("auto", device)
+    settings = InferenceSettings(tokens=count_scoring_tokens(config), precision=precision, device=device)
+    names = {"batch_tokens": "tokens_per_validation_batch", "device": "accelerator"}
+    return explain_inference_memory(shape, settings, ("batch_tokens", "device"), names=names)
+
+
+def count_scoring_tokens(config: FinetuneConfig) -> int:
+    """Return the tokens per batch of the test set, at most those of validation, so that both need the same memory."""
+    return min(TOKENS_PER_BATCH[resolve_accelerator(config)], config.tokens_per_validation_batch)
+
+
+def predict_set(
+    model: FinetunedModel, data: TaskData, set_name: str, tokens_per_batch: int | None = None
+) -> np.ndarray:
     """Predict the scored targets of a set (M,), in the order of the task."""
     rows = data.rows(set_name)
-    outputs = model.outputs([data.sequences[row] for row in rows])
+    outputs = model.outputs([data.sequences[row] for row in rows], tokens_per_batch)
     if data.task.level == "protein":
         return model.decide(np.stack(outputs))
     scored = np.concatenate([data.scored[data.offsets[row] : data.offsets[row + 1]] for row in rows])
@@ -62,8 +92,9 @@ def write_finetune_report(
     test, validation = [], []
     for path in models:
         model = load_finetuned(path, device=config.accelerator)
-        test.append(predict_set(model, data, "test"))
-        validation.append(predict_set(model, data, "validation"))
+        with explain_scoring_memory(model.encoder.config, config):
+            test.append(predict_set(model, data, "test", count_scoring_tokens(config)))
+            validation.append(predict_set(model, data, "validation", count_scoring_tokens(config)))
     fitted = Fitted(
         np.stack(test),
         np.stack(validation),

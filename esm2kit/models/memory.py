@@ -6,7 +6,7 @@ measured peaks. They do not count Python and the libraries (about 0.4 GiB on a C
 nor memory that an allocator reserves and does not use. Does not import torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -246,7 +246,11 @@ def describe_inference(shape: ESM2Config, settings: InferenceSettings) -> str:
 
 
 def list_inference_remedies(
-    shape: ESM2Config, settings: InferenceSettings, options: Sequence[str], note: str = ""
+    shape: ESM2Config,
+    settings: InferenceSettings,
+    options: Sequence[str],
+    note: str = "",
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
     """List up to three settings of a stage that need less memory, each with its estimate.
 
@@ -255,6 +259,7 @@ def list_inference_remedies(
         settings: Settings with which the memory was exhausted.
         options: Names of the stage's options, of batch_tokens, workers, precision, layer_by_layer and device.
         note: Further options that a smaller batch requires.
+        names: How the stage calls an option, if otherwise.
 
     Returns:
         Texts such as "--batch_tokens 16384 (about 2.1 GiB)".
@@ -269,11 +274,12 @@ def list_inference_remedies(
     now, found = estimate_inference(shape, settings).total, []
     for name in (name for name in changes if name in options):
         value, changed = changes[name]
+        option = (names or {}).get(name, name)
         size = estimate_inference(shape, replace(settings, **changed)).total
         if name == "layer_by_layer" or (name == "device" and settings.device != "cpu"):
-            found.append(f"--{name} {value}")
+            found.append(f"--{option} {value}")
         elif size < now:
-            found.append(f"--{name} {value} (about {format_gib(size)})")
+            found.append(f"--{option} {value} (about {format_gib(size)})")
     return [*found[:2], found[2] if len(found) > 2 else "a smaller --model"]
 
 

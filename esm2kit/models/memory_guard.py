@@ -1,6 +1,6 @@
 """The error of one line about exhausted memory in inference, for every stage that computes representations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from esm2kit.core.hardware import explain_out_of_memory
@@ -16,6 +16,7 @@ def explain_inference_memory(
     settings: InferenceSettings,
     options: Sequence[str] = OPTIONS,
     note: Callable[[], str] = str,
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Raise an error that names the settings that help, with their memory, if the memory is exhausted inside.
 
@@ -24,6 +25,7 @@ def explain_inference_memory(
         settings: Settings of the run.
         options: Names of the options that the stage has.
         note: Returns further options that a smaller batch requires, such as " --restart".
+        names: How the stage calls an option, if otherwise.
 
     Yields:
         None.
@@ -33,7 +35,7 @@ def explain_inference_memory(
     """
 
     def remedies() -> list[str]:
-        return list_inference_remedies(shape, settings, options, note())
+        return list_inference_remedies(shape, settings, options, note(), names)
 
     with explain_out_of_memory(describe_inference(shape, settings), remedies):
         yield

@@ -12,6 +12,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import BINARY, check_output_folder, fsync, hold_lock, read_at, write_at
-from esm2kit.core.hardware import resolve_device
+from esm2kit.core.hardware import explain_out_of_memory, resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
@@ -340,10 +341,15 @@ class ContactRun:
             return sum(len(sequence) + 2 for sequence in join(number))
 
         if not model.layers:
-            yield from ((number, model.predict(join(number))) for number in numbers)
+            for number in numbers:
+                with self._explain_memory([number]):
+                    maps = model.predict(join(number))
+                yield number, maps
             return
         for group in group_batches(numbers, count_tokens, model.layers.group_tokens):
-            yield from zip(group, model.predict_batches([join(number) for number in group]), strict=True)
+            with self._explain_memory(group):
+                found = model.predict_batches([join(number) for number in group])
+            yield from zip(group, found, strict=True)
 
     def _write_batch(self, maps: list[np.ndarray], batch: np.ndarray, handle: int, starts_P: np.ndarray) -> int:
         """Write the maps of a batch; returns the CRC-32 of its values."""
@@ -354,6 +360,27 @@ class ContactRun:
             crc = zlib.crc32(values, crc)
             _write_all(handle, values, int(starts_P[row]))
         return crc
+
+    def _explain_memory(self, numbers: Sequence[int]) -> AbstractContextManager[None]:
+        """Return the context in which exhausted memory names what needs less than these batches.
+
+        Most remedies change the settings of the unfinished run, so it starts anew.
+        """
+        rows = np.concatenate([self.batches[number] for number in numbers])
+        longest = max((self.proteins[row] for row in rows), key=lambda protein: protein.num_residues)
+        action = f"computing the contacts of {len(rows):,} proteins of up to {longest.num_residues:,} residues together"
+
+        def list_remedies() -> list[str]:
+            found = []
+            if len(rows) > 1:
+                found.append(f"--batch_tokens {max(1, self.batch_tokens // 2)} --restart")
+            if self.device.type != "cpu":
+                found.append("--device cpu --restart")
+            if len(rows) == 1:
+                found.append(f"a FASTA without protein {longest.id!r}")
+            return [*found, "a smaller --model with --restart"]
+
+        return explain_out_of_memory(action, list_remedies)
 
     def _read_done(self, handle: int, journal: int, starts_P: np.ndarray) -> dict[int, int]:
         """Read the finished batches whose values are still as they were written; others are computed again."""
