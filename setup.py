@@ -1,4 +1,4 @@
-"""Add the walkthrough (notebooks, sample data, tiers) to the wheel; everything else is in pyproject.toml."""
+"""Add the walkthrough (notebooks, data, tiers) to the wheel; everything else is in pyproject.toml."""
 
 import shutil
 import tomllib

@@ -63,6 +63,8 @@ _PUBLIC = {
     "finetuning.finetune": ("finetune",),
     "finetuning.model_file": ("load_finetuned",),
     "finetuning.predict": ("predict",),
+    "verification.config": ("VerifyConfig",),
+    "verification.verify": ("verify",),
     "plots": (),
 }
 __getattr__, __dir__, __all__ = attach(__name__, _PUBLIC)

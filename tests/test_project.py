@@ -67,6 +67,8 @@ def test_contributing_explains_every_dependency(root: Path, project: dict) -> No
 
 # imported only if the user requests a feature and has installed the package
 OPTIONAL = {"anndata": "anndata", "pandas": "pandas", "umap": "umap-learn", "wandb": "wandb"}
+# `verify` compares with them
+OPTIONAL |= {"esm": "fair-esm", "transformers": "transformers"}
 # this package, and google.colab, which only Colab has
 OWN = {"esm2kit", "google"}
 # started by the notebooks, not imported

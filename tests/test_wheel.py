@@ -102,6 +102,16 @@ def test_the_source_distribution_lacks_nothing(dist: Path) -> None:
     assert check_sdist(path) == []
 
 
+def test_the_wheel_has_the_reference_outputs_and_the_proteins_of_verify(python: Path, tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-m", "esm2kit", "verify", "8M", "--out_dir", tmp_path / "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr[-3000:]
+    checks = json.loads((tmp_path / "out" / "verify.json").read_text())["checks"]
+    verdicts = [(check["name"], check["verdict"]) for check in checks[:2]]
+    assert verdicts == [("tokens of a sequence", "passed"), ("reading the weights", "could not check")]
+
+
 def test_the_installed_wheel_shows_help_and_embeds(python: Path, tmp_path: Path) -> None:
     assert "embed" in run(python, tmp_path, "--help")
     code = "import esm2kit; print(esm2kit.__file__)"

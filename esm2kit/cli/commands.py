@@ -96,6 +96,11 @@ STAGES = {
         "List or download model weights and FLIP tasks.",
         "what", "esm2kit download esm2_t33_650M_UR50D",
     ),
+    "verify": Stage(
+        "verification.config.VerifyConfig", "verification.verify.verify",
+        "Check the official weights and their outputs against published values.",
+        "model", "esm2kit verify esm2_t33_650M_UR50D",
+    ),
     "export": Stage(
         "models.config.ExportConfig", "models.export.export",
         "Convert a model to Hugging Face or fair-esm files.",

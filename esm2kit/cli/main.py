@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 2 after an InputError, whose message is printed, 130 after an interrupt, or 1 after an
-        unexpected exception, whose traceback is written to a file.
+        unexpected exception, whose traceback is written to a file. `esm2kit verify` has two more: 3 if a check failed,
+        4 if it could not check.
 
     Raises:
         Exception: Unexpected exceptions, if the environment variable ESM2KIT_DEBUG is set.
@@ -231,7 +232,7 @@ def _run(name: str, arguments: list[str]) -> int:
     summary = summarise(result, sys.stdout.isatty(), getattr(config, "out_dir", None))
     if summary and not rank():  # every process of a torchrun or srun job has the result
         print(summary)
-    return 0
+    return getattr(result, "exit_code", 0)
 
 
 def _check_locale(arguments: list[str]) -> None:

@@ -77,3 +77,33 @@ def _expand(value: Any) -> Any:
     if isinstance(value, Path | str) and str(value).startswith("~"):
         return type(value)(expand_path(value))
     return value
+
+
+def find_packaged_file(name: str) -> Path:
+    """Find a file that the wheel contains and a checkout has at the same place, such as data/golden/published.yaml.
+
+    Args:
+        name: Path in the checkout, with /.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: The installation does not have it.
+    """
+    found = find_packaged_files(name)
+    if not found:
+        raise InputError(
+            f"this installation of esm2kit has no {name}. Install esm2kit from its wheel or from a clone.",
+            code="file.packaged",
+            name=name,
+        )
+    return found[0]
+
+
+def find_packaged_files(pattern: str) -> list[Path]:
+    """Find all files of the wheel or the checkout that match a pattern, sorted."""
+    package = Path(__file__).resolve().parents[1]
+    packed = package / "walkthrough"
+    root = packed if packed.is_dir() else package.parent
+    return sorted(path for path in root.glob(pattern) if path.is_file())

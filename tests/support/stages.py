@@ -5,7 +5,7 @@ from pathlib import Path
 from support.finetune_fixtures import write_tasks, write_tiny_model
 
 # commands with tests of their own: two reports, the network, notebooks, a shell
-ELSEWHERE = {"compare", "download", "notebooks", "run", "rerun", "completion"}
+ELSEWHERE = {"compare", "download", "verify", "notebooks", "run", "rerun", "completion"}
 
 
 def write_inputs(folder: Path) -> None:

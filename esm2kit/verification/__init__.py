@@ -1,0 +1,1 @@
+"""Verification with the official weights: esm2kit's outputs next to published ones."""
