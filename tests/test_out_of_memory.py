@@ -13,7 +13,10 @@ from esm2kit.benchmarking import benchmark as benchmarking
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory, is_out_of_memory
 from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.finetuning import model_file
 from esm2kit.finetuning.module import LabelTrainer
+from esm2kit.finetuning.predict import _explain_memory
+from esm2kit.finetuning.predictor import load_predictor
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.memory import InferenceSettings, estimate_inference, format_gib, list_inference_remedies
 from esm2kit.pretraining.pretrain import MaskedLM
@@ -165,7 +168,20 @@ def test_predict_and_finetune(folder: Path, monkeypatch) -> None:
         with refused("memory.exhausted") as caught:
             esm2kit.predict(esm2kit.PredictConfig(folder / "whole", folder / "in.fasta", folder / "p.tsv"))
     assert caught.value.values["remedies"][0].startswith("--batch_tokens 512 (about")
+    assert any("--layer_by_layer true" in each for each in caught.value.values["remedies"])
     assert not (folder / "p.tsv").exists()
+    with monkeypatch.context() as patch:
+        fail_at(patch, model_file, "Encoder", 1, ERRORS[0])
+        with refused("memory.exhausted", remedies=["--layer_by_layer true", "--device cpu", "a smaller model"]):
+            esm2kit.predict(esm2kit.PredictConfig(folder / "whole", folder / "in.fasta", folder / "p.tsv"))
+    # the memory of a GPU, although the hidden states of a model that is read layer by layer are on the CPU
+    settings = esm2kit.PredictConfig(folder / "whole", folder / "in.fasta", folder / "p.tsv", layer_by_layer=True)
+    model = load_predictor(folder / "whole", layer_by_layer=True)
+    model.encoder.compute_device = torch.device("cuda")
+    action = "computing batches of 32,768 tokens (about 0.1 GiB)"
+    with refused("memory.exhausted", action=action) as caught, _explain_memory(settings, model):
+        raise ERRORS[0]
+    assert not any("--layer_by_layer" in each for each in caught.value.values["remedies"])
 
 
 def test_finetune_outside_the_training_loop(folder: Path, monkeypatch) -> None:

@@ -242,7 +242,7 @@ class DeviceStream:
 
 def _use_device(device: torch.device) -> None:
     """Make a GPU the current one of this thread, so that pinned memory belongs to it and not to the first GPU."""
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:  # torch.device("cuda") is the current one of every thread
         torch.cuda.set_device(device)
 
 

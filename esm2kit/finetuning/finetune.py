@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from esm2kit.benchmarking.probes.features import compute_column_moments
@@ -17,6 +16,7 @@ from esm2kit.benchmarking.verdict import log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import hold_lock
+from esm2kit.core.hardware import choose_device
 from esm2kit.core.processes import local_rank
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import FinetuneConfig, resolve_defaults
@@ -342,8 +342,7 @@ def _encode_train_rows(
     initial: InitialEncoder, proteins: LabelledProteins, config: FinetuneConfig, spec: HeadSpec
 ) -> Iterator[Tensor]:
     """Yield the inputs of the head for the training proteins, (N, D) per batch."""
-    gpu = resolve_accelerator(config) == "cuda"
-    device = torch.device("cuda", local_rank()) if gpu else torch.device("cpu")
+    device = choose_device(resolve_accelerator(config), local_rank())
     precision = "float32" if config.precision == "32-true" else "auto"
     budget, last = config.tokens_per_validation_batch, initial.esm2.config.num_layers
     if initial.weights is not None:
@@ -358,5 +357,3 @@ def _encode_train_rows(
         hidden_ND = encoder.encode(tokens_N, num_tokens, [last])[last]
         yield pool_rows(hidden_ND, num_tokens, spec.reads)[0]
     encoder.close()
-    if initial.weights is None:
-        initial.esm2.cpu()  # the trainer moves it to its device

@@ -21,6 +21,7 @@ from esm2kit.benchmarking.verdict import evaluate_new_predictions, log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
+from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.launch import run_in_workers, starts_workers
 from esm2kit.core.process_group import Process, gather_on_rank_0, join_process_group, run_on_rank_0
 from esm2kit.core.progress import Progress
@@ -72,7 +73,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
     how = (config.device, config.precision, config.layer_by_layer)
-    model = load_predictor(Path(config.model), config.base, *how)
+    with explain_out_of_memory("loading the model", lambda: _list_loading_remedies(config)):
+        model = load_predictor(Path(config.model), config.base, *how)
     if isinstance(model.encoder, LayerwiseEncoder) and config.batch_tokens:
         model.encoder.batch_tokens = config.batch_tokens
     with copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size) as files:
@@ -112,10 +114,17 @@ def _explain_memory(config: PredictConfig, model: Predictor) -> AbstractContextM
     encoder = model.encoder
     if encoder is None:  # a probe on letters
         return nullcontext()
-    kind = encoder.device.type
+    kind = encoder.compute_device.type
     tokens = config.batch_tokens or TOKENS_PER_BATCH[kind]
     settings = InferenceSettings(tokens=tokens, precision=encoder.precision, device=kind)
-    return explain_inference_memory(encoder.config, settings, ("batch_tokens", "precision", "device"))
+    options = ("batch_tokens", "precision", "device", "layer_by_layer")
+    return explain_inference_memory(encoder.config, settings, options[:3] if encoder.group_tokens else options)
+
+
+def _list_loading_remedies(config: PredictConfig) -> list[str]:
+    """List the settings with which the model needs less memory before it predicts."""
+    found = [] if config.layer_by_layer else ["--layer_by_layer true"]
+    return [*found, *([] if config.device == "cpu" else ["--device cpu"]), "a smaller model"]
 
 
 def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], process: Process) -> dict[str, Any]:

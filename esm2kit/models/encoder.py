@@ -13,6 +13,7 @@ already run at the machine's limit. These changes reduce the remaining time:
 - Buffers are allocated once per thread, which avoids page faults.
 """
 
+import copy
 import logging
 import threading
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ class Encoder:
     """Computes representations of packed sequences; threads can share one encoder.
 
     Args:
-        model: in evaluation mode. On the CPU its weights are copied and rearranged; on a GPU it is moved.
+        model: in evaluation mode. Its weights are copied, and on the CPU rearranged; the model itself does not change.
         precision: "float32" is exact. "bfloat16" and "int8" (CPU only, linear layers only) are approximations. "auto"
             as for `resolve_precision`; the attribute `precision` is the resolved one.
         device: "cpu", "mps" or a CUDA device. On CUDA, bfloat16 uses torch's variable-length attention kernel.
@@ -116,11 +117,12 @@ class Encoder:
         check_type(model, ESM2, "model", "load one with load_model")
         self.config = model.config
         self.device = torch.device(device)
+        self.compute_device = self.device
         resolved = resolve_precision(precision, self.device)
         log_precision(precision, resolved, self.device)
         self.precision = precision = resolved
         if self.device.type != "cpu":
-            self.model = model.to(self.device, dtype=getattr(torch, precision))
+            self.model = _share_tensors(model).to(self.device, dtype=getattr(torch, precision))
             if self.device.type == "cuda":
                 activate_flash_attention_4()
                 torch.cuda.synchronize(self.device)  # other threads read the weights on other streams
@@ -247,6 +249,14 @@ class Encoder:
                 "scores": torch.empty(SCORES_PER_BLOCK),
             }
         return _Buffers(**self._local.flat).slice_rows(rows, self.config.embed_dim)
+
+
+def _share_tensors(model: ESM2) -> ESM2:
+    """Copy the modules of a model but not its tensors, so that the copy can be moved and converted on its own."""
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return copy.deepcopy(model, shared)
 
 
 class _Buffers(NamedTuple):

@@ -129,6 +129,19 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(device, dataset, tmp_path
 
 
 @on_devices()
+def test_fine_tuning_in_bf16_keeps_its_weights_in_float32(device, tasks, tiny, tmp_path) -> None:
+    """The moments of the head's inputs are computed in bfloat16 first, by an encoder of its own."""
+    config = FinetuneConfig(
+        task="protein_value", data_dir=tasks, model=str(tiny), out_dir=tmp_path, mode="frozen", accelerator=device,
+        precision="bf16-mixed", standardize=True, max_steps=2, val_check_interval=2, resamples=100, benchmark=False,
+    )  # fmt: skip
+    finetune(config)
+    held = read_checkpoint(tmp_path / "finetuned.safetensors", "model.")[0]
+    for name, tensor in read_checkpoint(tiny, "model.")[0].items():
+        assert torch.equal(held[name], tensor), name
+
+
+@on_devices()
 @pytest.mark.parametrize(
     ("mode", "task"), [("full", "protein_class"), ("lora", "residue_class"), ("frozen", "protein_value")]
 )

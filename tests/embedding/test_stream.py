@@ -235,3 +235,12 @@ def test_the_compute_stage_reads_no_value_of_the_device() -> None:
     shapes = [[tuple(rows.shape) for rows in parts] for parts in found]
     assert shapes == [[(2, 32), (1, 32)]] * 2 + [[(6, 32), (200, 32)], [(6, 33), (200, 33)]]
     assert {(rows.device.type, rows.dtype) for parts in found for rows in parts} == {("meta", torch.float16)}
+
+
+def test_threads_use_the_gpu_of_the_encoder(monkeypatch) -> None:
+    """torch refuses to make a device without a number the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda:1", "cuda", "cpu", "mps"):
+        embed_stream._use_device(torch.device(name))
+    assert chosen == [torch.device("cuda:1")]

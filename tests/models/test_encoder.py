@@ -12,6 +12,7 @@ from support.fair_esm import build_pair
 from esm2kit.models import encoder as inference
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder, resolve_precision
+from esm2kit.models.esm2 import ESM2
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, MASK_IDX
 
 SHAPES = [ESM2Config(2, 32, 4), ESM2Config(3, 120, 5), ESM2Config(2, 128, 2, token_dropout=False)]
@@ -145,6 +146,27 @@ def test_int8_without_onednn_is_rejected(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with refused("precision.missing", name="int8"):
         Encoder(exact.model, "int8")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_does_not_change_when_its_encoder_moves_to_a_gpu(precision: str, monkeypatch) -> None:
+    """Fine-tuning trains the model afterwards: it must not be in bfloat16 then. The meta device stands for a GPU."""
+    monkeypatch.setattr(inference, "resolve_precision", lambda requested, device: requested)
+    model = ESM2.initialised(ESM2Config(2, 32, 4), 0).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    encoder = Encoder(model, precision, "meta")
+    assert dict(model.named_parameters()) == parameters, "the same objects, which an optimizer may hold"
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name]), name
+    moved = encoder.model.state_dict()
+    assert {tensor.device.type for tensor in moved.values()} == {"meta"}
+    kept = {name for name, tensor in moved.items() if tensor.dtype != getattr(torch, precision)}
+    assert kept == (set() if precision == "float32" else {name for name in moved if name.endswith("inv_freq")})
+    shared = inference._share_tensors(model)
+    assert shared.lm_head.weight is shared.embed_tokens.weight is not model.embed_tokens.weight
+    assert shared.embed_tokens.weight.data_ptr() == model.embed_tokens.weight.data_ptr(), "no memory is needed"
 
 
 def test_negative_layers_count_from_the_last() -> None:
