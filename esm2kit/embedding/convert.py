@@ -3,6 +3,7 @@
 import csv
 import importlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.sequences.alphabet import TOKENS
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.columns import read_columns
+from esm2kit.tasks.labels import is_number
 
 logger = logging.getLogger(__name__)
 VALUES_PER_BLOCK = 4_000_000  # 16 MB of float32
@@ -98,14 +100,26 @@ def _read_columns(config: ConvertConfig, reader: EmbeddingReader) -> dict[str, l
         return {}
     records = [Record(name, name, "") for name in reader.ids]
     columns = read_columns(config.labels, records, config.id)
+    used = {"id"} | ({"residue"} if reader.level != "protein" else set())
+    used |= {"csv": set(_name_dimensions(reader)), "parquet": {"vector"}}.get(config.format, set())
+    if taken := next((name for name in columns if name in used), None):
+        raise InputError(
+            f"{config.labels}: the output has a column {taken!r} of its own. Rename the one of the table, or choose "
+            "the column of ids with --id.",
+            code="convert.column",
+            name=taken,
+        )
+    if config.format in ("csv", "npy"):
+        return dict(columns)  # text files keep the text: 42 is not 42.0
     return {name: _parse_column(values) for name, values in columns.items()}
 
 
 def _parse_column(values: list[str | None]) -> list[str | float | None]:
-    try:
-        return [None if value is None else float(value) for value in values]
-    except ValueError:
+    """Convert a column of numbers; codes with leading zeros, such as 007, are text."""
+    texts = [value for value in values if value is not None]
+    if any(not is_number(text) or re.match(r"[+-]?0\d", text) for text in texts):
         return list(values)
+    return [None if value is None else float(value) for value in values]
 
 
 def _list_index(vectors: _Vectors, block: Sequence[int]) -> dict[str, list]:
@@ -118,11 +132,11 @@ def _list_index(vectors: _Vectors, block: Sequence[int]) -> dict[str, list]:
     return index | {name: [values[place] for place in positions] for name, values in vectors.columns.items()}
 
 
-def _name_dimensions(vectors: _Vectors) -> list[str]:
+def _name_dimensions(reader: EmbeddingReader) -> list[str]:
     """Name the columns of a table: by token for logits, otherwise by number."""
-    if vectors.reader.attributes.get("pooling") == "logits":
+    if reader.attributes.get("pooling") == "logits":
         return list(TOKENS)
-    return [f"dim_{number}" for number in range(vectors.reader.embed_dim)]
+    return [f"dim_{number}" for number in range(reader.embed_dim)]
 
 
 def _follow(vectors: _Vectors, out: Path) -> Iterator[tuple[range, np.ndarray]]:
@@ -153,7 +167,7 @@ def _write_npy(vectors: _Vectors, out: Path) -> None:
 def _write_csv(vectors: _Vectors, out: Path) -> None:
     with atomic_path(out) as part, open(part, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*_list_index(vectors, []), *_name_dimensions(vectors)])
+        writer.writerow([*_list_index(vectors, []), *_name_dimensions(vectors.reader)])
         for block, rows_RD in _follow(vectors, out):
             index = zip(*_list_index(vectors, block).values(), strict=True)
             # str of a float32 has the fewest digits that identify it
@@ -198,7 +212,7 @@ def _write_h5ad(vectors: _Vectors, out: Path) -> None:
         data = anndata.AnnData(
             rows_RD,
             obs=pd.DataFrame(index, index=names),
-            var=pd.DataFrame(index=_name_dimensions(vectors)),
+            var=pd.DataFrame(index=_name_dimensions(vectors.reader)),
             uns={name: str(value) for name, value in vectors.reader.attributes.items()},
         )
         data.write_h5ad(part)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from esm2kit.core.checksums import read_sealed_json, write_sealed_json
+from esm2kit.core.checksums import FileChecksums, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import BINARY, check_output_folder, fsync, hold_lock, read_at, write_at
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
@@ -125,13 +125,15 @@ def predict_contacts(config: ContactsConfig) -> ContactsResult:
     with ContactReader(run.target) as reader:
         scored = score_proteins(proteins, truths, reader) if truths else []
         if scored:
-            made = [out_dir / f"{name}_precision.{suffix}" for suffix in ("tsv", "json")]
+            made = list_precision_files(run.target)
             summary = summarise(scored)
             verdict = describe_summary(summary)
+            made[1].unlink(missing_ok=True)  # of the comparison that this one replaces
             write_table(made[0], scored)
             used = {truth.structure.path.name: truth.structure.path for truth in truths.values()}
             about = {"model_name": run.model.name, "values": config.values, "verdict": verdict}
             about |= {"proteins": len(proteins), "with_structure": len(truths)}
+            about |= {"checksums": {made[0].name: FileChecksums.compute(made[0])}}
             provenance = build_provenance("contacts", config, run.inputs | used)
             write_summary(made[1], summary, about | {"provenance": provenance})
             logger.info("%s: %s", run.model.name, verdict)
@@ -140,6 +142,19 @@ def predict_contacts(config: ContactsConfig) -> ContactsResult:
     table, report = made or (None, None)
     written = (*made, *pictures, run.target)
     return ContactsResult(run.target, table, report, len(proteins), len(truths), verdict, written)
+
+
+def list_precision_files(contacts: Path) -> list[Path]:
+    """List the paths of the table and the summary of the precision of a file of contacts.
+
+    Args:
+        contacts: its path.
+
+    Returns:
+        The two paths; the files need not exist.
+    """
+    stem = contacts.name.removesuffix("_contacts.h5")
+    return [contacts.with_name(f"{stem}_precision.{suffix}") for suffix in ("tsv", "json")]
 
 
 class ContactRun:
@@ -213,6 +228,8 @@ class ContactRun:
         finally:
             if layers:
                 layers.close()
+        for path in list_precision_files(self.target):
+            path.unlink(missing_ok=True)  # of the contacts that this file replaces
         os.replace(self.folder / FILE, self.target)
         fsync(self.target.parent)
         shutil.rmtree(self.folder)

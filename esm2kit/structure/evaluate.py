@@ -84,8 +84,9 @@ def find_truths(proteins: Sequence[Protein], paths: Sequence[Path]) -> dict[int,
             truths[index] = found
     if structures and not any(proteins[index].source is None for index in truths):
         raise InputError(
-            f"none of {format_count(len(structures), 'structure')} fits a protein by its id or its sequence. Name the "
-            "files by the ids of the proteins, or pass structures of these proteins.",
+            f"found no structure of {format_count(len(proteins), 'protein')} among "
+            f"{format_count(len(structures), 'structure')}, neither by id nor by sequence. Pass the structures of these "
+            "proteins, or name the files by the ids of the proteins.",
             code="contacts.no-structure",
             found=len(structures),
             proteins=len(proteins),
@@ -221,6 +222,11 @@ def describe_summary(summary: Sequence[dict[str, Any]]) -> str:
     """Describe the precision at L in the longest range, with its baseline, in one line."""
     found = next((row for row in summary if (row["range"], row["top"]) == ("long", "L")), summary[0])
     precision, difference = found["precision"], found["difference"]
+    if not found["highest"]:
+        return (
+            f"no {found['range']}-range contacts in {format_count(found['proteins'], 'structure')}, so that their "
+            "precision is 0 whatever the model predicts"
+        )
     interval = "" if precision["low"] is None else f" [{precision['low']:.3f}, {precision['high']:.3f}]"
     verdict = "better than"
     if difference["low"] is None:

@@ -87,6 +87,35 @@ def test_columns_of_a_table_stand_next_to_the_ids(files: dict[str, Path], format
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("format", ["npy", "csv", "parquet"])
+def test_columns_keep_their_text_where_it_is_no_number(files: dict[str, Path], format: str) -> None:
+    folder = files["embeddings"].parent
+    (folder / "codes.csv").write_text("name,code,count\nP1,007,42\nP2,012,5\nP3,1,6\nP4,2,7\n")
+    made = convert(ConvertConfig(files["embeddings"], format, labels=folder / "codes.csv"))
+    if format == "parquet":
+        index = pd.read_parquet(made["out"])
+        assert index["count"].tolist() == [42.0, 5.0, 6.0, 7.0]
+    else:
+        index = pd.read_csv(made["files"][-1], sep="\t" if format == "npy" else ",", dtype=str)
+        assert index["count"].tolist() == ["42", "5", "6", "7"]
+    assert index["code"].tolist() == ["007", "012", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "format", "name"),
+    [("embeddings", "npy", "id"), ("hiddens", "csv", "residue"), ("embeddings", "csv", "dim_0"),
+     ("embeddings", "parquet", "vector"), ("logits", "csv", "A")],
+)  # fmt: skip
+def test_a_column_of_the_table_does_not_replace_one_of_the_output(
+    files: dict[str, Path], kind: str, format: str, name: str
+) -> None:
+    folder = files[kind].parent
+    (folder / "taken.csv").write_text(f"name,{name}\nP1,x\nP2,y\nP3,z\nP4,w\n")
+    with refused("convert.column", name=name):
+        convert(ConvertConfig(files[kind], format, labels=folder / "taken.csv"))
+    assert not files[kind].with_suffix(f".{format}").exists()
+
+
 def test_columns_of_logits_are_named_after_the_tokens(files: dict[str, Path]) -> None:
     out = convert(ConvertConfig(files["logits"], "csv"))["out"]
     with open(out, encoding="utf-8", newline="") as file:

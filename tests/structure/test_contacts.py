@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import esm
@@ -325,9 +326,25 @@ def test_precision_of_a_structure_that_is_known_by_construction(
     report = read_sealed_json(Path(result["summary"]), "")
     assert report["summary"][0]["precision"]["value"] == pytest.approx(float(rows[0]["precision"]), abs=1e-4)
     assert report["summary"][0]["precision"]["low"] is None, "one protein has no interval"
-    assert check(CheckConfig(tmp_path / "out")).startswith("2 files")
+    assert check(CheckConfig(tmp_path / "out")).startswith("3 files")
+    table = Path(result["precision"])
+    content = table.read_bytes()
+    table.write_bytes(content.replace(b"short", b"shirt"))
+    with refused("check.damaged"):
+        check(CheckConfig(tmp_path / "out"))
+    table.write_bytes(content)
     pictures = sorted(path.name for path in (tmp_path / "out" / "my_contacts").iterdir())
     assert pictures == ["a.png", "b.png"]
+
+
+def test_a_precision_does_not_outlive_its_contacts(fasta: Path, model: Path, tmp_path: Path) -> None:
+    structure = write_structure(tmp_path / "a.pdb", build_chain(SEQUENCES["a"]))
+    config = ContactsConfig(fasta, tmp_path / "out", model=str(model), structures=structure, pictures=0)
+    first = predict_contacts(config)
+    again = predict_contacts(replace(config, structures=None))  # the same contacts
+    assert again.precision is None and first.precision.is_file() and first.summary.is_file()
+    predict_contacts(replace(config, structures=None, dtype="float16", restart=True))
+    assert not first.precision.exists() and not first.summary.exists()
 
 
 def test_proteins_find_their_structures_by_id_by_chain_and_by_sequence(

@@ -145,3 +145,14 @@ def test_means_have_intervals_over_proteins_and_a_verdict() -> None:
     (single,) = summarise(build_scored([0.5], [0.1]))
     assert (single["precision"]["low"], single["difference"]["high"]) == (None, None)
     assert "0.500 over 1 protein, compared with 0.100" in describe_summary([single])
+
+
+def test_structures_without_contacts_have_no_verdict_about_the_model() -> None:
+    row = PrecisionRow("long", "L", 50, 900, 0, 0.0, 0.0, 0.0)
+    summary = summarise([Scored(None, None, [row])] * 3)
+    assert describe_summary(summary) == (
+        "no long-range contacts in 3 structures, so that their precision is 0 whatever the model predicts"
+    )
+    # one protein with contacts is enough for a comparison
+    mixed = summarise([Scored(None, None, [row]), *build_scored([0.5, 0.6], [0.1, 0.1])])
+    assert "by sequence separation alone" in describe_summary(mixed)
