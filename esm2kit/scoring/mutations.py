@@ -52,6 +52,21 @@ def looks_like_mutation(text: str) -> bool:
     )
 
 
+def split_list(text: str) -> list[str]:
+    """Split variants that are separated by commas or blanks; a semicolon separates only before a blank.
+
+    Without a blank it joins the substitutions of one variant, as in a cell of a table: `A42G;K50R` is one variant.
+
+    Args:
+        text: names of variants; brackets of HGVS stay together.
+
+    Returns:
+        The names.
+    """
+    parts = re.findall(r"(?:\[[^\]]*\]|;(?!\s|$)|[^\[,;\s])+", text)
+    return [part.strip(";") for part in parts if part.strip(";")]
+
+
 def _strip_hgvs(text: str) -> str:
     """Remove `p.` and the brackets of HGVS: `p.[(Ala42Gly);(Lys50Arg)]` -> `Ala42Gly;Lys50Arg`."""
     return re.sub(r"[\[\]()\s]", "", text.strip().removeprefix("p."))
@@ -251,22 +266,28 @@ def compare_sequences(
             share=share,
         )
     if not same_length:
-        return (), _name_block(wild_type, mutated, offset)
+        name, added = _name_block(wild_type, mutated, offset)
+        if unknown := next((letter for letter in added if letter not in STANDARD_RESIDUES), None):
+            _raise_letter(place, name, unknown)  # it has no likelihood, so that the score would be too high
+        return (), name
     substitutions = tuple(Substitution(index, wild_type[index], mutated[index]) for index in changed)
     for substitution in substitutions:
         if unknown := next((letter for letter in substitution[1:] if letter not in STANDARD_RESIDUES), None):
-            name = format_variant([substitution], offset)
-            raise InputError(
-                f"{place}mutation {name!r} has {unknown!r}, which is not one of the 20 amino acids. Remove it.",
-                code="mutations.letter",
-                mutation=name,
-                found=unknown,
-            )
+            _raise_letter(place, format_variant([substitution], offset), unknown)
     return substitutions, format_variant(substitutions, offset)
 
 
-def _name_block(wild_type: str, mutated: str, offset: int) -> str:
-    """Name the difference of two sequences as one deletion, insertion or both."""
+def _raise_letter(place: str, name: str, unknown: str) -> NoReturn:
+    raise InputError(
+        f"{place}mutation {name!r} has {unknown!r}, which is not one of the 20 amino acids. Remove it.",
+        code="mutations.letter",
+        mutation=name,
+        found=unknown,
+    )
+
+
+def _name_block(wild_type: str, mutated: str, offset: int) -> tuple[str, str]:
+    """Name the difference of two sequences as one deletion, insertion or both; also returns the residues added."""
     shortest = min(len(wild_type), len(mutated))
     start = next((index for index in range(shortest) if wild_type[index] != mutated[index]), shortest)
     rest = shortest - start
@@ -277,22 +298,23 @@ def _name_block(wild_type: str, mutated: str, offset: int) -> str:
         return f"{wild_type[index]}{index + 1 + offset}"
 
     if not removed and 0 < start < len(wild_type):
-        return f"{name(start - 1)}_{name(start)}ins{added}"
+        return f"{name(start - 1)}_{name(start)}ins{added}", added
     if not removed:  # before the first residue or after the last, which HGVS names with that residue
         start, removed = (0, wild_type[0]) if start == 0 else (start - 1, wild_type[-1])
         added = added + removed if start == 0 else removed + added
     last = start + len(removed) - 1
     block = name(start) if last == start else f"{name(start)}_{name(last)}"
-    return f"{block}del" if not added else f"{block}delins{added}"
+    return f"{block}del" if not added else f"{block}delins{added}", added
 
 
-def parse_positions(text: str, num_residues: int, offset: int = 0) -> list[int]:
+def parse_positions(text: str, num_residues: int, offset: int = 0, place: str = "the protein") -> list[int]:
     """Parse chosen positions, such as `10-40,52`.
 
     Args:
         text: numbers and ranges with both ends, separated by commas or blanks.
         num_residues: T, of the protein.
         offset: what is added to the number of a residue.
+        place: name of the protein, for the message.
 
     Returns:
         Indices of residues from 0, ascending, each once.
@@ -313,8 +335,8 @@ def parse_positions(text: str, num_residues: int, offset: int = 0) -> list[int]:
         for number in (first, last):
             if not 1 + offset <= number <= num_residues + offset:
                 raise InputError(
-                    f"positions {text!r}: position {number} is outside the protein, whose residues are {1 + offset} to "
-                    f"{num_residues + offset}.",
+                    f"positions {text!r}: position {number} is outside {place}, whose residues are {1 + offset} to "
+                    f"{num_residues + offset}. Choose positions that every protein has.",
                     code="positions.outside",
                     position=number,
                     first=1 + offset,

@@ -132,7 +132,10 @@ class SequenceScan:
     def write(self, read: ReadValues, paths: Sequence[Path], attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Write the table of proteins, see `SubstitutionScan.write`."""
         del attributes  # this table has none
-        found = [(passes, _read_likelihood(passes, read)) for passes in map(self._passes, self.proteins)]
+        found = []
+        for protein in self.proteins:
+            passes = self._passes(protein)  # those of all proteins need much more memory than their likelihoods
+            found.append((len(passes), _read_likelihood(passes, read)))
         exact = {}
         for index in self.sample:
             passes = likelihood_passes(self.proteins[index].sequence, self.config.max_tokens)
@@ -141,11 +144,11 @@ class SequenceScan:
         with open(paths[0], "w", encoding="utf-8", newline="") as text:
             rows = csv.writer(text, delimiter=DELIMITERS[paths[0].suffix], lineterminator="\n")
             rows.writerow(SEQUENCE_COLUMNS)
-            for index, (protein, (passes, likelihood)) in enumerate(zip(self.proteins, found, strict=True)):
+            for index, (protein, (num_passes, likelihood)) in enumerate(zip(self.proteins, found, strict=True)):
                 checked = f"{exact[index].mean:.7g}" if index in exact else ""
                 numbers = [f"{likelihood.mean:.7g}", f"{likelihood.pseudo_perplexity:.7g}"]
                 numbers = numbers if likelihood.num_residues else ["", ""]
-                rows.writerow([protein.id, len(protein.sequence), *numbers, len(passes), method, checked])
+                rows.writerow([protein.id, len(protein.sequence), *numbers, num_passes, method, checked])
         errors = [abs(found[index][1].mean - each.mean) for index, each in exact.items() if each.num_residues]
         summary = {"strategy": method, "num_scores": len(found), "most_tolerated": None, "least_tolerated": None}
         return summary | {"mean_error": float(np.mean(errors)) if errors else None}
@@ -206,14 +209,16 @@ def describe_tolerance(sequence: str, log_odds_TA: np.ndarray, offset: int = 0) 
         offset: what is added to the number of a residue.
 
     Returns:
-        The most and the least tolerated positions, such as "S2 Q4"; None if no position has all scores.
+        The most and the least tolerated positions, such as "S2 Q4", different ones; None if fewer than two positions
+        have all scores.
     """
     complete = np.flatnonzero(~np.isnan(log_odds_TA).any(1))
-    if not complete.size:
+    shown = min(MAX_SHOWN, complete.size // 2)
+    if not shown:
         return None, None
     order = complete[np.argsort(log_odds_TA[complete].sum(1) / (len(STANDARD_RESIDUES) - 1), kind="stable")]
     names = [f"{sequence[place]}{place + 1 + offset}" for place in order]
-    return " ".join(names[::-1][:MAX_SHOWN]), " ".join(names[:MAX_SHOWN])
+    return " ".join(names[::-1][:shown]), " ".join(names[:shown])
 
 
 class Attributes(NamedTuple):

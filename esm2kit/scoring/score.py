@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rapidfuzz.distance import Levenshtein
+
 from esm2kit.core.checksums import FileChecksums, raise_damaged, read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, fsync, hold_lock, to_json
@@ -39,13 +41,16 @@ from esm2kit.scoring.output import Attributes, SequenceScan, SubstitutionScan
 from esm2kit.scoring.presentation import Presentation
 from esm2kit.scoring.scores import REMEDY, Scores
 from esm2kit.scoring.strategies import count_values
-from esm2kit.scoring.variants import Variant, VariantSet, list_substitutions, read_variants, strip_suffix
+from esm2kit.scoring.variants import Variant, VariantSet, find_path, list_substitutions, read_variants, strip_suffix
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, read_fasta, strip_fasta_suffix
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
 
 logger = logging.getLogger(__name__)
+# A FASTA of at least this many proteins, of which all differ from the first by at most this share of its residues (two
+# mutants differ by the mutations of both), may be one of mutants.
+MIN_MUTANTS, MAX_MUTATED = 3, 0.1
 VALUES = "values.bin"  # the journal of computed batches
 # These do not change a score.
 IGNORED_SETTINGS = (
@@ -75,6 +80,12 @@ def score(config: ScoreConfig) -> Scores:
     out_dir = Path(config.out_dir)
     files, source = config.split_inputs()
     check_output_folder(out_dir)
+    if not files and find_path(source) is None:
+        raise InputError(
+            "mutations are given, but not their wild type. Pass its FASTA first: "
+            "esm2kit score my.fasta --mutations A42G.",
+            code="mutations.no-wild-type",
+        )
     name = config.name or portable_name(strip_fasta_suffix(files[0]) if files else strip_suffix(Path(source)))
     out_dir.mkdir(parents=True, exist_ok=True)
     folder = out_dir / f"{name}_scores.part"
@@ -135,6 +146,8 @@ class ScoreJob:
             # several assays may have the same variant
             return list(dict.fromkeys(variant for each in self.sets for variant in each.variants))
         if config.positions is None:
+            if not config.sequences:
+                note_mutants(self.proteins)
             return None
         return [
             variant
@@ -142,7 +155,7 @@ class ScoreJob:
             for variant in list_substitutions(
                 index,
                 protein.sequence,
-                parse_positions(config.positions, len(protein.sequence), config.offset),
+                parse_positions(config.positions, len(protein.sequence), config.offset, f"protein {protein.id!r}"),
                 config.offset,
             )
         ]
@@ -153,8 +166,8 @@ class ScoreJob:
         names = ["fasta"] if len(self.files) == 1 else [f"fasta_{number}" for number in range(len(self.files))]
         names = names if self.files else []
         inputs = dict(zip(names, self.files, strict=True)) | {"model": self.model.sha256}
-        if self.source is not None and not self.files and Path(self.source).is_file():
-            inputs["variants"] = Path(self.source)
+        if self.source is not None and (path := find_path(self.source)) is not None and path.is_file():
+            inputs["variants"] = path
         config = dataclasses.replace(self.config, precision=self.precision)
         return build_provenance("score", config, inputs) | {"model": self.model.record()}
 
@@ -358,6 +371,26 @@ def read_proteins(files: Sequence[Path]) -> list[Record]:
             )
     letters.report(files)
     return proteins
+
+
+def note_mutants(proteins: Sequence[Record]) -> None:
+    """Log a warning if the proteins look like mutants of one protein, each of which is scored as a wild type.
+
+    Args:
+        proteins: those whose every single substitution is scored.
+    """
+    if len(proteins) < MIN_MUTANTS:
+        return
+    first = proteins[0].sequence
+    allowed = max(1, round(MAX_MUTATED * len(first)))
+    if any(Levenshtein.distance(first, other.sequence, score_cutoff=allowed) > allowed for other in proteins[1:]):
+        return
+    logger.warning(
+        "the %d proteins differ from the first by at most %s, like mutants. Every substitution of each of them is "
+        "scored; to compare them with their wild type, pass its FASTA first and this file with --mutations",
+        len(proteins),
+        format_count(allowed, "residue"),
+    )
 
 
 def find_differences(settings: dict[str, Any], other: dict[str, Any]) -> list[str]:

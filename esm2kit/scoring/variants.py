@@ -25,6 +25,7 @@ from esm2kit.scoring.mutations import (
     is_wild_type_name,
     looks_like_mutation,
     parse_mutation,
+    split_list,
 )
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS, STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, is_fasta_name, read_fasta
@@ -151,7 +152,7 @@ def read_variants(
     Raises:
         InputError: a variant cannot be read or does not fit its wild type; the message names the first one.
     """
-    path = _find_path(mutations)
+    path = find_path(mutations)
     if path is None:
         sources = [_split_text(mutations)]
     elif path.is_dir():
@@ -188,13 +189,14 @@ def _name_protein(name: str, taken: set[str]) -> str:
     return entry[1] if entry and entry[1] not in taken else name
 
 
-def _find_path(mutations: str | Path | Sequence[str]) -> Path | None:
+def find_path(mutations: str | Path | Sequence[str]) -> Path | None:
     """Return the file or folder that is meant, or None for mutations themselves."""
     if not isinstance(mutations, str | os.PathLike):
         return None
     path = expand_path(mutations)
     sheet = re.fullmatch(r"(.+\.xls[xm]):.+", str(mutations), re.IGNORECASE)
-    if isinstance(mutations, os.PathLike) or sheet or path.is_file() or path.is_dir():
+    # unlike Path.is_file, these are False for a list of mutations that is too long for the name of a file
+    if isinstance(mutations, os.PathLike) or sheet or os.path.isfile(path) or os.path.isdir(path):
         return path
     if path.suffix.lower() in {".csv", ".tsv", ".txt", ".xlsx", ".fasta", ".fa", ".gz"}:
         raise InputError(f"{path}: no such file. Check the path.", code="mutations.absent", path=path)
@@ -202,9 +204,9 @@ def _find_path(mutations: str | Path | Sequence[str]) -> Path | None:
 
 
 def _split_text(mutations: str | Sequence[str]) -> _Rows:
-    """Split mutations that are separated by commas, semicolons or blanks; brackets of HGVS stay together."""
+    """Split mutations of the command line or of Python."""
     texts = [mutations] if isinstance(mutations, str) else list(mutations)
-    found = [part for text in texts for part in re.findall(r"(?:\[[^\]]*\]|[^\[,;\s])+", text)]
+    found = [part for text in texts for part in split_list(text)]
     if not found:
         raise InputError("no mutations given. Write them such as A42G,K50R.", code="mutations.none")
     return _Rows("", ["mutations"] * len(found), found)
@@ -234,8 +236,10 @@ def _read_list(path: Path, lines: list[str]) -> _Rows | None:
         raise InputError(
             f"{path} is empty. Write one mutation per line, such as A42G.", code="mutations.none", path=path
         )
-    header = int(not looks_like_mutation(lines[0]) and len(re.split(r"[\t,;|]", lines[0])) == 1 and len(lines) > 1)
-    cells = [re.findall(r"(?:\[[^\]]*\]|[^\[,;\s])+", line) for line in lines[header:]]
+    # a name of a column has no number; K50del in the first line is a variant, and an error
+    is_name = not re.search(r"\d", lines[0]) and not looks_like_mutation(lines[0])
+    header = int(is_name and len(re.split(r"[\t,;|]", lines[0])) == 1 and len(lines) > 1)
+    cells = [split_list(line) for line in lines[header:]]
     single = all(len(parts) == 1 for parts in cells)
     if not (single or all(looks_like_mutation(part) for parts in cells for part in parts)):
         first = cells[0][0]
@@ -262,9 +266,10 @@ def _read_fasta(path: Path, proteins: Sequence[Record]) -> _Rows:
     places = [f"{path.name}: record {record.id!r}" for record in records]
     targets = [TARGET.search(record.description) for record in records]
     measured = None
-    if all(targets):
+    if any(targets):
         measured = [
-            _parse_measured(found[1], place, "TARGET") for found, place in zip(targets, places, strict=True) if found
+            _parse_measured(found[1], place, "TARGET") if found else float("nan")
+            for found, place in zip(targets, places, strict=True)
         ]
     sequences = [record.sequence for record in records]
     mutations = None if proteins else [record.id for record in records]

@@ -85,7 +85,7 @@ def find_truths(proteins: Sequence[Protein], paths: Sequence[Path]) -> dict[int,
     if structures and not any(proteins[index].source is None for index in truths):
         raise InputError(
             f"found no structure of {format_count(len(proteins), 'protein')} among "
-            f"{format_count(len(structures), 'structure')}, neither by id nor by sequence. Pass the structures of these "
+            f"{format_count(len(structures), 'structure')}, neither by id nor by sequence. Pass those of these "
             "proteins, or name the files by the ids of the proteins.",
             code="contacts.no-structure",
             found=len(structures),

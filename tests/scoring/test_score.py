@@ -1,6 +1,7 @@
 """`esm2kit score`: its files are whole or absent, equal on every run, and an interrupted run resumes."""
 
 import csv
+import hashlib
 import json
 import logging
 import os
@@ -89,6 +90,52 @@ def test_tolerated_positions_are_those_of_the_highest_mean(tmp_path: Path, model
     assert result.most_tolerated.split() == [names[place] for place in np.argsort(-mean_T)[:5]]
     assert result.least_tolerated.split() == [names[place] for place in np.argsort(mean_T)[:5]]
     assert score(configure(tmp_path, model, name="all")).most_tolerated is None
+    # a position is not both, and a single one is neither
+    three = score(configure(tmp_path, model, "one", mutations="M1A,K2A,A4W", name="three"))
+    order = np.array(names)[[0, 1, 3]][np.argsort(-mean_T[[0, 1, 3]])]
+    assert (three.most_tolerated, three.least_tolerated) == (order[0], order[2])
+    single = score(configure(tmp_path, model, "one", mutations="M1A", name="single"))
+    assert (single.most_tolerated, single.least_tolerated) == (None, None)
+
+
+def test_many_mutations_on_the_command_line(tmp_path: Path, model: Path) -> None:
+    sequence = SEQUENCES["one"]
+    names = [f"{own}{place}{new}" for place, own in enumerate(sequence, 1) for new in "AWGKDE" if new != own]
+    assert len(",".join(names)) > 255  # no file can have such a name
+    result = score(configure(tmp_path, model, "one", mutations=",".join(names)))
+    assert result.column("mutation").tolist() == names
+    for text in ("M1A", ",".join(names)):
+        with refused("mutations.no-wild-type"):
+            score(ScoreConfig(mutations=text, model=str(model), out_dir=tmp_path / "none"))
+    assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
+
+
+def test_the_provenance_has_the_file_of_the_variants(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "list.txt").write_text("M1A\nK2A\n")
+    result = score(configure(tmp_path, model, "one", mutations=str(tmp_path / "list.txt")))
+    found = json.loads(result.manifest.read_text())["provenance"]["inputs"]["variants"]
+    assert found["sha256"] == hashlib.sha256(b"M1A\nK2A\n").hexdigest()
+    # the same variants from the command line are the same run
+    assert score(configure(tmp_path, model, "one", mutations="M1A,K2A")).scores == result.scores
+
+
+def test_mutants_in_place_of_a_wild_type_are_recognised(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = SEQUENCES["one"]
+    mutants = [f"{wild[:place]}A{wild[place + 1 :]}" for place in (2, 8, 15)]
+    path = tmp_path / "mutants.fasta"
+    path.write_text("".join(f">m{place}\n{sequence}\n" for place, sequence in enumerate([*mutants, wild[:-1]])))
+
+    def run(**options) -> str:
+        caplog.clear()
+        score(ScoreConfig(path, model=str(model), out_dir=tmp_path / "out", **options))
+        return " ".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+    assert "the 4 proteins differ from the first by at most 2 residues, like mutants" in run()
+    assert run(sequences=True, name="sequences") == ""
+    path.write_text(path.read_text() + ">other\n" + wild[::-1] + "\n")
+    assert run(name="different") == ""
 
 
 def test_variants_keep_their_order_and_their_text(tmp_path: Path, model: Path) -> None:
@@ -349,7 +396,8 @@ def test_positions_and_an_offset(tmp_path: Path, model: Path) -> None:
     assert {row["window"] for row in rows} == {"31-52"}
     assert {row["position"] for row in rows} == {"31", "32", "40"}
     np.testing.assert_allclose(result.table()[[0, 1, 9]], whole.table()[[0, 1, 9]], atol=1e-5)
-    assert set(result.most_tolerated.split()) == {"M31", "K32", "R40"}
+    names = np.array(["M31", "K32", "R40"])[np.argsort(-result.table()[[0, 1, 9]].sum(1))]
+    assert (result.most_tolerated, result.least_tolerated) == (names[0], names[2])
     listed = score(configure(tmp_path, model, "one", mutations="M31L", offset=30, name="listed"))
     assert float(read_rows(listed.scores)[0]["score"]) == pytest.approx(float(rows[0]["score"]), abs=1e-5)
 

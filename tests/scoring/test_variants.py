@@ -52,10 +52,43 @@ def mutate(*names: str) -> str:
         ("p.(Ala2Gly)", "A2G"),
         ("p.A2G", "A2G"),
         ("p.[Ala2Gly;Lys4Arg],W5F", "A2G:K4R W5F"),
+        ("A2G;K4R,W5F", "A2G:K4R W5F"),  # as in a cell of a table
+        (";A2G; K4R;", "A2G K4R"),
     ],
 )
 def test_mutations_of_the_command_line(text: str, expected: str) -> None:
     assert read_texts(text) == expected.split()
+
+
+def test_a_list_may_be_longer_than_the_name_of_a_file() -> None:
+    names = [f"{letter}{number}{'G' if letter != 'G' else 'A'}" for number, letter in enumerate(SEQUENCE, 1)]
+    assert read_texts(",".join(names)) == names
+    assert len(",".join(names)) < 255
+    everything = [variant.text for variant in list_substitutions(0, SEQUENCE)]
+    assert read_texts(",".join(everything)) == everything
+    assert len(",".join(everything)) > 255
+    with refused("mutations.form", mutation="A2"):
+        read_texts(",".join([*everything, "A2"]))
+
+
+def test_a_first_line_that_is_not_read_is_no_name_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("substitutions\nA2G;K4R\nW5F\n")
+    assert read_texts(path) == ["A2G:K4R", "W5F"]
+    path.write_text("K4del\nA2G\n")
+    with refused("mutations.not-substitution", mutation="K4del"):
+        read_texts(path)
+    path.write_text("42A\nA2G\n")
+    with refused("mutations.form", mutation="42A"):
+        read_texts(path)
+
+
+def test_measured_values_of_some_records_of_a_fasta(tmp_path: Path) -> None:
+    path = tmp_path / "mutants.fasta"
+    path.write_text(f">a TARGET=1.5\n{mutate('A2G')}\n>b\n{mutate('K4R')}\n>c TARGET=2\n{mutate('W5F')}\n")
+    _, (found,) = read_variants(path, [PROTEIN])
+    assert found.measured_N is not None
+    np.testing.assert_array_equal(found.measured_N, [1.5, np.nan, 2.0])
 
 
 def test_a_variant_has_indices_from_0_and_its_protein() -> None:
@@ -353,6 +386,11 @@ def test_sequences_of_something_else() -> None:
         compare_sequences(SEQUENCE, "-" + SEQUENCE[1:])
     with refused("mutations.letter", found="X", mutation="A2X"):
         compare_sequences(SEQUENCE, mutate("A2X"))
+    # an inserted X has no likelihood; without it the sum would be higher than with any residue
+    with refused("mutations.letter", found="X", mutation="A2_G3insWX"):
+        compare_sequences(SEQUENCE, "MAWX" + SEQUENCE[2:])
+    with_x = "MX" + SEQUENCE[2:]
+    assert compare_sequences(with_x, with_x[:6] + with_x[8:]) == ((), "R7_T8del")
     assert compare_sequences(SEQUENCE, SEQUENCE) == ((), "")
 
 
@@ -376,6 +414,9 @@ def test_positions() -> None:
     for text, number in (("0", 0), ("20-26", 26), ("26", 26)):
         with refused("positions.outside", position=number, first=1, last=25):
             parse_positions(text, 25)
+    with refused("positions.outside", position=26) as caught:
+        parse_positions("26", 25, place="protein 'P1'")
+    assert "position 26 is outside protein 'P1', whose residues are 1 to 25" in str(caught.value)
     for text, part in (("5-3", "5-3"), ("A2", "A2"), ("2..5", "2..5"), ("", "")):
         with refused("positions.form", found=part):
             parse_positions(text, 25)

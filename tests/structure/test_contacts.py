@@ -342,9 +342,12 @@ def test_a_precision_does_not_outlive_its_contacts(fasta: Path, model: Path, tmp
     config = ContactsConfig(fasta, tmp_path / "out", model=str(model), structures=structure, pictures=0)
     first = predict_contacts(config)
     again = predict_contacts(replace(config, structures=None))  # the same contacts
-    assert again.precision is None and first.precision.is_file() and first.summary.is_file()
+    assert again.precision is None
+    assert first.precision.is_file()
+    assert first.summary.is_file()
     predict_contacts(replace(config, structures=None, dtype="float16", restart=True))
-    assert not first.precision.exists() and not first.summary.exists()
+    assert not first.precision.exists()
+    assert not first.summary.exists()
 
 
 def test_proteins_find_their_structures_by_id_by_chain_and_by_sequence(
