@@ -46,6 +46,7 @@ from esm2kit.training.defaults import check_resumed_precision, resolve_hardware,
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import fit
 from esm2kit.training.metrics_log import read_metrics
+from esm2kit.training.precision import encoder_precision
 from esm2kit.training.resume import CheckpointWriter, ResumePoint, find_resume_point, lock_run_folder
 from esm2kit.training.trainer import resolve_accelerator
 
@@ -343,7 +344,7 @@ def _encode_train_rows(
 ) -> Iterator[Tensor]:
     """Yield the inputs of the head for the training proteins, (N, D) per batch."""
     device = choose_device(resolve_accelerator(config), local_rank())
-    precision = "float32" if config.precision == "32-true" else "auto"
+    precision = encoder_precision(config.precision, device)
     budget, last = config.tokens_per_validation_batch, initial.esm2.config.num_layers
     if initial.weights is not None:
         encoder: Encoder = LayerwiseEncoder(initial.weights, precision, device, budget)

@@ -21,12 +21,13 @@ from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
-from esm2kit.models.encoder import TOKENS_PER_BATCH, resolve_precision
+from esm2kit.models.encoder import TOKENS_PER_BATCH
 from esm2kit.models.load import load_model
 from esm2kit.models.memory import InferenceSettings
 from esm2kit.models.memory_guard import explain_inference_memory
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import sample_counts
+from esm2kit.training.precision import encoder_precision
 from esm2kit.training.trainer import resolve_accelerator
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def explain_scoring_memory(shape: ESM2Config, config: FinetuneConfig) -> Abstrac
         The context, for the passes of an `Encoder` before and after training.
     """
     device = resolve_accelerator(config)
-    precision = "float32" if config.precision == "32-true" else resolve_precision("auto", device)
+    precision = encoder_precision(config.precision, device)
     settings = InferenceSettings(tokens=count_scoring_tokens(config), precision=precision, device=device)
     names = {"batch_tokens": "tokens_per_validation_batch", "device": "accelerator"}
     return explain_inference_memory(shape, settings, ("batch_tokens", "device"), names=names)
@@ -90,8 +91,10 @@ def write_finetune_report(
     """
     out_dir = Path(config.out_dir)
     test, validation = [], []
+    device = resolve_accelerator(config)
+    precision = encoder_precision(config.precision, device)
     for path in models:
-        model = load_finetuned(path, device=config.accelerator)
+        model = load_finetuned(path, device=device, precision=precision)
         with explain_scoring_memory(model.encoder.config, config):
             test.append(predict_set(model, data, "test", count_scoring_tokens(config)))
             validation.append(predict_set(model, data, "validation", count_scoring_tokens(config)))

@@ -7,12 +7,26 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from esm2kit.models.encoder import Precision, resolve_precision
 from esm2kit.training.config import TrainingPrecision
 
 
 def matmul_dtype(precision: TrainingPrecision) -> torch.dtype:
     """Return the type of the matrix products in a forward pass."""
     return torch.float32 if precision == "32-true" else torch.bfloat16
+
+
+def encoder_precision(precision: TrainingPrecision, device: torch.device | str) -> Precision:
+    """Return the precision of an `Encoder` that a run uses before and after training, such as for test predictions.
+
+    Args:
+        precision: The resolved precision of the run.
+        device: The device of the encoder.
+
+    Returns:
+        float32 for a run in 32-true, otherwise what `auto` means on the device.
+    """
+    return resolve_precision("float32" if precision == "32-true" else "auto", device)
 
 
 def lightning_precision(precision: TrainingPrecision) -> str:

@@ -14,12 +14,14 @@ from lightning.pytorch.loggers import wandb as lightning_wandb
 from support.errors import refused
 from support.finetune_fixtures import write_tasks, write_tiny_model
 
+from esm2kit.finetuning import report
 from esm2kit.finetuning.finetune import FinetuneConfig, finetune
+from esm2kit.models import encoder as inference
 from esm2kit.models.checkpoint import read_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2, Packed
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain
-from esm2kit.training.precision import precision_context
+from esm2kit.training.precision import encoder_precision, precision_context
 from esm2kit.training.trainer import check_devices
 
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}
@@ -248,3 +250,25 @@ def test_finetuning_computes_in_bf16_on_float32_master_weights(tmp_path) -> None
     for mode in ("full", "lora"):
         assert curves["bf16-true", mode] == pytest.approx(curves["32-true", mode], rel=0.02)
         assert curves["bf16-true", mode] != curves["32-true", mode]
+
+
+def test_a_run_in_float32_scores_its_test_set_in_float32_on_a_gpu(tmp_path, monkeypatch) -> None:
+    """`auto` of an encoder is bfloat16 there, whatever the precision of the run is."""
+    monkeypatch.setattr(inference, "_computes_bfloat16", lambda device: True)
+    assert encoder_precision("32-true", "cuda") == "float32"
+    assert encoder_precision("bf16-mixed", "cuda") == encoder_precision("bf16-true", "cuda") == "bfloat16"
+    assert encoder_precision("bf16-mixed", "cpu") == encoder_precision("bf16-mixed", "mps") == "float32"
+    requested: list[tuple[str, str]] = []
+    load = report.load_finetuned
+
+    def note(path: Path, device: str, precision: str):
+        requested.append((device, precision))
+        return load(path, device=device, precision=precision)
+
+    monkeypatch.setattr(report, "load_finetuned", note)
+    monkeypatch.setattr(report, "encoder_precision", lambda precision, device: {"32-true": "float32"}[precision])
+    model = write_tiny_model(tmp_path / "tiny.safetensors")
+    given = {"task": "protein_value", "data_dir": write_tasks(tmp_path / "tasks"), "model": str(model)}
+    given |= {"max_steps": 2, "benchmark": False, "resamples": 100, "accelerator": "cpu", "precision": "32-true"}
+    finetune(FinetuneConfig(**given, out_dir=tmp_path / "run"))
+    assert requested == [("cpu", "float32")]
