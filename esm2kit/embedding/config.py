@@ -134,7 +134,7 @@ class MapConfig:
         colour_by: Column of labels, field of the FASTA headers (such as OS), or residues for the length. Default: the
             first that groups or measures the proteins.
         method: Projection: pca, tsne or umap. umap requires the umap-learn package.
-        out_dir: Folder for `<name>_embeddings.h5`, `<name>_map.svg` and `<name>_map.csv`.
+        out_dir: Folder for `<name>_embeddings.h5`, `<name>_map.html`, `<name>_map.svg` and `<name>_map.csv`.
         name: Prefix of the output files. Default: name of the first FASTA file without its suffixes.
         format: File format of the picture.
         long_proteins: Handling of proteins longer than 1022 residues: error stops and lists them, truncate embeds their

@@ -1,4 +1,4 @@
-"""Draw the proteins of a FASTA file as a map of their embeddings: a picture and a table of coordinates."""
+"""Draw the proteins of a FASTA file as a map of their embeddings: a picture, a page and a table of coordinates."""
 
 import csv
 import logging
@@ -15,6 +15,7 @@ from esm2kit.core.files import atomic_path
 from esm2kit.embedding.config import MapConfig
 from esm2kit.embedding.embed import embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.embedding.map_page import write_map_page
 from esm2kit.embedding.maps import (
     METHOD_NAMES,
     MIN_PROTEINS,
@@ -45,9 +46,9 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         config: the proteins, the model, the table of measurements and the projection.
 
     Returns:
-        {"map", "table", "embeddings", "num_proteins", "colour_by", "neighbours_kept", "files"}: the picture; the table
-        with the columns id, x, y and the values; the share of the ten nearest neighbours that the map keeps; the paths
-        of all files.
+        {"map", "page", "table", "embeddings", "num_proteins", "colour_by", "neighbours_kept", "files"}: the picture;
+        a page that shows the protein under the pointer; the table with the columns id, x, y and the values; the share
+        of the ten nearest neighbours that the map keeps; the paths of all files.
 
     Raises:
         InputError: the FASTA, the table, the model or the field is not valid, or there are fewer than four proteins.
@@ -85,15 +86,19 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         logger.info("%s already exists and will be replaced; choose another name to keep it", existing)
     picture, table = write_map(stem, config.format, axes, records, projected, {field: values_P})
     plt.close(axes.figure)
-    logger.info("%s: %s", picture, describe_map(projected, config.method, field_name(field)).replace("*", ""))
+    caption = describe_map(projected, config.method, field_name(field)).replace("*", "")
+    page = stem.with_name(f"{stem.name}.html")
+    write_map_page(page, projected, records, field, values_P, columns, caption)
+    logger.info("%s: %s", picture, caption)
     return {
         "map": picture,
+        "page": page,
         "table": table,
         "embeddings": made.embeddings,
         "num_proteins": len(records),
         "colour_by": field,
         "neighbours_kept": projected.kept,
-        "files": [made.embeddings, table, picture],
+        "files": [made.embeddings, table, page, picture],
     }
 
 

@@ -51,6 +51,10 @@ def test_map_of_a_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         expected_P2 = PCA(2, svd_solver="full").fit_transform(reader.matrix())
     found_P2 = np.array([[float(row["x"]), float(row["y"])] for row in rows])
     np.testing.assert_allclose(np.abs(found_P2), np.abs(expected_P2), rtol=1e-3, atol=1e-5)  # a component has no sign
+    page = made["page"].read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert '"sp|P69000|X_P69000"' in page
+    assert '"40.25"' in page
     picture = made["map"].read_bytes()
     groups = re.findall(rb'<g id="PathCollection_\d+">(.*?)\n   </g>', picture, re.DOTALL)
     assert {1, 11} <= {group.count(b"<use ") for group in groups}, "points without and with a measurement"
