@@ -44,7 +44,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(call PIP,--no-deps --editable .)
 	@touch $@
 
-walkthrough: setup  ## all seven notebooks, headless: make a model from real sequences and score it (about 7 minutes)
+walkthrough: setup  ## all eight notebooks, headless: make a model from real sequences and score it (about 7 minutes)
 	@$(BIN)/esm2kit run --tier sample
 
 test: setup  ## everything that can be tested here

@@ -1,6 +1,6 @@
 """Write the picture at the top of the notebooks, from the artefacts of a finished run of all notebooks.
 
-`python docs/opening_pictures.py papermill_runs/RUN` draws the pictures of 00, 01, 04, 05 and 06. Each becomes an
+`python docs/opening_pictures.py papermill_runs/RUN` draws the pictures of 00, 01 and 04 to 07. Each becomes an
 attachment of the notebook's first cell, so that it travels with the file.
 """
 
@@ -15,12 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from esm2kit import ClusterIndex, Report, SequenceStore, draw_sample, plots
+from esm2kit import ClusterIndex, Report, Scores, SequenceStore, draw_sample, plots
 from esm2kit.benchmarking.report import display_name, metric_name
 from esm2kit.notebook import diagrams
 from esm2kit.notebook.display import score_chart
 from esm2kit.notebook.predictions import strip_chart
 from esm2kit.notebook.records import FIGURE_WIDTH
+from esm2kit.scoring.pictures import draw_substitutions
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 COLOURS, DPI = 64, 150
@@ -80,12 +81,20 @@ def draw_story(artefacts: Path) -> Figure:
     return figure
 
 
+def draw_scan(artefacts: Path) -> Figure:
+    """The scores of all mutations of the protein of 07."""
+    manifest = next(path for path in (artefacts / "scores").glob("*_scores.json") if path.stem != "structures_scores")
+    scores = Scores.read(manifest)
+    return draw_substitutions(scores.table(), scores.sequence())
+
+
 PICTURES = {
     "00_start_here": ("story", draw_story),
     "01_preprocess": ("members", draw_members),
     "04_benchmark": ("scores", draw_scores),
     "05_finetune": ("strip", draw_strip),
     "06_know_how": ("layouts", draw_layouts),
+    "07_score": ("scan", draw_scan),
 }
 
 

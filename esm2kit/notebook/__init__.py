@@ -28,6 +28,7 @@ _PUBLIC = {
     "captions": (),
     "predictions": ("new_prediction_chart", "strip_chart"),
     "diagrams": (),
+    "scans": (),
     "live": (),
     "refresh": ("redraw",),
     "widgets": ("Export",),
@@ -35,6 +36,7 @@ _PUBLIC = {
     "pickers.models": ("compared_models", "label_model", "model_picker"),
     "pickers.shapes": ("layout_picker", "size_picker"),
     "pickers.maps": ("map_picker", "protein_picker"),
+    "pickers.scans": ("position_picker", "sequence_picker"),
     "pickers.runs": ("run_browser",),
 }
 # other packages' names that the notebooks use -> module and name; a module without a name is imported itself

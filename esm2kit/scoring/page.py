@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 
 from esm2kit import plots
 from esm2kit.core.numbers import format_count
@@ -421,7 +422,7 @@ def _describe_proteins(scores: Scores) -> tuple[list[str], list[dict[str, Any]]]
     return verdict, sections
 
 
-def _draw_perplexities(values: np.ndarray) -> Any:
+def _draw_perplexities(values: np.ndarray) -> Axes:
     ax = plots.prediction_histogram(values)
     ax.get_legend().remove()
     ax.set(xlabel="pseudo-perplexity")
@@ -436,7 +437,7 @@ def _build_assays(scores: Scores, recorded: Mapping[str, Any]) -> list[dict[str,
         title = f"Averages over {summary['num_assays']} assays of {format_count(summary['num_proteins'], 'protein')}"
         text = "Averaged over the assays of a protein, then over proteins, as in ProteinGym."
         sections.append(_build_comparison(title, summary["averages"], summary.get("published") or {}, text))
-    values = _read_measured(scores)
+    values = read_measured(scores)
     for assay in recorded["assays"][:MAX_ASSAYS]:
         variants = format_count(assay["num_variants"], "variant")
         text = " ".join(assay["verdict"]) if recorded["summary"] is not None else ""
@@ -465,30 +466,38 @@ def _build_assays(scores: Scores, recorded: Mapping[str, Any]) -> list[dict[str,
 
 def _build_comparison(title: str, rows: Mapping[str, Any], published: Mapping[str, float], text: str) -> dict[str, Any]:
     """Build a section with the model and the baselines, as a chart of Spearman and as a table of all metrics."""
-    names = {row: _name_row(row) for row in rows}
-    listed = [row for row in rows if "spearman" in rows[row]]
-    ends = [[_or_nan(rows[row]["spearman"][end]) for row in listed] for end in ("value", "low", "high")]
     outside = {f"ProteinGym: {SHORT_NAMES.get(name, name)}": value for name, value in published.items()}
-    spoken = "; ".join(f"{names[row]} {value:.2f}" for row, value in zip(listed, ends[0], strict=True))
+    spoken = "; ".join(
+        f"{_name_row(name)} {_or_nan(row['spearman']['value']):.2f}" for name, row in rows.items() if "spearman" in row
+    )
     caption = "Spearman of the model (blue) and of baselines without a model. Bars: 95% intervals from a bootstrap."
     caption += " Diamonds: ProteinGym's published values of ESM-2." if outside else ""
-    figure = build_figure(
-        lambda: plots.scores_with_baselines(
-            [names[row] for row in listed], *ends, "Spearman", [names[MODEL]], outside, on=""
-        ),
-        f"Spearman with the measured values: {spoken}",
-        caption,
-    )
+    figure = build_figure(lambda: chart_assay(rows, outside), f"Spearman with the measured values: {spoken}", caption)
     metrics = [metric for metric in METRIC_NAMES if any(metric in row for row in rows.values())]
     table = [
         {
             "marked": row == MODEL,
-            "cells": [{"text": names[row]}, *(_format_metric(rows[row].get(metric)) for metric in metrics)],
+            "cells": [{"text": _name_row(row)}, *(_format_metric(rows[row].get(metric)) for metric in metrics)],
         }
         for row in rows
     ]
     headers = build_headers(["", *(METRIC_NAMES[metric] for metric in metrics)])
     return {"title": title, "text": text, "table": {"headers": headers, "rows": table}, "figures": [figure]}
+
+
+def chart_assay(rows: Mapping[str, Any], published: Mapping[str, float] | None = None) -> Axes:
+    """Plot the Spearman of the model and the baselines.
+
+    Args:
+        rows: model or baseline -> metric -> value, low, high.
+        published: name -> published Spearman.
+
+    Returns:
+        The axes.
+    """
+    listed = {_name_row(name): row["spearman"] for name, row in rows.items() if "spearman" in row}
+    ends = [[_or_nan(found[end]) for found in listed.values()] for end in Interval._fields]
+    return plots.scores_with_baselines(list(listed), *ends, "Spearman", [_name_row(MODEL)], published, on="")
 
 
 def _or_nan(value: float | None) -> float:
@@ -502,8 +511,15 @@ def _format_metric(found: Mapping[str, float | None] | None) -> dict[str, Any]:
     return cell
 
 
-def _read_measured(scores: Scores) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read the measured values and the scores of each assay."""
+def read_measured(scores: Scores) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read the measured values and the scores of each assay.
+
+    Args:
+        scores: a run that was compared with measured values.
+
+    Returns:
+        Assay -> (N,) measured values and (N,) scores of the variants that have a value.
+    """
     assert scores.assay is not None
     found: dict[str, tuple[list[float], list[float]]] = {}
     path = scores.assay.with_suffix(scores.scores.suffix)

@@ -52,8 +52,8 @@ def parameters_cell(path: Path) -> Any:
     return next(cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", []))
 
 
-def test_there_are_seven_notebooks_in_order() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(7)]
+def test_there_are_eight_notebooks_in_order() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(8)]
 
 
 @each_notebook
@@ -184,6 +184,7 @@ TINY = {
     "04_benchmark": {"limit": 12, "seeds": 1, "resamples": 100},
     "05_finetune": {"limit": 8, "epochs": 1, "min_updates": 0, "resamples": 100, "global_batch_size": 4},
     "06_know_how": {"max_steps": 3, "global_batch_size": 8},
+    "07_score": {"num_structures": 6},
 }  # fmt: skip
 
 
@@ -241,7 +242,9 @@ def test_no_bare_widgets_and_no_bare_reprs(executed: Path, name: str) -> None:
             assert not re.match(r"^[\[<(]*\w*(Box|Axes|Figure|Text|Dropdown|Layout)\b.*[(>]", plain), plain
 
 
-@pytest.mark.parametrize("name", ["01_preprocess", "02_pretrain", "03_embed", "04_benchmark", "05_finetune"])
+@pytest.mark.parametrize(
+    "name", ["01_preprocess", "02_pretrain", "03_embed", "04_benchmark", "05_finetune", "07_score"]
+)
 def test_the_exported_tier_contains_the_parameters_of_the_run(executed: Path, name: str) -> None:
     """The YAML below the widgets is a tier with the parameters of the notebook and the values of this run."""
     shown = [output.get("data", {}).get("text/plain", "") for output in outputs(executed, name)]
@@ -296,6 +299,7 @@ ALONE = {
     "04_benchmark": "does not exist: run 02_pretrain first, or choose an official model",
     "05_finetune": "does not exist: run 02_pretrain first, or choose an official model",
     "06_know_how": "does not exist: run 01_preprocess first",
+    "07_score": "does not exist: run 02_pretrain first, or choose an official model",
 }
 
 
