@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -70,9 +71,12 @@ from esm2kit.training.precision import precision_context
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures of benchmarks/gpu.py: begin -->", "<!-- figures of benchmarks/gpu.py: end -->"
 MAX_RESIDUES, ROUNDS, MINUTES = 1022, 7, 9.0
+MOST_PROTEINS = 100_000  # that are read
 EMBED_TOKENS = 32_768
 TRAIN_TOKENS = {"8M": (65_536, 1), "650M": (16_384, 2)}  # tokens per micro-batch, and micro-batches per update
+WARM_UP_SHARE = 0.7  # of the time left, that preparing and warming up one contestant may take
 MEMORY_SHARE = 0.8  # of a GPU, which the estimate of a training run may reach
+FLASH_4_IS_ACTIVE = [True]  # in this process, where it is installed
 HALF_PEAK = {"H100": 989e12, "H200": 989e12}  # FLOP/s in bf16 without sparsity, by NVIDIA's data sheets
 
 
@@ -147,6 +151,14 @@ class Lab:
     def is_cuda(self) -> bool:
         return self.device == "cuda"
 
+    def each_size(self, sizes: Sequence[str]) -> Iterator[str]:
+        """Yield sizes, each with an equal share of the time that is left then."""
+        end = self.end
+        for number, size in enumerate(sizes):
+            now = time.monotonic()
+            self.end = now + (end - now) / (len(sizes) - number)
+            yield size
+
     @property
     def left(self) -> float:
         """Seconds that the section has left."""
@@ -181,12 +193,12 @@ class Lab:
                 self.skip(section, size, name, "the time of the section was used up")
                 continue
             try:
-                with limit_time(self.left / 2):
+                with limit_time(WARM_UP_SHARE * self.left):
                     run = build() if not self.has_flash_4 else use_attention(build(), "FlashAttention 4" in name)
                     costs[name] = self.warm_up(name, run)
                 runs[name] = run
             except OverTimeError:
-                self.skip(section, size, name, "preparing and warming up took more than half of the time left")
+                self.skip(section, size, name, f"its warm-up took more than {WARM_UP_SHARE:.0%} of the time left")
             except Exception as error:
                 if is_out_of_memory(error):
                     self.skip(section, size, name, "out of memory")
@@ -195,18 +207,18 @@ class Lab:
             run = None
             if self.is_cuda:
                 torch.cuda.empty_cache()
-        while len(runs) > 1 and sum(costs[name] for name in runs) * min(3, self.options.rounds) > self.left:
+        while len(runs) > 1 and sum(costs[name] for name in runs) > self.left:
             slowest = max(runs, key=costs.__getitem__)
             del runs[slowest]
-            reason = f"three runs of {costs[slowest]:.1f} s would exceed the time of the section"
-            self.skip(section, size, slowest, reason)
+            self.skip(section, size, slowest, f"a run of {costs[slowest]:.1f} s would exceed the time of the section")
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         try:
             for done in range(self.options.rounds):
                 if done and sum(costs[name] for name in runs) > self.left:
                     break
                 for name, run in runs.items():
-                    seconds[name].append(self.time_once(run)[1])
+                    _, took, costs[name] = self.time_once(run)
+                    seconds[name].append(took)
         finally:  # also of rounds that the time limit of the section ends
             for name, times in ((name, times) for name, times in seconds.items() if times):
                 share = flops / statistics.median(times) / self.ceiling if flops else None
@@ -222,11 +234,16 @@ class Lab:
         return found, found.seconds if isinstance(found, TimedRun) else clock, clock
 
     def warm_up(self, name: str, run: Callable) -> float:
-        """Run until two consecutive runs agree within 5%, at most six times; returns the seconds of the last one."""
+        """Run until two consecutive runs agree within 5%, at most six times; returns the seconds of the last one.
+
+        A run that takes a quarter of the time left is not repeated.
+        """
         self.values[name], before, clock = self.time_once(run)
         for _ in range(5):
+            if 4 * clock > self.left:
+                break
             _, now, clock = self.time_once(run)
-            if abs(now - before) <= 0.05 * now or 10 * clock > self.left:
+            if abs(now - before) <= 0.05 * now:
                 break
             before = now
         return clock
@@ -256,10 +273,11 @@ def use_attention(run: Callable, flash_4: bool) -> Callable:
     from torch.nn import attention
 
     def switched() -> Any:
-        if flash_4:
+        if flash_4 and not FLASH_4_IS_ACTIVE[0]:
             attention.activate_flash_attention_impl("FA4")
-        else:
+        elif FLASH_4_IS_ACTIVE[0] and not flash_4:
             attention.restore_flash_attention_impl()
+        FLASH_4_IS_ACTIVE[0] = flash_4
         return run()
 
     return switched
@@ -413,8 +431,8 @@ def section_parity(lab: Lab) -> None:
 
 def section_embed(lab: Lab) -> None:
     """Measure the time from sequences in memory to the mean vectors of proteins in memory."""
-    for size in lab.options.sizes:
-        shape, num_residues = lab.shapes[size], lab.options.residues // (1 if size == "8M" else 4)
+    for size in lab.each_size(lab.options.sizes):
+        shape, num_residues = lab.shapes[size], lab.options.residues // (1 if size == "8M" else 6)
         some = up_to(lab.proteins, num_residues)
         half = torch.bfloat16 if lab.is_cuda else torch.float32
         packs, blocks = (batches_of(some, EMBED_TOKENS, padded=padded) for padded in (False, True))
@@ -499,8 +517,8 @@ def embed_by_te(model: TransformerEngineModel, packs: list[list[str]]) -> list[n
 
 def section_program(lab: Lab) -> None:
     """Measure FASTA to HDF5. The rate is without loading weights; `with loading` counts all of `esm2kit.embed`."""
-    for size in lab.options.sizes:
-        some = lab.proteins[: lab.options.program_proteins // (1 if size == "8M" else 2)]
+    for size in lab.each_size(lab.options.sizes):
+        some = lab.proteins[: lab.options.program_proteins // (1 if size == "8M" else 4)]
         fasta = write_fasta(lab.folder / f"{size}.fasta", some)
         path = lab.folder / f"{size}.safetensors"
         model = lab.build_model(size).cpu()
@@ -590,7 +608,7 @@ def section_write(lab: Lab) -> None:
 
 def section_train(lab: Lab) -> None:
     """Measure an update: forward and backward passes with 15% masking, clipping and AdamW."""
-    for size in lab.options.train_sizes:
+    for size in lab.each_size(lab.options.train_sizes):
         budget, number = TRAIN_TOKENS.get(size, (0, 1))
         recomputes = False
         if size not in TRAIN_TOKENS:
@@ -824,13 +842,14 @@ def section_memory(lab: Lab) -> None:
             expected = estimate_training(shape, settings).total
         before = start_peak(lab)
         if use == "embed":
-            build_embedder(lab, size, [some])()
+            run = build_embedder(lab, size, [some])
         else:
-            update = Update(lab, size, [some], recomputes)
-            for _ in range(2):
-                update("bf16-mixed", False)
-            del update
+            run = partial(Update(lab, size, [some], recomputes), "bf16-mixed", False)
+            run()  # creates AdamW's averages
+        start_peak(lab)  # without that of building the model
+        run()
         measured = read_peak(lab) - before
+        del run
         remark = f"{tokens:,} tokens; estimate {format_gib(expected)}, measured {format_gib(measured)}"
         lab.rows.append(
             Row("memory", size, f"{use}: estimate / measured", (expected / max(measured, 1),), "x", remark=remark)
@@ -853,14 +872,14 @@ def read_peak(lab: Lab) -> int:
 
 # name: function and its share of --minutes, in seconds of nine minutes
 SECTIONS: dict[str, tuple[Callable[[Lab], None], int]] = {
-    "parity": (section_parity, 20),
-    "embed": (section_embed, 105),
-    "program": (section_program, 100),
-    "write": (section_write, 25),
-    "train": (section_train, 165),
-    "pretrain": (section_pretrain, 70),
-    "checkpoints": (section_checkpoints, 25),
-    "memory": (section_memory, 30),
+    "parity": (section_parity, 10),
+    "embed": (section_embed, 95),
+    "program": (section_program, 120),
+    "write": (section_write, 15),
+    "train": (section_train, 200),
+    "pretrain": (section_pretrain, 60),
+    "checkpoints": (section_checkpoints, 15),
+    "memory": (section_memory, 25),
 }
 
 
@@ -986,7 +1005,7 @@ def parse_shape(text: str) -> tuple[str, ESM2Config]:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fasta", type=Path, required=True, help="Proteins to sample from.")
+    parser.add_argument("--fasta", type=Path, required=True, help="Proteins to sample from, the first 100,000.")
     parser.add_argument("--sizes", nargs="+", default=["8M", "650M"], choices=list(SHORT_NAMES))
     parser.add_argument("--train_sizes", nargs="+", default=["8M", "650M", "3B"], choices=list(SHORT_NAMES))
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
@@ -996,9 +1015,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--residues",
         type=int,
         default=1_000_000,
-        help="Residues to embed per run with 8M; a quarter of it with others.",
+        help="Residues to embed per run with 8M; a sixth of it with others.",
     )
-    parser.add_argument("--program_proteins", type=int, default=8_000, help="Of 8M; half as many of other sizes.")
+    parser.add_argument("--program_proteins", type=int, default=6_000, help="With 8M; a fourth of it with others.")
     parser.add_argument("--train_tokens", type=int, default=65_536, help="Most tokens per micro-batch.")
     parser.add_argument("--pretrain_steps", type=int, default=40)
     parser.add_argument("--pretrain_sequences", type=int, default=512, help="Sequences per update.")
@@ -1020,7 +1039,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))  # sections import other benchmarks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     compilation.BACKEND = options.compile_backend
-    proteins = [record.sequence[:MAX_RESIDUES] for record in read_fasta(options.fasta)]
+    proteins = [record.sequence[:MAX_RESIDUES] for record in islice(read_fasta(options.fasta), MOST_PROTEINS)]
     np.random.default_rng(0).shuffle(proteins)
     shapes = {size: SIZES[SHORT_NAMES[size]] for size in SHORT_NAMES} | dict(options.shapes)
     with tempfile.TemporaryDirectory() as folder:
