@@ -109,10 +109,8 @@ def test_contestants_that_cannot_run_are_left_out(script: ModuleType, fasta: Pat
 
         return build
 
-    def build_slow() -> object:
-        import time
-
-        return lambda: time.sleep(1.0)
+    def build_slow(seconds: float = 1.0) -> object:
+        return lambda: script.time.sleep(seconds)
 
     lab = script.Lab(script.parse_options(["--fasta", str(fasta), *SMALL, "--rounds", "3"]), [], tmp_path, {})
     lab.end = script.time.monotonic() + 1.8
@@ -128,10 +126,16 @@ def test_contestants_that_cannot_run_are_left_out(script: ModuleType, fasta: Pat
     assert found["large"].remark == "not measured: out of memory"
     assert found["wrong"].remark == "failed: TypeError: no attribute x"
     assert lab.failures == ["embed 8M wrong: TypeError: no attribute x"]
-    assert found["slow"].remark == "not measured: its warm-up took more than 70% of the time left"
+    assert found["slow"].remark == "not measured: a run of 1.0 s would exceed the time of the section"
 
     lab.rows.clear()
-    lab.end = script.time.monotonic() + 5
+    lab.end = script.time.monotonic() + 1
+    lab.measure("embed", "8M", {"endless": lambda: build_slow(60), "late": build_slow}, 10.0, "residues/s")
+    assert lab.rows[0].remark == "not measured: its warm-up took more than 70% of the time left"
+    assert lab.rows[1].remark.startswith("not measured: ")
+
+    lab.rows.clear()
+    lab.end = script.time.monotonic() + 3.5
     lab.measure("embed", "8M", {"fast": contestants["fast"], "slow": build_slow}, 10.0, "residues/s")
     fast, slow = lab.rows
     assert len(slow.values) < 3  # as many rounds as fit, and a rate that is that of one run
