@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
-from esm2kit.core.files import check_output_folder
 from esm2kit.core.hardware import resolve_device
 from esm2kit.core.paths import find_packaged_file
 from esm2kit.core.provenance import build_provenance
@@ -87,7 +86,7 @@ def verify(config: VerifyConfig) -> VerifyResult:
         InputError: a file that was given cannot be read.
     """
     check_type(config, VerifyConfig, "config")
-    check_output_folder(config.out_dir)
+    config.check_inputs()
     golden = read_golden(config.model, config.golden)
     sequences = _read_proteins(config)
     checks = check_tokens(golden)

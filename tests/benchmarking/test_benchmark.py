@@ -31,7 +31,9 @@ from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.esm2 import ESM2
 from esm2kit.tasks.data import load_task
+from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Interval, sample_counts
+from esm2kit.tasks.task import Split
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -336,6 +338,41 @@ def test_folder_names_of_model_paths(tmp_path, monkeypatch):
     assert all(re.fullmatch(r"[0-9a-f]{6}", name.rpartition("-")[2]) for name in names)
     assert len(set(names)) == len(names)
     assert format_folder_name(tmp_path / "a" / "pretrain") == names[0], "the path may be absolute or relative"
+
+
+SCHMIRLER_ROWS = {
+    "esm2_t6_8M_UR50D": 0.818, "esm2_t12_35M_UR50D": 0.827, "esm2_t30_150M_UR50D": 0.833, "esm2_t33_650M_UR50D": 0.857,
+    "esm2_t6_8M_UR50D, fine-tuned": 0.883, "esm2_t33_650M_UR50D, fine-tuned": 0.879,
+    "8M from random weights, fine-tuned": 0.857, "one-hot ridge": 0.755,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "metric", "expected"),
+    [
+        ("gb1", "three_vs_rest", "spearman", SCHMIRLER_ROWS),
+        ("gb1", "two_vs_rest", "rmse", {"esm2_t33_650M_UR50D": 1.29, "esm2_t36_3B_UR50D": 1.28}),
+        ("meltome", "mixed_split", "rmse", {"esm2_t33_650M_UR50D": 7.19, "esm2_t36_3B_UR50D": 6.68}),
+    ],
+)
+def test_a_report_shows_the_published_scores_of_its_task_and_split(
+    task, split, metric, expected, tasks, model, tmp_path, monkeypatch
+):
+    (tmp_path / "flip" / task).mkdir(parents=True)
+    (tmp_path / "flip" / task / f"{split}.fasta").write_text((tasks / "share.fasta").read_text())
+    for sizes, shown in ((Split(60, 20, 40), expected), (Split(61, 20, 40), {})):
+        monkeypatch.setitem(TASKS[task].splits, split, sizes)
+        folders = {"data_dir": tmp_path / "flip", "out_dir": tmp_path / f"out_{sizes.train}"}
+        settings = {"probe": "ridge", "untrained": False, "baselines": [], "resamples": 100}
+        report = benchmark(BenchmarkConfig(task=task, split=split, model=model, **settings, **folders))
+        published = {entry.model: entry.value for entry in report.published if entry.metric == metric}
+        assert published == shown, "only for FLIP's own sets"
+        html = report.html.read_text()
+        cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td[^>]*>(.*?)</td>", html, re.S)]
+        for name, value in shown.items():
+            places = [place for place, cell in enumerate(cells) if cell.strip() == name]
+            assert any(f"{value:.3f}" in cells[place + 2] for place in places), name
+        assert [*Report.read(report.json).published] == [*report.published]
 
 
 def test_limit_does_not_change_the_files_and_is_noted(tasks, model, tmp_path):

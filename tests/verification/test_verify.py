@@ -161,6 +161,21 @@ def test_altered_weights_of_the_hub_are_caught_by_their_digest(
                                         "pseudo-perplexity"]  # fmt: skip
 
 
+def test_a_damaged_download_without_a_pinned_digest_is_caught_by_the_one_of_the_hub(
+    hub: Hub, config: Callable[..., VerifyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OFFICIAL_MODELS, NAME, OfficialModel(REPO, COMMIT))
+    hub.damage = True
+    result = verify(config())
+    check = next(check for check in result.checks if check.verdict == "failed")
+    assert (check.name, result.exit_code) == ("SHA-256 of the weights", 3)
+    assert check.expected == hashlib.sha256(hub.files["model.safetensors"]).hexdigest() != check.found
+    hub.damage = False
+    result = verify(config())
+    assert result.status == "passed", "the damaged file was deleted from the cache"
+    assert result.checks[1].note == "declared by the Hugging Face hub"
+
+
 def test_altered_local_weights_are_caught_by_the_digest_and_by_the_outputs(
     hub: Hub, config: Callable[..., VerifyConfig], folder: Path, tmp_path: Path
 ) -> None:
@@ -395,7 +410,7 @@ def test_wrong_inputs_are_one_line(config: Callable[..., VerifyConfig], golden: 
     with refused("verify.model", name="esm2_t6_9M"):
         VerifyConfig("esm2_t6_9M")
     with refused("model.absent", name=str(tmp_path / "nosuch")):
-        VerifyConfig(weights=tmp_path / "nosuch").check_inputs()
+        verify(VerifyConfig(weights=tmp_path / "nosuch", out_dir=tmp_path / "out"))
     with refused("verify.absent", path=tmp_path / "nosuch.yaml"):
         VerifyConfig(golden=tmp_path / "nosuch.yaml").check_inputs()
     with refused("verify.golden-model", found=NAME, expected=OTHER):
