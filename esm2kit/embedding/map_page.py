@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 
 from esm2kit.core.files import atomic_path
@@ -116,7 +115,7 @@ def _render_figure(
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # cannot end the element
     templates = Environment(loader=PackageLoader("esm2kit.embedding"), autoescape=True, trim_blocks=True)
     return templates.get_template("map.html.j2").render(
-        data=Markup(text), name=field_name(field), alt=caption.replace("*", ""), **legend
+        data=text, name=field_name(field), alt=caption.replace("*", ""), **legend
     )
 
 

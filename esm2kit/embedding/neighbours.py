@@ -557,7 +557,7 @@ class Comparison:
         """List the rows of the table of queries."""
         labels = self.labels
         others = [name for name in self.hits if name != VECTORS]
-        header = ["query", "nearest", "cosine", "identical", "identity"]
+        header = ["query", "nearest", "cosine", "in_reference", "identity"]
         header += [f"nearest_by_{name}" for name in others]
         if ALIGNMENT in others:
             header.append("identity_by_alignment")

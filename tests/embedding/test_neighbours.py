@@ -197,7 +197,7 @@ def test_a_search_in_a_fasta(folder: Path) -> None:
     assert [row["rank"] for row in rows] == list("1234") * 4
     nearest = {row["query"]: row for row in read_rows(made.nearest)}
     same = nearest["same"]
-    assert (same["nearest"], same["cosine"], same["identical"], same["identity"]) == (
+    assert (same["nearest"], same["cosine"], same["in_reference"], same["identity"]) == (
         ids[4],
         "1.000000",
         "yes",
@@ -235,6 +235,7 @@ def test_labels_are_transferred_and_identical_proteins_excluded(folder: Path) ->
         alike = sum(max(0.0, float(hit["cosine"])) for hit in hits if hit["family"] == row["family"])
         assert float(row["reliability"]) == pytest.approx(alike / 5, abs=1e-4)
     nearest = {row["query"]: row for row in read_rows(made.nearest)}
+    assert nearest["same"]["in_reference"] == "yes", "although it was left out"
     best = max(hits, key=lambda hit: float(hit["reliability"]))
     assert (nearest["same"]["family"], nearest["same"]["reliability"]) == (best["family"], best["reliability"])
     assert [nearest[f"q{number}"]["family_by_alignment"] for number in range(3)] == ["f0", "f1", "f2"]
@@ -258,7 +259,7 @@ def test_a_file_of_vectors_as_reference(folder: Path, caplog: pytest.LogCaptureF
         assert reader.attributes["layer"] == 1
         assert reader.attributes["settings"]["model"] == reader.attributes["provenance"]["model"]["sha256"]
         assert reader.attributes["provenance"]["model"]["untrained_seed"] == 3
-    assert {row["identical"] for row in read_rows(by_file.nearest)} == {"yes", "no"}
+    assert {row["in_reference"] for row in read_rows(by_file.nearest)} == {"yes", "no"}
     assert read_rows(by_file.nearest)[0]["identity"], "the FASTA of the vectors was found"
     (folder / "known.fasta").rename(folder / "moved.fasta")
     config = build_config(folder, reference=vectors.embeddings, model=None, name="moved")

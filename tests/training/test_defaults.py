@@ -137,7 +137,7 @@ def test_workers_leave_a_core_to_each_training_process(device, devices, cores, e
 
 def test_a_script_that_calls_the_api_gets_no_workers_by_default(gpu, monkeypatch) -> None:
     """Each worker would import the script, and train again, unless the script protects its calls."""
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/home/me/train.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/data/me/train.py")
     assert defaults.choose_workers("cuda", 1) == 0
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", types.SimpleNamespace(name="esm2kit.__main__"))
     assert defaults.choose_workers("cuda", 1) == 4, "python -m esm2kit"
