@@ -143,6 +143,13 @@ class ScoreConfig:
                 "fast is an estimate for whole proteins. Add --sequences, or use strategy wt-marginals for mutations.",
                 code="score.fast",
             )
+        if self.sequences and self.strategy in ("wt-marginals", "mutant-marginals"):
+            raise InputError(
+                f"strategy '{self.strategy}' is for mutations; sequences are scored by their pseudo-log-likelihood. "
+                "Omit --strategy, or --sequences.",
+                code="score.sequences-strategy",
+                strategy=self.strategy,
+            )
         if self.structure is not None and self.sequences:
             raise InputError(
                 "structure shows the scores of mutations, and sequences scores whole proteins. Omit one of them.",

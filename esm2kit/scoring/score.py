@@ -41,7 +41,15 @@ from esm2kit.scoring.output import Attributes, SequenceScan, SubstitutionScan
 from esm2kit.scoring.presentation import Presentation
 from esm2kit.scoring.scores import REMEDY, Scores
 from esm2kit.scoring.strategies import count_values
-from esm2kit.scoring.variants import Variant, VariantSet, find_path, list_substitutions, read_variants, strip_suffix
+from esm2kit.scoring.variants import (
+    Variant,
+    VariantSet,
+    check_no_columns,
+    find_path,
+    list_substitutions,
+    read_variants,
+    strip_suffix,
+)
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, read_fasta, strip_fasta_suffix
 from esm2kit.sequences.letters import LetterCounts
@@ -145,6 +153,7 @@ class ScoreJob:
             )
             # several assays may have the same variant
             return list(dict.fromkeys(variant for each in self.sets for variant in each.variants))
+        check_no_columns(" and ".join(map(str, self.files)), config.column, config.measured)
         if config.positions is None:
             if not config.sequences:
                 note_mutants(self.proteins)

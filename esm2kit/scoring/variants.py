@@ -100,6 +100,7 @@ class _Rows(NamedTuple):
     is_fit: list[bool] | None = None
     notes: tuple[str, ...] = ()
     wild_type: str = ""  # from a column that repeats it
+    is_table: bool = False
 
 
 def list_substitutions(
@@ -178,9 +179,31 @@ def read_variants(
         elif len(proteins) > 1 and rows.proteins is None and (rows.wild_type or (rows.mutations and rows.sequences)):
             only = _find_wild_type(rows, proteins, offset)
         sets.append(_build_set(rows, known, only, offset))
+        if not rows.is_table:
+            check_no_columns(rows.name or "mutations", column, measured)
         for note in sets[-1].notes:
             logger.info("%s: %s", rows.name or "mutations", note)
     return known, sets
+
+
+def check_no_columns(name: str, column: str | None, measured: str | None) -> None:
+    """Check that no column is named for what has none.
+
+    Args:
+        name: what is scored, for the message.
+        column: as for `read_variants`.
+        measured: as for `read_variants`.
+
+    Raises:
+        InputError: one is named.
+    """
+    if named := column or measured:
+        raise InputError(
+            f"{name}: column {named!r} is named, but this is no table. Pass a table (CSV, TSV or Excel) with it, or "
+            "omit --column and --measured.",
+            code="mutations.no-table",
+            found=named,
+        )
 
 
 def _name_protein(name: str, taken: set[str]) -> str:
@@ -198,7 +221,8 @@ def find_path(mutations: str | Path | Sequence[str]) -> Path | None:
     # unlike Path.is_file, these are False for a list of mutations that is too long for the name of a file
     if isinstance(mutations, os.PathLike) or sheet or os.path.isfile(path) or os.path.isdir(path):
         return path
-    if path.suffix.lower() in {".csv", ".tsv", ".txt", ".xlsx", ".fasta", ".fa", ".gz"}:
+    # a suffix, such as .docx, but not HGVS's p.A42G
+    if re.fullmatch(r"(?!p\.)[^,\s]+\.[a-z][a-z0-9]{1,5}", str(mutations), re.IGNORECASE):
         raise InputError(f"{path}: no such file. Check the path.", code="mutations.absent", path=path)
     return None
 
@@ -240,7 +264,8 @@ def _read_list(path: Path, lines: list[str]) -> _Rows | None:
     is_name = not re.search(r"\d", lines[0]) and not looks_like_mutation(lines[0])
     header = int(is_name and len(re.split(r"[\t,;|]", lines[0])) == 1 and len(lines) > 1)
     cells = [split_list(line) for line in lines[header:]]
-    single = all(len(parts) == 1 for parts in cells)
+    # semicolons may also separate the columns of a table
+    single = all(len(parts) == 1 and (";" not in parts[0] or looks_like_mutation(parts[0])) for parts in cells)
     if not (single or all(looks_like_mutation(part) for parts in cells for part in parts)):
         first = cells[0][0]
         if not header and looks_like_mutation(first):
@@ -321,6 +346,7 @@ def _read_table(table: Table, proteins: Sequence[Record], column: str | None, me
         None if fit is None else [_parse_fit(cell, place) for cell, place in zip(cells[fit], places, strict=True)],
         (*table.notes, *notes),
         wild_type,
+        is_table=True,
     )
 
 

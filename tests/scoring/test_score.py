@@ -446,6 +446,12 @@ def test_what_is_not_scored_is_said(tmp_path: Path, model: Path, caplog: pytest.
 def test_bad_input_is_refused(tmp_path: Path, model: Path) -> None:
     with refused("score.both", found=["sequences", "mutations"]):
         configure(tmp_path, model, sequences=True, mutations="M1A")
+    for strategy in ("wt-marginals", "mutant-marginals"):
+        with refused("score.sequences-strategy", strategy=strategy):
+            configure(tmp_path, model, sequences=True, strategy=strategy)
+    configure(tmp_path, model, sequences=True, strategy="pseudo-ppl")
+    with refused("mutations.no-table", found="activity"):
+        score(configure(tmp_path, model, measured="activity", name="measured"))
     with refused("score.fast"):
         configure(tmp_path, model, fast=True)
     with refused("score.mask-together", strategy="wt-marginals"):

@@ -83,6 +83,28 @@ def test_a_first_line_that_is_not_read_is_no_name_of_a_column(tmp_path: Path) ->
         read_texts(path)
 
 
+def test_semicolons_between_columns_are_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("mutant;score\nA2G;2\nK4R;3\nW5F;1\n")
+    _, (found,) = read_variants(path, [PROTEIN])
+    assert [variant.text for variant in found.variants] == ["A2G", "K4R", "W5F"]
+    assert found.measured_N is not None
+    np.testing.assert_array_equal(found.measured_N, [2.0, 3.0, 1.0])
+
+
+def test_a_column_of_what_is_no_table_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("A2G\nK4R\n")
+    (tmp_path / "mutants.fasta").write_text(f">a\n{mutate('A2G')}\n")
+    for source in ("A2G", tmp_path / "list.txt", tmp_path / "mutants.fasta"):
+        with refused("mutations.no-table", found="activity"):
+            read_texts(source, measured="activity")
+    with refused("mutations.no-table", found="mutant"):
+        read_texts("A2G", column="mutant")
+    for name in ("none.docx", "none.tab", "none.csv.gz", "folder/none.xlsx"):
+        with refused("mutations.absent"):
+            read_texts(name)
+
+
 def test_measured_values_of_some_records_of_a_fasta(tmp_path: Path) -> None:
     path = tmp_path / "mutants.fasta"
     path.write_text(f">a TARGET=1.5\n{mutate('A2G')}\n>b\n{mutate('K4R')}\n>c TARGET=2\n{mutate('W5F')}\n")
