@@ -8,7 +8,7 @@ data type, windows, and the location and the digest of its weights), letters, or
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from esm2kit.embedding.batch import Output, embed_batch
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
 from esm2kit.models.layerwise import load_encoder
-from esm2kit.models.load import find_model
+from esm2kit.models.load import ModelFile, find_model
+from esm2kit.models.sharded import Shard, choose_sharding
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
@@ -241,6 +242,7 @@ def load_probe(
     device: str = "cpu",
     precision: Precision = "auto",
     layer_by_layer: bool | None = None,
+    shard: Shard = False,
 ) -> SavedProbe:
     """Load a saved probe and its encoder.
 
@@ -250,6 +252,7 @@ def load_probe(
         device: auto, cpu, cuda or mps, for the encoder.
         precision: Precision of the encoder. auto uses that of the benchmark.
         layer_by_layer: See `load_encoder`.
+        shard: See `load_encoder`.
 
     Returns:
         The probe.
@@ -273,8 +276,13 @@ def load_probe(
     inputs, encoder = facts["inputs"], None
     if inputs["kind"] == "encoder":
         exact = inputs["precision"] if precision == "auto" else precision
-        how = (exact, choose_device(device, local_rank()), layer_by_layer)
-        encoder = _load_encoder(path, inputs["encoder"], base, *how)
+        how = (exact, choose_device(device, local_rank()))
+
+        def load(source: ModelFile, check_digest: Callable[[str], None] | None = None) -> Encoder:
+            divided = choose_sharding(shard, source.config, source.name, *how, layer_by_layer=layer_by_layer)
+            return load_encoder(source, *how, layer_by_layer, check_digest=check_digest, shard=divided)
+
+        encoder = _load_encoder(path, inputs["encoder"], base, load)
     elif base is not None:
         raise InputError(
             f"{path} reads the letters of a sequence and no encoder, so base {base!r} is not used: omit base",
@@ -285,8 +293,8 @@ def load_probe(
     return SavedProbe(parameters, task, facts, Path(path), encoder)
 
 
-def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None, *how: Any) -> Encoder:
-    """Load the encoder of a probe with the arguments `how` of `load_encoder`, if its digest is the recorded one."""
+def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None, load: Callable[..., Encoder]) -> Encoder:
+    """Load the encoder of a probe with `load`, if its digest is the recorded one."""
 
     def check(expected: str, found: str) -> None:
         if found != expected:
@@ -305,10 +313,10 @@ def _load_encoder(path: Path, named: Mapping[str, Any], base: str | None, *how: 
         source = find_model(location, seed)
         if not named["weights_sha256"]:
             check(named["file_sha256"], source.sha256)
-            return load_encoder(source, *how)
-        return load_encoder(source, *how, check_digest=partial(check, named["weights_sha256"]))
+            return load(source)
+        return load(source, check_digest=partial(check, named["weights_sha256"]))
     except InputError as error:
-        if base is not None or error.code.startswith(("probe.", "precision.")):
+        if base is not None or error.code.startswith(("probe.", "precision.", "shard.")):
             raise
         raise InputError(
             f"{path}: the encoder of this probe, {named['name']}, cannot be loaded from {location} ({error}). Set base "

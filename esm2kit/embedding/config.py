@@ -7,7 +7,7 @@ from typing import Literal
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import check_model_name, complete_model_names
+from esm2kit.models.config import check_model_name, check_ways, complete_model_names
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class EmbedConfig:
         compile: Compile the layers, on a CUDA GPU. auto does so if the run is long enough to repay it.
         layer_by_layer: Read each layer of the model when it is used, instead of loading the whole model. Default: if
             the model does not fit in the free memory of the device.
+        shard: Divide the layers of the model over the devices, which then compute their shares together. auto does so
+            with GPUs if the model does not fit on one of them but does on all.
         restart: Delete an unfinished run of the same name and replace finished files, whatever their settings.
     """
 
@@ -70,12 +72,13 @@ class EmbedConfig:
     batch_tokens: int | None = None
     compile: bool | Literal["auto"] = "auto"
     layer_by_layer: bool | None = None
+    shard: bool | Literal["auto"] = "auto"
     restart: bool = False
 
     option_groups = OptionGroups(
         usual="fasta model out_dir per_protein per_residue long_proteins",
         model="repr_layers untrained_seed max_residues window_overlap",
-        hardware="device devices precision workers batch_tokens compile layer_by_layer",
+        hardware="device devices precision workers batch_tokens compile layer_by_layer shard",
         output="name bos logits dtype key layout restart",
     )
 
@@ -90,6 +93,7 @@ class EmbedConfig:
                 "repr_layers is empty. Specify at least one layer, such as [-1] for the last.", code="embed.no-layers"
             )
         check_range(self, "max_residues", "devices", at_least=1)
+        check_ways(self.shard, self.layer_by_layer)
         if self.long_proteins == "window" and not 0 <= self.window_overlap < self.max_residues:
             raise InputError(
                 f"window_overlap must be at least 0 and below max_residues {self.max_residues}, "

@@ -28,7 +28,7 @@ from esm2kit.core.hardware import choose_device
 from esm2kit.core.launch import run_in_workers, starts_workers
 from esm2kit.core.paths import portable_name
 from esm2kit.core.process_group import Process, join_process_group, run_on_rank_0
-from esm2kit.core.processes import count_cores
+from esm2kit.core.processes import count_cores, read_launch
 from esm2kit.core.provenance import build_provenance
 from esm2kit.core.seal import Seal, checksum_skeleton, has_seal
 from esm2kit.embedding.batch import Output
@@ -43,6 +43,7 @@ from esm2kit.models.layerwise import load_encoder
 from esm2kit.models.load import find_model
 from esm2kit.models.memory import InferenceSettings
 from esm2kit.models.memory_guard import OPTIONS, explain_inference_memory
+from esm2kit.models.sharded import choose_sharding
 from esm2kit.sequences.alphabet import VOCAB_SIZE
 from esm2kit.sequences.fasta import find_fasta_files, strip_fasta_suffix
 from esm2kit.sequences.pipes import copy_pipes
@@ -122,10 +123,16 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         state = run_on_rank_0(process, job.find_state)
         if state.stage in (RunStage.NEW, RunStage.INTERRUPTED):
             log_precision(config.precision, state.precision, job.device)
-            with explain_compiler_errors(), job.explain_memory(state):
+            sharded = choose_sharding(
+                *(config.shard, job.model.config, job.model.name, state.precision, job.device),
+                *(job.batch_tokens, config.layer_by_layer),
+            )
+            ranks = read_launch().local_world_size if sharded else 1
+            with explain_compiler_errors(), job.explain_memory(state, ranks):
                 encoder = load_encoder(
                     *(job.model, state.precision, job.device),
                     *(config.layer_by_layer, job.batch_tokens, config.workers),
+                    shard=sharded,
                 )
                 if state.stage is RunStage.NEW:
                     state = run_on_rank_0(process, lambda: job.start(state.outputs))
@@ -164,7 +171,7 @@ def compile_if_repaid(requested: bool | Literal["auto"], encoder: Encoder, num_r
     Raises:
         InputError: compiling was requested for a model that is read layer by layer, or that is not on a CUDA GPU.
     """
-    kind = "layer by layer" if encoder.group_tokens else encoder.device.type
+    kind = "layer by layer" if encoder.group_tokens else "sharded" if encoder.shards > 1 else encoder.device.type
     check_compile(requested, kind)
     if requested is False or kind != "cuda":
         return
@@ -223,7 +230,7 @@ class Job:
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "devices", "workers", "restart", "repr_layers")
-        ignored += ("batch_tokens", "compile", "layer_by_layer")
+        ignored += ("batch_tokens", "compile", "layer_by_layer", "shard")
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         settings["precision"] = self.precision
@@ -231,7 +238,7 @@ class Job:
         settings |= {"outputs": [list(output) for output in self.targets], "batch_tokens": self.batch_tokens}
         return json.dumps(settings, sort_keys=True, default=str)
 
-    def explain_memory(self, state: RunState) -> AbstractContextManager[None]:
+    def explain_memory(self, state: RunState, shards: int) -> AbstractContextManager[None]:
         """Return the context in which exhausted memory is an error that names the settings that help."""
         settings = InferenceSettings(
             tokens=self.batch_tokens,
@@ -239,6 +246,7 @@ class Job:
             device=self.device.type,
             workers=(self.config.workers or count_cores()) if self.device.type == "cpu" else 1,
             layers=len({output.layer for output in state.outputs}),
+            shards=shards,
         )
 
         def note() -> str:

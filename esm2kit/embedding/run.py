@@ -37,6 +37,7 @@ from esm2kit.embedding.plan import (
 )
 from esm2kit.embedding.stream import Copies, DeviceStream, checksum_arrays, choose_copies
 from esm2kit.models.encoder import Encoder
+from esm2kit.models.sharded import stop_with_peers
 from esm2kit.sequences.batching import group_batches
 from esm2kit.sequences.windows import Windowing
 
@@ -90,8 +91,8 @@ class EmbeddingRun:
         self.folder, self.process = folder, process
         self.journal = Journal(folder, process.rank)
         self.done = self.journal.read_done()
-        # an encoder that forms its own batches has workers of its own
-        self.workers = 1 if encoder.group_tokens else workers or count_cores()
+        # an encoder that forms its own batches has workers of its own, and a sharded one makes one pass at a time
+        self.workers = 1 if encoder.group_tokens or encoder.shards > 1 else workers or count_cores()
 
     def work(self, name: str) -> None:
         """Embed all batches of this process that are not finished.
@@ -120,10 +121,11 @@ class EmbeddingRun:
         progress = Progress(logger, f"{name}: embedded", "residues", residues)
         copies = None if self.encoder.group_tokens else choose_copies(self.encoder.device)
         try:
-            if copies is None:
-                self._embed_in_workers(progress)
-            else:
-                self._embed_on_device(copies, progress)
+            with stop_with_peers():
+                if copies is None:
+                    self._embed_in_workers(progress)
+                else:
+                    self._embed_on_device(copies, progress)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -157,6 +159,7 @@ class EmbeddingRun:
                     self._await_batch(*waiting.popleft(), progress)
             while waiting:
                 self._await_batch(*waiting.popleft(), progress)
+            self.encoder.finish()
         finally:
             self.encoder.close()
             pool.shutdown(cancel_futures=True)
@@ -172,7 +175,9 @@ class EmbeddingRun:
             for embedded in stream.run(self._read()):
                 self._write_batch(embedded.batch, embedded.arrays, embedded.checksum, progress)
                 stream.release(embedded.buffer)
+            self.encoder.finish()
         finally:
+            self.encoder.close()
             stream.close()
 
     def _disk_full(self, progress: Progress) -> InputError:

@@ -9,7 +9,7 @@ from esm2kit.core.config import FREE
 from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
-from esm2kit.models.config import LORA_TARGETS, check_model_name, complete_model_names
+from esm2kit.models.config import LORA_TARGETS, check_model_name, check_ways, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
 from esm2kit.tasks.task import Task
 from esm2kit.training.config import TrainingConfig
@@ -251,6 +251,8 @@ class PredictConfig:
         batch_tokens: Tokens per batch. Default: 1024 on a CPU, 32768 on a GPU.
         layer_by_layer: Read each layer of the encoder when it is used, instead of loading the whole model. Default: if
             the model does not fit in the free memory of the device.
+        shard: Divide the layers of the model over the devices, which then compute their shares together. auto does so
+            with GPUs if the model does not fit on one of them but does on all.
         plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
             along the sequences of a residue task.
     """
@@ -264,12 +266,13 @@ class PredictConfig:
     devices: int = 1
     batch_tokens: int | None = None
     layer_by_layer: bool | None = None
+    shard: bool | Literal["auto"] = "auto"
     plot: bool = True
 
     option_groups = OptionGroups(
         usual="fasta model out",
         model="base",
-        hardware="device devices precision batch_tokens layer_by_layer",
+        hardware="device devices precision batch_tokens layer_by_layer shard",
         output="plot",
     )
 
@@ -284,6 +287,7 @@ class PredictConfig:
                 path=self.out,
             )
         check_range(self, "devices", "batch_tokens", at_least=1)
+        check_ways(self.shard, self.layer_by_layer)
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: that the FASTA exists.

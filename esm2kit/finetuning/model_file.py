@@ -32,6 +32,7 @@ from esm2kit.models.esm2 import ESM2
 from esm2kit.models.layerwise import LayerwiseEncoder, fits_in_memory
 from esm2kit.models.load import ModelFile, build_model, find_model, load_model
 from esm2kit.models.lora import add_lora, load_adapters, merge_layers, merge_lora, weights_sha256
+from esm2kit.models.sharded import Shard, ShardedEncoder, choose_sharding
 from esm2kit.models.weights import ChangeLayer, Weights
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
@@ -80,7 +81,7 @@ class FinetunedModel:
         labels: The head.
         task: The task.
         metadata: Metadata of the file; `finetune` contains mode, base and scaling.
-        esm2: The encoder as a module, to save or export. None if the encoder reads its layers one by one.
+        esm2: The encoder as a module, to save or export. None if no process has all of it.
         source: The file.
     """
 
@@ -170,6 +171,7 @@ def load_finetuned(
     device: str = "cpu",
     precision: Precision = "auto",
     layer_by_layer: bool | None = None,
+    shard: Shard = False,
 ) -> FinetunedModel:
     """Load a model of `esm2kit finetune`.
 
@@ -179,6 +181,7 @@ def load_finetuned(
         device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
         layer_by_layer: See `load_encoder`.
+        shard: See `load_encoder`.
 
     Returns:
         The model, with adapters merged.
@@ -212,10 +215,11 @@ def load_finetuned(
             path=path,
         )
     facts, place = metadata["finetune"], choose_device(device, local_rank())
-    if layer_by_layer is None:
-        config = ESM2Config(**metadata["model"])
-        layer_by_layer = not fits_in_memory(config, facts["base"]["name"], precision, place)
-    if layer_by_layer:
+    about = (ESM2Config(**metadata["model"]), facts["base"]["name"], precision, place)
+    sharded = choose_sharding(shard, *about, layer_by_layer=layer_by_layer)
+    if not sharded and layer_by_layer is None:
+        layer_by_layer = not fits_in_memory(*about)
+    if sharded or layer_by_layer:
         readers, metadata = open_checkpoint(path)
         tensors = {name: read() for name, read in readers.items() if not name.startswith("model.")}
     else:
@@ -239,9 +243,10 @@ def load_finetuned(
             path=path,
             base=base,
         )
-    if layer_by_layer:
+    if sharded or layer_by_layer:
         weights, change = _open_encoder(path, parts, metadata, base)
-        esm2, encoder = None, LayerwiseEncoder(weights, precision, place, change=change)
+        kind = ShardedEncoder if sharded else LayerwiseEncoder
+        esm2, encoder = None, kind(weights, precision, place, change=change)
     else:
         esm2 = _load_encoder(path, parts, metadata, base)
         encoder = Encoder(esm2, precision, place)

@@ -33,6 +33,7 @@ from esm2kit.models.encoder import TOKENS_PER_BATCH
 from esm2kit.models.layerwise import LayerwiseEncoder
 from esm2kit.models.memory import InferenceSettings
 from esm2kit.models.memory_guard import explain_inference_memory
+from esm2kit.models.sharded import stop_with_peers
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
@@ -72,12 +73,13 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     check_output_folder(out.parent)
     if out.is_dir():
         raise InputError(f"{out} is a folder. Choose a file for --out.", code="output.unwritable", path=out)
-    how = (config.device, config.precision, config.layer_by_layer)
+    how = (config.device, config.precision, config.layer_by_layer, config.shard)
     with explain_out_of_memory("loading the model", lambda: _list_loading_remedies(config)):
         model = load_predictor(Path(config.model), config.base, *how)
     if isinstance(model.encoder, LayerwiseEncoder) and config.batch_tokens:
         model.encoder.batch_tokens = config.batch_tokens
-    with copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size) as files:
+    copied = copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size)
+    with copied as files, stop_with_peers(), _close(model):
         run_on_rank_0(process, lambda: _check_records(files))
         result = None if process.rank else _predict_files(config, model, files, process)
         if process.rank:
@@ -99,6 +101,8 @@ def _predict_blocks(
         own = [record.sequence for record in block[process.rank :: process.world_size]]
         with _explain_memory(config, model):
             found = model.outputs(own, config.batch_tokens)
+            if model.encoder is not None:
+                model.encoder.finish()
         shares = gather_on_rank_0(process, found)
         if shares is None:
             yield []
@@ -109,6 +113,16 @@ def _predict_blocks(
         yield list(zip(block, outputs, strict=True))
 
 
+@contextmanager
+def _close(model: Predictor) -> Iterator[None]:
+    """Close the encoder at the end, also after an error, which other processes of a sharded model must notice."""
+    try:
+        yield
+    finally:
+        if model.encoder is not None:
+            model.encoder.close()
+
+
 def _explain_memory(config: PredictConfig, model: Predictor) -> AbstractContextManager[None]:
     """Return the context in which exhausted memory is an error that names the settings that help."""
     encoder = model.encoder
@@ -116,7 +130,7 @@ def _explain_memory(config: PredictConfig, model: Predictor) -> AbstractContextM
         return nullcontext()
     kind = encoder.compute_device.type
     tokens = config.batch_tokens or TOKENS_PER_BATCH[kind]
-    settings = InferenceSettings(tokens=tokens, precision=encoder.precision, device=kind)
+    settings = InferenceSettings(tokens=tokens, precision=encoder.precision, device=kind, shards=encoder.shards)
     options = ("batch_tokens", "precision", "device", "layer_by_layer")
     return explain_inference_memory(encoder.config, settings, options[:3] if encoder.group_tokens else options)
 

@@ -9,6 +9,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path
 from esm2kit.finetuning.model_file import FILE, FinetunedModel, load_finetuned
 from esm2kit.models.encoder import Precision
+from esm2kit.models.sharded import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def load_predictor(
     device: str = "cpu",
     precision: Precision = "auto",
     layer_by_layer: bool | None = None,
+    shard: Shard = False,
 ) -> Predictor:
     """Load a model that predicts labels.
 
@@ -31,6 +33,7 @@ def load_predictor(
         device: auto, cpu, cuda or mps.
         precision: See `Encoder`.
         layer_by_layer: See `load_encoder`.
+        shard: See `load_encoder`.
 
     Returns:
         The model.
@@ -43,7 +46,7 @@ def load_predictor(
     if path.is_dir() and not has_finetuned:
         folder = path.parent if path.name == FOLDER and not (path / "report.json").exists() else path
         if (folder / "report.json").is_file():
-            return load_probe(_choose_probe(folder), base, device, precision, layer_by_layer)
+            return load_probe(_choose_probe(folder), base, device, precision, layer_by_layer, shard)
         reports = sorted(report.parent.name for report in folder.glob("*/report.json"))
         if reports:
             raise InputError(
@@ -59,8 +62,8 @@ def load_predictor(
             path=path,
         )
     if path.is_file() and path.name != FILE and is_probe(path):
-        return load_probe(path, base, device, precision, layer_by_layer)
-    return load_finetuned(path, base, device, precision, layer_by_layer)
+        return load_probe(path, base, device, precision, layer_by_layer, shard)
+    return load_finetuned(path, base, device, precision, layer_by_layer, shard)
 
 
 def _choose_probe(folder: Path) -> Path:

@@ -254,3 +254,12 @@ class ExportConfig:
             InputError: It does not exist.
         """
         check_model_name(self.model)
+
+
+def check_ways(shard: bool | str, layer_by_layer: bool | None) -> None:
+    """Raise InputError if a model is to be divided over devices and also to be read layer by layer."""
+    if shard is True and layer_by_layer:
+        raise InputError(
+            "shard and layer_by_layer are two ways to run a model that does not fit. Use one of them.",
+            code="shard.layer-by-layer",
+        )

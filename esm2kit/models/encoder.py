@@ -112,6 +112,8 @@ class Encoder:
 
     # A call should have this many tokens, of many batches; 0 if it should have one batch.
     group_tokens = 0
+    # Processes that share the layers, all of which make the same passes.
+    shards = 1
 
     def __init__(self, model: ESM2, precision: Precision = "float32", device: torch.device | str = "cpu") -> None:
         check_type(model, ESM2, "model", "load one with load_model")
@@ -209,6 +211,9 @@ class Encoder:
         weight = self.model.embed_tokens.weight
         logits_NV = self.model.lm_head(hidden_ND.to(weight.device, weight.dtype))
         return logits_NV if on_device else logits_NV.float().cpu()
+
+    def finish(self) -> None:
+        """Make passes that other processes need, until they have no batch either; see `ShardedEncoder`."""
 
     def close(self) -> None:
         """Stop the call that runs in another thread, if it takes long; the encoder is not used any more."""

@@ -137,4 +137,5 @@ def materialise(model: ESM2, tensors: Iterable[tuple[str, Tensor]], device: torc
             target.to_local().copy_(shard.to_local())
         elif target is not None:
             target.copy_(full)
+        del full  # before the next one is read
     assert not missing, f"no weights for {sorted(missing)}"

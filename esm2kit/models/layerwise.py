@@ -24,7 +24,8 @@ from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision, _Layer,
 from esm2kit.models.esm2 import Packed, TransformerLayer, rotary_tables
 from esm2kit.models.load import ModelFile
 from esm2kit.models.lora import weights_sha256
-from esm2kit.models.memory import InferenceSettings, estimate_inference, format_gib
+from esm2kit.models.memory import USABLE_SHARE, InferenceSettings, estimate_inference, format_gib
+from esm2kit.models.sharded import ShardedEncoder
 from esm2kit.models.weights import ChangeLayer, Weights
 from esm2kit.sequences.batching import split_within_budget
 
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 # read from a disk. An estimate: at 15B a layer has 1.3 GB and takes 0.6 GFLOP per token.
 GROUP_TOKENS = {"cpu": 16_384, "cuda": 262_144, "mps": 65_536}
 SECONDS_BETWEEN_LINES = 10.0
-# Share of the free memory that a complete model may take; the rest is for what the estimate does not count.
-USABLE_SHARE = 0.9
 
 
 class SelectedRows(NamedTuple):
@@ -319,8 +318,9 @@ def load_encoder(
     batch_tokens: int | None = None,
     workers: int | None = None,
     check_digest: Callable[[str], None] | None = None,
+    shard: bool = False,
 ) -> Encoder:
-    """Load an encoder, completely or layer by layer.
+    """Load an encoder, completely, layer by layer, or divided over the devices of the node.
 
     Args:
         model: the model's file.
@@ -330,6 +330,7 @@ def load_encoder(
         batch_tokens: tokens per batch, for `LayerwiseEncoder`.
         workers: workers on the CPU, for `LayerwiseEncoder`.
         check_digest: called with `weights_sha256` of the model; may raise an InputError.
+        shard: divide the model, see `choose_sharding`; all processes load it together.
 
     Returns:
         The encoder.
@@ -337,6 +338,11 @@ def load_encoder(
     Raises:
         InputError: the model's files are damaged or have changed, or the device does not support the precision.
     """
+    if shard:
+        weights = model.open()
+        if check_digest is not None:
+            check_digest(weights.sha256())
+        return ShardedEncoder(weights, precision, device)
     if layer_by_layer is None:
         layer_by_layer = not fits_in_memory(model.config, model.name, precision, torch.device(device), batch_tokens)
     if layer_by_layer:

@@ -189,6 +189,8 @@ def merge_layers(
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         for name, tensor in own.items():
             matrix, _, kind = name.rpartition(".")
+            if (f"{matrix}.weight" if kind in ("lora_a", "lora_b") else name) not in tensors:
+                continue  # the tensors of a layer can be passed in parts
             if kind == "lora_a":
                 update = alpha / rank * own[f"{matrix}.lora_b"] @ tensor
                 tensors[f"{matrix}.weight"] = tensors[f"{matrix}.weight"] + update

@@ -18,6 +18,8 @@ DeviceType = Literal["cpu", "cuda", "mps"]
 TRAINING_BYTES = {"32-true": (4, 4), "bf16-mixed": (4, 2), "bf16-true": (2, 2)}
 # Layers that FSDP2 holds unsharded at a time: the one that is computed and the next one.
 GATHERED_LAYERS = 2
+# Share of the free memory that a complete model may take; the rest is for what the estimate does not count.
+USABLE_SHARE = 0.9
 
 
 class Memory(NamedTuple):
@@ -53,6 +55,7 @@ class InferenceSettings:
         device: Type of the device. A CPU runs the fused `Encoder`, other devices run the model.
         workers: Batches that are computed at a time.
         layers: Layers whose representations are returned.
+        shards: Devices that share the layers of one copy of the model.
     """
 
     tokens: int
@@ -60,6 +63,7 @@ class InferenceSettings:
     device: DeviceType = "cpu"
     workers: int = 1
     layers: int = 1
+    shards: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ def estimate_inference(shape: ESM2Config, settings: InferenceSettings) -> Memory
 
     On a GPU the model has 4 bytes per parameter in float32 and 2 in bfloat16. At the peak, which is the GELU, a token
     of width D has 10 D numbers: the layer's input twice and both sides of the GELU. Each further returned layer adds D.
+    Devices that share the layers hold a part of each, and two complete ones.
 
     On a CPU the loaded model stays in memory in float32. The encoder adds its rearranged query, key and value matrices,
     or in bfloat16 and int8 a copy of all matrices. A token has 9 D numbers of reused buffers in float32 and the
@@ -117,10 +122,13 @@ def estimate_inference(shape: ESM2Config, settings: InferenceSettings) -> Memory
     """
     width, layers, total = shape.embed_dim, shape.num_layers, shape.num_parameters
     rotary = 4 * shape.head_dim
-    if settings.device != "cpu":
-        number = 4 if settings.precision == "float32" else 2
+    if settings.device != "cpu" or settings.shards > 1:
+        number = 4 if settings.precision == "float32" or settings.device == "cpu" else 2
         per_token = (10 + settings.layers - 1) * number * width + rotary
-        return Memory(number * total, activations=settings.workers * settings.tokens * per_token)
+        layer = count_layer_parameters(shape)
+        held = total - layers * layer * (1 - 1 / settings.shards)
+        gathered = number * GATHERED_LAYERS * layer if settings.shards > 1 else 0.0
+        return Memory(number * held, gathered, activations=settings.workers * settings.tokens * per_token)
     rearranged = {"float32": 12 * width**2, "bfloat16": 24 * width**2, "int8": 12 * width**2}[settings.precision]
     temporary = {"float32": 8, "bfloat16": 18, "int8": 29}[settings.precision] * width
     per_token = 36 * width + temporary + 4 * (settings.layers - 1) * width + rotary

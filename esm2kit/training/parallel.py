@@ -9,13 +9,14 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.esm2 import ESM2
+from esm2kit.models.sharded import shard_layers
 from esm2kit.training.layout import BatchLayout, StrategyName, is_sharded
 
 DATA_DIM, TENSOR_DIM = "data_parallel", "tensor_parallel"
@@ -66,11 +67,7 @@ def shard_model(model: ESM2, mesh: DeviceMesh, param_dtype: torch.dtype | None =
     if data_mesh.size() > 1 or tensor_mesh.size() == 1:
         # inputs are not cast: autocast selects the type per operation, as under DDP
         policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for layer in model.layers:
-            fully_shard(layer, mesh=data_mesh, mp_policy=policy)
-        fully_shard(model, mesh=data_mesh, mp_policy=policy)
-        register_fsdp_forward_method(model, "masked_logits")
-        register_fsdp_forward_method(model, "encode")
+        shard_layers(model, data_mesh, policy)
 
 
 @contextmanager

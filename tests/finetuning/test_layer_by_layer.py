@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from support.errors import refused
@@ -60,6 +61,26 @@ def test_a_fine_tuned_model_predicts_the_same(run: Path, sequences: list[str]) -
     assert layers.esm2 is None
     assert_equal_outputs(layers.outputs(sequences), whole.outputs(sequences))
     assert layers.metadata == whole.metadata
+
+
+@pytest.mark.parametrize("count", [7, 1])
+def test_an_encoder_divided_over_two_devices_predicts_the_same(
+    run: Path, sequences: list[str], tmp_path: Path, caplog, count: int
+) -> None:
+    """The second process has fewer windows, or no protein at all, and makes idle passes."""
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text("".join(f">p{i}\n{sequence}\n" for i, sequence in enumerate(sequences[:count])), encoding="utf-8")
+    config = PredictConfig(run, fasta, tmp_path / "one.h5", device="cpu", plot=False, batch_tokens=50)
+    one = predict(config)
+    caplog.set_level("INFO", logger="esm2kit")
+    two = predict(dataclasses.replace(config, out=tmp_path / "two.h5", devices=2, shard=True))
+    assert "tiny is divided over 2 devices" in caplog.text
+    with h5py.File(one["out"]) as expected, h5py.File(two["out"]) as found:
+        assert len(found) == len(expected) == count
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name][()], values[()], atol=1e-6)
+    with refused("shard.layer-by-layer"):
+        dataclasses.replace(config, shard=True, layer_by_layer=True)
 
 
 def test_a_group_is_a_single_pass_over_the_layers(run: Path, sequences: list[str], monkeypatch) -> None:
