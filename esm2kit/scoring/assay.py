@@ -327,9 +327,11 @@ def _write_verdict(
     if not math.isfinite(own.value):
         return ["All scores of the model are equal, so that there is no correlation."]
     sentences = []
-    if not math.isfinite(own.low) or own.low <= 0 <= own.high:
+    # a perfect correlation is the same in every replicate, and has no interval
+    low, high = (own.low, own.high) if math.isfinite(own.low) else (own.value, own.value)
+    if low <= 0 <= high:
         sentences.append(f"The model's scores show no correlation with the measured values: {_format(own)}.")
-    elif own.high < 0:
+    elif high < 0:
         sentences.append(
             f"The model's scores fall as the measured values rise: {_format(own)}. Does a higher value mean a fitter "
             "variant in this assay?"
@@ -343,7 +345,7 @@ def _write_verdict(
         place.append(name)
     for name in sorted(better, key=lambda name: -found[name]["spearman"].interval.value):
         sentences.append(
-            f"{BASELINE_NAMES.get(name, name)} does better than the model here: "
+            f"{_capitalise(BASELINE_NAMES.get(name, name))} does better than the model here: "
             f"{_format(found[name]['spearman'].interval)}, model {_format(own, '')} "
             f"({_format(differences[name]['spearman'], 'difference')})."
         )
@@ -364,5 +366,12 @@ def _join_names(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def _capitalise(text: str) -> str:
+    """Capitalise the first letter, and leave the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def _format(interval: Interval, name: str = "Spearman") -> str:
+    if not math.isfinite(interval.low):
+        return f"{name} {interval.value:.3f}, the same in every resample".lstrip()
     return f"{name} {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".lstrip()

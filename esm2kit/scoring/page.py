@@ -144,7 +144,8 @@ def _judge(recorded: Mapping[str, Any]) -> str:
         names = " and ".join(filter(None, [", ".join(_name_row(name) for name in better[:-1]), _name_row(better[-1])]))
         sentence = f"{names} {'predicts' if len(better) == 1 else 'predict'} the measured values better than the model."
         return f"{sentence[:1].upper()}{sentence[1:]}"
-    if spearman["low"] is None or spearman["low"] <= 0:
+    low = spearman["value"] if spearman["low"] is None else spearman["low"]  # a perfect correlation has no interval
+    if low is None or low <= 0:
         return "The scores show no positive correlation with the measured values."
     close = [name for name, row in assay["model_minus_baseline"].items() if (row["spearman"]["low"] or 0) <= 0]
     if close:

@@ -275,3 +275,14 @@ def test_published_values_of_an_assay() -> None:
         "esm2_t33_650M_UR50D": 0.27, "esm2_t36_3B_UR50D": 0.367, "esm2_t48_15B_UR50D": 0.315, "site_independent": 0.688,
     }  # fmt: skip
     assert find_assay("mine") is None
+
+
+def test_a_perfect_correlation_is_the_same_in_every_resample() -> None:
+    """It has no interval, and is not taken for the absence of a correlation."""
+    measured, noise, _ = make_assay(3, 60)
+    report = evaluate_assay("assay", "P", measured, None, {MODEL: measured, "volume": noise * 0 + np.arange(60) % 3})
+    assert report.verdict == ("The model does better than every baseline: Spearman 1.000, the same in every resample.",)
+    report = evaluate_assay("assay", "P", measured, None, {MODEL: -measured})
+    assert report.verdict[0].startswith(
+        "The model's scores fall as the measured values rise: Spearman -1.000, the same"
+    )

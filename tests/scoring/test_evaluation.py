@@ -85,8 +85,8 @@ def test_a_better_baseline_is_said_in_words(
     result = run(write_assay(tmp_path / "b.csv", own_scores, volume + noise), model, tmp_path / "out")
     (assay,) = result.read_assay()["assays"]
     assert assay["better_baselines"][0] == "volume"
-    assert any(sentence.startswith("volume change does better than the model here") for sentence in assay["verdict"])
-    assert "b: volume change does better than the model here: Spearman 0.6" in caplog.text
+    assert any(sentence.startswith("Volume change does better than the model here") for sentence in assay["verdict"])
+    assert "b: Volume change does better than the model here: Spearman 0.6" in caplog.text
 
 
 def test_files_and_repeated_calls(
