@@ -20,7 +20,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.scoring.variants import Variant
 from esm2kit.sequences.alphabet import NUM_STANDARD, STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record
-from esm2kit.tasks.tables import read_text
+from esm2kit.tasks.tables import decode_text
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def read_alignment(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path.", code="alignment.absent", path=path)
-    text, _ = read_text(path)
+    text, _ = decode_text(path)
     if text.startswith("# STOCKHOLM"):
         try:
             return [str(record.seq).upper() for record in AlignIO.read(io.StringIO(text), "stockholm")]

@@ -31,7 +31,7 @@ from esm2kit.sequences.alphabet import RESIDUE_LETTERS, STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record, is_fasta_name, read_fasta
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.matching import RecordMatcher
-from esm2kit.tasks.tables import Table, clean_number, is_numeric, list_missing, parse_numbers, read_table, read_text
+from esm2kit.tasks.tables import Table, clean_number, decode_text, is_numeric, list_missing, parse_numbers, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ def _read_rows(path: Path, proteins: Sequence[Record], column: str | None, measu
         return _read_fasta(path, proteins)
     start = path.read_bytes()[:4] if path.is_file() else b"PK"
     if start[:2] != b"PK" and start[:1] != b"\xd0":
-        lines = [line.strip() for line in read_text(path)[0].splitlines()]
+        lines = [line.strip() for line in decode_text(path)[0].splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         if lines and lines[0].startswith(">"):
             return _read_fasta(path, proteins)

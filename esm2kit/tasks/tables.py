@@ -167,13 +167,13 @@ def read_table(path: Path) -> Table:
             path=path,
         )
     else:
-        text, notes = read_text(path)
+        text, notes = decode_text(path)
         lines, separator = _split_text(text, path)
     columns, rows = _find_header(lines, path)
     return Table(path, columns, rows, separator, notes)
 
 
-def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
+def decode_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Decode a text file, which may be compressed by gzip.
 
     Args:
