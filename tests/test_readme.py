@@ -18,6 +18,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {
     "embed": ["--device", "cpu"],
     "benchmark": ["--device", "cpu", "--seeds", "0", "--resamples", "100"],
+    "contacts": ["--device", "cpu", "--values", "coupling"],  # random weights have no fitted contact head
     "predict": ["--device", "cpu"],
     "finetune": ["--accelerator", "cpu", "--max_steps", "2", "--resamples", "100"],
     "pretrain": ["--accelerator", "cpu", "--max_steps", "2", "--num_layers", "1", "--embed_dim", "16",
@@ -63,8 +64,10 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             continue
         stage, *rest = words[1:]
         stages.append(stage)
+        if stage == "verify":  # it requires official weights; tests/verification runs it with a local hub
+            continue
         if stage != "pretrain":  # its model is a shape
-            rest = ["tiny.safetensors" if before == "--model" and word in ("8M", "650M") else word
+            rest = ["tiny.safetensors" if before == "--model" and word in ("8M", "35M", "650M") else word
                     for before, word in zip(["", *rest], rest, strict=False)]  # fmt: skip
         else:
             rest[rest.index("8M")] = "custom"
@@ -104,8 +107,8 @@ def test_it_is_short_and_starts_with_a_sentence_and_a_captioned_picture() -> Non
     assert "\n" not in sentence
     assert picture.startswith("![")
     assert caption.startswith("*From the walkthrough")
-    words = re.sub(r"\]\([^)]*\)", "]", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S)).split()
-    assert len(words) < 560
+    prose = re.sub(r"\]\([^)]*\)|`[^`\n]*`|\|", "", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
+    assert len(prose.split()) < 460, "without commands"
     assert [part.splitlines()[0] for part in rest if part.startswith("## ")] == [
         "## Start", "## I want to", "## Results", "## Licence, citation, questions",
     ]  # fmt: skip
