@@ -24,8 +24,10 @@ torch.cuda._lazy_init, torch.cuda.is_available, torch.cuda.device_count = fail, 
 from esm2kit.cli.main import main
 print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
 """
-# these use a device that resolve_device has chosen
-RESOLVED = {"core/launch.py": "device_count", "training/trainer.py": "device_count"}
+# these use a device that resolve_device has chosen; models/packing.py is called by what runs on a CUDA GPU
+RESOLVED = dict.fromkeys(
+    ("core/launch.py", "training/trainer.py", "training/defaults.py", "models/packing.py"), "device_count"
+)
 COMPUTING = ("embed", "benchmark", "finetune", "pretrain", "map", "contacts", "score")
 
 

@@ -23,12 +23,12 @@ def test_the_files_are_those_of_the_checkout(root: Path, tmp_path: Path) -> None
     copied = files_of(tmp_path / "mine")
     del copied[RECORD]
     assert text.splitlines()[0] == f"{tmp_path / 'mine'}: {len(copied)} files copied"
-    assert len([name for name in copied if name.startswith("notebooks/0")]) == 7
+    assert len([name for name in copied if name.startswith("notebooks/0")]) == 8
     for name in ("data/sample/tasks/domain_of_life/sampled.fasta", "data/README.md", "papermill_runs/full.yaml"):
         assert name in copied
     assert all(data == (root / name).read_bytes() for name, data in copied.items())
     plan = plan_tier(tmp_path / "mine", tmp_path / "mine" / "papermill_runs" / "sample.yaml")
-    assert len(plan) == 7
+    assert len(plan) == 8
 
 
 def test_the_commands_of_the_text_are_right_for_a_folder_with_blanks(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from esm2kit.pretraining.pretrain import PretrainConfig, pretrain
 from esm2kit.training import resume
 from esm2kit.training.loop import TrainingLoop
 from esm2kit.training.resume import CheckpointWriter
+from esm2kit.training.updates import HostCopy, Update
 
 STEPS, EVERY = 12, 4
 SETTINGS = {
@@ -213,7 +214,7 @@ def test_an_error_of_the_training_waits_for_the_write(dataset, tmp_path, expecte
     go, clip = threading.Event(), TrainingLoop._divergence_error
 
     def diverge(module: TrainingLoop) -> dict[str, float]:
-        raise clip(module, [], float("nan"), float("nan"))
+        raise clip(module, Update(module.step + 1, [], 0.0, HostCopy(torch.full((6,), torch.nan))))
 
     def step(module: TrainingLoop, *arguments: object) -> None:
         if module.step == 5:
