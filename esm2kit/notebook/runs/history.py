@@ -21,6 +21,8 @@ METRIC_LABELS = {
     "layouts_apart": "relative loss difference of two layouts",
     "mean_of_means_error": "gradient error, mean of means",
     "loss_at_end": "final loss",
+    "structured_tolerates_less": "pairs in which the residue of a helix or strand tolerates less (chance 0.5)",
+    "context_adds": "difference from scores by letter alone",
 }
 # Longest time without output that is not reported, in seconds.
 MAX_SILENT_SECONDS = 30.0
