@@ -148,7 +148,7 @@ files.download = lambda path: print("downloaded", path)
 package.colab, module.files = module, files
 sys.modules |= {"google": package, "google.colab": module, "google.colab.files": files}
 cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
-(code,) = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+code = chr(10).join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 model = 'model = "8M"'
 assert model in code
 InteractiveShell.instance().run_cell(code.replace(model, f"model = {sys.argv[2]!r}")).raise_error()

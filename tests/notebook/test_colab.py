@@ -115,11 +115,14 @@ def test_without_colab_nothing_can_be_uploaded(model: str, tmp_path: Path) -> No
         embed_form("", model, out_dir=tmp_path)
 
 
-def test_the_notebook_is_one_form(root: Path) -> None:
+def test_the_notebook_is_one_form_and_one_button(root: Path) -> None:
+    """The form has the tag that papermill needs to run it without a browser."""
     notebook = json.loads((root / "notebooks" / "colab" / "my_proteins.ipynb").read_text(encoding="utf-8"))
-    (code,) = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    source = "".join(code["source"])
-    assert code["metadata"]["cellView"] == "form"
-    assert source.startswith("# @title ")
-    for field in ("sequence", "model", "colour_by"):
-        assert any(line.startswith(f"{field} = ") and "# @param" in line for line in source.splitlines())
+    form, button = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert form["metadata"] == {"cellView": "form", "tags": ["parameters"]}
+    assert button["metadata"] == {"cellView": "form"}
+    assert all("".join(cell["source"]).startswith("# @title ") for cell in (form, button))
+    names: dict = {}
+    exec("".join(form["source"]), names)
+    assert {"sequence": "", "model": "8M", "colour_by": ""}.items() <= names.items()
+    assert "".join(form["source"]).count("# @param ") == 3
