@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedding.test_embed import assert_same_files, random_proteins, write_fasta
+from support.embedding_fixtures import assert_same_files, random_proteins, write_fasta
 from support.errors import refused
 from support.finetune_fixtures import write_tiny_model
 
@@ -78,6 +78,17 @@ def wait_for_both(folder: Path, process: subprocess.Popen) -> dict[int, int]:
     raise AssertionError("the workers did not start")
 
 
+def assert_resumes(arguments: list[str], fasta: Path, folder: Path, model: Path, atol: float = 0.0) -> None:
+    """Check that an ended run has finished batches, resumes, and ends with the vectors of one process."""
+    assert Journal(folder).read_done()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "resuming the unfinished run" in again.stderr
+    out_dir = folder.parent.parent / "one"
+    one = embed(EmbedConfig(fasta, out_dir, model=str(model), per_residue=True, batch_tokens=64, device="cpu"))
+    assert_same_files(tuple(folder.parent / path.name for path in one.files), one.files, atol=atol)
+
+
 def test_two_devices_give_the_files_of_one_with_one_set_of_lines(model: Path, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5, 30, 200, 17] * 20))
     run = subprocess.run(command(fasta, tmp_path / "two", model), capture_output=True, text=True, check=False)
@@ -116,13 +127,7 @@ def test_an_interrupted_run_on_two_devices_resumes(model: Path, tmp_path: Path, 
     assert errors.count("stopped after") == 1, errors
     assert "Traceback" not in errors, errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
-    done = len(Journal(folder).read_done())
-    assert done > 0
-    again = subprocess.run(command(fasta, tmp_path / "out", model), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "resuming the unfinished run" in again.stderr
-    one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=64, device="cpu"))
-    assert_same_files(tuple(tmp_path / "out" / path.name for path in one.files), one.files)
+    assert_resumes(command(fasta, tmp_path / "out", model), fasta, folder, model)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedding.test_embed import assert_same_files, random_proteins, write_fasta
+from support.embedding_fixtures import assert_same_files, every_output, random_proteins, write_fasta
 from support.finetune_fixtures import write_tiny_model
 
 from esm2kit.embedding import run as embed_run
@@ -37,20 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_files_are_those_of_an_ordinary_run(model: Path, tmp_path: Path, calls: list[int]) -> None:
     fasta = write_fasta(tmp_path / "a.fasta", random_proteins([5, 300, 1, 40, 40, 700, 17] + [30] * 40))
-    config = EmbedConfig(
-        fasta,
-        tmp_path / "one",
-        model=str(model),
-        repr_layers=[0, -1],
-        per_residue=True,
-        bos=True,
-        logits=True,
-        long_proteins="window",
-        max_residues=120,
-        window_overlap=20,
-        batch_tokens=125,
-        device="cpu",
-    )
+    config = every_output(fasta, tmp_path / "one", model)
     one = embed(config)
     assert not calls
     two = embed(dataclasses.replace(config, out_dir=tmp_path / "two", layer_by_layer=True))

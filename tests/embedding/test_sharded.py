@@ -3,17 +3,15 @@
 import dataclasses
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from embedding.test_devices import command, model, start, wait_for_both
-from embedding.test_embed import assert_same_files, random_proteins, write_fasta
+from embedding.test_devices import assert_resumes, command, model, start, wait_for_both
+from support.embedding_fixtures import assert_same_files, every_output, random_proteins, write_fasta
 from support.errors import refused
 
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
-from esm2kit.embedding.plan import Journal
 from esm2kit.models.sharded import PeerStopped, stop_with_peers
 
 __all__ = ["model"]
@@ -25,20 +23,7 @@ def test_two_devices_with_half_of_the_model_give_the_files_of_one(
 ) -> None:
     """With a single protein the second process has no batch, and makes idle passes only."""
     caplog.set_level("INFO", logger="esm2kit")
-    config = EmbedConfig(
-        write_fasta(tmp_path / "a.fasta", random_proteins(lengths)),
-        tmp_path / "one",
-        model=str(model),
-        repr_layers=[0, -1],
-        per_residue=True,
-        bos=True,
-        logits=True,
-        long_proteins="window",
-        max_residues=120,
-        window_overlap=20,
-        batch_tokens=125,
-        device="cpu",
-    )
+    config = every_output(write_fasta(tmp_path / "a.fasta", random_proteins(lengths)), tmp_path / "one", model)
     one = embed(config)
     two = embed(dataclasses.replace(config, out_dir=tmp_path / "two", devices=2, shard=True))
     assert "tiny is divided over 2 devices" in caplog.text
@@ -70,13 +55,7 @@ def test_a_run_that_is_ended_resumes_in_either_way(how: str, model: Path, tmp_pa
     assert errors.endswith(lines[how]), errors
     assert "Traceback" not in errors, errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers.values())
-    done = len(Journal(folder).read_done())
-    assert done > 0
-    again = subprocess.run(sharded(fasta, tmp_path / "out", model), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "resuming the unfinished run" in again.stderr
-    one = embed(EmbedConfig(fasta, tmp_path / "one", model=str(model), per_residue=True, batch_tokens=64, device="cpu"))
-    assert_same_files(tuple(tmp_path / "out" / path.name for path in one.files), one.files, atol=1e-6)
+    assert_resumes(sharded(fasta, tmp_path / "out", model), fasta, folder, model, atol=1e-6)
 
 
 def test_what_contradicts_is_refused(model: Path, tmp_path: Path) -> None:

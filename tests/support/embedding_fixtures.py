@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.models.checkpoint import write_checkpoint
 from esm2kit.models.config import ESM2Config
@@ -37,6 +38,24 @@ def write_fasta(path: Path, proteins: dict[str, str] | list[tuple[str, str]]) ->
 def values_of(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path) as file:
         return {key: file[key][()] for key in file}
+
+
+def every_output(fasta: Path, out_dir: Path, model: Path) -> EmbedConfig:
+    """All outputs of two layers, with proteins of more than 120 residues in windows."""
+    return EmbedConfig(
+        fasta,
+        out_dir,
+        model=str(model),
+        repr_layers=[0, -1],
+        per_residue=True,
+        bos=True,
+        logits=True,
+        long_proteins="window",
+        max_residues=120,
+        window_overlap=20,
+        batch_tokens=125,
+        device="cpu",
+    )
 
 
 def assert_same_files(found: tuple[Path, ...], expected: tuple[Path, ...], atol: float = 0.0) -> None:
