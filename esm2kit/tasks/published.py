@@ -39,7 +39,7 @@ SCHMIRLER = (
     "mean of five runs of a 32-wide dense head on the frozen model (preset `schmirler`)",
 )
 FLIP2021 = (FLIP_CITATION, "one-hot recipe, no language model (preset `flip2021`)")
-SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probed")
+SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probed; mean of three runs")
 
 
 def _list_published() -> tuple[PublishedScore, ...]:
@@ -66,9 +66,14 @@ def _list_published() -> tuple[PublishedScore, ...]:
         (MODELS["35M"], SCHMIRLER, (0.827, 0.590, 0.586, 0.549, 0.782)),
         (MODELS["150M"], SCHMIRLER, (0.833, 0.657, 0.617, 0.594, 0.822)),
         (MODELS["650M"], SCHMIRLER, (0.857, 0.471, 0.656, 0.629, 0.847)),
+        (MODELS["3B"], SCHMIRLER, (0.866, 0.776, 0.677, 0.642, 0.856)),
         (f"{MODELS['8M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.883, 0.827, 0.584, 0.559, 0.761)),
+        (f"{MODELS['35M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.808, 0.598, 0.581, 0.791)),
+        (f"{MODELS['150M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.846, 0.626, 0.616, 0.828)),
         (f"{MODELS['650M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.783, 0.664, 0.638, 0.855)),
+        (f"{MODELS['3B']}, fine-tuned with LoRA", SCHMIRLER_FINETUNED, (0.893, 0.857, 0.699, 0.678, 0.864)),
         ("8M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.857, 0.708, 0.527, 0.470, 0.708)),
+        ("150M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.870, 0.704, 0.513, 0.459, 0.708)),
     )
     for model, source, values in table:
         scores += [

@@ -342,8 +342,11 @@ def test_folder_names_of_model_paths(tmp_path, monkeypatch):
 
 SCHMIRLER_ROWS = {
     "esm2_t6_8M_UR50D": 0.818, "esm2_t12_35M_UR50D": 0.827, "esm2_t30_150M_UR50D": 0.833, "esm2_t33_650M_UR50D": 0.857,
-    "esm2_t6_8M_UR50D, fine-tuned": 0.883, "esm2_t33_650M_UR50D, fine-tuned": 0.879,
-    "8M from random weights, fine-tuned": 0.857, "one-hot ridge": 0.755,
+    "esm2_t36_3B_UR50D": 0.866,
+    "esm2_t6_8M_UR50D, fine-tuned": 0.883, "esm2_t12_35M_UR50D, fine-tuned": 0.879,
+    "esm2_t30_150M_UR50D, fine-tuned": 0.879, "esm2_t33_650M_UR50D, fine-tuned": 0.879,
+    "esm2_t36_3B_UR50D, fine-tuned with LoRA": 0.893, "8M from random weights, fine-tuned": 0.857,
+    "150M from random weights, fine-tuned": 0.870, "one-hot ridge": 0.755,
 }  # fmt: skip
 
 

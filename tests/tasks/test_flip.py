@@ -4,6 +4,7 @@ import pytest
 import yaml
 from support.errors import refused
 
+from esm2kit.models.config import SIZES
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.published import PUBLISHED
@@ -108,14 +109,48 @@ def test_the_published_scores_match_the_golden_file(root):
     expected = {("gb1", split, "spearman", "one-hot ridge"): value for split, value in read_golden_ridge(root).items()}
     for table in read_golden(root):
         for row in table.get("rows", ()):
-            suffix = {"frozen": "", "fine-tuned": ", fine-tuned"}.get(row["training"])
-            model = row["model"] + suffix if suffix is not None else "8M from random weights, fine-tuned"
+            size = row["model"].split("_")[2]
+            model = {
+                "frozen": row["model"],
+                "random start, fine-tuned": f"{size} from random weights, fine-tuned",
+            }.get(row["training"], f"{row['model']}, {row['training']}")
             for task, column in table["columns"].items():
                 name = older.get((task, column.get("test_proteins")), task)
                 value = row[task] / 100 if column.get("unit") == "percent" else row[task]
                 expected[name, column["split"], column["metric"], model] = value
     found = {(item.task, item.split, item.metric, item.model): item.value for item in PUBLISHED}
     assert found == pytest.approx(expected)
+
+
+# Spearman correlation or accuracy, in the order gb1, aav, meltome, scl, secondary structure.
+SCHMIRLER_ROWS = {
+    ("esm2_t6_8M_UR50D", "frozen"): (0.818, 0.669, 0.564, 0.520, 0.753),
+    ("esm2_t12_35M_UR50D", "frozen"): (0.827, 0.590, 0.586, 0.549, 0.782),
+    ("esm2_t30_150M_UR50D", "frozen"): (0.833, 0.657, 0.617, 0.594, 0.822),
+    ("esm2_t33_650M_UR50D", "frozen"): (0.857, 0.471, 0.656, 0.629, 0.847),
+    ("esm2_t6_8M_UR50D", "fine-tuned"): (0.883, 0.827, 0.584, 0.559, 0.761),
+    ("esm2_t33_650M_UR50D", "fine-tuned"): (0.879, 0.783, 0.664, 0.638, 0.855),
+    ("esm2_t6_8M_UR50D", "random start, fine-tuned"): (0.857, 0.708, 0.527, 0.470, 0.708),
+}
+
+
+def test_the_golden_file_has_the_rows_of_schmirler(root):
+    table = next(table for table in read_golden(root) if table["source"].startswith("Schmirler"))
+    tasks = ("gb1", "aav", "meltome", "scl", "secondary_structure")
+    rows = {(row["model"], row["training"]): tuple(row[task] for task in tasks) for row in table["rows"]}
+    assert {key: rows[key] for key in SCHMIRLER_ROWS} == SCHMIRLER_ROWS
+    frozen = [size.split("_")[2] for size, training in rows if training == "frozen"]
+    assert frozen == ["8M", "35M", "150M", "650M", "3B"]
+    assert len(rows) == len(table["rows"]) == 12
+
+
+def test_published_contact_precision_grows_with_the_model(root):
+    table = yaml.safe_load((root / "data" / "golden" / "published.yaml").read_text())["contact_precision"]
+    assert list(table["values"]) == list(SIZES)
+    for name in table["sets"]:
+        found = [row[name] for row in table["values"].values()]
+        assert found == sorted(found)
+        assert 0 < found[0] < found[-1] < 100
 
 
 def read_golden(root):
