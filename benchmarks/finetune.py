@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--workers", type=int, default=2, help="Seeds that run in parallel.")
+    parser.add_argument("--size", default="8M", help="Size of the model. The published figure is that of 8M.")
+    parser.add_argument("--compile", default="auto", choices=("auto", "true", "false"))
     arguments = parser.parse_args()
     waiting, running, started = list(arguments.seeds), {}, time.monotonic()
     while waiting or running:
@@ -65,7 +67,7 @@ def start(arguments: argparse.Namespace, seed: int) -> subprocess.Popen:
         "split": "three_vs_rest",
         "data_dir": arguments.data_dir,
         "out_dir": folder,
-        "model": "esm2_t6_8M_UR50D",
+        "model": arguments.size,
         "untrained_seed": seed,
         "seeds": [seed],
         "preset": "schmirler",
@@ -73,6 +75,7 @@ def start(arguments: argparse.Namespace, seed: int) -> subprocess.Popen:
         "micro_batch_size": arguments.micro_batch_size,
         "accelerator": arguments.accelerator,
         "precision": arguments.precision,
+        "compile": arguments.compile,
         "benchmark": seed == arguments.seeds[0] and arguments.max_steps is None,
         "max_steps": arguments.max_steps or "null",
     }
@@ -105,9 +108,9 @@ def summarise(arguments: argparse.Namespace, seconds: float) -> None:
         "test_spearman": dict(zip(map(str, done), scores, strict=True)),
         "mean": mean,
         "spread": spread,
-        "published": PUBLISHED,
+        "published": PUBLISHED if arguments.size == "8M" else None,
         "onehot_ridge": RIDGE,
-        "within_margin": abs(mean - PUBLISHED) <= MARGIN,
+        "within_margin": abs(mean - PUBLISHED) <= MARGIN if arguments.size == "8M" else None,
         "beats_ridge": mean > RIDGE,
         "updates": {str(seed): run["runs"][0]["step"] for seed, run in done.items()},
         "seconds_here": round(seconds),
