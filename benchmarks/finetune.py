@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--workers", type=int, default=2, help="Seeds that run in parallel.")
     parser.add_argument("--size", default="8M", help="Size of the model. The published figure is that of 8M.")
+    parser.add_argument("--no_benchmark", action="store_true", help="Leave out the baselines of the first seed.")
     parser.add_argument("--compile", default="auto", choices=("auto", "true", "false"))
     arguments = parser.parse_args()
     waiting, running, started = list(arguments.seeds), {}, time.monotonic()
@@ -76,7 +77,7 @@ def start(arguments: argparse.Namespace, seed: int) -> subprocess.Popen:
         "accelerator": arguments.accelerator,
         "precision": arguments.precision,
         "compile": arguments.compile,
-        "benchmark": seed == arguments.seeds[0] and arguments.max_steps is None,
+        "benchmark": seed == arguments.seeds[0] and arguments.max_steps is None and not arguments.no_benchmark,
         "max_steps": arguments.max_steps or "null",
     }
     if arguments.max_steps is not None:
