@@ -313,7 +313,9 @@ def _render_comparison(found: ReportComparison, keys: Sequence[str]) -> str:
     # of one task and split, in the order of the reports
     for (test, _), chosen in sorted(tests.items(), key=lambda item: (order.get(item[0][0][0], 99), item[0][0])):
         first = chosen[0].report
-        metric, names = first.task.metric, list(first.first.metrics)
+        metric = first.task.metric
+        # an earlier version has fewer metrics than a later one
+        names = list(dict.fromkeys(name for entry in chosen for name in entry.report.first.metrics))
         lines = {entry.name: entry.report.first for entry in chosen}
         # a baseline does not depend on the model, so it differs only between reports with different settings
         for entry in chosen:

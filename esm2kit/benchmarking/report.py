@@ -1,7 +1,8 @@
 """The results of a benchmark as dataclasses, and report.json. The module `page` writes report.html.
 
-Schema of report.json, version 1: the fields of `Report` in their order, without `html` and `json`. Undefined numbers
-are null.
+Schema of report.json: the fields of `Report` in their order, without `html` and `json`, and a digest. Undefined numbers
+are null. A version adds fields with defaults, so that the reports of earlier versions are read as well; a report of a
+later version is refused, because a reader cannot know what its fields change.
 """
 
 import json
@@ -18,8 +19,11 @@ from esm2kit.core.paths import expand_path
 from esm2kit.tasks.metrics import HAVE_A_UNIT, LOWER_IS_BETTER, Interval, Score, compute_paired_difference, nan_to_none
 from esm2kit.tasks.published import PublishedScore
 
-SCHEMA = "esm2kit.report/2"
-UNSEALED_SCHEMA = "esm2kit.report/1"  # of version 0.1.0: the same content without a digest
+SCHEMA_NAME, SCHEMA_VERSION = "esm2kit.report", 3
+SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_VERSION}"
+# Reports of version 0.1.0 have no digest. Both earlier kinds lack the fields that have defaults below.
+UNSEALED_SCHEMA = f"{SCHEMA_NAME}/1"
+READ_SCHEMAS = tuple(f"{SCHEMA_NAME}/{version}" for version in range(1, SCHEMA_VERSION + 1))
 MAX_CONFUSION_CLASSES = 50  # with more, the report has the MAX_CONFUSED_PAIRS most frequent confusions
 MAX_CONFUSED_PAIRS = 100
 METRIC_NAMES = {
@@ -401,15 +405,8 @@ class Report:
                 path=path,
             ) from None
         schema = found.get("schema") if isinstance(found, dict) else type(found).__name__
-        if schema not in (SCHEMA, UNSEALED_SCHEMA):
-            raise InputError(
-                f"{path}: the schema is {schema!r}, expected {SCHEMA!r}. Pass a report.json of `esm2kit benchmark`.",
-                code="report.schema",
-                path=path,
-                found=schema,
-                expected=SCHEMA,
-            )
-        if schema == SCHEMA:
+        _check_schema(schema, path)
+        if schema != UNSEALED_SCHEMA:
             found = read_sealed_json(path, "run the benchmark again")
         try:
             report = cls(**found | _parse_parts(found), html=path.with_suffix(".html"), json=path)
@@ -438,6 +435,29 @@ class Report:
         parts = to_json(replace(self, schema=SCHEMA))
         write_sealed_json(written.json, {name: part for name, part in parts.items() if name not in ("html", "json")})
         return written
+
+
+def _check_schema(schema: Any, path: Path) -> None:
+    """Raise InputError for a schema that this version does not read."""
+    if schema in READ_SCHEMAS:
+        return
+    name, _, version = str(schema).partition("/")
+    if name == SCHEMA_NAME and version.isascii() and version.isdigit() and int(version) > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written by a later version of esm2kit: its schema is {schema!r}, and this version reads up to "
+            f"{SCHEMA!r}. Update esm2kit, or run the benchmark again with this version.",
+            code="report.newer",
+            path=path,
+            found=schema,
+            expected=SCHEMA,
+        )
+    raise InputError(
+        f"{path}: the schema is {schema!r}, expected {SCHEMA!r}. Pass a report.json of `esm2kit benchmark`.",
+        code="report.schema",
+        path=path,
+        found=schema,
+        expected=SCHEMA,
+    )
 
 
 def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:

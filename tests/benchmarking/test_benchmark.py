@@ -109,7 +109,7 @@ def test_classes_are_learned_and_beat_the_majority_class(tasks, model, tmp_path,
 
 def test_a_report_is_complete(value_report):
     report = json.loads(value_report.json.read_text())
-    assert report["schema"] == SCHEMA == "esm2kit.report/2"
+    assert report["schema"] == SCHEMA == "esm2kit.report/3"
     assert list(report) == [
         "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
         "verdict", "warnings", "sha256",

@@ -141,7 +141,7 @@ def test_a_report_is_checked_together_with_its_predictions(artefacts: Path, tmp_
     assert f"{one} was not found" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"schema": "esm2kit.report/2"}', "", '{"sha256": '])
+@pytest.mark.parametrize("text", ["{}", '{"schema": "esm2kit.report/3"}', "", '{"sha256": '])
 def test_a_report_whose_checksum_is_gone_is_damaged(text: str, artefacts: Path, tmp_path: Path) -> None:
     shutil.copytree(artefacts / "reports" / "a", tmp_path / "a")
     (tmp_path / "a" / "report.json").write_text(text, encoding="utf-8")
