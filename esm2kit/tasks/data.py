@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import find_custom_task, infer_task
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
-from esm2kit.tasks.labels_table import read_labels
+from esm2kit.tasks.labels_table import LabelRecords, read_labels
 from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets, build_strata
 from esm2kit.tasks.tables import format_column_name, split_unit
@@ -170,6 +171,7 @@ def load_task(
     split_by: SplitBy = "auto",
     identity: float = 0.5,
     split_seed: int = 0,
+    pooled: bool = False,
 ) -> TaskData:
     """Read and check one split of a task.
 
@@ -185,6 +187,7 @@ def load_task(
         split_by: how validation is chosen, as in `split.assign_sets`.
         identity: share of equal residues from which sequences are similar.
         split_seed: of the choice.
+        pooled: for cross-validation: records need no set, and all of them are in train.
 
     Returns:
         The checked task, with notes on what was inferred where another reading is possible.
@@ -207,8 +210,10 @@ def load_task(
             )
     else:
         folder, split, file = find_custom_task(task, split, data_dir)
-    rows, sources, dropped, unread = read_split(folder, split, file, target)
+    rows, sources, dropped, unread = read_split(folder, split, file, target, needs_sets=not pooled)
     inferred: tuple[str, ...] = ()
+    given = Counter(row.set for row in rows)
+    rows = _halve(rows) if pooled else rows
     if spec is None:
         name = split if file else folder.name
         declared = read_description(folder, name)
@@ -235,6 +240,8 @@ def load_task(
     notes += _check_letters(data)
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")
+    if pooled:
+        return _pool(data, notes, given)
     if task not in TASKS and not len(data.rows("validation")):
         data = _choose_validation(data, split_by, identity, notes, split_seed)
     return _finish(data, notes, sources["split"], known_before)
@@ -291,13 +298,24 @@ def load_labels(
         InputError: a file, a column or a row is invalid, or nothing matches; the message names it.
     """
     found = read_labels(labels, fasta, id, target, set, target_type)
+    rows = found.rows if found.set_column else _halve(found.rows)
+    data, notes = _pack_labels(found, rows, target_type, level)
+    if not found.set_column:
+        chosen = assign_sets(data.sequences, stratify(data), SHARES, split_by, identity, split_seed)
+        task = dataclasses.replace(data.task, splits={chosen.name: Split()}, default_split=chosen.name)
+        data = dataclasses.replace(data, task=task, split=chosen.name, sets=chosen.sets, split_method=chosen.method)
+        notes.append(f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})")
+    elif not len(data.rows("validation")):
+        data = _choose_validation(data, split_by, identity, notes, split_seed)
+    return _finish(data, notes, found.files["labels"])
+
+
+def _pack_labels(
+    found: LabelRecords, rows: list[TaskRecord], target_type: Target | None, level: Level | None
+) -> tuple[TaskData, list[str]]:
+    """Infer and pack the task of a table of labels, with notes; `rows` are its records with sets."""
     sources = {"split": found.files["labels"]}
     name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_name(found.target)}"
-    rows = found.rows
-    if not found.set_column:  # sets from the sequences, for what is inferred from train and the other sets
-        places = sorted(range(len(rows)), key=lambda row: digest_sequence(rows[row].sequence))
-        half = {place for number, place in enumerate(places) if number % 2}
-        rows = [row._replace(set="test" if place in half else "train") for place, row in enumerate(rows)]
     declared = {"unit": split_unit(found.target)[1]}
     task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared)
     data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
@@ -305,14 +323,39 @@ def load_labels(
     notes = [*found.notes, *inferred, *_check_letters(data)]
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")
-    if not found.set_column:
-        chosen = assign_sets(data.sequences, stratify(data), SHARES, split_by, identity, split_seed)
-        task = dataclasses.replace(task, splits={chosen.name: Split()}, default_split=chosen.name)
-        data = dataclasses.replace(data, task=task, split=chosen.name, sets=chosen.sets, split_method=chosen.method)
-        notes.append(f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})")
-    elif not len(data.rows("validation")):
-        data = _choose_validation(data, split_by, identity, notes, split_seed)
-    return _finish(data, notes, sources["split"])
+    return data, notes
+
+
+def _halve(rows: list[TaskRecord]) -> list[TaskRecord]:
+    """Set train or test by the sequences, for what is inferred from the labels of train and of the other sets."""
+    places = sorted(range(len(rows)), key=lambda row: digest_sequence(rows[row].sequence))
+    half = {place for number, place in enumerate(places) if number % 2}
+    return [row._replace(set="test" if place in half else "train") for place, row in enumerate(rows)]
+
+
+def _pool(data: TaskData, notes: list[str], given: Counter[str]) -> TaskData:
+    """Put all records into train, for cross-validation, with the notes that do not depend on sets.
+
+    Args:
+        data: the task.
+        notes: notes so far.
+        given: set of the files -> number of its records.
+
+    Returns:
+        The task.
+    """
+    if len(given) > 1:
+        sizes = ", ".join(f"{name} {given[name]}" for name in SET_NAMES if given[name])
+        notes.append(f"cross-validation uses the proteins of all sets ({sizes})")
+    notes += _find_contradictions(data)
+    repeated = sum(count - 1 for count in Counter(data.ids).values())
+    if repeated:
+        notes.append(f"{repeated} records repeat an earlier id")
+    logger.info("task %s: %s", data.task.name, format_count(len(data.ids), "protein"))
+    for note in notes:
+        logger.info("task %s: %s", data.task.name, note)
+    sets = np.full(len(data.ids), "train")
+    return dataclasses.replace(data, sets=sets, official=False, notes=tuple(dict.fromkeys(notes)))
 
 
 def _strip_suffixes(path: Path) -> str:
@@ -332,6 +375,37 @@ def load_task_of(config: TaskConfig) -> TaskData:
     Raises:
         InputError: the task, the split or a record is invalid, or there are several targets.
     """
+    kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
+    kinds |= {"split_by": config.split_by, "identity": config.identity, "split_seed": config.split_seed}
+    if config.labels is None:
+        return load_task(config.task, config.split, Path(config.data_dir), **kinds)
+    return load_labels(config.labels, config.fasta, config.id, set=config.set, **kinds)
+
+
+def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData:
+    """Load all proteins of a task, or of a table of labels, for cross-validation; none needs a set.
+
+    Args:
+        config: parameters of the stage, with at most one target.
+        others: columns of a table of labels that are not the target, such as folds or groups.
+
+    Returns:
+        The checked task, with all proteins in train.
+
+    Raises:
+        InputError: the task, the split or a record is invalid, or there are several targets.
+    """
+    target = _get_target(config)
+    if config.labels is None:
+        kinds = {"target": target, "target_type": config.target_type, "level": config.level}
+        return load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
+    found = read_labels(config.labels, config.fasta, config.id, target, config.set, config.target_type, others)
+    data, notes = _pack_labels(found, _halve(found.rows), config.target_type, config.level)
+    return _pool(data, notes, Counter(row.set for row in found.rows))
+
+
+def _get_target(config: TaskConfig) -> str | None:
+    """Return the only target of a configuration; None if it names none."""
     targets = config.target or [None]
     if len(targets) > 1:
         raise InputError(
@@ -339,11 +413,7 @@ def load_task_of(config: TaskConfig) -> TaskData:
             code="task.several-targets",
             found=tuple(targets),
         )
-    kinds = {"target": targets[0], "target_type": config.target_type, "level": config.level}
-    kinds |= {"split_by": config.split_by, "identity": config.identity, "split_seed": config.split_seed}
-    if config.labels is None:
-        return load_task(config.task, config.split, Path(config.data_dir), **kinds)
-    return load_labels(config.labels, config.fasta, config.id, set=config.set, **kinds)
+    return targets[0]
 
 
 def _check_options(task: Task, target_type: Target | None, level: Level | None, target: str | None) -> None:

@@ -430,7 +430,7 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
 
 
 def read_fasta_split(
-    split: Source, sequences: Source | None, mask: Source | None, target: str | None = None
+    split: Source, sequences: Source | None, mask: Source | None, target: str | None = None, needs_sets: bool = True
 ) -> SplitRecords:
     """Read a split in FASTA format.
 
@@ -440,6 +440,7 @@ def read_fasta_split(
         sequences: FASTA with the sequences of a residue task in FLIP's format.
         mask: FASTA with 1 for each residue that is scored and 0 for the others.
         target: header field of the targets. None is TARGET.
+        needs_sets: whether every record must have a set. One without is in train otherwise.
 
     Returns:
         The records of the split. `files` has "sequences" only if a record needed it.
@@ -453,7 +454,7 @@ def read_fasta_split(
     for header, body in read_records(split):
         row_id, attributes = parse_attributes(header, split)
         names |= attributes
-        if "SET" not in attributes:
+        if needs_sets and "SET" not in attributes:
             raise InputError(
                 f"{split}: record {row_id!r} has no set. Add SET=train, SET=val or SET=test to its header, or pass "
                 "a table of your measurements as labels.",
@@ -461,7 +462,7 @@ def read_fasta_split(
                 record=row_id,
                 path=split.path,
             )
-        chosen = parse_set(row_id, attributes["SET"], attributes.get("VALIDATION", ""), split)
+        chosen = parse_set(row_id, attributes.get("SET", "train"), attributes.get("VALIDATION", ""), split)
         if chosen is None:
             dropped += 1
             continue
@@ -516,7 +517,7 @@ def _read_by_id(source: Source) -> dict[str, str]:
     return bodies
 
 
-def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
+def read_csv_split(split: Source, target: str | None = None, needs_sets: bool = True) -> SplitRecords:
     """Read a split in CSV format, with the columns sequence, target, set and, optionally, validation, id and mask.
 
     The delimiter is a comma, a semicolon or a tab, whichever the header line uses. Column names are not case-sensitive.
@@ -525,6 +526,7 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
     Args:
         split: the CSV file.
         target: column of the targets. None is the one named target.
+        needs_sets: whether there must be a column set. Without one, all records are in train otherwise.
 
     Returns:
         The records of the split, with ids `Sequence<row>` if there is no id column.
@@ -535,7 +537,7 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
     rows, dropped, label = [], 0, (target or "target").strip().lower()
     with open_text(split) as text:
         filled = (line for line in text if line.strip() and not EXCEL_SEPARATOR.fullmatch(line.strip()))
-        columns, delimiter = _parse_columns(next(filled, ""), split, target)
+        columns, delimiter = _parse_columns(next(filled, ""), split, target, needs_sets)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter, strict=True)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
@@ -556,7 +558,7 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
                     row=number + 1,
                     path=split.path,
                 )
-            chosen = parse_set(row_id, cells["set"], cells.get("validation", ""), split)
+            chosen = parse_set(row_id, cells.get("set", "train"), cells.get("validation", ""), split)
             if chosen is None:
                 dropped += 1
                 continue
@@ -577,13 +579,14 @@ def read_csv_split(split: Source, target: str | None = None) -> SplitRecords:
     )
 
 
-def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list[str], str]:
+def _parse_columns(header: str, split: Source, target: str | None, needs_sets: bool) -> tuple[list[str], str]:
     """Parse the header line of a CSV file.
 
     Args:
         header: the line.
         split: the file, for the message.
         target: column of the targets. None is the one named target.
+        needs_sets: whether the column set is needed.
 
     Returns:
         The column names in lower case, and the delimiter.
@@ -591,7 +594,7 @@ def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list
     Raises:
         InputError: a column is missing or occurs twice.
     """
-    needed = ("sequence", (target or "target").strip().lower(), "set")
+    needed = ("sequence", (target or "target").strip().lower(), *(("set",) if needs_sets else ()))
 
     def split_header(delimiter: str) -> list[str]:
         return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -599,7 +602,7 @@ def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list
     delimiter = max(",;\t", key=lambda found: (len(set(needed) & set(split_header(found))), header.count(found)))
     columns = split_header(delimiter)
     missing = [name for name in needed if name not in columns]
-    twice = [name for name in (*needed, "id", "validation", "mask") if columns.count(name) > 1]
+    twice = [name for name in dict.fromkeys((*needed, "set", "id", "validation", "mask")) if columns.count(name) > 1]
     if missing or twice:
         problem = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column {twice[0]} twice"
         found = header.strip() if len(header) < 200 else f"{header[:200]}..."
@@ -615,7 +618,9 @@ def _parse_columns(header: str, split: Source, target: str | None) -> tuple[list
     return columns, delimiter
 
 
-def read_split(folder: Path, split: str, file: Path | None = None, target: str | None = None) -> SplitRecords:
+def read_split(
+    folder: Path, split: str, file: Path | None = None, target: str | None = None, needs_sets: bool = True
+) -> SplitRecords:
     """Read one split.
 
     Args:
@@ -623,6 +628,7 @@ def read_split(folder: Path, split: str, file: Path | None = None, target: str |
         split: name of the split.
         file: of the split. None selects the first one of that name in the folder.
         target: column or header field of the targets. None is the one named target.
+        needs_sets: whether every record must have a set. One without is in train otherwise.
 
     Returns:
         The records of the split, and the files that were read.
@@ -639,12 +645,13 @@ def read_split(folder: Path, split: str, file: Path | None = None, target: str |
             path=folder,
         )
     if source.is_table:
-        return read_csv_split(source, target)
+        return read_csv_split(source, target, needs_sets)
     return read_fasta_split(
         source,
         find_source(folder, ("sequences.fasta",)),
         find_source(folder, ("mask.fasta", "resolved.fasta")),
         target,
+        needs_sets,
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 UNASSIGNED = "unassigned"  # the set of a record whose table has no sets
 SET_NAMES = {"set", "split", "partition", "subset", "dataset"}
 VALIDATION_NAMES = {"validation", "is_validation"}
+FOLD_NAMES = {"fold", "folds"}
 TARGET_NAMES = {"target", "label", "value", "y", "measurement", "class"}
 ID_NAMES = {"id", "protein", "name", "accession", "entry", "protein id", "protein_id", "uniprot", "identifier"}
 SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
@@ -68,6 +70,7 @@ def read_labels(
     target: str | None = None,
     set: str | None = None,
     target_type: Target | None = None,
+    others: Sequence[str] = (),
 ) -> LabelRecords:
     """Read a table of labels and join it with the sequences.
 
@@ -78,6 +81,7 @@ def read_labels(
         target: column of the targets. None is the only column of numbers, or the only other column.
         set: column with train, validation or test. None is one with such a name, if there is one.
         target_type: "class" leaves numbers as they are written.
+        others: columns that are not the target, such as folds or groups. Columns named fold never are.
 
     Returns:
         The records, without proteins that have no value.
@@ -102,7 +106,8 @@ def read_labels(
     columns = _Columns(id_place, -1, set_place, validation if set_place >= 0 else -1, sequence)
     if fasta is None:
         records, matches = _read_sequences(table, columns)
-    columns = columns._replace(target=_find_target_column(table, target, columns, records, matches))
+    places = {table.find_column(name) for name in others}
+    columns = columns._replace(target=_find_target_column(table, target, columns, records, matches, places))
     if fasta is not None and sequence >= 0:
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
@@ -267,7 +272,12 @@ def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
 
 
 def _find_target_column(
-    table: Table, name: str | None, columns: _Columns, records: Sequence[Record], matches: Matches
+    table: Table,
+    name: str | None,
+    columns: _Columns,
+    records: Sequence[Record],
+    matches: Matches,
+    others: AbstractSet[int] = frozenset(),
 ) -> int:
     """Find the column of the targets.
 
@@ -281,7 +291,8 @@ def _find_target_column(
         return table.find_column(name)
     # neither the numbers of the rows nor those of the residues are measured
     lengths = [str(len(records[place].sequence)) for place in matches.records if place >= 0]
-    used = {columns.id, columns.set, columns.validation, columns.sequence}
+    used = {columns.id, columns.set, columns.validation, columns.sequence} | others
+    used |= {place for place, column in enumerate(table.columns) if column.lower() in FOLD_NAMES}
     rows = [row for row, record in enumerate(matches.records) if record >= 0] or range(len(table.rows))
     free = []
     for place in range(len(table.columns)):

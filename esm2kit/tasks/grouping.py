@@ -1,0 +1,369 @@
+"""Choose the groups and the folds of a task for cross-validation."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from esm2kit.core.errors import InputError
+from esm2kit.core.numbers import format_count
+from esm2kit.sequences.fasta import Record
+from esm2kit.sequences.similarity import group_by_identity
+from esm2kit.tasks.data import TaskData, stratify
+from esm2kit.tasks.files import Source, parse_attributes, read_records
+from esm2kit.tasks.folds import assign_folds, name_groups
+from esm2kit.tasks.matching import RecordMatcher
+from esm2kit.tasks.tables import MISSING, read_table
+from esm2kit.tasks.task import SplitBy
+
+CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
+FASTA_ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz")
+# Of the training proteins, one in INNER_FOLDS is for validation, which chooses the settings of a probe.
+INNER_FOLDS = 5
+
+
+class FoldPlan(NamedTuple):
+    """The folds of a task's proteins.
+
+    Args:
+        group_P: (P,) number of the group of each protein. No group is in two folds.
+        fold_RP: (R, P) fold of each protein in each repeat, from 0.
+        names: name of each fold, such as the entries of a column.
+        method: how groups and folds were chosen, as words of a sentence.
+        notes: what a reader of the scores must know.
+    """
+
+    group_P: np.ndarray
+    fold_RP: np.ndarray
+    names: tuple[str, ...]
+    method: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_folds(self) -> int:
+        """Number of folds."""
+        return len(self.names)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups."""
+        return int(self.group_P.max()) + 1
+
+
+def plan_folds(
+    data: TaskData,
+    folds: int | str,
+    repeats: int = 1,
+    group_by: str | None = None,
+    source: Path | None = None,
+    id: str | None = None,
+    split_by: SplitBy = "auto",
+    identity: float = 0.5,
+    seed: int = 0,
+) -> FoldPlan:
+    """Choose the folds of a task.
+
+    Args:
+        data: the task.
+        folds: number of folds, or the column that has them.
+        repeats: how often the proteins are divided; each repeat has a seed of its own.
+        group_by: "cluster" for groups of similar sequences, or the column of the groups. None is cluster, unless
+            `split_by` is random, or is auto and there are too few clusters, as for the variants of one protein: then
+            groups are equal sequences.
+        source: file of the columns. None is that of the task.
+        id: column of the names of the proteins.
+        split_by: how groups are chosen without `group_by`.
+        identity: share of equal residues from which sequences are similar.
+        seed: of the folds.
+
+    Returns:
+        The folds.
+
+    Raises:
+        InputError: there are too few groups, a protein has no group or fold, a group of the column is in two folds, or
+            a class is in a single group.
+    """
+    source = source or next(iter(data.files.values()))
+    by_column = isinstance(folds, str)
+    if group_by not in (None, CLUSTER):
+        group_P, method, notes = _read_groups(data, source, group_by, id)
+    else:
+        need = "identity" if group_by == CLUSTER else split_by
+        group_P, method, notes = _find_groups(data, None if by_column else folds, need, identity, seed)
+    if by_column:
+        named_P = read_task_column(data, source, folds, id)
+        names, fold_P = np.unique(named_P, return_inverse=True)
+        if len(names) < 2:
+            raise InputError(
+                f"{source}: column {folds!r} has a single fold, {names[0]!r}. Choose another column, or a number of "
+                "folds.",
+                code="folds.single",
+                column=folds,
+                path=source,
+            )
+        shared = find_shared_groups(group_P, fold_P)
+        if shared.size and group_by not in (None, CLUSTER):
+            members = np.flatnonzero(group_P == shared[0])
+            raise InputError(
+                f"{source}: proteins of one group of column {group_by!r} are in different folds of column {folds!r}, "
+                f"such as {data.ids[members[0]]!r} and "
+                f"{data.ids[members[np.flatnonzero(fold_P[members] != fold_P[members[0]])[0]]]!r}. Correct one of the "
+                "columns.",
+                code="folds.shared-group",
+                groups=int(shared.size),
+                path=source,
+            )
+        if shared.size:
+            what = f"{shared.size} of {format_count(int(group_P.max()) + 1, 'group')}"
+            notes.append(
+                f"{what} ({method}) are in several folds of column {folds}, so the scores are too high for other "
+                "proteins; set folds to a number for folds without shared groups"
+            )
+            group_P = _merge_shared(data, fold_P)
+            method = "equal sequences"
+        fold_RP, described = fold_P[None], f"folds of column {folds}"
+    else:
+        names = np.array([str(number + 1) for number in range(folds)])
+        fold_RP = np.stack([_divide(data, group_P, folds, seed + repeat) for repeat in range(repeats)])
+        described = f"{folds} folds of whole groups"
+    _check_classes(data, group_P, fold_RP)
+    return FoldPlan(group_P, fold_RP, tuple(map(str, names)), f"{described}; groups: {method}", tuple(notes))
+
+
+def find_shared_groups(group_P: np.ndarray, fold_P: np.ndarray) -> np.ndarray:
+    """Return the groups that are in several folds."""
+    pairs = np.unique(np.stack([group_P, fold_P]), axis=1)
+    groups, counts = np.unique(pairs[0], return_counts=True)
+    return groups[counts > 1]
+
+
+def _merge_shared(data: TaskData, fold_P: np.ndarray) -> np.ndarray:
+    """Return groups of equal sequences within each fold."""
+    keys = [f"{fold} {sequence}" for fold, sequence in zip(fold_P.tolist(), data.sequences, strict=True)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def _divide(data: TaskData, group_P: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each protein (P,), with its share of each stratum of labels in each fold."""
+    keys = [f"{sequence} {name}" for sequence, name in zip(data.sequences, data.ids, strict=True)]
+    return assign_folds(name_groups(group_P, keys), num_folds, seed, stratify(data))
+
+
+def _number_sequences(data: TaskData) -> tuple[list[str], np.ndarray]:
+    """Return the different sequences, and the number of that of each protein (P,)."""
+    unique, number_P = np.unique(np.array(data.sequences, dtype=object), return_inverse=True)
+    return unique.tolist(), number_P
+
+
+def _read_groups(data: TaskData, source: Path, column: str, id: str | None) -> tuple[np.ndarray, str, list[str]]:
+    """Read the groups of a column: the number of each protein's (P,), what they are, and notes."""
+    group_P = np.unique(read_task_column(data, source, column, id), return_inverse=True)[1]
+    apart, notes = find_shared_groups(_number_sequences(data)[1], group_P), []
+    if apart.size:
+        notes.append(
+            f"{format_count(apart.size, 'sequence')} of several proteins are in different groups of column {column}, "
+            "so equal sequences may be in different folds"
+        )
+    return group_P, f"column {column}", notes
+
+
+def _find_groups(
+    data: TaskData, num_folds: int | None, split_by: SplitBy, identity: float, seed: int
+) -> tuple[np.ndarray, str, list[str]]:
+    """Group proteins by similarity, or by equal sequences: the number of each group (P,), what they are, and notes."""
+    unique, sequence_P = _number_sequences(data)
+    if split_by == "random":
+        return sequence_P, "equal sequences", []
+    try:
+        found = group_by_identity(unique, identity)
+        group_P = np.unique(found.numbers[sequence_P], return_inverse=True)[1]
+        reason = "" if split_by == "identity" or num_folds is None else _find_shortage(data, group_P, num_folds, seed)
+        if not reason:
+            return group_P, found.method, []
+        reason = f"the {found.method} ({int(group_P.max()) + 1}) leave {reason}"
+    except InputError as error:
+        if split_by == "identity":
+            raise
+        reason = str(error).partition(". ")[0]
+    note = f"similar sequences may be in different folds, because {reason}; set group_by to cluster to prevent it"
+    return sequence_P, "equal sequences", [note]
+
+
+def _find_shortage(data: TaskData, group_P: np.ndarray, num_folds: int, seed: int) -> str:
+    """Describe the smallest fold if it has fewer than half of its share of the proteins; empty otherwise."""
+    share = len(group_P) / num_folds
+    if int(group_P.max()) + 1 < num_folds:
+        return f"fewer groups than {num_folds} folds"
+    smallest = int(np.bincount(_divide(data, group_P, num_folds, seed)).min())
+    return f"{format_count(smallest, 'protein')} in a fold instead of {share:.0f}" if smallest < share / 2 else ""
+
+
+def _check_classes(data: TaskData, group_P: np.ndarray, fold_RP: np.ndarray) -> None:
+    """Check that each class is in at least two folds, so that every fold is predicted by a probe that has seen it."""
+    if data.task.target != "class" or not data.task.labels or data.targets.ndim > 1:
+        return
+    protein_N, classes_N = data.protein_of_target[data.scored], data.targets[data.scored]
+    for label in np.unique(classes_N):
+        proteins = np.unique(protein_N[classes_N == label])
+        for fold_P in fold_RP:
+            if len(np.unique(fold_P[proteins])) < 2:
+                groups = len(np.unique(group_P[proteins]))
+                raise InputError(
+                    f"all {format_count(len(proteins), 'protein')} of class {data.task.labels[label]!r} "
+                    f"({format_count(groups, 'group')}) are in one fold, so no probe that was trained on other folds "
+                    "can predict it. Add proteins of the class from other groups, or merge or remove it.",
+                    code="folds.class-in-one-fold",
+                    label=data.task.labels[label],
+                    proteins=len(proteins),
+                    groups=groups,
+                )
+
+
+def hold_out(data: TaskData, plan: FoldPlan, repeat: int, fold: int, seed: int = 0) -> TaskData:
+    """Make a fold the test set, and a fifth of the other proteins, in whole groups, the validation set.
+
+    Args:
+        data: the task.
+        plan: its folds.
+        repeat: number of the repeat.
+        fold: number of the fold.
+        seed: of the choice of the validation set.
+
+    Returns:
+        The task with these sets. Every class of the other folds is in train.
+
+    Raises:
+        InputError: no validation set can be chosen.
+    """
+    fold_P = plan.fold_RP[repeat]
+    fit = np.flatnonzero(fold_P != fold)
+    sets = np.full(len(fold_P), "test", dtype="U10")
+    sets[fit] = choose_validation(data, fit, plan.group_P[fit], seed + repeat)
+    return replace(data, sets=sets)
+
+
+def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Divide proteins into train and validation, in whole groups.
+
+    Args:
+        data: the task.
+        rows: (F,) the proteins.
+        groups: (F,) their groups.
+        seed: of the choice.
+
+    Returns:
+        (F,) "train" or "validation".
+
+    Raises:
+        InputError: the proteins are of a single group, or each group has a class of its own.
+    """
+    keys = [f"{data.sequences[row]} {data.ids[row]}" for row in rows.tolist()]
+    num_groups = len(np.unique(groups))
+    if num_groups < 2:
+        raise InputError(
+            f"the {format_count(len(rows), 'protein')} of the other folds are one group, so none can be held out for "
+            "validation. Choose finer groups.",
+            code="folds.no-validation",
+            groups=num_groups,
+        )
+    num_inner = min(INNER_FOLDS, num_groups)
+    inner_F = assign_folds(name_groups(groups, keys), num_inner, seed, stratify(data)[rows])
+    held_F = inner_F == 0
+    if data.task.level == "protein" and data.task.target == "class" and data.targets.ndim == 1:
+        classes = data.targets[rows]
+        unseen = np.isin(classes, np.setdiff1d(classes[held_F], classes[~held_F]))
+        held_F &= ~np.isin(groups, groups[unseen])
+    if not held_F.any():
+        raise InputError(
+            f"the {format_count(num_groups, 'group')} of the other folds leave no protein for validation, because each "
+            "class must be in train. Choose finer groups, or add proteins.",
+            code="folds.no-validation",
+            groups=num_groups,
+        )
+    return np.where(held_F, "validation", "train")
+
+
+def read_task_column(data: TaskData, source: Path, name: str, id: str | None = None) -> np.ndarray:
+    """Read a column of a task's table, or a field of the headers of its FASTA, for each protein.
+
+    Args:
+        data: the task.
+        source: the file.
+        name: column or field.
+        id: column of the names of the proteins. None finds it, or the column of the sequences.
+
+    Returns:
+        (P,) texts.
+
+    Raises:
+        InputError: there is no such column, a protein has no entry, or it has two different ones.
+    """
+    if str(source).lower().endswith(FASTA_ENDINGS):
+        entries = _read_fields(data, Source(source), name)
+    else:
+        entries = _read_cells(data, source, name, id)
+    found: list[str] = []
+    for row, (protein, entry) in enumerate(zip(data.ids, entries, strict=True)):
+        if not entry or {text.lower() for text in entry} <= MISSING:
+            raise InputError(
+                f"{source}: protein {protein!r} has no entry in column {name!r}. Fill in the cell, or remove the "
+                "protein.",
+                code="folds.no-entry",
+                record=protein,
+                column=name,
+                path=source,
+            )
+        if len(entry) > 1:
+            raise InputError(
+                f"{source}: protein {protein!r}, or another one of its sequence, has several entries in column "
+                f"{name!r}, such as {sorted(entry)[0]!r} and {sorted(entry)[1]!r}. Correct one of them.",
+                code="folds.two-entries",
+                record=data.ids[row],
+                column=name,
+                path=source,
+            )
+        found.append(next(iter(entry)))
+    return np.array(found)
+
+
+def _read_fields(data: TaskData, source: Source, name: str) -> list[set[str]]:
+    """Read a field of the headers of a FASTA: its entries for each protein."""
+    entries: dict[str, set[str]] = {}
+    for header, _ in read_records(source):
+        row_id, attributes = parse_attributes(header, source)
+        if attributes.get(name.upper()):
+            entries.setdefault(row_id, set()).add(attributes[name.upper()])
+    return [entries.get(protein, set()) for protein in data.ids]
+
+
+def _read_cells(data: TaskData, source: Path, name: str, id: str | None) -> list[set[str]]:
+    """Read a column of a table: its entries for each protein, found by name or else by sequence."""
+    table = read_table(source)
+    cells = table.cells(table.find_column(name))
+    pairs = dict.fromkeys(zip(data.ids, data.sequences, strict=True))
+    records = [Record(name, name, sequence) for name, sequence in pairs]
+    places = range(len(table.columns)) if id is None else [table.find_column(id)]
+    matcher = RecordMatcher(records)
+    matched = [matcher.match(table.cells(place)).records for place in places]
+    best = max(matched, key=lambda rows: len(set(rows) - {-1}))
+    entries: dict[str, set[str]] = {}
+    if len(set(best) - {-1}) == len(records):
+        for row, cell in zip(best, cells, strict=True):
+            if row >= 0:
+                entries.setdefault(records[row].id, set()).add(cell)
+        return [entries.get(protein, set()) for protein in data.ids]
+    wanted = set(data.sequences)
+    for place in range(len(table.columns)):
+        sequences = ["".join(cell.split()).upper().removesuffix("*") for cell in table.cells(place)]
+        if wanted <= set(sequences):
+            for sequence, cell in zip(sequences, cells, strict=True):
+                entries.setdefault(sequence, set()).add(cell)
+            return [entries[sequence] for sequence in data.sequences]
+    raise InputError(
+        f"{source}: the rows cannot be assigned to the proteins of the task, to read the column {name!r}. Add a column "
+        "id with the names of the proteins.",
+        code="folds.no-id",
+        column=name,
+        path=source,
+    )
