@@ -13,7 +13,8 @@ import numpy as np
 
 from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines, name_baseline_inputs
 from esm2kit.benchmarking.compare import ReportComparison, write_comparison
-from esm2kit.benchmarking.config import BenchmarkConfig
+from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
+from esm2kit.benchmarking.layer_sweep import sweep_layers
 from esm2kit.benchmarking.model_features import (
     ModelFeatures,
     describe_inputs,
@@ -32,7 +33,7 @@ from esm2kit.benchmarking.output import (
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
-from esm2kit.benchmarking.probes.heads import HEADS
+from esm2kit.benchmarking.probes.heads import HEADS, reads_residues
 from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, compare_rows
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
@@ -157,11 +158,15 @@ def _run_task(config: BenchmarkConfig) -> Report:
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding
-    data, trained, untrained = load_task_features(config, data)
+    used, sweep, embedded = config, None, None
+    if config.sweeps:
+        used, embedded, sweep = sweep_layers(config, data, resolve_probe(config, data.task))
+    data, trained, untrained = load_task_features(used, data, embedded)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
     inputs |= {"data": data.sha256, "embeddings": sha256_file(trained.path)}
     manifest = build_provenance("benchmark", config, inputs)
-    report, predictions = benchmark_task(data, trained, untrained, config, manifest)
+    report, predictions = benchmark_task(data, trained, untrained, used, manifest)
+    report = replace(report, layer_sweep=sweep)
     move_earlier_report(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
     write_split(loaded, Path(config.out_dir))
@@ -176,17 +181,28 @@ def _run_task(config: BenchmarkConfig) -> Report:
 def resolve_probe(config: BenchmarkConfig, task: Task) -> ProbeConfig:
     """Return the preset's probe settings for a task, with the user's probe and epochs if they are set.
 
+    Attention is trained with the FNN. Next to it, the FNN reads the other poolings too, so that only they differ.
+
     Args:
-        config: Preset, probe and epochs.
+        config: Preset, probe, pooling and epochs.
         task: The task to probe.
 
     Returns:
         The resolved settings.
 
     Raises:
-        InputError: The probe does not fit the task.
+        InputError: The probe or the pooling does not fit the task.
     """
-    probe = preset_config(config.preset, task, config.probe)
+    if config.pooling and task.level == "residue":
+        raise InputError(
+            f"task {task.name} has one target per residue, so its vectors are not pooled. Omit pooling.",
+            code="pooling.residue-task",
+            task=task.name,
+        )
+    name = config.probe
+    if ATTENTION in (config.pooling or ()):
+        name = "attention" if len(config.pooling) == 1 else "fnn"
+    probe = preset_config(config.preset, task, name)
     check_probe(probe.probe, task)
     return probe if config.epochs is None else replace(probe, epochs=config.epochs)
 
@@ -217,12 +233,16 @@ def choose_baselines(config: BenchmarkConfig, data: TaskData) -> tuple[str, ...]
     return chosen
 
 
-def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
+def load_task_features(
+    config: BenchmarkConfig, data: TaskData, embedded: Path | None = None
+) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
     """Load the features of the trained and the untrained model; embed the proteins if no file is specified.
 
     Args:
-        config: model, embeddings or hiddens, repr_layer, untrained, allow_missing, device and out_dir.
+        config: model, embeddings or hiddens, repr_layer (one), pooling (one), untrained, allow_missing, device and
+            out_dir.
         data: The task.
+        embedded: Vectors of the model that were computed for this task.
 
     Returns:
         The task without proteins that have no embedding, the features of the trained model, and those of the
@@ -232,7 +252,7 @@ def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskDat
         InputError: Neither a model nor a file is specified, or the file has the wrong level or lacks proteins.
     """
     probe = resolve_probe(config, data.task)
-    per_residue = data.task.level == "residue" or (probe.probe in HEADS and HEADS[probe.probe].per_protein)
+    per_residue = data.task.level == "residue" or reads_residues(probe.probe)
     given = config.hiddens if per_residue else config.embeddings
     other = config.embeddings if per_residue else config.hiddens
     if given is None and other is not None:
@@ -253,10 +273,12 @@ def load_task_features(config: BenchmarkConfig, data: TaskData) -> tuple[TaskDat
         data = drop_missing(data, Path(given), config.allow_missing)
 
     def embed(untrained_seed: int | None) -> Path:
+        layers, poolings = parse_layers(config.repr_layer), ["none"] if per_residue else config.pooling or ["mean"]
         out_dir = Path(config.out_dir)
-        return embed_task(data, config.model, config.repr_layer, per_residue, out_dir, config.device, untrained_seed)
+        (path,) = embed_task(data, config.model, layers, poolings, out_dir, config.device, untrained_seed).values()
+        return path
 
-    path = Path(given) if given is not None else embed(None)
+    path = Path(given) if given is not None else embedded or embed(None)
     trained = read_features(path, data, per_residue)
     untrained = None
     if config.untrained and config.model is not None:
@@ -326,7 +348,9 @@ def benchmark_task(
 
     for source, kind in ((trained, "probe"), (untrained, "untrained")):
         if source is not None:
-            note = f"{probe.probe} on layer {source.attributes.get('layer', '?')} of {source.name}"
+            pooled = source.attributes.get("pooling", "mean")
+            pooled = "" if pooled in ("mean", "none") else f", pooling {pooled},"
+            note = f"{probe.probe} on layer {source.attributes.get('layer', '?')}{pooled} of {source.name}"
             settings = asdict(probe) | {"seeds": list(seeds)}
             with closing(source.features):
 

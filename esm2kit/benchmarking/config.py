@@ -9,8 +9,35 @@ from esm2kit.core.errors import InputError, check_choices, check_range
 from esm2kit.core.files import check_output_folder
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
+from esm2kit.embedding.config import POOLINGS, check_poolings
 from esm2kit.models.config import check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
+
+ATTENTION = "attention"  # the pooling that is trained with the probe
+
+
+def parse_layers(found: int | str) -> list[int] | None:
+    """Parse the layers of a benchmark.
+
+    Args:
+        found: a number, numbers that are separated by commas, or all.
+
+    Returns:
+        The numbers; None for all layers of the model.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if isinstance(found, str) and found.strip() == "all":
+        return None
+    try:
+        return [int(part) for part in str(found).split(",")]
+    except ValueError:
+        raise InputError(
+            f"repr_layer cannot be {found!r}. Use a number, numbers that are separated by commas, or all.",
+            code="option.layers",
+            found=found,
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -25,9 +52,12 @@ class BenchmarkConfig(TaskConfig):
         embeddings: Existing _embeddings.h5 file (one vector per protein) to use instead of embedding. Set model to
             the model that computed it, so that the untrained baseline has the same architecture.
         hiddens: Existing _hiddens.h5 file (one vector per residue), for residue tasks and light attention.
-        repr_layer: Layer whose representations are used. -1 is the last.
-        probe: Model trained on the embeddings: ridge, logistic, fnn, cnn or light_attention. Default: the preset's
-            probe for the task.
+        repr_layer: Layer whose representations are used; -1 is the last. Of several (0,3,6) or all, the one with the
+            best score on validation is used.
+        pooling: How the residue vectors of a protein become one: mean, max, bos, mean+max, or attention, whose weights
+            are trained with the probe. Of several, the one with the best score on validation is used. Default: mean.
+        probe: Model trained on the embeddings: ridge, logistic, fnn, cnn, light_attention or attention. Default: the
+            preset's probe for the task.
         preset: Probing protocol: esm2kit's, or a published one (bionemo, biotrainer-flip, schmirler, flip2021).
         epochs: Training epochs of a neural probe. Default: the preset's.
         seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.
@@ -47,7 +77,8 @@ class BenchmarkConfig(TaskConfig):
     model: str | None = "esm2_t6_8M_UR50D"
     embeddings: Path | None = None
     hiddens: Path | None = None
-    repr_layer: int = -1
+    repr_layer: int | str = -1
+    pooling: list[str] | None = None
     probe: ProbeName | None = None
     preset: PresetName = "esm2kit"
     epochs: int | None = None
@@ -64,7 +95,7 @@ class BenchmarkConfig(TaskConfig):
     option_groups = OptionGroups(
         usual="task model out_dir probe baselines untrained limit",
         data="tasks embeddings hiddens allow_missing seed",
-        probing="preset repr_layer epochs seeds",
+        probing="preset repr_layer pooling epochs seeds",
         evaluation="resamples",
         hardware="device",
     )
@@ -74,6 +105,7 @@ class BenchmarkConfig(TaskConfig):
         complete_model_names(self, "model")
         check_choices(self)
         check_task(self)
+        self._check_layers_and_pooling()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(
                 f"seeds must be one or more different integers, found {self.seeds}",
@@ -82,6 +114,43 @@ class BenchmarkConfig(TaskConfig):
             )
         check_range(self, "limit", "epochs", at_least=1, hint="omit it for no limit")
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether validation chooses among several layers or poolings."""
+        layers = parse_layers(self.repr_layer)
+        return layers is None or len(layers) > 1 or len(self.pooling or ()) > 1
+
+    def _check_layers_and_pooling(self) -> None:
+        """Check the layers, and that the pooling fits the probe and the existing vectors."""
+        parse_layers(self.repr_layer)
+        given = self.embeddings or self.hiddens
+        if given is not None and (self.sweeps or self.pooling not in (None, [ATTENTION])):
+            option = "pooling" if self.pooling else "repr_layer"
+            raise InputError(
+                f"{given} has one layer and one pooling, so {option} {getattr(self, option)} cannot be chosen. Omit "
+                f"the file, or omit {option}.",
+                code="sweep.embedded",
+                path=given,
+                option=option,
+            )
+        if self.model is None and self.sweeps:
+            raise InputError(
+                "several layers or poolings are requested without a model. Specify model.", code="benchmark.no-source"
+            )
+        if self.pooling is None:
+            return
+        check_poolings(self.pooling, (*POOLINGS, ATTENTION))
+        own = self.probe in ("cnn", "light_attention") or (self.probe == ATTENTION and self.pooling != [ATTENTION])
+        if own or (ATTENTION in self.pooling and self.probe in ("ridge", "logistic")):
+            fix = "Omit pooling." if own else "Omit probe, or choose fnn."
+            reads = "reads the vectors of all residues" if own else "cannot train the weights of attention"
+            raise InputError(
+                f"probe {self.probe} {reads}, so pooling {', '.join(self.pooling)} does not fit it. {fix}",
+                code="pooling.probe",
+                probe=self.probe,
+                pooling=self.pooling,
+            )
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: the name of the model.

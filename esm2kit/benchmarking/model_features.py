@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,25 +46,26 @@ class ModelFeatures(NamedTuple):
 def embed_task(
     data: TaskData,
     model: str,
-    repr_layer: int,
-    per_residue: bool,
+    layers: Sequence[int],
+    poolings: Sequence[str],
     out_dir: Path,
     device: str = "auto",
     untrained_seed: int | None = None,
-) -> Path:
-    """Embed the proteins of a task. An interrupted run resumes; a finished one is not repeated.
+) -> dict[tuple[int, str], Path]:
+    """Embed the proteins of a task in one pass. An interrupted run resumes; a finished one is not repeated.
 
     Args:
         data: The task.
         model: Model as in EmbedConfig.
-        repr_layer: Layer to save.
-        per_residue: Whether to save one vector per residue (float16) instead of one per protein (float32).
+        layers: Layers to save.
+        poolings: How the vectors of a protein are pooled, and "none", the last, for one vector per residue. Vectors per
+            residue are float16 unless pooled ones are saved too; those are float32.
         out_dir: Folder of the benchmark. The files go to a subfolder of `<out_dir>/embeddings`.
         device: auto, cpu, cuda or mps.
         untrained_seed: Seed of random weights that replace those of the model.
 
     Returns:
-        Path of the HDF5 file.
+        (layer, pooling) -> path of the HDF5 file.
 
     Raises:
         InputError: Two different sequences have the same id, or the model cannot be loaded.
@@ -81,26 +83,31 @@ def embed_task(
     if not fasta.is_file() or fasta.read_text(encoding="utf-8") != text:
         with atomic_path(fasta) as part:
             part.write_text(text, encoding="utf-8")
-    what = json.dumps([text, str(model), repr_layer, per_residue])
-    digest, kind = hashlib.sha256(what.encode()).hexdigest(), "residues" if per_residue else "proteins"
+    pooled, per_residue = [name for name in poolings if name != "none"], "none" in poolings
+    kind = "residues" if per_residue else "proteins"
+    single = len(layers) == 1 and list(poolings) in (["mean"], ["none"])
+    named = [layers[0], per_residue] if single else [list(layers), list(poolings)]
+    digest = hashlib.sha256(json.dumps([text, str(model), *named]).encode()).hexdigest()
+    folder = f"layer{layers[0]}_{kind}" if len(layers) == 1 else f"{len(layers)}_layers_{kind}"
     result = embed(
         EmbedConfig(
             fasta=fasta,
-            out_dir=Path(out_dir) / "embeddings" / f"layer{repr_layer}_{kind}_{digest[:8]}",
+            out_dir=Path(out_dir) / "embeddings" / f"{folder}_{digest[:8]}",
             name="trained" if untrained_seed is None else "untrained",
             model=str(model),
-            repr_layers=[repr_layer],
-            per_protein=not per_residue,
+            repr_layers=list(layers),
+            per_protein=bool(pooled),
+            pooling=pooled or ["mean"],
             per_residue=per_residue,
             untrained_seed=untrained_seed,
             long_proteins="window",
-            dtype="float16" if per_residue else "float32",
+            dtype="float32" if pooled else "float16",
             layout="packed",
             device=device,
         ),
         replace=True,
     )
-    return result.hiddens if per_residue else result.embeddings
+    return dict(zip(product(layers, [*pooled, *(["none"] if per_residue else [])]), result.files, strict=True))
 
 
 def _format_fasta(sequences: dict[str, str]) -> str:
@@ -170,13 +177,14 @@ def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
     return replace(kept, official=False, notes=(*data.notes, note))
 
 
-def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeatures:
+def read_features(path: Path, data: TaskData, per_residue: bool, loads: bool = True) -> ModelFeatures:
     """Open the rows of a file in the order of the task. Rows of residues are read from the file batch by batch.
 
     Args:
         path: File of `esm2kit embed`, in any layout.
         data: The task.
         per_residue: Whether one vector per residue is required, instead of one per protein.
+        loads: Whether to read vectors of proteins into memory.
 
     Returns:
         The features, with the name of the model and the attributes of the file.
@@ -218,9 +226,9 @@ def read_features(path: Path, data: TaskData, per_residue: bool) -> ModelFeature
             )
         rows = FileRows(path, starts_P, offsets, reader.embed_dim, dtype)
     features = Features(rows, offsets, str(path))
-    if not per_residue:
+    if not per_residue and loads:
         with closing(rows):
-            features = Features(features.take(np.arange(len(rows))).numpy(), offsets, str(path))
+            features = features.load()
     return ModelFeatures(name, path, kept, features, manifest, settings)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from esm2kit.benchmarking.sweep_summary import LayerSweep
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import to_json
@@ -39,7 +40,7 @@ BASELINE_NAMES = {
 
 
 # Names of the probes for display.
-PROBE_NAMES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention"}
+PROBE_NAMES = {"cnn": "CNN", "fnn": "FNN", "light_attention": "light attention", "attention": "attention-pooling"}
 
 
 def metric_name(metric: str, unit: str = "") -> str:
@@ -306,6 +307,7 @@ class Report:
         provenance: stage, config, inputs with sha256, versions, git_commit, created.
         verdict: The result in one sentence.
         warnings: Why the predictions of the first row should not be relied on, one sentence each.
+        layer_sweep: How the layer and the pooling were chosen on validation; None if they were given.
         html: Path of report.html, once it is written.
         json: Path of report.json, once it is written or read.
     """
@@ -322,6 +324,7 @@ class Report:
     provenance: Mapping[str, Any]
     verdict: str = ""
     warnings: Sequence[str] = ()
+    layer_sweep: LayerSweep | None = None
     html: Path | None = None
     json: Path | None = None
 
@@ -470,6 +473,7 @@ def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [ReportRow(**row | {"metrics": entry}) for row, entry in zip(found["rows"], metrics, strict=True)],
         "comparisons": [Comparison(**pair) for pair in found["comparisons"]],
         "published": [PublishedScore(**entry) for entry in found["published"]],
+        "layer_sweep": LayerSweep.parse(found.get("layer_sweep")),
     }
 
 

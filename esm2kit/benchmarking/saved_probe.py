@@ -24,7 +24,7 @@ from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import choose_device
 from esm2kit.core.processes import local_rank
-from esm2kit.embedding.batch import Output, embed_batch
+from esm2kit.embedding.batch import Output, count_columns, embed_batch
 from esm2kit.models.checkpoint import read_checkpoint, read_metadata, write_checkpoint
 from esm2kit.models.encoder import TOKENS_PER_BATCH, Encoder, Precision
 from esm2kit.models.layerwise import load_encoder
@@ -201,7 +201,8 @@ class SavedProbe:
         """Compute the feature rows of each protein, (1, D) or (residues, D) float32."""
         inputs = self.facts["inputs"]
         if inputs["kind"] == "encoder":
-            output = Output("probe", inputs["layer"], inputs["pooling"], self.encoder.config.embed_dim)
+            columns = count_columns(inputs["pooling"], self.encoder.config.embed_dim)
+            output = Output("probe", inputs["layer"], inputs["pooling"], columns)
             window = inputs["max_residues"]
             if inputs["long_proteins"] == "truncate":
                 sequences = [sequence[:window] for sequence in sequences]

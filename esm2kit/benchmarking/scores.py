@@ -68,18 +68,19 @@ def score_validation(fitted: Fitted, data: TaskData) -> float | None:
     return nan_to_none(float(np.mean([compute_headline(data.task, truth_M, row_M) for row_M in fitted.validation_SM])))
 
 
-def number_proteins(data: TaskData) -> np.ndarray:
-    """Return the protein of each scored test target (M,), numbered from 0; records with one id are one protein."""
-    ids = np.array(data.ids)[data.protein_of_target[data.target_rows("test")]]
+def number_proteins(data: TaskData, set_name: str = "test") -> np.ndarray:
+    """Return the protein of each scored target of a set (M,), numbered from 0; records with one id are one protein."""
+    ids = np.array(data.ids)[data.protein_of_target[data.target_rows(set_name)]]
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
 
 
-def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
-    """Compute all metrics of a model on the test set, with bootstrap counts (R, P)."""
-    truth_M = data.targets[data.target_rows("test")]
+def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, set_name: str = "test") -> dict[str, Score]:
+    """Compute all metrics of a model on test or validation, with bootstrap counts (R, P) of the set's proteins."""
+    truth_M = data.targets[data.target_rows(set_name)]
+    predicted_SM = fitted.test_SM if set_name == "test" else fitted.validation_SM
     bits = len(data.task.binary_labels)
     scorers = build_scorers(
-        data.task.target, len(data.task.labels), bits, truth_M, fitted.test_SM, number_proteins(data)
+        data.task.target, len(data.task.labels), bits, truth_M, predicted_SM, number_proteins(data, set_name)
     )
     return score_seeds(scorers, counts_RP)
 

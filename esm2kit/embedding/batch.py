@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
+from esm2kit.embedding.config import POOLINGS
 from esm2kit.models.encoder import Encoder
 from esm2kit.models.packing import to_device
 from esm2kit.models.pooling import Pooling, pool, pool_packed
@@ -21,7 +22,8 @@ class Output(NamedTuple):
     Args:
         file: file name without `<name>_` and the suffix.
         layer: index of the layer.
-        pooling: "mean" over residues or "bos" for one vector per protein, "none" or "logits" for one per residue.
+        pooling: "mean", "max" or "mean+max" over residues or "bos" for one vector per protein, "none" or "logits" for
+            one per residue.
         width: number of floats per vector.
     """
 
@@ -33,11 +35,21 @@ class Output(NamedTuple):
     @property
     def reads(self) -> Pooling:
         """How the rows of a protein are pooled."""
-        return self.pooling if self.pooling in ("mean", "bos") else "residues"
+        return self.pooling if self.pooling in POOLINGS else "residues"
+
+    @property
+    def row_width(self) -> int:
+        """Number of floats of a row before it is pooled."""
+        return self.width // 2 if self.pooling == "mean+max" else self.width
 
     def num_vectors(self, num_residues: int) -> int:
         """Return the number of vectors of a protein."""
         return num_residues if self.reads == "residues" else 1
+
+
+def count_columns(pooling: str, embed_dim: int) -> int:
+    """Return the number of floats per vector of a model of width embed_dim."""
+    return 2 * embed_dim if pooling == "mean+max" else embed_dim
 
 
 class Tokens(NamedTuple):
@@ -244,7 +256,7 @@ def _average_windows(
     device: torch.device,
 ) -> list[Tensor]:
     """Average the rows of a protein over its windows, given as (start, stop) with each output's rows; no call waits."""
-    sums = [torch.zeros(1 + num_residues, output.width, device=device) for output in outputs]
+    sums = [torch.zeros(1 + num_residues, output.row_width, device=device) for output in outputs]
     count_T1 = torch.zeros(1 + num_residues, 1)
     for (start, stop), rows in windows:
         for total_TD, rows_TD in zip(sums, rows, strict=True):

@@ -1,13 +1,42 @@
 """Options of `esm2kit embed`. Does not import torch."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esm2kit.core.errors import InputError, check_choices, check_range
+from esm2kit.core.errors import InputError, check_choices, check_range, suggest_name
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 from esm2kit.models.config import check_model_name, check_ways, complete_model_names
+
+# How the rows of a protein become one vector; -> part of the file name. "mean+max" has twice the width.
+POOLINGS = {"mean": "", "max": "max_", "bos": "bos_", "mean+max": "mean_max_"}
+
+
+def check_poolings(names: Sequence[str], allowed: Collection[str]) -> None:
+    """Check names of poolings.
+
+    Args:
+        names: the names.
+        allowed: the names that the stage has.
+
+    Raises:
+        InputError: there is none, one is unknown, or one is listed twice.
+    """
+    unknown = [name for name in names if name not in allowed]
+    if unknown or not names:
+        hint = suggest_name(unknown[0], allowed) if unknown else f"choose from {', '.join(allowed)}"
+        raise InputError(
+            f"pooling cannot be {unknown[0] if unknown else 'empty'!r}; {hint}",
+            code="option.pooling",
+            found=list(names),
+            allowed=tuple(allowed),
+        )
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"pooling has a name twice: {', '.join(names)}. Remove one.", code="option.pooling-twice", found=list(names)
+        )
 
 
 @dataclass(frozen=True)
@@ -21,7 +50,10 @@ class EmbedConfig:
         model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
             Face folder, esm2kit checkpoint, or distributed checkpoint.
         repr_layers: Layers to write, from 0 (token embedding) to num_layers. Negative numbers count from the last.
-        per_protein: Write the mean over the residue vectors, one vector per protein.
+        per_protein: Write one vector per protein, as pooling describes.
+        pooling: How the residue vectors of a protein become one: mean, max (the largest value of each dimension), bos
+            (the vector of the BOS token) or mean+max (both, one after the other); several give several files. Of a
+            long protein, the rows are averaged over its windows first.
         per_residue: Write one vector per residue.
         bos: Write the vector of the BOS token, one per protein, to `<name>_bos_embeddings.h5`.
         logits: Write the masked-LM logits, 33 per residue, to `<name>_logits.h5`.
@@ -55,6 +87,7 @@ class EmbedConfig:
     model: str = "esm2_t6_8M_UR50D"
     repr_layers: list[int] = field(default_factory=lambda: [-1])
     per_protein: bool = True
+    pooling: list[str] = field(default_factory=lambda: ["mean"])
     per_residue: bool = False
     bos: bool = False
     logits: bool = False
@@ -77,7 +110,7 @@ class EmbedConfig:
 
     option_groups = OptionGroups(
         usual="fasta model out_dir per_protein per_residue long_proteins",
-        model="repr_layers untrained_seed max_residues window_overlap",
+        model="repr_layers pooling untrained_seed max_residues window_overlap",
         hardware="device devices precision workers batch_tokens compile layer_by_layer shard",
         output="name bos logits dtype key layout restart",
     )
@@ -86,6 +119,14 @@ class EmbedConfig:
         expand_paths(self)
         complete_model_names(self, "model")
         check_choices(self)
+        check_poolings(self.pooling, POOLINGS)
+        if not self.per_protein and self.pooling != ["mean"]:
+            raise InputError(
+                f"pooling {', '.join(self.pooling)} makes one vector per protein, but per_protein is off. Omit one of "
+                "them.",
+                code="embed.pooling-unused",
+                pooling=self.pooling,
+            )
         if not (self.per_protein or self.per_residue or self.bos or self.logits):
             raise InputError("nothing to write. Set per_protein, per_residue, bos or logits.", code="embed.nothing")
         if not self.repr_layers:

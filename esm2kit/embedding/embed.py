@@ -31,8 +31,8 @@ from esm2kit.core.process_group import Process, join_process_group, run_on_rank_
 from esm2kit.core.processes import count_cores, read_launch
 from esm2kit.core.provenance import build_provenance
 from esm2kit.core.seal import Seal, checksum_skeleton, has_seal
-from esm2kit.embedding.batch import Output
-from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.batch import Output, count_columns
+from esm2kit.embedding.config import POOLINGS, EmbedConfig
 from esm2kit.embedding.hdf5 import EmbeddingReader, Entry, Skeleton, create_file, seal_file
 from esm2kit.embedding.plan import REMEDY, Table, read_plan, write_plan
 from esm2kit.embedding.run import DISK_FULL, EmbeddingRun, lock_run
@@ -57,7 +57,8 @@ class EmbedResult(NamedTuple):
     """Files of a run.
 
     Args:
-        embeddings: file with the mean per protein of the first of repr_layers. None if it was not requested.
+        embeddings: file with one vector per protein of the first of repr_layers and pooling. None if it was not
+            requested.
         hiddens: file with the vectors per residue of the first of repr_layers. None if it was not requested.
         num_proteins: number of proteins.
         files: all files.
@@ -146,7 +147,8 @@ def embed(config: EmbedConfig, replace: bool = False) -> EmbedResult:
         if state.stage is not RunStage.FINISHED:
             run_on_rank_0(process, job.publish)
     first = {output.pooling: target for output, target in reversed(job.targets.items())}
-    return EmbedResult(first.get("mean"), first.get("none"), state.num_proteins, tuple(job.targets.values()))
+    pooled = first.get(config.pooling[0]) if config.per_protein else None
+    return EmbedResult(pooled, first.get("none"), state.num_proteins, tuple(job.targets.values()))
 
 
 def check_compile(requested: bool | Literal["auto"], kind: str) -> None:
@@ -230,7 +232,7 @@ class Job:
     def settings(self) -> str:
         """JSON of all settings that determine the values and the batches; a run resumes only if they are equal."""
         ignored = ("fasta", "out_dir", "name", "model", "device", "devices", "workers", "restart", "repr_layers")
-        ignored += ("batch_tokens", "compile", "layer_by_layer", "shard")
+        ignored += ("pooling", "batch_tokens", "compile", "layer_by_layer", "shard")
         settings = {item.name: getattr(self.config, item.name) for item in dataclasses.fields(self.config)}
         settings = {name: value for name, value in settings.items() if name not in ignored}
         settings["precision"] = self.precision
@@ -492,10 +494,11 @@ def _list_outputs(config: EmbedConfig, model: ESM2Config) -> list[Output]:
     outputs = []
     for layer in layers:
         prefix = f"layer{layer}_" if len(layers) > 1 else ""
-        if config.per_protein:
-            outputs.append(Output(f"{prefix}embeddings", layer, "mean", width))
-        if config.bos:
-            outputs.append(Output(f"{prefix}bos_embeddings", layer, "bos", width))
+        poolings = [*config.pooling] if config.per_protein else []
+        poolings += ["bos"] if config.bos and "bos" not in poolings else []
+        for pooling in poolings:
+            columns = count_columns(pooling, width)
+            outputs.append(Output(f"{prefix}{POOLINGS[pooling]}embeddings", layer, pooling, columns))
         if config.per_residue:
             outputs.append(Output(f"{prefix}hiddens", layer, "none", width))
     if config.logits:

@@ -321,8 +321,8 @@ def check_reference(reader: EmbeddingReader, config: NeighboursConfig) -> dict[s
     if reader.level != "protein" or attributes["pooling"] != "mean":
         found = "one vector per residue" if reader.level != "protein" else f"pooling '{attributes['pooling']}'"
         raise InputError(
-            f"{reader.path} has {found}, but neighbours are compared by the mean over the residues. Pass a file whose "
-            "name ends in _embeddings.h5.",
+            f"{reader.path} has {found}, but neighbours are compared by the mean over the residues. Pass a file of "
+            "`esm2kit embed` with --pooling mean, the default.",
             code="neighbours.pooling",
             path=reader.path,
             found=attributes["pooling"],

@@ -1,4 +1,4 @@
-"""Pool representations of packed sequences to protein means, BOS vectors or residue vectors."""
+"""Pool representations of packed sequences to one vector per protein, or to residue vectors."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esm2kit.models.packing import to_device
 
-Pooling = Literal["mean", "bos", "residues"]
+Pooling = Literal["mean", "max", "bos", "mean+max", "residues"]
 
 
 def pool(rows_TD: Tensor, pooling: Pooling) -> Tensor:
@@ -16,13 +16,18 @@ def pool(rows_TD: Tensor, pooling: Pooling) -> Tensor:
 
     Args:
         rows_TD: BOS, then the residues, without EOS.
-        pooling: the mean of the residues, the BOS vector, or all residue vectors.
+        pooling: the mean or the maximum of the residues in each dimension, both one after the other, the BOS vector,
+            or all residue vectors.
 
     Returns:
-        (D,), or (residues, D) for "residues".
+        (D,), (2 D,) for "mean+max", or (residues, D) for "residues".
     """
     if pooling == "bos":
         return rows_TD[0]
+    if pooling == "mean+max":
+        return torch.cat([pool(rows_TD, "mean"), pool(rows_TD, "max")])
+    if pooling == "max":
+        return rows_TD[1:].amax(0)
     return rows_TD[1:].mean(0) if pooling == "mean" else rows_TD[1:]
 
 
@@ -37,17 +42,19 @@ def pool_packed(hidden_ND: Tensor, num_tokens: Sequence[int], pooling: Pooling) 
         pooling: as for `pool`.
 
     Returns:
-        (B, D) float32 means, (B, D) BOS vectors, or (all residues, D) residue vectors.
+        (B, D) means, maxima or (B, 2 D) both in float32, (B, D) BOS vectors, or (all residues, D) residue vectors.
     """
+    if pooling == "mean+max":
+        return torch.cat([pool_packed(hidden_ND, num_tokens, part) for part in ("mean", "max")], dim=1)
     device, ends_B = hidden_ND.device, torch.tensor(num_tokens).cumsum(0)
     starts_B = ends_B - torch.tensor(num_tokens)
-    if pooling == "mean":
+    if pooling in ("mean", "max"):
         if device.type == "mps":  # which lacks segment_reduce
-            return torch.stack([rows_TD[1:-1].float().mean(0) for rows_TD in hidden_ND.split(list(num_tokens))])
+            return torch.stack([pool(rows_TD[:-1].float(), pooling) for rows_TD in hidden_ND.split(list(num_tokens))])
         # three segments per sequence: BOS, residues, EOS
         lengths_S = torch.tensor([part for tokens in num_tokens for part in (1, tokens - 2, 1)])
         lengths_S = to_device(lengths_S, device)
-        return torch.segment_reduce(hidden_ND.float(), "mean", lengths=lengths_S, axis=0, unsafe=True)[1::3]
+        return torch.segment_reduce(hidden_ND.float(), pooling, lengths=lengths_S, axis=0, unsafe=True)[1::3]
     if pooling == "bos":
         return hidden_ND[to_device(starts_B, device)]
     # rows are chosen on the CPU: a mask on the device would make the CPU wait for its number of rows

@@ -112,7 +112,7 @@ def test_a_report_is_complete(value_report):
     assert report["schema"] == SCHEMA == "esm2kit.report/3"
     assert list(report) == [
         "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
-        "verdict", "warnings", "sha256",
+        "verdict", "warnings", "layer_sweep", "sha256",
     ]  # fmt: skip
     assert to_json(Report.read(value_report.json)) == to_json(value_report), "reading returns what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}

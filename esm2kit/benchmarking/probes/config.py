@@ -6,7 +6,7 @@ from typing import Literal
 from esm2kit.core.errors import InputError, check_choices, suggest_name
 from esm2kit.tasks.task import Task
 
-ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention"]
+ProbeName = Literal["ridge", "logistic", "fnn", "cnn", "light_attention", "attention"]
 PresetName = Literal["esm2kit", "bionemo", "biotrainer-flip", "schmirler", "flip2021"]
 
 # The source of each preset, shown in the report.
@@ -32,8 +32,8 @@ class ProbeConfig:
     """Settings of a probe.
 
     Args:
-        probe: ridge (values), logistic (classes), fnn, cnn (residue tasks) or light_attention (protein tasks, reads
-            residue vectors).
+        probe: ridge (values), logistic (classes), fnn, cnn (residue tasks), or light_attention and attention (protein
+            tasks, read residue vectors).
         hidden: Hidden units of a neural probe. 0 uses the dimension of the features.
         dropout: Dropout rate of the hidden units.
         learning_rate: Learning rate of Adam.

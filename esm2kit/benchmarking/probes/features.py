@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -105,6 +105,12 @@ class Features:
         """Close the file, if the rows are in one."""
         if isinstance(self.values_ND, FileRows):
             self.values_ND.close()
+
+    def load(self) -> "Features":
+        """Read rows from a file into memory if there is one per protein; batches of them are scattered."""
+        if not isinstance(self.values_ND, FileRows) or len(self.values_ND) > len(self.offsets) - 1:
+            return self
+        return replace(self, values_ND=self.take(np.arange(len(self.values_ND))).numpy())
 
     def read(self, start: int, stop: int, out_ND: Tensor) -> None:
         """Read rows start to stop into a contiguous float32 tensor."""

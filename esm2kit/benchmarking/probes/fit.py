@@ -8,6 +8,7 @@ import torch
 from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_probe
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_finite
 from esm2kit.benchmarking.probes.head_training import fit_head
+from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.tasks.task import Task
@@ -77,7 +78,7 @@ def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> N
             expected=len(expected),
         )
     wrong = np.flatnonzero(found != expected)
-    if probe == "light_attention" or not wrong.size:
+    if reads_residues(probe) or not wrong.size:
         return
     if targets.task.level == "protein":
         raise InputError(
@@ -110,14 +111,14 @@ def check_probe(probe: ProbeName, task: Task) -> None:
     """
     if probe == "cnn" and task.level == "protein":
         raise InputError(
-            "probe cnn labels residues: for a protein task choose ridge, logistic, fnn or light_attention",
+            "probe cnn labels residues: for a protein task choose ridge, logistic, fnn, attention or light_attention",
             code="probe.task",
             probe=probe,
             level=task.level,
         )
-    if probe == "light_attention" and task.level == "residue":
+    if reads_residues(probe) and task.level == "residue":
         raise InputError(
-            "probe light_attention labels proteins: for a residue task choose ridge, logistic, fnn or cnn",
+            f"probe {probe} labels proteins: for a residue task choose ridge, logistic, fnn or cnn",
             code="probe.task",
             probe=probe,
             level=task.level,

@@ -48,7 +48,7 @@ class _BatchReader:
         self.proteins, self.target_offsets = targets.proteins, targets.offsets
         self.sizes = np.diff(features.offsets)
         self.head, self.device, self.budget = head, device, config.row_budget
-        self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0
+        self.one_row_each = bool((self.sizes == 1).all()) and head.radius == 0 and not head.per_protein
         train_rows = _row_indices(self.offsets, self.proteins["train"])
         moments = (
             compute_column_moments(block for _, block in read_blocks(features, train_rows))

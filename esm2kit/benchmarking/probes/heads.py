@@ -1,4 +1,4 @@
-"""Neural probes on frozen features: FNN, CNN and light attention. All seeds are trained in one pass.
+"""Neural probes on frozen features: FNN, CNN, attention and light attention. All seeds are trained in one pass.
 
 Each parameter has a leading axis S with one slice per seed. Batches are packed: the rows of all proteins follow each
 other, separated by zero rows so that a convolution does not mix two proteins. There is no padding. A seed gives the
@@ -232,4 +232,43 @@ class LightAttention(SeededHead):
         return torch.baddbmm(self.bias_out, hidden_SBH * self.norm_scale + self.norm_shift, self.weight_out)
 
 
-HEADS: dict[str, type[SeededHead]] = {"fnn": Fnn, "cnn": Cnn, "light_attention": LightAttention}
+class Attention(SeededHead):
+    """The FNN on a weighted mean of the residue vectors, whose weights are trained with it.
+
+    A residue's weight is the softmax over the protein of its product with one vector of D numbers: one distribution
+    over the residues. `LightAttention` has a distribution for each of the D dimensions, from convolutions of the
+    neighbourhood, and adds the maxima; it has 18 D^2 parameters before the FNN instead of D.
+    """
+
+    per_protein = True
+
+    def __init__(
+        self, seeds: Sequence[int], width: int, outputs: int, hidden: int, dropout: float, device: torch.device
+    ) -> None:
+        super().__init__(seeds, dropout, device)
+        self.weight_attend = self.init_uniform(width, fan_in=width)
+        self.weight_in = self.init_uniform(width, hidden, fan_in=width)
+        self.bias_in = self.init_uniform(1, hidden, fan_in=width)
+        self.weight_out = self.init_uniform(hidden, outputs, fan_in=hidden)
+        self.bias_out = self.init_uniform(1, outputs, fan_in=hidden)
+
+    def forward(self, batch: FeatureBatch) -> Tensor:
+        """Return the outputs (S, P, C), one per protein."""
+        scores_NS = batch.x_ND @ self.weight_attend.T
+        pairs = list(zip(batch.x_ND.split(batch.sizes), scores_NS.split(batch.sizes), strict=True))[1::2]
+        pooled_SPD = torch.stack([scores_TS.softmax(0).T @ x_TD for x_TD, scores_TS in pairs], dim=1)
+        hidden_SPH = self.apply_dropout(F.relu(torch.baddbmm(self.bias_in, pooled_SPD, self.weight_in)))
+        return torch.baddbmm(self.bias_out, hidden_SPH, self.weight_out)
+
+
+HEADS: dict[str, type[SeededHead]] = {
+    "fnn": Fnn,
+    "cnn": Cnn,
+    "light_attention": LightAttention,
+    "attention": Attention,
+}
+
+
+def reads_residues(probe: str) -> bool:
+    """Return whether a probe of a protein task reads one vector per residue."""
+    return probe in HEADS and HEADS[probe].per_protein

@@ -22,7 +22,7 @@ class ProbeParameters:
     """A fitted probe.
 
     Args:
-        probe: ridge, logistic, fnn, cnn, light_attention, or constant (the mean or majority baseline).
+        probe: ridge, logistic, fnn, cnn, light_attention, attention, or constant (the mean or majority baseline).
         tensors: Name -> tensor. Linear: shift_D, scale_D, weight_DC and bias_C; constant: bias_C; neural: the
             parameters of the head with a leading axis of seeds, and shift_D and scale_D if the inputs are z-scored.
         scale: Scale of the values during training.
@@ -83,7 +83,8 @@ class ProbeParameters:
         if "shift_D" in self.tensors:
             rows_ND = (rows_ND - self.tensors["shift_D"]) / self.tensors["scale_D"]
         if not kind.radius:
-            return head(FeatureBatch(rows_ND, None, []))
+            spans = [span for size in sizes for span in (0, size)] + [0]
+            return head(FeatureBatch(rows_ND, None, spans if kind.per_protein else []))
         gap_ND = rows_ND.new_zeros(kind.radius, rows_ND.shape[1])
         parts, spans = [gap_ND], [kind.radius]
         for part_ND in rows_ND.split(list(sizes)):

@@ -1,0 +1,254 @@
+"""Choose the layer and the pooling on validation: one pass of the model for all of them, and one probe for each."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
+from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features
+from esm2kit.benchmarking.output import load_or_fit, read_file_key
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.heads import reads_residues
+from esm2kit.benchmarking.report import format_value, metric_name
+from esm2kit.benchmarking.scores import format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.sweep_summary import LayerSweep, SweepPoint, describe_place
+from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import explain_out_of_memory, resolve_device
+from esm2kit.models.load import find_model
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, nan_to_none, sample_counts
+
+logger = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """One layer with one pooling.
+
+    Args:
+        layer: Number of the layer.
+        pooling: See `SweepPoint.pooling`.
+        source: The vectors, in the order of the task's proteins.
+        probe: The probe that reads them.
+    """
+
+    layer: int
+    pooling: str
+    source: ModelFeatures
+    probe: ProbeConfig
+
+
+class Choice(NamedTuple):
+    """The candidate with the best validation score.
+
+    Args:
+        index: Place of the candidate.
+        summary: The scores of all candidates.
+    """
+
+    index: int
+    summary: LayerSweep
+
+
+class Selection(NamedTuple):
+    """The result of a sweep.
+
+    Args:
+        config: The configuration with the chosen layer, pooling and probe.
+        path: File with the chosen vectors.
+        summary: The scores of all layers and poolings.
+    """
+
+    config: BenchmarkConfig
+    path: Path
+    summary: LayerSweep
+
+
+def sweep_layers(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig) -> Selection:
+    """Embed the proteins of a task with all requested layers and poolings, and choose on validation.
+
+    Args:
+        config: model, repr_layer, pooling, seeds, resamples, device and out_dir. Finished probes go to out_dir.
+        data: The task.
+        probe: The probe of all poolings but attention, which is trained with a neural probe.
+
+    Returns:
+        The choice.
+
+    Raises:
+        InputError: The model has no such layer, or no score is defined.
+    """
+    candidates = load_candidates(config, data, probe)
+    device = resolve_device(config.device)
+    device = "cpu" if device == "mps" else device  # as for the row
+    rows = Path(config.out_dir) / "rows"
+    try:
+        choice = choose_features(candidates, data, tuple(config.seeds), device, config.resamples, rows)
+    finally:
+        close_candidates(candidates)
+    best = candidates[choice.index]
+    logger.info("%s", choice.summary.sentence)
+    pooling = None if best.pooling == "none" else [best.pooling]
+    chosen = replace(config, repr_layer=best.layer, pooling=pooling, probe=best.probe.probe)
+    return Selection(chosen, best.source.path, choice.summary)
+
+
+def load_candidates(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig) -> list[Candidate]:
+    """Embed the proteins of a task in one pass of the model, and open the vectors of each layer and pooling.
+
+    Args:
+        config: model, repr_layer, pooling, device and out_dir.
+        data: The task.
+        probe: The probe of all poolings but attention.
+
+    Returns:
+        The candidates, layer by layer. `close_candidates` closes their files.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    model = find_model(config.model).config
+    layers = parse_layers(config.repr_layer)
+    layers = list(range(model.num_layers + 1)) if layers is None else model.resolve_layers(layers)
+    if len(set(layers)) < len(layers):
+        raise InputError(
+            f"repr_layer {config.repr_layer} has a layer twice: the model has layers 0 to {model.num_layers}. Remove "
+            "one.",
+            code="embed.layer-twice",
+            found=config.repr_layer,
+        )
+    reads = data.task.level == "residue" or reads_residues(probe.probe)
+    poolings = ["none"] if reads else config.pooling or ["mean"]
+    stored = [*(name for name in poolings if name not in (ATTENTION, "none"))]
+    stored += ["none"] if len(stored) < len(poolings) else []
+    paths = embed_task(data, config.model, layers, stored, Path(config.out_dir), config.device)
+    candidates = []
+    for layer in layers:
+        for pooling in poolings:
+            path = paths[layer, "none" if pooling == ATTENTION else pooling]
+            source = read_features(path, data, pooling in (ATTENTION, "none"), loads=False)
+            own = replace(probe, probe="attention") if pooling == ATTENTION else probe
+            candidates.append(Candidate(layer, pooling, source, own))
+    return candidates
+
+
+def close_candidates(candidates: Sequence[Candidate]) -> None:
+    """Close the files of candidates."""
+    for candidate in candidates:
+        candidate.source.features.close()
+
+
+def choose_features(
+    candidates: Sequence[Candidate],
+    data: TaskData,
+    seeds: tuple[int, ...] = (0,),
+    device: str = "cpu",
+    resamples: int = 1000,
+    rows: Path | None = None,
+) -> Choice:
+    """Choose the candidate whose probe, fitted on train, has the best score on validation; test has no part in it.
+
+    Args:
+        candidates: The layers and poolings, with vectors in the order of the task's proteins.
+        data: The task. Its sets may differ between calls, as in nested cross-validation.
+        seeds: Seeds of neural probes.
+        device: Device of neural probes.
+        resamples: Bootstrap replicates of the intervals.
+        rows: Folder of finished probes, from which an interrupted call resumes. None keeps none.
+
+    Returns:
+        The choice; of equal scores, the candidate that comes first.
+
+    Raises:
+        InputError: No candidate has a defined score on validation.
+    """
+    protein_M = number_proteins(data, "validation")
+    counts_RP = sample_counts(int(protein_M.max()) + 1, resamples)
+    targets, scores = ProbeTargets.from_task(data), []
+    for number, candidate in enumerate(candidates, 1):
+        place = describe_place(candidate.layer, candidate.pooling)
+        remedies = ["fewer layers (--repr_layer)", "--device cpu", "--limit", "--seeds 0 (a single seed)"]
+        with explain_out_of_memory(f"fitting the probe on {place}", lambda names=remedies: names):
+            fitted = _fit_candidate(candidate, data, targets, seeds, device, rows)
+        scores.append(score_fitted(fitted, data, counts_RP, "validation"))
+        found = format_score(data.task.metric, scores[-1][data.task.metric])
+        logger.info("%d of %d: %s: validation %s", number, len(candidates), place, found)
+    return _choose(candidates, scores, data)
+
+
+def _fit_candidate(
+    candidate: Candidate,
+    data: TaskData,
+    targets: ProbeTargets,
+    seeds: tuple[int, ...],
+    device: str,
+    rows: Path | None,
+) -> Fitted:
+    """Fit the probe of a candidate, or load its predictions; those of test are not kept."""
+
+    def fit() -> tuple[Fitted, str]:
+        fitted = fit_probe(candidate.source.features.load(), targets, candidate.probe, seeds, device)
+        return fitted._replace(test_SM=fitted.test_SM[:, :0], parameters=None), ""
+
+    if rows is None:
+        return fit()[0]
+    name = f"{candidate.source.name}, {describe_place(candidate.layer, candidate.pooling)}, {candidate.probe.probe}"
+    settings = asdict(candidate.probe) | {"seeds": list(seeds)}
+    inputs = {"data": data.sha256, "row": name, "settings": settings, "key": read_file_key(candidate.source.path)}
+    return load_or_fit(rows, f"validation of {name}", inputs, fit)[0]
+
+
+def _choose(candidates: Sequence[Candidate], scores: Sequence[dict[str, Score]], data: TaskData) -> Choice:
+    """Choose by the headline metric, or by RMSE or accuracy if that is undefined for all candidates."""
+    spare = "rmse" if data.task.target == "value" else "accuracy"
+    for metric in (data.task.metric, spare):
+        values = [score[metric].interval.value for score in scores]
+        signed = [-value if metric in LOWER_IS_BETTER else value for value in values]
+        if any(map(math.isfinite, signed)):
+            break
+    else:
+        raise InputError(
+            f"task {data.task.name}: no layer has a defined score on validation. Choose one layer with --repr_layer.",
+            code="sweep.undefined",
+            metric=data.task.metric,
+        )
+    index = int(np.nanargmax(signed))
+    points = []
+    for candidate, score in zip(candidates, scores, strict=True):
+        value, low, high = map(nan_to_none, score[metric].interval)
+        difference = compute_paired_difference(metric, scores[index][metric], score[metric])
+        is_distinct = bool(difference.low > 0) or value is None
+        points.append(
+            SweepPoint(candidate.layer, candidate.pooling, candidate.probe.probe, value, low, high, is_distinct)
+        )
+    num_proteins = scores[index][metric].num_proteins
+    return Choice(
+        index, LayerSweep(metric, num_proteins, points, index, _describe(points, index, metric, num_proteins))
+    )
+
+
+def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_proteins: int) -> str:
+    """Describe a choice in one sentence, with what cannot be distinguished from it."""
+    best = points[index]
+    value, low, high = (format_value(metric, end, best.value) for end in (best.value, best.low, best.high))
+    between = "" if best.low is None else f" [{low}, {high}]"
+    layers = len({point.layer for point in points})
+    poolings = len({point.pooling for point in points})
+    among = f"{layers} layer{'s' if layers > 1 else ''}" + (f" and {poolings} poolings" if poolings > 1 else "")
+    alike = [
+        describe_place(point.layer, point.pooling)
+        for place, point in enumerate(points)
+        if place != index and not point.is_distinct
+    ]
+    shown = f"{'; '.join(alike[:5])}{f' and {len(alike) - 5} more' if alike[5:] else ''}"
+    rest = f"Not distinguishable from it on validation: {shown}" if alike else "It is better than all others there"
+    return (
+        f"{describe_place(best.layer, best.pooling).capitalize()} was chosen on validation among {among} "
+        f"({metric_name(metric)} {value}{between}, {num_proteins:,} proteins). {rest}."
+    )
