@@ -21,7 +21,15 @@ from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, ProbeName, 
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, fit_head
-from esm2kit.benchmarking.probes.heads import Cnn, FeatureBatch, Fnn, LightAttention, PackedConvolution
+from esm2kit.benchmarking.probes.heads import (
+    Attention,
+    Cnn,
+    FeatureBatch,
+    Fnn,
+    LightAttention,
+    PackedConvolution,
+    reads_residues,
+)
 from esm2kit.benchmarking.probes.linear import LOGISTIC_GRID, fit_logistic, fit_ridge
 from esm2kit.benchmarking.scores import score_fitted
 from esm2kit.core.errors import InputError
@@ -31,8 +39,8 @@ from esm2kit.tasks.metrics import compute_paired_difference, sample_counts
 CPU = torch.device("cpu")
 QUICK = {"epochs": 30, "batch_size": 32, "learning_rate": 5e-3, "dropout": 0.0}
 PROBES = {
-    ("protein", "class"): ("logistic", "fnn", "light_attention"),
-    ("protein", "value"): ("ridge", "fnn", "light_attention"),
+    ("protein", "class"): ("logistic", "fnn", "light_attention", "attention"),
+    ("protein", "value"): ("ridge", "fnn", "light_attention", "attention"),
     ("residue", "class"): ("logistic", "fnn", "cnn"),
     ("residue", "value"): ("ridge", "fnn", "cnn"),
 }
@@ -46,7 +54,7 @@ def score(fitted, data):
 
 def fit_planted(level, target, probe, **keywords):
     """Fit a probe; return its scores and their difference from the constant baseline."""
-    features, data = make_planted_task(level, target, by_residue=probe == "light_attention", **keywords)
+    features, data = make_planted_task(level, target, by_residue=reads_residues(probe), **keywords)
     scores = score(fit_probe(features, ProbeTargets.from_task(data), ProbeConfig(probe, **QUICK), (0, 1)), data)
     constant, metric = ("mean", "rmse") if target == "value" else ("majority", "accuracy")
     baseline = score(fit_baseline(constant, data).fitted, data)
@@ -309,6 +317,22 @@ def test_packed_light_attention_matches_the_padded_one_per_protein():
             torch.testing.assert_close(packed[seed, place], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_packed_attention_matches_torchs_attention_per_protein():
+    """The weighted mean is torch's attention with one query, whose keys and values are the residues."""
+    head = Attention((3, 4), 6, 3, 8, 0.25, CPU).eval()
+    lengths = [1, 12, 5]
+    batch = packed_batch(lengths, 6, head.radius)
+    packed = head(batch)
+    assert packed.shape == (2, 3, 3)
+    for seed in range(2):
+        for place, rows in enumerate(batch.x_ND.split(lengths)):
+            query = head.weight_attend[seed][None, None]
+            pooled = nn.functional.scaled_dot_product_attention(query, rows[None], rows[None], scale=1.0)[0, 0]
+            hidden = (pooled @ head.weight_in[seed] + head.bias_in[seed, 0]).relu()
+            expected = hidden @ head.weight_out[seed] + head.bias_out[seed, 0]
+            torch.testing.assert_close(packed[seed, place], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_initial_weights_match_torchs_layers():
     head = Fnn((0, 1), 400, 3, 50, 0.0, CPU)
     bound = 1 / 20
@@ -365,7 +389,7 @@ def test_a_head_that_diverged_is_refused(keep):
 @pytest.mark.parametrize("set_name", ["train", "validation", "test"])
 def test_features_that_are_not_finite_are_reported_with_their_protein(level, target, probe, set_name):
     """This also holds for the test set, where nan would silently become the first class."""
-    features, data = make_planted_task(level, target, num_proteins=40, by_residue=probe == "light_attention")
+    features, data = make_planted_task(level, target, num_proteins=40, by_residue=reads_residues(probe))
     protein = int(data.rows(set_name)[1])
     features.values_ND[features.offsets[protein + 1] - 1, 3] = np.inf if level == "residue" else np.nan
     with refused("features.not-finite", source="planted", protein=f"p{protein}"):

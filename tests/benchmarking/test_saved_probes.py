@@ -29,6 +29,7 @@ CASES = [
     ("protein_class", "logistic", (0,)),
     ("protein_value", "fnn", (0, 1, 2)),
     ("protein_class", "light_attention", (0,)),
+    ("protein_value", "attention", (0, 1)),
     ("residue_class", "cnn", (0,)),
     ("residue_value", "ridge", (0,)),
 ]

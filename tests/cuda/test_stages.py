@@ -19,6 +19,7 @@ from esm2kit import load_model
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
 from esm2kit.embedding.hdf5 import EmbeddingReader
@@ -167,11 +168,16 @@ def test_fine_tuning_has_the_losses_of_the_cpu(device, mode, task, tasks, tiny, 
 @on_devices()
 @pytest.mark.parametrize(
     ("level", "target", "probe"),
-    [("protein", "value", "fnn"), ("residue", "class", "cnn"), ("protein", "class", "light_attention")],
+    [
+        ("protein", "value", "fnn"),
+        ("residue", "class", "cnn"),
+        ("protein", "class", "light_attention"),
+        ("protein", "value", "attention"),
+    ],
 )
 def test_probes_of_all_seeds_in_one_pass_equal_each_seed_alone(device, level, target, probe) -> None:
     """Five heads in one pass on the device; each has the losses of that seed alone on the CPU."""
-    features, data = make_planted_task(level, target, num_proteins=60, by_residue=probe == "light_attention")
+    features, data = make_planted_task(level, target, num_proteins=60, by_residue=reads_residues(probe))
     targets = ProbeTargets.from_task(data)
     config = ProbeConfig(probe, epochs=4, batch_size=16, learning_rate=5e-3, dropout=0.0)
     seeds = (0, 1, 2, 3, 4)
