@@ -94,8 +94,8 @@ class BosHead(KeyedDropout):
 
     def _init_normal(self, *shape: int) -> nn.Parameter:
         """Sample a parameter (S, *shape) from N(0, 0.02)."""
-        sampled = [torch.randn(shape, generator=generator, device=self.device) for generator in self.generators]
-        return nn.Parameter(torch.stack(sampled) * 0.02)
+        sampled = [torch.randn(shape, generator=generator, device="cpu") for generator in self.generators]
+        return nn.Parameter((torch.stack(sampled) * 0.02).to(self.device))
 
     def forward(self, batch: FeatureBatch) -> Tensor:
         """Return the outputs (S, B, C)."""

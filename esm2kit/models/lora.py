@@ -117,12 +117,13 @@ def sample_adapters(esm2: ESM2, seed: int) -> Iterator[tuple[str, Tensor]]:
                 if isinstance(module, LoraLinear):
                     rank, inputs = module.lora_a.shape
                     yield f"layers.{number}.{prefix}{name}.lora_a", _sample_a(rank, inputs, generator)
-                    yield f"layers.{number}.{prefix}{name}.lora_b", torch.zeros(module.lora_b.shape)
+                    yield f"layers.{number}.{prefix}{name}.lora_b", torch.zeros(module.lora_b.shape, device="cpu")
 
 
 def _sample_a(rank: int, inputs: int, generator: torch.Generator) -> Tensor:
     bound = 1 / math.sqrt(inputs)
-    return torch.rand(rank, inputs, generator=generator) * (2 * bound) - bound
+    # the default device is the GPU where Lightning builds a model
+    return torch.rand(rank, inputs, generator=generator, device="cpu") * (2 * bound) - bound
 
 
 def list_adapters(esm2: ESM2) -> Iterator[str]:

@@ -68,9 +68,9 @@ def attention(query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, visible:
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor of the CPU to a device; to a CUDA GPU through pinned memory, so that the CPU does not wait."""
+    """Copy a tensor to a device; from the CPU to a CUDA GPU through pinned memory, so that the CPU does not wait."""
     device = torch.device(device)
-    if device.type != "cuda":
+    if device.type != "cuda" or not tensor.is_cpu:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
@@ -99,7 +99,8 @@ class Packed:
             self.num_tokens.append(self.num_filler)
         self.max_tokens = max(self.num_tokens)
         self.runs = [(len(list(equal)), tokens) for tokens, equal in groupby(self.num_tokens)]
-        self.num_tokens_B = to_device(torch.tensor(self.num_tokens), device)
+        # the default device is the GPU where Lightning builds a model
+        self.num_tokens_B = to_device(torch.tensor(self.num_tokens, device="cpu"), device)
         ends_B = self.num_tokens_B.cumsum(0)
         self.num_rows = sum(self.num_tokens)
         self.sequence_N = torch.repeat_interleave(self.num_tokens_B, output_size=self.num_rows)

@@ -122,20 +122,24 @@ class SeededHead(nn.Module):
     def __init__(self, seeds: Sequence[int], dropout: float, device: torch.device) -> None:
         super().__init__()
         self.seeds, self.dropout, self.device = tuple(seeds), dropout, device
-        self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+        # A seed has the same initial weights on every device; dropout is sampled where it is applied.
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.dropout_generators = self.generators
+        if torch.device(device).type != "cpu":
+            self.dropout_generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
     def init_uniform(self, *shape: int, fan_in: int) -> nn.Parameter:
         """Sample a parameter (S, *shape) uniformly in +-1/sqrt(fan_in), the default of torch's layers."""
         bound = 1 / math.sqrt(fan_in)
-        sampled = [torch.rand(shape, generator=generator, device=self.device) for generator in self.generators]
-        return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound))
+        sampled = [torch.rand(shape, generator=generator, device="cpu") for generator in self.generators]
+        return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound).to(self.device))
 
     def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
         """Apply inverted dropout, with one random stream per seed."""
         if not (self.training and self.dropout):
             return hidden_SNH
         kept = torch.stack(
-            [torch.rand(hidden_SNH.shape[1:], generator=g, device=hidden_SNH.device) for g in self.generators]
+            [torch.rand(hidden_SNH.shape[1:], generator=g, device=hidden_SNH.device) for g in self.dropout_generators]
         )
         return hidden_SNH * (kept >= self.dropout) / (1 - self.dropout)
 
