@@ -41,7 +41,9 @@ def other_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_layout_is_on_the_requested_device() -> None:
     with torch.device("meta"):
         packed = Packed([5, 7], "cpu", bucketed=True)
-        assert {packed.num_tokens_B.device.type, packed.sequence_N.device.type, packed.position_N.device.type} == {"cpu"}
+        assert {packed.num_tokens_B.device.type, packed.sequence_N.device.type, packed.position_N.device.type} == {
+            "cpu"
+        }
         assert packed.cu_seqlens.tolist()[:3] == [0, 5, 12]
     assert to_device(torch.empty(2, device="meta"), "meta").is_meta, "a tensor that is there already"
 
