@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,10 +34,19 @@ from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_conf
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
 from esm2kit.benchmarking.probes.heads import HEADS, reads_residues
-from esm2kit.benchmarking.report import SCHEMA, ModelSummary, Report, Settings, TaskSummary, compare_rows
+from esm2kit.benchmarking.report import (
+    SCHEMA,
+    ModelSummary,
+    Report,
+    ReportRow,
+    Settings,
+    TaskSummary,
+    compare_rows,
+)
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.uncertainty import describe_test_uncertainty, keep_first_seed
 from esm2kit.benchmarking.verdict import evaluate, log_verdict, score_constant
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
@@ -389,7 +398,7 @@ def benchmark_task(
         settings=Settings(
             config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples
         ),
-        rows=[model.to_row(data, seeds) for model in models],
+        rows=[_build_row(model, data, seeds, counts_RP, config.coverage) for model in models],
         comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
         notes=_build_notes(config, data, probe, models),
@@ -399,6 +408,15 @@ def benchmark_task(
         warnings=verdict.warnings,
     )  # fmt: skip
     return report, {model.name: model.fitted.test_SM for model in models}
+
+
+def _build_row(
+    model: ScoredModel, data: TaskData, seeds: Sequence[int], counts_RP: np.ndarray, coverage: float
+) -> ReportRow:
+    """Build the row of a model with its uncertainty, that of the first seed for a fine-tuned model."""
+    fitted = keep_first_seed(model.fitted) if model.kind == "finetuned" else model.fitted
+    uncertainty = describe_test_uncertainty(fitted, data, counts_RP, coverage)
+    return replace(model.to_row(data, seeds), uncertainty=uncertainty)
 
 
 def list_probe_remedies(data: TaskData, device: str) -> list[str]:

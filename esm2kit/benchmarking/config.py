@@ -65,6 +65,7 @@ class BenchmarkConfig(TaskConfig):
         baselines: Baselines to compute, or none. Default: all that apply to the task.
         limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
         resamples: Bootstrap replicates for the confidence intervals.
+        coverage: Share of new values that the prediction intervals of the report should contain.
         seed: Seed of the sample that limit takes.
         allow_missing: Skip proteins that have no embedding instead of stopping.
         device: Device for the model and the neural probes. auto uses a GPU if one is available.
@@ -87,6 +88,7 @@ class BenchmarkConfig(TaskConfig):
     baselines: list[str] | None = None
     limit: int | None = None
     resamples: int = 1000
+    coverage: float = 0.9
     seed: int = 0
     allow_missing: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -96,7 +98,7 @@ class BenchmarkConfig(TaskConfig):
         usual="task model out_dir probe baselines untrained limit",
         data="tasks embeddings hiddens allow_missing seed",
         probing="preset repr_layer pooling epochs seeds",
-        evaluation="resamples",
+        evaluation="resamples coverage",
         hardware="device",
     )
 
@@ -114,6 +116,7 @@ class BenchmarkConfig(TaskConfig):
             )
         check_range(self, "limit", "epochs", at_least=1, hint="omit it for no limit")
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
+        check_range(self, "coverage", above=0, below=1)
 
     @property
     def sweeps(self) -> bool:

@@ -28,6 +28,7 @@ from esm2kit.tasks.split_file import SPLIT_FILE
 
 logger = logging.getLogger(__name__)
 
+LOGITS = ("test_logits_MC", "validation_logits_MC")  # fields of Fitted that a saved row has for classes
 FILES = (SPLIT_FILE, "predictions.npz", "report.html", "report.json")
 
 
@@ -116,7 +117,7 @@ def load_or_fit(
     Returns:
         The predictions and the note.
     """
-    key = {"inputs": key, "version": versions()["esm2kit"]}
+    key = {"inputs": key, "version": versions()["esm2kit"], "content": ("predictions", *LOGITS)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
     if path.is_file():
@@ -128,15 +129,16 @@ def load_or_fit(
         if str(stored.get("digest")) == digest and is_saved(digest):
             kept = json.loads(str(stored["details"]))
             logger.debug("%s: loaded from an earlier run", name)
-            return Fitted(stored["test"], stored["validation"], **kept["fitted"]), kept["note"]
+            logits = {name: stored[name] for name in LOGITS if name in stored}
+            return Fitted(stored["test"], stored["validation"], **kept["fitted"], **logits), kept["note"]
     logger.debug("%s: fitting", name)
     fitted, note = fit()
     save(digest, fitted)
     kept = {"note": note, "fitted": {key: getattr(fitted, key) for key in ("history", "selected", "seconds")}}
     with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez_compressed(
-            file, digest=digest, test=fitted.test_SM, validation=fitted.validation_SM, details=json.dumps(kept)
-        )
+        logits = {name: getattr(fitted, name) for name in LOGITS if getattr(fitted, name) is not None}
+        arrays = {"test": fitted.test_SM, "validation": fitted.validation_SM} | logits
+        np.savez_compressed(file, digest=digest, details=json.dumps(kept), **arrays)
     return fitted, note
 
 

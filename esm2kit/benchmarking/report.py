@@ -8,7 +8,7 @@ later version is refused, because a reader cannot know what its fields change.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -226,6 +226,12 @@ class ReportRow:
         validation: Headline metric on validation, the mean over seeds; None if it is undefined.
         probe_file: File of the fitted probe in the folder of report.json, for `esm2kit predict`; empty if the row
             cannot predict other proteins.
+        uncertainty: Of the mean over seeds, or of the first seed of a fine-tuned model; empty if there is none. For
+            classes: temperature, used (by `predict`), gain (in NLL on validation, with its 90% interval),
+            num_validation, before and after (scores and reliability diagram on test, see `CalibrationScores`),
+            sentence. For values: coverage, found, mean_width, quantile (None if infinite), by_spread, offset (see
+            `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
+            num_seeds, curve (nominal coverage, coverage found, mean width), sentence.
     """
 
     name: str
@@ -242,6 +248,7 @@ class ReportRow:
     confused: Sequence[Mapping[str, Any]] = ()
     validation: float | None = None
     probe_file: str = ""
+    uncertainty: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe_row(row: ReportRow) -> str:

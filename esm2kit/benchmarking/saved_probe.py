@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from esm2kit.benchmarking.baselines.fit import compute_composition, encode_one_hot
 from esm2kit.benchmarking.probes.features import Features, Fitted
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
+from esm2kit.benchmarking.uncertainty import Uncertainty, estimate_uncertainty
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import choose_device
 from esm2kit.core.processes import local_rank
@@ -32,8 +33,9 @@ from esm2kit.models.load import ModelFile, find_model
 from esm2kit.models.sharded import Shard, choose_sharding
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
+from esm2kit.tasks.conformal import merge_seeds
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.labels import compute_probabilities, decide_outputs
+from esm2kit.tasks.labels import average_seeds, compute_probabilities, decide_outputs
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task, describe_task, read_task
 
@@ -90,7 +92,7 @@ def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData
         data: The task.
         inputs: How the feature rows are computed: kind (encoder, composition, one_hot or none) and its settings.
     """
-    parameters = fitted.parameters
+    parameters, uncertainty = fitted.parameters, estimate_uncertainty(fitted, data)
     metadata = {
         "step": 0,
         "probe": {
@@ -105,6 +107,7 @@ def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData
             "split": data.split,
             "inputs": dict(inputs),
             "training_labels": describe_labels(data),
+            "uncertainty": uncertainty and uncertainty.describe(),
         },
     }
     write_checkpoint(path, {f"probe.{name}": tensor for name, tensor in parameters.tensors.items()}, metadata)
@@ -171,8 +174,24 @@ class SavedProbe:
         """Description of the training labels, see `describe_labels`."""
         return self.facts["training_labels"]
 
+    @cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """What validation says about the predictions; None in files of earlier versions."""
+        return Uncertainty.from_description(self.facts.get("uncertainty"))
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether values are the mean of several seeds, which have a spread."""
+        return self.task.target == "value" and len(self.parameters.seeds) > 1
+
     def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
-        """Compute the outputs, values in the unit of the target.
+        """Compute the outputs; see `outputs_and_spreads`."""
+        return [outputs for outputs, _ in self.outputs_and_spreads(sequences, tokens_per_batch)]
+
+    def outputs_and_spreads(
+        self, sequences: Sequence[str], tokens_per_batch: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Compute the outputs, values in the unit of the target, and the spread of the seeds.
 
         The outputs of several seeds are averaged: values, or probabilities of classes and binary labels.
 
@@ -181,21 +200,31 @@ class SavedProbe:
             tokens_per_batch: Tokens per batch of the encoder. It changes the outputs only by rounding.
 
         Returns:
-            For each sequence (C,) for a protein task, or (residues, C) for a residue task. Values are float64.
+            For each sequence the outputs, (C,) for a protein task or (residues, C) for a residue task, values in
+            float64; and in the same shape the standard deviation of values over seeds, None for a single seed and for
+            classes.
         """
-        found: list[np.ndarray] = [np.empty(0)] * len(sequences)
+        found: list[tuple[np.ndarray, np.ndarray | None]] = [(np.empty(0), None)] * len(sequences)
         budget = tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type if self.encoder else "cpu"]
         if self.encoder:
             budget = max(budget, self.encoder.group_tokens)
         for batch in split_by_tokens([len(sequence) + 2 for sequence in sequences], budget):
             rows = self._compute_rows([sequences[place] for place in batch], budget)
             sizes = [len(part) for part in rows]
-            merged_NC = self._merge_seeds(self.parameters.outputs(torch.cat(rows), sizes, self.task)).numpy()
+            outputs_SNC = self.parameters.outputs(torch.cat(rows), sizes, self.task)
+            merged_NC, spread_NC = average_seeds(outputs_SNC, self.task).numpy(), None
+            if self.task.target == "value" and len(outputs_SNC) > 1:
+                spread_NC = merge_seeds(outputs_SNC.flatten(1).numpy())[1].reshape(merged_NC.shape)
             ends = np.cumsum(sizes)[:-1]
-            parts = list(merged_NC) if self.task.level == "protein" else np.split(merged_NC, ends)
-            for place, part in zip(batch, parts, strict=True):
-                found[place] = part
+            outputs = self._split(merged_NC, ends)
+            spreads = [None] * len(batch) if spread_NC is None else self._split(spread_NC, ends)
+            for place, *parts in zip(batch, outputs, spreads, strict=True):
+                found[place] = tuple(parts)
         return found
+
+    def _split(self, values_NC: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+        """Split the rows of a batch into those of each protein."""
+        return list(values_NC) if self.task.level == "protein" else np.split(values_NC, ends)
 
     def _compute_rows(self, sequences: list[str], budget: int) -> list[Tensor]:
         """Compute the feature rows of each protein, (1, D) or (residues, D) float32."""
@@ -218,23 +247,13 @@ class SavedProbe:
         features: Features = LETTER_FEATURES[inputs["kind"]](data)
         return list(features.take(np.arange(sum(counts))).split(counts))
 
-    def _merge_seeds(self, outputs_SNC: Tensor) -> Tensor:
-        """Average the outputs of the seeds: (N, C) values, or logits of the mean probabilities."""
-        if len(outputs_SNC) == 1:
-            return outputs_SNC[0]
-        if self.task.target == "value":
-            return outputs_SNC.mean(0)
-        if self.task.binary_labels:
-            return torch.logit(outputs_SNC.double().sigmoid().mean(0), eps=1e-12).float()
-        return outputs_SNC.double().softmax(-1).mean(0).log().float()
-
     def decide(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs (..., C) to classes (int64) or values (float64)."""
         return decide_outputs(outputs, self.task)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
-        return compute_probabilities(outputs, self.task)
+        return compute_probabilities(outputs, self.task, self.uncertainty.divisor if self.uncertainty else 1.0)
 
 
 def load_probe(

@@ -92,6 +92,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
             sequence. Prediction covers it with overlapping windows.
         benchmark: Also score a probe of the initial weights and the baselines for the report.
         resamples: Bootstrap replicates for the confidence intervals.
+        coverage: Share of new values that the prediction intervals of the report should contain.
         merge: In mode lora, also write merged.safetensors, a complete model with the adapters merged.
         export_hf: Also write the result as a Hugging Face folder. Requires head hf.
     """
@@ -123,6 +124,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
     validations_per_epoch: int | None = field(default=None, metadata=FREE)
     benchmark: bool = field(default=True, metadata=FREE)
     resamples: int = field(default=1000, metadata=FREE)
+    coverage: float = field(default=0.9, metadata=FREE)
     merge: bool = field(default=False, metadata=FREE)
     export_hf: bool = field(default=False, metadata=FREE)
     out_dir: Path = field(default=Path("finetune"), kw_only=True, metadata=FREE)
@@ -136,7 +138,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
         ),
         training="min_updates max_steps validations_per_epoch",
         optimizer="head_lr layer_lr_decay schedule",
-        evaluation="benchmark resamples",
+        evaluation="benchmark resamples coverage",
         output="merge export_hf",
     )
 
@@ -155,6 +157,7 @@ class FinetuneConfig(TrainingConfig, TaskConfig):
         check_range(self, "head_lr", "layer_lr_decay", "epochs", above=0)
         check_range(self, "dropout", at_least=0, below=1)
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
+        check_range(self, "coverage", above=0, below=1)
 
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: the name of the model.
@@ -253,6 +256,7 @@ class PredictConfig:
             the model does not fit in the free memory of the device.
         shard: Divide the layers of the model over the devices, which then compute their shares together. auto does so
             with GPUs if the model does not fit on one of them but does on all.
+        coverage: Share of new values that the prediction intervals should contain (columns lower and upper).
         plot: Also write a plot next to out, as <out>.svg: a histogram of values, a bar per class, or the predictions
             along the sequences of a residue task.
     """
@@ -267,10 +271,11 @@ class PredictConfig:
     batch_tokens: int | None = None
     layer_by_layer: bool | None = None
     shard: bool | Literal["auto"] = "auto"
+    coverage: float = 0.9
     plot: bool = True
 
     option_groups = OptionGroups(
-        usual="fasta model out",
+        usual="fasta model out coverage",
         model="base",
         hardware="device devices precision batch_tokens layer_by_layer shard",
         output="plot",
@@ -287,6 +292,7 @@ class PredictConfig:
                 path=self.out,
             )
         check_range(self, "devices", "batch_tokens", at_least=1)
+        check_range(self, "coverage", above=0, below=1)
         check_ways(self.shard, self.layer_by_layer)
 
     def check_inputs(self) -> None:

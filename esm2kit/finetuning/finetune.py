@@ -85,9 +85,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     Returns:
         {"finished", "runs": [{"seed", "step", "max_steps", "best_step", "val_loss", "model", "metrics"}], "test":
-        {metric: as in a report's row}, "predictions", "report", "html", "verdict", "warnings"}, which is also
-        written to `<out_dir>/finetune.json`; and "files", the paths of all of them. A stopped run has "finished": False
-        and no "test". Ranks other than the first return {}.
+        {metric: as in a report's row}, "uncertainty": as in a report's row, "predictions", "report", "html",
+        "verdict", "warnings"}, which is also written to `<out_dir>/finetune.json`; and "files", the paths of all of
+        them. A stopped run has "finished": False and no "test". Ranks other than the first return {}.
 
     Raises:
         InputError: The task, model, head, layout and checkpoint do not match, another run trains in the same folder,

@@ -7,6 +7,7 @@ low-rank adapters, with the SHA-256 of the base model's weights; and `head.*`.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esm2kit.benchmarking.uncertainty import Uncertainty
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import choose_device
 from esm2kit.core.paths import expand_path
@@ -117,6 +119,22 @@ class FinetunedModel:
         """Description of the training labels; empty in files of earlier versions."""
         return self.facts.get("training_labels", {})
 
+    @cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """What validation says about the predictions; None in files of earlier versions."""
+        return Uncertainty.from_description(self.facts.get("uncertainty"))
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether values are the mean of several seeds; a file has a single one."""
+        return False
+
+    def outputs_and_spreads(
+        self, sequences: Sequence[str], tokens_per_batch: int | None = None
+    ) -> list[tuple[np.ndarray, None]]:
+        """Compute the outputs; a single model has no spread of seeds."""
+        return [(outputs, None) for outputs in self.outputs(sequences, tokens_per_batch)]
+
     @torch.inference_mode()
     def outputs(self, sequences: Sequence[str], tokens_per_batch: int | None = None) -> list[np.ndarray]:
         """Compute the outputs of the head, values in the unit of the target.
@@ -162,7 +180,7 @@ class FinetunedModel:
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
-        return compute_probabilities(outputs, self.task)
+        return compute_probabilities(outputs, self.task, self.uncertainty.divisor if self.uncertainty else 1.0)
 
 
 def load_finetuned(

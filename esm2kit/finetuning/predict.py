@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from esm2kit.benchmarking.uncertainty import compute_ends, describe_prediction
 from esm2kit.benchmarking.verdict import evaluate_new_predictions, log_verdict
 from esm2kit.core.checksums import write_sealed_json
 from esm2kit.core.errors import InputError, check_type
@@ -49,16 +50,18 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict labels and write them to a file.
 
     A table has one row per protein (`id`, `prediction`, and `p_<label>` for classes) or one row per residue (`id`,
-    `position` from 1, `residue`, ...). HDF5 has one dataset per protein, "0", "1", ... in the order of the FASTA file,
-    with the attribute `original_id`: (C,) or (residues, C) probabilities in float32, or values in float64. The
+    `position` from 1, `residue`, ...). Values have an interval (`lower` and `upper`), and `spread`, the standard
+    deviation over the seeds, if the model has several. HDF5 has one dataset per protein, "0", "1", ... in the order of
+    the FASTA file, with the attribute `original_id`: (C,) or (residues, C) probabilities in float32, or values in
+    float64. Intervals and spreads of values are attributes of the same names, (residues,) for a residue task. The
     attributes of the root contain the names of the columns.
 
     Args:
         config: Model, FASTA file and output file.
 
     Returns:
-        {"out", "manifest", "plot", "num_proteins", "task", "labels", "verdict", "warnings", "files"}. The plot is None
-        without `plot`.
+        {"out", "manifest", "plot", "num_proteins", "task", "labels", "uncertainty", "verdict", "warnings", "files"}.
+        The plot is None without `plot`.
 
     Raises:
         InputError: A file cannot be read, or the base is not the one of the adapters.
@@ -90,17 +93,17 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
 def _predict_blocks(
     config: PredictConfig, model: Predictor, files: list[Path], process: Process
-) -> Iterator[list[tuple[Record, np.ndarray]]]:
+) -> Iterator[list[tuple[Record, tuple[np.ndarray, np.ndarray | None]]]]:
     """Predict the records in blocks, of which each process computes a share.
 
     Yields:
-        The records of a block with their outputs, in order; an empty list on ranks other than the first.
+        The records of a block with their outputs and spreads, in order; an empty list on ranks other than the first.
     """
     records = itertools.chain.from_iterable(read_fasta(path) for path in files)
     while block := list(itertools.islice(records, PROTEINS_AT_ONCE * process.world_size)):
         own = [record.sequence for record in block[process.rank :: process.world_size]]
         with _explain_memory(config, model):
-            found = model.outputs(own, config.batch_tokens)
+            found = model.outputs_and_spreads(own, config.batch_tokens)
             if model.encoder is not None:
                 model.encoder.finish()
         shares = gather_on_rank_0(process, found)
@@ -151,6 +154,8 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], p
     manifest = build_provenance("predict", recorded, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
+    about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage)
+    about |= {"coverage": config.coverage} if model.task.target == "value" else {}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
@@ -158,8 +163,8 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], p
     summary = PredictionSummary(model.task, model.scale)
     with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
         for block in _predict_blocks(config, model, files, process):
-            for record, values in block:
-                write(record, values)
+            for record, (values, spread) in block:
+                write(record, values, spread)
                 summary.add(record.id, model.decide(values if model.task.level == "residue" else values[None]))
             progress.update(progress.done + len(block))
     plot = summary.write_plot(out.with_name(f"{out.name}.svg"), model.training_labels) if config.plot else None
@@ -169,9 +174,15 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], p
     about |= {"num_proteins": progress.done, "predictions": described, "verdict": verdict.sentence}
     write_sealed_json(path, {**about, "warnings": verdict.warnings, "provenance": manifest})
     logger.info("predicted %d proteins in %.1f s", progress.done, time.monotonic() - started)
+    logger.info("%s", about["uncertainty"])
     log_verdict(*verdict)
     result = {"out": out, "manifest": path, "plot": plot, "num_proteins": progress.done, "task": model.task.name}
-    result |= {"labels": labels, "verdict": verdict.sentence, "warnings": list(verdict.warnings)}
+    result |= {
+        "labels": labels,
+        "uncertainty": about["uncertainty"],
+        "verdict": verdict.sentence,
+        "warnings": list(verdict.warnings),
+    }
     return result | {"files": [each for each in (out, path, plot) if each is not None]}
 
 
@@ -213,23 +224,54 @@ def _write_table(
     digits = _count_digits(model.scale)
     task, per_residue = model.task, model.task.level == "residue"
     columns = [f"p_{label}" for label in about["labels"]]
+    columns += list_interval_columns(model)
     with open(part, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
         rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *columns])
 
-        def write(record: Record, outputs: np.ndarray) -> None:
+        def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
             decided = model.decide(outputs_MC)
             if task.target == "class":
                 shown = [task.labels[place] for place in decided]
             else:
                 shown = [f"{value:.{digits}g}" for value in decided]
-            probabilities_MC = model.probabilities(outputs_MC) if task.target == "class" else outputs_MC[:, :0]
-            for place, (label, probabilities_C) in enumerate(zip(shown, probabilities_MC, strict=True)):
+            if task.target == "class":
+                more = [[f"{value:.7g}" for value in row] for row in model.probabilities(outputs_MC)]
+            else:
+                numbers = compute_interval_columns(model, decided, spread, about["coverage"])
+                more = [[f"{value:.{digits}g}" for value in row] for row in numbers]
+            for place, (label, others) in enumerate(zip(shown, more, strict=True)):
                 where = [place + 1, record.sequence[place]] if per_residue else []
-                rows.writerow([record.id, *where, label, *(f"{value:.7g}" for value in probabilities_C)])
+                rows.writerow([record.id, *where, label, *others])
 
         yield write
+
+
+def list_interval_columns(model: Predictor) -> list[str]:
+    """Return the columns with the intervals of values: lower and upper, and the spread of several seeds."""
+    has_ends = model.uncertainty is not None and model.uncertainty.intervals is not None
+    return [*(["lower", "upper"] if has_ends else []), *(["spread"] if model.has_spread else [])]
+
+
+def compute_interval_columns(
+    model: Predictor, predicted_M: np.ndarray, spread: np.ndarray | None, coverage: float
+) -> np.ndarray:
+    """Compute the columns of `list_interval_columns`.
+
+    Args:
+        model: The model.
+        predicted_M: (M,) values.
+        spread: Standard deviation over seeds of the same values, None for a single seed.
+        coverage: Share of new values that the intervals should contain.
+
+    Returns:
+        (M, columns).
+    """
+    spread_M = None if spread is None else spread.reshape(-1)
+    ends = compute_ends(model.uncertainty, predicted_M, spread_M, coverage) or ()
+    columns = [*ends, *([] if spread_M is None else [spread_M])]
+    return np.stack(columns, axis=1) if columns else np.empty((len(predicted_M), 0))
 
 
 def _count_digits(scale: TargetScale) -> int:
@@ -243,14 +285,23 @@ def _write_hdf5(
     part: Path, suffix: str, model: Predictor, about: dict[str, Any], manifest: dict[str, Any]
 ) -> Iterator[Any]:
     """Yield a function that writes one dataset per protein."""
-    with h5py.File(part, "w") as file:
+    per_residue = model.task.level == "residue"
+    # attributes of more than 64 KB, the intervals of long proteins, need the format of HDF5 1.8
+    with h5py.File(part, "w", libver=("v108", "latest") if per_residue else None) as file:
         text = h5py.string_dtype()
         for name, value in about.items():
             file.attrs.create(name, value, dtype=text) if name == "labels" else file.attrs.create(name, value)
         file.attrs["provenance"] = json.dumps(to_json(manifest))
 
-        def write(record: Record, outputs: np.ndarray) -> None:
+        columns = list_interval_columns(model)
+
+        def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             dataset = file.create_dataset(str(len(file)), data=model.probabilities(outputs))
             dataset.attrs["original_id"] = record.id
+            if columns:
+                decided = model.decide(outputs if per_residue else outputs[None])
+                found = compute_interval_columns(model, decided, spread, about["coverage"])
+                for name, numbers in zip(columns, found.T, strict=True):
+                    dataset.attrs[name] = numbers if per_residue else numbers[0]
 
         yield write

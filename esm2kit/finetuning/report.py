@@ -15,11 +15,17 @@ from esm2kit.benchmarking.output import write_predictions, write_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Metric
 from esm2kit.benchmarking.scores import ScoredModel, format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.uncertainty import (
+    Uncertainty,
+    describe_test_uncertainty,
+    estimate_uncertainty,
+    keep_first_seed,
+)
 from esm2kit.benchmarking.verdict import evaluate, score_constant
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import SOURCES, FinetuneConfig
 from esm2kit.finetuning.model_file import FinetunedModel, load_finetuned
-from esm2kit.models.checkpoint import write_checkpoint
+from esm2kit.models.checkpoint import read_checkpoint, write_checkpoint
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import TOKENS_PER_BATCH
 from esm2kit.models.load import load_model
@@ -55,16 +61,56 @@ def count_scoring_tokens(config: FinetuneConfig) -> int:
     return min(TOKENS_PER_BATCH[resolve_accelerator(config)], config.tokens_per_validation_batch)
 
 
+def compute_set_outputs(
+    model: FinetunedModel, data: TaskData, set_name: str, tokens_per_batch: int | None = None
+) -> np.ndarray:
+    """Compute the outputs for the scored targets of a set (M, C), in the order of the task."""
+    rows = data.rows(set_name)
+    outputs = model.outputs([data.sequences[row] for row in rows], tokens_per_batch)
+    if data.task.level == "protein":
+        return np.stack(outputs)
+    scored = np.concatenate([data.scored[data.offsets[row] : data.offsets[row + 1]] for row in rows])
+    return np.concatenate(outputs)[scored]
+
+
 def predict_set(
     model: FinetunedModel, data: TaskData, set_name: str, tokens_per_batch: int | None = None
 ) -> np.ndarray:
     """Predict the scored targets of a set (M,), in the order of the task."""
-    rows = data.rows(set_name)
-    outputs = model.outputs([data.sequences[row] for row in rows], tokens_per_batch)
-    if data.task.level == "protein":
-        return model.decide(np.stack(outputs))
-    scored = np.concatenate([data.scored[data.offsets[row] : data.offsets[row + 1]] for row in rows])
-    return model.decide(np.concatenate(outputs)[scored])
+    return model.decide(compute_set_outputs(model, data, set_name, tokens_per_batch))
+
+
+def _predict_seeds(config: FinetuneConfig, data: TaskData, models: Sequence[Path]) -> tuple[FinetunedModel, Fitted]:
+    """Predict test and validation with the model of each seed, and add to its file what validation says about it.
+
+    Returns:
+        The last model, and the predictions of all seeds with the logits of the first.
+    """
+    device = resolve_accelerator(config)
+    precision = encoder_precision(config.precision, device)
+    runs = []
+    for path in models:
+        model = load_finetuned(path, device=device, precision=precision)
+        with explain_scoring_memory(model.encoder.config, config):
+            found = [
+                compute_set_outputs(model, data, set_name, count_scoring_tokens(config))
+                for set_name in ("test", "validation")
+            ]
+        fitted = Fitted(*(model.decide(outputs_MC)[None] for outputs_MC in found))
+        if data.task.target == "class":
+            fitted = fitted._replace(test_logits_MC=found[0], validation_logits_MC=found[1])
+        _store_uncertainty(path, estimate_uncertainty(fitted, data))
+        runs.append(fitted)
+    predicted = (np.concatenate(each) for each in zip(*((run.test_SM, run.validation_SM) for run in runs), strict=True))
+    logits = {"test_logits_MC": runs[0].test_logits_MC, "validation_logits_MC": runs[0].validation_logits_MC}
+    return model, Fitted(*predicted, **logits)
+
+
+def _store_uncertainty(path: Path, uncertainty: Uncertainty | None) -> None:
+    """Add the uncertainty to the metadata of a fine-tuned model."""
+    tensors, metadata = read_checkpoint(path)
+    facts = metadata["finetune"] | {"uncertainty": uncertainty and uncertainty.describe()}
+    write_checkpoint(path, tensors, metadata | {"finetune": facts})
 
 
 def write_finetune_report(
@@ -86,24 +132,15 @@ def write_finetune_report(
         manifest: Provenance of the run.
 
     Returns:
-        {"name", "test", "predictions", "report", "html", "verdict", "warnings"}. report and html are None without
-        `benchmark`.
+        {"name", "test", "uncertainty" (see `ReportRow`), "predictions", "report", "html", "verdict", "warnings"}.
+        report and html are None without `benchmark`.
     """
     out_dir = Path(config.out_dir)
-    test, validation = [], []
-    device = resolve_accelerator(config)
-    precision = encoder_precision(config.precision, device)
-    for path in models:
-        model = load_finetuned(path, device=device, precision=precision)
-        with explain_scoring_memory(model.encoder.config, config):
-            test.append(predict_set(model, data, "test", count_scoring_tokens(config)))
-            validation.append(predict_set(model, data, "validation", count_scoring_tokens(config)))
-    fitted = Fitted(
-        np.stack(test),
-        np.stack(validation),
-        _build_curves(histories),
-        {"epoch": [_find_best_validation(rows) for rows in histories]},
-        sum(map(_sum_seconds, histories)),
+    model, fitted = _predict_seeds(config, data, models)
+    fitted = fitted._replace(
+        history=_build_curves(histories),
+        selected={"epoch": [_find_best_validation(rows) for rows in histories]},
+        seconds=sum(map(_sum_seconds, histories)),
     )
     counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)
     base = model.facts["base"]["name"]
@@ -114,6 +151,7 @@ def write_finetune_report(
     result: dict[str, Any] = {
         "name": name,
         "test": {metric: asdict(Metric.from_score(score)) for metric, score in scored.scores.items()},
+        "uncertainty": describe_test_uncertainty(keep_first_seed(fitted), data, counts_RP, config.coverage),
         "predictions": str(out_dir / "predictions.npz"),
         "report": None,
         "html": None,
@@ -200,6 +238,7 @@ def _build_benchmark_config(config: FinetuneConfig, base: str) -> BenchmarkConfi
         untrained=config.untrained_seed is None,
         limit=config.limit,
         resamples=config.resamples,
+        coverage=config.coverage,
         device=config.accelerator,
         out_dir=out_dir,
     )

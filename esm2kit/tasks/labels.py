@@ -225,15 +225,35 @@ def decode_outputs(outputs: Tensor, task: Task) -> Tensor:
     return outputs.argmax(-1)
 
 
+def average_seeds(outputs_SNC: Tensor, task: Task) -> Tensor:
+    """Average the outputs of the seeds: (N, C) values, or logits of the mean probabilities."""
+    if len(outputs_SNC) == 1:
+        return outputs_SNC[0]
+    if task.target == "value":
+        return outputs_SNC.mean(0)
+    if task.binary_labels:
+        return torch.logit(outputs_SNC.double().sigmoid().mean(0), eps=1e-12).float()
+    return outputs_SNC.double().softmax(-1).mean(0).log().float()
+
+
 def decide_outputs(outputs: np.ndarray, task: Task) -> np.ndarray:
     """Convert outputs (..., C) to classes (int64) or values (float64)."""
     decided = decode_outputs(torch.from_numpy(outputs), task).numpy()
     return decided.astype(np.float64) if task.target == "value" else decided
 
 
-def compute_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Convert outputs (..., C) to probabilities of classes or binary labels; values are returned unchanged."""
+def compute_probabilities(outputs: np.ndarray, task: Task, temperature: float = 1.0) -> np.ndarray:
+    """Convert outputs (..., C) to probabilities of classes or binary labels; values are returned unchanged.
+
+    Args:
+        outputs: values, or logits.
+        task: the task.
+        temperature: logits are divided by it.
+
+    Returns:
+        Probabilities or values, in the type of the outputs.
+    """
     if task.target == "value":
         return outputs
-    tensor = torch.from_numpy(outputs)
+    tensor = torch.from_numpy(outputs) / temperature if temperature != 1 else torch.from_numpy(outputs)
     return (tensor.sigmoid() if task.binary_labels else tensor.softmax(-1)).numpy()

@@ -108,8 +108,14 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     else:
         constant, note = int(np.bincount(y).argmax()), "predicts the majority class of the training set"
     constants = (np.full((1, len(data.target_rows(set_name))), constant) for set_name in ("test", "validation"))
-    parameters = ProbeParameters(CONSTANT, {"bias_C": _compute_bias(data.task, y, constant)})
-    return Baseline(name, Fitted(*constants, parameters=parameters), note)
+    bias_C = _compute_bias(data.task, y, constant)
+    fitted = Fitted(*constants, parameters=ProbeParameters(CONSTANT, {"bias_C": bias_C}))
+    if data.task.target == "class":
+        test, validation = (
+            np.tile(bias_C.numpy(), (len(data.target_rows(set_name)), 1)) for set_name in ("test", "validation")
+        )
+        fitted = fitted._replace(test_logits_MC=test, validation_logits_MC=validation)
+    return Baseline(name, fitted, note)
 
 
 def _compute_bias(task: Task, y: np.ndarray, constant: float) -> Tensor:

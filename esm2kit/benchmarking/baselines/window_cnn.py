@@ -20,7 +20,7 @@ from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.labels import build_class_targets, decode_outputs
+from esm2kit.tasks.labels import average_seeds, build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale
 
 logger = logging.getLogger(__name__)
@@ -223,13 +223,17 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
             progress.update(len(tests) * config.epochs + epoch, note)
         model.load_state_dict(kept)
         for sink, set_name in ((tests, "test"), (validations, "validation")):
-            decided = decode_outputs(predict(model, set_name), data.task).numpy()
-            sink.append(scale.restore(decided) if value else decided)
+            sink.append(predict(model, set_name))
         epochs.append(best_epoch)
         history["train_loss"].append([train for train, _ in curves])
         history["validation_loss"].append([held for _, held in curves])
     progress.close()
-    return Fitted(np.stack(tests), np.stack(validations), _pad_curves(history), {"epoch": epochs})
+    outputs_SMC = [torch.stack(each) for each in (tests, validations)]
+    predicted = [decode_outputs(each, data.task).numpy() for each in outputs_SMC]
+    if value:
+        return Fitted(*map(scale.restore, predicted), _pad_curves(history), {"epoch": epochs})
+    logits = [average_seeds(each, data.task).numpy() for each in outputs_SMC]
+    return Fitted(*predicted, _pad_curves(history), {"epoch": epochs}, 0.0, None, *logits)
 
 
 def _pad_curves(history: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:

@@ -192,6 +192,9 @@ class Fitted(NamedTuple):
         selected: Settings selected on validation: the penalty, or the epoch of each seed.
         seconds: Wall time of fitting and prediction.
         parameters: The fitted probe, which can predict other proteins; None for models that are not probes.
+        test_logits_MC: Logits of the mean probabilities over seeds, for the scored test targets of classes; None for
+            values and for models without probabilities.
+        validation_logits_MC: The same for the validation targets.
     """
 
     test_SM: np.ndarray
@@ -200,6 +203,8 @@ class Fitted(NamedTuple):
     selected: dict[str, float | list[float] | list[int]] = {}  # noqa: RUF012
     seconds: float = 0.0
     parameters: ProbeParameters | None = None
+    test_logits_MC: np.ndarray | None = None
+    validation_logits_MC: np.ndarray | None = None
 
 
 def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:

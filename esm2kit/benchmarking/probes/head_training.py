@@ -18,7 +18,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
-from esm2kit.tasks.labels import build_class_targets, decode_outputs
+from esm2kit.tasks.labels import average_seeds, build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale, choose_scale
 from esm2kit.tasks.task import Task
 
@@ -125,8 +125,13 @@ def _sum_losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
     return flat.view(num_seeds, -1).sum(1)
 
 
-def _predict(rows: _BatchReader, model: SeededHead, set_name: str) -> tuple[np.ndarray, Tensor]:
-    """Return the predictions (S, M) for the targets of a set, and the mean loss of each seed (S,)."""
+def _predict(
+    rows: _BatchReader, model: SeededHead, set_name: str, logits: list[Tensor] | None = None
+) -> tuple[np.ndarray, Tensor]:
+    """Return the predictions (S, M) for the targets of a set, and the mean loss of each seed (S,).
+
+    The logits of the mean probabilities over seeds are appended to `logits`.
+    """
     model.eval()
     total, count, decided = torch.zeros(len(model.seeds), device=rows.device), 0, []
     with torch.no_grad():
@@ -135,6 +140,8 @@ def _predict(rows: _BatchReader, model: SeededHead, set_name: str) -> tuple[np.n
             total += _sum_losses(outputs, targets, rows.task)
             count += len(targets)
             decided.append(decode_outputs(outputs, rows.task))
+            if logits is not None:
+                logits.append(average_seeds(outputs, rows.task).cpu())
     predicted = torch.cat(decided, dim=1).cpu().numpy()
     if rows.task.target == "value":
         predicted = rows.scale.restore(predicted)
@@ -195,13 +202,15 @@ def fit_head(
     with torch.no_grad():
         for kept, parameter in zip(best, model.parameters(), strict=True):
             parameter.copy_(kept)
-    predicted = {}
+    predicted, logits = {}, {}
     for set_name in ("test", "validation"):
-        predicted[set_name], loss_S = _predict(rows, model, set_name)
+        parts: list[Tensor] | None = [] if targets.task.target == "class" else None
+        predicted[set_name], loss_S = _predict(rows, model, set_name, parts)
         _check_finite_loss(loss_S, config, seeds, set_name)
+        logits[f"{set_name}_logits_MC"] = torch.cat(parts).numpy() if parts else None
     parameters = _collect_parameters(rows, model, config.probe, config.hidden or width)
     selected = {"epoch": kept_epoch.tolist()}
-    return Fitted(predicted["test"], predicted["validation"], history, selected, parameters=parameters)
+    return Fitted(predicted["test"], predicted["validation"], history, selected, 0.0, parameters, **logits)
 
 
 def _collect_parameters(rows: _BatchReader, model: SeededHead, probe: str, hidden: int) -> ProbeParameters:

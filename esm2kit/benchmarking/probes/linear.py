@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,19 +98,24 @@ def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
     ones_D = torch.ones_like(shift_D)  # the weights already contain the scale of the columns
     tensors = {"shift_D": shift_D, "scale_D": ones_D, "weight_DC": weights[:-1, None], "bias_C": weights[-1:]}
     parameters = ProbeParameters("ridge", tensors, scale)
-    test, validation = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
+    (test, _), (validation, _) = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
     return Fitted(test, validation, selected={"penalty_per_row": penalty}, parameters=parameters)
 
 
-def _predict(parameters: ProbeParameters, features: Features, targets: ProbeTargets, set_name: str) -> np.ndarray:
-    """Predict the scored targets of a set, (1, M)."""
+def _predict(
+    parameters: ProbeParameters, features: Features, targets: ProbeTargets, set_name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Predict the scored targets of a set, (1, M), with the logits (M, C) of classes."""
     rows = targets.rows(set_name)
     value = targets.task.target == "value"
     out = np.empty(len(rows), dtype=np.float64 if value else np.int64)
+    logits_MC = None if value else np.empty((len(rows), targets.task.num_outputs), dtype=np.float32)
     for where, block in read_blocks(features, rows):
         outputs_SNC = parameters.outputs(block, [1] * len(block), targets.task)
         out[where] = decode_outputs(outputs_SNC[0], targets.task).numpy()
-    return out[None]
+        if logits_MC is not None:
+            logits_MC[where] = outputs_SNC[0].numpy()
+    return out[None], logits_MC
 
 
 def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
@@ -179,8 +185,11 @@ def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
     weights_XC = torch.from_numpy(flat.reshape(width + 1, outputs)).float()
     tensors = {"shift_D": mean_D, "scale_D": scale_D, "weight_DC": weights_XC[:-1], "bias_C": weights_XC[-1]}
     parameters = ProbeParameters("logistic", tensors)
-    test, validation = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
-    return Fitted(test, validation, selected={"penalty": penalty}, parameters=parameters)
+    (test, test_logits), (validation, validation_logits) = (
+        _predict(parameters, features, targets, name) for name in ("test", "validation")
+    )
+    selected: dict[str, Any] = {"penalty": penalty}
+    return Fitted(test, validation, {}, selected, 0.0, parameters, test_logits, validation_logits)
 
 
 def _class_loss(logits_NC: Tensor, targets: Tensor, task: Task) -> tuple[float, Tensor]:
