@@ -19,16 +19,18 @@ class TaskConfig:
     A stage's docstring inherits the entries below for all fields that it does not document itself.
 
     Args:
-        task: FLIP task, or the name or path of your own task (a folder or file in one of FLIP's formats).
-        split: Split of the task. Default: FLIP's default split.
+        task: FLIP task, or the name or path of your own task: a folder or file in one of FLIP's formats, or as
+            ProteinGym, biotrainer, TDC and others publish them.
+        split: Split of the task; of a file with several, its test set or its column of folds. Default: FLIP's default
+            split, or the only one.
         data_dir: Folder of the task data, arranged as <data_dir>/<task>/<file>.
         download: Download a FLIP task that is missing from data_dir.
         fasta: Sequences of the proteins in labels. Default: a column of labels holds them.
         labels: Table of your measurements instead of a task: CSV, TSV or Excel (file.xlsx:Sheet chooses a sheet).
         id: Column of labels with the names of the proteins. Default: the column that names most records of fasta.
         target: Column of the targets. Default: the only column of numbers of labels; the column target of a task.
-        set: Column of labels with train, validation or test. Default: a column with such a name, or sets as split_by
-            describes.
+        set: Column of labels with train, validation or test, or with the numbers of folds. Default: a column with such
+            a name, or sets as split_by describes.
         target_type: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task
             if both are possible.
         level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths

@@ -17,9 +17,10 @@ from esm2kit.core.paths import expand_path
 from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.letters import FileLetters, LetterCounts
 from esm2kit.tasks.config import TaskConfig
-from esm2kit.tasks.files import Source, TaskRecord, read_description, read_split
+from esm2kit.tasks.files import Source, TaskRecord, parse_split_name, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
-from esm2kit.tasks.infer import find_custom_task, infer_task
+from esm2kit.tasks.infer import SPLITS_FOLDER, find_custom_task, infer_task
+from esm2kit.tasks.kinds import describe_own_format, find_task_table
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
 from esm2kit.tasks.labels_table import LabelRecords, read_labels
 from esm2kit.tasks.metrics import unpack_bits
@@ -210,12 +211,19 @@ def load_task(
             )
     else:
         folder, split, file = find_custom_task(task, split, data_dir)
+        found = find_task_table(folder, split, file)
+        if found is not None:
+            kinds = {"target_type": target_type, "level": level, "target": target}
+            if pooled:
+                return load_pooled_labels(found.path, set=found.set_column or None, **kinds)
+            chosen = {"split_by": split_by, "identity": identity, "split_seed": split_seed}
+            return load_labels(found.path, set=found.set_column or None, **kinds, **chosen)
     rows, sources, dropped, unread = read_split(folder, split, file, target, needs_sets=not pooled)
     inferred: tuple[str, ...] = ()
     given = Counter(row.set for row in rows)
     rows = _halve(rows) if pooled else rows
     if spec is None:
-        name = split if file else folder.name
+        name = _name_task(folder, file)
         declared = read_description(folder, name)
         if target is not None:
             name, declared = f"{name}_{format_column_name(target)}", {"unit": split_unit(target)[1]} | declared
@@ -227,13 +235,9 @@ def load_task(
         notes.append(f"FLIP marks this split {spec.splits[split].light}: do not use it to compare models")
     known_before = len(notes)
     notes += inferred
-    if unread:
-        what = "columns" if sources["split"].is_table else "header fields"
-        notes.append(f"{what} that are not read: {', '.join(unread)}")
-    if dropped:
-        notes.append(
-            f"{dropped} records of {sources['split'].path.name} belong to no set of this split and were dropped"
-        )
+    if spec is not TASKS.get(spec.name):
+        logger.info("%s", describe_own_format(sources["split"], "sequences" in sources, target))
+    notes += _note_left_out(sources["split"], unread, dropped)
     if spec.level == "protein" and (masked := sum(row.mask is not None for row in rows)):
         notes.append(f"the masks of {masked} records are not used, because a mask belongs to targets per residue")
     data, unmeasured = _pack_targets(spec, split, rows, sources)
@@ -245,6 +249,19 @@ def load_task(
     if task not in TASKS and not len(data.rows("validation")):
         data = _choose_validation(data, split_by, identity, notes, split_seed)
     return _finish(data, notes, sources["split"], known_before)
+
+
+def _note_left_out(source: Source, unread: tuple[str, ...], dropped: int) -> list[str]:
+    """Note the columns or fields, the other test sets and the records that are not read."""
+    notes = []
+    if unread:
+        what = "columns" if source.is_table else "header fields"
+        notes.append(f"{what} that are not read: {', '.join(unread)}")
+    if source.test_set:
+        notes.append(f"the test set is {source.test_set}; those of other names are left out")
+    if dropped:
+        notes.append(f"{dropped} records of {source.path.name} belong to no set of this split and were dropped")
+    return notes
 
 
 def _finish(data: TaskData, notes: list[str], source: Source, known_before: int = 0) -> TaskData:
@@ -318,6 +335,7 @@ def _pack_labels(
     name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_name(found.target)}"
     declared = {"unit": split_unit(found.target)[1]}
     task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared)
+    task = dataclasses.replace(task, variants=found.variants)
     data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
     data = dataclasses.replace(data, files={kind: source.path for kind, source in found.files.items()})
     notes = [*found.notes, *inferred, *_check_letters(data)]
@@ -359,8 +377,15 @@ def _pool(data: TaskData, notes: list[str], given: Counter[str]) -> TaskData:
 
 
 def _strip_suffixes(path: Path) -> str:
-    """Return the name of a table without its suffixes."""
-    return Path(path.name.removesuffix(".gz")).stem
+    """Return the name of a table without its suffixes; that of a folder with a file per set is its own."""
+    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+
+
+def _name_task(folder: Path, file: Path | None) -> str:
+    """Name a custom task after its file, or else its folder; FLIP2's folders of splits are in that of the data set."""
+    if file is not None:
+        return parse_split_name(file.name) or file.name
+    return folder.absolute().parent.name if folder.name == SPLITS_FOLDER else folder.name
 
 
 def load_task_of(config: TaskConfig) -> TaskData:
@@ -395,12 +420,42 @@ def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData
     Raises:
         InputError: the task, the split or a record is invalid, or there are several targets.
     """
-    target = _get_target(config)
+    kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
     if config.labels is None:
-        kinds = {"target": target, "target_type": config.target_type, "level": config.level}
         return load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
-    found = read_labels(config.labels, config.fasta, config.id, target, config.set, config.target_type, others)
-    data, notes = _pack_labels(found, _halve(found.rows), config.target_type, config.level)
+    return load_pooled_labels(config.labels, config.fasta, config.id, set=config.set, **kinds, others=others)
+
+
+def load_pooled_labels(
+    labels: Path,
+    fasta: Path | None = None,
+    id: str | None = None,
+    target: str | None = None,
+    set: str | None = None,
+    target_type: Target | None = None,
+    level: Level | None = None,
+    others: Sequence[str] = (),
+) -> TaskData:
+    """Load all proteins of a table of labels, for cross-validation; none needs a set.
+
+    Args:
+        labels: as for `load_labels`.
+        fasta: as for `load_labels`.
+        id: as for `load_labels`.
+        target: as for `load_labels`.
+        set: as for `load_labels`.
+        target_type: as for `load_labels`.
+        level: as for `load_labels`.
+        others: columns that are not the target, such as folds or groups.
+
+    Returns:
+        The checked task, with all proteins in train.
+
+    Raises:
+        InputError: a file, a column or a row is invalid, or nothing matches.
+    """
+    found = read_labels(labels, fasta, id, target, set, target_type, others, pooled=True)
+    data, notes = _pack_labels(found, _halve(found.rows), target_type, level)
     return _pool(data, notes, Counter(row.set for row in found.rows))
 
 
@@ -596,8 +651,8 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
             )
     known = {"train": expected.train, "validation": expected.validation, "test": expected.test}
     wrong = {name: size for name, size in known.items() if size is not None and sizes[name] != size}
-    official = task.name in TASKS and not wrong
-    if task.name in TASKS and wrong:
+    official = TASKS.get(task.name) == task and not wrong
+    if TASKS.get(task.name) == task and wrong:
         sizes_found = ", ".join(f"{name} {sizes[name]} instead of {size}" for name, size in wrong.items())
         notes.append(f"set sizes differ from FLIP's ({sizes_found}): not comparable with published scores")
     fitted, tested = (np.flatnonzero(chosen) for chosen in (data.sets != "test", data.sets == "test"))

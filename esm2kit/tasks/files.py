@@ -40,12 +40,14 @@ KEY = rf"[A-Z_][A-Z0-9_]*|(?i:{'|'.join(FIELDS + PAIR_FIELDS)})"
 ATTRIBUTE = re.compile(rf"(?:^|\s)({KEY})=(.*?)(?=\s+(?:{KEY})=|\s*$)")
 SETS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 SETS |= {"training": "train", "dev": "validation", "testing": "test"}
+NUMBERED_TEST = re.compile(r"test[-_ .]?\w+")  # biotrainer's further test sets
 # Records outside the split: FLIP's `nan`, biotrainer's `pred`, an empty CSV cell.
 DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
 # also as spreadsheets write them in German and French
 TRUE, FALSE = {"true", "1", "yes", "wahr", "vrai"}, {"false", "0", "no", "", "nan", "none", "falsch", "faux"}
 # Suffixes of a split's file, in order of preference.
-ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", ".csv", ".csv.gz")
+TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".tab", ".tab.gz")
+ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", *TABLE_ENDINGS)
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30
 # The line that Excel reads, and some programs write, before the header of a table.
@@ -57,10 +59,17 @@ MAX_ZIP_RATIO = 400
 
 
 class Source(NamedTuple):
-    """A file, or a member of a zip."""
+    """A file, or a member of a zip.
+
+    Args:
+        path: of the file.
+        member: name in the zip.
+        test_set: the test set that is read of a file with several; empty if it has one, named test.
+    """
 
     path: Path
     member: str | None = None
+    test_set: str = ""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
@@ -68,7 +77,7 @@ class Source(NamedTuple):
     @property
     def is_table(self) -> bool:
         """Whether the file is a CSV, so that messages mention columns instead of FASTA headers."""
-        return (self.member or self.path.name).endswith((".csv", ".csv.gz"))
+        return (self.member or self.path.name).endswith(TABLE_ENDINGS)
 
 
 class TaskRecord(NamedTuple):
@@ -360,13 +369,16 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
         InputError: the set or the flag is unknown.
     """
     name, flag = set_name.strip().lower(), validation.strip().lower()
+    if source.test_set:  # of several test sets, the others are left out
+        name = "test" if name == source.test_set.lower() else "" if is_test_set(name) else name
     if name in DROPPED_SETS:
         return None
     if name not in SETS:
         found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
+        further = f" If it is one of several test sets, choose one, such as --split {set_name}."
         raise InputError(
             f"{source}: record {row_id!r} has {found}. Use train, val or test, or leave the set empty to omit the "
-            "record. A second test set needs a file of its own.",
+            f"record.{further if is_test_set(name) else ''}",
             code="task.set",
             record=row_id,
             found=set_name,
@@ -388,6 +400,21 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
             found=(set_name, validation),
         )
     return "validation" if flag in TRUE else SETS[name]
+
+
+def is_test_set(name: str) -> bool:
+    """Whether a set that is neither train nor validation may be one of several test sets, such as test2 or casp12.
+
+    Args:
+        name: of the set.
+
+    Returns:
+        False for one that is probably a misspelt train, validation or test.
+    """
+    name = name.strip().lower()
+    if name in DROPPED_SETS or (name in SETS and SETS[name] != "test"):
+        return False
+    return name in SETS or bool(NUMBERED_TEST.fullmatch(name)) or find_closest(name, list(SETS), 0.75) is None
 
 
 def check_sequence(row_id: str, sequence: str, source: Source) -> str:
@@ -625,7 +652,7 @@ def read_split(
 
     Args:
         folder: of the split and, for a residue task, of its other files.
-        split: name of the split.
+        split: name of the split; of the test set, if the file has another name.
         file: of the split. None selects the first one of that name in the folder.
         target: column or header field of the targets. None is the one named target.
         needs_sets: whether every record must have a set. One without is in train otherwise.
@@ -636,7 +663,10 @@ def read_split(
     Raises:
         InputError: there is no file of that name, or a record is invalid.
     """
-    source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
+    inner = "" if file is None or split == parse_split_name(file.name) else split
+    source = (
+        Source(file, test_set=inner) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
+    )
     if source is None:
         raise InputError(
             f"{folder} contains neither {split}.fasta nor {split}.csv, nor a zip archive with one of them.",

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, get_args
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.sequences.pipes import is_pipe
-from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_split_names, parse_split_name
+from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_source, parse_split_name
 from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.kinds import SET_COLUMN, check_readable, find_set_files, list_inner_splits, list_splits
 from esm2kit.tasks.labels import UNMEASURED, has_comma, is_integer, is_number, split_residue_labels
 from esm2kit.tasks.metrics import CLASS_METRICS, VALUE_METRICS
 from esm2kit.tasks.task import Level, Split, Target, Task
@@ -19,6 +20,7 @@ from esm2kit.tasks.task import Level, Split, Target, Task
 MAX_INTEGER_CLASSES = 20
 # Alphabets of residue labels have fewer letters, such as the 20 states of 3Di.
 MAX_LABEL_LETTERS = 25
+SPLITS_FOLDER = "splits"  # of a data set of FLIP2
 # Integers of more digits are not measurements.
 MEASUREMENT = re.compile(r"[+-]?(0|[1-9]\d{0,14})", re.ASCII)
 # Digits in groups of three: 1 500, 1'500, 1_500.
@@ -54,6 +56,7 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
         )
     named = (f"{task}{ending}" for ending in ("", *ENDINGS))
     for path in (*(data_dir / name for name in named), Path(task)):
+        check_readable(path)
         if path.is_file():
             only = parse_split_name(path.name)
             if only is None:
@@ -63,17 +66,16 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
                     path=path,
                 )
             if split not in (None, only):
-                raise InputError(
-                    f"{path} is the file of split {only!r}, not of {split!r}. Omit split, or specify the folder.",
-                    code="task.one-split",
-                    split=split,
-                    found=only,
-                    path=path,
-                )
-            return path.parent, only, path
+                _check_inner_split(path, only, split)
+            return path.parent, split or only, path
         if path.is_dir():
-            names = find_split_names(path)
+            path = _find_splits_folder(path)
+            names = list_splits(path)
+            if split is None and len(names) > 1 and find_set_files(path):
+                return path, SET_COLUMN, path
             if not names:
+                for inside in sorted(path.iterdir()):
+                    check_readable(inside)
                 files = sorted(file.name for file in path.iterdir())
                 found = f"has no split, only {', '.join(files[:5])}{', ...' if len(files) > 5 else ''}"
                 raise InputError(
@@ -88,6 +90,11 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
                     allowed=tuple(names),
                     path=path,
                 )
+            if len(names) == 1 and split not in (None, names[0]):  # one of several test sets, or columns of folds
+                source = find_source(path, tuple(f"{names[0]}{ending}" for ending in ENDINGS))
+                if source is not None and source.member is None:
+                    _check_inner_split(source.path, names[0], split)
+                    return path, split, source.path
             return path, split or names[0], None
     paths = sorted(data_dir.iterdir()) if data_dir.is_dir() else []
     custom = [path.name if path.is_dir() else parse_split_name(path.name) for path in paths]
@@ -101,6 +108,27 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
         name=task,
         nearest=find_closest(task, known),
     )
+
+
+def _check_inner_split(path: Path, only: str, split: str) -> None:
+    """Raise InputError if a file is not that of the split and has no test set or column of folds of that name."""
+    inner = list_inner_splits(path)
+    if split not in inner:
+        fix = f"choose one of {', '.join(inner)}" if inner else "specify the folder"
+        raise InputError(
+            f"{path} is the file of split {only!r}, not of {split!r}. Omit split, or {fix}.",
+            code="task.one-split",
+            split=split,
+            found=only,
+            allowed=tuple(inner),
+            path=path,
+        )
+
+
+def _find_splits_folder(path: Path) -> Path:
+    """Return the folder of a task's splits: FLIP2 has one named splits for each data set."""
+    inner = path / SPLITS_FOLDER
+    return inner if inner.is_dir() and not list_splits(path) else path
 
 
 class Inferred(NamedTuple):

@@ -1,7 +1,6 @@
 """Join a table of measurements with the sequences of a FASTA file, or with those in the table itself."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -11,10 +10,19 @@ from typing import NamedTuple
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
-from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.files import DROPPED_SETS, SETS, Source, TaskRecord, check_sequence, parse_set
+from esm2kit.tasks.kinds import (
+    NATIVE,
+    TableKind,
+    describe_kind,
+    find_kind,
+    find_set_files,
+    has_sequences,
+    read_folds_as_sets,
+    read_set_files,
+)
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
@@ -28,8 +36,6 @@ VALIDATION_NAMES = {"validation", "is_validation"}
 FOLD_NAMES = {"fold", "folds"}
 TARGET_NAMES = {"target", "label", "value", "y", "measurement", "class"}
 ID_NAMES = {"id", "protein", "name", "accession", "entry", "protein id", "protein_id", "uniprot", "identifier"}
-SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
-FEWEST_LETTERS = 8  # in a column of sequences
 SHORTEST = 20  # residues of the median sequence in a column whose name does not contain "seq"
 EXAMPLES = 3
 
@@ -44,6 +50,7 @@ class LabelRecords(NamedTuple):
         set_column: name of the column of the sets; empty without one.
         files: "labels" and, if there is one, "fasta".
         notes: what was read from where, joined and left out.
+        variants: whether all proteins are variants of one wild type, by the kind of the table.
     """
 
     rows: list[TaskRecord]
@@ -51,6 +58,7 @@ class LabelRecords(NamedTuple):
     set_column: str
     files: dict[str, Source]
     notes: list[str]
+    variants: bool = False
 
 
 class _Columns(NamedTuple):
@@ -71,6 +79,7 @@ def read_labels(
     set: str | None = None,
     target_type: Target | None = None,
     others: Sequence[str] = (),
+    pooled: bool = False,
 ) -> LabelRecords:
     """Read a table of labels and join it with the sequences.
 
@@ -82,6 +91,7 @@ def read_labels(
         set: column with train, validation or test. None is one with such a name, if there is one.
         target_type: "class" leaves numbers as they are written.
         others: columns that are not the target, such as folds or groups. Columns named fold never are.
+        pooled: for cross-validation: columns of folds are not sets.
 
     Returns:
         The records, without proteins that have no value.
@@ -96,9 +106,20 @@ def read_labels(
                 code="labels.pipe",
                 path=path,
             )
-    table = read_table(expand_path(labels))
+    path = expand_path(labels)
+    set_files = find_set_files(path) if path.is_dir() else {}
+    table = read_set_files(set_files) if set_files else read_table(path)
+    kind = find_kind(table)
     files = find_fasta_files(fasta) if fasta is not None else []
     records = _read_records(files)
+    kind_line = []
+    if kind is not None and kind is not NATIVE:
+        id = id or (kind.id if kind.id in table.columns and fasta is None else None)
+        target = target or kind.target
+        if not pooled:
+            set = set or _choose_set_column(table, kind)
+            table = table if set is None else read_folds_as_sets(table, set)
+        kind_line = [describe_kind(kind, table, target, set or "")]
     sequence = _find_sequence_column(table, id, target, required=fasta is None)
     id_place, matches = _match_ids(table, records, fasta, id, sequence)
     set_place = _find_set_column(table, set)
@@ -111,12 +132,34 @@ def read_labels(
     if fasta is not None and sequence >= 0:
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
-    notes += _note_unread_sets(table, columns)
-    notes += _note_unread_sets(table, columns)
+    notes = [*kind_line, *notes, *_note_unread_sets(table, columns)]
     names = ["fasta"] if len(files) == 1 else [f"fasta/{file.name}" for file in files]
-    sources = {"labels": Source(table.path)} | dict(zip(names, map(Source, files), strict=True))
+    sources = {f"labels/{path.name}": Source(path) for path in set_files.values()}
+    sources = {"labels": Source(table.path)} | sources | dict(zip(names, map(Source, files), strict=True))
     set_column = table.columns[columns.set] if columns.set >= 0 else ""
-    return LabelRecords(rows, table.columns[columns.target], set_column, sources, notes)
+    variants = kind is not None and kind.variants
+    return LabelRecords(rows, table.columns[columns.target], set_column, sources, notes, variants)
+
+
+def _choose_set_column(table: Table, kind: TableKind) -> str | None:
+    """Choose the column of the sets of a table of a kind.
+
+    Returns:
+        Its own, or its only column of folds; None without one.
+
+    Raises:
+        InputError: there are several columns of folds.
+    """
+    folds = kind.list_folds(table)
+    if len(folds) > 1:
+        raise InputError(
+            f"{table.path} is {kind.name} with the folds {', '.join(folds)}. Choose one: --folds {folds[0]} for "
+            f"cross-validation, --split {folds[0]} for one split of a task, or --set {folds[0]} for labels.",
+            code="task.which-split",
+            allowed=tuple(folds),
+            path=table.path,
+        )
+    return kind.set or next(iter(folds), None)
 
 
 def _read_records(files: Sequence[Path]) -> list[Record]:
@@ -136,13 +179,8 @@ def _find_sequence_column(table: Table, id: str | None, target: str | None, requ
     """
     found = []
     for place, name in enumerate(table.columns):
-        cells = ["".join(cell.split()) for cell in table.cells(place) if cell]
-        few = len(set("".join(cells).upper())) < FEWEST_LETTERS  # such as the labels H, E and C of residues
-        if (
-            name in (id, target)
-            or few
-            or 10 * sum(SEQUENCE.fullmatch(cell) is not None for cell in cells) < 9 * len(cells)
-        ):
+        cells = [cell for cell in table.cells(place) if cell]
+        if name in (id, target) or not has_sequences(cells):
             continue
         if "seq" in name.lower() or sorted(map(len, cells))[len(cells) // 2] >= SHORTEST:
             found.append(place)
@@ -251,15 +289,6 @@ def _find_set_column(table: Table, name: str | None) -> int:
             if sum(cell in SETS for cell in cells) * 2 > sum(cell not in DROPPED_SETS for cell in cells):
                 return place
     return -1
-
-
-def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
-    """Note a column that has the name of a column of sets and is not read as one."""
-    return [
-        f"column {name!r} is not read as sets, because most of its cells are none of {', '.join(SETS)}"
-        for place, name in enumerate(table.columns)
-        if columns.set < 0 and name.lower() in SET_NAMES and place not in columns
-    ]
 
 
 def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:

@@ -173,6 +173,24 @@ def read_table(path: Path) -> Table:
     return Table(path, columns, rows, separator, notes)
 
 
+def parse_table(text: str, path: Path) -> Table:
+    """Parse the text of a table, or its first lines.
+
+    Args:
+        text: the text.
+        path: of its file, for messages.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: it is not a table.
+    """
+    lines, separator = _split_text(text, path)
+    columns, rows = _find_header(lines, path)
+    return Table(path, columns, rows, separator)
+
+
 def decode_text(path: Path) -> tuple[str, tuple[str, ...]]:
     """Decode a text file, which may be compressed by gzip.
 

@@ -209,7 +209,7 @@ def test_a_value_with_spaces_ends_at_the_next_key():
 
 @pytest.mark.parametrize("name", ["nan", "", "None", "pred"])
 def test_a_record_without_a_set_is_dropped(name, tmp_path):
-    assert parse_set("a", name, "False", tmp_path) is None
+    assert parse_set("a", name, "False", Source(tmp_path)) is None
 
 
 def changed(name, old, new):

@@ -353,7 +353,7 @@ def test_a_third_test_set_is_refused(tmp_path, name):
     (tmp_path / "t.csv").write_text(f"sequence,target,set\nMKV,1.5,train\nMKL,2.5,val\nMKI,3,test\nMKW,4,{name}\n")
     with refused("task.set", found=name) as caught:
         load_task("t", None, tmp_path)
-    assert "A second test set needs a file of its own" in str(caught.value)
+    assert f"--split {name}" in str(caught.value)
 
 
 def test_a_sequences_file_beside_a_task_with_targets_is_not_read(tmp_path):

@@ -17,8 +17,8 @@ from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import is_fasta_name, read_fasta
 from esm2kit.tasks.data import TaskData, load_labels, load_task
 from esm2kit.tasks.download import is_downloaded
-from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.kinds import list_splits
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.task import Split, Task
 
@@ -165,7 +165,7 @@ def _list_splits(task: str, folder: Path) -> list[str]:
     if task in TASKS:
         return list(TASKS[task].splits)
     try:
-        return find_split_names(folder / task) if (folder / task).is_dir() else []
+        return list_splits(folder / task) if (folder / task).is_dir() else []
     except InputError:
         return []  # a damaged zip: the card shows the error
 
