@@ -1,49 +1,68 @@
-"""Compare the pairs of relatives that shared 4-mers find with edit distances and with MMseqs2's groups.
+"""Compare the groups of k-mers with alignments and with MMseqs2's groups, and the sets that are made of them.
 
-Prints, per identity: the share of pairs with that identity or more that 4-mers find, the share of pairs 20 points below
-it that they find as well, and the number of groups of either method. Only pairs of similar length are compared, because
-an edit distance counts the residues that the longer sequence has in addition.
+Prints, per identity and method: the number of groups, the pairs of different sets that were aligned and the similar ones
+among them before the groups were merged, and the time. If MMseqs2 is installed: how many of the pairs that are in one
+group by either method are in one group by both.
 """
 
 import argparse
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist
 
 from esm2kit.sequences.fasta import read_fasta
-from esm2kit.sequences.similarity import find_similar_pairs, group_by_identity, group_by_kmers
+from esm2kit.sequences.similarity import group_by_identity
+from esm2kit.tasks.split import SHARES, assign_sets
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
+
+
+def count_pairs(groups: list) -> int:
+    """Count the pairs of proteins that are in one group."""
+    return sum(size * (size - 1) // 2 for size in Counter(groups).values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fasta", type=Path, nargs="+", default=[SAMPLE / "ur90_ur50_sampler.fasta"])
+    parser.add_argument("--identity", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9])
+    parser.add_argument("--methods", nargs="+", default=["kmers", "mmseqs"])
+    parser.add_argument("--most", type=int, default=None, help="proteins, as a random sample")
+    parser.add_argument("--max_cells", type=float, default=3e9)
     arguments = parser.parse_args()
     sequences = sorted({record.sequence for path in arguments.fasta for record in read_fasta(path)})
-    lengths = np.array([len(sequence) for sequence in sequences])
-    alike_SS = np.minimum.outer(lengths, lengths) > 0.8 * np.maximum.outer(lengths, lengths)
-    pair_SS = np.triu(alike_SS, 1)
-    identity_SS = cdist(sequences, sequences, scorer=Levenshtein.normalized_similarity)
-    print(f"{len(sequences)} sequences, {pair_SS.sum():,} pairs of similar length")
-    for identity in (0.5, 0.6, 0.7, 0.8):
-        start = time.perf_counter()
-        found_SS = np.zeros(pair_SS.shape, dtype=bool)
-        found_SS[tuple(find_similar_pairs(sequences, identity))] = True
-        seconds = time.perf_counter() - start
-        above, below = pair_SS & (identity_SS >= identity), pair_SS & (identity_SS < identity - 0.2)
-        line = f"identity {identity}: found {found_SS[above].mean():.4f} of {above.sum():,} pairs above, "
-        line += f"{found_SS[below].mean():.6f} of {below.sum():,} pairs below {identity - 0.2:.1f}; "
-        print(line + f"{group_by_kmers(sequences, identity).max() + 1} groups in {seconds:.1f} s", end="")
-        if shutil.which("mmseqs"):
-            start = time.perf_counter()
-            groups = len(set(group_by_identity(sequences, identity).numbers.tolist()))
-            print(f"; MMseqs2 {groups} groups in {time.perf_counter() - start:.1f} s", end="")
-        print()
+    if arguments.most:
+        chosen = np.random.default_rng(0).choice(len(sequences), min(arguments.most, len(sequences)), replace=False)
+        sequences = [sequences[row] for row in sorted(chosen)]
+    print(f"{len(sequences):,} sequences of {np.median([len(each) for each in sequences]):.0f} residues in the median")
+    methods = [method for method in arguments.methods if method != "mmseqs" or shutil.which("mmseqs")]
+    for identity in arguments.identity:
+        found = {}
+        for method in methods:
+            start, used = time.perf_counter(), time.process_time()
+            groups = group_by_identity(sequences, identity, method=method)
+            grouped = time.perf_counter() - start
+            found[method] = groups.numbers.tolist()
+            assigned = assign_sets(
+                sequences, np.zeros(len(sequences), int), SHARES, "identity", identity, method=method,
+                max_cells=int(arguments.max_cells),
+            )  # fmt: skip
+            check = assigned.check
+            print(
+                f"identity {identity} {groups.tool}: {groups.numbers.max() + 1} groups in {grouped:.1f} s; sets: "
+                f"{check.num_aligned:,} of {check.num_pairs:,} pairs aligned, complete {check.complete}, "
+                f"{assigned.groups.max() + 1} groups; {time.perf_counter() - start:.1f} s in all, "
+                f"{time.process_time() - used:.1f} s of this process"
+            )
+        if len(found) == 2:
+            first, second = found.values()
+            both = count_pairs(list(zip(first, second, strict=True)))
+            either = count_pairs(first) + count_pairs(second) - both
+            only = {name: count_pairs(groups) - both for name, groups in found.items()}
+            print(f"identity {identity}: {both:,} of {either:,} pairs of a group are those of both; only {only}")
 
 
 if __name__ == "__main__":

@@ -5,28 +5,25 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from esm2kit.core.processes import count_cores
+from esm2kit.sequences.alignment import CHANCE as CHANCE_OF_ONE
+from esm2kit.sequences.alignment import build_aligner, can_align, replace_rare
 from esm2kit.sequences.alphabet import STANDARD_RESIDUES
-from esm2kit.sequences.similarity import CHANCE as CHANCE_OF_FOUR
-from esm2kit.sequences.similarity import K as FOUR
 
 logger = logging.getLogger(__name__)
 
 WORD = 3  # residues per word, by which the candidates for alignments are chosen
-CHANCE = CHANCE_OF_FOUR ** (WORD / FOUR)  # probability that two random words are equal
+CHANCE = CHANCE_OF_ONE**WORD  # probability that two random words are equal
 MAX_REFERENCE = 100_000  # proteins whose words are in memory
-MAX_CELLS = 25_000_000  # of an alignment: 5,000 x 5,000 residues need 25 MB and a second
 # As blastp: a gap of n residues costs 11 + n.
 OPEN_GAP, EXTEND_GAP = -12.0, -1.0
 _BLOCK = 64
-_REPLACED = str.maketrans({"U": "C", "O": "K", "J": "X"})  # not in BLOSUM62
 
 
 class Hits(NamedTuple):
@@ -68,26 +65,9 @@ def compute_composition(sequences: Sequence[str]) -> np.ndarray:
     return shares_PA
 
 
-@cache
-def _build_aligner() -> Any:
-    from Bio.Align import PairwiseAligner, substitution_matrices  # slow import
-
-    return PairwiseAligner(
-        mode="local",
-        substitution_matrix=substitution_matrices.load("BLOSUM62"),
-        open_gap_score=OPEN_GAP,
-        extend_gap_score=EXTEND_GAP,
-    )
-
-
-def can_align(first: str, second: str) -> bool:
-    """Return whether two sequences are short enough for an alignment."""
-    return 0 < len(first) * len(second) <= MAX_CELLS
-
-
 def score_alignment(first: str, second: str) -> float:
     """Score the best local alignment of two sequences, in half bits of BLOSUM62 (Smith and Waterman 1981)."""
-    return float(_build_aligner().score(first.translate(_REPLACED), second.translate(_REPLACED)))
+    return float(build_aligner(OPEN_GAP, EXTEND_GAP).score(replace_rare(first), replace_rare(second)))
 
 
 def compute_identity(first: str, second: str) -> float | None:
@@ -105,7 +85,8 @@ def compute_identity(first: str, second: str) -> float | None:
         return 1.0
     if not can_align(first, second):
         return None
-    best = next(iter(_build_aligner().align(first.translate(_REPLACED), second.translate(_REPLACED))), None)
+    aligner = build_aligner(OPEN_GAP, EXTEND_GAP)
+    best = next(iter(aligner.align(replace_rare(first), replace_rare(second))), None)
     if best is None:  # no pair of residues has a positive score
         return 0.0
     equal = sum(

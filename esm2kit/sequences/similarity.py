@@ -1,155 +1,387 @@
-"""Group similar sequences, so that a split can keep close relatives in one set.
+"""Group similar proteins, so that a split can keep close relatives in one set.
 
-MMseqs2 aligns them if it is installed. Otherwise sequences are compared by the k-mers that they share. In both cases
-groups are connected components: every pair that is found similar is in one group.
+MMseqs2 finds the similar pairs if it is installed. Otherwise candidates are found by the k-mers that they share, and
+aligned. In both cases groups are connected components: every pair that is found similar is in one group. Neither method
+compares all pairs, so `SimilarityGroups.find_pairs_across` aligns proteins of different sets afterwards.
 """
 
 import logging
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import cdist
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.processes import count_cores
+from esm2kit.core.progress import Progress
+from esm2kit.sequences.alignment import CHANCE, COVERAGE, Criterion, are_similar, can_align
 
 logger = logging.getLogger(__name__)
 
+Method = Literal["auto", "mmseqs", "kmers"]
+
 K = 4  # residues per k-mer: 160,000 possible ones, so that unrelated proteins share few
-# Probability that two random k-mers are equal: the sum of squared residue frequencies in UniProt to the power K
-CHANCE = 0.0587**K
-MIN_IDENTITY = 0.4  # below it k-mers do not separate relatives from unrelated proteins
-MAX_SEQUENCES = 10_000  # compared by k-mers, whose time grows with the square
+CHANCE_OF_KMER = CHANCE**K  # probability that two random k-mers are equal
+# At an identity of p a share p^K of the k-mers survives independent substitutions. Pairs with this part of it are
+# aligned to find groups, and pairs with the smaller part if they are in different sets: of 1,268 pairs of UniProt
+# proteins between 0.5 and 0.75 of it, 3 are similar.
+GROUPING_PART, CHECKING_PART = 0.7, 0.35
+FEW_KMERS = 40  # sequences with fewer are candidates by one shared k-mer, others by two
+MAX_SEQUENCES = 200_000  # whose k-mers are in memory
+# Below this identity relatives share hardly more k-mers than unrelated proteins, so that all pairs have to be aligned.
+MIN_IDENTITY, MAX_ALL_ALIGNED = 0.4, 2_000
 MIN_ALIGNED = 30  # residues; MMseqs2's prefilter finds few hits between shorter sequences
-COVERAGE = 0.8  # of the shorter sequence, in alignments
-_BLOCK = 256
+SENSITIVE_BELOW = 0.5  # identity below which MMseqs2 searches with its highest sensitivity
+MAX_HITS = 2000  # per protein in MMseqs2's prefilter, whose default of 20 divides large families
+# Longest common subsequences are computed as bits of words: cells per cell of an alignment that takes the same time.
+CELLS_OF_SUBSEQUENCE = 400
+MAX_CANDIDATES = 2_000_000  # pairs that are kept to be aligned if they are in different sets
+# Cells of the alignments between sets, by default; 100 million need about a second.
+MAX_CELLS = 3_000_000_000
+_CELLS_PER_BLOCK = 6_000_000
 
 
-class Groups(NamedTuple):
-    """Groups of similar sequences.
+class Candidates(NamedTuple):
+    """Pairs of proteins that may be similar.
 
     Args:
-        numbers: (S,) group of each sequence.
-        method: how they were found, as words of a sentence.
+        first_N: (N,) rows of the proteins that come first.
+        second_N: (N,) rows of the others; each is greater than the first one of its pair.
+        excess_N: (N,) shared k-mers without those by chance, as a share of what similar proteins share.
     """
 
-    numbers: np.ndarray
-    method: str
+    first_N: np.ndarray
+    second_N: np.ndarray
+    excess_N: np.ndarray
+
+    def select(self, chosen: np.ndarray) -> "Candidates":
+        """Return the pairs at these places, or with True."""
+        return Candidates(*(values[chosen] for values in self))
+
+    def sort(self) -> "Candidates":
+        """Return the pairs in falling order of the excess."""
+        return self.select(np.lexsort((self.second_N, self.first_N, -self.excess_N)))
 
 
-def group_by_identity(sequences: Sequence[str], identity: float) -> Groups:
+class SetCheck(NamedTuple):
+    """The comparison of proteins of different sets.
+
+    Args:
+        pairs: similar proteins in different sets.
+        num_pairs: pairs of proteins of different sets.
+        num_aligned: of them, those that were aligned, in this check or an earlier one.
+        complete: whether every pair was aligned, or excluded because it has too few equal residues in any alignment.
+    """
+
+    pairs: list[tuple[int, int]]
+    num_pairs: int
+    num_aligned: int
+    complete: bool
+
+
+class SimilarityGroups:
+    """Groups of similar sequences; every similar pair that is found later merges two groups.
+
+    Args:
+        sequences: S different sequences in upper case.
+        identity: least share of equal residues in the columns of the alignment.
+        coverage: least share of the shorter sequence that is aligned.
+    """
+
+    def __init__(self, sequences: Sequence[str], identity: float, coverage: float = COVERAGE) -> None:
+        self.sequences = sequences
+        self.criterion = Criterion(identity, coverage, len(sequences))
+        self.method = ""  # how the groups were found, as words of a sentence
+        self.tool: Literal["MMseqs2", "k-mers"] = "k-mers"
+        self._parent_S = np.arange(len(sequences))
+        self._candidates: Candidates | None = None
+        self._rejected: set[tuple[int, int]] = set()
+        self._cells = 0
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(S,) number of the group of each sequence, from 0."""
+        return np.unique(self._find_roots(), return_inverse=True)[1]
+
+    def merge(self, first: int, second: int) -> None:
+        """Merge the groups of two sequences."""
+        roots = sorted((self._find_root(first), self._find_root(second)))
+        self._parent_S[roots[1]] = roots[0]
+
+    def _find_root(self, row: int) -> int:
+        while (parent := int(self._parent_S[row])) != row:
+            self._parent_S[row] = row = int(self._parent_S[parent])
+        return row
+
+    def _find_roots(self) -> np.ndarray:
+        while (self._parent_S[self._parent_S] != self._parent_S).any():
+            self._parent_S = self._parent_S[self._parent_S]
+        return self._parent_S
+
+    def group_by_mmseqs(self, program: str) -> None:
+        """Group the sequences by MMseqs2's alignments.
+
+        Args:
+            program: path of MMseqs2.
+
+        Raises:
+            OSError: it cannot be started.
+            subprocess.CalledProcessError: it failed.
+            ValueError: its result is incomplete.
+        """
+        self._parent_S = _run_mmseqs(program, self.sequences, self.criterion)
+        self.tool = "MMseqs2"
+        self.method = f"groups of at least {self.criterion.identity:.0%} identity by MMseqs2"
+
+    def group_by_kmers(self) -> None:
+        """Align the pairs that share many k-mers, unless they are in one group already."""
+        kept = []
+        for candidates in self._list_candidates():
+            likely = candidates.excess_N >= GROUPING_PART
+            self._align_candidates(candidates.select(likely))
+            kept.append(candidates.select(~likely))
+        self._candidates = self._merge_candidates(kept)
+        self.method = f"groups of at least {self.criterion.identity:.0%} identity by shared {K}-mers and alignments"
+
+    def _align_candidates(self, candidates: Candidates) -> None:
+        """Align the pairs of some rows with others, the best candidate of each row first."""
+        candidates = candidates.select(np.lexsort((candidates.second_N, -candidates.excess_N, candidates.first_N)))
+        while len(candidates.first_N):
+            roots_S = self._find_roots()
+            candidates = candidates.select(roots_S[candidates.first_N] != roots_S[candidates.second_N])
+            chosen_N = np.zeros(len(candidates.first_N), dtype=bool)
+            chosen_N[np.unique(candidates.first_N, return_index=True)[1]] = True
+            for first, second, excess in zip(*candidates.select(chosen_N), strict=True):
+                if self._find_root(int(first)) != self._find_root(int(second)):
+                    self._align(int(first), int(second), float(excess))
+            candidates = candidates.select(~chosen_N)
+
+    def _align(self, first: int, second: int, excess: float) -> bool:
+        """Align two sequences, merge their groups if they are similar, and return whether they are."""
+        texts = self.sequences[first], self.sequences[second]
+        if not can_align(*texts):  # too long, so that the k-mers decide
+            similar = excess >= 1
+        else:
+            similar = are_similar(*texts, self.criterion)
+        if similar:
+            self.merge(first, second)
+        else:
+            self._rejected.add((first, second))
+        return similar
+
+    def _list_candidates(self) -> Iterator[Candidates]:
+        """Yield the pairs that share k-mers in blocks of rows, with the excess from CHECKING_PART on."""
+        criterion, num_sequences = self.criterion, len(self.sequences)
+        has_kmer_SK = count_kmers(self.sequences)
+        by_kmer_KS = has_kmer_SK.T.tocsr()
+        sizes_S = np.diff(has_kmer_SK.indptr)
+        block = int(np.clip(_CELLS_PER_BLOCK // num_sequences, 16, 256))
+        with Progress(logger, "compared", "proteins", num_sequences) as progress:
+            for start in range(0, num_sequences, block):
+                shared = (has_kmer_SK[start : start + block] @ by_kmer_KS).tocoo()
+                first, second = shared.row + start, shared.col
+                later = first < second
+                first, second, count = first[later], second[later], shared.data[later]
+                fewer = np.minimum(sizes_S[first], sizes_S[second])
+                by_chance = CHANCE_OF_KMER * sizes_S[first] * sizes_S[second]
+                excess = (count - by_chance) / (criterion.identity**K * fewer)
+                chosen = (excess >= CHECKING_PART) & (count >= np.where(fewer < FEW_KMERS, 1, 2))
+                yield Candidates(first[chosen].astype(np.int64), second[chosen].astype(np.int64), excess[chosen])
+                progress.update(min(start + block, num_sequences))
+
+    def _merge_candidates(self, kept: Sequence[Candidates]) -> Candidates:
+        """Merge the candidates of different groups that were not aligned, at most MAX_CANDIDATES of them."""
+        roots_S = self._find_roots()
+        kept = [each.select(roots_S[each.first_N] != roots_S[each.second_N]) for each in kept]
+        merged = Candidates(*(np.concatenate(values) for values in zip(*kept, strict=True)))
+        return merged.sort().select(np.arange(min(len(merged.first_N), MAX_CANDIDATES)))
+
+    def find_pairs_across(self, set_S: np.ndarray, max_cells: int = MAX_CELLS) -> SetCheck:
+        """Find similar proteins in different sets, and merge their groups.
+
+        Pairs that share many k-mers are aligned first. Then, if there are few enough, all other pairs are, except those
+        whose longest common subsequence is shorter than the number of equal residues that they would need.
+
+        Args:
+            set_S: (S,) name or number of the set of each sequence.
+            max_cells: cells of all alignments of this object; further ones are left out.
+
+        Returns:
+            The comparison.
+        """
+        if self._candidates is None:  # MMseqs2 found the groups
+            self._candidates = self._merge_candidates(list(self._list_candidates()))
+        set_S = np.unique(set_S, return_inverse=True)[1]
+        num_pairs = int(len(set_S) ** 2 - (np.bincount(set_S) ** 2).sum()) // 2
+        likely = self._candidates.select(set_S[self._candidates.first_N] != set_S[self._candidates.second_N])
+        to_align = dict.fromkeys(zip(likely.first_N.tolist(), likely.second_N.tolist(), strict=True), 0.0)
+        to_align |= dict(zip(to_align, likely.excess_N.tolist(), strict=True))
+        lengths_S = np.array([len(sequence) for sequence in self.sequences])
+        residues_K = np.bincount(set_S, lengths_S)
+        cells = (residues_K.sum() ** 2 - (residues_K**2).sum()) / 2
+        complete = cells <= max_cells * CELLS_OF_SUBSEQUENCE / 4
+        if complete:
+            others_N2 = self._list_by_subsequence(set_S, lengths_S)
+            fits_N = np.cumsum(lengths_S[others_N2].prod(axis=1)) <= max_cells
+            complete = bool(fits_N.all())
+            for first, second in others_N2[fits_N].tolist():
+                to_align.setdefault((first, second), 0.0)
+        pairs, num_aligned = [], 0
+        with Progress(logger, "aligned", "pairs of different sets", len(to_align)) as progress:
+            for (first, second), excess in to_align.items():
+                if (first, second) not in self._rejected:
+                    cells = int(lengths_S[first] * lengths_S[second])
+                    if self._cells + cells > max_cells:
+                        complete = False
+                        continue
+                    self._cells += cells
+                    if self._align(first, second, excess):
+                        pairs.append((first, second))
+                num_aligned += 1
+                progress.update(num_aligned)
+        return SetCheck(pairs, num_pairs, num_aligned, complete)
+
+    def _list_by_subsequence(self, set_S: np.ndarray, lengths_S: np.ndarray) -> np.ndarray:
+        """List the pairs of different sets that may have enough equal residues: (N, 2), small alignments first."""
+        required_L = np.array([self.criterion.count_required(length) for length in range(lengths_S.max() + 1)])
+        found = [np.empty((2, 0), dtype=np.int64)]
+        for number in range(int(set_S.max())):
+            rows, others = np.flatnonzero(set_S == number), np.flatnonzero(set_S > number)
+            block = max(1, _CELLS_PER_BLOCK // len(others))
+            for start in range(0, len(rows), block):
+                part = rows[start : start + block]
+                texts = [[self.sequences[row] for row in each] for each in (part, others)]
+                common_BO = cdist(*texts, scorer=LCSseq.similarity, dtype=np.int32, workers=count_cores())
+                required_BO = required_L[np.minimum.outer(lengths_S[part], lengths_S[others])]
+                places = np.nonzero(common_BO >= required_BO)
+                found.append(np.stack([part[places[0]], others[places[1]]]))
+        pairs_N2 = np.sort(np.concatenate(found, axis=1).T, axis=1)
+        return pairs_N2[np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0], lengths_S[pairs_N2].prod(axis=1)))]
+
+
+def group_by_identity(
+    sequences: Sequence[str], identity: float, coverage: float = COVERAGE, method: Method = "auto"
+) -> SimilarityGroups:
     """Group sequences so that similar ones are in one group.
 
     The groups do not depend on the order of the sequences.
 
     Args:
         sequences: S different sequences in upper case.
-        identity: share of equal residues from which two sequences are similar, over at least 80% of the shorter one.
+        identity: least share of equal residues in the columns of the alignment.
+        coverage: least share of the shorter sequence that is aligned.
+        method: auto is mmseqs if it is installed, works, and the sequences are no peptides.
 
     Returns:
-        The groups, and the method: MMseqs2, or k-mers if it is not installed, fails, or the sequences are peptides.
+        The groups.
 
     Raises:
-        InputError: MMseqs2 cannot be used, and there are too many sequences for k-mers or the identity is below their
+        InputError: MMseqs2 cannot be used, or there are too many sequences for k-mers or the identity is below their
             range.
     """
-    mmseqs, fix = shutil.which("mmseqs"), "Install MMseqs2 (conda install -c bioconda mmseqs2), or set"
-    if mmseqs and np.median([len(sequence) for sequence in sequences]) >= MIN_ALIGNED:
+    groups = SimilarityGroups(sequences, identity, coverage)
+    program = None if method == "kmers" else shutil.which("mmseqs")
+    peptides = np.median([len(sequence) for sequence in sequences]) < MIN_ALIGNED
+    if method == "mmseqs" and program is None:
+        raise InputError(
+            "MMseqs2 is not installed. Install it (conda install -c bioconda mmseqs2), or use method kmers.",
+            code="identity.no-mmseqs",
+        )
+    if program and (method == "mmseqs" or not peptides):
         try:
-            numbers = _group_by_mmseqs(mmseqs, sequences, identity)
-            return Groups(numbers, f"groups of at least {identity:.0%} identity by MMseqs2")
+            groups.group_by_mmseqs(program)
+            return groups
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
             outputs = [getattr(error, "stderr", None), getattr(error, "output", None), str(error)]
             output = next(text.strip() for text in outputs if text and text.strip())
+            if method == "mmseqs":
+                raise InputError(
+                    f"MMseqs2 failed ({output.splitlines()[-1]}). Check its installation, or use method kmers.",
+                    code="identity.mmseqs-failed",
+                    output=output.splitlines()[-1],
+                ) from None
             logger.warning("MMseqs2 failed (%s): comparing k-mers instead", output.splitlines()[-1])
-    if mmseqs:  # it failed, or these are peptides
-        fix = "Set"
-    too_many = len(sequences) > MAX_SEQUENCES
-    if too_many or identity < MIN_IDENTITY:
-        found = f"{len(sequences):,} sequences" if too_many else f"an identity of {identity:g}"
-        limit = f"at most {MAX_SEQUENCES:,} sequences" if too_many else f"at least {MIN_IDENTITY:g}"
+    _check_limits(len(sequences), identity, installed=program is not None)
+    groups.group_by_kmers()
+    return groups
+
+
+def _check_limits(num_sequences: int, identity: float, installed: bool) -> None:
+    """Raise InputError if k-mers cannot group so many sequences, or so different ones."""
+    limit = MAX_ALL_ALIGNED if identity < MIN_IDENTITY else MAX_SEQUENCES
+    if num_sequences > limit:
+        fix = "Split" if installed else "Install MMseqs2 (conda install -c bioconda mmseqs2), or split"
         raise InputError(
-            f"{found}: without MMseqs2, {limit} can be grouped. {fix} split_by to random.",
+            f"{num_sequences:,} sequences: without MMseqs2, at most {limit:,} can be grouped at an identity of "
+            f"{identity:g}. {fix} at random.",
             code="identity.limit",
-            sequences=len(sequences),
+            sequences=num_sequences,
             identity=identity,
+            limit=limit,
         )
-    return Groups(group_by_kmers(sequences, identity), f"groups of about {identity:.0%} identity by shared {K}-mers")
 
 
-def group_by_kmers(sequences: Sequence[str], identity: float) -> np.ndarray:
-    """Group sequences: the connected components of the pairs that `find_similar_pairs` finds.
-
-    Args:
-        sequences: S sequences.
-        identity: as for the pairs.
-
-    Returns:
-        (S,) number of the component of each sequence.
-    """
-    rows, others = find_similar_pairs(sequences, identity)
-    graph = sparse.coo_matrix((np.ones(len(rows), dtype=bool), (rows, others)), shape=(len(sequences),) * 2)
-    return connected_components(graph, directed=False)[1]
-
-
-def find_similar_pairs(sequences: Sequence[str], identity: float) -> np.ndarray:
-    """Find the pairs of sequences that share many k-mers.
-
-    At an identity of p a share of p^K of the k-mers survives independent substitutions. Two sequences are similar if
-    they share that part of the k-mers of the one that has fewer, in addition to those that two random sequences of
-    their sizes share.
+def count_kmers(sequences: Sequence[str]) -> sparse.csr_matrix:
+    """List the k-mers of each sequence.
 
     Args:
         sequences: S sequences.
-        identity: p.
 
     Returns:
-        (2, N) the places of the sequences of each pair, in both orders.
+        (S, 26**K) int32: 1 for each k-mer that a sequence has.
     """
-    index: dict[str, int] = {}
-    columns, counts = [], []
+    columns = []
     for sequence in sequences:
-        kmers = {sequence[place : place + K] for place in range(len(sequence) - K + 1)}
-        columns += [index.setdefault(kmer, len(index)) for kmer in kmers]
-        counts.append(len(kmers))
-    sizes = np.array(counts)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    shape = (len(sequences), max(len(index), 1))
-    has_kmer_SK = sparse.csr_matrix((np.ones(len(columns), dtype=np.int32), columns, offsets), shape=shape)
-    by_kmer_KS = has_kmer_SK.T.tocsr()
-    pairs = []
-    for start in range(0, len(sequences), _BLOCK):
-        shared = (has_kmer_SK[start : start + _BLOCK] @ by_kmer_KS).tocoo()
-        first, second = sizes[shared.row + start], sizes[shared.col]
-        required = identity**K * np.minimum(first, second) + CHANCE * first * second
-        similar = shared.data >= np.maximum(required, 1)
-        pairs.append(np.stack([shared.row[similar] + start, shared.col[similar]]))
-    return np.concatenate(pairs, axis=1)
+        codes = np.frombuffer(sequence.encode(), np.uint8).astype(np.int64) - ord("A")
+        number = sum(codes[place : len(codes) - K + 1 + place] * 26**place for place in range(K))
+        columns.append(np.unique(number) if len(codes) >= K else np.empty(0, dtype=np.int64))
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in columns])])
+    kmers = np.concatenate(columns) if columns else np.empty(0, dtype=np.int64)
+    return sparse.csr_matrix(
+        (np.ones(len(kmers), np.int32), kmers.astype(np.int32), offsets.astype(np.int64)),
+        shape=(len(sequences), 26**K),
+    )
 
 
-def _group_by_mmseqs(program: str, sequences: Sequence[str], identity: float) -> np.ndarray:
-    """Group sequences by MMseqs2's alignments; its input is sorted, so that their order does not matter."""
+def _run_mmseqs(program: str, sequences: Sequence[str], criterion: Criterion) -> np.ndarray:
+    """Group sequences by MMseqs2's alignments; its input is sorted, so that their order does not matter.
+
+    Args:
+        program: path of MMseqs2.
+        sequences: S sequences.
+        criterion: identity and coverage.
+
+    Returns:
+        (S,) first row of the group of each sequence.
+
+    Raises:
+        ValueError: a sequence is in no group.
+    """
     order = sorted(range(len(sequences)), key=lambda row: (-len(sequences[row]), sequences[row]))
     with tempfile.TemporaryDirectory(prefix="esm2kit-") as folder:
         fasta, result = Path(folder) / "in.fasta", Path(folder) / "out"
         fasta.write_text("".join(f">{row}\n{sequences[row]}\n" for row in order), encoding="ascii")
-        command = [program, "easy-cluster", fasta, result, Path(folder) / "tmp", "--min-seq-id", identity]
+        command = [program, "easy-cluster", fasta, result, Path(folder) / "tmp", "--min-seq-id", criterion.identity]
         # mode 1: connected components; coverage of the target, which each of two sequences is in turn
-        command += ["--cluster-mode", 1, "--single-step-clustering", "-c", COVERAGE, "--cov-mode", 1]
-        command += ["--alignment-mode", 3, "--threads", count_cores(), "-v", 1]
+        command += ["--cluster-mode", 1, "--single-step-clustering", "-c", criterion.coverage, "--cov-mode", 1]
+        command += ["--alignment-mode", 3, "--max-seqs", MAX_HITS, "--threads", count_cores(), "-v", 1]
+        if criterion.identity < SENSITIVE_BELOW:
+            command += ["-s", 7.5]
         subprocess.run(
             list(map(str, command)), capture_output=True, check=True, text=True, encoding="utf-8", errors="replace"
         )
         lines = (Path(folder) / "out_cluster.tsv").read_text(encoding="utf-8").splitlines()
-    numbers = np.full(len(sequences), -1)
-    for representative, member in (line.split("\t") for line in lines):
-        numbers[int(member)] = int(representative)
-    if (numbers < 0).any():
-        raise ValueError(f"no cluster for {(numbers < 0).sum()} sequences")
-    return numbers
+    places = np.array([line.split("\t") for line in lines], dtype=np.int64).reshape(-1, 2)
+    if missing := len(sequences) - len(np.unique(places[:, 1])):
+        raise ValueError(f"no cluster for {missing} sequences")
+    graph = sparse.coo_matrix((np.ones(len(places), dtype=bool), places.T), shape=(len(sequences),) * 2)
+    numbers = connected_components(graph, directed=False)[1]
+    return np.unique(numbers, return_index=True)[1][numbers]

@@ -1,15 +1,20 @@
 """Divide labelled proteins into train, validation and test, with relatives in one set and similar labels in all."""
 
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.sequences.similarity import group_by_identity
+from esm2kit.core.numbers import format_count
+from esm2kit.sequences.alignment import COVERAGE
+from esm2kit.sequences.similarity import MAX_CELLS, Method, SetCheck, SimilarityGroups, group_by_identity
 from esm2kit.tasks.task import SplitBy
+
+logger = logging.getLogger(__name__)
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 VALIDATION_SHARES = {"train": 0.9, "validation": 0.1}
@@ -28,11 +33,15 @@ class SetAssignment(NamedTuple):
         sets: (P,) name of the set of each protein.
         method: how they were chosen, as words of a sentence.
         name: short name of the method, for the name of the split: identity50 or random.
+        groups: (P,) number of the group of each protein; of a random split, of its sequence.
+        check: the comparison of the sets; None for a random split.
     """
 
     sets: np.ndarray
     method: str
     name: str
+    groups: np.ndarray
+    check: SetCheck | None = None
 
 
 def assign_sets(
@@ -42,6 +51,9 @@ def assign_sets(
     split_by: SplitBy = "auto",
     identity: float = 0.5,
     seed: int = 0,
+    coverage: float = COVERAGE,
+    method: Method = "auto",
+    max_cells: int = MAX_CELLS,
 ) -> SetAssignment:
     """Assign proteins to sets.
 
@@ -56,6 +68,9 @@ def assign_sets(
             get at least half of their shares, and random otherwise, as for the variants of one protein.
         identity: share of equal residues from which sequences are similar.
         seed: of the assignment.
+        coverage: share of the shorter sequence that the alignment of similar sequences covers.
+        method: how similar sequences are found, as in `group_by_identity`.
+        max_cells: of the alignments between sets, as in `SimilarityGroups.find_pairs_across`.
 
     Returns:
         The sets.
@@ -63,25 +78,28 @@ def assign_sets(
     Raises:
         InputError: there are too few different, or dissimilar, sequences.
     """
-    unique = sorted(set(sequences))
-    row_of = {sequence: row for row, sequence in enumerate(unique)}
-    rows = np.array([row_of[sequence] for sequence in sequences])
+    unique, rows = find_unique(sequences)
     reason = ""
     if split_by != "random":
         try:
-            found = group_by_identity(unique, identity)
-            sets = _assign_groups(found.numbers[rows], sequences, strata, shares, seed)
+            groups = group_by_identity(unique, identity, coverage, method)
+
+            def assign(group_P: np.ndarray) -> np.ndarray:
+                return _assign_groups(group_P, sequences, strata, shares, seed)
+
+            sets, check = separate_groups(groups, rows, assign, max_cells)
             reason = _find_shortage(sets, shares)
             if not reason:
-                return SetAssignment(sets, found.method, f"identity{identity * 100:.0f}")
-            reason = f"the {found.method} ({len(set(found.numbers))}) leave {reason}"
+                name = f"identity{identity * 100:.0f}"
+                return SetAssignment(sets, groups.method, name, groups.numbers[rows], check)
+            reason = f"the {groups.method} ({groups.numbers.max() + 1}) leave {reason}"
         except InputError as error:
             if split_by == "identity":
                 raise
-            reason = str(error).partition(". ")[0]
+            reason = str(error).rpartition(". ")[0]
     if split_by == "identity":
         raise InputError(
-            f"{reason}. Set identity to a higher value than {identity:g}, or split_by to random.",
+            f"{reason}. Set identity to a higher value than {identity:g}, or split at random.",
             code="split.identity",
             identity=identity,
         )
@@ -93,8 +111,47 @@ def assign_sets(
             code="split.too-few",
             sequences=len(unique),
         )
-    method = "random, equal sequences in one set"
-    return SetAssignment(sets, f"{method}, because {reason}" if reason else method, "random")
+    how = "random, equal sequences in one set"
+    return SetAssignment(sets, f"{how}, because {reason}" if reason else how, "random", rows)
+
+
+def find_unique(sequences: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Find the different sequences.
+
+    Args:
+        sequences: (P) sequences.
+
+    Returns:
+        The different ones, sorted, and the place of each protein's sequence among them, (P,).
+    """
+    unique = sorted(set(sequences))
+    row_of = {sequence: row for row, sequence in enumerate(unique)}
+    return unique, np.array([row_of[sequence] for sequence in sequences])
+
+
+def separate_groups(
+    groups: SimilarityGroups, rows: np.ndarray, assign: Callable[[np.ndarray], np.ndarray], max_cells: int = MAX_CELLS
+) -> tuple[np.ndarray, SetCheck]:
+    """Assign proteins to sets by their groups, until no similar proteins are found in different sets.
+
+    Args:
+        groups: of the different sequences; groups with similar proteins in different sets are merged.
+        rows: (P,) place of each protein's sequence in `groups`.
+        assign: (P,) groups -> (P,) sets.
+        max_cells: of the alignments between sets.
+
+    Returns:
+        The (P,) sets, and the last comparison, without pairs.
+    """
+    while True:
+        set_P = assign(groups.numbers[rows])
+        set_S = np.empty(len(groups.sequences), dtype=set_P.dtype)
+        set_S[rows] = set_P
+        check = groups.find_pairs_across(set_S, max_cells)
+        if not check.pairs:
+            return set_P, check
+        found = format_count(len(check.pairs), "similar pair")
+        logger.info("%s of proteins of different sets: their groups are merged, and the sets assigned again", found)
 
 
 def build_strata(values: np.ndarray) -> np.ndarray:

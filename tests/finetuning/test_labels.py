@@ -41,7 +41,7 @@ def test_one_report_per_target_and_a_comparison(files, tmp_path, caplog):
         assert inputs["task/labels"] == {"path": str(files.labels), "sha256": sha256_file(files.labels)}
         assert inputs["task/fasta"]["sha256"] == sha256_file(files.fasta)
         assert report.notes[0].startswith("measurements.csv: id column 'Protein', target ")
-        assert "groups of about 50% identity by shared 4-mers (seed 0)" in report.notes[1]
+        assert "groups of at least 50% identity by shared 4-mers and alignments (seed 0)" in report.notes[1]
         assert report.task.sizes == {"train": 48, "validation": 6, "test": 6}
     with open(tmp_path / "out" / "Tm" / "split.csv", encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))

@@ -199,7 +199,7 @@ def test_the_table_of_a_laboratory_is_read_as_it_is(tmp_path, monkeypatch):
     assert data.sizes == {"train": 96, "validation": 12, "test": 12}
     assert data.notes == (
         "measurements.csv: id column 'Protein', target 'Tm (C)' in C; 120 of 120 proteins of my.fasta joined",
-        "train 96, validation 12, test 12: groups of about 50% identity by shared 4-mers (seed 0)",
+        "train 96, validation 12, test 12: groups of at least 50% identity by shared 4-mers and alignments (seed 0)",
     )
     organism = load_labels(files.labels, files.fasta, target="organism")
     assert organism.task.labels == ("Escherichia coli", "Homo sapiens", "Thermus thermophilus")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.errors import refused
 
+from esm2kit.sequences.alignment import Criterion, are_similar
 from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets, build_strata
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -40,14 +41,7 @@ def draw_families(generator, families, largest):
     return sequences, values, classes
 
 
-def similar(first, second, identity):
-    kmers = [{text[i : i + 4] for i in range(len(text) - 3)} for text in (first, second)]
-    few, many = sorted(map(len, kmers))
-    shared = len(kmers[0] & kmers[1])
-    return shared >= 1 and shared >= identity**4 * few + 0.0587**4 * few * many
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     families=st.integers(20, 40),
@@ -62,9 +56,10 @@ def test_invariants_of_a_split(seed, families, largest, split_by, by_class):
     found = assign_sets(sequences, strata, SHARES, split_by)
     sets = found.sets.tolist()
     assert found.name == ("random" if split_by == "random" else "identity50")
+    criterion = Criterion(0.5, 0.8, len(set(sequences)))
     for i, first in enumerate(sequences):
         for j in range(i):
-            if first == sequences[j] or (split_by != "random" and similar(first, sequences[j], 0.5)):
+            if first == sequences[j] or (split_by != "random" and are_similar(first, sequences[j], criterion)):
                 assert sets[i] == sets[j]
     sizes, number = Counter(sets), len(sequences)
     for name in ("validation", "test"):
@@ -109,8 +104,8 @@ def test_variants_of_one_protein_are_split_at_random():
     found = assign_sets(variants, build_strata(values), SHARES)
     assert found.name == "random"
     assert found.method == (
-        "random, equal sequences in one set, because the groups of about 50% identity by shared 4-mers (1) leave 0 "
-        "proteins in validation instead of 9"
+        "random, equal sequences in one set, because the groups of at least 50% identity by shared 4-mers and "
+        "alignments (1) leave 0 proteins in validation instead of 9"
     )
     assert Counter(found.sets) == {"train": 72, "validation": 9, "test": 9}
     with refused("split.identity", identity=0.5):
