@@ -1,8 +1,8 @@
 """Compare the groups of k-mers with alignments and with MMseqs2's groups, and the sets that are made of them.
 
-Prints, per identity and method: the number of groups, the pairs of different sets that were aligned and the similar ones
-among them before the groups were merged, and the time. If MMseqs2 is installed: how many of the pairs that are in one
-group by either method are in one group by both.
+Prints, per identity and method: the number of groups, the pairs of different sets that were aligned, the number of
+groups after similar ones of different sets were merged, and the time. If MMseqs2 is installed: how many of the pairs
+that are in one group by either method are in one group by both.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Local alignments of two sequences, and when they make two proteins similar.
 
-The identity is that of MMseqs2: equal residues as a share of the columns of the best local alignment (BLOSUM62, a gap of
-n residues costs 10 + n). Two proteins are similar if the identity reaches a threshold, the alignment covers enough of
-the shorter sequence, and a set of unrelated proteins of this size would hardly contain such an alignment.
+The identity is that of MMseqs2: equal residues as a share of the columns of the best local alignment (BLOSUM62, a gap
+of n residues costs 10 + n). Two proteins are similar if the identity reaches a threshold, the alignment covers enough
+of the shorter sequence, and a set of unrelated proteins of this size would hardly contain such an alignment.
 """
 
 from functools import cache

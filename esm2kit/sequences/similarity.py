@@ -167,10 +167,8 @@ class SimilarityGroups:
     def _align(self, first: int, second: int, excess: float) -> bool:
         """Align two sequences, merge their groups if they are similar, and return whether they are."""
         texts = self.sequences[first], self.sequences[second]
-        if not can_align(*texts):  # too long, so that the k-mers decide
-            similar = excess >= 1
-        else:
-            similar = are_similar(*texts, self.criterion)
+        # the k-mers decide on sequences that are too long for an alignment
+        similar = are_similar(*texts, self.criterion) if can_align(*texts) else excess >= 1
         if similar:
             self.merge(first, second)
         else:

@@ -14,6 +14,7 @@ from esm2kit.tasks.data import TaskData, stratify
 from esm2kit.tasks.files import Source, parse_attributes, read_records
 from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.matching import RecordMatcher
+from esm2kit.tasks.split import separate_groups
 from esm2kit.tasks.tables import MISSING, read_table
 from esm2kit.tasks.task import SplitBy
 
@@ -177,6 +178,8 @@ def _find_groups(
         return sequence_P, "equal sequences", []
     try:
         found = group_by_identity(unique, identity)
+        # whatever the folds, so that repeats have the same groups
+        separate_groups(found, np.arange(len(unique)), lambda numbers: numbers)
         group_P = np.unique(found.numbers[sequence_P], return_inverse=True)[1]
         reason = "" if split_by == "identity" or num_folds is None else _find_shortage(data, group_P, num_folds, seed)
         if not reason:
