@@ -337,7 +337,9 @@ def _pack_labels(
     task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared)
     task = dataclasses.replace(task, variants=found.variants)
     data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
-    data = dataclasses.replace(data, files={kind: source.path for kind, source in found.files.items()})
+    # a folder with a file per set is none of the files
+    files = {kind: source.path for kind, source in found.files.items() if source.path.is_file()}
+    data = dataclasses.replace(data, files=files)
     notes = [*found.notes, *inferred, *_check_letters(data)]
     if unmeasured:
         notes.append(f"{unmeasured} residues have no measurement and are not scored")

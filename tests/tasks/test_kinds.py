@@ -288,7 +288,7 @@ def test_the_sets_of_a_tdc_split_are_its_files(last, tmp_path):
     for data in (load_task("dev", None, tmp_path), load_labels(tmp_path / "dev")):
         check(data, [f"ab{place}" for place in range(10)])
         assert any(f"sets from train.csv, {last}.csv, test.csv" in note for note in data.notes)
-        assert {path.name for path in data.files.values()} == {"dev", "train.csv", f"{last}.csv", "test.csv"}
+        assert {path.name for path in data.files.values()} == {"train.csv", f"{last}.csv", "test.csv"}
     write(tmp_path / "dev/test.csv", "Antibody_ID,Antibody,Score", *lines[9:])
     with refused("task.other-columns"):
         load_task("dev", None, tmp_path)
