@@ -22,8 +22,8 @@ class VerifyConfig:
         model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B).
         weights: Local copy of the official weights: Hugging Face folder, fair-esm .pt or esm2kit checkpoint. Default:
             downloaded from the Hugging Face hub, unless they are in its cache.
-        structures: PDB or mmCIF file, or a folder of them, for the precision of predicted contacts. Default: not
-            checked.
+        structures: PDB or mmCIF file, or a folder of them, for the precision of predicted contacts. pdb downloads eight
+            small entries of the Protein Data Bank. Default: not checked.
         full: Also compare a probe and a fine-tuned model with published scores. Downloads a FLIP task; fine-tuning
             takes hours on a CPU.
         out_dir: Folder for `verify.json` and the files of the checks.
@@ -75,6 +75,11 @@ class VerifyConfig:
                 name=self.model,
             )
 
+    @property
+    def downloads_structures(self) -> bool:
+        """Whether the structures are entries of the Protein Data Bank, and not a folder with the name pdb."""
+        return self.structures == Path("pdb") and not self.structures.exists()
+
     def check_inputs(self) -> None:
         """Check what can be checked before torch is imported: that the given files exist.
 
@@ -91,7 +96,7 @@ class VerifyConfig:
             raise InputError(
                 f"{self.weights}: no such file or folder. Check weights.", code="verify.absent", path=self.weights
             )
-        if self.structures is not None:
+        if self.structures is not None and not self.downloads_structures:
             find_structures(self.structures)
         if self.fasta is not None:
             find_fasta_files(self.fasta)

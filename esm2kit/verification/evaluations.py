@@ -21,7 +21,8 @@ from esm2kit.tasks.data import load_task
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.published import PUBLISHED, SCHMIRLER, SCHMIRLER_FINETUNED, PublishedScore
 from esm2kit.verification.config import VerifyConfig
-from esm2kit.verification.golden import Golden
+from esm2kit.verification.entries import download_entries
+from esm2kit.verification.golden import Golden, describe_published_precision
 from esm2kit.verification.result import Check, check_number
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,16 @@ def check_perplexity(golden: Golden, encoder: Encoder, sequences: Sequence[str])
 def check_contacts(config: VerifyConfig, golden: Golden, model: str) -> Check:
     """Compute the precision of the L most probable long-range contacts of structures."""
     if config.structures is None:
-        return Check(CONTACTS, "not checked", note="no structures: pass a folder of PDB or mmCIF files as --structures")
-    files = find_structures(config.structures)
+        note = "no structures: pass a folder of PDB or mmCIF files as --structures, or pdb to download eight entries"
+        return Check(CONTACTS, "not checked", note=note)
+    if config.downloads_structures:
+        entries = download_entries(config.out_dir / "structures")
+        files, structures, missing = entries.fasta, entries.folder, entries.missing
+    else:
+        files, structures, missing = find_structures(config.structures), None, []
     result = predict_contacts(
         ContactsConfig(
-            files, config.out_dir / "contacts", "verify", model,
+            files, config.out_dir / "contacts", "verify", model, structures,
             pictures=0, precision="float32", device=config.device, restart=True,
         )
     )  # fmt: skip
@@ -68,6 +74,10 @@ def check_contacts(config: VerifyConfig, golden: Golden, model: str) -> Check:
         f"precision at L, long range, over {format_count(row['proteins'], 'protein')}; by the separation along the "
         f"chain alone {baseline:.3f}"
     )
+    if missing:
+        note += f"; {format_count(len(missing), 'entry', 'entries')} not downloaded"
+    if published := describe_published_precision(config.model):
+        note += f"; {published}"
     if (expected := golden.numbers.get("contact_precision")) is None:
         return Check(CONTACTS, "reported", NO_VALUE, f"{found:.3f}", note=note)
     return check_number(CONTACTS, found, expected.value, expected.atol, f"{note}; {expected.source}")

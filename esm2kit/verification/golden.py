@@ -1,5 +1,6 @@
 """Reference outputs of official models, as other programs published them: data/golden/<model>.yaml."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import yaml
 
 from esm2kit.core.errors import InputError
-from esm2kit.core.paths import find_packaged_files
+from esm2kit.core.paths import find_packaged_file, find_packaged_files
 
 OUTPUTS = ("logits", "last_hidden_state")
 NUMBERS = ("pseudo_perplexity", "contact_precision")
@@ -96,6 +97,23 @@ def read_golden(model: str, path: Path | None = None) -> Golden:
     return Golden((), {})
 
 
+def describe_published_precision(model: str) -> str:
+    """Describe the published contact precision of a model on other structures.
+
+    Args:
+        model: official name.
+
+    Returns:
+        The values; empty without one.
+    """
+    table = yaml.safe_load(find_packaged_file("data/golden/published.yaml").read_text(encoding="utf-8"))
+    found = table["contact_precision"]
+    if model not in found["values"]:
+        return ""
+    values = [f"{found['values'][model][name] / 100:.3f} on {what}" for name, what in found["sets"].items()]
+    return f"published on other structures: {', '.join(values)} (Lin et al. 2023)"
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -113,7 +131,7 @@ def _parse(blocks: list[dict[str, Any]], file: Path) -> Golden:
         name = block.get("name", number) if isinstance(block, dict) else number
         try:
             if block["output"] in NUMBERS:
-                found = GoldenNumber(float(block["value"]), float(block["atol"]), str(block["source"]))
+                found = GoldenNumber(_number(block, "value"), _tolerance(block, "atol"), str(block["source"]))
                 numbers[block["output"]] = found
             else:
                 outputs.append(_parse_output(block))
@@ -125,6 +143,8 @@ def _parse(blocks: list[dict[str, Any]], file: Path) -> Golden:
 def _parse_output(block: dict[str, Any]) -> GoldenOutput:
     values = np.array(block["values"], dtype=np.float64)
     (input_ids,), (_, *shape) = block["input_ids"], block["shape"]
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
     if block["output"] not in OUTPUTS:
         raise ValueError(f"output is '{block['output']}', expected one of {', '.join((*OUTPUTS, *NUMBERS))}")
     if block["slice"].replace(" ", "") != f"[0,:{len(values)},:{values.shape[1]}]":
@@ -138,9 +158,24 @@ def _parse_output(block: dict[str, Any]) -> GoldenOutput:
         block["output"],
         (int(shape[0]), int(shape[1])),
         values,
-        float(block["atol"]),
-        float(block["rtol"]),
+        _tolerance(block, "atol"),
+        _tolerance(block, "rtol"),
     )
+
+
+def _number(block: dict[str, Any], key: str) -> float:
+    value = float(block[key])
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is {value}")
+    return value
+
+
+def _tolerance(block: dict[str, Any], key: str) -> float:
+    """Return a tolerance; one that is negative or infinite would fail or pass everything."""
+    value = _number(block, key)
+    if value < 0:
+        raise ValueError(f"{key} is {value}")
+    return value
 
 
 def _error(file: Path, found: str) -> InputError:

@@ -24,6 +24,8 @@ GOLDEN = "published outputs"
 # allowed difference between two float32 implementations, which sum in different orders
 ATOL = RTOL = 1e-4
 MAX_RESIDUES = 200  # of the proteins that are compared; the time of attention grows with the square
+# What another program may raise; `esm` of EvolutionaryScale has the name of fair-esm's module and other contents.
+FAULTS = (ImportError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 MASKED = 7  # residue of the second protein that is hidden, which changes the scale of token dropout
 
 
@@ -199,6 +201,11 @@ def check_reference(
             expected = reference.compute(path, sequences, masked)
         except InputError as error:  # the model cannot be written for it, such as one with another layer_norm_eps
             return [Check(name, "failed", note=str(error))]
+        except FAULTS as error:  # of the other program, such as one whose version does not fit that of torch
+            note = (
+                f"{reference.name} {version} does not run here: {type(error).__name__}: {' '.join(str(error).split())}"
+            )
+            return [Check(name, "could not check", note=note)]
     note = (
         f"{reference.name} {version}; the largest difference over {len(sequences)} proteins, one with a hidden residue"
     )

@@ -1,10 +1,14 @@
 """`esm2kit verify` against a local hub with a small model and planted reference outputs; one fault per check."""
 
+import gzip
 import hashlib
+import importlib
 import json
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,9 +34,11 @@ from esm2kit.structure import attention
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.published import SCHMIRLER, SCHMIRLER_FINETUNED, PublishedScore
 from esm2kit.tasks.task import Split
-from esm2kit.verification import evaluations, outputs
+from esm2kit.verification import entries, evaluations, outputs
 from esm2kit.verification.golden import read_golden
 from esm2kit.verification.result import Check, compare_arrays, conclude
+
+verify_module = importlib.import_module("esm2kit.verification.verify")  # the name is also that of its function
 
 NAME, OTHER = "esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D"
 FINETUNED_NAME = f"{NAME}, fine-tuned"
@@ -219,6 +225,56 @@ def test_an_altered_configuration_is_caught_by_the_architecture(hub: Hub, config
     assert "layer_norm_eps" not in check.expected
 
 
+def test_a_wrong_number_of_parameters_is_caught(
+    hub: Hub, config: Callable[..., VerifyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = CONFIG.num_parameters
+    monkeypatch.setattr(ESM2Config, "num_parameters", property(lambda self: right + 32))
+    result = verify(config())
+    assert group(result.checks)["failed"] == ["number of parameters"]
+    check = next(check for check in result.checks if check.verdict == "failed")
+    assert (check.expected, check.found) == (f"{right + 32:,}", f"{right:,}")
+
+
+@pytest.mark.parametrize("program", ["fair-esm", "transformers"])
+@pytest.mark.parametrize("output", ["logits", "hidden states", "contacts"])
+def test_a_difference_from_one_program_is_caught(
+    hub: Hub, config: Callable[..., VerifyConfig], monkeypatch: pytest.MonkeyPatch, program: str, output: str
+) -> None:
+    place = ("logits", "hidden states", "contacts").index(output)
+
+    def add_fault(reference: outputs.Reference) -> outputs.Reference:
+        def compute(*arguments: Any) -> list[outputs.Outputs]:
+            first, *others = reference.compute(*arguments)
+            arrays = [array.copy() for array in first]
+            arrays[place][3, 2] += 1e-3
+            return [outputs.Outputs(*arrays), *others]
+
+        return reference._replace(compute=compute) if reference.name == program else reference
+
+    for module in (outputs, verify_module):
+        monkeypatch.setattr(module, "REFERENCES", tuple(map(add_fault, outputs.REFERENCES)))
+    result = verify(config())
+    assert (group(result.checks)["failed"], result.exit_code) == ([f"equal to {program}: {output}"], 3)
+
+
+def test_a_program_that_does_not_run_is_not_a_difference(
+    hub: Hub, config: Callable[..., VerifyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's esm has the module name of fair-esm, and no esm.pretrained.load_model_and_alphabet_local."""
+
+    def compute(*arguments: Any) -> list[outputs.Outputs]:
+        raise AttributeError("module 'esm' has no attribute 'pretrained'")
+
+    references = (outputs.REFERENCES[0]._replace(compute=compute), outputs.REFERENCES[1])
+    monkeypatch.setattr(verify_module, "REFERENCES", references)
+    result = verify(config())
+    assert (group(result.checks)["could not check"], result.exit_code) == (["equal to fair-esm"], 4)
+    check = next(check for check in result.checks if check.verdict == "could not check")
+    assert "does not run here: AttributeError: module 'esm' has no attribute 'pretrained'" in check.note
+    assert set(REFERENCED[3:]) < set(group(result.checks)["passed"])
+
+
 def test_a_contact_head_that_is_not_fitted_is_caught(
     hub: Hub, config: Callable[..., VerifyConfig], tmp_path: Path
 ) -> None:
@@ -294,6 +350,96 @@ def test_the_precision_of_contacts_is_compared_with_structures(
     path.write_text("ATOM      1  N   MET A", encoding="utf-8")
     result = verify(config(structures=path.parent))
     assert (group(result.checks)["could not check"], result.exit_code) == (["contact precision"], 4)
+
+
+class PdbServer(BaseHTTPRequestHandler):
+    """Serves files by name; others do not exist."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    requests: ClassVar[list[str]] = []
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.requests.append(name)
+        self.send_response(200 if name in self.files else 404)
+        self.send_header("Content-Length", str(len(self.files.get(name, b""))))
+        self.end_headers()
+        self.wfile.write(self.files.get(name, b""))
+
+
+@pytest.fixture
+def pdb(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[PdbServer]]:
+    """The Protein Data Bank with the chains of the sample, at random places; the entry 1F1E does not exist."""
+    rng, files = np.random.default_rng(0), {}
+    for name, sequence in entries.choose_chains().items():
+        entry, _, chain = name.partition("_")
+        cb_T3 = rng.uniform(0, 30, (len(sequence), 3))
+        atoms = build_chain(sequence, chain, cb_T3=cb_T3)
+        files[f"{entry.upper()}.cif.gz"] = gzip.compress(format_pdb(atoms).encode())
+    del files["1F1E.cif.gz"]
+    monkeypatch.setattr(PdbServer, "files", files)
+    monkeypatch.setattr(PdbServer, "requests", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), PdbServer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    monkeypatch.setattr(entries, "ADDRESS", f"http://127.0.0.1:{server.server_port}/download")
+    yield PdbServer
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_small_set_of_entries_of_the_protein_data_bank_is_downloaded(
+    hub: Hub, pdb: type[PdbServer], config: Callable[..., VerifyConfig], golden: dict[str, Any], tmp_path: Path
+) -> None:
+    assert list(entries.choose_chains()) == [
+        "1b33_G", "1eer_A", "1ef1_B", "1ej0_A", "1f1e_A", "1jw9_A", "1kr4_A", "1l3p_A",
+    ]  # fmt: skip
+    result = verify(config(structures=Path("pdb")))
+    check = next(check for check in result.checks if check.name == "contact precision")
+    assert check.verdict == "reported"
+    assert "over 7 proteins" in check.note
+    assert "; 1 entry not downloaded; published on other structures: 0.159 on validation structures" in check.note
+    assert len(pdb.requests) == 8
+    (tmp_path / "local").mkdir()
+    for path in (tmp_path / "out" / "structures").glob("*.cif.gz"):
+        (tmp_path / "local" / path.name).write_bytes(path.read_bytes())
+    same = verify(config(structures=tmp_path / "local", out_dir=tmp_path / "again"))
+    assert next(each.found for each in same.checks if each.name == "contact precision") == check.found
+    planted = {"output": "contact_precision", "atol": 1e-3, "source": "planted", "value": float(check.found) + 0.01}
+    result = verify(config(golden | {"golden": [*golden["golden"], planted]}, structures=Path("pdb")))
+    assert group(result.checks)["failed"] == ["contact precision"]
+    assert pdb.requests[8:] == ["1F1E.cif.gz"], "the others are there"
+
+
+@pytest.mark.parametrize("answer", [None, b"<html>Maintenance</html>"])
+def test_without_any_entry_contacts_could_not_be_checked(
+    hub: Hub, pdb: type[PdbServer], config: Callable[..., VerifyConfig], answer: bytes | None
+) -> None:
+    for name in list(pdb.files):
+        if answer is None:
+            del pdb.files[name]
+        else:
+            pdb.files[name] = gzip.compress(answer)
+    result = verify(config(structures=Path("pdb")))
+    assert (group(result.checks)["could not check"], result.exit_code) == (["contact precision"], 4)
+    note = next(check.note for check in result.checks if check.verdict == "could not check")
+    assert note.startswith("none of 8 entries of the Protein Data Bank could be downloaded")
+
+
+@pytest.mark.parametrize(
+    ("index", "values"),
+    [
+        (0, {"atol": float("inf")}), (0, {"rtol": -1e-4}), (1, {"atol": float("nan")}),
+        (1, {"values": [[float("nan")] * 3] * 3}), (2, {"atol": float("inf")}), (2, {"value": float("nan")}),
+    ],
+)  # fmt: skip
+def test_a_tolerance_that_nothing_can_fail_is_refused(
+    hub: Hub, config: Callable[..., VerifyConfig], golden: dict[str, Any], index: int, values: dict[str, Any]
+) -> None:
+    with refused("verify.golden"):
+        verify(config(change(golden, index, **values)))
 
 
 def write_flip_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
