@@ -171,7 +171,8 @@ class MapConfig:
     The embeddings are computed first, unless out_dir already has them.
 
     Args:
-        fasta: FASTA file (plain, .gz or .zst), several files, or a folder, with at least four proteins.
+        fasta: FASTA file (plain, .gz or .zst), several files, or a folder, with at least four proteins; or a table that
+            has their sequences, as FLIP, ProteinGym and others publish them, coloured by its targets.
         model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
             Face folder, esm2kit checkpoint, or distributed checkpoint.
         labels: Table of measurements or classes per protein: CSV, TSV or Excel (.xlsx).

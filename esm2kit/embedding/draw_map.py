@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from esm2kit.embedding.maps import (
 from esm2kit.plots import embedding_scatter
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import is_pipe
-from esm2kit.tasks.columns import read_columns
+from esm2kit.tasks.columns import read_columns, read_table_proteins
+from esm2kit.tasks.files import parse_split_name
 from esm2kit.tasks.tables import find_same_columns
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
         raise InputError(
             f"'{pipe}' is a pipe, but a map reads its FASTA twice. Save it to a file.", code="map.pipe", path=pipe
         )
-    records = [record for path in files for record in read_fasta(path)]
+    table = read_table_proteins(files[0]) if len(files) == 1 else None
+    records = table.records if table else [record for path in files for record in read_fasta(path)]
     if len(records) < MIN_PROTEINS:
         raise InputError(
             f"a map requires at least {MIN_PROTEINS} proteins, found {len(records)}",
@@ -68,10 +71,13 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
             found=len(records),
         )
     columns = read_columns(config.labels or "", records, config.id)
-    field = config.colour_by or default_field(records, columns)
+    columns = table.columns if table and config.labels is None else columns
+    field = config.colour_by or (table.target if table and config.labels is None else default_field(records, columns))
     if len(same := find_same_columns(list(columns), field)) == 1:  # Tm for Tm (C)
         field = list(columns)[same[0]]
     values_P = colours(records, field, columns)  # before the model is loaded: the field may not exist
+    if table:  # of a kind with the sequences in a column
+        config = replace(config, fasta=_write_fasta(config.out_dir, files[0], records))
     made = embed(config.embed_config())
     assert made.embeddings is not None
     with EmbeddingReader(made.embeddings) as reader:
@@ -84,7 +90,7 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
     axes = plot_map(projected, values_P, field_name(field))
     if (existing := stem.with_name(f"{stem.name}.{config.format}")).exists():
         logger.info("%s already exists and will be replaced; choose another name to keep it", existing)
-    picture, table = write_map(stem, config.format, axes, records, projected, {field: values_P})
+    picture, coordinates = write_map(stem, config.format, axes, records, projected, {field: values_P})
     plt.close(axes.figure)
     caption = describe_map(projected, config.method, field_name(field)).replace("*", "")
     page = stem.with_name(f"{stem.name}.html")
@@ -93,13 +99,22 @@ def draw_map(config: MapConfig) -> dict[str, Any]:
     return {
         "map": picture,
         "page": page,
-        "table": table,
+        "table": coordinates,
         "embeddings": made.embeddings,
         "num_proteins": len(records),
         "colour_by": field,
         "neighbours_kept": projected.kept,
-        "files": [made.embeddings, table, page, picture],
+        "files": [made.embeddings, coordinates, page, picture, *([config.fasta] if table else [])],
     }
+
+
+def _write_fasta(folder: Path, path: Path, records: Sequence[Record]) -> Path:
+    """Write the proteins of a table as a FASTA with the name of the table."""
+    fasta = folder / f"{parse_split_name(path.name) or path.stem}.fasta"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(fasta) as part:
+        part.write_text("".join(f">{record.id}\n{record.sequence}\n" for record in records), encoding="utf-8")
+    return fasta
 
 
 def plot_map(projected: Projection, values_P: np.ndarray, name: str) -> Axes:

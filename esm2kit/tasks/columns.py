@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.files import Source, check_sequence
+from esm2kit.tasks.kinds import describe_kind, peek_kind
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
 
@@ -56,6 +59,52 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
         if place != ids
     }
     return {name: values for name, values in found.items() if any(value is not None for value in values)}
+
+
+class TableProteins(NamedTuple):
+    """The proteins of a table of one of `kinds.KINDS`.
+
+    Args:
+        records: the proteins, in the order of the rows.
+        columns: its other columns -> a text per protein, as `read_columns` returns them.
+        target: column of the targets.
+    """
+
+    records: list[Record]
+    columns: dict[str, list[str | None]]
+    target: str
+
+
+def read_table_proteins(path: Path) -> TableProteins | None:
+    """Read the proteins of a table that another project published, and log how it is read.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        The proteins; None for a file that is not a table of one of KINDS.
+
+    Raises:
+        InputError: the kind is not read, or a sequence is invalid.
+    """
+    source = Source(path)
+    if not (path.is_file() and source.is_table) or (kind := peek_kind(path)) is None:
+        return None
+    table = read_table(path)
+    sequence = table.find_column(kind.sequence)
+    names = table.cells(table.find_column(kind.id)) if kind.id in table.columns else [""] * len(table.rows)
+    names = [name.replace(" ", "_") or f"Sequence{row}" for row, name in enumerate(names)]
+    sequences = [check_sequence(name, cell, source) for name, cell in zip(names, table.cells(sequence), strict=True)]
+    records = [Record(name, name, residues) for name, residues in zip(names, sequences, strict=True)]
+    rows = range(len(records))
+    columns = {
+        name: _place(table, place, rows, len(records))
+        for place, name in enumerate(table.columns)
+        if name not in (kind.sequence, kind.id)
+    }
+    logger.info("%s", describe_kind(kind, table, kind.target, kind.set))
+    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return TableProteins(records, known, kind.target)
 
 
 def _count(matches: Matches) -> int:

@@ -67,6 +67,35 @@ def test_map_of_a_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         draw_map(replace(config, colour_by="Tm (K)"))
 
 
+def test_map_of_a_proteingym_assay(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The sequences of other projects' tables are in a column; their targets colour the map."""
+    caplog.set_level(logging.INFO, "esm2kit")
+    rows = [
+        f"A{place + 1}C,{sequence},{place / 4},{int(place > 5)}" for place, sequence in enumerate(SEQUENCES.values())
+    ]
+    table = folder / "ASSAY.csv"
+    table.write_text("mutant,mutated_sequence,DMS_score,DMS_score_bin\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    made = draw_map(MapConfig(table, str(folder / MODEL), out_dir=folder / "out"))
+    assert (
+        "ASSAY.csv: read as a ProteinGym assay: sequences from mutated_sequence, targets from DMS_score" in caplog.text
+    )
+    assert (made["colour_by"], made["num_proteins"], made["map"].name) == ("DMS_score", 12, "ASSAY_map.svg")
+    assert set(made["files"]) == {path for path in (folder / "out").iterdir() if path.suffix != ".json"}
+    with open(made["table"], encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [f"A{place + 1}C" for place in range(12)]
+    assert [float(row["DMS_score"]) for row in found] == [place / 4 for place in range(12)]
+    with EmbeddingReader(made["embeddings"]) as reader:
+        assert reader.find_proteins(
+            [row["id"] for row in found], list(SEQUENCES.values()), same_input=True
+        ).tolist() == [*range(12)]
+    assert draw_map(MapConfig(table, str(folder / MODEL), colour_by="DMS_score_bin", out_dir=folder / "out"))["files"]
+    table.write_text("Drug_ID,Drug,Y\nd1,CCO,1\nd2,CCN,2\n", encoding="utf-8")
+    with refused("task.unread-kind"):
+        draw_map(MapConfig(table, str(folder / MODEL), out_dir=folder / "none"))
+    assert not (folder / "none").exists()
+
+
 def test_fields_of_headers_and_formats(folder: Path) -> None:
     common = {"fasta": folder / "my.fasta", "model": str(folder / MODEL), "out_dir": folder / "out"}
     assert draw_map(MapConfig(**common, format="png", method="tsne"))["colour_by"] == "OS"
