@@ -17,6 +17,7 @@ PALETTE = sns.color_palette("colorblind")
 PRIMARY, SECONDARY, ACCENT = PALETTE[0], PALETTE[7], PALETTE[1]
 VALIDATION = PALETTE[1]  # the colour of validation in all training figures
 MUTED = "#c8c8c8"
+INK = "black"  # of the page's text, also on a dark page
 # Colours of matrices: shares from pale to blue, and differences from orange over pale to blue.
 SHARES = LinearSegmentedColormap.from_list("shares", ["#eef4f9", PRIMARY, "#00395c"])
 DIFFERENCES = LinearSegmentedColormap.from_list("differences", ["#8a4b00", ACCENT, "#f4f4f4", PRIMARY, "#00395c"])
@@ -333,6 +334,51 @@ def scores_with_baselines(
     ax.set_ylim(len(names) + len(printed) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
     return _label_axes(ax, f"{metric}{on} (bar: 95% interval)", "")
+
+
+def layer_curves(
+    curves: Mapping[str, np.ndarray],
+    metric: str,
+    chosen: tuple[str, int],
+    test: Sequence[float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot validation scores over the layers with their 95% intervals, one line per pooling, and the chosen one.
+
+    Args:
+        curves: name of the pooling -> (L, 4) number of the layer, score, and lower and upper end of its interval.
+        metric: label of the axis, with its unit.
+        chosen: pooling and layer that were chosen.
+        test: test score of the chosen one and the ends of its interval. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes. Points of one layer are side by side, so that their intervals can be read.
+    """
+    ax = _get_axes(ax, min(WIDTH, 5.2 + 0.1 * max(map(len, curves.values()))), 3.8)
+    shift = 0.5 / max(len(curves), 4)
+    best = 0.0
+    for place, (name, points_L4) in enumerate(curves.items()):
+        points_L4 = points_L4[np.argsort(points_L4[:, 0])]
+        layers, values, lows, highs = points_L4.T
+        x = layers + (place - (len(curves) - 1) / 2) * shift
+        colour = PALETTE[place % len(PALETTE)]
+        ax.plot(x, values, color=colour, marker="osv^P"[place % 5], markersize=5, linewidth=1, label=name)
+        ax.vlines(x, lows, highs, color=colour, linewidth=1.4, alpha=0.7)
+        if name == chosen[0]:
+            where = list(layers).index(chosen[1])
+            best = float(x[where])
+            ax.plot(best, values[where], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK,
+                    linestyle="", label="chosen")  # fmt: skip
+    if test is not None:
+        value, low, high = test
+        x = best + 0.2  # to the right of the circle
+        ax.plot(x, value, marker="D", color=INK, markersize=5, linestyle="", label="test score of the chosen one")
+        ax.vlines(x, low, high, color=INK, linewidth=1.4)
+    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9)
+    return _label_axes(ax, "layer (0: token embedding)", f"{metric} on validation")
 
 
 def heat_map(

@@ -28,6 +28,10 @@ FIGURES = {
     "scatter_by_number": lambda: plots.embedding_scatter(
         GENERATOR.normal(size=(60, 2)), GENERATOR.normal(size=60), label_name="melting point (deg C)"
     ),
+    "layer_curves": lambda: plots.layer_curves(
+        {name: np.c_[np.arange(7), GENERATOR.random((7, 3))] for name in ("mean", "max")}, "Spearman", ("max", 3),
+        (0.5, 0.4, 0.6),
+    ),
     "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(20, 30)), "residue", "mutant", "log odds", centre=0),
     "pair_map": lambda: pair_plots.pair_map(*GENERATOR.normal(size=(2, 30, 30)), "ours", "expected", "coupling"),
     "pair_map_of_probabilities": lambda: pair_plots.pair_map(

@@ -3,29 +3,37 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
-from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features
+from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, stored_dtype
 from esm2kit.benchmarking.output import load_or_fit, read_file_key
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
-from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import format_value, metric_name
 from esm2kit.benchmarking.scores import format_score, number_proteins, score_fitted
 from esm2kit.benchmarking.sweep_summary import LayerSweep, SweepPoint, describe_place
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
+from esm2kit.core.numbers import format_count
+from esm2kit.embedding.config import EmbedConfig
+from esm2kit.embedding.cost import estimate_cost
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.load import find_model
+from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, nan_to_none, sample_counts
 
 logger = logging.getLogger(__name__)
+
+BYTES_TOGETHER = 1 << 30  # vectors of layers whose FNNs are trained together
 
 
 class Candidate(NamedTuple):
@@ -127,6 +135,7 @@ def load_candidates(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig)
     poolings = ["none"] if reads else config.pooling or ["mean"]
     stored = [*(name for name in poolings if name not in (ATTENTION, "none"))]
     stored += ["none"] if len(stored) < len(poolings) else []
+    logger.info("%s", describe_cost(config, data, model, layers, poolings, stored))
     paths = embed_task(data, config.model, layers, stored, Path(config.out_dir), config.device)
     candidates = []
     for layer in layers:
@@ -136,6 +145,41 @@ def load_candidates(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig)
             own = replace(probe, probe="attention") if pooling == ATTENTION else probe
             candidates.append(Candidate(layer, pooling, source, own))
     return candidates
+
+
+def describe_cost(
+    config: BenchmarkConfig,
+    data: TaskData,
+    model: ESM2Config,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    stored: Sequence[str],
+) -> str:
+    """Describe what a sweep will take: time and bytes of the pass of the model, and the number of probes.
+
+    Args:
+        config: device, and untrained, which adds a pass for the chosen layer.
+        data: The task.
+        model: Architecture of the model.
+        layers: The layers.
+        poolings: The poolings.
+        stored: What is saved, as for `embed_task`.
+
+    Returns:
+        One line.
+    """
+    num_residues = [len(sequence) for sequence in dict(zip(data.ids, data.sequences, strict=True)).values()]
+    windows = {field.name: field.default for field in fields(EmbedConfig)}
+    windowing = Windowing(windows["max_residues"], windows["window_overlap"], 0)
+    device = resolve_device(config.device)
+    cost = estimate_cost(model, num_residues, len(layers), stored, stored_dtype(stored), device, windowing)
+    untrained = "; the untrained model takes as long again, for the chosen layer only" if config.untrained else ""
+    several = f" and {len(poolings)} poolings" if len(poolings) > 1 else ""
+    return (
+        f"{format_count(len(layers), 'layer')}{several} of {len(num_residues):,} proteins "
+        f"({sum(num_residues):,} residues): one pass of the model, {cost}, then "
+        f"{format_count(len(layers) * len(poolings), 'probe')}{untrained}"
+    )
 
 
 def close_candidates(candidates: Sequence[Candidate]) -> None:
@@ -171,37 +215,77 @@ def choose_features(
     protein_M = number_proteins(data, "validation")
     counts_RP = sample_counts(int(protein_M.max()) + 1, resamples)
     targets, scores = ProbeTargets.from_task(data), []
-    for number, candidate in enumerate(candidates, 1):
+    fits = _Fits(candidates, targets, seeds, device)
+    for number, candidate in enumerate(candidates):
         place = describe_place(candidate.layer, candidate.pooling)
         remedies = ["fewer layers (--repr_layer)", "--device cpu", "--limit", "--seeds 0 (a single seed)"]
         with explain_out_of_memory(f"fitting the probe on {place}", lambda names=remedies: names):
-            fitted = _fit_candidate(candidate, data, targets, seeds, device, rows)
+            fit = partial(fits.fit, number)
+            fitted = fit()[0] if rows is None else load_or_fit(rows, *_identify(candidate, data, seeds), fit)[0]
         scores.append(score_fitted(fitted, data, counts_RP, "validation"))
         found = format_score(data.task.metric, scores[-1][data.task.metric])
-        logger.info("%d of %d: %s: validation %s", number, len(candidates), place, found)
+        logger.info("%d of %d: %s: validation %s", number + 1, len(candidates), place, found)
     return _choose(candidates, scores, data)
 
 
-def _fit_candidate(
-    candidate: Candidate,
-    data: TaskData,
-    targets: ProbeTargets,
-    seeds: tuple[int, ...],
-    device: str,
-    rows: Path | None,
-) -> Fitted:
-    """Fit the probe of a candidate, or load its predictions; those of test are not kept."""
-
-    def fit() -> tuple[Fitted, str]:
-        fitted = fit_probe(candidate.source.features.load(), targets, candidate.probe, seeds, device)
-        return fitted._replace(test_SM=fitted.test_SM[:, :0], parameters=None), ""
-
-    if rows is None:
-        return fit()[0]
+def _identify(candidate: Candidate, data: TaskData, seeds: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a finished probe, and everything that determines it."""
     name = f"{candidate.source.name}, {describe_place(candidate.layer, candidate.pooling)}, {candidate.probe.probe}"
     settings = asdict(candidate.probe) | {"seeds": list(seeds)}
     inputs = {"data": data.sha256, "row": name, "settings": settings, "key": read_file_key(candidate.source.path)}
-    return load_or_fit(rows, f"validation of {name}", inputs, fit)[0]
+    return f"validation of {name}", inputs
+
+
+class _Fits:
+    """Fits the probes of candidates, the FNNs of several together.
+
+    Args:
+        candidates: The layers and poolings.
+        targets: The targets of the task.
+        seeds: Seeds of neural probes.
+        device: Device of neural probes.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], targets: ProbeTargets, seeds: tuple[int, ...], device: str
+    ) -> None:
+        self.candidates, self.targets, self.seeds, self.device = candidates, targets, seeds, device
+        self.ready: dict[int, Fitted] = {}
+
+    def fit(self, number: int) -> tuple[Fitted, str]:
+        """Fit the probe of a candidate, and keep its predictions of validation only.
+
+        Args:
+            number: Place of the candidate.
+
+        Returns:
+            The predictions, and an empty note.
+        """
+        if number not in self.ready:
+            places = self._choose_group(number)
+            features = [self.candidates[place].source.features.load() for place in places]
+            probe = self.candidates[number].probe
+            if len(places) > 1:
+                found = fit_fnns(features, self.targets, probe, self.seeds, self.device)
+            else:
+                found = [fit_probe(features[0], self.targets, probe, self.seeds, self.device)]
+            self.ready |= zip(places, found, strict=True)
+        fitted = self.ready.pop(number)
+        return fitted._replace(test_SM=fitted.test_SM[:, :0], parameters=None), ""
+
+    def _choose_group(self, number: int) -> list[int]:
+        """Choose the candidates that are fitted together: this one, and those after it that fit into the memory."""
+        first = self.candidates[number]
+        if first.probe.probe != "fnn" or self.targets.task.level == "residue":
+            return [number]
+        width = first.source.features.width
+        places = [
+            place
+            for place, other in enumerate(self.candidates)
+            if place >= number and other.probe == first.probe and other.source.features.width == width
+        ]
+        most = BYTES_TOGETHER // (4 * width * len(first.source.features.values_ND))
+        return places[: max(1, most)]
 
 
 def _choose(candidates: Sequence[Candidate], scores: Sequence[dict[str, Score]], data: TaskData) -> Choice:
@@ -241,13 +325,11 @@ def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_protein
     layers = len({point.layer for point in points})
     poolings = len({point.pooling for point in points})
     among = f"{layers} layer{'s' if layers > 1 else ''}" + (f" and {poolings} poolings" if poolings > 1 else "")
-    alike = [
-        describe_place(point.layer, point.pooling)
-        for place, point in enumerate(points)
-        if place != index and not point.is_distinct
-    ]
-    shown = f"{'; '.join(alike[:5])}{f' and {len(alike) - 5} more' if alike[5:] else ''}"
-    rest = f"Not distinguishable from it on validation: {shown}" if alike else "It is better than all others there"
+    alike = [point for place, point in enumerate(points) if place != index and not point.is_distinct]
+    alike.sort(key=lambda point: point.value, reverse=metric not in LOWER_IS_BETTER)
+    names = [describe_place(point.layer, point.pooling) for point in alike]
+    shown = "; ".join([*names[:5], *([f"{len(names) - 5} more"] if names[5:] else [])])
+    rest = f"Not distinguishable from it on validation: {shown}" if names else "It is better than all others there"
     return (
         f"{describe_place(best.layer, best.pooling).capitalize()} was chosen on validation among {among} "
         f"({metric_name(metric)} {value}{between}, {num_proteins:,} proteins). {rest}."

@@ -101,13 +101,18 @@ def embed_task(
             per_residue=per_residue,
             untrained_seed=untrained_seed,
             long_proteins="window",
-            dtype="float32" if pooled else "float16",
+            dtype=stored_dtype(poolings),
             layout="packed",
             device=device,
         ),
         replace=True,
     )
     return dict(zip(product(layers, [*pooled, *(["none"] if per_residue else [])]), result.files, strict=True))
+
+
+def stored_dtype(poolings: Sequence[str]) -> str:
+    """Return the type of the stored values: float16 if only vectors per residue are saved, else float32."""
+    return "float16" if list(poolings) == ["none"] else "float32"
 
 
 def _format_fasta(sequences: dict[str, str]) -> str:

@@ -24,6 +24,8 @@ from esm2kit.benchmarking.report import (
     format_value,
     metric_name,
 )
+from esm2kit.benchmarking.sweep_page import build_sweep_sections
+from esm2kit.benchmarking.sweep_summary import describe_place
 from esm2kit.core.paths import portable_name
 from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
@@ -165,6 +167,8 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, ta
             "points": [_format_pair(report, pair) for pair in report.comparisons],
         },
     ]
+    if report.layer_sweep is not None:
+        sections += build_sweep_sections(report)
     if first.per_class:
         rows = [
             {
@@ -241,6 +245,14 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     return lead
 
 
+def _describe_choice(report: Report) -> str:
+    """Describe the layer and the pooling that were chosen on validation, after the name of the model."""
+    if report.layer_sweep is None:
+        return ""
+    best, count = report.layer_sweep.best, len(report.layer_sweep.points)
+    return f", {describe_place(best.layer, best.pooling)} (chosen on validation among {count})"
+
+
 def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str = "") -> str:
     """Render the page of one report.
 
@@ -260,7 +272,7 @@ def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, tabl
         f"{task.level.capitalize()}-level {kind}. {light}Proteins: {task.sizes['train']:,} train, "
         f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test. Scored test targets: "
         f"{task.scored_test:,}.",
-        f"Model: {report.model.name}.",
+        f"Model: {report.model.name}{_describe_choice(report)}.",
     ]
     title = f"{task.name}, split {task.split}"
     scores = _format_lead(report, truth, predicted)

@@ -1,9 +1,12 @@
 """The layer and the pooling are chosen on validation: planted signals are found, test has no part, runs resume."""
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from support.errors import refused
@@ -17,13 +20,18 @@ from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig, parse_la
 from esm2kit.benchmarking.layer_sweep import Candidate, choose_features
 from esm2kit.benchmarking.model_features import ModelFeatures
 from esm2kit.benchmarking.probes.config import ProbeConfig, default_probe
-from esm2kit.benchmarking.probes.features import Features
+from esm2kit.benchmarking.probes.features import Features, ProbeTargets
+from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.saved_probe import load_probe
+from esm2kit.benchmarking.sweep_page import _build_table, plot_sweep
 from esm2kit.cli.check import CheckConfig, check
 from esm2kit.core.checksums import write_sealed_json
+from esm2kit.embedding import cost
 from esm2kit.embedding.hdf5 import EmbeddingReader
+from esm2kit.models.config import ESM2Config
 from esm2kit.models.encoder import Encoder
+from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import load_task
 
 QUIET = {"seeds": [0], "resamples": 100, "untrained": False, "baselines": [], "device": "cpu"}
@@ -150,6 +158,34 @@ def test_a_score_that_is_undefined_is_never_chosen() -> None:
     assert (alone.index, alone.summary.metric) == (0, "rmse"), "a constant has an error"
 
 
+@pytest.mark.parametrize("target", ["class", "value"])
+@pytest.mark.parametrize("patience", [None, 3])
+def test_the_fnns_of_all_layers_in_one_pass_equal_each_alone(monkeypatch, target: str, patience: int | None) -> None:
+    """Each layer stops when it would alone; a small budget of memory divides the layers."""
+    features, data = make_planted_task("protein", target, num_proteins=150, noise=1.0)
+    settings = ProbeConfig("fnn", epochs=25, batch_size=16, learning_rate=5e-3, patience=patience)
+    shape = features.values_ND.shape
+    candidates = build_layers({2: features.values_ND}, 5, shape, data.offsets, settings)
+    targets = ProbeTargets.from_task(data)
+    together = fit_fnns([each.source.features for each in candidates], targets, settings, (0, 3), "cpu")
+    for candidate, found in zip(candidates, together, strict=True):
+        alone = fit_probe(candidate.source.features, targets, settings, (0, 3))
+        np.testing.assert_allclose(found.validation_SM, alone.validation_SM, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.test_SM, alone.test_SM, rtol=1e-4, atol=1e-4)
+    passes, fit = [], layer_sweep.fit_fnns
+    monkeypatch.setattr(layer_sweep, "fit_fnns", lambda group, *more: passes.append(len(group)) or fit(group, *more))
+    one_pass = choose_features(candidates, data, (0, 3), resamples=100)
+    assert passes == [5]
+    passes.clear()
+    monkeypatch.setattr(layer_sweep, "BYTES_TOGETHER", 3 * 4 * shape[0] * shape[1])
+    divided = choose_features(candidates, data, (0, 3), resamples=100)
+    assert passes == [3, 2]
+    assert one_pass.index == divided.index == 2
+    np.testing.assert_allclose(
+        [point.value for point in one_pass.summary.points], [point.value for point in divided.summary.points], atol=1e-4
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -255,6 +291,76 @@ def test_the_model_runs_once_for_all_layers_and_poolings(folder, monkeypatch) ->
     assert len(report.layer_sweep.points) == 12
     with EmbeddingReader(Path(report.model.embeddings["path"])) as reader:
         assert reader.attributes["layer"] == report.layer_sweep.best.layer
+
+
+@pytest.mark.parametrize("pooling", [["mean"], ["max", "bos", "mean+max"], ["mean", "attention"], ["attention"]])
+def test_the_cost_is_logged_before(folder, caplog, monkeypatch, pooling) -> None:
+    """The bytes are those of the vectors in the files; the time is that of matrix products at the measured rate."""
+    monkeypatch.setattr(cost, "measure_products", lambda width, device, precision: 1e6)
+    name = f"cost-{'-'.join(pooling)}"
+    with caplog.at_level("INFO", logger="esm2kit"):
+        run(folder, "protein_class", name, repr_layer="0,2", pooling=pooling, epochs=1)
+    (line,) = [message for message in caplog.messages if "one pass of the model" in message]
+    data = load_task("protein_class", None, folder / "tasks")
+    stored = 0
+    for path in (folder / name / "embeddings").rglob("*.h5"):
+        with h5py.File(path) as file:
+            stored += file["values"].nbytes
+    several = f" and {len(pooling)} poolings" if len(pooling) > 1 else ""
+    assert line.startswith(f"2 layers{several} of 96 proteins ({data.num_residues.sum():,} residues): ")
+    assert f"{stored / 1e6:,.1f} MB of vectors, then {2 * len(pooling)} probes" in line
+    flops = ESM2Config(2, 32, 4).forward_flops((data.num_residues + 2).tolist(), 0)
+    minutes = flops / 0.64e6 / 60
+    assert f"about {minutes:.0f} min and" in line
+    logged = caplog.messages.index(line)
+    assert not any("embedded" in message for message in caplog.messages[:logged]), "before the pass"
+    exact = cost.estimate_cost(
+        ESM2Config(2, 32, 4),
+        data.num_residues.tolist(),
+        2,
+        [*(p for p in pooling if p != "attention"), *(["none"] if "attention" in pooling else [])],
+        "float16" if pooling == ["attention"] else "float32",
+        "cpu",
+        Windowing(1022, 256, 0),
+    )
+    assert exact.num_bytes == stored
+
+
+def test_the_rate_of_products_is_measured() -> None:
+    """The rate of this machine; a busy one may be slow, but a product of this width takes less than a second."""
+    rate = cost.measure_products(64, "cpu", "float32")
+    assert 1e7 < rate < 1e15
+
+
+def test_the_page_shows_the_choice(swept) -> None:
+    page, sweep = swept.html.read_text(), swept.layer_sweep
+    assert "Choice of the layer and the pooling" in page
+    assert html.escape(sweep.sentence) in page
+    best = sweep.best
+    assert f"Model: tiny, layer {best.layer}, {best.pooling} (chosen on validation among 9)." in page
+    table = _build_table(sweep)
+    assert [header["text"] for header in table["headers"]] == ["layer", "mean", "max", "mean+max"]
+    assert [row["cells"][0]["text"] for row in table["rows"]] == ["0", "1", "2"]
+    chosen = [cell for row in table["rows"] for cell in row["cells"] if "chosen" in cell.get("small", "")]
+    assert [cell["text"] for cell in chosen] == [f"{best.value:.3f}"]
+
+
+def test_the_curve_shows_validation_and_the_test_score_of_the_chosen_one(swept) -> None:
+    ax = plot_sweep(swept)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer (0: token embedding)", "Spearman on validation")
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == {"mean", "max", "mean+max", "chosen", "test score of the chosen one"}
+    for pooling in ("mean", "max", "mean+max"):
+        expected = [point.value for point in swept.layer_sweep.points if point.pooling == pooling]
+        assert lines[pooling].get_ydata().tolist() == expected
+    assert lines["chosen"].get_ydata().tolist() == [swept.layer_sweep.best.value]
+    assert lines["test score of the chosen one"].get_ydata()[0] == swept.first.metrics["spearman"].value
+    bars = [segment for bars in ax.collections for segment in bars.get_segments()]
+    ends = {(round(segment[0][1], 9), round(segment[1][1], 9)) for segment in bars}
+    assert ends == {(round(point.low, 9), round(point.high, 9)) for point in swept.layer_sweep.points} | {
+        tuple(round(getattr(swept.first.metrics["spearman"], end), 9) for end in ("low", "high"))
+    }
+    plt.close(ax.figure)
 
 
 def test_an_interrupted_sweep_resumes(folder, monkeypatch) -> None:

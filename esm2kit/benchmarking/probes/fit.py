@@ -1,6 +1,7 @@
 """Probes: simple models of frozen features, trained on the training set and selected on validation."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -56,6 +57,41 @@ def fit_probe(
         check_finite(features, targets)  # reports nan or inf in the features as the cause
         raise
     return fitted._replace(seconds=time.perf_counter() - start)
+
+
+def fit_fnns(
+    sources: Sequence[Features],
+    targets: ProbeTargets,
+    config: ProbeConfig,
+    seeds: tuple[int, ...],
+    device: str = "cpu",
+) -> list[Fitted]:
+    """Fit an FNN on each of several features of the same proteins, such as layers, all in one pass.
+
+    Args:
+        sources: Features of the same width, one row per protein.
+        targets: Targets and sets.
+        config: Settings of the FNN.
+        seeds: Seeds of each.
+        device: Device.
+
+    Returns:
+        For each of the features what `fit_probe` returns, up to rounding, without parameters and learning curves.
+
+    Raises:
+        InputError: The features and the task do not match, or the features contain nan or inf.
+    """
+    start = time.perf_counter()
+    check_probe(config.probe, targets.task)
+    for source in sources:
+        check_rows(source, targets, config.probe)
+        check_finite(source, targets)
+    values_NX = np.concatenate([source.values_ND for source in sources], axis=1)
+    together = Features(values_NX, sources[0].offsets, sources[0].name)
+    fitted = fit_head(together, targets, config, seeds, torch.device(device), len(sources))
+    seconds = (time.perf_counter() - start) / len(sources)
+    parts = zip(*(np.split(part, len(sources)) for part in (fitted.test_SM, fitted.validation_SM)), strict=True)
+    return [Fitted(test_SM, validation_SM, seconds=seconds) for test_SM, validation_SM in parts]
 
 
 def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> None:

@@ -149,7 +149,12 @@ def _predict(
 
 
 def fit_head(
-    features: Features, targets: ProbeTargets, config: ProbeConfig, seeds: tuple[int, ...], device: torch.device
+    features: Features,
+    targets: ProbeTargets,
+    config: ProbeConfig,
+    seeds: tuple[int, ...],
+    device: torch.device,
+    num_sources: int = 1,
 ) -> Fitted:
     """Train one head per seed in a single pass; see `esm2kit.benchmarking.probes.fit.fit_probe`.
 
@@ -161,6 +166,7 @@ def fit_head(
         config: The head and its settings.
         seeds: One seed per head.
         device: Device for training.
+        num_sources: Number of features of equal width that `features` has side by side, each with FNNs of its own.
 
     Returns:
         Predictions, learning curves and the epoch of each seed.
@@ -170,7 +176,8 @@ def fit_head(
     """
     kind = HEADS[config.probe]
     rows = _BatchReader(features, targets, config, kind, device)
-    width = features.width
+    width = features.width // num_sources
+    seeds = seeds * num_sources
     model = kind(seeds, width, targets.task.num_outputs, config.hidden or width, config.dropout, device)
     optimizer = Adam(model.parameters(), config)
     best_loss = torch.full((len(seeds),), torch.inf, device=device)

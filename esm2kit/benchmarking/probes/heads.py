@@ -145,7 +145,11 @@ class SeededHead(nn.Module):
 
 
 class Fnn(SeededHead):
-    """Feed-forward network on each row: linear D-H, ReLU, dropout, linear H-C."""
+    """Feed-forward network on each row: linear D-H, ReLU, dropout, linear H-C.
+
+    Rows of G * D numbers are those of G sources side by side, such as layers; the seeds are then G groups, one per
+    source.
+    """
 
     def __init__(
         self, seeds: Sequence[int], width: int, outputs: int, hidden: int, dropout: float, device: torch.device
@@ -159,9 +163,16 @@ class Fnn(SeededHead):
     def forward(self, batch: FeatureBatch) -> Tensor:
         """Return the outputs (S, N, C)."""
         num_seeds, width, hidden = self.weight_in.shape
-        # one product for all seeds: (N, D) x (D, S * H)
-        fused = self.weight_in.transpose(0, 1).reshape(width, num_seeds * hidden)
-        hidden_SNH = (batch.x_ND @ fused).view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
+        num_sources = batch.x_ND.shape[1] // width
+        if num_sources == 1:
+            # one product for all seeds: (N, D) x (D, S * H)
+            fused = self.weight_in.transpose(0, 1).reshape(width, num_seeds * hidden)
+            hidden_SNH = (batch.x_ND @ fused).view(-1, num_seeds, hidden).transpose(0, 1) + self.bias_in
+        else:
+            x_GND = batch.x_ND.view(-1, num_sources, width).transpose(0, 1)
+            fused = self.weight_in.view(num_sources, -1, width, hidden).transpose(1, 2).flatten(2)  # (G, D, S * H)
+            hidden_GSNH = torch.bmm(x_GND, fused).unflatten(2, (-1, hidden)).transpose(1, 2)
+            hidden_SNH = hidden_GSNH.flatten(0, 1) + self.bias_in
         return torch.baddbmm(self.bias_out, self.apply_dropout(F.relu(hidden_SNH)), self.weight_out)
 
 
