@@ -687,7 +687,59 @@ def prediction_histogram(
     return _label_axes(ax, f"predicted value{f' ({unit})' if unit else ''}", "proteins")
 
 
-def class_counts(counts: Mapping[str, int], most: int = 20, ax: Axes | None = None, what: str = "proteins") -> Axes:
+def label_scores(f1: Mapping[str, float], support: Mapping[str, float], most: int = 20, ax: Axes | None = None) -> Axes:
+    """Plot the F1 of each label of a multi-label task, one bar per label, the most frequent first.
+
+    Args:
+        f1: label -> F1.
+        support: label -> number of test proteins with it.
+        most: maximum number of bars.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    shown = sorted(f1, key=lambda label: -support[label])[:most]
+    ax = _get_axes(ax, 6.4, 0.9 + 0.3 * len(shown))
+    bars = ax.barh(range(len(shown)), [f1[label] for label in shown], color=PRIMARY)
+    ax.bar_label(bars, [f"{f1[label]:.2f}, {support[label]:,.0f} proteins" for label in shown], padding=3, fontsize=8)
+    ax.set_yticks(range(len(shown)), [_shorten(label) for label in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_xlim(0, 1.35)
+    ax.set_xticks(np.linspace(0, 1, 6))
+    return _label_axes(ax, "F1 on test", "label")
+
+
+def prediction_histograms(
+    predicted: Mapping[str, np.ndarray], labels: Mapping[str, Mapping[str, object]], most: int = 6
+) -> Axes:
+    """Plot one histogram of predicted values per target, below each other.
+
+    Args:
+        predicted: target -> predictions.
+        labels: target -> training labels, as for `prediction_histogram`.
+        most: maximum number of histograms, of the first targets.
+
+    Returns:
+        The axes of the first.
+    """
+    shown = list(predicted.items())[:most]
+    axes = plt.subplots(len(shown), 1, figsize=(6.4, 2.9 * len(shown)), squeeze=False, layout="constrained")[1]
+    for place, (ax, (name, values)) in enumerate(zip(axes[:, 0], shown, strict=True)):
+        prediction_histogram(values, labels.get(name), ax=ax)
+        ax.set_xlabel(f"predicted {name}")
+        if place:
+            ax.get_legend().remove()
+    return axes[0, 0]
+
+
+def class_counts(
+    counts: Mapping[str, int],
+    most: int = 20,
+    ax: Axes | None = None,
+    what: str = "proteins",
+    class_name: str = "class",
+) -> Axes:
     """Plot how often each class was predicted, one bar per class, the most frequent first.
 
     Args:
@@ -695,6 +747,7 @@ def class_counts(counts: Mapping[str, int], most: int = 20, ax: Axes | None = No
         most: maximum number of bars; the rest is one bar.
         ax: axes to plot into. None creates a figure.
         what: what was counted.
+        class_name: what a bar is.
 
     Returns:
         The axes.
@@ -710,7 +763,7 @@ def class_counts(counts: Mapping[str, int], most: int = 20, ax: Axes | None = No
     ax.set_ylim(len(ordered) - 0.5, -0.5)
     ax.margins(x=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _label_axes(ax, f"predicted {what}", "class")
+    return _label_axes(ax, f"predicted {what}", class_name)
 
 
 def residue_track(

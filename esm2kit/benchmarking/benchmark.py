@@ -45,7 +45,14 @@ from esm2kit.benchmarking.report import (
 )
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
-from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.scores import (
+    ScoredModel,
+    SeveralTargets,
+    build_interval_notes,
+    format_score,
+    number_proteins,
+    score_fitted,
+)
 from esm2kit.benchmarking.uncertainty import describe_test_uncertainty, keep_first_seed
 from esm2kit.benchmarking.verdict import evaluate, log_verdict, score_constant
 from esm2kit.core.errors import InputError, check_type
@@ -53,7 +60,7 @@ from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
-from esm2kit.tasks.data import TaskData, load_task_of
+from esm2kit.tasks.data import TaskData, format_column_names, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import sample_counts
@@ -85,10 +92,11 @@ def benchmark(config: BenchmarkConfig) -> Report | ReportComparison:
     embedded = config.embeddings or config.hiddens or config.model or "embeddings"
     out_dir = Path(config.out_dir or Path("benchmark") / format_folder_name(embedded))
     check_output_folder(out_dir)
-    if config.tasks is None and len(config.target or []) < 2:
+    together = config.joint or config.target_type == "multilabel"
+    if config.tasks is None and (len(config.target or []) < 2 or together):
         name, suffix = Path(config.task).stem, config.split or ""
         if config.labels is not None:
-            name, suffix = config.labels.stem, format_column_name(config.target[0]) if config.target else ""
+            name, suffix = config.labels.stem, format_column_names(config.target) if config.target else ""
         folder = portable_name(f"{name}_{suffix}".rstrip("_"))
         return _run_task(config if config.out_dir else replace(config, out_dir=out_dir / folder))
     runs = _list_runs(config, out_dir)
@@ -394,6 +402,8 @@ def benchmark_task(
             labels=task.labels, num_bits=len(task.binary_labels), traffic_light=light, licence=task.licence,
             citation=task.citation, official=data.official, sizes=data.sizes,
             scored_test=len(data.target_rows("test")),
+            binary_labels=task.binary_labels if task.is_multilabel else (), columns=task.columns,
+            spreads=SeveralTargets.from_task(data).spreads,
         ),
         model=ModelSummary(trained.name, {"path": str(trained.path), **trained.attributes}),
         settings=Settings(

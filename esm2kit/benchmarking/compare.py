@@ -14,7 +14,7 @@ import numpy as np
 from esm2kit.benchmarking.config import CompareConfig
 from esm2kit.benchmarking.page import build_score_plot, format_metric_cell
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, describe_row, metric_name
-from esm2kit.benchmarking.scores import build_scorers
+from esm2kit.benchmarking.scores import SeveralTargets, build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, to_json
@@ -216,7 +216,7 @@ def _read_predictions(report: Report) -> Predictions:
     if absent := [name for name in names if name not in stored]:
         raise_damaged(path, f"it has no array {absent[0]!r}", "run the benchmark again")
     truth_M, protein_M, fingerprint, predicted_SM = (stored[name] for name in names)
-    if not truth_M.size or protein_M.shape != truth_M.shape or predicted_SM.shape[1:] != truth_M.shape:
+    if not truth_M.size or protein_M.shape != truth_M.shape[:1] or predicted_SM.shape[1:] != truth_M.shape:
         shapes = f"{truth_M.shape}, {protein_M.shape} and {predicted_SM.shape}"
         raise_damaged(path, f"truth, protein and predictions have shapes {shapes}", "run the benchmark again")
     arrays, fingerprint = (truth_M, protein_M, predicted_SM), str(fingerprint)
@@ -229,8 +229,10 @@ def _read_predictions(report: Report) -> Predictions:
     if report.task.labels:
         digests = [hashlib.sha256(label.encode()).digest()[:8] for label in report.task.labels]
         keys_M = np.array(digests, dtype="S8").view(np.uint64)[truth_M]
+    names = "\n".join((*report.task.binary_labels, *report.task.columns)).encode()  # of several targets, in their order
     records = [
-        (digest.tobytes(), keys_M[rows].tobytes()) for digest, rows in zip(stored["sequence"], places, strict=True)
+        (digest.tobytes(), names + keys_M[rows].tobytes())
+        for digest, rows in zip(stored["sequence"], places, strict=True)
     ]
     order = sorted(range(len(records)), key=records.__getitem__)
     test = hashlib.sha256(b"".join(part for record in order for part in records[record])).hexdigest()
@@ -258,8 +260,10 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
 def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
     """Recompute the scores of the first row, and check that they are those of the report."""
     task, counts_RP = report.task, sample_counts(int(found.protein_M.max()) + 1, resamples)
+    thresholds = report.first.selected.get("threshold", ())
+    several = SeveralTargets(task.columns, task.spreads, thresholds)
     scorers = build_scorers(
-        task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, found.protein_M
+        task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, found.protein_M, several
     )
     scores = score_seeds(scorers, counts_RP)
     for name, stored in report.first.metrics.items():

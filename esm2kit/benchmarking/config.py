@@ -60,6 +60,7 @@ class BenchmarkConfig(TaskConfig):
             preset's probe for the task.
         preset: Probing protocol: esm2kit's, or a published one (bionemo, biotrainer-flip, schmirler, flip2021).
         epochs: Training epochs of a neural probe. Default: the preset's.
+        joint: Train one probe on all columns of target, and score them together. Default: one benchmark per column.
         seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.
         untrained: Also probe the same architecture with random weights.
         baselines: Baselines to compute, or none. Default: all that apply to the task.
@@ -83,6 +84,7 @@ class BenchmarkConfig(TaskConfig):
     probe: ProbeName | None = None
     preset: PresetName = "esm2kit"
     epochs: int | None = None
+    joint: bool = False
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     untrained: bool = True
     baselines: list[str] | None = None
@@ -96,7 +98,7 @@ class BenchmarkConfig(TaskConfig):
 
     option_groups = OptionGroups(
         usual="task model out_dir probe baselines untrained limit",
-        data="tasks embeddings hiddens allow_missing seed",
+        data="tasks joint embeddings hiddens allow_missing seed",
         probing="preset repr_layer pooling epochs seeds",
         evaluation="resamples coverage",
         hardware="device",

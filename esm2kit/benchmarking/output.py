@@ -168,13 +168,16 @@ def format_predictions(data: TaskData, predicted_M: np.ndarray) -> str:
 
     Args:
         data: The task.
-        predicted_M: (M,) classes or values.
+        predicted_M: (M,) classes or values; (M, C) several values, or probabilities of labels.
 
     Returns:
-        The table: id, for residue tasks the number of the residue, measured, predicted.
+        The table: id, for residue tasks the number of the residue, measured, predicted. For several targets, the last
+        two of each.
     """
     rows = data.target_rows("test")
     proteins = data.protein_of_target[rows]
+    if data.task.has_columns:
+        return _format_several(data, predicted_M)
     columns: dict[str, Any] = {"id": [data.ids[protein] for protein in proteins]}
     if data.task.level == "residue":
         columns["residue"] = rows - data.offsets[proteins] + 1
@@ -185,6 +188,20 @@ def format_predictions(data: TaskData, predicted_M: np.ndarray) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
     table.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _format_several(data: TaskData, predicted_MC: np.ndarray) -> str:
+    """Format the predictions of several targets per protein, empty where no value was measured."""
+    rows, names = data.target_rows("test"), data.task.columns or data.task.binary_labels
+    probability = "probability of " if data.task.is_multilabel else "predicted "
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", *(f"{kind}{name}" for name in names for kind in ("measured ", probability))])
+    for row, truth_C, predicted_C in zip(rows, data.targets[rows], predicted_MC, strict=True):
+        pairs = zip(truth_C, predicted_C, strict=True)
+        cells = ("" if np.isnan(number) else f"{number:.6g}" for pair in pairs for number in pair)
+        table.writerow([data.ids[row], *cells])
     return text.getvalue()
 
 

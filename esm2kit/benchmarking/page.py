@@ -4,6 +4,7 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,11 @@ from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
 from esm2kit.tasks.metrics import Interval
 from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.tables import split_unit
 
 # A larger table of predictions is not part of the page; predictions.npz has every prediction.
 MAX_TABLE_BYTES = 4_000_000
+MAX_COLUMN_FIGURES = 6  # of several targets, the first ones are plotted
 # Description of a row by its kind. The description of a baseline is its note.
 ROLES = {
     "finetuned": "the fine-tuned encoder and head",
@@ -83,6 +86,11 @@ def build_score_table(report: Report) -> dict[str, Any]:
     ]
     caption = "Scores on the test set. Brackets: 95% confidence interval from a bootstrap over proteins."
     caption += " ±: standard deviation over seeds."
+    if report.task.columns:
+        caption += (
+            " Each score is the mean over the targets; RMSE is relative to the standard deviation of the training "
+        )
+        caption += "values of each target."
     return {
         "headers": build_headers(["model", *(metric_name(name, report.task.unit) for name in metrics)]),
         "rows": rows,
@@ -118,8 +126,12 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
     caption = f"Test {metric_name(metric)} of the {name} (blue) and of the models it is compared with. Bars: 95% "
     caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
     figures = [build_figure(draw, f"Test {metric_name(metric)}: {scores}", caption)]
-    if task.target == "class":
+    if task.is_multilabel:
+        figures.append(_build_label_figure(report))
+    elif task.target == "class":
         figures += _build_confusion_figure(report)
+    elif task.columns:
+        figures += _build_column_figures(report, truth, predicted)
     else:
         figures.append(
             build_figure(
@@ -140,6 +152,75 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
             )
         )  # fmt: skip
     return figures
+
+
+def _build_label_figure(report: Report) -> dict[str, str]:
+    """Build the figure of the scores of single labels."""
+    table, name = report.first.per_class, describe_row(report.first)
+    f1, support = ({label: entry[key] for label, entry in table.items()} for key in ("f1", "support"))
+    caption = f"F1 of each label for the {name} on test (first seed), and the number of test proteins with the label."
+    caption += " The 20 most frequent labels are shown." if len(table) > 20 else ""
+    return build_figure(lambda: plots.label_scores(f1, support), f"F1 of {len(table)} labels for the {name}", caption)
+
+
+def _build_column_figures(report: Report, truth_MC: np.ndarray, predicted_MC: np.ndarray) -> list[dict[str, str]]:
+    """Build the figures of predicted and measured values of the first targets."""
+    figures, name = [], describe_row(report.first)
+    for column, target in enumerate(report.task.columns[:MAX_COLUMN_FIGURES]):
+        known_M, unit = np.isfinite(truth_MC[:, column]), split_unit(target)[1]
+        truth_N, predicted_N = truth_MC[known_M, column], predicted_MC[known_M, column]
+        draw = partial(plots.predicted_vs_true, truth_N, predicted_N, unit)
+        alt = f"Predicted and measured {target} of {len(truth_N)} test proteins for the {name}"
+        caption = (
+            f"{target}: predictions of the {name} on test (first seed). Dashed line: prediction equals measurement."
+        )
+        figures.append(build_figure(draw, alt, caption))
+    return figures
+
+
+def _build_target_table(report: Report) -> list[dict[str, Any]]:
+    """Build the section with the scores of each of several targets, for the first row and the best baseline."""
+    if not report.first.per_target:
+        return []
+    shown, best = {report.row_names[report.first.name]: report.first}, report.best_baseline
+    shown |= {display_name(best.name): best} if best else {}
+    metrics = [report.task.metric, *(name for name in report.first.metrics if name != report.task.metric)]
+    rows = [
+        {
+            "marked": row is report.first,
+            "cells": [
+                {"text": target, "small": name},
+                *(format_metric_cell(metric, row.per_target.get(target, {}).get(metric)) for metric in metrics),
+            ],
+        }
+        for target in report.task.columns
+        for name, row in shown.items()
+    ]
+    headers = build_headers(["target", *map(metric_name, metrics)])
+    caption = "RMSE is in the unit of the target. Brackets: 95% confidence interval from a bootstrap over proteins."
+    return [{"title": "Scores per target", "table": {"headers": headers, "rows": rows, "caption": caption}}]
+
+
+def _build_class_table(report: Report) -> list[dict[str, Any]]:
+    """Build the section with the scores of each class or label."""
+    table = report.first.per_class
+    if not table:
+        return []
+    names = {"precision": "precision", "recall": "recall", "f1": "F1", "mcc": "MCC", "map": "average precision"}
+    names = {key: name for key, name in (names | {"auroc": "AUROC"}).items() if key in next(iter(table.values()))}
+    rows = [
+        {
+            "cells": [
+                {"text": label},
+                *({"text": format_value(key, entry[key]), "number": True} for key in names),
+                {"text": f"{entry['support']:,.0f}", "number": True},
+            ]
+        }
+        for label, entry in table.items()
+    ]
+    what, counted = ("label", "proteins with it") if report.task.is_multilabel else ("class", "test targets")
+    headers = build_headers([what, *names.values(), counted])
+    return [{"title": f"Scores per {what}", "table": {"headers": headers, "rows": rows}}]
 
 
 def _build_download(report: Report, table: str) -> dict[str, str] | None:
@@ -169,19 +250,7 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, ta
     ]
     if report.layer_sweep is not None:
         sections += build_sweep_sections(report)
-    if first.per_class:
-        rows = [
-            {
-                "cells": [
-                    {"text": label},
-                    *({"text": format_value(key, entry[key]), "number": True} for key in ("precision", "recall", "f1")),
-                    {"text": f"{entry['support']:,.0f}", "number": True},
-                ]
-            }
-            for label, entry in first.per_class.items()
-        ]
-        headers = build_headers(["class", "precision", "recall", "F1", "test targets"])
-        sections.append({"title": "Scores per class", "table": {"headers": headers, "rows": rows}})
+    sections += [*_build_target_table(report), *_build_class_table(report)]
     if report.published:
         rows = [
             {"cells": [{"text": entry.model}, {"text": metric_name(entry.metric)},
@@ -238,7 +307,7 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
         f"Test {metric_name(task.metric)} of the {describe_row(first)}: {format_value(task.metric, score.value)}{unit}"
     )
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
-    measured = TargetScale.from_values(truth).spread if task.target == "value" else 0.0
+    measured = TargetScale.from_values(truth).spread if task.target == "value" and not task.columns else 0.0
     if measured:
         spread = f"{TargetScale.from_values(predicted).spread / measured:.0%} of that of the measured values"
         lead += f" The standard deviation of the predictions{' (first seed)' if first.seeds else ''} is {spread}."
@@ -267,6 +336,8 @@ def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, tabl
     """
     task = report.task
     kind = "classification" if task.target == "class" else "regression"
+    kind = f"multi-label {kind} with {len(task.binary_labels)} labels" if task.is_multilabel else kind
+    kind = f"{kind} of {len(task.columns)} targets by one model" if task.columns else kind
     light = f"FLIP rates this split {task.traffic_light}. " if task.traffic_light else ""
     facts = [
         f"{task.level.capitalize()}-level {kind}. {light}Proteins: {task.sizes['train']:,} train, "

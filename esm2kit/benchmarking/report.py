@@ -29,6 +29,8 @@ MAX_CONFUSION_CLASSES = 50  # with more, the report has the MAX_CONFUSED_PAIRS m
 MAX_CONFUSED_PAIRS = 100
 METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
+    "micro_f1": "micro-F1", "samples_f1": "F1 per protein", "map": "mean average precision", "auroc": "mean AUROC",
+    "subset_accuracy": "all labels correct",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
 }  # fmt: skip
 # Names of the baselines for display. Rows and the option `baselines` use the keys.
@@ -126,6 +128,9 @@ class TaskSummary:
         official: Whether the set sizes are those of FLIP.
         sizes: Number of proteins in train, validation and test.
         scored_test: Number of scored test targets.
+        binary_labels: Labels of a multi-label task.
+        columns: Names of several values per protein.
+        spreads: Standard deviation of the training values of each column.
     """
 
     name: str
@@ -142,6 +147,14 @@ class TaskSummary:
     official: bool
     sizes: Mapping[str, int]
     scored_test: int
+    binary_labels: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    spreads: Sequence[float] = ()
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a protein has any number of labels."""
+        return bool(self.binary_labels)
 
 
 @dataclass(frozen=True)
@@ -217,7 +230,8 @@ class ReportRow:
         seeds: Seeds; empty if the model does not depend on a seed.
         selected: Settings selected on validation: the penalty, or the epoch of each seed.
         metrics: Metrics by name.
-        per_class: Label -> {precision, recall, f1, support} for the first seed; class tasks only.
+        per_class: Label -> {precision, recall, f1, support} for the first seed; class tasks only. A multi-label task
+            also has mcc, map and auroc of each label.
         confusion: (K, K) counts for the first seed, rows are true classes; empty for more than
             MAX_CONFUSION_CLASSES classes.
         history: train_loss and validation_loss, (epochs, seeds).
@@ -232,6 +246,7 @@ class ReportRow:
             sentence. For values: coverage, found, mean_width, quantile (None if infinite), by_spread, offset (see
             `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
             num_seeds, curve (nominal coverage, coverage found, mean width), sentence.
+        per_target: Column -> metrics by name, for several values per protein; `metrics` has their means.
     """
 
     name: str
@@ -249,6 +264,7 @@ class ReportRow:
     validation: float | None = None
     probe_file: str = ""
     uncertainty: Mapping[str, Any] = field(default_factory=dict)
+    per_target: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
 
 
 def describe_row(row: ReportRow) -> str:
@@ -472,16 +488,27 @@ def _check_schema(schema: Any, path: Path) -> None:
 
 def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the parts of a report.json to their dataclasses."""
-    metrics = [{name: Metric(**entry) for name, entry in row["metrics"].items()} for row in found["rows"]]
+    rows = [
+        ReportRow(
+            **row
+            | {"metrics": _parse_metrics(row["metrics"])}
+            | {"per_target": {name: _parse_metrics(entry) for name, entry in row.get("per_target", {}).items()}}
+        )
+        for row in found["rows"]
+    ]
     return {
         "task": TaskSummary(**found["task"]),
         "model": ModelSummary(**found["model"]),
         "settings": Settings(**found["settings"]),
-        "rows": [ReportRow(**row | {"metrics": entry}) for row, entry in zip(found["rows"], metrics, strict=True)],
+        "rows": rows,
         "comparisons": [Comparison(**pair) for pair in found["comparisons"]],
         "published": [PublishedScore(**entry) for entry in found["published"]],
         "layer_sweep": LayerSweep.parse(found.get("layer_sweep")),
     }
+
+
+def _parse_metrics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    return {name: Metric(**entry) for name, entry in found.items()}
 
 
 def format_comparison(ours: str, theirs: str, metric: str, difference: Interval, unit: str = "") -> str:

@@ -35,6 +35,7 @@ from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.conformal import merge_seeds
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, choose_threshold
 from esm2kit.tasks.labels import average_seeds, compute_probabilities, decide_outputs
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task, describe_task, read_task
@@ -62,9 +63,16 @@ def describe_labels(data: TaskData) -> dict[str, Any]:
 
     Returns:
         {"count"} and for values {"mean", "deviation", "quantiles"} with 21 quantiles from the minimum to the maximum,
-        for classes {"classes": {label: count}}.
+        for classes {"classes": {label: count}}, for a multi-label task {"labels": {label: count}}. For several values
+        {"count", "columns": {name: as for values}}.
     """
     y_N = data.targets[data.target_rows("train")]
+    if data.task.is_multilabel:
+        counts_L = zip(data.task.binary_labels, y_N.sum(0).tolist(), strict=True)
+        return {"count": len(y_N), "labels": dict(counts_L)}
+    if data.task.columns:
+        columns = {name: _describe_values(y[np.isfinite(y)]) for name, y in zip(data.task.columns, y_N.T, strict=True)}
+        return {"count": len(y_N), "columns": columns}
     if data.task.target == "class":
         names = data.task.labels
         counts_K = np.bincount(y_N, minlength=len(names)).tolist()
@@ -72,6 +80,10 @@ def describe_labels(data: TaskData) -> dict[str, Any]:
             "count": len(y_N),
             "classes": {name: count for name, count in zip(names, counts_K, strict=True) if count},
         }
+    return _describe_values(y_N)
+
+
+def _describe_values(y_N: np.ndarray) -> dict[str, Any]:
     scale = TargetScale.from_values(y_N)
     return {
         "count": len(y_N),
@@ -110,7 +122,16 @@ def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData
             "uncertainty": uncertainty and uncertainty.describe(),
         },
     }
+    if data.task.is_multilabel:
+        metadata["probe"]["threshold"] = _choose_mean_threshold(fitted, data)
     write_checkpoint(path, {f"probe.{name}": tensor for name, tensor in parameters.tensors.items()}, metadata)
+
+
+def _choose_mean_threshold(fitted: Fitted, data: TaskData) -> float:
+    """Choose the threshold for the mean probabilities of all seeds, with which a saved probe predicts."""
+    if len(fitted.test_SM) == 1:
+        return fitted.thresholds[0]
+    return choose_threshold(data.targets[data.target_rows("validation")], fitted.validation_SM.mean(0))
 
 
 def read_probe_digest(path: Path) -> str | None:
@@ -158,6 +179,11 @@ class SavedProbe:
     def scale(self) -> TargetScale:
         """Scale of the values during training."""
         return self.parameters.scale
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a label of a multi-label task is predicted."""
+        return self.facts.get("threshold", DEFAULT_THRESHOLD)
 
     @property
     def model_name(self) -> str:
@@ -248,8 +274,8 @@ class SavedProbe:
         return list(features.take(np.arange(sum(counts))).split(counts))
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
-        """Convert outputs (..., C) to classes (int64) or values (float64)."""
-        return decide_outputs(outputs, self.task)
+        """Convert outputs (..., C) to classes (int64), values (float64), or labels that are present (int64)."""
+        return decide_outputs(outputs, self.task, self.threshold)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""
@@ -289,7 +315,7 @@ def load_probe(
         )
     facts = metadata["probe"]
     task = read_task(facts["task"])
-    scale = TargetScale(facts["target_centre"], facts["target_spread"])
+    scale = TargetScale.from_stored(facts["target_centre"], facts["target_spread"])
     kept = {name.removeprefix("probe."): tensor for name, tensor in tensors.items()}
     parameters = ProbeParameters(facts["probe"], kept, scale, facts["hidden"], tuple(facts["seeds"]))
     parameters.check(task, path)

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, Metric, ReportRow, format_value
+from esm2kit.tasks.column_metrics import build_column_scorer, group_by_column, is_mean
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, build_label_scorer, compute_per_label
 from esm2kit.tasks.metrics import (
     Score,
     build_class_scorer,
@@ -21,13 +23,40 @@ from esm2kit.tasks.metrics import (
     score_seeds,
     unpack_bits,
 )
+from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
 
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
+class SeveralTargets(NamedTuple):
+    """What the scores of several targets per protein require besides targets and predictions.
+
+    Args:
+        columns: Names of the values.
+        spreads: Standard deviation of the training values of each.
+        thresholds: Of each seed, the probability above which a label is predicted.
+    """
+
+    columns: Sequence[str] = ()
+    spreads: Sequence[float] = ()
+    thresholds: Sequence[float] = ()
+
+    @classmethod
+    def from_task(cls, data: TaskData, thresholds: Sequence[float] = ()) -> "SeveralTargets":
+        """Return what a task's scores require; nothing for one target per protein."""
+        spreads = TargetScale.from_values(data.targets[data.target_rows("train")]).spread if data.task.columns else ()
+        return cls(data.task.columns, spreads, thresholds)
+
+
 def build_scorers(
-    target: str, num_classes: int, num_bits: int, truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray
+    target: str,
+    num_classes: int,
+    num_bits: int,
+    truth_M: np.ndarray,
+    predicted_SM: np.ndarray,
+    protein_M: np.ndarray,
+    several: SeveralTargets | None = None,
 ) -> list[Scorer]:
     """Build one scorer per seed.
 
@@ -35,13 +64,26 @@ def build_scorers(
         target: "class" or "value".
         num_classes: Number of classes; 0 for values.
         num_bits: Number of binary labels that a class encodes; 0 if it encodes none.
-        truth_M: (M,) targets.
-        predicted_SM: (S, M) predictions, one row per seed.
+        truth_M: (M,) targets, or (M, C) for several targets per protein.
+        predicted_SM: (S, M) or (S, M, C) predictions, one row per seed; probabilities of labels.
         protein_M: (M,) protein of each target, numbered from 0.
+        several: For several targets per protein.
 
     Returns:
         Functions from bootstrap counts (R, P) to the metrics of each replicate.
     """
+    several = several or SeveralTargets()
+    if truth_M.ndim == 2 and target == "value":
+        return [
+            build_column_scorer(truth_M, predicted_MC, protein_M, several.columns, several.spreads)
+            for predicted_MC in predicted_SM
+        ]
+    if truth_M.ndim == 2:
+        thresholds = several.thresholds or [DEFAULT_THRESHOLD] * len(predicted_SM)
+        return [
+            build_label_scorer(truth_M, probability_ML, protein_M, threshold)
+            for probability_ML, threshold in zip(predicted_SM, thresholds, strict=True)
+        ]
     if target == "value":
         return [build_value_scorer(truth_M, predicted_M, protein_M) for predicted_M in predicted_SM]
     num_proteins = int(protein_M.max()) + 1
@@ -51,11 +93,14 @@ def build_scorers(
     ]
 
 
-def compute_headline(task: Task, truth_M: np.ndarray, predicted_M: np.ndarray) -> float:
-    """Compute the headline metric of predictions (M,); nan if it is undefined."""
+def compute_headline(
+    task: Task, truth_M: np.ndarray, predicted_M: np.ndarray, several: SeveralTargets | None = None
+) -> float:
+    """Compute the headline metric of predictions (M,), or (M, C) for several targets; nan if it is undefined."""
     one_protein = np.zeros(len(truth_M), dtype=np.int64)
+    several = several or SeveralTargets(task.columns, [1.0] * len(task.columns))
     scorer = build_scorers(
-        task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein
+        task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_M[None], one_protein, several
     )[0]
     return float(scorer(np.ones((1, 1), dtype=np.int32))[task.metric][0])
 
@@ -65,7 +110,11 @@ def score_validation(fitted: Fitted, data: TaskData) -> float | None:
     truth_M = data.targets[data.target_rows("validation")]
     if fitted.validation_SM.shape[1:] != truth_M.shape:
         return None
-    return nan_to_none(float(np.mean([compute_headline(data.task, truth_M, row_M) for row_M in fitted.validation_SM])))
+    found = [
+        compute_headline(data.task, truth_M, row_M, SeveralTargets.from_task(data, [threshold]))
+        for row_M, threshold in zip(fitted.validation_SM, fitted.thresholds, strict=True)
+    ]
+    return nan_to_none(float(np.mean(found)))
 
 
 def number_proteins(data: TaskData, set_name: str = "test") -> np.ndarray:
@@ -80,7 +129,13 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, set_name
     predicted_SM = fitted.test_SM if set_name == "test" else fitted.validation_SM
     bits = len(data.task.binary_labels)
     scorers = build_scorers(
-        data.task.target, len(data.task.labels), bits, truth_M, predicted_SM, number_proteins(data, set_name)
+        data.task.target,
+        len(data.task.labels),
+        bits,
+        truth_M,
+        predicted_SM,
+        number_proteins(data, set_name),
+        SeveralTargets.from_task(data, fitted.thresholds),
     )
     return score_seeds(scorers, counts_RP)
 
@@ -147,7 +202,10 @@ class ScoredModel:
         """
         fitted = self.fitted
         table, confusion, confused = {}, [], []
-        if data.task.target == "class":
+        if data.task.is_multilabel:
+            truth_ML = data.targets[data.target_rows("test")]
+            table = compute_per_label(truth_ML, fitted.test_SM[0], data.task.binary_labels, fitted.thresholds[0])
+        elif data.task.target == "class":
             table = _build_class_table(data, fitted.test_SM[0])
             confusion, confused = _build_confusions(data, fitted.test_SM[0])
         return ReportRow(
@@ -158,7 +216,10 @@ class ScoredModel:
             seconds=round(fitted.seconds, 3),
             seeds=list(seeds) if len(fitted.test_SM) > 1 else [],
             selected=fitted.selected,
-            metrics={metric: Metric.from_score(score) for metric, score in self.scores.items()},
+            metrics={metric: Metric.from_score(score) for metric, score in self.scores.items() if is_mean(metric)},
+            per_target=group_by_column(
+                {metric: Metric.from_score(score) for metric, score in self.scores.items()}, data.task.columns
+            ),
             per_class=table,
             confusion=confusion,
             confused=confused,

@@ -80,8 +80,11 @@ def estimate_uncertainty(fitted: Fitted, data: TaskData) -> Uncertainty | None:
         data: The task.
 
     Returns:
-        The uncertainty of the mean over seeds; None if the model has no probabilities, or did not predict validation.
+        The uncertainty of the mean over seeds; None if the model has no probabilities, or did not predict validation,
+        and for several targets per protein.
     """
+    if data.task.has_columns:  # one temperature, or one interval, for all targets would promise nothing about each
+        return None
     truth = select_truth(data, "validation")
     protein_M = number_proteins(data, "validation")
     if data.task.target == "class":

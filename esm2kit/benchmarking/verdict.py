@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from esm2kit.benchmarking.baselines.fit import repeat_constant
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import display_name, format_value, metric_name
 from esm2kit.benchmarking.scores import ScoredModel, score_fitted
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.label_sets import format_label_set
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, unpack_bits
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
@@ -55,11 +57,13 @@ def score_constant(data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
     bits = len(data.task.binary_labels)
     if data.task.target == "value":
         constant = TargetScale.from_values(y_N).centre
+    elif data.task.is_multilabel:
+        constant = y_N.mean(0)
     elif bits:
         constant = int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
     else:
         constant = int(np.bincount(y_N).argmax())
-    return score_fitted(Fitted(np.full((1, num_test), constant), np.empty((1, 0))), data, counts_RP)
+    return score_fitted(Fitted(repeat_constant(constant, num_test), np.empty((1, 0))), data, counts_RP)
 
 
 def evaluate(
@@ -86,7 +90,8 @@ def evaluate(
         numbers.append(f"predictions spread {spread:.0%} as wide as the measured values")
     groups: dict[str, list[str]] = {"better": [], "same": [], "worse": []}
     compared = "rmse" if value else task.metric
-    groups[_compare(compared, first.scores, constant)].append("the mean of train" if value else "the majority class")
+    constant_name = "the most frequent state of each label" if task.is_multilabel else "the majority class"
+    groups[_compare(compared, first.scores, constant)].append("the mean of train" if value else constant_name)
     for other in _choose_others(task, first, others):
         metric = task.metric if np.isfinite(other.scores[task.metric].interval.value) else compared
         groups[_compare(metric, first.scores, other.scores)].append(_name(other))
@@ -138,7 +143,17 @@ def _write_sentence(groups: Mapping[str, Sequence[str]], numbers: Sequence[str])
 
 
 def compare_spreads(predicted_SM: np.ndarray, truth_M: np.ndarray) -> float:
-    """Return the standard deviation of predictions as a share of that of the measured values, the mean over seeds."""
+    """Return the standard deviation of predictions as a share of that of the measured values, the mean over seeds.
+
+    Of several targets, it is the mean over the targets, each from the proteins with a value.
+    """
+    if truth_M.ndim == 2:
+        known_CM = np.isfinite(truth_M).T
+        shares = [
+            compare_spreads(predicted_SM[:, known, column], truth_M[known, column])
+            for column, known in enumerate(known_CM)
+        ]
+        return float(np.mean(shares))
     measured = TargetScale.from_values(truth_M).spread
     spreads = [TargetScale.from_values(predicted_M).spread for predicted_M in predicted_SM]
     return float(np.mean(spreads)) / measured if measured else 1.0
@@ -151,15 +166,24 @@ def _list_warnings(data: TaskData, first: ScoredModel, constant: Mapping[str, Sc
     if task.target == "value":
         return _warn_about_values(first, compare_spreads(predicted_SM, truth_M), len(truth_M))
     warnings = []
-    if len(np.unique(predicted_SM)) == 1 and len(truth_M) >= FEWEST_PREDICTIONS:
+    if task.is_multilabel:
+        called_SML = np.stack([p > t for p, t in zip(predicted_SM, first.fitted.thresholds, strict=True)])
+        if len(truth_M) >= FEWEST_PREDICTIONS and (called_SML == called_SML[:, :1]).all():
+            same = format_label_set(called_SML[0, 0], task.binary_labels) or "no label"
+            warnings.append(f"The predictions have collapsed: all {len(truth_M)} test proteins get {same}.")
+    elif len(np.unique(predicted_SM)) == 1 and len(truth_M) >= FEWEST_PREDICTIONS:
         label = task.labels[int(predicted_SM.flat[0])]
         warnings.append(f"The predictions have collapsed: all {len(truth_M)} test targets are predicted as {label!r}.")
     ours, theirs = first.scores[task.metric].interval.value, constant[task.metric].interval.value
     if ours <= theirs:
         found = f"{metric_name(task.metric)} {format_value(task.metric, ours)}"
+        rival = (
+            "the most frequent state of each label in train" if task.is_multilabel else "the majority class of train"
+        )
+        short = "these" if task.is_multilabel else "majority class"
         warnings.append(
-            f"Not better than the majority class of train ({found}, majority class {format_value(task.metric, theirs)})"
-            ": do not rely on these predictions."
+            f"Not better than {rival} ({found}, {short} {format_value(task.metric, theirs)}): do not rely on these "
+            "predictions."
         )
     return warnings
 
@@ -194,6 +218,10 @@ def evaluate_new_predictions(task: Task, summary: Mapping[str, Any], labels: Map
     count, unit = summary["count"], f" {task.unit}" if task.unit else ""
     if not count:
         return Verdict("No proteins were predicted.")
+    if task.is_multilabel:
+        return _evaluate_labels(summary)
+    if task.columns:
+        return _evaluate_columns(summary, labels)
     if task.target == "class":
         return _evaluate_classes(summary, labels, what)
     low, high, wide = (f"{summary[name]:.4g}" for name in ("low", "high", "deviation"))
@@ -209,6 +237,39 @@ def evaluate_new_predictions(task: Task, summary: Mapping[str, Any], labels: Map
         f"The predictions have collapsed: they spread {share:.0%} as wide as the training labels. Look at the scores "
         "of this model on test before you use them."
     )
+    return Verdict(sentence, (warning,))
+
+
+def _evaluate_labels(summary: Mapping[str, Any]) -> Verdict:
+    """Describe the labels of new proteins, with a warning if all proteins get the same ones."""
+    total, empty = summary["count"], summary["without"]
+    most = sorted(summary["labels"].items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{label} {number / total:.0%}" for label, number in most[:5])
+    sentence = f"Predicted {total:,} proteins: {shown}{' and others' if most[5:] else ''}; {empty:,} without a label."
+    if summary["different"] > 1 or total < FEWEST_PREDICTIONS:
+        return Verdict(sentence)
+    warning = (
+        f"All {total:,} proteins get the same labels. Look at the scores of this model on test before you use them."
+    )
+    return Verdict(sentence, (warning,))
+
+
+def _evaluate_columns(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> Verdict:
+    """Describe several predicted values, with a warning for each target whose predictions have collapsed."""
+    found = {name: (entry["low"], entry["high"]) for name, entry in summary["columns"].items()}
+    shown = "; ".join(f"{name} between {low:.4g} and {high:.4g}" for name, (low, high) in found.items())
+    sentence, known = f"Predicted {summary['count']:,} proteins: {shown}.", labels.get("columns", {})
+    collapsed = [
+        name
+        for name, entry in summary["columns"].items()
+        if entry["deviation"] < SMALLEST_SPREAD * known.get(name, {}).get("deviation", 0.0)
+    ]
+    if not collapsed or summary["count"] < FEWEST_PREDICTIONS:
+        return Verdict(sentence)
+    warning = (
+        f"The predictions of {', '.join(collapsed)} have collapsed: they spread less than {SMALLEST_SPREAD:.0%} as "
+    )
+    warning += "wide as the training labels. Look at the scores of this model on test before you use them."
     return Verdict(sentence, (warning,))
 
 

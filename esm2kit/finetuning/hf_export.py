@@ -6,6 +6,7 @@ Source: transformers `models/esm/modeling_esm.py`. The heads named `hf` have the
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
@@ -53,7 +54,7 @@ def _convert_head(model: FinetunedModel) -> dict[str, Tensor]:
     spec, head = model.labels.spec, {name: tensor.clone() for name, tensor in model.labels.head.state_dict().items()}
     weight_out, bias_out = head["weight_out"][0], head["bias_out"][0, 0]
     if model.task.target == "value":
-        centre, spread = model.scale
+        centre, spread = (torch.tensor(ends, dtype=torch.float64) for ends in model.scale)
         check_float32(model.scale, UNSCALED_REMEDY)
         weight_out = (weight_out.double() * spread).float()
         bias_out = (bias_out.double() * spread + centre).float()
@@ -77,7 +78,7 @@ def _convert_head(model: FinetunedModel) -> dict[str, Tensor]:
 def _build_label_config(model: FinetunedModel, per_residue: bool) -> dict[str, Any]:
     """Return the entries of config.json for the architecture and the labels."""
     task = model.task
-    names = task.binary_labels or task.labels or (task.name,)
+    names = task.binary_labels or task.labels or task.columns or (task.name,)
     kind = "regression" if task.target == "value" else "single_label_classification"
     return {
         "architectures": ["EsmForTokenClassification" if per_residue else "EsmForSequenceClassification"],

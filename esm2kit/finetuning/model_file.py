@@ -38,6 +38,7 @@ from esm2kit.models.sharded import Shard, ShardedEncoder, choose_sharding
 from esm2kit.models.weights import ChangeLayer, Weights
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.windows import Windowing
+from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD
 from esm2kit.tasks.labels import compute_probabilities, decide_outputs
 from esm2kit.tasks.packing import WINDOW_OVERLAP, Window, batch_windows
 from esm2kit.tasks.scaling import TargetScale
@@ -102,7 +103,12 @@ class FinetunedModel:
     @property
     def scale(self) -> TargetScale:
         """Scale of the values during training."""
-        return TargetScale(self.facts["target_centre"], self.facts["target_spread"])
+        return TargetScale.from_stored(self.facts["target_centre"], self.facts["target_spread"])
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a label of a multi-label task is predicted."""
+        return self.facts.get("threshold", DEFAULT_THRESHOLD)
 
     @property
     def model_name(self) -> str:
@@ -175,8 +181,8 @@ class FinetunedModel:
         return merged if per_residue else [rows[0] for rows in merged]
 
     def decide(self, outputs: np.ndarray) -> np.ndarray:
-        """Convert outputs (..., C) to classes (int64) or values (float64)."""
-        return decide_outputs(outputs, self.task)
+        """Convert outputs (..., C) to classes (int64), values (float64), or labels that are present (int64)."""
+        return decide_outputs(outputs, self.task, self.threshold)
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Convert outputs to probabilities (..., C) of classes or binary labels; values are returned unchanged."""

@@ -18,6 +18,7 @@ from esm2kit.models.config import ESM2Config
 from esm2kit.models.initialise import materialise
 from esm2kit.models.lora import list_adapters
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.label_metrics import choose_threshold
 from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import EvaluationBatch, EvaluationBatches, LabelledBatch, LabelledProteins, Labels
 from esm2kit.tasks.task import Task
@@ -29,6 +30,8 @@ from esm2kit.training.resume import ResumePoint, collect_state
 
 def loss_sum(outputs_MC: Tensor, targets_M: Tensor, weights_M: Tensor, task: Task) -> Tensor:
     """Compute the weighted loss summed over labels: squared error, cross-entropy, or mean binary cross-entropy."""
+    if task.columns:
+        return (weights_M * (outputs_MC - targets_M).square()).mean(1).sum()
     if task.target == "value":
         return (weights_M * (outputs_MC[:, 0] - targets_M).square()).sum()
     if task.binary_labels:
@@ -66,6 +69,8 @@ class LabelTrainer(TrainingLoop):
         self.validation_rows = EvaluationBatches(proteins, "validation", config.tokens_per_validation_batch)
         self.slots = torch.from_numpy(proteins.data.scored[_target_indices(proteins.data, "validation")])
         self.sums_MC: Tensor | None = None
+        # probability above which a label of a multi-label task is predicted, chosen at the last validation
+        self.threshold = resumed.metadata["finetune"].get("threshold") if resumed else None
         freeze_parameters(model, config)
 
     def configure_model(self) -> None:
@@ -131,6 +136,10 @@ class LabelTrainer(TrainingLoop):
         """Return val_loss and the headline metric, over all ranks."""
         summed = sum_over_group(data_parallel_group(self.trainer.strategy), self.sums_MC).cpu()
         outputs_MC = (summed[:, :-1] / summed[:, -1:])[self.slots]
+        if self.task.is_multilabel:
+            data = self.proteins.data
+            probability_ML = decode_outputs(outputs_MC, self.task).numpy()
+            self.threshold = choose_threshold(data.targets[data.target_rows("validation")], probability_ML)
         val_loss, metrics = evaluate(outputs_MC, self.proteins.labels, self.proteins.data, "validation")
         return {"val_loss": val_loss, **metrics}
 
@@ -161,7 +170,8 @@ class LabelTrainer(TrainingLoop):
     def checkpoint_details(self) -> dict[str, Any]:
         """Return the metadata of a checkpoint: the task, the model and early stopping."""
         stopping = {"best_loss": self.best_loss, "since_best": self.since_best}
-        return {"finetune": self.facts, "early_stopping": stopping}
+        chosen = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"finetune": self.facts | chosen, "early_stopping": stopping}
 
 
 def _target_indices(data: TaskData, set_name: str) -> np.ndarray:

@@ -38,6 +38,7 @@ from esm2kit.models.sharded import stop_with_peers
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
+from esm2kit.tasks.label_sets import format_label_set
 from esm2kit.tasks.scaling import TargetScale
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,12 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """Predict labels and write them to a file.
 
     A table has one row per protein (`id`, `prediction`, and `p_<label>` for classes) or one row per residue (`id`,
-    `position` from 1, `residue`, ...). Values have an interval (`lower` and `upper`), and `spread`, the standard
-    deviation over the seeds, if the model has several. HDF5 has one dataset per protein, "0", "1", ... in the order of
-    the FASTA file, with the attribute `original_id`: (C,) or (residues, C) probabilities in float32, or values in
-    float64. Intervals and spreads of values are attributes of the same names, (residues,) for a residue task. The
+    `position` from 1, `residue`, ...). The prediction of a multi-label task is the labels above the threshold,
+    separated by semicolons; several values have one column each instead of `prediction`. Values have an interval
+    (`lower` and `upper`), and `spread`, the standard deviation over the seeds, if the model has several. HDF5 has one
+    dataset per protein, "0", "1", ... in the order of the FASTA file, with the attribute `original_id`: (C,) or
+    (residues, C) probabilities in float32, or values in float64. Intervals and spreads of values are attributes of the
+    same names, (residues,) for a residue task. The
     attributes of the root contain the names of the columns.
 
     Args:
@@ -146,7 +149,7 @@ def _list_loading_remedies(config: PredictConfig) -> list[str]:
 
 def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], process: Process) -> dict[str, Any]:
     out = Path(config.out)
-    labels = list(model.task.binary_labels or model.task.labels)
+    labels = list(model.task.binary_labels or model.task.labels or model.task.columns)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
     inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
     encoder = model.encoder
@@ -156,6 +159,7 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], p
     about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
     about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage)
     about |= {"coverage": config.coverage} if model.task.target == "value" else {}
+    about |= {"threshold": model.threshold} if model.task.is_multilabel else {}
     started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
@@ -223,16 +227,21 @@ def _write_table(
     """Yield a function that writes rows of text, with seven significant digits of probabilities and of spreads."""
     digits = _count_digits(model.scale)
     task, per_residue = model.task, model.task.level == "residue"
-    columns = [f"p_{label}" for label in about["labels"]]
-    columns += list_interval_columns(model)
+    columns = ["prediction", *(f"p_{label}" for label in about["labels"]), *list_interval_columns(model)]
+    columns = list(task.columns) or columns
     with open(part, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
-        rows.writerow(["id", *(["position", "residue"] if per_residue else []), "prediction", *columns])
+        rows.writerow(["id", *(["position", "residue"] if per_residue else []), *columns])
 
         def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
             decided = model.decide(outputs_MC)
-            if task.target == "class":
+            if task.columns:
+                rows.writerow([record.id, *(f"{value:.{digits}g}" for value in decided[0])])
+                return
+            if task.is_multilabel:
+                shown = [format_label_set(decided[0], task.binary_labels)]
+            elif task.target == "class":
                 shown = [task.labels[place] for place in decided]
             else:
                 shown = [f"{value:.{digits}g}" for value in decided]
@@ -276,7 +285,7 @@ def compute_interval_columns(
 
 def _count_digits(scale: TargetScale) -> int:
     """Return the significant digits of a value: seven, and more if values share their first digits."""
-    shared = abs(scale.centre) / scale.spread if scale.spread else math.inf
+    shared = max(abs(each.centre) / each.spread if each.spread else math.inf for each in scale.columns)
     return min(15, 7 + math.ceil(math.log10(min(max(shared, 1.0), 1e8))))
 
 

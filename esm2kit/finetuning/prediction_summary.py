@@ -4,6 +4,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,21 @@ class PredictionSummary:
         self.low, self.high, self.mean, self.squares = math.inf, -math.inf, 0.0, 0.0
         self.values: array[float] = array("d")
         self.tracks: dict[str, np.ndarray] = {}
+        self.sets: Counter[bytes] = Counter()
+        self.columns = (
+            [PredictionSummary(replace(task, columns=()), own) for own in scale.columns] if task.columns else []
+        )
 
     def add(self, name: str, decided_M: np.ndarray) -> None:
         """Add the predictions of one protein: one, or one per residue.
 
         Args:
             name: Id of the protein.
-            decided_M: Classes or values.
+            decided_M: Classes or values; (1, C) labels that are present or several values.
         """
+        if self.task.has_columns:
+            self._add_several(decided_M)
+            return
         if not len(decided_M):
             return
         if self.task.level == "residue" and len(self.tracks) < MOST_TRACKS:
@@ -62,8 +70,28 @@ class PredictionSummary:
         if len(self.values) < MOST_PLOTTED:
             self.values.extend(decided_M.tolist())
 
+    def _add_several(self, decided_1C: np.ndarray) -> None:
+        """Add the labels or the values of one protein."""
+        self.count += 1
+        for column, values in zip(self.columns, decided_1C.T, strict=False):
+            column.add("", values)
+        if self.task.is_multilabel:
+            self.sets[np.packbits(decided_1C[0].astype(bool)).tobytes()] += 1
+            self.classes.update(self.task.binary_labels[place] for place in np.flatnonzero(decided_1C[0]))
+
     def describe(self) -> dict[str, Any]:
-        """Return {"count", "classes"} for classes, or {"count", "low", "high", "mean", "deviation"} for values."""
+        """Return {"count", "classes"} for classes, or {"count", "low", "high", "mean", "deviation"} for values.
+
+        A multi-label task has {"count", "labels", "without" (proteins without a label), "different" (sets of labels)},
+        several values have {"count", "columns": {name: as for values}}.
+        """
+        if self.task.is_multilabel:
+            empty = np.packbits(np.zeros(len(self.task.binary_labels), dtype=bool)).tobytes()
+            counts = {"labels": dict(self.classes.most_common()), "without": self.sets[empty]}
+            return {"count": self.count, **counts, "different": sum(map(bool, self.sets.values()))}
+        if self.task.columns:
+            described = zip(self.task.columns, (column.describe() for column in self.columns), strict=True)
+            return {"count": self.count, "columns": dict(described)}
         if self.task.target == "class":
             return {"count": self.count, "classes": dict(self.classes.most_common())}
         if not self.count:
@@ -99,6 +127,11 @@ class PredictionSummary:
         from esm2kit import plots
 
         task = self.task
+        if task.is_multilabel:
+            return lambda: plots.class_counts(dict.fromkeys(task.binary_labels, 0) | self.classes, class_name="label")
+        if task.columns:
+            values = {name: np.array(column.values) for name, column in zip(task.columns, self.columns, strict=True)}
+            return lambda: plots.prediction_histograms(values, labels.get("columns", {}))
         if task.level == "residue" and len(self.classes) <= MOST_CLASSES:
             return lambda: plots.residue_track(self.tracks, task.labels, task.unit)
         if task.target == "class":

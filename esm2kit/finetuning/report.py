@@ -76,8 +76,13 @@ def compute_set_outputs(
 def predict_set(
     model: FinetunedModel, data: TaskData, set_name: str, tokens_per_batch: int | None = None
 ) -> np.ndarray:
-    """Predict the scored targets of a set (M,), in the order of the task."""
-    return model.decide(compute_set_outputs(model, data, set_name, tokens_per_batch))
+    """Predict the scored targets of a set (M,), in the order of the task; (M, C) for several targets per protein."""
+    return _decode(model, compute_set_outputs(model, data, set_name, tokens_per_batch))
+
+
+def _decode(model: FinetunedModel, outputs_MC: np.ndarray) -> np.ndarray:
+    """Convert outputs to the predictions of `Fitted`: values, classes, or probabilities of labels."""
+    return model.probabilities(outputs_MC) if model.task.has_columns else model.decide(outputs_MC)
 
 
 def _predict_seeds(config: FinetuneConfig, data: TaskData, models: Sequence[Path]) -> tuple[FinetunedModel, Fitted]:
@@ -96,14 +101,17 @@ def _predict_seeds(config: FinetuneConfig, data: TaskData, models: Sequence[Path
                 compute_set_outputs(model, data, set_name, count_scoring_tokens(config))
                 for set_name in ("test", "validation")
             ]
-        fitted = Fitted(*(model.decide(outputs_MC)[None] for outputs_MC in found))
+        fitted = Fitted(*(_decode(model, outputs_MC)[None] for outputs_MC in found))
+        if data.task.is_multilabel:
+            fitted = fitted._replace(selected={"threshold": [model.threshold]})
         if data.task.target == "class":
             fitted = fitted._replace(test_logits_MC=found[0], validation_logits_MC=found[1])
         _store_uncertainty(path, estimate_uncertainty(fitted, data))
         runs.append(fitted)
     predicted = (np.concatenate(each) for each in zip(*((run.test_SM, run.validation_SM) for run in runs), strict=True))
     logits = {"test_logits_MC": runs[0].test_logits_MC, "validation_logits_MC": runs[0].validation_logits_MC}
-    return model, Fitted(*predicted, **logits)
+    thresholds = {"threshold": [run.thresholds[0] for run in runs]} if data.task.is_multilabel else {}
+    return model, Fitted(*predicted, selected=thresholds, **logits)
 
 
 def _store_uncertainty(path: Path, uncertainty: Uncertainty | None) -> None:
@@ -139,7 +147,7 @@ def write_finetune_report(
     model, fitted = _predict_seeds(config, data, models)
     fitted = fitted._replace(
         history=_build_curves(histories),
-        selected={"epoch": [_find_best_validation(rows) for rows in histories]},
+        selected=fitted.selected | {"epoch": [_find_best_validation(rows) for rows in histories]},
         seconds=sum(map(_sum_seconds, histories)),
     )
     counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)

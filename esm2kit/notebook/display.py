@@ -152,17 +152,25 @@ def confusion_chart(report: Report) -> Axes:
 def prediction_chart(report: Report) -> Axes:
     """Plot the test predictions of the first row: against the measured values, or as a confusion matrix.
 
+    A multi-label task has a bar per label. Of several values per protein, the first one is plotted.
+
     Args:
         report: a benchmark or fine-tuning report that was read from its file.
 
     Returns:
         The axes.
     """
+    if report.task.is_multilabel:
+        table = report.first.per_class
+        scores = ({label: entry[key] for label, entry in table.items()} for key in ("f1", "support"))
+        return plots.label_scores(*scores)
     if report.task.target == "class":
         return confusion_chart(report)
     with np.load(report.json.parent / report.files["predictions"]) as stored:
         truth, predicted = stored["truth"], stored[f"predicted/{report.first.name}"]
-    return plots.predicted_vs_true(truth, predicted[0], report.task.unit)
+    truth, predicted = truth.reshape(len(truth), -1)[:, 0], predicted[0].reshape(len(truth), -1)[:, 0]
+    known = np.isfinite(truth)
+    return plots.predicted_vs_true(truth[known], predicted[known], report.task.unit)
 
 
 def verdict(report: Report) -> str:

@@ -1,5 +1,6 @@
 """Parameters of the stages that read a labelled task. This module does not import torch."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -7,8 +8,10 @@ from typing import get_args
 from esm2kit.core.config import FREE, inherit_help
 from esm2kit.core.errors import InputError, check_range
 from esm2kit.core.options import OptionGroups
-from esm2kit.tasks.task import Level, SplitBy, Target
+from esm2kit.tasks.task import Level, SplitBy, Target, TargetType
 
+# Between the names of columns; a comma in brackets belongs to a unit.
+COMMA = re.compile(r",(?![^()\[\]]*[)\]])")
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa", ".fas", ".gz", ".zst")
 
 
@@ -28,11 +31,13 @@ class TaskConfig:
         fasta: Sequences of the proteins in labels. Default: a column of labels holds them.
         labels: Table of your measurements instead of a task: CSV, TSV or Excel (file.xlsx:Sheet chooses a sheet).
         id: Column of labels with the names of the proteins. Default: the column that names most records of fasta.
-        target: Column of the targets. Default: the only column of numbers of labels; the column target of a task.
+        target: Column of the targets, or several separated by commas. Default: the only column of numbers of labels;
+            the column target of a task.
         set: Column of labels with train, validation or test, or with the numbers of folds. Default: a column with such
             a name, or sets as split_by describes.
-        target_type: Type of the targets: class or value. Default: inferred from the labels. Set it for your own task
-            if both are possible.
+        target_type: Type of the targets: class, value or multilabel (several classes per protein, as nucleus;cytoplasm,
+            as one row per class, or as columns of 0 and 1). Default: inferred from the labels. Set it for your own task
+            if several are possible.
         level: What one target belongs to: a protein or a residue. Default: inferred from the targets and the lengths
             of the sequences. Set it for your own task if both are possible.
         split_by: How proteins without a set are divided. identity keeps similar sequences in one set, random only
@@ -50,7 +55,7 @@ class TaskConfig:
     id: str | None = None
     target: str | list[str] | None = None
     set: str | None = None
-    target_type: Target | None = None
+    target_type: TargetType | None = None
     level: Level | None = None
     split_by: SplitBy = "auto"
     identity: float = 0.5
@@ -77,7 +82,8 @@ def check_task(config: TaskConfig) -> None:
     """
     check_range(config, "identity", above=0, at_most=1)
     _check_labels(config)
-    names = [config.target] if isinstance(config.target, str) else config.target
+    names = COMMA.split(config.target) if isinstance(config.target, str) else config.target
+    names = names and [name.strip() for name in names if name.strip()]
     if names == []:
         raise InputError("target is an empty list. Name a column, or omit target.", code="option.target")
     if names and len(names) == 1 and names[0] in get_args(Target) and config.target_type is config.labels is None:

@@ -21,16 +21,18 @@ from esm2kit.tasks.files import Source, TaskRecord, parse_split_name, read_descr
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import SPLITS_FOLDER, find_custom_task, infer_task
 from esm2kit.tasks.kinds import describe_own_format, find_task_table
+from esm2kit.tasks.label_sets import format_label_set, merge_rows, pack_columns, stratify_columns
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
 from esm2kit.tasks.labels_table import LabelRecords, read_labels
 from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets, build_strata
 from esm2kit.tasks.tables import format_column_name, split_unit
-from esm2kit.tasks.task import Level, Split, SplitBy, Target, Task
+from esm2kit.tasks.task import Level, Split, SplitBy, TargetType, Task
 
 logger = logging.getLogger(__name__)
 
 SET_NAMES = ("train", "validation", "test")
+LONGEST_NAME = 60  # characters of the names of several columns in the name of a task
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class TaskData:
         sequences: (P) amino-acid sequences.
         sets: (P,) "train", "validation" or "test".
         targets: (P,) one target per protein, or (N,) one per residue, concatenated over proteins. Classes are int64,
-            values are float64.
-        scored: same shape as `targets`, False for targets that are ignored, such as unresolved residues.
+            values are float64. A task with several targets per protein has (P, C): labels that are 0 or 1 (int64), or
+            values with nan where one is missing.
+        scored: (P,) or (N,), False for targets that are ignored, such as unresolved residues.
         files: files that the task was read from.
         notes: what a reader needs to know to interpret a score.
         official: True if the set sizes are FLIP's, so that scores can be compared with published ones.
@@ -83,7 +86,8 @@ class TaskData:
     @cached_property
     def sha256(self) -> str:
         """Hex SHA-256 of the task: ids, sequences, sets, targets and the mask of scored targets."""
-        digest = hashlib.sha256(f"{self.task.name} {self.split} {self.task.labels}".encode())
+        names = self.task.labels or self.task.columns or (self.task.is_multilabel and self.task.binary_labels) or ()
+        digest = hashlib.sha256(f"{self.task.name} {self.split} {names}".encode())
         for lines in (self.ids, self.sequences, self.sets):
             digest.update("\n".join(lines).encode())
         digest.update(self.targets.tobytes() + self.scored.tobytes())
@@ -139,11 +143,20 @@ class TaskData:
         return dataclasses.replace(chosen, official=False, notes=(*self.notes, note))
 
     def _assign_strata(self, limit: int) -> np.ndarray:
+        if self.task.is_multilabel:
+            return stratify_columns(self.targets, multilabel=True)
         if self.task.level == "protein" and self.task.target == "class":
             return self.targets
-        values = self.targets if self.task.level == "protein" else self.num_residues
+        values = _sort_key(self)
         edges = np.quantile(values, np.linspace(0.1, 0.9, 9))
         return np.searchsorted(edges, values) * min(limit, 10) // 10  # at most one stratum per sampled protein
+
+
+def _sort_key(data: TaskData) -> np.ndarray:
+    """Return a number per protein by which proteins are similar: the value, or the number of residues."""
+    if data.task.columns:
+        return stratify_columns(data.targets, multilabel=False)
+    return (data.targets if data.task.level == "protein" else data.num_residues).astype(np.float64)
 
 
 def _sample_strata(rows: np.ndarray, strata: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
@@ -166,9 +179,9 @@ def load_task(
     task: str,
     split: str | None = None,
     data_dir: Path = Path("flip"),
-    target_type: Target | None = None,
+    target_type: TargetType | None = None,
     level: Level | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     split_by: SplitBy = "auto",
     identity: float = 0.5,
     split_seed: int = 0,
@@ -182,9 +195,9 @@ def load_task(
         task: FLIP task (its files are in `<data_dir>/<task>/`), or name or path of a custom task's folder or file.
         split: name of the split. None selects FLIP's default, or the only split of a custom task.
         data_dir: folder that contains the task folders.
-        target_type: "class" or "value" for a custom task. None infers it from the targets.
+        target_type: "class", "value" or "multilabel" for a custom task. None infers it from the targets.
         level: "protein" or "residue" for a custom task. None infers it from the targets.
-        target: column, or header field, of the targets of a custom task. None is the one named target.
+        target: column, or header field, of the targets of a custom task, or several. None is the one named target.
         split_by: how validation is chosen, as in `split.assign_sets`.
         identity: share of equal residues from which sequences are similar.
         split_seed: of the choice.
@@ -221,13 +234,15 @@ def load_task(
     rows, sources, dropped, unread = read_split(folder, split, file, target, needs_sets=not pooled)
     inferred: tuple[str, ...] = ()
     given = Counter(row.set for row in rows)
-    rows = _halve(rows) if pooled else rows
     if spec is None:
         name = _name_task(folder, file)
         declared = read_description(folder, name)
         if target is not None:
-            name, declared = f"{name}_{format_column_name(target)}", {"unit": split_unit(target)[1]} | declared
-        spec, inferred = infer_task(name, split, rows, sources, target_type, level, declared)
+            name, declared = f"{name}_{format_column_names(target)}", {"unit": _find_unit(target)} | declared
+        merged = "multilabel" in (target_type, declared.get("target"))
+        rows = merge_rows(rows, sources["split"]) if merged else rows
+        rows, columns = _halve(rows) if pooled else rows, list_columns(target)
+        spec, inferred = infer_task(name, split, rows, sources, target_type, level, declared, columns)
     notes = [spec.note] if spec.note else []
     if split in spec.splits and spec.splits[split].note:
         notes.append(spec.splits[split].note)
@@ -236,7 +251,8 @@ def load_task(
     known_before = len(notes)
     notes += inferred
     if spec is not TASKS.get(spec.name):
-        logger.info("%s", describe_own_format(sources["split"], "sequences" in sources, target))
+        shown = target if isinstance(target, str | None) else ", ".join(target)
+        logger.info("%s", describe_own_format(sources["split"], "sequences" in sources, shown))
     notes += _note_left_out(sources["split"], unread, dropped)
     if spec.level == "protein" and (masked := sum(row.mask is not None for row in rows)):
         notes.append(f"the masks of {masked} records are not used, because a mask belongs to targets per residue")
@@ -268,7 +284,12 @@ def _finish(data: TaskData, notes: list[str], source: Source, known_before: int 
     """Check the sets and log the notes, except the first ones, which are known without reading the files."""
     _check_sets(data, source)
     data, task = _compare_with_flip(data, notes), data.task
-    kind = f"one {task.target} per {task.level}, scored by {task.metric}"
+    what = (
+        f"{task.num_outputs} {'labels' if task.is_multilabel else 'values'}"
+        if task.has_columns
+        else f"one {task.target}"
+    )
+    kind = f"{what} per {task.level}, scored by {task.metric}"
     logger.info("task %s, split %s: %s; %s", task.name, data.split, _format_sizes(data), kind)
     for note in data.notes[known_before:]:
         logger.info("task %s: %s", task.name, note)
@@ -283,9 +304,9 @@ def load_labels(
     labels: Path,
     fasta: Path | None = None,
     id: str | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     set: str | None = None,
-    target_type: Target | None = None,
+    target_type: TargetType | None = None,
     level: Level | None = None,
     split_by: SplitBy = "auto",
     identity: float = 0.5,
@@ -300,9 +321,10 @@ def load_labels(
         labels: CSV, TSV or Excel file (`file.xlsx:Sheet` chooses a sheet).
         fasta: sequences. None reads them from a column of the table.
         id: column with the names of the proteins.
-        target: column of the targets. A unit in its name, as in `Tm (C)`, is that of the task.
+        target: column of the targets, or several. A unit in the name of a single one, as in `Tm (C)`, is that of the
+            task.
         set: column with train, validation or test.
-        target_type: "class" or "value". None infers it from the targets.
+        target_type: "class", "value" or "multilabel". None infers it from the targets.
         level: "protein" or "residue". None infers it from the targets.
         split_by: how proteins without a set are divided, as in `split.assign_sets`.
         identity: share of equal residues from which sequences are similar.
@@ -328,13 +350,13 @@ def load_labels(
 
 
 def _pack_labels(
-    found: LabelRecords, rows: list[TaskRecord], target_type: Target | None, level: Level | None
+    found: LabelRecords, rows: list[TaskRecord], target_type: TargetType | None, level: Level | None
 ) -> tuple[TaskData, list[str]]:
     """Infer and pack the task of a table of labels, with notes; `rows` are its records with sets."""
     sources = {"split": found.files["labels"]}
-    name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_name(found.target)}"
-    declared = {"unit": split_unit(found.target)[1]}
-    task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared)
+    name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_names(found.targets)}"
+    declared, columns = {"unit": _find_unit(found.targets)}, list_columns(found.targets)
+    task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared, columns)
     task = dataclasses.replace(task, variants=found.variants)
     data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
     # a folder with a file per set is none of the files
@@ -378,6 +400,24 @@ def _pool(data: TaskData, notes: list[str], given: Counter[str]) -> TaskData:
     return dataclasses.replace(data, sets=sets, official=False, notes=tuple(dict.fromkeys(notes)))
 
 
+def list_columns(target: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of several targets; empty for one target."""
+    return () if isinstance(target, str | None) or len(target) < 2 else tuple(target)
+
+
+def format_column_names(target: str | Sequence[str]) -> str:
+    """Return the names of columns as a part of the name of a task; many columns are counted."""
+    names = [format_column_name(name) for name in ([target] if isinstance(target, str) else target)]
+    joined = "_".join(names)
+    return joined if len(names) == 1 or len(joined) <= LONGEST_NAME else f"{names[0]}_and_{len(names) - 1}_more"
+
+
+def _find_unit(target: str | Sequence[str]) -> str:
+    """Return the unit in the name of a column; empty for several columns, whose names keep their units."""
+    names = [target] if isinstance(target, str) else target
+    return split_unit(names[0])[1] if len(names) == 1 else ""
+
+
 def _strip_suffixes(path: Path) -> str:
     """Return the name of a table without its suffixes; that of a folder with a file per set is its own."""
     return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
@@ -394,13 +434,13 @@ def load_task_of(config: TaskConfig) -> TaskData:
     """Load the task, or the table of labels, that a stage's parameters name.
 
     Args:
-        config: parameters of the stage, with at most one target.
+        config: parameters of the stage. Several targets are those of one task.
 
     Returns:
         The checked task.
 
     Raises:
-        InputError: the task, the split or a record is invalid, or there are several targets.
+        InputError: the task, the split or a record is invalid.
     """
     kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
     kinds |= {"split_by": config.split_by, "identity": config.identity, "split_seed": config.split_seed}
@@ -413,14 +453,14 @@ def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData
     """Load all proteins of a task, or of a table of labels, for cross-validation; none needs a set.
 
     Args:
-        config: parameters of the stage, with at most one target.
+        config: parameters of the stage. Several targets are those of one task.
         others: columns of a table of labels that are not the target, such as folds or groups.
 
     Returns:
         The checked task, with all proteins in train.
 
     Raises:
-        InputError: the task, the split or a record is invalid, or there are several targets.
+        InputError: the task, the split or a record is invalid.
     """
     kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
     if config.labels is None:
@@ -434,7 +474,7 @@ def load_pooled_labels(
     id: str | None = None,
     target: str | None = None,
     set: str | None = None,
-    target_type: Target | None = None,
+    target_type: TargetType | None = None,
     level: Level | None = None,
     others: Sequence[str] = (),
 ) -> TaskData:
@@ -461,19 +501,14 @@ def load_pooled_labels(
     return _pool(data, notes, Counter(row.set for row in found.rows))
 
 
-def _get_target(config: TaskConfig) -> str | None:
-    """Return the only target of a configuration; None if it names none."""
-    targets = config.target or [None]
-    if len(targets) > 1:
-        raise InputError(
-            f"one target is expected, found {len(targets)}: {', '.join(targets)}. Name one.",
-            code="task.several-targets",
-            found=tuple(targets),
-        )
-    return targets[0]
+def _get_target(config: TaskConfig) -> str | list[str] | None:
+    """Return the target of a configuration, or several; None if it names none."""
+    return config.target[0] if config.target and len(config.target) == 1 else config.target
 
 
-def _check_options(task: Task, target_type: Target | None, level: Level | None, target: str | None) -> None:
+def _check_options(
+    task: Task, target_type: TargetType | None, level: Level | None, target: str | Sequence[str] | None
+) -> None:
     """Raise InputError if the options contradict a FLIP task."""
     options = (("target_type", target_type, task.target), ("level", level, task.level), ("target", target, "target"))
     for option, found, fixed in options:
@@ -491,6 +526,11 @@ def _check_options(task: Task, target_type: Target | None, level: Level | None, 
 def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[str, Source]) -> tuple[TaskData, int]:
     """Return the task and the number of residues without a measurement."""
     source = sources["split"]
+    if not rows:
+        raise InputError(f"{source}: no record belongs to a set", code="task.no-records", path=source.path)
+    if task.has_columns:
+        packed_PC = pack_columns(task, rows, source)
+        return _build_data(task, split, rows, packed_PC, np.ones(len(rows), dtype=bool), sources), 0
     index = task.label_index()
     letters = {ord(label): place for label, place in index.items() if len(label) == 1}
     table = np.full(max(letters, default=0) + 2, -1, dtype=np.int64)
@@ -522,20 +562,29 @@ def _pack_targets(task: Task, split: str, rows: list[TaskRecord], sources: dict[
                 )
             targets.append([index[spelling]])
             scored.append([True])
-    if not rows:
-        raise InputError(f"{source}: no record belongs to a set", code="task.no-records", path=source.path)
     dtype = np.float64 if task.target == "value" else np.int64
-    data = TaskData(
+    packed_N = np.concatenate(targets).astype(dtype)
+    return _build_data(task, split, rows, packed_N, np.concatenate(scored).astype(bool), sources), unmeasured
+
+
+def _build_data(
+    task: Task,
+    split: str,
+    rows: list[TaskRecord],
+    targets: np.ndarray,
+    scored: np.ndarray,
+    sources: dict[str, Source],
+) -> TaskData:
+    return TaskData(
         task=task,
         split=split,
         ids=[row.id for row in rows],
         sequences=[row.sequence for row in rows],
         sets=np.array([row.set for row in rows]),
-        targets=np.concatenate(targets).astype(dtype),
-        scored=np.concatenate(scored).astype(bool),
+        targets=targets,
+        scored=scored,
         files={name: found.path for name, found in sources.items()},
     )
-    return data, unmeasured
 
 
 def _check_letters(data: TaskData) -> list[str]:
@@ -556,11 +605,8 @@ def _find_contradictions(data: TaskData) -> list[str]:
     first, differing, example = {}, set(), ""
     for row, sequence in enumerate(data.sequences):
         other = first.setdefault(sequence, row)
-        if data.targets[other] != data.targets[row]:
-            shown = [
-                data.task.labels[int(data.targets[place])] if data.task.labels else f"{data.targets[place]:g}"
-                for place in (other, row)
-            ]
+        if not np.array_equal(data.targets[other], data.targets[row], equal_nan=data.task.target == "value"):
+            shown = [_format_target(data, place) for place in (other, row)]
             example = example or f"{data.ids[other]!r} with {shown[0]} and {data.ids[row]!r} with {shown[1]}"
             differing.add(sequence)
     if not differing:
@@ -570,6 +616,16 @@ def _find_contradictions(data: TaskData) -> list[str]:
         f"{count} different targets in different records, such as {example}: no model can predict both; correct or "
         "merge them"
     ]
+
+
+def _format_target(data: TaskData, row: int) -> str:
+    """Format the target of a protein for a message."""
+    target, task = data.targets[row], data.task
+    if task.is_multilabel:
+        return repr(format_label_set(target, task.binary_labels))
+    if task.columns:
+        return ", ".join(f"{value:g}" for value in target)
+    return task.labels[int(target)] if task.labels else f"{target:g}"
 
 
 def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes: list[str], seed: int) -> TaskData:
@@ -588,9 +644,11 @@ def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes
 
 def stratify(data: TaskData) -> np.ndarray:
     """Return (P,) integers of similar proteins: by class, or by quantiles of the value or of the number of residues."""
+    if data.task.is_multilabel:
+        return stratify_columns(data.targets, multilabel=True)
     if data.task.level == "protein" and data.task.target == "class":
         return data.targets
-    return build_strata((data.targets if data.task.level == "protein" else data.num_residues).astype(np.float64))
+    return build_strata(_sort_key(data))
 
 
 def _check_sets(data: TaskData, source: Source) -> None:
@@ -613,12 +671,16 @@ def _check_sets(data: TaskData, source: Source) -> None:
             raise InputError(
                 f"{source}: the {name} set is empty. {fix}.", code="task.empty-set", set=name, path=source.path
             )
+    if data.task.columns:
+        _check_columns(data, source)
     if data.task.target == "class":
         seen, tested = (np.unique(data.targets[data.target_rows(name)]) for name in ("train", "test"))
         names = data.task.labels
         if data.task.binary_labels:
             names = data.task.binary_labels
-            seen, tested = (np.flatnonzero(unpack_bits(classes, len(names)).any(0)) for classes in (seen, tested))
+            rows = (data.targets[data.target_rows(name)] for name in ("train", "test"))
+            bits = (y if data.task.is_multilabel else unpack_bits(y, len(names)) for y in rows)
+            seen, tested = (np.flatnonzero(present.any(0)) for present in bits)
         absent = np.setdiff1d(tested, seen)
         if absent.size:
             raise InputError(
@@ -627,6 +689,30 @@ def _check_sets(data: TaskData, source: Source) -> None:
                 label=names[absent[0]],
                 path=source.path,
             )
+
+
+def _check_columns(data: TaskData, source: Source) -> None:
+    """Raise InputError for a column without a value in a set."""
+    for name in SET_NAMES:
+        empty = np.flatnonzero(np.isnan(data.targets[data.target_rows(name)]).all(0))
+        if empty.size:
+            column = data.task.columns[empty[0]]
+            raise InputError(
+                f"{source}: no {name} protein has a value in column {column!r}. Omit the column, or add values.",
+                code="task.empty-column",
+                column=column,
+                set=name,
+                path=source.path,
+            )
+
+
+def _find_constant_columns(data: TaskData) -> list[str]:
+    """Note the targets that have a single value in train, from which nothing can be learned."""
+    train_PC, names = data.targets[data.target_rows("train")], data.task.columns or data.task.binary_labels
+    constant = [name for name, y in zip(names, train_PC.T, strict=True) if len(np.unique(y[~np.isnan(y)])) < 2]
+    if not constant:
+        return []
+    return [f"train has a single value of {', '.join(constant[:5])}: the scores of this target are meaningless"]
 
 
 def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
@@ -669,7 +755,10 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
     repeated = sum(count - 1 for count in Counter(data.ids).values())
     if repeated:
         notes.append(f"{repeated} records repeat an earlier id")
-    classes = np.unique(data.targets[data.target_rows("train")])
+    classes = np.unique(data.targets[data.target_rows("train")], axis=0)
+    if task.has_columns:
+        notes += _find_constant_columns(data)
+        return dataclasses.replace(data, official=official, notes=tuple(dict.fromkeys(notes)))
     if task.target == "class" and len(classes) == 1:
         notes.append(f"train has a single class, {task.labels[classes[0]]!r}: the scores are meaningless")
     if task.target == "value" and len(classes) == 1 and len(data.target_rows("train")) > 1:

@@ -10,7 +10,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -81,13 +81,17 @@ class Source(NamedTuple):
 
 
 class TaskRecord(NamedTuple):
-    """One protein as read from its file; `target` and `mask` are None if the file does not have them."""
+    """One protein as read from its file; `target` and `mask` are None if the file does not have them.
+
+    `cells` has the targets of a record with several ones.
+    """
 
     id: str
     sequence: str
     target: str | None
     set: str
     mask: str | None
+    cells: tuple[str, ...] = ()
 
 
 class SplitRecords(NamedTuple):
@@ -457,7 +461,11 @@ def check_sequence(row_id: str, sequence: str, source: Source) -> str:
 
 
 def read_fasta_split(
-    split: Source, sequences: Source | None, mask: Source | None, target: str | None = None, needs_sets: bool = True
+    split: Source,
+    sequences: Source | None,
+    mask: Source | None,
+    target: str | Sequence[str] | None = None,
+    needs_sets: bool = True,
 ) -> SplitRecords:
     """Read a split in FASTA format.
 
@@ -466,7 +474,7 @@ def read_fasta_split(
             `sequences` is given.
         sequences: FASTA with the sequences of a residue task in FLIP's format.
         mask: FASTA with 1 for each residue that is scored and 0 for the others.
-        target: header field of the targets. None is TARGET.
+        target: header field of the targets, or several. None is TARGET.
         needs_sets: whether every record must have a set. One without is in train otherwise.
 
     Returns:
@@ -477,7 +485,7 @@ def read_fasta_split(
     """
     by_id: dict[str, str] | None = None
     masks = _read_by_id(mask) if mask else {}
-    rows, dropped, names, field = [], 0, {}, (target or "TARGET").upper()
+    rows, dropped, names, fields = [], 0, {}, _list_names(target, "TARGET", str.upper)
     for header, body in read_records(split):
         row_id, attributes = parse_attributes(header, split)
         names |= attributes
@@ -493,8 +501,9 @@ def read_fasta_split(
         if chosen is None:
             dropped += 1
             continue
-        label, sequence = attributes.get(field) or None, body
-        if label is None and sequences is not None:
+        cells = tuple(attributes.get(field, "") for field in fields)
+        label, sequence = cells[0] or None, body
+        if label is None and len(cells) == 1 and sequences is not None:
             by_id = _read_by_id(sequences) if by_id is None else by_id
             if row_id not in by_id:
                 raise InputError(
@@ -514,9 +523,12 @@ def read_fasta_split(
         sequence = check_sequence(row_id, sequence, split)
         if label is body:  # a line break separates labels only if they are separated elsewhere
             label = body if len(body.split()) == len(sequence) else body.replace("\n", "")
-        rows.append(TaskRecord(row_id, sequence, label, chosen, attributes.get("MASK", masks.get(row_id))))
+        cells = cells if len(cells) > 1 else ()
+        rows.append(TaskRecord(row_id, sequence, label, chosen, attributes.get("MASK", masks.get(row_id)), cells))
     files = {"split": split, "sequences": sequences if by_id is not None else None, "mask": mask}
-    if target is not None and field not in names:
+    absent = [field for field in fields if field not in names]
+    if target is not None and absent:
+        field = absent[0]
         found = ", ".join(name for name in names if name not in FIELDS) or "none"
         raise InputError(
             f"{split}: no header has the field {field}=, which target names; the other fields are {found}.",
@@ -524,8 +536,14 @@ def read_fasta_split(
             field=field,
             path=split.path,
         )
-    unread = _find_unread(names, (field, *FIELDS[1:]), split)
+    unread = _find_unread(names, (*fields, *FIELDS[1:]), split)
     return SplitRecords(rows, {name: found for name, found in files.items() if found}, dropped, unread)
+
+
+def _list_names(target: str | Sequence[str] | None, default: str, change: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the names of the columns or fields of the targets, as files write them."""
+    names = [target or default] if isinstance(target, str | None) else target
+    return tuple(change(name.strip()) for name in names)
 
 
 def _read_by_id(source: Source) -> dict[str, str]:
@@ -544,7 +562,7 @@ def _read_by_id(source: Source) -> dict[str, str]:
     return bodies
 
 
-def read_csv_split(split: Source, target: str | None = None, needs_sets: bool = True) -> SplitRecords:
+def read_csv_split(split: Source, target: str | Sequence[str] | None = None, needs_sets: bool = True) -> SplitRecords:
     """Read a split in CSV format, with the columns sequence, target, set and, optionally, validation, id and mask.
 
     The delimiter is a comma, a semicolon or a tab, whichever the header line uses. Column names are not case-sensitive.
@@ -552,7 +570,7 @@ def read_csv_split(split: Source, target: str | None = None, needs_sets: bool = 
 
     Args:
         split: the CSV file.
-        target: column of the targets. None is the one named target.
+        target: column of the targets, or several. None is the one named target.
         needs_sets: whether there must be a column set. Without one, all records are in train otherwise.
 
     Returns:
@@ -561,10 +579,10 @@ def read_csv_split(split: Source, target: str | None = None, needs_sets: bool = 
     Raises:
         InputError: a column is missing, a row has more fields than the header, or a value is invalid.
     """
-    rows, dropped, label = [], 0, (target or "target").strip().lower()
+    rows, dropped, labels = [], 0, _list_names(target, "target", str.lower)
     with open_text(split) as text:
         filled = (line for line in text if line.strip() and not EXCEL_SEPARATOR.fullmatch(line.strip()))
-        columns, delimiter = _parse_columns(next(filled, ""), split, target, needs_sets)
+        columns, delimiter = _parse_columns(next(filled, ""), split, labels, needs_sets)
         for number, line in enumerate(csv.DictReader(text, columns, restval="", delimiter=delimiter, strict=True)):
             cells = {name: cell.strip() for name, cell in line.items() if name}
             row_id = " ".join(cells.get("id", "").split()) or f"Sequence{number}"
@@ -597,22 +615,25 @@ def read_csv_split(split: Source, target: str | None = None, needs_sets: bool = 
                     path=split.path,
                 )
             sequence = check_sequence(row_id, cells["sequence"], split)
-            rows.append(TaskRecord(row_id, sequence, cells[label] or None, chosen, cells.get("mask") or None))
+            values = tuple(cells[label] for label in labels) if len(labels) > 1 else ()
+            rows.append(
+                TaskRecord(row_id, sequence, cells[labels[0]] or None, chosen, cells.get("mask") or None, values)
+            )
     return SplitRecords(
         rows,
         {"split": split},
         dropped,
-        _find_unread(columns, (label, *(name for name in COLUMNS if name != "target")), split),
+        _find_unread(columns, (*labels, *(name for name in COLUMNS if name != "target")), split),
     )
 
 
-def _parse_columns(header: str, split: Source, target: str | None, needs_sets: bool) -> tuple[list[str], str]:
+def _parse_columns(header: str, split: Source, targets: tuple[str, ...], needs_sets: bool) -> tuple[list[str], str]:
     """Parse the header line of a CSV file.
 
     Args:
         header: the line.
         split: the file, for the message.
-        target: column of the targets. None is the one named target.
+        targets: columns of the targets.
         needs_sets: whether the column set is needed.
 
     Returns:
@@ -621,7 +642,7 @@ def _parse_columns(header: str, split: Source, target: str | None, needs_sets: b
     Raises:
         InputError: a column is missing or occurs twice.
     """
-    needed = ("sequence", (target or "target").strip().lower(), *(("set",) if needs_sets else ()))
+    needed = ("sequence", *targets, *(("set",) if needs_sets else ()))
 
     def split_header(delimiter: str) -> list[str]:
         return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -646,7 +667,11 @@ def _parse_columns(header: str, split: Source, target: str | None, needs_sets: b
 
 
 def read_split(
-    folder: Path, split: str, file: Path | None = None, target: str | None = None, needs_sets: bool = True
+    folder: Path,
+    split: str,
+    file: Path | None = None,
+    target: str | Sequence[str] | None = None,
+    needs_sets: bool = True,
 ) -> SplitRecords:
     """Read one split.
 
@@ -654,7 +679,7 @@ def read_split(
         folder: of the split and, for a residue task, of its other files.
         split: name of the split; of the test set, if the file has another name.
         file: of the split. None selects the first one of that name in the folder.
-        target: column or header field of the targets. None is the one named target.
+        target: column or header field of the targets, or several. None is the one named target.
         needs_sets: whether every record must have a set. One without is in train otherwise.
 
     Returns:

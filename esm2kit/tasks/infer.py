@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,9 +13,11 @@ from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_source, parse_split_name
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.kinds import SET_COLUMN, check_readable, find_set_files, list_inner_splits, list_splits
+from esm2kit.tasks.label_metrics import LABEL_METRICS
+from esm2kit.tasks.label_sets import infer_column_type, read_label_sets
 from esm2kit.tasks.labels import UNMEASURED, has_comma, is_integer, is_number, split_residue_labels
 from esm2kit.tasks.metrics import CLASS_METRICS, VALUE_METRICS
-from esm2kit.tasks.task import Level, Split, Target, Task
+from esm2kit.tasks.task import Level, Split, Target, TargetType, Task
 
 # Integer targets with at most this many distinct values are treated as classes.
 MAX_INTEGER_CLASSES = 20
@@ -143,9 +146,10 @@ def infer_task(
     split: str,
     rows: list[TaskRecord],
     sources: dict[str, Source],
-    target_type: Target | None,
+    target_type: TargetType | None,
     level: Level | None,
     declared: dict[str, Any],
+    columns: tuple[str, ...] = (),
 ) -> Inferred:
     """Infer a custom task from its records.
 
@@ -154,9 +158,10 @@ def infer_task(
         split: name of the split.
         rows: records of the split.
         sources: files that were read; "sequences" if the bodies of the split's FASTA are labels.
-        target_type: "class" or "value". None uses tasks.yaml, or infers it from the targets.
+        target_type: "class", "value" or "multilabel". None uses tasks.yaml, or infers it from the targets.
         level: "protein" or "residue". None uses tasks.yaml, or infers it as `_infer_level` describes.
         declared: the task's entry in tasks.yaml.
+        columns: names of the columns of several targets; empty for one target.
 
     Returns:
         The task and notes.
@@ -165,8 +170,9 @@ def infer_task(
         InputError: a target is missing, the level is ambiguous, or tasks.yaml has an invalid value.
     """
     source = sources["split"]
+    kind, level = target_type or declared.get("target"), level or declared.get("level")
     for row in rows:
-        if row.target is None:
+        if row.target is None and not columns:
             fix = "Add TARGET= to its header, or provide a sequences.fasta in the same folder"
             fix = "Fill in the cell, or remove the row" if source.is_table else fix
             raise InputError(
@@ -176,9 +182,7 @@ def infer_task(
                 path=source.path,
             )
     notes: list[str] = []
-    level = level or declared.get("level") or _infer_level(rows, "sequences" in sources, source, notes)
-    kind = target_type or declared.get("target")
-    for option, found, allowed in (("level", level, get_args(Level)), ("target", kind, get_args(Target))):
+    for option, found, allowed in (("level", level, get_args(Level)), ("target", kind, get_args(TargetType))):
         if found is not None and found not in allowed:
             raise InputError(
                 f"task {name}: {option} must be {' or '.join(allowed)}, found {found!r}",
@@ -187,6 +191,11 @@ def infer_task(
                 task=name,
                 found=found,
             )
+    if columns or kind == "multilabel":
+        return _infer_several(name, split, rows, source, kind, level, declared, columns)
+    level = level or _infer_level(rows, "sequences" in sources, source, notes)
+    if level == "protein" and kind is None and read_label_sets(rows, source, chosen=False):
+        return _infer_several(name, split, rows, source, kind, level, declared, columns)
     texts = [row.target or "" for row in rows]
     if level == "residue":
         split_texts = [split_residue_labels(text, len(row.sequence)) for text, row in zip(texts, rows, strict=True)]
@@ -196,16 +205,8 @@ def infer_task(
     else:
         kind = kind or _infer_protein_target(rows, texts, source, notes)
         found = set(texts)
-    known, metric = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
-    metric = declared.get("metric", metric)
-    if metric not in known:
-        raise InputError(
-            f"task {name}: metric {metric!r} is not available for a {kind}; {suggest_name(str(metric), known)}",
-            code="task.metric",
-            task=name,
-            found=metric,
-            allowed=known,
-        )
+    known, default = (VALUE_METRICS, "spearman") if kind == "value" else (CLASS_METRICS, "accuracy")
+    metric = _choose_metric(name, kind, declared, known, default)
     labels = ()
     if kind == "class":
         numbers = all(map(is_number, found))
@@ -214,24 +215,74 @@ def infer_task(
         if level == "protein":
             _check_appearance(labels)
             notes += _find_alike(labels)
+    task = _build_task(name, split, level, kind, metric, declared)
+    return Inferred(replace(task, labels=labels), tuple(notes))
+
+
+def _choose_metric(name: str, kind: str, declared: dict[str, Any], known: Sequence[str], default: str) -> str:
+    """Return the metric that tasks.yaml declares, or the default one."""
+    metric = declared.get("metric", default)
+    if metric not in known:
+        raise InputError(
+            f"task {name}: metric {metric!r} is not available for a {kind}; {suggest_name(str(metric), known)}",
+            code="task.metric",
+            task=name,
+            found=metric,
+            allowed=known,
+        )
+    return metric
+
+
+def _build_task(name: str, split: str, level: Level, kind: Target, metric: str, declared: dict[str, Any]) -> Task:
+    """Build a custom task without its labels."""
     descriptions = [
         declared.get("description", ""),
         "the target is computed, not measured" if declared.get("computed") else "",
     ]
-    task = Task(
+    return Task(
         name=name,
         level=level,
         target=kind,
         metric=metric,
         splits={split: Split()},
         default_split=split,
-        labels=labels,
         unit=declared.get("unit", ""),
         citation=declared.get("source", ""),
         licence=declared.get("licence", "not specified"),
         note="; ".join(note.strip().rstrip(".") for note in descriptions if note),
     )
-    return Inferred(task, tuple(notes))
+
+
+def _infer_several(
+    name: str,
+    split: str,
+    rows: list[TaskRecord],
+    source: Source,
+    target_type: TargetType | None,
+    level: Level | None,
+    declared: dict[str, Any],
+    columns: tuple[str, ...],
+) -> Inferred:
+    """Infer a task with several targets per protein: labels in one text, columns of 0 and 1, or columns of values."""
+    if level == "residue":
+        raise InputError(
+            f"{source}: several targets belong to a protein, but level is residue. Omit level, or name one column.",
+            code="task.several-residue-targets",
+            path=source.path,
+        )
+    if columns:
+        kind, note = infer_column_type(rows, columns, target_type, source)
+    else:
+        found = read_label_sets(rows, source, chosen=target_type is not None)
+        kind, note = "class", found.note
+    known, default = (VALUE_METRICS, "spearman") if kind == "value" else (LABEL_METRICS, "macro_f1")
+    metric = _choose_metric(name, kind, declared, known, default)
+    task = _build_task(name, split, "protein", kind, metric, declared)
+    if kind == "value":
+        return Inferred(replace(task, columns=columns, unit=""), (note,))
+    labels = columns or tuple(str(label) for label in declared.get("classes", found.labels))
+    _check_appearance(labels)
+    return Inferred(replace(task, binary_labels=labels), (note, *_find_alike(labels)))
 
 
 def _infer_level(rows: list[TaskRecord], in_bodies: bool, source: Source, notes: list[str]) -> Level:
@@ -351,8 +402,8 @@ def _infer_protein_target(rows: list[TaskRecord], texts: list[str], source: Sour
         if _has_several_labels(text, whole):
             raise InputError(
                 f"{source}: record {row.id!r} has the target {text!r}, which is neither one label nor one label for "
-                f"each of its {len(row.sequence)} residues. Several labels per protein are not supported: keep one, "
-                "or set target_type to class to treat each combination as a class of its own.",
+                f"each of its {len(row.sequence)} residues. Set target_type to multilabel if it lists several labels, "
+                "or to class if each text is a class of its own.",
                 code="task.several-labels",
                 record=row.id,
                 found=text,

@@ -204,7 +204,7 @@ def _suggest_number(text: str) -> str:
     if not text:
         return "Write nan for a residue without a measurement."
     if split_labels(text):
-        return "Several targets per protein are not supported; write one."
+        return "Write one value per column, and name the columns as --target a,b."
     return "Write the number without a unit or another sign, or remove the record."
 
 
@@ -212,11 +212,26 @@ def build_class_targets(classes_N: np.ndarray, task: Task) -> Tensor:
     """Return (N,) int64 classes, or (N, L) float32 binary labels (0 or 1) for a task that has them."""
     if not task.binary_labels:
         return torch.from_numpy(classes_N)
+    if task.is_multilabel:
+        return torch.from_numpy(classes_N).float()
     return torch.from_numpy(unpack_bits(classes_N, len(task.binary_labels))).float()
 
 
 def decode_outputs(outputs: Tensor, task: Task) -> Tensor:
-    """Convert outputs (..., C) to predictions (...): values, classes, or the integers encoded by the positive bits."""
+    """Convert outputs (..., C) to predictions.
+
+    Args:
+        outputs: outputs of a model.
+        task: the task.
+
+    Returns:
+        (...) values, classes, or the integers encoded by the positive bits; (..., C) several values, or the
+        probabilities of the labels of a multi-label task.
+    """
+    if task.columns:
+        return outputs
+    if task.is_multilabel:
+        return outputs.sigmoid()
     if task.target == "value":
         return outputs[..., 0]
     if task.binary_labels:
@@ -236,9 +251,20 @@ def average_seeds(outputs_SNC: Tensor, task: Task) -> Tensor:
     return outputs_SNC.double().softmax(-1).mean(0).log().float()
 
 
-def decide_outputs(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Convert outputs (..., C) to classes (int64) or values (float64)."""
+def decide_outputs(outputs: np.ndarray, task: Task, threshold: float = 0.5) -> np.ndarray:
+    """Convert outputs (..., C) to classes (int64), values (float64), or labels that are present (int64, 0 or 1).
+
+    Args:
+        outputs: outputs of a model.
+        task: the task.
+        threshold: probability above which a label of a multi-label task is present.
+
+    Returns:
+        (...), or (..., C) for a task with several targets.
+    """
     decided = decode_outputs(torch.from_numpy(outputs), task).numpy()
+    if task.is_multilabel:
+        return (decided > threshold).astype(np.int64)
     return decided.astype(np.float64) if task.target == "value" else decided
 
 

@@ -23,10 +23,11 @@ from esm2kit.tasks.kinds import (
     read_folds_as_sets,
     read_set_files,
 )
+from esm2kit.tasks.label_sets import split_label_set
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
-from esm2kit.tasks.task import Target
+from esm2kit.tasks.task import TargetType
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ TARGET_NAMES = {"target", "label", "value", "y", "measurement", "class"}
 ID_NAMES = {"id", "protein", "name", "accession", "entry", "protein id", "protein_id", "uniprot", "identifier"}
 SHORTEST = 20  # residues of the median sequence in a column whose name does not contain "seq"
 EXAMPLES = 3
+CELL_SEPARATOR = "\t"  # between the targets of a row, whose cells have no tabs
 
 
 class LabelRecords(NamedTuple):
@@ -46,7 +48,7 @@ class LabelRecords(NamedTuple):
     Args:
         rows: one record per protein, in the order of the FASTA, or of the table that holds the sequences. `set` is
             UNASSIGNED if the table has no sets.
-        target: name of the column of the targets.
+        targets: names of the columns of the targets.
         set_column: name of the column of the sets; empty without one.
         files: "labels" and, if there is one, "fasta".
         notes: what was read from where, joined and left out.
@@ -54,7 +56,7 @@ class LabelRecords(NamedTuple):
     """
 
     rows: list[TaskRecord]
-    target: str
+    targets: tuple[str, ...]
     set_column: str
     files: dict[str, Source]
     notes: list[str]
@@ -65,7 +67,7 @@ class _Columns(NamedTuple):
     """The places of the columns that are read; -1 for one that the table does not have."""
 
     id: int
-    target: int
+    targets: tuple[int, ...]
     set: int
     validation: int
     sequence: int
@@ -75,9 +77,9 @@ def read_labels(
     labels: Path,
     fasta: Path | None = None,
     id: str | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     set: str | None = None,
-    target_type: Target | None = None,
+    target_type: TargetType | None = None,
     others: Sequence[str] = (),
     pooled: bool = False,
 ) -> LabelRecords:
@@ -87,9 +89,10 @@ def read_labels(
         labels: table, as `tables.read_table` reads it.
         fasta: file or folder with the sequences. None takes them from a column of the table.
         id: column with the names of the proteins. None is the column that names most records of the FASTA.
-        target: column of the targets. None is the only column of numbers, or the only other column.
+        target: column of the targets, or several. None is the only column of numbers, or the only other column.
         set: column with train, validation or test. None is one with such a name, if there is one.
-        target_type: "class" leaves numbers as they are written.
+        target_type: "class" leaves numbers as they are written, "multilabel" joins the labels of several rows of one
+            protein.
         others: columns that are not the target, such as folds or groups. Columns named fold never are.
         pooled: for cross-validation: columns of folds are not sets.
 
@@ -119,16 +122,19 @@ def read_labels(
         if not pooled:
             set = set or _choose_set_column(table, kind)
             table = table if set is None else read_folds_as_sets(table, set)
-        kind_line = [describe_kind(kind, table, target, set or "")]
-    sequence = _find_sequence_column(table, id, target, required=fasta is None)
+        names = [target] if isinstance(target, str) else list(target or ())
+        kind_line = [describe_kind(kind, table, ", ".join(names), set or "")]
+    names = [target] if isinstance(target, str) else list(target or ())
+    sequence = _find_sequence_column(table, [id, *names], required=fasta is None)
     id_place, matches = _match_ids(table, records, fasta, id, sequence)
     set_place = _find_set_column(table, set)
     validation = next((i for i, name in enumerate(table.columns) if name.lower() in VALIDATION_NAMES), -1)
-    columns = _Columns(id_place, -1, set_place, validation if set_place >= 0 else -1, sequence)
+    columns = _Columns(id_place, (), set_place, validation if set_place >= 0 else -1, sequence)
     if fasta is None:
         records, matches = _read_sequences(table, columns)
-    places = {table.find_column(name) for name in others}
-    columns = columns._replace(target=_find_target_column(table, target, columns, records, matches, places))
+    others = {table.find_column(name) for name in others}
+    places = tuple(map(table.find_column, names)) or (_find_target_column(table, columns, records, matches, others),)
+    columns = columns._replace(targets=places)
     if fasta is not None and sequence >= 0:
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
@@ -138,7 +144,8 @@ def read_labels(
     sources = {"labels": Source(table.path)} | sources | dict(zip(names, map(Source, files), strict=True))
     set_column = table.columns[columns.set] if columns.set >= 0 else ""
     variants = kind is not None and kind.variants
-    return LabelRecords(rows, table.columns[columns.target], set_column, sources, notes, variants)
+    targets = tuple(table.columns[place] for place in columns.targets)
+    return LabelRecords(rows, targets, set_column, sources, notes, variants)
 
 
 def _choose_set_column(table: Table, kind: TableKind) -> str | None:
@@ -168,7 +175,7 @@ def _read_records(files: Sequence[Path]) -> list[Record]:
     return list({(record.id, record.sequence): record for record in records}.values())
 
 
-def _find_sequence_column(table: Table, id: str | None, target: str | None, required: bool) -> int:
+def _find_sequence_column(table: Table, used: Sequence[str | None], required: bool) -> int:
     """Find the column of the sequences, which is neither the column of the names nor that of the targets.
 
     Returns:
@@ -180,7 +187,7 @@ def _find_sequence_column(table: Table, id: str | None, target: str | None, requ
     found = []
     for place, name in enumerate(table.columns):
         cells = [cell for cell in table.cells(place) if cell]
-        if name in (id, target) or not has_sequences(cells):
+        if name in used or not has_sequences(cells):
             continue
         if "seq" in name.lower() or sorted(map(len, cells))[len(cells) // 2] >= SHORTEST:
             found.append(place)
@@ -296,13 +303,12 @@ def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
     return [
         f"column {name!r} is not read as sets, because most of its cells are none of {', '.join(SETS)}"
         for place, name in enumerate(table.columns)
-        if columns.set < 0 and name.lower() in SET_NAMES and place not in columns
+        if columns.set < 0 and name.lower() in SET_NAMES and place not in (*columns, *columns.targets)
     ]
 
 
 def _find_target_column(
     table: Table,
-    name: str | None,
     columns: _Columns,
     records: Sequence[Record],
     matches: Matches,
@@ -316,8 +322,6 @@ def _find_target_column(
     Raises:
         InputError: there is none, or several columns may be it.
     """
-    if name is not None:
-        return table.find_column(name)
     # neither the numbers of the rows nor those of the residues are measured
     lengths = [str(len(records[place].sequence)) for place in matches.records if place >= 0]
     used = {columns.id, columns.set, columns.validation, columns.sequence} | others
@@ -398,7 +402,7 @@ def _join(
     matches: Matches,
     columns: _Columns,
     fasta: Path | None,
-    target_type: Target | None,
+    target_type: TargetType | None,
 ) -> tuple[list[TaskRecord], list[str]]:
     """Join the rows with the records.
 
@@ -408,12 +412,12 @@ def _join(
     Raises:
         InputError: two rows of a protein differ, or nothing is left.
     """
-    name, source = table.columns[columns.target], Source(table.path)
-    cells = table.cells(columns.target)
-    numeric = target_type != "class" and is_numeric(cells)
-    missing, commas = list_missing(cells, numeric), ""
-    if numeric:
-        cells, commas = parse_numbers(cells, table, name)
+    source, several = Source(table.path), len(columns.targets) > 1
+    name = ", ".join(table.columns[place] for place in columns.targets)
+    found = [_read_cells(table, place, target_type) for place in columns.targets]
+    numeric, commas = all(column.numeric for column in found), next((column.commas for column in found), "")
+    cells = [CELL_SEPARATOR.join(cells) for cells in zip(*(column.cells for column in found), strict=True)]
+    missing = {"", CELL_SEPARATOR * (len(found) - 1)}
     joined: dict[int, tuple[str, str]] = {}
     empty, unmatched, dropped = [], [], 0
     ids = Counter(record.id for record in records)
@@ -422,7 +426,7 @@ def _join(
         if place < 0:
             unmatched.append(label)
             continue
-        if cell.lower() in missing:
+        if cell in missing:
             empty.append(label or records[place].id)
             continue
         chosen: str | None = UNASSIGNED
@@ -433,11 +437,15 @@ def _join(
             dropped += 1
             continue
         before = joined.setdefault(place, (cell, chosen))
+        if target_type == "multilabel" and not several and before[1] == chosen:
+            joined[place] = before = (_merge_labels(before[0], cell), chosen)
+            continue
         if before != (cell, chosen):
             what, values = ("target", (before[0], cell)) if before[0] != cell else ("set", (before[1], chosen))
             raise InputError(
                 f"{table.path}: {label!r} has two rows with different values of the {what} ({values[0]!r} and "
-                f"{values[1]!r}). Keep one row per protein, such as the mean of replicates.",
+                f"{values[1]!r}). Keep one row per protein, such as the mean of replicates, or set target_type to "
+                "multilabel if a protein has several labels.",
                 code="labels.repeated",
                 record=label,
                 found=values,
@@ -452,7 +460,7 @@ def _join(
         )
     texts = {cell for cell, _ in joined.values()}
     if (
-        not numeric
+        not (numeric or several or target_type == "multilabel")
         and 2 < len(texts) == len(joined)
         and not any(len(cell) == len(records[place].sequence) for place, (cell, _) in joined.items())
     ):
@@ -467,8 +475,9 @@ def _join(
     for place in sorted(joined):
         record, (cell, chosen) = records[place], joined[place]
         row_id = record.id if ids[record.id] == 1 else record.description
-        rows.append(TaskRecord(row_id, record.sequence, cell, chosen, None))
-    unit = split_unit(name)[1]
+        values = tuple(cell.split(CELL_SEPARATOR)) if several else ()
+        rows.append(TaskRecord(row_id, record.sequence, cell, chosen, None, values))
+    unit = "" if several else split_unit(name)[1]
     parts = [f"{table.path.name}: "]
     parts[0] += f"id column {table.columns[columns.id]!r}, " if columns.id >= 0 else "no id column, "
     parts[0] += f"target {name!r}{f' in {unit}' if unit and numeric else ''}"
@@ -491,6 +500,29 @@ def _join(
     if dropped:
         counts.append(f"{format_count(dropped, 'row')} without a set")
     return rows, [", ".join(parts) + "; " + "; ".join(counts)]
+
+
+class _Cells(NamedTuple):
+    """The cells of a column of targets, empty where a value is missing, and how they were read."""
+
+    cells: list[str]
+    numeric: bool
+    commas: str
+
+
+def _read_cells(table: Table, place: int, target_type: TargetType | None) -> _Cells:
+    """Read a column of targets: numbers in one notation, missing values as empty cells."""
+    cells, commas = table.cells(place), ""
+    numeric = target_type not in ("class", "multilabel") and is_numeric(cells)
+    missing = list_missing(cells, numeric)
+    if numeric:
+        cells, commas = parse_numbers(cells, table, table.columns[place])
+    return _Cells(["" if cell.lower() in missing else cell for cell in cells], numeric, commas)
+
+
+def _merge_labels(first: str, second: str) -> str:
+    """Join the labels of two rows of one protein."""
+    return first if first == second or second in split_label_set(first, ";") else f"{first};{second}"
 
 
 def _list_first(names: Sequence[str]) -> str:

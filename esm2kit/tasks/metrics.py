@@ -21,6 +21,7 @@ from esm2kit.tasks.scaling import find_exponent
 CLASS_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "mcc")
 VALUE_METRICS = ("spearman", "pearson", "rmse", "r2", "ndcg")
 LOWER_IS_BETTER = frozenset({"rmse"})
+SHARES = ("accuracy", "subset_accuracy")  # of correct predictions, whose interval exists even if all are correct
 HAVE_A_UNIT = frozenset({"rmse"})  # in the unit of the target, so that their size has no meaning of its own
 CONFIDENCE = 0.95
 ROUNDING = 1e-12  # replicates that differ by less, relative to their size, are equal
@@ -427,8 +428,8 @@ def score_seeds(
         seeds = tuple(float(point[name][0]) for point in points)
         replicates = np.mean([sample[name] for sample in per_seed], axis=0)
         value, num_proteins = float(np.mean(seeds)), counts_RP.shape[1]
-        found = compute_interval(value, replicates, _find_scale(replicates, metric=name))
-        if name == "accuracy" and not math.isfinite(found.low):
+        found = compute_interval(value, replicates, _find_scale(replicates, metric=name.partition("/")[0]))
+        if name in SHARES and not math.isfinite(found.low):
             found = compute_rule_of_three_interval(value, 0.0, 1.0, num_proteins)
         scores[name] = Score(found, seeds, replicates, num_proteins)
     return scores
@@ -474,7 +475,7 @@ def compute_paired_difference(metric: str, score: Score, other: Score) -> Interv
     value = sign * (score.interval.value - other.interval.value)
     scale = _find_scale(score.replicates, other.replicates, metric=metric)
     found = compute_interval(value, sign * (score.replicates - other.replicates), scale)
-    if metric == "accuracy" and not math.isfinite(found.low):
+    if metric in SHARES and not math.isfinite(found.low):
         found = compute_rule_of_three_interval(value, -1.0, 1.0, score.num_proteins)
     return found
 

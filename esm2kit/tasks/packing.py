@@ -44,7 +44,7 @@ class LabelledBatch(NamedTuple):
         num_tokens: number of tokens per sequence.
         keys_B: dropout keys.
         rows_M: indices of the model's outputs that are scored.
-        targets_M: labels of these outputs, (M, L) for L binary labels.
+        targets_M: labels of these outputs, (M, L) for L binary labels or values.
         weights_M: weights of the labels, same shape.
         proteins: indices of the proteins in the task, for error messages.
         label_weight: denominator of the loss, the sum of the label weights; a number of the host, because reading it
@@ -73,8 +73,8 @@ class Labels(NamedTuple):
     """Targets of a task in the form that the loss requires.
 
     Args:
-        targets: (N,) int64 classes or float32 values, standardised by `scale`, or (N, L) binary labels.
-        weights: same shape or (N,): 1, or class weights.
+        targets: (N,) int64 classes or float32 values, standardised by `scale`, or (N, L) binary labels or values.
+        weights: same shape or (N,): 1, or class weights; 0 for a missing one of several values.
         scale: mean and standard deviation of the train values; 0 and 1 if the values are not scaled.
     """
 
@@ -101,6 +101,8 @@ def build_labels(data: TaskData, scale_targets: bool, class_weights: bool) -> La
     if data.task.target == "value":
         scale = choose_scale(data.targets[train], scale_targets)
         scaled = torch.from_numpy(scale.standardise(data.targets)).float()
+        if data.task.columns:
+            return Labels(scaled.nan_to_num(), scaled.isfinite().float(), scale)
         return Labels(scaled, torch.ones(len(scaled)), scale)
     targets = build_class_targets(data.targets, data.task)
     if not class_weights:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from esm2kit.core.files import atomic_path
 from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.label_sets import format_label_set
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +16,9 @@ SPLIT_FILE = "split.csv"
 
 def write_split(data: TaskData, out_dir: Path) -> Path | None:
     """Write `split.csv` with the columns id, set, target and sequence, if the sets are not those of the task's files.
+
+    Several values have their own columns instead of `target`; the labels of a multi-label task are in `target`,
+    separated by semicolons, with [] for a protein without a label.
 
     Args:
         data: the task.
@@ -29,14 +33,18 @@ def write_split(data: TaskData, out_dir: Path) -> Path | None:
     out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["id", "set", "target", "sequence"])
-        table.writerows(zip(data.ids, data.sets, _format_targets(data), data.sequences, strict=True))
+        table.writerow(["id", "set", *(data.task.columns or ["target"]), "sequence"])
+        columns = data.targets.T.tolist() if data.task.columns else [_format_targets(data)]
+        table.writerows(zip(data.ids, data.sets, *columns, data.sequences, strict=True))
     logger.info("wrote the sets to %s (%s)", path, data.split_method)
     return path
 
 
 def _format_targets(data: TaskData) -> Iterator[str]:
     """Yield the target of each protein as `tasks.files` reads it; of residues a list with nan where none is scored."""
+    if data.task.is_multilabel:
+        yield from (format_label_set(present_L, data.task.binary_labels) or "[]" for present_L in data.targets)
+        return
     for start, stop in zip(data.offsets[:-1], data.offsets[1:], strict=True):
         targets, scored = data.targets[start:stop], data.scored[start:stop]
         names = [data.task.labels[index] if data.task.labels else repr(float(index)) for index in targets]

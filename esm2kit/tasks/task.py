@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
+TargetType = Literal["class", "value", "multilabel"]  # as the user sets it
 SplitBy = Literal["auto", "identity", "random"]
 
 LICENCE = "AFL-3.0 (FLIP's splits)"
@@ -47,7 +48,9 @@ class Task:
         files: files that a residue task needs in addition to `<split>.fasta`.
         folder: name of the folder on FLIP's server if it is not the task's name.
         unit: of the values.
-        binary_labels: names of the bits of an integer class, lowest first; each bit is scored as a separate label.
+        binary_labels: names of labels that are present or absent, each of which is scored. Together with `labels` they
+            are the bits of an integer class, lowest first; without `labels` a protein has any number of them.
+        columns: names of the columns of a task with several values per protein; empty for one value.
         aliases: pairs of another spelling and its label.
         variants: whether all proteins are variants of one wild type, so that a nearest-neighbour baseline makes sense.
         citation: of the data.
@@ -66,6 +69,7 @@ class Task:
     folder: str = ""
     unit: str = ""
     binary_labels: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     variants: bool = False
     citation: str = ""
@@ -76,8 +80,18 @@ class Task:
     def num_outputs(self) -> int:
         """Number of outputs of a probe per protein or residue."""
         if self.target == "value":
-            return 1
+            return len(self.columns) or 1
         return len(self.binary_labels) or len(self.labels)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a protein has any number of labels: targets are (P, L) 0 or 1, predictions are probabilities."""
+        return bool(self.binary_labels) and not self.labels
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether a protein has several targets, so that arrays of targets and predictions have a last axis of them."""
+        return self.is_multilabel or bool(self.columns)
 
     def label_index(self) -> dict[str, int]:
         """Map each accepted spelling of a label to its class."""
@@ -87,11 +101,11 @@ class Task:
 
 def describe_task(task: Task) -> dict[str, Any]:
     """Return the fields of a task that predictions require, as metadata of a trained model."""
-    names = ("name", "level", "target", "metric", "labels", "binary_labels", "unit")
+    names = ("name", "level", "target", "metric", "labels", "binary_labels", "columns", "unit")
     return {name: getattr(task, name) for name in names}
 
 
 def read_task(described: Mapping[str, Any]) -> Task:
     """Build a task without splits from what `describe_task` returned."""
-    lists = {name: tuple(described[name]) for name in ("labels", "binary_labels")}
+    lists = {name: tuple(described.get(name, ())) for name in ("labels", "binary_labels", "columns")}
     return Task(**dict(described) | lists, splits={}, default_split="")

@@ -83,5 +83,3 @@ def test_finetuning_on_a_table_records_where_the_labels_are_from(files, tmp_path
     with refused("resume.another-run") as caught:
         finetune(FinetuneConfig(**given))
     assert "the data's sha256" in str(caught.value)
-    with refused("task.several-targets", found=("Tm (C)", "dG")):
-        finetune(FinetuneConfig(**(given | {"target": ["Tm (C)", "dG"]})))

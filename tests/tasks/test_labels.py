@@ -98,7 +98,7 @@ def test_reading_a_drawn_table_gives_what_was_written(drawn):
         folder = Path(name)
         (folder / "my.fasta").write_text("".join(f">{i} text\n{s}\n" for i, s in records), encoding="utf-8")
         found = read_labels(write_drawn(folder, rows, columns, counted["form"]), folder / "my.fasta")
-    assert found.target == "Tm (C)"
+    assert found.targets == ("Tm (C)",)
     assert {row.id: float(row.target) for row in found.rows} == truth
     assert [row.id for row in found.rows] == [i for i, _ in records if i in truth]
     assert {(row.id, row.sequence) for row in found.rows} <= set(records)
@@ -404,7 +404,7 @@ def test_workbooks(tmp_path):
     book.create_sheet("empty")
     book.save(tmp_path / "m.xlsx")
     found = read_labels(tmp_path / "m.xlsx", fasta)
-    assert found.target == "dG (kcal/mol)"
+    assert found.targets == ("dG (kcal/mol)",)
     assert [row.target for row in found.rows] == ["1.5", "2.5", "3.5", "4.5", "5.5", "6.5"]
     more = book.create_sheet("pI")
     more.append(["name", "pI"])
@@ -442,7 +442,7 @@ def test_comments_titles_and_unnamed_columns_are_passed_over(tmp_path):
     assert (table.columns, table.rows) == (["name", "dG"], [["P_A", "1.5"], ["P_B", "2.5"]])
     labels.write_text("# exported; today\n,name,dG\n0,P_A,1.5\n1,P_B,2.5\n")
     assert read_table(labels).columns == ["column 1", "name", "dG"]
-    assert read_labels(labels, tmp_path / "my.fasta").target == "dG"
+    assert read_labels(labels, tmp_path / "my.fasta").targets == ("dG",)
 
 
 def test_labels_of_residues_and_computed_columns(tmp_path):

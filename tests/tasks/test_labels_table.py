@@ -46,8 +46,6 @@ def test_target_names_a_column_of_a_tasks_table(tmp_path):
     assert (other.task.name, other.task.unit, other.task.labels) == ("mine", "", ("low",))
     with refused("task.columns", missing=("tagg",)):
         load_task(str(path), None, tmp_path, target="Tagg")
-    with refused("task.several-targets", found=("Tm (C)", "target")):
-        load_task_of(BenchmarkConfig(task=str(path), target=["Tm (C)", "target"]))
 
 
 def test_target_names_a_field_of_a_tasks_headers(tmp_path):

@@ -177,15 +177,25 @@ def test_an_id_ends_at_a_tab(tmp_path, blank):
     assert load_task("three", None, tmp_path).sequences == ["MKV", "LL", "AC"]
 
 
-@pytest.mark.parametrize("text", ["nucleus;cytoplasm", "nucleus|cytoplasm", "nucleus, cytoplasm", "nucleus cytoplasm",
-                                  "['nucleus', 'cytoplasm']"])  # fmt: skip
+@pytest.mark.parametrize("text", ["nucleus;cytoplasm", "nucleus|cytoplasm", "['nucleus', 'cytoplasm']"])
 @pytest.mark.parametrize("period", [2, 7])
-def test_several_labels_per_protein_are_refused(tmp_path, text, period):
+def test_several_labels_per_protein_are_read_with_a_note(tmp_path, text, period):
     """Multi-label location: naity/finetune-esm#2."""
     targets = ["nucleus", "cytoplasm"] * 15
     targets[::period] = [text] * len(targets[::period])
     targets[5], targets[8], targets[15] = "cytoplasm", "nucleus", "nucleus"
-    with refused("task.several-labels", record="p0", found=text):
+    data = load(tmp_path, targets)
+    assert data.task.binary_labels == ("cytoplasm", "nucleus")
+    assert data.targets.tolist() == [["cytoplasm" in target, "nucleus" in target] for target in targets]
+    assert sum("multi-label" in note and "set target_type to class" in note for note in data.notes) == 1
+    assert text in load(tmp_path, targets, target_type="class").task.labels
+
+
+@pytest.mark.parametrize("text", ["nucleus, cytoplasm", "nucleus cytoplasm", "nucleus/cytoplasm", "nucleus;golgi"])
+def test_an_uncertain_separator_of_labels_is_refused(tmp_path, text):
+    targets = ["nucleus", "cytoplasm"] * 15
+    targets[2] = text
+    with refused("task.several-labels", record="p2", found=text):
         load(tmp_path, targets)
     assert text in load(tmp_path, targets, target_type="class").task.labels
 

@@ -14,7 +14,7 @@ from esm2kit.benchmarking.baselines.neighbours import predict_by_blosum62, predi
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
-from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.fit import fit_probe, select_threshold
 from esm2kit.benchmarking.probes.parameters import CONSTANT, ProbeParameters
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
 from esm2kit.tasks.data import TaskData
@@ -48,7 +48,10 @@ class Baseline(NamedTuple):
 def list_baselines(data: TaskData) -> tuple[str, ...]:
     """Return the names of the baselines that apply to a task."""
     names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
-    return (*names, "levenshtein_nearest", "blosum62_nearest") if data.task.variants else names
+    nearest = ("levenshtein_nearest", "blosum62_nearest") if data.task.variants else ()
+    if data.task.is_multilabel and not nearest:  # relatives often share labels
+        nearest = ("levenshtein_nearest",)
+    return (*names, *nearest)
 
 
 def name_baseline_inputs(name: str, level: str) -> str | None:
@@ -101,13 +104,15 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     y = data.targets[data.target_rows("train")]
     if data.task.target == "value":
         constant, note = TargetScale.from_values(y).centre, "predicts the mean of the training set"
+    elif data.task.is_multilabel:
+        constant, note = y.mean(0), "predicts the most frequent state of each label in the training set"
     elif data.task.binary_labels:
         bits = unpack_bits(y, len(data.task.binary_labels))
         constant = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
         note = "predicts the majority value of each binary label in the training set"
     else:
         constant, note = int(np.bincount(y).argmax()), "predicts the majority class of the training set"
-    constants = (np.full((1, len(data.target_rows(set_name))), constant) for set_name in ("test", "validation"))
+    constants = (repeat_constant(constant, len(data.target_rows(set_name))) for set_name in ("test", "validation"))
     bias_C = _compute_bias(data.task, y, constant)
     fitted = Fitted(*constants, parameters=ProbeParameters(CONSTANT, {"bias_C": bias_C}))
     if data.task.target == "class":
@@ -118,12 +123,18 @@ def _fit_constant(name: str, data: TaskData) -> Baseline:
     return Baseline(name, fitted, note)
 
 
-def _compute_bias(task: Task, y: np.ndarray, constant: float) -> Tensor:
+def repeat_constant(constant: float | np.ndarray, count: int) -> np.ndarray:
+    """Repeat the constant prediction of a target, or of several: (1, count) or (1, count, C)."""
+    return np.repeat(np.array([constant])[:, None], count, axis=1)
+
+
+def _compute_bias(task: Task, y: np.ndarray, constant: float | tuple[float, ...] | np.ndarray) -> Tensor:
     """Return the outputs of a constant (C,): the value, or the logits of the shares of the training labels."""
     if task.target == "value":
-        return torch.tensor([constant], dtype=torch.float64)
+        return torch.tensor(constant, dtype=torch.float64).reshape(-1)
     if task.binary_labels:
-        return torch.logit(torch.from_numpy(unpack_bits(y, len(task.binary_labels)).mean(0)), eps=1e-6).float()
+        present_NL = y if task.is_multilabel else unpack_bits(y, len(task.binary_labels))
+        return torch.logit(torch.from_numpy(present_NL.mean(0)), eps=1e-6).float()
     counts = np.bincount(y, minlength=len(task.labels))
     return torch.from_numpy(np.log(np.maximum(counts, 0.5) / len(y))).float()
 
@@ -201,14 +212,29 @@ def _fit_one_hot_ridge(data: TaskData) -> Baseline:
     features = encode_one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
     value = data.task.target == "value"
-    kind = Ridge if value else RidgeClassifier
     scale = TargetScale.from_values(data.targets[fit]) if value else TargetScale()
     y = scale.standardise(data.targets[fit]) if value else data.targets[fit]
-    model = kind(alpha=1.0, solver="lsqr", tol=1e-4).fit(features[fit], y)
-    predicted = model.predict(features[data.rows("test")])[None]
+    predicted = _predict_by_ridge(data.task, features[fit], y, features[data.rows("test")])[None]
     # no score on validation: the model is trained on these proteins
     fitted = Fitted(scale.restore(predicted) if value else predicted, np.empty((1, 0)))
     return Baseline("onehot_ridge", fitted, "FLIP 2021: ridge on one-hot sequences, alpha 1, train and validation")
+
+
+def _predict_by_ridge(task: Task, fit_x: csr_matrix, y: np.ndarray, test_x: csr_matrix) -> np.ndarray:
+    """Predict by scikit-learn's ridge: values, classes, or scores of labels between 0 and 1."""
+    model = (Ridge if task.target == "value" else RidgeClassifier)(alpha=1.0, solver="lsqr", tol=1e-4)
+    if task.columns:  # each target from the proteins that have a value
+        known_NC = ~np.isnan(y)
+        parts = [
+            model.fit(fit_x[known], column[known]).predict(test_x)
+            for known, column in zip(known_NC.T, y.T, strict=True)
+        ]
+        return np.stack(parts, axis=1)
+    model.fit(fit_x, y)
+    if task.is_multilabel:  # a label is predicted where the decision is positive
+        decision = model.decision_function(test_x).reshape(test_x.shape[0], -1)
+        return 1 / (1 + np.exp(-decision))
+    return model.predict(test_x)
 
 
 def _fit_one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
@@ -218,11 +244,13 @@ def _fit_one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Base
         return Baseline("onehot_cnn", fitted, "CNN on one-hot residues: conv7-32-conv7, 6 epochs")
     config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
     note = f"CNN on one-hot residues: conv5-{config.channels}, linear {config.hidden}, maximum over positions"
-    return Baseline("onehot_cnn", fit_window_cnn(data, config, seeds), note)
+    fitted = select_threshold(fit_window_cnn(data, config, seeds), ProbeTargets.from_task(data))
+    return Baseline("onehot_cnn", fitted, note)
 
 
 def _build_nearest(name: str, found: tuple[np.ndarray, str], measure: str) -> Baseline:
     """Build a nearest-neighbour baseline from its predictions and a note."""
     predicted, note = found
-    method = f"mean target of the nearest train variants by {measure}"
+    what = "proteins" if predicted.ndim > 2 else "variants"
+    method = f"mean target of the nearest train {what} by {measure}"
     return Baseline(name, Fitted(predicted, np.empty((1, 0))), f"{method}; {note}" if note else method)

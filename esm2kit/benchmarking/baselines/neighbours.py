@@ -58,7 +58,8 @@ def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
     texts = [trimmed[row] for row in data.rows("test")]
     train = _sample_train(data, len(texts), words=-(-max(map(len, trimmed)) // WORD))
     nearest = np.full(len(texts), np.iinfo(np.int32).max)
-    total, count = np.zeros(len(texts)), np.zeros(len(texts))
+    targets, width = data.targets.reshape(len(data.ids), -1), data.task.num_outputs if data.task.has_columns else 1
+    total, count = np.zeros((len(texts), width)), np.zeros((len(texts), width))
     for start in range(0, len(train), ROWS):
         rows = train[start : start + ROWS]
         patterns = [trimmed[row] for row in rows]
@@ -66,9 +67,18 @@ def predict_by_edit_distance(data: TaskData) -> tuple[np.ndarray, str]:
         for row, distance in zip(rows, distances, strict=True):
             closer, as_close = distance < nearest, distance == nearest
             nearest = np.minimum(nearest, distance)
-            total = np.where(closer, 0.0, total) + (closer | as_close) * data.targets[row]
-            count = np.where(closer, 0.0, count) + (closer | as_close)
-    return (total / count)[None], _describe_sample(data, train)
+            known = np.isfinite(targets[row])
+            chosen = (closer | as_close)[:, None] & known
+            total = np.where(closer[:, None], 0.0, total) + np.where(chosen, targets[row], 0.0)
+            count = np.where(closer[:, None], 0.0, count) + chosen
+    predicted = _fill_unknown(total, count, targets[train])
+    return (predicted if data.task.has_columns else predicted[:, 0])[None], _describe_sample(data, train)
+
+
+def _fill_unknown(total_MC: np.ndarray, count_MC: np.ndarray, train_NC: np.ndarray) -> np.ndarray:
+    """Return means (M, C); where no neighbour has a value, the mean of train."""
+    mean_C = np.nanmean(train_NC, axis=0)
+    return np.where(count_MC > 0, total_MC / np.maximum(count_MC, 1), mean_C)
 
 
 def read_blosum62() -> dict[str, dict[str, int]]:
@@ -95,13 +105,15 @@ def predict_by_blosum62(data: TaskData) -> tuple[np.ndarray, str]:
     tests = data.rows("test")
     train = _sample_train(data, len(tests))
     one_hot = np.eye(len(score), dtype=np.float32)[codes[train]].reshape(len(train), -1)
-    predicted = np.empty(len(tests))
+    targets = data.targets.reshape(len(data.ids), -1)[train]
+    known, values = np.isfinite(targets).astype(float), np.nan_to_num(targets)
+    predicted = np.empty((len(tests), targets.shape[1]))
     for start in range(0, len(tests), 1024):
         scored = score[codes[tests[start : start + 1024]]]
         similarity = scored.reshape(len(scored), -1) @ one_hot.T
         best = similarity == similarity.max(1, keepdims=True)
-        predicted[start : start + 1024] = best @ data.targets[train] / best.sum(1)
-    return predicted[None], _describe_sample(data, train)
+        predicted[start : start + 1024] = _fill_unknown(best @ values, best @ known, targets)
+    return (predicted if data.task.has_columns else predicted[:, 0])[None], _describe_sample(data, train)
 
 
 def _describe_sample(data: TaskData, train: np.ndarray) -> str:

@@ -176,6 +176,9 @@ def fit_window_cnn(data: TaskData, config: WindowCnnConfig, seeds: tuple[int, ..
 
     def loss_of(out: Tensor, proteins: np.ndarray) -> Tensor:
         y = targets[torch.from_numpy(proteins)]
+        if data.task.columns:
+            measured = y.isfinite()
+            return ((out - y.nan_to_num()) * measured).square().sum() / measured.sum().clamp(min=1)
         if value:
             return (out[:, 0] - y).square().mean()
         return F.binary_cross_entropy_with_logits(out, y) if data.task.binary_labels else F.cross_entropy(out, y)

@@ -16,6 +16,7 @@ from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import read_into
 from esm2kit.tasks.data import SET_NAMES, TaskData
+from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD
 from esm2kit.tasks.task import Task
 
 NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
@@ -151,6 +152,7 @@ class ProbeTargets:
 
     Args:
         packed: One target per protein or per residue, protein after protein. Classes are int64, values float64.
+            Several targets per protein are (P, C), as in TaskData.
         scored: False for targets that are not scored, in the order of `packed`.
         offsets: (P + 1,) targets of protein i are packed[offsets[i]:offsets[i + 1]].
         proteins: Set name -> protein numbers, ascending. A missing set is empty.
@@ -186,10 +188,12 @@ class Fitted(NamedTuple):
     """The predictions of a fitted model.
 
     Args:
-        test_SM: Predictions of the scored test targets, one row per seed. Classes are int64, values float64.
+        test_SM: Predictions of the scored test targets, one row per seed. Classes are int64, values float64. For
+            several targets per protein (S, M, C) values, or probabilities of the labels.
         validation_SM: Predictions of the scored validation targets.
         history: Learning curves {"train_loss": (E, S), "validation_loss": (E, S)}; empty for linear probes.
-        selected: Settings selected on validation: the penalty, or the epoch of each seed.
+        selected: Settings selected on validation: the penalty, or the epoch of each seed, and for a multi-label task
+            the threshold of each seed.
         seconds: Wall time of fitting and prediction.
         parameters: The fitted probe, which can predict other proteins; None for models that are not probes.
         test_logits_MC: Logits of the mean probabilities over seeds, for the scored test targets of classes; None for
@@ -205,6 +209,11 @@ class Fitted(NamedTuple):
     parameters: ProbeParameters | None = None
     test_logits_MC: np.ndarray | None = None
     validation_logits_MC: np.ndarray | None = None
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The probability above which a label of a multi-label task is predicted, for each seed."""
+        return self.selected.get("threshold") or [DEFAULT_THRESHOLD] * len(self.test_SM)
 
 
 def read_blocks(features: Features, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[slice, Tensor]]:

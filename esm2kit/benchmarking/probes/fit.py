@@ -12,6 +12,7 @@ from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
 from esm2kit.core.errors import InputError, check_type
+from esm2kit.tasks.label_metrics import choose_threshold
 from esm2kit.tasks.task import Task
 
 
@@ -56,6 +57,7 @@ def fit_probe(
     except InputError:
         check_finite(features, targets)  # reports nan or inf in the features as the cause
         raise
+    fitted = select_threshold(fitted, targets)
     return fitted._replace(seconds=time.perf_counter() - start)
 
 
@@ -91,7 +93,24 @@ def fit_fnns(
     fitted = fit_head(together, targets, config, seeds, torch.device(device), len(sources))
     seconds = (time.perf_counter() - start) / len(sources)
     parts = zip(*(np.split(part, len(sources)) for part in (fitted.test_SM, fitted.validation_SM)), strict=True)
-    return [Fitted(test_SM, validation_SM, seconds=seconds) for test_SM, validation_SM in parts]
+    return [select_threshold(Fitted(*predicted, seconds=seconds), targets) for predicted in parts]
+
+
+def select_threshold(fitted: Fitted, targets: ProbeTargets) -> Fitted:
+    """Choose on validation the probability above which a label is predicted, for each seed of a multi-label task.
+
+    Args:
+        fitted: Predictions.
+        targets: The targets.
+
+    Returns:
+        The same, with `threshold` among the selected settings; unchanged for other tasks.
+    """
+    if not targets.task.is_multilabel:
+        return fitted
+    truth_ML = targets.packed[targets.rows("validation")]
+    chosen = [choose_threshold(truth_ML, probability_ML) for probability_ML in fitted.validation_SM]
+    return fitted._replace(selected=fitted.selected | {"threshold": chosen})
 
 
 def check_rows(features: Features, targets: ProbeTargets, probe: ProbeName) -> None:

@@ -63,6 +63,8 @@ class _BatchReader:
             self.targets = torch.from_numpy(self.scale.standardise(targets.packed)).float().to(device)
         self.scored = targets.scored
         self.num_scored = np.diff(np.concatenate([[0], np.cumsum(targets.scored)])[targets.offsets])
+        if self.task.columns:  # values, of which some may be missing
+            self.num_scored = np.isfinite(targets.packed).sum(1)
         self.buffer_ND = torch.empty(0, features.width)
 
     def split(self, proteins: np.ndarray) -> Iterator[np.ndarray]:
@@ -115,6 +117,9 @@ class _BatchReader:
 def _sum_losses(outputs_SMC: Tensor, targets: Tensor, task: Task) -> Tensor:
     """Return the summed loss of each seed (S,)."""
     num_seeds = outputs_SMC.shape[0]
+    if task.columns:
+        measured_MC = targets.isfinite()
+        return ((outputs_SMC - targets.nan_to_num()) * measured_MC).square().sum((1, 2))
     if task.target == "value":
         return (outputs_SMC[..., 0] - targets).square().sum(1)
     if task.binary_labels:
@@ -138,7 +143,7 @@ def _predict(
         for part in rows.split(rows.proteins[set_name]):
             outputs, targets = rows.outputs(model, part)
             total += _sum_losses(outputs, targets, rows.task)
-            count += len(targets)
+            count += int(rows.num_scored[part].sum())
             decided.append(decode_outputs(outputs, rows.task))
             if logits is not None:
                 logits.append(average_seeds(outputs, rows.task).cpu())

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,82 +40,139 @@ class _Moments:
     shift_D: Tensor
     count: int = 0
     x_D: Tensor | float = 0.0
-    y: float = 0.0
+    y_C: Tensor | float = 0.0
     xx_DD: Tensor | float = 0.0
-    xy_D: Tensor | float = 0.0
-    yy: float = 0.0
+    xy_DC: Tensor | float = 0.0
+    yy_C: Tensor | float = 0.0
 
-    def add(self, x_ND: Tensor, y_N: Tensor) -> None:
+    def add(self, x_ND: Tensor, y_NC: Tensor) -> None:
         """Add rows and their targets."""
         x_ND = x_ND.double() - self.shift_D
         self.count += len(x_ND)
         self.x_D = self.x_D + x_ND.sum(0)
-        self.y += float(y_N.sum())
+        self.y_C = self.y_C + y_NC.sum(0)
         self.xx_DD = self.xx_DD + x_ND.T @ x_ND
-        self.xy_D = self.xy_D + x_ND.T @ y_N
-        self.yy += float(y_N @ y_N)
+        self.xy_DC = self.xy_DC + x_ND.T @ y_NC
+        self.yy_C = self.yy_C + y_NC.square().sum(0)
 
 
-def _sum_moments(features: Features, rows: np.ndarray, y_N: Tensor, shift_D: Tensor) -> _Moments:
+def _sum_moments(features: Features, rows: np.ndarray, y_NC: Tensor, shift_D: Tensor) -> _Moments:
     """Sum over the feature rows of a set."""
     moments = _Moments(shift_D)
     for where, block in read_blocks(features, rows):
-        moments.add(block, y_N[where])
+        moments.add(block, y_NC[where])
     return moments
 
 
+class _RidgeColumn(NamedTuple):
+    """The ridge regression of one target: weights of the features minus `shift_D`."""
+
+    weight_D: Tensor
+    bias: float
+    penalty: float
+    error: float
+
+
 def fit_ridge(features: Features, targets: ProbeTargets) -> Fitted:
-    """Fit ridge regression on z-scored features; one eigendecomposition serves all penalties."""
+    """Fit ridge regression on z-scored features; one eigendecomposition serves all penalties.
+
+    Several targets are fitted independently, each with its own penalty, on the proteins that have a value. Those with
+    values of the same proteins share the sums over the features.
+
+    Args:
+        features: The feature rows.
+        targets: Values and sets.
+
+    Returns:
+        Predictions and the selected penalty, of several targets a list.
+    """
     train, validation = targets.rows("train"), targets.rows("validation")
     # the error below is a difference of sums of squares, exact only for values around 0
     scale = TargetScale.from_values(targets.packed[train])
-    y_train, y_validation = (torch.from_numpy(scale.standardise(targets.packed[rows])) for rows in (train, validation))
+    y_train, y_validation = (scale.standardise(targets.packed[rows]) for rows in (train, validation))
+    y_train, y_validation = (y.reshape(len(y), -1) for y in (y_train, y_validation))
     shift_D = next(read_blocks(features, train))[1].double().mean(0)
-    fit = _sum_moments(features, train, y_train, shift_D)
-    mean_D, y_mean = fit.x_D / fit.count, fit.y / fit.count
+    columns: list[_RidgeColumn | None] = [None] * y_train.shape[1]
+    for places in _group_by_measured(y_train, y_validation):
+        measured, held = (~np.isnan(y[:, places[0]]) for y in (y_train, y_validation))
+        y_fit, y_held = torch.from_numpy(y_train[measured][:, places]), torch.from_numpy(y_validation[held][:, places])
+        found = _fit_ridge_columns(features, (train[measured], validation[held]), (y_fit, y_held), shift_D)
+        for place, column in zip(places, found, strict=True):
+            columns[place] = column
+            rmse = math.sqrt(max(column.error, 0.0) / int(held.sum())) * scale.columns[place].spread
+            logger.debug("ridge: penalty %.3g is best, validation RMSE %s", column.penalty, format_decimals(rmse))
+    tensors = {
+        "shift_D": shift_D,
+        "scale_D": torch.ones_like(shift_D),  # the weights already contain the scale of the columns
+        "weight_DC": torch.stack([column.weight_D for column in columns], dim=1),
+        "bias_C": torch.tensor([column.bias for column in columns], dtype=torch.float64),
+    }
+    parameters = ProbeParameters("ridge", tensors, scale)
+    (test, _), (validation, _) = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
+    penalties = [column.penalty for column in columns]
+    selected = {"penalty_per_row": penalties if targets.task.columns else penalties[0]}
+    return Fitted(test, validation, selected=selected, parameters=parameters)
+
+
+def _group_by_measured(*values_NC: np.ndarray) -> list[list[int]]:
+    """Group the columns of arrays that have values in the same rows."""
+    groups: dict[bytes, list[int]] = {}
+    for column in range(values_NC[0].shape[1]):
+        key = b"".join(np.isnan(values[:, column]).tobytes() for values in values_NC)
+        groups.setdefault(key, []).append(column)
+    return list(groups.values())
+
+
+def _fit_ridge_columns(
+    features: Features, rows: tuple[np.ndarray, np.ndarray], y: tuple[Tensor, Tensor], shift_D: Tensor
+) -> list[_RidgeColumn]:
+    """Fit targets that are measured in the same rows.
+
+    Args:
+        features: The feature rows.
+        rows: Rows for training and for the choice of the penalty.
+        y: (N, C) standardised targets of both.
+        shift_D: (D,) numbers near the means of the features.
+
+    Returns:
+        The regression of each target.
+    """
+    fit = _sum_moments(features, rows[0], y[0], shift_D)
+    mean_D, y_mean_C = fit.x_D / fit.count, fit.y_C / fit.count
     covariance_DD = fit.xx_DD - fit.count * torch.outer(mean_D, mean_D)
     scale_D = (covariance_DD.diagonal() / fit.count).clamp_min(0).sqrt()
     scale_D[scale_D <= CONSTANT * (shift_D + mean_D).abs()] = 1.0
-    xy_D = (fit.xy_D - fit.count * mean_D * y_mean) / scale_D
+    xy_DC = (fit.xy_DC - fit.count * torch.outer(mean_D, y_mean_C)) / scale_D[:, None]
     eigenvalues, vectors = torch.linalg.eigh(covariance_DD / scale_D / scale_D[:, None])
-    held = _sum_moments(features, validation, y_validation, shift_D)
-    rotated = vectors.T @ xy_D
-    best: tuple[float, float, Tensor] | None = None
+    held = _sum_moments(features, rows[1], y[1], shift_D)
+    rotated_DC = vectors.T @ xy_DC
+    best: list[_RidgeColumn | None] = [None] * len(y_mean_C)
     for penalty in RIDGE_GRID:
-        weights_D = vectors @ (rotated / (eigenvalues.clamp_min(0) + penalty * fit.count)) / scale_D
-        bias = y_mean - float(mean_D @ weights_D)
+        shrunk_D = eigenvalues.clamp_min(0) + penalty * fit.count
+        weight_DC = vectors @ (rotated_DC / shrunk_D[:, None]) / scale_D[:, None]
+        bias_C = y_mean_C - mean_D @ weight_DC
         # sum of (y - xw - b)^2 over validation, from the moments alone
-        error = (
-            held.yy - 2 * float(held.xy_D @ weights_D) - 2 * bias * held.y + float(weights_D @ held.xx_DD @ weights_D)
-            + 2 * bias * float(held.x_D @ weights_D) + held.count * bias**2
+        error_C = (
+            held.yy_C - 2 * (held.xy_DC * weight_DC).sum(0) - 2 * bias_C * held.y_C
+            + (weight_DC * (held.xx_DD @ weight_DC)).sum(0)
+            + 2 * bias_C * (held.x_D @ weight_DC) + held.count * bias_C.square()
         )  # fmt: skip
-        if best is None or error < best[0]:
-            best = (error, penalty, torch.cat([weights_D, torch.tensor([bias], dtype=torch.float64)]))
-    error, penalty, weights = best
-    rmse = math.sqrt(max(error, 0.0) / held.count) * scale.spread
-    logger.debug("ridge: penalty %.3g is best, validation RMSE %s", penalty, format_decimals(rmse))
-
-    ones_D = torch.ones_like(shift_D)  # the weights already contain the scale of the columns
-    tensors = {"shift_D": shift_D, "scale_D": ones_D, "weight_DC": weights[:-1, None], "bias_C": weights[-1:]}
-    parameters = ProbeParameters("ridge", tensors, scale)
-    (test, _), (validation, _) = (_predict(parameters, features, targets, name) for name in ("test", "validation"))
-    return Fitted(test, validation, selected={"penalty_per_row": penalty}, parameters=parameters)
+        for place, error in enumerate(error_C.tolist()):
+            if best[place] is None or error < best[place].error:
+                best[place] = _RidgeColumn(weight_DC[:, place], float(bias_C[place]), penalty, error)
+    return best
 
 
 def _predict(
     parameters: ProbeParameters, features: Features, targets: ProbeTargets, set_name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Predict the scored targets of a set, (1, M), with the logits (M, C) of classes."""
-    rows = targets.rows(set_name)
-    value = targets.task.target == "value"
-    out = np.empty(len(rows), dtype=np.float64 if value else np.int64)
-    logits_MC = None if value else np.empty((len(rows), targets.task.num_outputs), dtype=np.float32)
-    for where, block in read_blocks(features, rows):
-        outputs_SNC = parameters.outputs(block, [1] * len(block), targets.task)
-        out[where] = decode_outputs(outputs_SNC[0], targets.task).numpy()
-        if logits_MC is not None:
-            logits_MC[where] = outputs_SNC[0].numpy()
-    return out[None], logits_MC
+    """Predict the scored targets of a set, (1, M), or (1, M, C) for several, with the logits (M, C) of classes."""
+    parts = []
+    for _, block in read_blocks(features, targets.rows(set_name)):
+        parts.append(parameters.outputs(block, [1] * len(block), targets.task)[0])
+    outputs_MC = torch.cat(parts)
+    logits_MC = None if targets.task.target == "value" else outputs_MC.numpy().astype(np.float32)
+    return decode_outputs(outputs_MC, targets.task).numpy()[None], logits_MC
 
 
 def fit_logistic(features: Features, targets: ProbeTargets) -> Fitted:
