@@ -26,6 +26,7 @@ from esm2kit.tasks.files import (
     read_records,
 )
 from esm2kit.tasks.tables import Table, parse_table, read_table
+from esm2kit.tasks.wild_types import add_sequences
 
 SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
 FEWEST_LETTERS = 8  # in a column of sequences
@@ -88,6 +89,11 @@ KINDS = (
     TableKind("a FLIP table", FLIP_SOURCE, "sequence", "target", "id", "set"),
     TableKind(
         "a ProteinGym assay", GYM_SOURCE, "mutated_sequence", "DMS_score", "mutant", folds="fold_", variants=True,
+    ),
+    TableKind(
+        "a ProteinGym assay without sequences", GYM_SOURCE, others=("mutant", "DMS_score"),
+        unread="It has no column mutated_sequence. Copy ProteinGym's reference file DMS_substitutions.csv, which has "
+        "the wild types, into its folder, or score the variants with `esm2kit score`.",
     ),
     TableKind("ProteinGym's clinical variants", GYM_SOURCE, "mutated_sequence", "DMS_bin_score"),
     TableKind(
@@ -209,16 +215,16 @@ def peek_kind(path: Path) -> TableKind | None:
     Raises:
         InputError: the kind is not read.
     """
-    table = peek_table(path)
-    return None if table is None else find_kind(table)
+    table = peek_table(Source(path))
+    return None if table is None else find_kind(add_sequences(table))
 
 
-def peek_table(path: Path) -> Table | None:
+def peek_table(source: Source) -> Table | None:
     """Read the first lines of a table; None for text that is not a table."""
     try:
-        with open_text(Source(path)) as text:
+        with open_text(source) as text:
             lines = [line for line, _ in zip(text, range(PEEKED_LINES), strict=False)]
-        return parse_table("".join(lines), path)
+        return parse_table("".join(lines), source.path)
     except InputError:
         return None
 
@@ -284,8 +290,8 @@ def list_inner_splits(path: Path) -> list[str]:
     Raises:
         InputError: the file is invalid, or of a kind that is not read.
     """
-    table = peek_table(path) if Source(path).is_table else None
-    kind = None if table is None else find_kind(table)
+    table = peek_table(Source(path)) if Source(path).is_table else None
+    kind = None if table is None else find_kind(add_sequences(table))
     if kind is not None and kind is not NATIVE:
         return kind.list_folds(table)
     found = list_test_sets(path)
@@ -316,9 +322,27 @@ def find_task_table(folder: Path, split: str, file: Path | None) -> TaskTable | 
     if file is not None and file.is_dir():
         return TaskTable(file, SET_COLUMN)
     source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
-    if source is None or source.member or not source.is_table or peek_kind(source.path) in (None, NATIVE):
+    if source is None or not source.is_table:
+        return None
+    if source.member:
+        _check_member(source)
+        return None
+    if peek_kind(source.path) in (None, NATIVE):
         return None
     return TaskTable(source.path, "" if split == parse_split_name(source.path.name) else split)
+
+
+def _check_member(source: Source) -> None:
+    """Raise InputError for a table of another project in a zip archive, where only FLIP's tables are read."""
+    table = peek_table(source)
+    kind = None if table is None else find_kind(table)
+    if kind not in (None, NATIVE):
+        raise InputError(
+            f"{source.path}: {source.member} is {kind.name} in a zip archive. Unzip the archive, and pass the file.",
+            code="task.zipped",
+            kind=kind.name,
+            path=source.path,
+        )
 
 
 def find_set_files(folder: Path) -> dict[str, Path]:
@@ -337,7 +361,7 @@ def find_set_files(folder: Path) -> dict[str, Path]:
     found = {SETS[name]: path for name, path in zip(names, tables, strict=True) if name in SETS}
     if len(found) < len(tables) or not {"train", "test"} <= set(found):
         return {}
-    peeked = [peek_table(path) for path in found.values()]
+    peeked = [peek_table(Source(path)) for path in found.values()]
     if any(table is None or SET_COLUMN in map(str.lower, table.columns) for table in peeked):
         return {}
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
