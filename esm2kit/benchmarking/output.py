@@ -154,8 +154,9 @@ def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.nd
     Returns:
         The report with the paths of its files.
     """
-    predicted = predictions[report.first.name][0]
-    page = render_report(report, data.targets[data.target_rows("test")], predicted, format_predictions(data, predicted))
+    predicted_SM = predictions[report.first.name]
+    table = format_predictions(data, predicted_SM[0])
+    page = render_report(report, data.targets[data.target_rows("test")], predicted_SM, table)
     write_predictions(out_dir / report.files["predictions"], data, predictions)
     written = report.write(out_dir)
     with atomic_path(written.html) as part:

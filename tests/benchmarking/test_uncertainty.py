@@ -258,7 +258,7 @@ def test_calibration_of_a_probe_before_and_after(level, bits) -> None:
     assert found["temperature"] == pytest.approx(3 * (own["temperature"] or 1), rel=0.02)
     assert found["after"]["nll"]["value"] < found["before"]["nll"]["value"]
     assert found["after"]["ece"]["value"] < 0.5 * found["before"]["ece"]["value"]
-    assert "`predict` uses this temperature" in found["sentence"]
+    assert "esm2kit predict uses this temperature" in found["sentence"]
     decided = decide_outputs(fitted.test_logits_MC, data.task)
     np.testing.assert_array_equal(decided, fitted.test_SM[0])
 
