@@ -811,18 +811,17 @@ def reliability_diagram(
     Args:
         curves: name -> (mean probability, share that is right, share of the targets) per bin that is not empty; one
             or two curves. The area of a mark grows with the share. The last curve has the first colour and the bars
-            below.
+            above.
         what: the targets, in plural.
         ax: axes to plot into, without the bars. None creates a figure with both.
 
     Returns:
         The axes of the diagram.
     """
-    below = None
+    above = None
     if ax is None:
-        _, (ax, below) = plt.subplots(
-            2, 1, figsize=(4.6, 5.2), sharex=True, height_ratios=[3.4, 1], layout="constrained"
-        )
+        ratios = {"height_ratios": [1, 3.4], "layout": "constrained"}
+        _, (above, ax) = plt.subplots(2, 1, figsize=(4.6, 5.2), sharex=True, **ratios)
     ax.plot([0, 1], [0, 1], color=SECONDARY, linestyle="--", linewidth=1, label="perfect calibration")
     colours = [ACCENT, PRIMARY][-len(curves) :]
     for colour, marker, (name, bins) in zip(colours, "os"[-len(curves) :], curves.items(), strict=True):
@@ -831,19 +830,16 @@ def reliability_diagram(
         ax.scatter(confidence, accuracy, s=8 + 160 * share / share.max(), color=colour, marker=marker, alpha=0.85,
                    linewidths=0, clip_on=False, zorder=3)  # fmt: skip
         ax.plot([], [], color=colour, linewidth=0.8, marker=marker, markersize=6, label=name)
-    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="share that is right")
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
     ax.legend(frameon=False, loc="upper left", fontsize=9)
-    last = below if below is not None else ax
-    if below is not None:
+    if above is not None:
         confidence, _, share = zip(*list(curves.values())[-1], strict=True)
-        below.bar(confidence, share, width=0.045, color=PRIMARY)
-        below.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0%}"))
-        below.yaxis.set_major_locator(MaxNLocator(3))
-        below.set_ylabel(f"share of\n{what}")
-        sns.despine(ax=below)
-    last.set_xlabel("probability that the model gives")
-    sns.despine(ax=ax)
-    return ax
+        above.bar(confidence, share, width=0.045, color=PRIMARY)
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0%}"))
+        above.yaxis.set_major_locator(MaxNLocator(3))
+        above.set_ylabel(f"share of\n{what}")
+        sns.despine(ax=above)
+    return _label_axes(ax, "probability that the model gives", "share that is right")
 
 
 def predicted_with_intervals(

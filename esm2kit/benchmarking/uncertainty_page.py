@@ -21,16 +21,16 @@ def draw_uncertainty(report: Report, truth_M: np.ndarray, predicted_SM: np.ndarr
         predicted_SM: (S, M) predictions of the first row.
 
     Returns:
-        The function; None if the first row has no uncertainty, or its intervals have no ends.
+        The function; None if the first row has no uncertainty. Intervals without ends are left out.
     """
     found = report.first.uncertainty
     if not found:
         return None
     if report.task.target == "class":
         return lambda: plots.reliability_diagram(_list_curves(found), name_targets(report))
-    if found["quantile"] is None:
-        return None
     mean_M, spread_M = merge_seeds(predicted_SM[: found["num_seeds"]])
+    if found["quantile"] is None:
+        return lambda: plots.predicted_vs_true(truth_M, mean_M, report.task.unit)
     scale_M = spread_M + found["offset"] if found["by_spread"] else np.ones_like(mean_M)
     return lambda: plots.predicted_with_intervals(truth_M, mean_M, found["quantile"] * scale_M, report.task.unit)
 
@@ -79,7 +79,7 @@ def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM:
         caption += "0.8 are right in 80% of all cases; below it the model is too sure. Bars and "
         caption += f"areas of the marks: share of the {name_targets(report)} in each bin."
         figures.append(build_figure(draw, f"Reliability diagram. {found['sentence']}", caption))
-    elif draw is not None:
+    elif found["quantile"] is not None:
         caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled test "
         caption += "targets. An interval that contains the measured value crosses the dashed line."
         figures.append(build_figure(draw, f"Predictions with intervals. {found['sentence']}", caption))

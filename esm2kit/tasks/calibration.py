@@ -193,8 +193,8 @@ class CalibrationError(NamedTuple):
 
     Args:
         interval: the error with its 95% interval.
-        by_chance: the error that calibrated probabilities would have on average on as many proteins. It is never 0, because
-            the share of a bin varies.
+        by_chance: the error that calibrated probabilities would have on average on as many proteins. It is never 0,
+            because the share of a bin varies.
         is_chance: whether calibrated probabilities have such an error in more than 5% of all samples.
     """
 
@@ -324,8 +324,9 @@ def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.n
         gain_M[held] -= compute_losses(logits_MC[held], truth[held], fit_temperature(logits_MC[~held], truth[~held]))
     gain = _estimate_ratio(gain_M, place_M, num_proteins)
     value, helps = fit_temperature(logits_MC, truth), gain[1] > 0
-    reason = f"it {'lowers' if helps else 'does not reliably lower'} the negative log-likelihood of validation proteins that it "
-    reason += f"was not fitted on ({num_proteins} proteins, five folds)"
+    lowers = "lowers" if helps else "does not reliably lower"
+    reason = f"it {lowers} the negative log-likelihood of validation proteins that it was not fitted on "
+    reason += f"({num_proteins} proteins, five folds)"
     return Temperature(value, helps, gain, num_proteins, reason)
 
 
