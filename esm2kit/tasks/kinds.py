@@ -114,8 +114,8 @@ KINDS = (
     *(
         TableKind(
             "a TDC table of pairs", TDC_SOURCE, others=(*pair, "Y"),
-            unread=f"A target belongs to {pair[0]} and {pair[1]} together. Write the columns sequence, sequence2 and "
-            "target for pairs of proteins, or keep one of the two columns if the other never changes.",
+            unread=f"A target belongs to {pair[0]} and {pair[1]} together. Write the columns sequence_a, sequence_b "
+            "and target for pairs of proteins, or keep one of the two columns if the other never changes.",
         )
         for pair in TDC_PAIRS
     ),
@@ -215,16 +215,16 @@ def peek_kind(path: Path) -> TableKind | None:
     Raises:
         InputError: the kind is not read.
     """
-    table = peek_table(Source(path))
+    table = peek_table(path)
     return None if table is None else find_kind(add_sequences(table))
 
 
-def peek_table(source: Source) -> Table | None:
-    """Read the first lines of a table; None for text that is not a table."""
+def peek_table(path: Path, member: str | None = None) -> Table | None:
+    """Read the first lines of a table, or of a member of a zip archive; None for text that is not a table."""
     try:
-        with open_text(source) as text:
+        with open_text(Source(path, member)) as text:
             lines = [line for line, _ in zip(text, range(PEEKED_LINES), strict=False)]
-        return parse_table("".join(lines), source.path)
+        return parse_table("".join(lines), path)
     except InputError:
         return None
 
@@ -290,7 +290,7 @@ def list_inner_splits(path: Path) -> list[str]:
     Raises:
         InputError: the file is invalid, or of a kind that is not read.
     """
-    table = peek_table(Source(path)) if Source(path).is_table else None
+    table = peek_table(path) if Source(path).is_table else None
     kind = None if table is None else find_kind(add_sequences(table))
     if kind is not None and kind is not NATIVE:
         return kind.list_folds(table)
@@ -334,7 +334,7 @@ def find_task_table(folder: Path, split: str, file: Path | None) -> TaskTable | 
 
 def _check_member(source: Source) -> None:
     """Raise InputError for a table of another project in a zip archive, where only FLIP's tables are read."""
-    table = peek_table(source)
+    table = peek_table(source.path, source.member)
     kind = None if table is None else find_kind(table)
     if kind not in (None, NATIVE):
         raise InputError(
@@ -361,7 +361,7 @@ def find_set_files(folder: Path) -> dict[str, Path]:
     found = {SETS[name]: path for name, path in zip(names, tables, strict=True) if name in SETS}
     if len(found) < len(tables) or not {"train", "test"} <= set(found):
         return {}
-    peeked = [peek_table(Source(path)) for path in found.values()]
+    peeked = [peek_table(path) for path in found.values()]
     if any(table is None or SET_COLUMN in map(str.lower, table.columns) for table in peeked):
         return {}
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
