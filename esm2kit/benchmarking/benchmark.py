@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from esm2kit.benchmarking.baselines.fit import fit_baseline, list_baselines, name_baseline_inputs
+from esm2kit.benchmarking.baselines.fit import list_baselines, name_baseline_inputs
 from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
-from esm2kit.benchmarking.layer_sweep import sweep_layers
+from esm2kit.benchmarking.cross_validation import TABLE_FILE, CrossValidation
+from esm2kit.benchmarking.hold_out import HoldOut
+from esm2kit.benchmarking.layer_sweep import Candidate, close_candidates, load_candidates, sweep_layers
 from esm2kit.benchmarking.model_features import (
     ModelFeatures,
     describe_inputs,
@@ -31,8 +33,8 @@ from esm2kit.benchmarking.output import (
     write_report,
 )
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
-from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
-from esm2kit.benchmarking.probes.fit import check_probe, fit_probe
+from esm2kit.benchmarking.probes.features import Fitted
+from esm2kit.benchmarking.probes.fit import check_probe
 from esm2kit.benchmarking.probes.heads import HEADS, reads_residues
 from esm2kit.benchmarking.report import (
     SCHEMA,
@@ -45,25 +47,17 @@ from esm2kit.benchmarking.report import (
 )
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
-from esm2kit.benchmarking.scores import (
-    ScoredModel,
-    SeveralTargets,
-    build_interval_notes,
-    format_score,
-    number_proteins,
-    score_fitted,
-)
+from esm2kit.benchmarking.scores import ScoredModel, SeveralTargets, build_interval_notes, format_score
 from esm2kit.benchmarking.uncertainty import describe_test_uncertainty, keep_first_seed
-from esm2kit.benchmarking.verdict import evaluate, log_verdict, score_constant
+from esm2kit.benchmarking.verdict import evaluate, log_verdict
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
-from esm2kit.tasks.data import TaskData, format_column_names, load_task_of
+from esm2kit.tasks.data import TaskData, format_column_names, load_pooled_task, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
-from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.split_file import SPLIT_FILE, write_split
 from esm2kit.tasks.tables import format_column_name
@@ -171,11 +165,13 @@ def _run_task(config: BenchmarkConfig) -> Report:
     start = time.perf_counter()
     if config.labels is None and config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
-    data = loaded = load_task_of(config)
+    data = loaded = load_task_of(config) if config.folds is None else load_pooled_task(config, config.fold_columns)
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding
     used, sweep, embedded = config, None, None
+    if config.folds is not None:
+        return _run_folds(config, data, start)
     if config.sweeps:
         used, embedded, sweep = sweep_layers(config, data, resolve_probe(config, data.task))
     data, trained, untrained = load_task_features(used, data, embedded)
@@ -187,12 +183,52 @@ def _run_task(config: BenchmarkConfig) -> Report:
     move_earlier_report(Path(config.out_dir), report)
     report = write_report(report, data, predictions, Path(config.out_dir))
     write_split(loaded, Path(config.out_dir))
+    _log_end(config, report, start)
+    return report
+
+
+def _use_candidate(config: BenchmarkConfig, candidate: Candidate) -> BenchmarkConfig:
+    """Return the configuration with the layer, the pooling and the probe of a candidate."""
+    pooling = None if candidate.pooling == "none" else [candidate.pooling]
+    return replace(config, repr_layer=candidate.layer, pooling=pooling, probe=candidate.probe.probe)
+
+
+def _run_folds(config: BenchmarkConfig, data: TaskData, start: float) -> Report:
+    """Compute the features of a task, score all models by cross-validation and write the report."""
+    used, embedded, folds = config, None, None
+    if config.sweeps:
+        folds = CrossValidation.from_config(config, data)
+        candidates = load_candidates(config, data, resolve_probe(config, data.task))
+        try:
+            device = resolve_device(config.device)
+            rows = Path(config.out_dir) / "rows"
+            folds = folds.sweep(candidates, tuple(config.seeds), "cpu" if device == "mps" else device, rows)
+        finally:
+            close_candidates(candidates)
+        best = candidates[folds.most_chosen]
+        used, embedded = _use_candidate(config, best), best.source.path
+    data, trained, untrained = load_task_features(used, data, embedded)
+    folds = folds or CrossValidation.from_config(config, data)
+    inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
+    inputs |= {"data": folds.data.sha256, "folds": folds.fingerprint, "embeddings": sha256_file(trained.path)}
+    manifest = build_provenance("benchmark", config, inputs)
+    report, predictions = benchmark_task(folds.data, trained, untrained, used, manifest, folds=folds)
+    table = folds.format_table(predictions)
+    report = replace(report, folds=folds.summarise(table))
+    move_earlier_report(Path(config.out_dir), report)
+    report = write_report(report, folds.data, predictions, Path(config.out_dir), folds.arrays, table)
+    _log_end(config, report, start)
+    return report
+
+
+def _log_end(config: BenchmarkConfig, report: Report, start: float) -> None:
+    """Log the duration, the size of the embeddings and the verdict."""
     cached = sorted((Path(config.out_dir) / "embeddings").rglob("*.h5"))
     megabytes = sum(path.stat().st_size for path in cached) / 1e6
     kept = f"; the embeddings ({megabytes:,.1f} MB) are kept in {cached[0].parents[1]}" if cached else ""
-    logger.info("%s, split %s: finished in %.0f s%s", data.task.name, data.split, time.perf_counter() - start, kept)
+    name, seconds = report.task.name, time.perf_counter() - start
+    logger.info("%s, split %s: finished in %.0f s%s", name, report.task.split, seconds, kept)
     log_verdict(report.verdict, report.warnings)
-    return report
 
 
 def resolve_probe(config: BenchmarkConfig, task: Task) -> ProbeConfig:
@@ -316,16 +352,18 @@ def benchmark_task(
     config: BenchmarkConfig,
     manifest: Mapping[str, Any],
     finetuned: ScoredModel | None = None,
+    folds: CrossValidation | None = None,
 ) -> tuple[Report, dict[str, np.ndarray]]:
-    """Fit the probe and the baselines, and score every model on the test set.
+    """Fit the probe and the baselines, and score every model on the test set, or by cross-validation.
 
     Args:
-        data: The task.
+        data: The task, with its sets, or with all proteins in test.
         trained: Features of the trained model. They are closed after use.
         untrained: Features of the same architecture with random weights, or None. They are closed after use.
         config: preset, probe, epochs, seeds, baselines, limit, resamples and device. Finished rows go to out_dir.
         manifest: Provenance for the report.
         finetuned: Scores of a fine-tuned model with `config.resamples` bootstrap replicates, for the first row.
+        folds: The folds, in each of which all models are fitted. None fits them on the sets of the task.
 
     Returns:
         The report, and the test predictions of every row by its name.
@@ -334,8 +372,9 @@ def benchmark_task(
     wide, rows = config.preset == "flip2021", Path(config.out_dir) / "rows"
     device = resolve_device(config.device)
     device = "cpu" if device == "mps" else device  # the neural probes are small and not tested on mps
-    counts_RP = sample_counts(int(number_proteins(data).max()) + 1, config.resamples)
-    targets, models = ProbeTargets.from_task(data), [] if finetuned is None else [finetuned]
+    held = folds or HoldOut(data)
+    counts_RP = held.sample_counts(config.resamples)
+    models = [] if finetuned is None else [finetuned]
 
     def add(
         name: str,
@@ -347,20 +386,25 @@ def benchmark_task(
         describe: Callable[[], dict[str, Any]] | None,
     ) -> None:
         inputs = {"data": data.sha256, "row": name, "settings": settings, "key": key}
+        inputs |= {"folds": folds.fingerprint} if folds else {}
         path = Path(config.out_dir) / PROBES / name_probe_file(name)
 
         def save(digest: str, fitted: Fitted) -> None:
             if describe is not None:
-                save_probe(path, name, digest, fitted, data, describe())
+                save_probe(path, name, digest, fitted, held.labelled, describe(), held.get_held_out(fitted))
 
         def is_saved(digest: str) -> bool:
             return describe is None or read_probe_digest(path) == digest
 
         with explain_out_of_memory(f"fitting the row {name}", lambda: list_probe_remedies(data, device)):
             fitted, own_note = load_or_fit(rows, name, inputs, fit, is_saved, save)
-        scores = score_fitted(fitted, data, counts_RP)
+        scores = held.score(fitted, counts_RP)
         saved = "" if describe is None else f"{PROBES}/{path.name}"
-        models.append(ScoredModel(name, kind, own_note or note, settings, fitted, scores, saved))
+        validation, parts = held.score_validation(fitted), held.score_each_fold(fitted)
+        found = ScoredModel(
+            name, kind, own_note or note, settings, fitted, scores, saved, validation, parts, held.repeats
+        )
+        models.append(found)
         logger.info("%s: %s", name, format_score(task.metric, scores[task.metric]))
 
     for source, kind in ((trained, "probe"), (untrained, "untrained")):
@@ -371,8 +415,9 @@ def benchmark_task(
             settings = asdict(probe) | {"seeds": list(seeds)}
             with closing(source.features):
 
-                def fit_source(source: ModelFeatures = source) -> tuple[Fitted, str]:
-                    return fit_probe(source.features, targets, probe, seeds, device), ""
+                def fit_source(source: ModelFeatures = source, kind: str = kind) -> tuple[Fitted, str]:
+                    is_saved = records_inputs(source)
+                    return held.fit_source(kind, source.features, probe, seeds, device, is_saved), ""
 
                 def describe_source(source: ModelFeatures = source) -> dict[str, Any]:
                     return describe_inputs(source, None if config.embeddings or config.hiddens else config.model)
@@ -381,16 +426,16 @@ def benchmark_task(
                 describe = describe_source if records_inputs(source) else None
                 add(name, kind, f"{note}; {SOURCES[config.preset]}", settings, key, fit_source, describe)
     for name in choose_baselines(config, data):
+        reads = name_baseline_inputs(name, task.level)
 
-        def fit(name: str = name) -> tuple[Fitted, str]:
-            baseline = fit_baseline(name, data, seeds, wide)
+        def fit(name: str = name, is_saved: bool = reads is not None) -> tuple[Fitted, str]:
+            baseline = held.fit_baseline(name, seeds, wide, is_saved)
             return baseline.fitted, baseline.note
 
-        reads = name_baseline_inputs(name, task.level)
         describe = None if reads is None else partial(dict, kind=reads)
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit, describe)
 
-    verdict = evaluate(data, models[0], score_constant(data, counts_RP), models[1:])
+    verdict = evaluate(data, models[0], held.score_constant(counts_RP), models[1:])
     first, scores = models[0], {model.name: model.scores for model in models}
     is_flip = TASKS.get(task.name) == task  # and not a task of one's own with the same name
     light = task.splits[data.split].light if is_flip and data.split in task.splits else None
@@ -407,13 +452,15 @@ def benchmark_task(
         ),
         model=ModelSummary(trained.name, {"path": str(trained.path), **trained.attributes}),
         settings=Settings(
-            config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples
+            config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples,
+            config.folds, config.repeats, config.group_by,
         ),
         rows=[_build_row(model, data, seeds, counts_RP, config.coverage) for model in models],
         comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
         notes=_build_notes(config, data, probe, models),
-        files={"predictions": "predictions.npz"} | ({"split": SPLIT_FILE} if data.split_method else {}),
+        files={"predictions": "predictions.npz"} | ({"split": SPLIT_FILE} if data.split_method else {})
+        | ({"table": TABLE_FILE} if folds else {}),
         provenance=manifest,
         verdict=verdict.sentence,
         warnings=verdict.warnings,
@@ -426,7 +473,9 @@ def _build_row(
 ) -> ReportRow:
     """Build the row of a model with its uncertainty, that of the first seed for a fine-tuned model."""
     fitted = keep_first_seed(model.fitted) if model.kind == "finetuned" else model.fitted
-    uncertainty = describe_test_uncertainty(fitted, data, counts_RP, coverage)
+    uncertainty = {}  # out-of-fold predictions estimate that of the final probe, so none are left to measure it
+    if not model.folds:
+        uncertainty = describe_test_uncertainty(fitted, data, counts_RP, coverage)
     return replace(model.to_row(data, seeds), uncertainty=uncertainty)
 
 

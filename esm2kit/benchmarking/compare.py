@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
+from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds
 from esm2kit.benchmarking.page import build_score_plot, format_metric_cell
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, describe_row, metric_name
 from esm2kit.benchmarking.scores import SeveralTargets, build_scorers
 from esm2kit.core.checksums import raise_damaged, read_npz, write_sealed_json
 from esm2kit.core.errors import InputError, check_type
-from esm2kit.core.files import atomic_path, check_output_folder, to_json
+from esm2kit.core.files import atomic_path, check_output_folder, sha256_file, to_json
 from esm2kit.core.numbers import format_count
 from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.tasks.flip import TASKS
@@ -178,6 +179,11 @@ def check_report(path: Path) -> Report:
     """
     report = Report.read(path)
     _score_predictions(report, _read_predictions(report), report.settings.resamples)
+    if report.folds is not None:
+        table = report.json.with_name(report.files["table"])
+        if not table.is_file() or sha256_file(table) != report.folds.table_sha256:
+            found = "has another SHA-256 than the report states" if table.is_file() else "is missing"
+            raise_damaged(table, f"it {found}", "run the benchmark again")
     return report
 
 
@@ -192,6 +198,7 @@ class Predictions(NamedTuple):
         protein_M: (M,) protein of each target.
         predicted_SM: (S, M) predictions.
         sorted_M: (M,) order of the targets by sequence; None in files of version 0.1.0, which lack the sequences.
+        folds: Groups and folds of the targets; None for a test set.
     """
 
     fingerprint: str
@@ -200,6 +207,7 @@ class Predictions(NamedTuple):
     protein_M: np.ndarray
     predicted_SM: np.ndarray
     sorted_M: np.ndarray | None
+    folds: FoldArrays | None = None
 
 
 def _read_predictions(report: Report) -> Predictions:
@@ -235,8 +243,19 @@ def _read_predictions(report: Report) -> Predictions:
         for digest, rows in zip(stored["sequence"], places, strict=True)
     ]
     order = sorted(range(len(records)), key=records.__getitem__)
-    test = hashlib.sha256(b"".join(part for record in order for part in records[record])).hexdigest()
-    return Predictions(fingerprint, test, *arrays, np.concatenate([places[record] for record in order]))
+    test = hashlib.sha256(b"".join(part for record in order for part in records[record]))
+    sorted_M, folds = np.concatenate([places[record] for record in order]), None
+    if "fold" in stored:
+        folds = FoldArrays(stored["group"], stored["fold"])
+        # proteins are resampled in groups, so paired scores need the same groups
+        test.update(_number_by_occurrence(folds.group_M[sorted_M]).tobytes())
+    return Predictions(fingerprint, test.hexdigest(), *arrays, sorted_M, folds)
+
+
+def _number_by_occurrence(group_M: np.ndarray) -> np.ndarray:
+    """Number groups by their first occurrence, so that equal divisions have equal numbers."""
+    first_G, group_M = np.unique(group_M, return_index=True, return_inverse=True)[1:]
+    return np.argsort(np.argsort(first_G))[group_M]
 
 
 def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
@@ -253,19 +272,26 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
         rows_M[model.sorted_M] = found.sorted_M
         predicted_SM = found.predicted_SM[:, rows_M]
         truth_M = found.truth_M[rows_M]
-        aligned.append(found._replace(truth_M=truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM))
+        folds = found.folds and FoldArrays(model.folds.group_M, found.folds.fold_RM[:, rows_M])
+        aligned.append(
+            found._replace(truth_M=truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM, folds=folds)
+        )
     return aligned
 
 
 def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
     """Recompute the scores of the first row, and check that they are those of the report."""
-    task, counts_RP = report.task, sample_counts(int(found.protein_M.max()) + 1, resamples)
+    task, resampled_M = report.task, found.protein_M if found.folds is None else found.folds.group_M
+    counts_RP = sample_counts(int(resampled_M.max()) + 1, resamples)
     thresholds = report.first.selected.get("threshold", ())
     several = SeveralTargets(task.columns, task.spreads, thresholds)
     scorers = build_scorers(
-        task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, found.protein_M, several
+        task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, resampled_M, several
     )
-    scores = score_seeds(scorers, counts_RP)
+    if found.folds is None:
+        scores = score_seeds(scorers, counts_RP)
+    else:
+        scores = score_folds(scorers, found.truth_M, found.predicted_SM, found.folds, counts_RP)
     for name, stored in report.first.metrics.items():
         value = scores[name].interval.value if name in scores else math.nan
         if (

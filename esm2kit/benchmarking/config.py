@@ -13,6 +13,7 @@ from esm2kit.embedding.config import POOLINGS, check_poolings
 from esm2kit.models.config import check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
 
+CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
 ATTENTION = "attention"  # the pooling that is trained with the probe
 
 
@@ -65,6 +66,11 @@ class BenchmarkConfig(TaskConfig):
         untrained: Also probe the same architecture with random weights.
         baselines: Baselines to compute, or none. Default: all that apply to the task.
         limit: Maximum number of proteins per set, in a stratified sample. Default: all proteins.
+        folds: Number of folds for cross-validation, for tasks with few proteins: each protein is predicted by a probe
+            that was trained without its fold. Or the column with the folds. Default: the sets of the task.
+        repeats: How often the proteins are divided into folds; the scores are means over repeats.
+        group_by: What is never divided between folds: cluster (similar sequences, at least identity), or a column with
+            groups. Default: clusters, unless split_by is random or there are too few of them.
         resamples: Bootstrap replicates for the confidence intervals.
         coverage: Share of new values that the prediction intervals of the report should contain.
         seed: Seed of the sample that limit takes.
@@ -89,6 +95,9 @@ class BenchmarkConfig(TaskConfig):
     untrained: bool = True
     baselines: list[str] | None = None
     limit: int | None = None
+    folds: int | str | None = None
+    repeats: int = 1
+    group_by: str | None = None
     resamples: int = 1000
     coverage: float = 0.9
     seed: int = 0
@@ -100,7 +109,7 @@ class BenchmarkConfig(TaskConfig):
         usual="task model out_dir probe baselines untrained limit",
         data="tasks joint embeddings hiddens allow_missing seed",
         probing="preset repr_layer pooling epochs seeds",
-        evaluation="resamples coverage",
+        evaluation="folds repeats group_by resamples coverage",
         hardware="device",
     )
 
@@ -119,6 +128,34 @@ class BenchmarkConfig(TaskConfig):
         check_range(self, "limit", "epochs", at_least=1, hint="omit it for no limit")
         check_range(self, "resamples", at_least=100, hint="fewer replicates give no 95% interval")
         check_range(self, "coverage", above=0, below=1)
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        """Check the options of cross-validation."""
+        check_range(self, "repeats", at_least=1)
+        if isinstance(self.folds, int):
+            check_range(self, "folds", at_least=2)
+        given = [name for name in ("repeats", "group_by") if getattr(self, name) not in (1, None)]
+        if self.folds is None and given:
+            raise InputError(
+                f"{given[0]} {getattr(self, given[0])} is given without folds. Set folds to a number or to a column, "
+                f"or omit {given[0]}.",
+                code="option.folds",
+                option=given[0],
+            )
+        if isinstance(self.folds, str) and self.repeats > 1:
+            raise InputError(
+                f"the folds of column {self.folds!r} cannot be repeated {self.repeats} times. Omit repeats, or set "
+                "folds to a number.",
+                code="option.folds",
+                option="repeats",
+            )
+
+    @property
+    def fold_columns(self) -> list[str]:
+        """Columns that are read as folds or groups."""
+        found = [self.folds, self.group_by]
+        return [name for name in found if isinstance(name, str) and name != CLUSTER]
 
     @property
     def sweeps(self) -> bool:

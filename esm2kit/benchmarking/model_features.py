@@ -169,7 +169,7 @@ def drop_missing(data: TaskData, path: Path, allow_missing: bool) -> TaskData:
         )
     present = np.setdiff1d(np.arange(len(data.ids)), missing)
     for name in SET_NAMES:
-        if not (data.sets[present] == name).any():
+        if (data.sets == name).any() and not (data.sets[present] == name).any():
             raise InputError(
                 f"{path}: no protein of the {name} set has an embedding. Embed the proteins of this task.",
                 code="embeddings.empty-set",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from esm2kit.benchmarking.fold_scores import FoldArrays
 from esm2kit.benchmarking.page import render_report
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Report
@@ -29,7 +30,7 @@ from esm2kit.tasks.split_file import SPLIT_FILE
 logger = logging.getLogger(__name__)
 
 LOGITS = ("test_logits_MC", "validation_logits_MC")  # fields of Fitted that a saved row has for classes
-FILES = (SPLIT_FILE, "predictions.npz", "report.html", "report.json")
+FILES = (SPLIT_FILE, "predictions.npz", "predictions.csv", "report.html", "report.json")
 
 
 def format_folder_name(model: Path | str) -> str:
@@ -142,22 +143,34 @@ def load_or_fit(
     return fitted, note
 
 
-def write_report(report: Report, data: TaskData, predictions: Mapping[str, np.ndarray], out_dir: Path) -> Report:
-    """Write report.json, report.html and predictions.npz, each atomically.
+def write_report(
+    report: Report,
+    data: TaskData,
+    predictions: Mapping[str, np.ndarray],
+    out_dir: Path,
+    folds: FoldArrays | None = None,
+    table: str = "",
+) -> Report:
+    """Write report.json, report.html, predictions.npz and for folds predictions.csv, each atomically.
 
     Args:
         report: The results.
         data: The task.
         predictions: Row name -> test predictions (S, M).
         out_dir: Folder for the files.
+        folds: Groups and folds of the predictions.
+        table: Text of predictions.csv.
 
     Returns:
         The report with the paths of its files.
     """
-    predicted_SM = predictions[report.first.name]
-    table = format_predictions(data, predicted_SM[0])
-    page = render_report(report, data.targets[data.target_rows("test")], predicted_SM, table)
-    write_predictions(out_dir / report.files["predictions"], data, predictions)
+    predicted = predictions[report.first.name][0]
+    shown = table or format_predictions(data, predicted)
+    page = render_report(report, data.targets[data.target_rows("test")], predicted, shown)
+    write_predictions(out_dir / report.files["predictions"], data, predictions, folds)
+    if table:
+        with atomic_path(out_dir / report.files["table"]) as part:
+            part.write_text(table, encoding="utf-8", newline="")
     written = report.write(out_dir)
     with atomic_path(written.html) as part:
         part.write_text(page, encoding="utf-8")
@@ -206,8 +219,11 @@ def _format_several(data: TaskData, predicted_MC: np.ndarray) -> str:
     return text.getvalue()
 
 
-def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.ndarray]) -> None:
+def write_predictions(
+    path: Path, data: TaskData, predictions: Mapping[str, np.ndarray], folds: FoldArrays | None = None
+) -> None:
     """Write the test targets and the predictions of every row, from which `compare` recomputes the scores."""
+    arrays = {} if folds is None else {"fold": folds.fold_RM, "group": folds.group_M}
     rows = data.target_rows("test")
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
@@ -218,6 +234,7 @@ def write_predictions(path: Path, data: TaskData, predictions: Mapping[str, np.n
             protein=number_proteins(data),
             sequence=_digest_sequences(data),
             num_targets=np.bincount(data.protein_of_target[rows], minlength=len(data.ids))[data.rows("test")],
+            **arrays,
             **{f"predicted/{name}": predicted for name, predicted in predictions.items()},
         )
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from esm2kit import plots
 from esm2kit.benchmarking.advice import advise_seeds
+from esm2kit.benchmarking.fold_page import build_fold_section, describe_folds
 from esm2kit.benchmarking.report import (
     BASELINE_NAMES,
     MAX_CONFUSED_PAIRS,
@@ -27,7 +28,6 @@ from esm2kit.benchmarking.report import (
 )
 from esm2kit.benchmarking.sweep_page import build_sweep_sections
 from esm2kit.benchmarking.sweep_summary import describe_place
-from esm2kit.benchmarking.uncertainty_page import build_uncertainty_section
 from esm2kit.core.paths import portable_name
 from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
@@ -47,7 +47,12 @@ ROLES = {
 
 
 def build_score_plot(
-    names: Sequence[str], rows: Sequence[ReportRow], metric: str, marked: Sequence[str], published: Mapping[str, float]
+    names: Sequence[str],
+    rows: Sequence[ReportRow],
+    metric: str,
+    marked: Sequence[str],
+    published: Mapping[str, float],
+    on: str = " on test",
 ) -> tuple[Callable[[], Axes], str]:
     """Return a function that plots the scores of rows in one metric, and the scores as text."""
     scores = [row.metrics.get(metric) for row in rows]
@@ -58,7 +63,7 @@ def build_score_plot(
     text = "; ".join(
         f"{name} {format_value(metric, score and score.value)}" for name, score in zip(names, scores, strict=True)
     )
-    return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), marked, published), text
+    return lambda: plots.scores_with_baselines(names, *columns, metric_name(metric), marked, published, on=on), text
 
 
 def format_metric_cell(name: str, metric: Metric | None) -> dict[str, Any]:
@@ -92,11 +97,25 @@ def build_score_table(report: Report) -> dict[str, Any]:
             " Each score is the mean over the targets; RMSE is relative to the standard deviation of the training "
         )
         caption += "values of each target."
+    if report.folds is not None:
+        caption = "Scores over all folds. Brackets: 95% confidence interval over groups of proteins and training sets."
+        caption += " ±: standard deviation over repeats and seeds."
     return {
         "headers": build_headers(["model", *(metric_name(name, report.task.unit) for name in metrics)]),
         "rows": rows,
         "caption": caption,
     }
+
+
+def _name_score(report: Report) -> str:
+    """Return the name of the headline metric, with what it was computed on."""
+    name = metric_name(report.task.metric)
+    return f"Test {name}" if report.folds is None else f"Cross-validated {name}"
+
+
+def _name_set(report: Report) -> str:
+    """Return what was predicted, for captions."""
+    return "on the test set" if report.folds is None else "on the fold that it was not trained on"
 
 
 def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
@@ -105,14 +124,14 @@ def _build_confusion_figure(report: Report) -> list[dict[str, str]]:
     name = describe_row(first)
     if first.confusion:
         alt = f"Confusion matrix of the {name} with {len(labels)} classes"
-        caption = f"Confusion matrix of the {name} on the test set (first seed)"
+        caption = f"Confusion matrix of the {name} {_name_set(report)} (first seed)"
         caption += ": percent of the true class, and number of test targets." if len(labels) <= MAX_CELL_TEXTS else "."
         return [build_figure(lambda: plots.confusion_matrix(first.confusion, labels), alt, caption)]
     if not first.confused:
         return []
     shown = [(pair["true"], pair["predicted"], pair["count"]) for pair in first.confused]
     alt = f"Most frequent confusions of the {name} among {len(labels)} classes"
-    caption = f"{alt} on the test set (first seed): true class → predicted class. report.json lists up to "
+    caption = f"{alt} {_name_set(report)} (first seed): true class → predicted class. report.json lists up to "
     caption += f"{MAX_CONFUSED_PAIRS}."
     return [build_figure(lambda: plots.confused_pairs(shown), alt, caption)]
 
@@ -123,10 +142,13 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
     name = describe_row(first)
     published = {entry.model: entry.value for entry in report.published if entry.metric == metric}
     names = list(report.row_names.values())
-    draw, scores = build_score_plot(names, report.rows, metric, names[:1], published)
-    caption = f"Test {metric_name(metric)} of the {name} (blue) and of the models it is compared with. Bars: 95% "
+    draw, scores = build_score_plot(
+        names, report.rows, metric, names[:1], published, " on test" if report.folds is None else " over all folds"
+    )
+    score = _name_score(report)
+    caption = f"{score} of the {name} (blue) and of the models it is compared with. Bars: 95% "
     caption += f"confidence intervals.{' Diamonds: published scores.' if published else ''}"
-    figures = [build_figure(draw, f"Test {metric_name(metric)}: {scores}", caption)]
+    figures = [build_figure(draw, f"{score}: {scores}", caption)]
     if task.is_multilabel:
         figures.append(_build_label_figure(report))
     elif task.target == "class":
@@ -138,7 +160,8 @@ def _build_figures(report: Report, truth: np.ndarray, predicted: np.ndarray) -> 
             build_figure(
                 lambda: plots.predicted_vs_true(truth, predicted, task.unit),
                 f"Predicted and measured values of {len(truth)} test targets for the {name}",
-                f"Predictions of the {name} on test (first seed). Dashed line: prediction equals measurement.",
+                f"Predictions of the {name} {_name_set(report)} (first seed). Dashed line: prediction equals "
+                "measurement.",
             )
         )  # fmt: skip
     if first.history:
@@ -232,9 +255,7 @@ def _build_download(report: Report, table: str) -> dict[str, str] | None:
     return {"name": name, "address": f"data:text/csv;base64,{b64encode(table.encode()).decode()}"}
 
 
-def _build_sections(
-    report: Report, truth: np.ndarray, predicted: np.ndarray, table: str, predicted_SM: np.ndarray
-) -> list[dict[str, Any]]:
+def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str) -> list[dict[str, Any]]:
     """Build the sections of the page: title with text, points, table, figures or code."""
     first = report.first
     sections = [
@@ -251,9 +272,14 @@ def _build_sections(
             "points": [_format_pair(report, pair) for pair in report.comparisons],
         },
     ]
+    if report.folds is not None:
+        sections.insert(1, build_fold_section(report))
+        sections[2]["text"] = (
+            "Paired bootstrap: both models are scored on the same resampled groups of proteins, in the same folds. "
+            "Brackets: 95% confidence interval of the difference, widened like those of the scores."
+        )
     if report.layer_sweep is not None:
         sections += build_sweep_sections(report)
-    sections += build_uncertainty_section(report, truth, predicted_SM)
     sections += [*_build_target_table(report), *_build_class_table(report)]
     if report.published:
         rows = [
@@ -307,9 +333,7 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
     scores = [f"{format_value(task.metric, report.headline(row).value)} for {name}" for name, row in others.items()]
     listed = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]]))
-    lead = (
-        f"Test {metric_name(task.metric)} of the {describe_row(first)}: {format_value(task.metric, score.value)}{unit}"
-    )
+    lead = f"{_name_score(report)} of the {describe_row(first)}: {format_value(task.metric, score.value)}{unit}"
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
     measured = TargetScale.from_values(truth).spread if task.target == "value" and not task.columns else 0.0
     if measured:
@@ -326,31 +350,34 @@ def _describe_choice(report: Report) -> str:
     return f", {describe_place(best.layer, best.pooling)} (chosen on validation among {count})"
 
 
-def render_report(report: Report, truth: np.ndarray, predicted_SM: np.ndarray, table: str = "") -> str:
+def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str = "") -> str:
     """Render the page of one report.
 
     Args:
         report: The results.
         truth: (M,) scored test targets.
-        predicted_SM: (S, M) predictions of the first row.
+        predicted: (M,) predictions of the first row's first seed.
         table: CSV of the same for the reader to download.
 
     Returns:
         The HTML text.
     """
-    task, predicted = report.task, predicted_SM[0]
+    task = report.task
     kind = "classification" if task.target == "class" else "regression"
     kind = f"multi-label {kind} with {len(task.binary_labels)} labels" if task.is_multilabel else kind
     kind = f"{kind} of {len(task.columns)} targets by one model" if task.columns else kind
     light = f"FLIP rates this split {task.traffic_light}. " if task.traffic_light else ""
+    sizes = (
+        f"Proteins: {task.sizes['train']:,} train, {task.sizes['validation']:,} validation, {task.sizes['test']:,} "
+        f"test. Scored test targets: {task.scored_test:,}."
+    )
+    sizes = sizes if report.folds is None else describe_folds(report)
     facts = [
-        f"{task.level.capitalize()}-level {kind}. {light}Proteins: {task.sizes['train']:,} train, "
-        f"{task.sizes['validation']:,} validation, {task.sizes['test']:,} test. Scored test targets: "
-        f"{task.scored_test:,}.",
+        f"{task.level.capitalize()}-level {kind}. {light}{sizes}",
         f"Model: {report.model.name}{_describe_choice(report)}.",
     ]
-    title = f"{task.name}, split {task.split}"
+    title = f"{task.name}, split {task.split}" if report.folds is None else f"{task.name}, cross-validation"
     scores = _format_lead(report, truth, predicted)
     facts = [scores, *facts] if report.verdict else facts
-    sections = _build_sections(report, truth, predicted, table, predicted_SM)
+    sections = _build_sections(report, truth, predicted, table)
     return render_page(title, report.verdict or scores, facts, sections, report.warnings)

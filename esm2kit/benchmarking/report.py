@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from esm2kit.benchmarking.fold_summary import FoldSummary
 from esm2kit.benchmarking.sweep_summary import LayerSweep
 from esm2kit.core.checksums import read_sealed_json, write_sealed_json
 from esm2kit.core.errors import InputError
@@ -181,6 +182,9 @@ class Settings:
         seeds: Seeds of the neural probes.
         limit: Maximum number of proteins per set; None for all.
         resamples: Number of bootstrap replicates.
+        folds: Number of folds, or their column; None without cross-validation.
+        repeats: How often the proteins were divided into folds.
+        group_by: What is never divided between folds, if it was chosen.
     """
 
     preset: str
@@ -189,6 +193,9 @@ class Settings:
     seeds: Sequence[int]
     limit: int | None
     resamples: int
+    folds: int | str | None = None
+    repeats: int = 1
+    group_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,7 @@ class ReportRow:
             `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
             num_seeds, curve (nominal coverage, coverage found, mean width), sentence.
         per_target: Column -> metrics by name, for several values per protein; `metrics` has their means.
+        folds: Headline metric of each fold of a cross-validation, the mean over seeds, repeat by repeat.
     """
 
     name: str
@@ -265,6 +273,7 @@ class ReportRow:
     probe_file: str = ""
     uncertainty: Mapping[str, Any] = field(default_factory=dict)
     per_target: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    folds: Sequence[float | None] = ()
 
 
 def describe_row(row: ReportRow) -> str:
@@ -331,6 +340,7 @@ class Report:
         verdict: The result in one sentence.
         warnings: Why the predictions of the first row should not be relied on, one sentence each.
         layer_sweep: How the layer and the pooling were chosen on validation; None if they were given.
+        folds: The cross-validation; None for a test set.
         html: Path of report.html, once it is written.
         json: Path of report.json, once it is written or read.
     """
@@ -348,6 +358,7 @@ class Report:
     verdict: str = ""
     warnings: Sequence[str] = ()
     layer_sweep: LayerSweep | None = None
+    folds: FoldSummary | None = None
     html: Path | None = None
     json: Path | None = None
 
@@ -504,6 +515,7 @@ def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
         "comparisons": [Comparison(**pair) for pair in found["comparisons"]],
         "published": [PublishedScore(**entry) for entry in found["published"]],
         "layer_sweep": LayerSweep.parse(found.get("layer_sweep")),
+        "folds": FoldSummary.parse(found.get("folds")),
     }
 
 

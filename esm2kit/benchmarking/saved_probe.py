@@ -93,7 +93,15 @@ def _describe_values(y_N: np.ndarray) -> dict[str, Any]:
     }
 
 
-def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData, inputs: Mapping[str, Any]) -> None:
+def save_probe(
+    path: Path,
+    row: str,
+    digest: str,
+    fitted: Fitted,
+    data: TaskData,
+    inputs: Mapping[str, Any],
+    held_out: tuple[Fitted, TaskData] | None = None,
+) -> None:
     """Write the probe of a row atomically.
 
     Args:
@@ -103,8 +111,10 @@ def save_probe(path: Path, row: str, digest: str, fitted: Fitted, data: TaskData
         fitted: The fitted probe.
         data: The task.
         inputs: How the feature rows are computed: kind (encoder, composition, one_hot or none) and its settings.
+        held_out: Predictions from which the uncertainty is estimated, and the task with these proteins in validation.
+            None uses those of `fitted` and `data`.
     """
-    parameters, uncertainty = fitted.parameters, estimate_uncertainty(fitted, data)
+    parameters, uncertainty = fitted.parameters, estimate_uncertainty(*(held_out or (fitted, data)))
     metadata = {
         "step": 0,
         "probe": {

@@ -93,6 +93,13 @@ def build_scorers(
     ]
 
 
+def build_task_scorers(
+    task: Task, truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray
+) -> list[Scorer]:
+    """Build one scorer per seed for a task with one target per protein or residue; see `build_scorers`."""
+    return build_scorers(task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_SM, protein_M)
+
+
 def compute_headline(
     task: Task, truth_M: np.ndarray, predicted_M: np.ndarray, several: SeveralTargets | None = None
 ) -> float:
@@ -108,7 +115,7 @@ def compute_headline(
 def score_validation(fitted: Fitted, data: TaskData) -> float | None:
     """Compute the mean over seeds of the headline metric on validation; None if undefined or not predicted."""
     truth_M = data.targets[data.target_rows("validation")]
-    if fitted.validation_SM.shape[1:] != truth_M.shape:
+    if not len(truth_M) or fitted.validation_SM.shape[1:] != truth_M.shape:
         return None
     found = [
         compute_headline(data.task, truth_M, row_M, SeveralTargets.from_task(data, [threshold]))
@@ -180,6 +187,9 @@ class ScoredModel:
         fitted: Predictions.
         scores: Scores from `score_fitted`.
         probe_file: See `ReportRow.probe_file`.
+        validation: See `ReportRow.validation`.
+        folds: See `ReportRow.folds`.
+        repeats: How many rows of predictions each seed has: the repeats of a cross-validation.
     """
 
     name: str
@@ -189,6 +199,9 @@ class ScoredModel:
     fitted: Fitted
     scores: dict[str, Score]
     probe_file: str = ""
+    validation: float | None = None
+    folds: Sequence[float | None] = ()
+    repeats: int = 1
 
     def to_row(self, data: TaskData, seeds: Sequence[int]) -> ReportRow:
         """Convert the model to a row of a report.
@@ -214,7 +227,7 @@ class ScoredModel:
             note=self.note,
             config=self.config,
             seconds=round(fitted.seconds, 3),
-            seeds=list(seeds) if len(fitted.test_SM) > 1 else [],
+            seeds=list(seeds) if len(fitted.test_SM) > self.repeats else [],
             selected=fitted.selected,
             metrics={metric: Metric.from_score(score) for metric, score in self.scores.items() if is_mean(metric)},
             per_target=group_by_column(
@@ -227,8 +240,9 @@ class ScoredModel:
                 name: [[nan_to_none(loss) for loss in epoch] for epoch in curve]
                 for name, curve in fitted.history.items()
             },
-            validation=score_validation(fitted, data),
+            validation=self.validation if self.folds else score_validation(fitted, data),
             probe_file=self.probe_file,
+            folds=list(self.folds),
         )
 
 

@@ -51,19 +51,22 @@ def log_verdict(sentence: str, warnings: Sequence[str]) -> None:
     logger.info("%s", sentence)
 
 
+def choose_constant(data: TaskData) -> float | np.ndarray:
+    """Return the constant prediction, the mean or the majority class of train; of several targets one for each."""
+    y_N, bits = data.targets[data.target_rows("train")], len(data.task.binary_labels)
+    if data.task.target == "value":
+        return TargetScale.from_values(y_N).centre
+    if data.task.is_multilabel:
+        return y_N.mean(0)
+    if bits:
+        return int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
+    return int(np.bincount(y_N).argmax())
+
+
 def score_constant(data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:
     """Score the constant prediction, the mean or the majority class of train, with bootstrap counts (R, P)."""
-    y_N, num_test = data.targets[data.target_rows("train")], len(data.target_rows("test"))
-    bits = len(data.task.binary_labels)
-    if data.task.target == "value":
-        constant = TargetScale.from_values(y_N).centre
-    elif data.task.is_multilabel:
-        constant = y_N.mean(0)
-    elif bits:
-        constant = int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
-    else:
-        constant = int(np.bincount(y_N).argmax())
-    return score_fitted(Fitted(repeat_constant(constant, num_test), np.empty((1, 0))), data, counts_RP)
+    constant_1M = repeat_constant(choose_constant(data), len(data.target_rows("test")))
+    return score_fitted(Fitted(constant_1M, np.empty((1, 0))), data, counts_RP)
 
 
 def evaluate(

@@ -112,7 +112,7 @@ def test_a_report_is_complete(value_report):
     assert report["schema"] == SCHEMA == "esm2kit.report/3"
     assert list(report) == [
         "schema", "task", "model", "settings", "rows", "comparisons", "published", "notes", "files", "provenance",
-        "verdict", "warnings", "layer_sweep", "sha256",
+        "verdict", "warnings", "layer_sweep", "folds", "sha256",
     ]  # fmt: skip
     assert to_json(Report.read(value_report.json)) == to_json(value_report), "reading returns what was written"
     assert report["task"]["sizes"] == {"train": 60, "validation": 20, "test": 40}
@@ -160,7 +160,7 @@ def test_the_page_loads_nothing(value_report):
     assert "<script" not in html
     assert "@import" not in html
     assert not re.search(r"url\(['\"]?http", html)
-    assert len(page.images) == 4  # scores, predictions, intervals, coverage
+    assert len(page.images) == 2
     assert all(page.images)
     assert len(page.ids) == len(set(page.ids))
     assert "prefers-color-scheme: dark" in html

@@ -99,6 +99,23 @@ def fit_baseline(
     return found._replace(fitted=found.fitted._replace(seconds=seconds))
 
 
+def describe_baseline_probe(name: str, data: TaskData) -> tuple[Features, ProbeConfig] | None:
+    """Return the features and the probe of a baseline that can be saved; None for a constant.
+
+    Args:
+        name: A name for which `name_baseline_inputs` returns one.
+        data: The task.
+
+    Returns:
+        The features of all proteins, and the probe.
+    """
+    if name == "composition":
+        return compute_composition(data), _choose_linear_probe(data)
+    if name in ("onehot_ridge", "onehot_cnn"):
+        return encode_one_hot(data), ONE_HOT_CNN if name == "onehot_cnn" else _choose_linear_probe(data)
+    return None
+
+
 def _fit_constant(name: str, data: TaskData) -> Baseline:
     """Predict the mean or the majority class of train for every target."""
     y = data.targets[data.target_rows("train")]

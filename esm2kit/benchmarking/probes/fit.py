@@ -10,7 +10,7 @@ from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_p
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_finite
 from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.heads import reads_residues
-from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge
+from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge, fit_ridge_folds
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.tasks.label_metrics import choose_threshold
 from esm2kit.tasks.task import Task
@@ -22,6 +22,7 @@ def fit_probe(
     config: ProbeConfig,
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     device: str = "cpu",
+    penalty: float | None = None,
 ) -> Fitted:
     """Fit a probe on train, select on validation, and predict the test set.
 
@@ -31,6 +32,7 @@ def fit_probe(
         config: The probe and its settings.
         seeds: Seeds of a neural probe. Linear probes are deterministic and have one row of predictions.
         device: Device of a neural probe.
+        penalty: Penalty of a linear probe. None selects it.
 
     Returns:
         Predictions, learning curves and the selected settings.
@@ -49,9 +51,9 @@ def fit_probe(
     start = time.perf_counter()
     try:
         if config.probe == "ridge":
-            fitted = fit_ridge(features, targets)
+            fitted = fit_ridge(features, targets, penalty)
         elif config.probe == "logistic":
-            fitted = fit_logistic(features, targets)
+            fitted = fit_logistic(features, targets, penalty)
         else:
             fitted = fit_head(features, targets, config, seeds, torch.device(device))
     except InputError:
@@ -59,6 +61,59 @@ def fit_probe(
         raise
     fitted = select_threshold(fitted, targets)
     return fitted._replace(seconds=time.perf_counter() - start)
+
+
+def fit_probe_folds(
+    features: Features,
+    targets_F: Sequence[ProbeTargets],
+    config: ProbeConfig,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    device: str = "cpu",
+) -> list[Fitted]:
+    """Fit a probe in each fold of a cross-validation, as `fit_probe` does.
+
+    Ridge regression takes the folds of a repeat from one pass over the features. All other probes are fitted one fold
+    after the other.
+
+    Args:
+        features: Rows of the task's proteins.
+        targets_F: Targets and sets of each fold.
+        config: The probe and its settings.
+        seeds: Seeds of a neural probe.
+        device: Device of a neural probe.
+
+    Returns:
+        One fit per fold, without parameters of the probes.
+
+    Raises:
+        InputError: As for `fit_probe`.
+    """
+    if config.probe != "ridge":
+        return [fit_probe(features, targets, config, seeds, device)._replace(parameters=None) for targets in targets_F]
+    check_probe(config.probe, targets_F[0].task)
+    check_rows(features, targets_F[0], config.probe)
+    start = time.perf_counter()
+    try:
+        fitted = [fit for part in _split_repeats(targets_F) for fit in fit_ridge_folds(features, part)]
+    except InputError:
+        check_finite(features, targets_F[0])
+        raise
+    seconds = (time.perf_counter() - start) / len(fitted)
+    return [each._replace(seconds=seconds, parameters=None) for each in fitted]
+
+
+def _split_repeats(targets_F: Sequence[ProbeTargets]) -> list[list[ProbeTargets]]:
+    """Split folds into repeats, in each of which a protein is in one test set."""
+    repeats: list[list[ProbeTargets]] = []
+    seen: set[int] = set()
+    for targets in targets_F:
+        test = set(targets.proteins["test"].tolist())
+        if not repeats or seen & test:
+            repeats.append([])
+            seen = set()
+        repeats[-1].append(targets)
+        seen |= test
+    return repeats
 
 
 def fit_fnns(

@@ -1,0 +1,200 @@
+"""Scores of out-of-fold predictions, with intervals over groups of proteins and over training sets."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from esm2kit.benchmarking.scores import Scorer
+from esm2kit.tasks.metrics import Interval, Score, build_value_scorer, compute_interval, score_seeds
+
+# A correlation compares predictions with each other. Those of two folds come from two models, so it is the mean over
+# folds; the other metrics are computed from all predictions together.
+WITHIN_FOLDS = ("spearman", "pearson", "ndcg")
+FEWEST_TARGETS = 5  # in every fold, for correlations within folds
+LARGEST = 1 - 1e-12  # correlation whose scale is finite
+# Metrics as numbers without limits, on which intervals are symmetric, and the way back.
+CORRELATION = (lambda x: np.arctanh(np.clip(x, -LARGEST, LARGEST)), np.tanh)
+SCALES: dict[str, tuple[Callable, Callable]] = {
+    "spearman": CORRELATION, "pearson": CORRELATION, "mcc": CORRELATION, "rmse": (np.log, np.exp),
+}  # fmt: skip
+# Other metrics have the scale of their own; the ends of their intervals are within these limits.
+LIMITS = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "ndcg"), (0.0, 1.0)) | {"r2": (-math.inf, 1.0)}
+
+
+class FoldArrays(NamedTuple):
+    """The groups and the folds of predicted targets.
+
+    Args:
+        group_M: (M,) group of each target, numbered from 0.
+        fold_RM: (R, M) fold of each target in each repeat, numbered from 0.
+    """
+
+    group_M: np.ndarray
+    fold_RM: np.ndarray
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups."""
+        return int(self.group_M.max()) + 1
+
+    def compute_widening(self) -> float:
+        """Compute the factor by which bootstrap intervals of out-of-fold predictions are widened.
+
+        The bootstrap resamples the predicted proteins and keeps the models. Its variance is about s^2 / K for K folds
+        whose scores have the variance s^2. The scores of the folds are correlated, because their training sets overlap
+        and each protein is used for training and for testing. Nadeau and Bengio replace 1 / K by 1 / K + n_test /
+        n_train. The factor is the square root of the ratio: about 1.5 for 5 folds, and 1.45 for 10.
+
+        Returns:
+            The factor.
+
+        Source:
+            Nadeau and Bengio 2003, 10.1023/A:1024068626366.
+        """
+        ratios = []
+        for fold_M in self.fold_RM:
+            count_K = np.bincount(np.unique(np.stack([fold_M, self.group_M]), axis=1)[0])
+            count_K = count_K[count_K > 0]
+            ratios.append(len(count_K) * np.mean(count_K / (count_K.sum() - count_K)))
+        return math.sqrt(1 + float(np.mean(ratios)))
+
+
+def average_within_folds(
+    scorer: Scorer, truth_M: np.ndarray, predicted_M: np.ndarray, group_M: np.ndarray, fold_M: np.ndarray
+) -> Scorer:
+    """Replace the correlations of a scorer by their means over folds, weighted by the number of targets.
+
+    Folds in which a correlation is undefined do not count. If a fold has too few targets, correlations are those of all
+    predictions together, and undefined if the predictions of each fold are constant: a constant that is the mean of
+    the other folds is the lower, the higher the values of its own fold are.
+
+    Args:
+        scorer: Scores all predictions together.
+        truth_M: (M,) values.
+        predicted_M: (M,) predicted values.
+        group_M: (M,) group of each target.
+        fold_M: (M,) fold of each target.
+
+    Returns:
+        A function from bootstrap counts (R, G) to metrics.
+    """
+    members = [np.flatnonzero(fold_M == fold) for fold in np.unique(fold_M)]
+    if all(np.ptp(predicted_M[rows]) == 0 for rows in members):
+
+        def mask(counts_RG: np.ndarray) -> dict[str, np.ndarray]:
+            undefined = np.full(len(counts_RG), np.nan)
+            return scorer(counts_RG) | dict.fromkeys(WITHIN_FOLDS, undefined)
+
+        return mask
+    if min(map(len, members)) < FEWEST_TARGETS:
+        return scorer
+    scorers = [build_value_scorer(truth_M[rows], predicted_M[rows], group_M[rows]) for rows in members]
+    weight_K1 = np.array([[len(rows)] for rows in members], dtype=np.float64)
+
+    def score(counts_RG: np.ndarray) -> dict[str, np.ndarray]:
+        found = dict(scorer(counts_RG))
+        with np.errstate(invalid="ignore", divide="ignore"):  # a replicate may have no protein of a fold
+            parts = [each(counts_RG) for each in scorers]
+        for name in WITHIN_FOLDS:
+            value_KR = np.stack([part[name] for part in parts])
+            defined_KR = np.isfinite(value_KR) * weight_K1
+            total_R = defined_KR.sum(axis=0)
+            summed_R = (np.where(defined_KR > 0, value_KR, 0.0) * defined_KR).sum(axis=0)
+            found[name] = np.divide(summed_R, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
+        return found
+
+    return score
+
+
+def build_fold_scorers(
+    scorers: Sequence[Scorer], truth_M: np.ndarray, predicted_SM: np.ndarray, arrays: FoldArrays
+) -> list[Scorer]:
+    """Build the scorers of out-of-fold predictions from those of all predictions together.
+
+    Args:
+        scorers: One per row of predictions, which score all predictions together.
+        truth_M: (M,) targets.
+        predicted_SM: (R x S, M) predictions: the seeds of the first repeat, then those of the second one.
+        arrays: Groups and folds.
+
+    Returns:
+        One scorer per row.
+    """
+    if truth_M.dtype.kind != "f" or truth_M.ndim > 1:
+        return list(scorers)
+    per_repeat = len(predicted_SM) // len(arrays.fold_RM)
+    return [
+        average_within_folds(scorer, truth_M, predicted_M, arrays.group_M, arrays.fold_RM[row // per_repeat])
+        for row, (scorer, predicted_M) in enumerate(zip(scorers, predicted_SM, strict=True))
+    ]
+
+
+def score_folds(
+    scorers: Sequence[Scorer], truth_M: np.ndarray, predicted_SM: np.ndarray, arrays: FoldArrays, counts_RG: np.ndarray
+) -> dict[str, Score]:
+    """Score out-of-fold predictions.
+
+    Args:
+        scorers: One per row of predictions, which score all predictions together.
+        truth_M: (M,) targets.
+        predicted_SM: (R x S, M) predictions: the seeds of the first repeat, then those of the second one.
+        arrays: Groups and folds.
+        counts_RG: Bootstrap counts of the groups.
+
+    Returns:
+        metric -> Score: the mean over repeats and seeds, with an interval over groups and training sets.
+    """
+    scores = score_seeds(build_fold_scorers(scorers, truth_M, predicted_SM, arrays), counts_RG)
+    factor = arrays.compute_widening()
+    if "r2" in scores:
+        scores["r2"] = _spread_by_errors(scores["r2"], scores["rmse"])
+    return {name: widen_score(name, score, factor) for name, score in scores.items()}
+
+
+def _spread_by_errors(r2: Score, rmse: Score) -> Score:
+    """Replace the replicates of R2 by those that follow from the errors, with the variance of the values as measured.
+
+    Resampling moves the errors and the variance together, because proteins with extreme values have large errors. Their
+    ratio then varies less than over data sets, as the simulation of benchmarks/folds.py shows.
+
+    Returns:
+        The score of R2.
+    """
+    value, error = r2.interval.value, rmse.interval.value
+    if not (math.isfinite(value) and error > 0):
+        return r2
+    with np.errstate(divide="ignore"):
+        replicates = value - (1 - value) * 2 * np.log(rmse.replicates / error)
+    return replace(r2, replicates=replicates)
+
+
+def widen_score(metric: str, score: Score, factor: float) -> Score:
+    """Widen the interval of a score around its value.
+
+    The replicates are centred on the value, mirrored and stretched, on a scale without limits, so that differences of
+    two scores are widened in the same way.
+
+    Args:
+        metric: Name of the metric.
+        score: Score with bootstrap replicates.
+        factor: Factor of the width.
+
+    Returns:
+        The score with twice as many replicates. One without an interval, or with that of the rule of three, keeps it.
+    """
+    value = score.interval.value
+    forward, back = SCALES.get(metric, (np.asarray, np.asarray))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre, scaled_R = forward(np.array(value)), forward(score.replicates)
+    finite_R = scaled_R[np.isfinite(scaled_R)]
+    if score.is_constant or not finite_R.size or not np.isfinite(centre):
+        return replace(score, replicates=np.tile(score.replicates, 2))
+    offset_R = factor * (scaled_R - finite_R.mean())
+    replicates = back(np.concatenate([centre + offset_R, centre - offset_R]))
+    found = compute_interval(value, replicates)
+    lowest, highest = LIMITS.get(metric, (-math.inf, math.inf))
+    low, high = (float(np.clip(end, lowest, highest)) for end in (found.low, found.high))
+    return replace(score, interval=Interval(value, low, high), replicates=replicates)

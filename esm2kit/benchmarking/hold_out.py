@@ -1,0 +1,66 @@
+"""How models are fitted and scored on the sets of a task. `CrossValidation` has the same methods for folds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from esm2kit.benchmarking.baselines.fit import Baseline, fit_baseline
+from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
+from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.scores import number_proteins, score_fitted, score_validation
+from esm2kit.benchmarking.verdict import score_constant
+from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.metrics import Score, sample_counts
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """One test set.
+
+    Args:
+        data: The task with its sets.
+    """
+
+    data: TaskData
+    repeats = 1
+    fingerprint = ""
+
+    @property
+    def labelled(self) -> TaskData:
+        """The task whose train set the saved probes know."""
+        return self.data
+
+    def sample_counts(self, resamples: int) -> np.ndarray:
+        """Sample bootstrap replicates of the test proteins: (resamples, P) counts."""
+        return sample_counts(int(number_proteins(self.data).max()) + 1, resamples)
+
+    def fit_source(
+        self, kind: str, features: Features, config: ProbeConfig, seeds: tuple[int, ...], device: str, is_saved: bool
+    ) -> Fitted:
+        """Fit the probe of a model."""
+        return fit_probe(features, ProbeTargets.from_task(self.data), config, seeds, device)
+
+    def fit_baseline(self, name: str, seeds: tuple[int, ...], wide_cnn: bool, is_saved: bool) -> Baseline:
+        """Fit a baseline."""
+        return fit_baseline(name, self.data, seeds, wide_cnn)
+
+    def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData]:
+        """Return the predictions from which the uncertainty is estimated, and their task."""
+        return fitted, self.data
+
+    def score(self, fitted: Fitted, counts_RP: np.ndarray) -> dict[str, Score]:
+        """Score predictions, with bootstrap counts."""
+        return score_fitted(fitted, self.data, counts_RP)
+
+    def score_constant(self, counts_RP: np.ndarray) -> dict[str, Score]:
+        """Score the constant prediction, with bootstrap counts."""
+        return score_constant(self.data, counts_RP)
+
+    def score_validation(self, fitted: Fitted) -> float | None:
+        """Compute the headline metric on validation; None if it is undefined or not predicted."""
+        return score_validation(fitted, self.data)
+
+    def score_each_fold(self, fitted: Fitted) -> list[float | None]:
+        """Return no scores, because there are no folds."""
+        return []
