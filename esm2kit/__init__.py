@@ -52,6 +52,8 @@ _PUBLIC = {
     "scoring.config": ("ScoreConfig",),
     "scoring.score": ("score",),
     "scoring.scores": ("Scores",),
+    "splitting.config": ("SplitConfig",),
+    "splitting.split": ("ProteinSplit", "split_proteins"),
     "benchmarking.config": ("BenchmarkConfig", "CompareConfig"),
     "benchmarking.benchmark": ("benchmark",),
     "benchmarking.compare": ("compare",),

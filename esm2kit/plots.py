@@ -840,3 +840,31 @@ def residue_track(
         ax.plot([], [], marker="s", linestyle="", color=colour, label=_shorten(classes[place]))
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="predicted class")
     return _label_axes(ax, "residue", "protein")
+
+
+def identity_histogram(
+    shares: Mapping[str, Sequence[float]], threshold: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Plot histograms of the identity of held-out proteins to their nearest training protein.
+
+    Args:
+        shares: name of a split -> shares of its held-out proteins in bins of equal width from 0 to 1; at most two.
+        threshold: identity from which proteins are similar, as a line. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _get_axes(ax)
+    for number, (name, heights) in enumerate(shares.items()):
+        width = 100 / len(heights)
+        part = width / len(shares)
+        places = np.arange(len(heights)) * width + (number + 0.5) * part
+        ax.bar(places, 100 * np.asarray(heights), 0.9 * part, color=(PRIMARY, MUTED)[number], label=name)
+    if threshold is not None:
+        ax.axvline(100 * threshold, color=ACCENT, linestyle="--", label=f"similar from {100 * threshold:g}%")
+    ax.set_xlim(0, 100)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}%"))
+    ax.legend(frameon=False)
+    return _label_axes(ax, "identity to the nearest training protein", "held-out proteins")

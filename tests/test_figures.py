@@ -51,6 +51,7 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     ),
     "heat_map": lambda: plots.heat_map(GENERATOR.normal(size=(4, 4)), LONG, LONG, LONG, NAMES, NAMES, 0.0),
     "confusion_matrix": lambda: plots.confusion_matrix(np.full((4, 4), 123_456_789), NAMES),
+    "identity_histogram": lambda: plots.identity_histogram({LONG: [0.5, 0.5], NAMES[0]: [0.1, 0.9]}, 0.3),
     "confused_pairs": lambda: plots.confused_pairs([(NAMES[0], NAMES[1], 12), (NAMES[2], NAMES[3], 9)]),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(1e6, 1e3, size=(2, 90)), unit=LONG),
     "learning_curves": lambda: plots.learning_curves(

@@ -48,6 +48,7 @@ FIGURES = {
     "class_counts": lambda: plots.class_counts({f"class {number}": number for number in range(30)}),
     "residue_track": lambda: plots.residue_track({"p1": np.array([0, 1, 2, 1]), "p2": np.array([2, 2])}, "HEC"),
     "residue_values": lambda: plots.residue_track({"p1": GENERATOR.random(30), "p2": GENERATOR.random(9)}, (), "share"),
+    "identity_histogram": lambda: plots.identity_histogram({"this split": [0.5, 0.5], "random": [0.1, 0.9]}, 0.5),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
     "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
     "scores": lambda: plots.scores_with_baselines(

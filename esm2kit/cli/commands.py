@@ -71,6 +71,11 @@ STAGES = {
         "Write embeddings as NPY, CSV, Parquet or AnnData.",
         "embeddings", "esm2kit convert vectors/my_embeddings.h5 --format parquet",
     ),
+    "split": Stage(
+        "splitting.config.SplitConfig", "splitting.split.split_proteins",
+        "Divide proteins into sets or folds by sequence identity, with a leakage report.",
+        "fasta", "esm2kit split my.fasta --labels measurements.csv",
+    ),
     "benchmark": Stage(
         "benchmarking.config.BenchmarkConfig", "benchmarking.benchmark.benchmark",
         "Evaluate a model's embeddings on a labelled task.",

@@ -125,9 +125,9 @@ def read_labels(
         names = [target] if isinstance(target, str) else list(target or ())
         kind_line = [describe_kind(kind, table, ", ".join(names), set or "")]
     names = [target] if isinstance(target, str) else list(target or ())
-    sequence = _find_sequence_column(table, [id, *names], required=fasta is None)
+    sequence = find_sequence_column(table, [id, *names], required=fasta is None)
     id_place, matches = _match_ids(table, records, fasta, id, sequence)
-    set_place = _find_set_column(table, set)
+    set_place = find_set_column(table, set)
     validation = next((i for i, name in enumerate(table.columns) if name.lower() in VALIDATION_NAMES), -1)
     columns = _Columns(id_place, (), set_place, validation if set_place >= 0 else -1, sequence)
     if fasta is None:
@@ -175,7 +175,7 @@ def _read_records(files: Sequence[Path]) -> list[Record]:
     return list({(record.id, record.sequence): record for record in records}.values())
 
 
-def _find_sequence_column(table: Table, used: Sequence[str | None], required: bool) -> int:
+def find_sequence_column(table: Table, used: Sequence[str | None], required: bool) -> int:
     """Find the column of the sequences, which is neither the column of the names nor that of the targets.
 
     Returns:
@@ -214,7 +214,9 @@ def _match_ids(
         InputError: nothing matches, or two columns name different records.
     """
     if fasta is None:
-        return table.find_column(id) if id is not None else _find_names(table, sequence), Matches([], Counter(), [])
+        return table.find_column(id) if id is not None else find_name_column(table, sequence), Matches(
+            [], Counter(), []
+        )
     matcher = RecordMatcher(records)
     places = [table.find_column(id)] if id is not None else [p for p in range(len(table.columns)) if p != sequence]
     matched = {place: matcher.match(table.cells(place)) for place in places}
@@ -224,7 +226,7 @@ def _match_ids(
 
     best = max(places, key=quality)
     if quality(best)[0] == 0:
-        _raise_no_match(table, records, fasta, best if id is not None else _find_names(table, sequence), matched)
+        _raise_no_match(table, records, fasta, best if id is not None else find_name_column(table, sequence), matched)
     for place in places:
         contradicts = [
             (mine, other)
@@ -273,7 +275,7 @@ def _raise_no_match(table: Table, records: list[Record], fasta: Path, place: int
     )
 
 
-def _find_names(table: Table, sequence: int) -> int:
+def find_name_column(table: Table, sequence: int) -> int:
     """Find a column of names in a table that holds the sequences: by its own name, or the first of different texts."""
     places = [place for place in range(len(table.columns)) if place != sequence]
     for place in places:
@@ -286,7 +288,7 @@ def _find_names(table: Table, sequence: int) -> int:
     return -1
 
 
-def _find_set_column(table: Table, name: str | None) -> int:
+def find_set_column(table: Table, name: str | None) -> int:
     """Find the column of the sets; -1 without one. A column that is not named by the user must hold sets."""
     if name is not None:
         return table.find_column(name)

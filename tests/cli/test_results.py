@@ -44,6 +44,7 @@ FINETUNE = f"finetune {TASK} --epochs 1 --no-benchmark"
         ("embed my.fasta --model tiny.safetensors --bos --per_residue --repr_layers 0 1", None),
         ("contacts my.fasta --model tiny.safetensors --values coupling --pictures 1", {"my_contacts.h5", "p0.png"}),
         ("neighbours my.fasta --reference my.fasta --model tiny.safetensors --candidates 0", None),
+        ("split my.fasta --method random", {"split.csv", "leakage.html", "leakage.json"}),
         ("preprocess my.fasta --val_size 5 --leakage_identity 0", None),
         (f"benchmark {TASK} --baselines mean --no-untrained", {*REPORT, "mean.safetensors", "tiny-ridge.safetensors"}),
         (FINETUNE, {"finetuned.safetensors", "metrics.csv", "predictions.npz", "finetune.json"}),

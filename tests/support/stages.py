@@ -43,6 +43,7 @@ def list_commands(work: Path, out: Path) -> list[list[str]]:
         ["map", *fasta, "--out_dir", f"{out}/m"],
         ["contacts", *fasta, "--values", "coupling", "--out_dir", f"{out}/c"],
         ["score", *fasta, "--out_dir", f"{out}/s"],
+        ["split", f"{work}/a.fasta", "--method", "random", "--out_dir", f"{out}/sp"],
         ["neighbours", *fasta, "--reference", f"{out}/e/a_embeddings.h5", "--out_dir", f"{out}/n"],
         ["convert", f"{out}/e/a_embeddings.h5", "--out", f"{out}/a.csv"],
     ]
