@@ -354,10 +354,13 @@ def _pack_labels(
 ) -> tuple[TaskData, list[str]]:
     """Infer and pack the task of a table of labels, with notes; `rows` are its records with sets."""
     sources = {"split": found.files["labels"]}
-    name = f"{_strip_suffixes(found.files['labels'].path)}_{format_column_names(found.targets)}"
+    path = found.files["labels"].path
+    name = f"{_strip_suffixes(path)}_{format_column_names(found.targets)}"
     declared, columns = {"unit": _find_unit(found.targets)}, list_columns(found.targets)
+    if found.kind is not None:
+        declared |= read_description(path.parent, _strip_suffixes(path))
     task, inferred = infer_task(name, found.set_column, rows, sources, target_type, level, declared, columns)
-    task = dataclasses.replace(task, variants=found.variants)
+    task = dataclasses.replace(task, variants=found.kind is not None and found.kind.variants)
     data, unmeasured = _pack_targets(task, found.set_column, rows, sources)
     # a folder with a file per set is none of the files
     files = {kind: source.path for kind, source in found.files.items() if source.path.is_file()}

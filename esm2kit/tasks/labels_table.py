@@ -52,7 +52,7 @@ class LabelRecords(NamedTuple):
         set_column: name of the column of the sets; empty without one.
         files: "labels" and, if there is one, "fasta".
         notes: what was read from where, joined and left out.
-        variants: whether all proteins are variants of one wild type, by the kind of the table.
+        kind: of the table, if another project published it.
     """
 
     rows: list[TaskRecord]
@@ -60,7 +60,7 @@ class LabelRecords(NamedTuple):
     set_column: str
     files: dict[str, Source]
     notes: list[str]
-    variants: bool = False
+    kind: TableKind | None = None
 
 
 class _Columns(NamedTuple):
@@ -143,9 +143,8 @@ def read_labels(
     sources = {f"labels/{path.name}": Source(path) for path in set_files.values()}
     sources = {"labels": Source(table.path)} | sources | dict(zip(names, map(Source, files), strict=True))
     set_column = table.columns[columns.set] if columns.set >= 0 else ""
-    variants = kind is not None and kind.variants
     targets = tuple(table.columns[place] for place in columns.targets)
-    return LabelRecords(rows, targets, set_column, sources, notes, variants)
+    return LabelRecords(rows, targets, set_column, sources, notes, None if kind is NATIVE else kind)
 
 
 def _choose_set_column(table: Table, kind: TableKind) -> str | None:

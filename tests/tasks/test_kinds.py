@@ -342,6 +342,16 @@ def test_other_tables_of_the_field(tmp_path):
     check(load_task("fold", None, tmp_path))
 
 
+def test_tasks_yaml_describes_tables_of_other_projects_too(tmp_path):
+    path, *_ = write_gym(tmp_path / "gym" / "ASSAY.csv")
+    write(tmp_path / "gym/tasks.yaml", "tasks:", "- {name: ASSAY, metric: rmse, unit: kcal/mol, source: a paper}")
+    task = load_task(str(path), split_by="random").task
+    assert (task.metric, task.unit, task.citation) == ("rmse", "kcal/mol", "a paper")
+    write(tmp_path / "gym/tasks.yaml", "tasks:", "- {name: ASSAY, metric: f1}")
+    with refused("task.metric", found="f1"):
+        load_task(str(path), split_by="random")
+
+
 NEAR_MISSES = {
     "numbers": ("X,Y", "{place},{value}"),
     "molecules": ("X,Y", "CC(=O)N{place},{value}"),
