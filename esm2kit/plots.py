@@ -842,6 +842,112 @@ def residue_track(
     return _label_axes(ax, "residue", "protein")
 
 
+def reliability_diagram(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], what: str = "proteins", ax: Axes | None = None
+) -> Axes:
+    """Plot how often predictions are right against how sure the model is, with the share of the targets per bin.
+
+    Args:
+        curves: name -> (mean probability, share that is right, share of the targets) per bin that is not empty; one
+            or two curves. The area of a mark grows with the share. The last curve has the first colour and the bars
+            above.
+        what: the targets, in plural.
+        ax: axes to plot into, without the bars. None creates a figure with both.
+
+    Returns:
+        The axes of the diagram.
+    """
+    above = None
+    if ax is None:
+        ratios = {"height_ratios": [1, 3.4], "layout": "constrained"}
+        _, (above, ax) = plt.subplots(2, 1, figsize=(4.6, 5.2), sharex=True, **ratios)
+    ax.plot([0, 1], [0, 1], color=SECONDARY, linestyle="--", linewidth=1, label="perfect calibration")
+    colours = [ACCENT, PRIMARY][-len(curves) :]
+    for colour, marker, (name, bins) in zip(colours, "os"[-len(curves) :], curves.items(), strict=True):
+        confidence, accuracy, share = map(np.array, zip(*bins, strict=True))
+        ax.plot(confidence, accuracy, color=colour, linewidth=0.8, alpha=0.6)
+        ax.scatter(confidence, accuracy, s=8 + 160 * share / share.max(), color=colour, marker=marker, alpha=0.85,
+                   linewidths=0, clip_on=False, zorder=3)  # fmt: skip
+        ax.plot([], [], color=colour, linewidth=0.8, marker=marker, markersize=6, label=name)
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    ax.legend(frameon=False, loc="upper left", fontsize=9)
+    if above is not None:
+        confidence, _, share = zip(*list(curves.values())[-1], strict=True)
+        above.bar(confidence, share, width=0.045, color=PRIMARY)
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0%}"))
+        above.yaxis.set_major_locator(MaxNLocator(3))
+        above.set_ylabel(f"share of\n{what}")
+        sns.despine(ax=above)
+    return _label_axes(ax, "probability that the model gives", "share that is right")
+
+
+def predicted_with_intervals(
+    truth_P: np.ndarray,
+    predicted_P: np.ndarray,
+    half_P: np.ndarray,
+    unit: str = "",
+    most: int = 150,
+    ax: Axes | None = None,
+) -> Axes:
+    """Plot predictions with their intervals against measurements; an interval is right if it crosses the line.
+
+    Args:
+        truth_P: (P,) measured values.
+        predicted_P: (P,) predictions.
+        half_P: (P,) half widths of the intervals, finite.
+        unit: of the values.
+        most: maximum number of sampled points.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _get_axes(ax, 4.8, 4.6, square=True)
+    truth, predicted, half = (np.asarray(values, dtype=float) for values in (truth_P, predicted_P, half_P))
+    inside = np.abs(truth - predicted) <= half
+    if len(truth) > most:
+        chosen = np.sort(np.random.default_rng(0).choice(len(truth), most, replace=False))
+        truth, predicted, half, inside = truth[chosen], predicted[chosen], half[chosen], inside[chosen]
+    kinds = ((inside, PRIMARY, "interval contains the measured value"), (~inside, ACCENT, "interval does not"))
+    for where, colour, name in kinds:
+        if where.any():
+            bars = ax.errorbar(truth[where], predicted[where], half[where], fmt="o", color=colour, markersize=3,
+                               elinewidth=0.9, alpha=0.75, label=f"{name} ({where.sum():,})")  # fmt: skip
+            bars.lines[0].set_zorder(3)
+    ends = [min(truth.min(), (predicted - half).min()), max(truth.max(), (predicted + half).max())]
+    ax.plot([truth.min(), truth.max()], [truth.min(), truth.max()], color=SECONDARY, linestyle="--", label="equality")
+    ax.set_ylim(ends[0] - 0.03 * (ends[1] - ends[0]), ends[1] + 0.03 * (ends[1] - ends[0]))
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    named = f" ({unit})" if unit else ""
+    return _label_axes(ax, f"measured{named}", f"predicted{named}, with interval")
+
+
+def coverage_curve(
+    nominal_C: Sequence[float], found_C: Sequence[float], marked: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Plot the share of test values that intervals contain against the share that they promise.
+
+    Args:
+        nominal_C: (C,) promised coverages.
+        found_C: (C,) coverages on test.
+        marked: promised coverage to mark with a line. None omits it.
+        ax: axes to plot into. None creates a figure.
+
+    Returns:
+        The axes.
+    """
+    ax = _get_axes(ax, 4.4, 4.0, square=True)
+    ax.plot([0, 1], [0, 1], color=SECONDARY, linestyle="--", linewidth=1, label="as promised")
+    ax.plot(nominal_C, found_C, color=PRIMARY, marker="o", markersize=4, label="found on test")
+    if marked is not None:
+        ax.axvline(marked, color=MUTED, linewidth=1, zorder=0)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0%}"))
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend(frameon=False, loc="upper left")
+    return _label_axes(ax, "promised share of values inside", "share of test values inside")
+
+
 def identity_histogram(
     shares: Mapping[str, Sequence[float]], threshold: float | None = None, ax: Axes | None = None
 ) -> Axes:

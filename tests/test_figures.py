@@ -54,6 +54,13 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "identity_histogram": lambda: plots.identity_histogram({LONG: [0.5, 0.5], NAMES[0]: [0.1, 0.9]}, 0.3),
     "confused_pairs": lambda: plots.confused_pairs([(NAMES[0], NAMES[1], 12), (NAMES[2], NAMES[3], 9)]),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(1e6, 1e3, size=(2, 90)), unit=LONG),
+    "reliability_diagram": lambda: plots.reliability_diagram(
+        {"probabilities of the model": [(0.3, 0.2, 1.0)], "with the temperature 0.123 (not used)": [(0.4, 0.3, 1.0)]}
+    ),
+    "predicted_with_intervals": lambda: plots.predicted_with_intervals(
+        *GENERATOR.normal(1e6, 1e3, size=(2, 90)), np.full(90, 900.0), unit=LONG
+    ),
+    "coverage_curve": lambda: plots.coverage_curve([0.05, 0.95], [0.0, 1.0], 0.9),
     "learning_curves": lambda: plots.learning_curves(
         np.geomspace(1e5, 1e-5, 9)[:, None], np.geomspace(1e5, 1e-2, 9)[:, None], [3]
     ),

@@ -50,6 +50,9 @@ FIGURES = {
     "residue_values": lambda: plots.residue_track({"p1": GENERATOR.random(30), "p2": GENERATOR.random(9)}, (), "share"),
     "identity_histogram": lambda: plots.identity_histogram({"this split": [0.5, 0.5], "random": [0.1, 0.9]}, 0.5),
     "predicted_vs_true": lambda: plots.predicted_vs_true(*GENERATOR.normal(size=(2, 90)), unit="deg C"),
+    "reliability_diagram": lambda: plots.reliability_diagram({"model": [(0.3, 0.2, 0.6), (0.8, 0.9, 0.4)]}, "residues"),
+    "predicted_with_intervals": lambda: plots.predicted_with_intervals(*GENERATOR.random((3, 200)), unit="deg C"),
+    "coverage_curve": lambda: plots.coverage_curve([0.5, 0.9], [0.45, 0.93], 0.9),
     "learning_curves": lambda: plots.learning_curves(GENERATOR.random((9, 3)), GENERATOR.random((9, 3)), [3, 5, 9]),
     "scores": lambda: plots.scores_with_baselines(
         ["ours", "mean", "ridge"], [0.6, np.nan, 0.4], [0.5, np.nan, 0.3], [0.7, np.nan, 0.5], "Spearman",
@@ -312,3 +315,27 @@ def test_the_track_of_residues_shows_each_class_in_its_place() -> None:
     assert not (image[0, 0] == image[0, 1]).all()
     assert (image[1, 1:, 3] == 0).all(), "nothing is drawn behind the end of a protein"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["H", "C"]
+
+
+def test_a_reliability_diagram_shows_every_bin_and_the_share_of_the_last_curve() -> None:
+    curves = {"before": [(0.3, 0.2, 0.6), (0.8, 0.9, 0.4)], "after": [(0.4, 0.3, 0.75), (0.7, 0.8, 0.25)]}
+    ax = plots.reliability_diagram(curves, "residues")
+    above = ax.figure.axes[0]
+    assert [bar.get_height() for bar in above.patches] == [0.75, 0.25]
+    assert above.get_ylabel() == "share of\nresidues"
+    points = [collection.get_offsets().tolist() for collection in ax.collections]
+    assert points == [[[0.3, 0.2], [0.8, 0.9]], [[0.4, 0.3], [0.7, 0.8]]]
+    sizes = [collection.get_sizes() for collection in ax.collections]
+    assert sizes[0][0] > sizes[0][1]  # a mark grows with the share of its bin
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["perfect calibration", "before", "after"]
+
+
+def test_intervals_are_counted_and_drawn_to_their_ends() -> None:
+    ax = plots.predicted_with_intervals(np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 5.0]), np.array([0.5, 0.2, 1.0]))
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "interval contains the measured value (2)" in names
+    assert "interval does not (1)" in names
+    bars = [segment.tolist() for container in ax.containers for segment in container.lines[2][0].get_segments()]
+    assert bars == [[[1.0, 1.0], [1.0, 2.0]], [[2.0, 1.8], [2.0, 2.2]], [[3.0, 4.0], [3.0, 6.0]]]
+    ax = plots.predicted_with_intervals(np.zeros(500), np.zeros(500), np.ones(500), most=40)
+    assert sum(len(container.lines[0].get_xdata()) for container in ax.containers) == 40

@@ -164,9 +164,9 @@ def write_report(
     Returns:
         The report with the paths of its files.
     """
-    predicted = predictions[report.first.name][0]
-    shown = table or format_predictions(data, predicted)
-    page = render_report(report, data.targets[data.target_rows("test")], predicted, shown)
+    predicted_SM = predictions[report.first.name]
+    shown = table or format_predictions(data, predicted_SM[0])
+    page = render_report(report, data.targets[data.target_rows("test")], predicted_SM, shown)
     write_predictions(out_dir / report.files["predictions"], data, predictions, folds)
     if table:
         with atomic_path(out_dir / report.files["table"]) as part:

@@ -28,6 +28,7 @@ from esm2kit.benchmarking.report import (
 )
 from esm2kit.benchmarking.sweep_page import build_sweep_sections
 from esm2kit.benchmarking.sweep_summary import describe_place
+from esm2kit.benchmarking.uncertainty_page import build_uncertainty_section
 from esm2kit.core.paths import portable_name
 from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
@@ -255,7 +256,9 @@ def _build_download(report: Report, table: str) -> dict[str, str] | None:
     return {"name": name, "address": f"data:text/csv;base64,{b64encode(table.encode()).decode()}"}
 
 
-def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str) -> list[dict[str, Any]]:
+def _build_sections(
+    report: Report, truth: np.ndarray, predicted: np.ndarray, table: str, predicted_SM: np.ndarray
+) -> list[dict[str, Any]]:
     """Build the sections of the page: title with text, points, table, figures or code."""
     first = report.first
     sections = [
@@ -280,6 +283,7 @@ def _build_sections(report: Report, truth: np.ndarray, predicted: np.ndarray, ta
         )
     if report.layer_sweep is not None:
         sections += build_sweep_sections(report)
+    sections += build_uncertainty_section(report, truth, predicted_SM)
     sections += [*_build_target_table(report), *_build_class_table(report)]
     if report.published:
         rows = [
@@ -350,19 +354,19 @@ def _describe_choice(report: Report) -> str:
     return f", {describe_place(best.layer, best.pooling)} (chosen on validation among {count})"
 
 
-def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, table: str = "") -> str:
+def render_report(report: Report, truth: np.ndarray, predicted_SM: np.ndarray, table: str = "") -> str:
     """Render the page of one report.
 
     Args:
         report: The results.
         truth: (M,) scored test targets.
-        predicted: (M,) predictions of the first row's first seed.
+        predicted_SM: (S, M) predictions of the first row.
         table: CSV of the same for the reader to download.
 
     Returns:
         The HTML text.
     """
-    task = report.task
+    task, predicted = report.task, predicted_SM[0]
     kind = "classification" if task.target == "class" else "regression"
     kind = f"multi-label {kind} with {len(task.binary_labels)} labels" if task.is_multilabel else kind
     kind = f"{kind} of {len(task.columns)} targets by one model" if task.columns else kind
@@ -379,5 +383,5 @@ def render_report(report: Report, truth: np.ndarray, predicted: np.ndarray, tabl
     title = f"{task.name}, split {task.split}" if report.folds is None else f"{task.name}, cross-validation"
     scores = _format_lead(report, truth, predicted)
     facts = [scores, *facts] if report.verdict else facts
-    sections = _build_sections(report, truth, predicted, table)
+    sections = _build_sections(report, truth, predicted, table, predicted_SM)
     return render_page(title, report.verdict or scores, facts, sections, report.warnings)

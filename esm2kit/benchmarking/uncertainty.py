@@ -148,14 +148,14 @@ def _write_calibration(fit: Temperature, before: CalibrationScores, after: Calib
     """Write the calibration error on test, and whether probabilities are scaled."""
     low, high = before.ece.low, before.ece.high
     text = f"Expected calibration error on test: {before.ece.value:.3f} [{low:.3f}, {high:.3f}]"
-    text += f"; right probabilities would have {before.by_chance:.3f} by chance on as many proteins"
+    text += f"; calibrated probabilities would have {before.by_chance:.3f} by chance on as many proteins"
     if fit.value is None:
         return f"{text}. The probabilities are left as they are: {fit.reason}."
     if not fit.helps:
         return f"{text}. The probabilities are left without the temperature of {fit.value:.3g}: {fit.reason}."
     return (
         f"{text}. With a temperature of {fit.value:.3g} it is {after.ece.value:.3f} [{after.ece.low:.3f}, "
-        f"{after.ece.high:.3f}]. `predict` uses this temperature: {fit.reason}."
+        f"{after.ece.high:.3f}]. esm2kit predict uses this temperature: {fit.reason}."
     )
 
 

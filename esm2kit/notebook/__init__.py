@@ -26,7 +26,7 @@ _PUBLIC = {
         "summary",
     ),
     "captions": (),
-    "predictions": ("new_prediction_chart", "strip_chart"),
+    "predictions": ("new_prediction_chart", "strip_chart", "uncertainty_chart"),
     "diagrams": (),
     "scans": (),
     "live": (),

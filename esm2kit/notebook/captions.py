@@ -380,6 +380,25 @@ def held_out(report: Report) -> str:
     )
 
 
+def uncertainty(report: Report) -> str:
+    """Describe the chart of how sure the first row of a report is.
+
+    Args:
+        report: a benchmark or fine-tuning report.
+
+    Returns:
+        Markdown.
+    """
+    found = report.first.uncertainty
+    if report.task.target == "class":
+        what = "*Share of right predictions against the probability that the model gives,* on test."
+    elif found["quantile"] is None:
+        what = "*Predictions without intervals,* on test."
+    else:
+        what = f"*Predictions with their {found['coverage']:.0%} intervals,* on test (at most 150 of them)."
+    return f"{what} {found['sentence']}"
+
+
 def finetuning_loss(updates: int, best: int, validation_losses: Sequence[float]) -> str:
     """Describe the loss curves of fine-tuning.
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from esm2kit import plots
 from esm2kit.benchmarking.report import Report
+from esm2kit.benchmarking.uncertainty_page import draw_uncertainty
 from esm2kit.core.errors import InputError
 
 MAX_CLASSES = 12  # with more, colours look alike
@@ -51,6 +52,30 @@ def strip_chart(report: Report, ax: Axes | None = None) -> Axes:
     ax.get_legend().set_title("class")
     ax.set(xlabel="measured residue", ylabel="")
     return ax
+
+
+def uncertainty_chart(report: Report) -> Axes:
+    """Plot how sure the first row is on test: a reliability diagram of classes, or the intervals of values.
+
+    Args:
+        report: a benchmark or fine-tuning report that was read from its file.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: an earlier version wrote the report, without uncertainty.
+    """
+    with np.load(report.json.parent / report.files["predictions"]) as stored:
+        draw = draw_uncertainty(report, stored["truth"], stored[f"predicted/{report.first.name}"])
+    if draw is None:
+        raise InputError(
+            f"{report.json} has neither intervals nor calibrated probabilities: an earlier version wrote it. Run the "
+            "benchmark or the fine-tuning again.",
+            code="report.no-uncertainty",
+            path=report.json,
+        )
+    return draw()
 
 
 def new_prediction_chart(predicted: Mapping[str, Any]) -> Axes:

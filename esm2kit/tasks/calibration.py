@@ -67,8 +67,8 @@ class CalibrationScores:
         ece_equal_mass: the same with bins of equally many events.
         brier: Brier score: the squared error summed over classes, or the mean over binary labels.
         nll: negative log-likelihood in nats per target.
-        by_chance: expected calibration error that right probabilities would have on average on these proteins.
-        is_chance: whether the error may be that of right probabilities.
+        by_chance: expected calibration error that calibrated probabilities would have on average on these proteins.
+        is_chance: whether the error may be that of calibrated probabilities.
         bins: reliability diagram with bins of equal width.
     """
 
@@ -189,13 +189,13 @@ def _resample_means(values_M: np.ndarray, protein_M: np.ndarray, counts_RP: np.n
 
 
 class CalibrationError(NamedTuple):
-    """A calibration error, compared with that of right probabilities.
+    """A calibration error, compared with that of calibrated probabilities.
 
     Args:
         interval: the error with its 95% interval.
-        by_chance: the error that right probabilities would have on average on as many proteins. It is never 0, because
-            the share of a bin varies.
-        is_chance: whether right probabilities have such an error in more than 5% of all samples.
+        by_chance: the error that calibrated probabilities would have on average on as many proteins. It is never 0,
+            because the share of a bin varies.
+        is_chance: whether calibrated probabilities have such an error in more than 5% of all samples.
     """
 
     interval: Interval
@@ -207,8 +207,9 @@ def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass
     """Compute the calibration error with its bootstrap interval over proteins.
 
     The error is biased upwards, and that of a bootstrap replicate is once more. The basic interval, which reflects the
-    replicates at the estimate, corrects for this; the percentile interval would double the bias. The lower end is 0 if
-    the error may be that of right probabilities. These are simulated by random signs of the differences of each
+    replicates at the estimate, corrects for this; the percentile interval would double the bias. The upper end is at
+    least the percentile of the replicates without the bias. The lower end is 0 if
+    the error may be that of calibrated probabilities. These are simulated by random signs of the differences of each
     protein, which keep the dependence between the targets of a protein.
 
     Args:
@@ -234,8 +235,10 @@ def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass
     chance_R = np.abs(gaps_BP @ signs_PR).sum(0) / num_events
     is_chance = value <= float(np.quantile(chance_R, CONFIDENCE))
     low, high = np.quantile(errors_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    ends = 0.0 if is_chance else max(0.0, 2 * value - float(high)), max(value, 2 * value - float(low))
-    return CalibrationError(Interval(value, *ends), float(chance_R.mean()), is_chance)
+    by_chance = float(chance_R.mean())
+    lower = 0.0 if is_chance else max(0.0, 2 * value - float(high))
+    upper = max(value, 2 * value - float(low), float(high) - by_chance)
+    return CalibrationError(Interval(value, lower, upper), by_chance, is_chance)
 
 
 def score_calibration(
@@ -321,8 +324,9 @@ def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.n
         gain_M[held] -= compute_losses(logits_MC[held], truth[held], fit_temperature(logits_MC[~held], truth[~held]))
     gain = _estimate_ratio(gain_M, place_M, num_proteins)
     value, helps = fit_temperature(logits_MC, truth), gain[1] > 0
-    reason = f"it {'lowers' if helps else 'does not lower'} the negative log-likelihood of validation proteins that it "
-    reason += f"was not fitted on ({num_proteins} proteins, five folds)"
+    lowers = "lowers" if helps else "does not reliably lower"
+    reason = f"it {lowers} the negative log-likelihood of validation proteins that it was not fitted on "
+    reason += f"({num_proteins} proteins, five folds)"
     return Temperature(value, helps, gain, num_proteins, reason)
 
 

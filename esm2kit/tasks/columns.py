@@ -13,6 +13,7 @@ from esm2kit.tasks.files import Source, check_sequence
 from esm2kit.tasks.kinds import describe_kind, peek_kind
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
+from esm2kit.tasks.wild_types import add_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def read_table_proteins(path: Path) -> TableProteins | None:
     source = Source(path)
     if not (path.is_file() and source.is_table) or (kind := peek_kind(path)) is None:
         return None
-    table = read_table(path)
+    table = add_sequences(read_table(path))
     sequence = table.find_column(kind.sequence)
     names = table.cells(table.find_column(kind.id)) if kind.id in table.columns else [""] * len(table.rows)
     names = [name.replace(" ", "_") or f"Sequence{row}" for row, name in enumerate(names)]

@@ -299,7 +299,8 @@ def parse_attributes(header: str, source: Source) -> tuple[str, dict[str, str]]:
     """
     row_id, text = parse_header(header)
     found = [(key.upper(), value.strip()) for key, value in ATTRIBUTE.findall(text)]
-    attributes = dict(found)
+    # a set, a flag and a mask have no blanks: what follows them is a comment, as in biotrainer's examples
+    attributes = {key: value if key not in FIELDS[1:] else value.partition(" ")[0] for key, value in found}
     if len(attributes) < len(found):
         names = [key for key, _ in found]
         twice = next(key for key in names if names.count(key) > 1)
@@ -379,7 +380,7 @@ def parse_set(row_id: str, set_name: str, validation: str, source: Source) -> st
         return None
     if name not in SETS:
         found = f"the set {set_name!r}" if source.is_table else f"SET={set_name!r}"
-        further = f" If it is one of several test sets, choose one, such as --split {set_name}."
+        further = f" If it is one of several test sets of a task, choose one, such as --split {set_name}."
         raise InputError(
             f"{source}: record {row_id!r} has {found}. Use train, val or test, or leave the set empty to omit the "
             f"record.{further if is_test_set(name) else ''}",

@@ -23,6 +23,7 @@ from esm2kit.tasks.task import Level, Split, Target, TargetType, Task
 MAX_INTEGER_CLASSES = 20
 # Alphabets of residue labels have fewer letters, such as the 20 states of 3Di.
 MAX_LABEL_LETTERS = 25
+MAX_SHOWN = 20  # splits in a message
 SPLITS_FOLDER = "splits"  # of a data set of FLIP2
 # Integers of more digits are not measurements.
 MEASUREMENT = re.compile(r"[+-]?(0|[1-9]\d{0,14})", re.ASCII)
@@ -87,8 +88,9 @@ def find_custom_task(task: str, split: str | None, data_dir: Path) -> tuple[Path
                     path=path,
                 )
             if split is None and len(names) > 1:
+                shown = ", ".join(names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "")
                 raise InputError(
-                    f"{path} has {len(names)} splits ({', '.join(names)}). Choose one, such as --split {names[0]}.",
+                    f"{path} has {len(names)} splits ({shown}). Choose one, such as --split {names[0]}.",
                     code="task.which-split",
                     allowed=tuple(names),
                     path=path,

@@ -26,6 +26,7 @@ from esm2kit.tasks.files import (
     read_records,
 )
 from esm2kit.tasks.tables import Table, parse_table, read_table
+from esm2kit.tasks.wild_types import add_sequences
 
 SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
 FEWEST_LETTERS = 8  # in a column of sequences
@@ -89,6 +90,11 @@ KINDS = (
     TableKind(
         "a ProteinGym assay", GYM_SOURCE, "mutated_sequence", "DMS_score", "mutant", folds="fold_", variants=True,
     ),
+    TableKind(
+        "a ProteinGym assay without sequences", GYM_SOURCE, others=("mutant", "DMS_score"),
+        unread="It has no column mutated_sequence. Copy ProteinGym's reference file DMS_substitutions.csv, which has "
+        "the wild types, into its folder, or score the variants with `esm2kit score`.",
+    ),
     TableKind("ProteinGym's clinical variants", GYM_SOURCE, "mutated_sequence", "DMS_bin_score"),
     TableKind(
         "ProteinGym's reference file", GYM_SOURCE, others=("DMS_id", "DMS_filename", "target_seq"),
@@ -108,8 +114,8 @@ KINDS = (
     *(
         TableKind(
             "a TDC table of pairs", TDC_SOURCE, others=(*pair, "Y"),
-            unread=f"A target belongs to {pair[0]} and {pair[1]} together. Write the columns sequence, sequence2 and "
-            "target for pairs of proteins, or keep one of the two columns if the other never changes.",
+            unread=f"A target belongs to {pair[0]} and {pair[1]} together. Write the columns sequence_a, sequence_b "
+            "and target for pairs of proteins, or keep one of the two columns if the other never changes.",
         )
         for pair in TDC_PAIRS
     ),
@@ -210,13 +216,13 @@ def peek_kind(path: Path) -> TableKind | None:
         InputError: the kind is not read.
     """
     table = peek_table(path)
-    return None if table is None else find_kind(table)
+    return None if table is None else find_kind(add_sequences(table))
 
 
-def peek_table(path: Path) -> Table | None:
-    """Read the first lines of a table; None for text that is not a table."""
+def peek_table(path: Path, member: str | None = None) -> Table | None:
+    """Read the first lines of a table, or of a member of a zip archive; None for text that is not a table."""
     try:
-        with open_text(Source(path)) as text:
+        with open_text(Source(path, member)) as text:
             lines = [line for line, _ in zip(text, range(PEEKED_LINES), strict=False)]
         return parse_table("".join(lines), path)
     except InputError:
@@ -285,7 +291,7 @@ def list_inner_splits(path: Path) -> list[str]:
         InputError: the file is invalid, or of a kind that is not read.
     """
     table = peek_table(path) if Source(path).is_table else None
-    kind = None if table is None else find_kind(table)
+    kind = None if table is None else find_kind(add_sequences(table))
     if kind is not None and kind is not NATIVE:
         return kind.list_folds(table)
     found = list_test_sets(path)
@@ -316,9 +322,27 @@ def find_task_table(folder: Path, split: str, file: Path | None) -> TaskTable | 
     if file is not None and file.is_dir():
         return TaskTable(file, SET_COLUMN)
     source = Source(file) if file else find_source(folder, tuple(f"{split}{ending}" for ending in ENDINGS))
-    if source is None or source.member or not source.is_table or peek_kind(source.path) in (None, NATIVE):
+    if source is None or not source.is_table:
+        return None
+    if source.member:
+        _check_member(source)
+        return None
+    if peek_kind(source.path) in (None, NATIVE):
         return None
     return TaskTable(source.path, "" if split == parse_split_name(source.path.name) else split)
+
+
+def _check_member(source: Source) -> None:
+    """Raise InputError for a table of another project in a zip archive, where only FLIP's tables are read."""
+    table = peek_table(source.path, source.member)
+    kind = None if table is None else find_kind(table)
+    if kind not in (None, NATIVE):
+        raise InputError(
+            f"{source.path}: {source.member} is {kind.name} in a zip archive. Unzip the archive, and pass the file.",
+            code="task.zipped",
+            kind=kind.name,
+            path=source.path,
+        )
 
 
 def find_set_files(folder: Path) -> dict[str, Path]:

@@ -28,6 +28,7 @@ from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
 from esm2kit.tasks.task import TargetType
+from esm2kit.tasks.wild_types import add_sequences
 
 logger = logging.getLogger(__name__)
 
@@ -111,20 +112,17 @@ def read_labels(
             )
     path = expand_path(labels)
     set_files = find_set_files(path) if path.is_dir() else {}
-    table = read_set_files(set_files) if set_files else read_table(path)
-    kind = find_kind(table)
+    table = add_sequences(read_set_files(set_files) if set_files else read_table(path))
+    kind = find_kind(table) if fasta is None else None
     files = find_fasta_files(fasta) if fasta is not None else []
     records = _read_records(files)
-    kind_line = []
     if kind is not None and kind is not NATIVE:
-        id = id or (kind.id if kind.id in table.columns and fasta is None else None)
-        target = target or kind.target
-        if not pooled:
-            set = set or _choose_set_column(table, kind)
-            table = table if set is None else read_folds_as_sets(table, set)
-        names = [target] if isinstance(target, str) else list(target or ())
-        kind_line = [describe_kind(kind, table, ", ".join(names), set or "")]
+        id = id or (kind.id if kind.id in table.columns else None)
+        target, set = target or kind.target, set or (None if pooled else _choose_set_column(table, kind))
     names = [target] if isinstance(target, str) else list(target or ())
+    kind_line = [describe_kind(kind, table, ", ".join(names), set or "")] if kind not in (None, NATIVE) else []
+    if set is not None and not pooled:
+        table = read_folds_as_sets(table, set)
     sequence = find_sequence_column(table, [id, *names], required=fasta is None)
     id_place, matches = _match_ids(table, records, fasta, id, sequence)
     set_place = find_set_column(table, set)

@@ -41,6 +41,12 @@ SCHMIRLER = (
 FLIP2021 = (FLIP_CITATION, "one-hot recipe, no language model (preset `flip2021`)")
 SCHMIRLER_FINETUNED = (SCHMIRLER[0], "the encoder was fine-tuned, not only probed; mean of three runs")
 
+SCHMIRLER_RANDOM = (
+    SCHMIRLER[0],
+    "the encoder was trained from random weights; three runs on gb1, with 200 validations instead of the 100 of "
+    "pretrained weights",
+)
+
 
 def _list_published() -> tuple[PublishedScore, ...]:
     scores: list[PublishedScore] = []
@@ -72,8 +78,8 @@ def _list_published() -> tuple[PublishedScore, ...]:
         (f"{MODELS['150M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.846, 0.626, 0.616, 0.828)),
         (f"{MODELS['650M']}, fine-tuned", SCHMIRLER_FINETUNED, (0.879, 0.783, 0.664, 0.638, 0.855)),
         (f"{MODELS['3B']}, fine-tuned with LoRA", SCHMIRLER_FINETUNED, (0.893, 0.857, 0.699, 0.678, 0.864)),
-        ("8M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.857, 0.708, 0.527, 0.470, 0.708)),
-        ("150M from random weights, fine-tuned", SCHMIRLER_FINETUNED, (0.870, 0.704, 0.513, 0.459, 0.708)),
+        ("8M from random weights, fine-tuned", SCHMIRLER_RANDOM, (0.857, 0.708, 0.527, 0.470, 0.708)),
+        ("150M from random weights, fine-tuned", SCHMIRLER_RANDOM, (0.870, 0.704, 0.513, 0.459, 0.708)),
     )
     for model, source, values in table:
         scores += [

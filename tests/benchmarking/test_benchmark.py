@@ -160,7 +160,7 @@ def test_the_page_loads_nothing(value_report):
     assert "<script" not in html
     assert "@import" not in html
     assert not re.search(r"url\(['\"]?http", html)
-    assert len(page.images) == 2
+    assert len(page.images) == 4  # scores, predictions, intervals, coverage
     assert all(page.images)
     assert len(page.ids) == len(set(page.ids))
     assert "prefers-color-scheme: dark" in html

@@ -6,9 +6,12 @@ import math
 from dataclasses import replace
 
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from markupsafe import escape
 from scipy.special import softmax
+from support.errors import refused
 from support.finetune_fixtures import write_tasks, write_tiny_model
 from support.planted import make_planted_task
 
@@ -26,6 +29,8 @@ from esm2kit.finetuning.finetune import finetune
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.predict import predict
 from esm2kit.models.checkpoint import read_checkpoint, write_checkpoint
+from esm2kit.notebook import captions
+from esm2kit.notebook.predictions import uncertainty_chart
 from esm2kit.tasks.calibration import Temperature
 from esm2kit.tasks.conformal import ConformalScores
 from esm2kit.tasks.data import load_task
@@ -113,6 +118,30 @@ def test_the_spread_is_the_standard_deviation_over_seeds(folder, tmp_path) -> No
     of_seeds_S = probe.parameters.outputs(row_D, [1], probe.task)[:, 0, 0].numpy()
     assert float(rows[0]["spread"]) == pytest.approx(of_seeds_S.std(ddof=1), rel=1e-5)
     assert float(rows[0]["prediction"]) == pytest.approx(of_seeds_S.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("task", "probe"), [("protein_value", "ridge"), ("residue_class", "cnn")])
+def test_the_page_and_the_notebook_show_how_sure_predictions_are(folder, task, probe) -> None:
+    report, _ = run_benchmark(folder, task, probe, baselines=["mean" if "value" in task else "majority"])
+    page = report.html.read_text(encoding="utf-8")
+    sentence = escape(report.first.uncertainty["sentence"])
+    assert "<h2>How sure are the predictions?</h2>" in page
+    assert f"<p>{sentence}</p>" in page
+    ax = uncertainty_chart(report)
+    assert report.first.uncertainty["sentence"] in captions.uncertainty(report)
+    if task == "protein_value":
+        inside = round(report.first.uncertainty["found"]["value"] * 30)
+        assert f"interval contains the measured value ({inside})" in [
+            text.get_text() for text in ax.get_legend().get_texts()
+        ]
+        assert page.count("<figure>") == 4  # scores, predictions, intervals, coverage
+    else:
+        bins = [each for each in report.first.uncertainty["before"]["bins"] if each["count"]]
+        places = [[each["confidence"], each["accuracy"]] for each in bins]
+        np.testing.assert_allclose(ax.collections[-1].get_offsets(), places)
+    plt.close("all")
+    with refused("report.no-uncertainty"):
+        uncertainty_chart(replace(report, rows=[replace(report.first, uncertainty={})]))
 
 
 def change_uncertainty(path, change) -> None:
@@ -258,7 +287,7 @@ def test_calibration_of_a_probe_before_and_after(level, bits) -> None:
     assert found["temperature"] == pytest.approx(3 * (own["temperature"] or 1), rel=0.02)
     assert found["after"]["nll"]["value"] < found["before"]["nll"]["value"]
     assert found["after"]["ece"]["value"] < 0.5 * found["before"]["ece"]["value"]
-    assert "`predict` uses this temperature" in found["sentence"]
+    assert "esm2kit predict uses this temperature" in found["sentence"]
     decided = decide_outputs(fitted.test_logits_MC, data.task)
     np.testing.assert_array_equal(decided, fitted.test_SM[0])
 

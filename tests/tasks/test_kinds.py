@@ -5,6 +5,7 @@ The files are written here after the public descriptions that `esm2kit.tasks.kin
 
 import gzip
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from esm2kit.tasks.data import load_labels, load_pooled_task, load_task
 from esm2kit.tasks.grouping import plan_folds
 from esm2kit.tasks.kinds import KINDS, find_kind, list_splits, peek_kind
 from esm2kit.tasks.tables import read_table
+from esm2kit.tasks.wild_types import mutate as mutate_wild_type
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQ"
 # Ten different proteins of 22 residues, no two of which are variants of each other.
@@ -140,6 +142,45 @@ def test_the_folds_of_a_proteingym_assay_are_those_of_a_cross_validation(column,
         assert plan.names == ("0", "1", "2", "3", "4")
 
 
+@pytest.mark.parametrize("reference", ["gym", "."])
+def test_the_reference_file_gives_the_wild_type_of_an_assay_without_sequences(reference, tmp_path):
+    path, names, sequences = write_gym(tmp_path / "gym" / "BLAT_2020.csv")
+    rows = path.read_text().splitlines()
+    write(path, *(",".join(cell for place, cell in enumerate(row.split(",")) if place != 1) for row in rows))
+    for read in (load_task, load_labels):
+        with refused("task.unread-kind", kind="a ProteinGym assay without sequences"):
+            read(str(path))
+    header = "DMS_id,DMS_filename,target_seq"
+    other = f"OTHER_2019,OTHER_2019.csv,{PROTEINS[3]}"
+    write(tmp_path / reference / "DMS_substitutions.csv", header, other, f"BLAT_2020,BLAT_2020.csv,{WILD}")
+    for read in (load_task, load_labels):
+        data = read(str(path), split_by="random")
+        assert (data.ids, data.sequences, data.targets.tolist()) == (names, sequences, VALUES)
+        assert any("sequences from the wild type in DMS_substitutions.csv" in note for note in data.notes)
+    write(tmp_path / reference / "DMS_substitutions.csv", header, other)
+    with refused("task.no-wild-type", path=path):
+        load_labels(path)
+
+
+@pytest.mark.parametrize("mutant", ["A1P", "M1", "M0A", "M23A", "M1A:K2", "m1a"])
+def test_a_mutation_that_does_not_fit_the_wild_type_is_refused(mutant, tmp_path):
+    assert mutate_wild_type(WILD, "M1A:Q22W", tmp_path) == "A" + WILD[1:-1] + "W"
+    with refused("task.mutation", path=tmp_path):
+        mutate_wild_type(WILD, mutant, tmp_path)
+
+
+def test_an_assay_in_a_zip_archive_is_refused_and_flips_tables_are_read(tmp_path):
+    path, *_ = write_gym(tmp_path / "BLAT_2020.csv")
+    rows = [f"{s},{v},{n}" for s, v, n in zip(PROTEINS, VALUES, SETS, strict=True)]
+    for name, text in (("gym", path.read_text()), ("flip", "\n".join(["sequence,target,set", *rows]))):
+        (tmp_path / name).mkdir()
+        with zipfile.ZipFile(tmp_path / name / "splits.zip", "w") as archive:
+            archive.writestr("splits/one.csv", text)
+    with refused("task.zipped", kind="a ProteinGym assay"):
+        load_task("gym", None, tmp_path)
+    check(load_task("flip", None, tmp_path))
+
+
 def test_files_of_proteingym_that_are_no_assay(tmp_path):
     reference = write(
         tmp_path / "DMS_substitutions.csv",
@@ -245,6 +286,41 @@ def test_without_a_split_several_test_sets_are_refused(tmp_path):
     assert "--split newPISCES364" in str(caught.value)
     with refused("task.one-split", allowed=("newPISCES364", "casp12", "test2", "test")):
         load_task(str(path), "casp13")
+
+
+def test_what_follows_a_set_in_a_header_is_a_comment(tmp_path):
+    """As in biotrainer's example of several test sets."""
+    lines = [
+        ">a TARGET=1.5 SET=train # of the first batch", PROTEINS[0], ">b TARGET=2.5 SET=val the second", PROTEINS[1],
+        ">c SET=test TARGET=3.5", PROTEINS[2], ">d TARGET=4.5 SET=pred # TARGET is ignored during inference", "MKV",
+    ]  # fmt: skip
+    data = load_task(str(write(tmp_path / "input.fasta", *lines)))
+    check(data, ["a", "b", "c"], PROTEINS[:3], [1.5, 2.5, 3.5], ["train", "validation", "test"])
+    write(tmp_path / "input.fasta", *lines[:-2], ">d TARGET=4.5 SET=trian # a typing error", "MKV")
+    with refused("task.set", found="trian"):
+        load_task(str(tmp_path / "input.fasta"))
+
+
+def test_a_flip_table_with_tabs(tmp_path):
+    rows = [f"{s}\t{v}\t{n}" for s, v, n in zip(PROTEINS, VALUES, SETS, strict=True)]
+    for name in ("mine.tsv", "mine.tab", "mine.tsv.gz"):
+        check(load_task(str(write(tmp_path / name, "sequence\ttarget\tset", *rows))))
+
+
+def test_folds_of_any_table_of_labels_are_sets(tmp_path):
+    rows = [f"p{place},{s},{v},{place % 3}" for place, (s, v) in enumerate(zip(PROTEINS, VALUES, strict=True))]
+    path = write(tmp_path / "mine.csv", "name,sequence,Tm,fold", *rows)
+    sets = [("train", "validation", "test")[place % 3] for place in range(10)]
+    check(load_labels(path, set="fold"), [f"p{place}" for place in range(10)], sets=sets)
+
+
+def test_a_message_lists_only_the_first_of_many_splits(tmp_path):
+    for number in range(30):
+        write_gym(tmp_path / "gym" / f"ASSAY_{number:02d}.csv")
+    with refused("task.which-split") as caught:
+        load_task("gym", None, tmp_path)
+    assert len(caught.value.values["allowed"]) == 30
+    assert "ASSAY_19, ...)" in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["tset", "trian", "vaildation", "Tran"])

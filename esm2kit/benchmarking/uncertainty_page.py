@@ -1,0 +1,155 @@
+"""The section of a report's page on the uncertainty of predictions, and its figures."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from esm2kit import plots
+from esm2kit.benchmarking.report import Report, ReportRow, describe_row
+from esm2kit.pages import build_figure, build_headers
+from esm2kit.tasks.conformal import merge_seeds
+
+
+def draw_uncertainty(report: Report, truth_M: np.ndarray, predicted_SM: np.ndarray) -> Callable[[], Axes] | None:
+    """Return the function that plots the reliability diagram of classes, or the intervals of values.
+
+    Args:
+        report: The results.
+        truth_M: (M,) scored test targets.
+        predicted_SM: (S, M) predictions of the first row.
+
+    Returns:
+        The function; None if the first row has no uncertainty. Intervals without ends are left out.
+    """
+    found = report.first.uncertainty
+    if not found:
+        return None
+    if report.task.target == "class":
+        return lambda: plots.reliability_diagram(_list_curves(found), name_targets(report))
+    mean_M, spread_M = merge_seeds(predicted_SM[: found["num_seeds"]])
+    if found["quantile"] is None:
+        return lambda: plots.predicted_vs_true(truth_M, mean_M, report.task.unit)
+    scale_M = spread_M + found["offset"] if found["by_spread"] else np.ones_like(mean_M)
+    return lambda: plots.predicted_with_intervals(truth_M, mean_M, found["quantile"] * scale_M, report.task.unit)
+
+
+def name_targets(report: Report) -> str:
+    """Return what a bin of the reliability diagram counts: proteins, residues or binary labels."""
+    if report.task.num_bits:
+        return "binary labels"
+    return "residues" if report.task.level == "residue" else "proteins"
+
+
+def _list_curves(found: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
+    """Return the curves of the reliability diagram: the probabilities of the model, and those with its temperature."""
+    curves = {"probabilities of the model": found["before"]}
+    if found["after"]:
+        use = "used" if found["used"] else "not used"
+        curves[f"with the temperature {found['temperature']:.3g} ({use})"] = found["after"]
+    if not found["used"]:  # the last curve is that of the probabilities that are used
+        curves = dict(reversed(curves.items()))
+    return {
+        name: [(each["confidence"], each["accuracy"], each["share"]) for each in scores["bins"] if each["count"]]
+        for name, scores in curves.items()
+    }
+
+
+def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM: np.ndarray) -> list[dict[str, Any]]:
+    """Build the section of the page: how sure the predictions are, with figures and a table of all rows.
+
+    Args:
+        report: The results.
+        truth_M: (M,) scored test targets.
+        predicted_SM: (S, M) predictions of the first row.
+
+    Returns:
+        The section; an empty list if the first row has no uncertainty.
+    """
+    found = report.first.uncertainty
+    if not found:
+        return []
+    draw, name = draw_uncertainty(report, truth_M, predicted_SM), describe_row(report.first)
+    figures = []
+    if report.task.target == "class":
+        caption = (
+            f"Reliability of the {name} on test: on the dashed line, {name_targets(report)} with a probability of "
+        )
+        caption += "0.8 are right in 80% of all cases; below it the model is too sure. Bars and "
+        caption += f"areas of the marks: share of the {name_targets(report)} in each bin."
+        figures.append(build_figure(draw, f"Reliability diagram. {found['sentence']}", caption))
+    elif found["quantile"] is not None:
+        caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled test "
+        caption += "targets. An interval that contains the measured value crosses the dashed line."
+        figures.append(build_figure(draw, f"Predictions with intervals. {found['sentence']}", caption))
+        nominal, shares, _ = zip(*found["curve"], strict=True)
+        caption = "Share of the test values inside the intervals, for every promised share. Below the dashed line the "
+        caption += "intervals are too narrow."
+        figures.append(build_figure(lambda: plots.coverage_curve(nominal, shares, found["coverage"]), caption, caption))
+    table = _build_calibration_table(report) if report.task.target == "class" else _build_interval_table(report)
+    return [{"title": "How sure are the predictions?", "text": found["sentence"], "table": table, "figures": figures}]
+
+
+def _list_rows(report: Report) -> list[tuple[str, ReportRow]]:
+    return [(report.row_names[row.name], row) for row in report.rows if row.uncertainty]
+
+
+def _format_cell(interval: Mapping[str, float | None], digits: int = 3) -> dict[str, Any]:
+    """Format a number with its interval below."""
+    low, high = (f"{interval[end]:.{digits}f}" for end in ("low", "high"))
+    return {"text": f"{interval['value']:.{digits}f}", "small": f"[{low}, {high}]", "number": True}
+
+
+def _build_calibration_table(report: Report) -> dict[str, Any]:
+    """Build the table of calibration scores, before and after the temperature."""
+    rows = []
+    for name, row in _list_rows(report):
+        found = row.uncertainty
+        used = " (used)" if found["used"] else ""
+        temperature = "–" if found["temperature"] is None else f"{found['temperature']:.3g}{used}"
+        after = (
+            [_format_cell(found["after"][key]) for key in ("ece", "nll")]
+            if found["after"]
+            else [{"text": "–", "number": True}] * 2
+        )
+        before = [_format_cell(found["before"][key]) for key in ("ece", "nll", "brier")]
+        chance = {"text": f"{found['before']['by_chance']:.3f}", "number": True}
+        cells = [{"text": name}, before[0], chance, *before[1:], {"text": temperature, "number": True}, *after]
+        rows.append({"marked": row is report.first, "cells": cells})
+    headers = [
+        "model",
+        "calibration error",
+        "by chance",
+        "NLL",
+        "Brier score",
+        "temperature",
+        "calibration error after",
+    ]
+    caption = (
+        "Expected calibration error of 15 bins, negative log-likelihood (NLL, nats) and Brier score on test; lower "
+    )
+    caption += (
+        "is better. Brackets: 95% confidence interval from a bootstrap over proteins. By chance: the calibration "
+    )
+    caption += (
+        "error of calibrated probabilities on as many proteins. The temperature is fitted on validation, and used by "
+    )
+    caption += "esm2kit predict if it helps there."
+    return {"headers": build_headers([*headers, "NLL after"]), "rows": rows, "caption": caption}
+
+
+def _build_interval_table(report: Report) -> dict[str, Any]:
+    """Build the table of the coverage and the width of intervals."""
+    unit = f" ({report.task.unit})" if report.task.unit else ""
+    rows = []
+    for name, row in _list_rows(report):
+        found = row.uncertainty
+        width = "no ends" if found["mean_width"] is None else f"{found['mean_width']:.4g}"
+        kind = "spread of the seeds" if found["by_spread"] else "constant"
+        cells = [{"text": name}, _format_cell(found["found"]), {"text": width, "number": True}, {"text": kind}]
+        rows.append({"marked": row is report.first, "cells": cells})
+    headers = [*build_headers(["model", "share of test values inside", f"mean width{unit}"])]
+    caption = f"{report.first.uncertainty['coverage']:.0%} intervals from the errors on validation. Brackets: 95% "
+    caption += "confidence interval. Narrower is better where as many values are inside."
+    return {"headers": [*headers, {"text": "width from"}], "rows": rows, "caption": caption}
