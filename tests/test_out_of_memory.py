@@ -9,7 +9,7 @@ from support.errors import refused
 from support.finetune_fixtures import SHAPE, write_tasks, write_tiny_model
 
 import esm2kit
-from esm2kit.benchmarking import benchmark as benchmarking
+from esm2kit.benchmarking import hold_out
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory, is_out_of_memory
 from esm2kit.embedding.hdf5 import EmbeddingReader
@@ -241,7 +241,7 @@ def test_benchmark(folder: Path, monkeypatch) -> None:
         with refused("memory.exhausted"):
             esm2kit.benchmark(config)
     with monkeypatch.context() as patch:
-        fail_at(patch, benchmarking, "fit_probe", 1, ERRORS[0])
+        fail_at(patch, hold_out, "fit_probe", 1, ERRORS[0])
         with refused("memory.exhausted") as caught:
             esm2kit.benchmark(config)
     assert any(each.startswith("--limit ") for each in caught.value.values["remedies"])

@@ -31,6 +31,7 @@ from esm2kit.benchmarking.scores import build_task_scorers, compute_headline, sc
 from esm2kit.benchmarking.sweep_summary import describe_place
 from esm2kit.benchmarking.verdict import choose_constant
 from esm2kit.core.errors import InputError
+from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.numbers import format_count
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.grouping import FoldPlan, hold_out, plan_folds
@@ -195,7 +196,7 @@ class CrossValidation:
             return None
         parts = np.split(fitted.validation_SM, np.cumsum(sizes)[:-1], axis=1)
         scores = [
-            score_validation(fitted._replace(validation_SM=part), task)
+            score_validation(fitted._replace(test_SM=fitted.test_SM[: len(part)], validation_SM=part), task)
             for task, part in zip(self.tasks, parts, strict=True)
         ]
         defined = [score for score in scores if score is not None]
@@ -226,7 +227,8 @@ class CrossValidation:
         places = tuple(describe_place(candidate.layer, candidate.pooling) for candidate in candidates)
         fits, scores_CF = [], []
         for place, candidate in zip(places, candidates, strict=True):
-            fitted_F = self._fit_candidate(candidate, place, seeds, device, rows)
+            with explain_out_of_memory(f"fitting the probe on {place}", lambda: ["--device cpu", "--seeds 0"]):
+                fitted_F = self._fit_candidate(candidate, place, seeds, device, rows)
             fits.append(fitted_F)
             scores_CF.append([score_validation(each, task) for each, task in zip(fitted_F, self.tasks, strict=True)])
             logger.info("%s: fitted in %s", place, format_count(len(self.tasks), "fold"))

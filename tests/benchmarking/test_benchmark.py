@@ -14,6 +14,7 @@ import pytest
 from support.errors import refused
 
 from esm2kit.benchmarking import benchmark as stage
+from esm2kit.benchmarking import hold_out
 from esm2kit.benchmarking.baselines.fit import fit_baseline
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import compare
@@ -241,8 +242,8 @@ def test_headline_names_all_comparisons_and_the_spread_of_predictions(tasks, val
 def test_a_second_run_reuses_finished_rows(tasks, model, tmp_path, monkeypatch):
     first = run(tasks, model, tmp_path, task="share")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()}
-    monkeypatch.setattr(stage, "fit_probe", lambda *a, **k: pytest.fail("fitted again"))
-    monkeypatch.setattr(stage, "fit_baseline", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(hold_out, "fit_probe", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(hold_out, "fit_baseline", lambda *a, **k: pytest.fail("fitted again"))
     second = run(tasks, model, tmp_path, task="share")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "rows").iterdir()} == before
     assert second.rows == first.rows
