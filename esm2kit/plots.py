@@ -372,7 +372,8 @@ def layer_curves(
                     linestyle="", label="chosen")  # fmt: skip
     if test is not None:
         value, low, high = test
-        x = best + 0.2  # to the right of the circle
+        layers = np.concatenate([points_L4[:, 0] for points_L4 in curves.values()])
+        x = best + 0.025 * max(1.0, np.ptp(layers))  # to the right of the circle
         ax.plot(x, value, marker="D", color=INK, markersize=5, linestyle="", label="test score of the chosen one")
         ax.vlines(x, low, high, color=INK, linewidth=1.4)
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))

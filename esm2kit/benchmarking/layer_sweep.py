@@ -327,10 +327,11 @@ def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_protein
     among = f"{layers} layer{'s' if layers > 1 else ''}" + (f" and {poolings} poolings" if poolings > 1 else "")
     alike = [point for place, point in enumerate(points) if place != index and not point.is_distinct]
     alike.sort(key=lambda point: point.value, reverse=metric not in LOWER_IS_BETTER)
-    names = [describe_place(point.layer, point.pooling) for point in alike]
+    names = [describe_place(point.layer, point.pooling if poolings > 1 else "none") for point in alike]
     shown = "; ".join([*names[:5], *([f"{len(names) - 5} more"] if names[5:] else [])])
     rest = f"Not distinguishable from it on validation: {shown}" if names else "It is better than all others there"
+    chosen = describe_place(best.layer, best.pooling if poolings > 1 else "none").capitalize()
     return (
-        f"{describe_place(best.layer, best.pooling).capitalize()} was chosen on validation among {among} "
-        f"({metric_name(metric)} {value}{between}, {num_proteins:,} proteins). {rest}."
+        f"{chosen} was chosen on validation among {among} ({metric_name(metric)} {value}{between}, {num_proteins:,} "
+        f"proteins). {rest}."
     )

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from esm2kit import plots
 from esm2kit.benchmarking.report import Report, format_value, metric_name
-from esm2kit.benchmarking.sweep_summary import LayerSweep, SweepPoint
+from esm2kit.benchmarking.sweep_summary import LayerSweep
 from esm2kit.pages import build_figure, build_headers
 
 
@@ -22,15 +22,16 @@ def plot_sweep(report: Report) -> Axes:
         The axes.
     """
     sweep, curves = report.layer_sweep, {}
+    names = _name_poolings(sweep)
     for point in sweep.points:
         ends = (math.nan if end is None else end for end in (point.value, point.low, point.high))
-        curves.setdefault(_name_pooling(point), []).append([point.layer, *ends])
+        curves.setdefault(names[point.pooling], []).append([point.layer, *ends])
     score = report.first.metrics[sweep.metric]
     test = [math.nan if end is None else end for end in (score.value, score.low, score.high)]
     return plots.layer_curves(
         {name: np.array(points, dtype=float) for name, points in curves.items()},
         metric_name(sweep.metric, report.task.unit),
-        (_name_pooling(sweep.best), sweep.best.layer),
+        (names[sweep.best.pooling], sweep.best.layer),
         None if score.value is None else test,
     )
 
@@ -67,20 +68,20 @@ def build_sweep_sections(report: Report) -> list[dict[str, Any]]:
 
 def _build_table(sweep: LayerSweep) -> dict[str, Any]:
     """Build a table with a row per layer and a column per pooling."""
-    poolings = list(dict.fromkeys(_name_pooling(point) for point in sweep.points))
+    names = _name_poolings(sweep)
     cells: dict[int, dict[str, dict[str, Any]]] = {}
     for place, point in enumerate(sweep.points):
         low, high = (format_value(sweep.metric, end, point.value) for end in (point.low, point.high))
         between = "" if point.low is None else f"[{low}, {high}]"
         mark = " chosen" if place == sweep.chosen else "" if point.is_distinct else " ≈"
         cell = {"text": format_value(sweep.metric, point.value), "small": between + mark, "number": True}
-        cells.setdefault(point.layer, {})[_name_pooling(point)] = cell
+        cells.setdefault(point.layer, {})[point.pooling] = cell
     rows = [
         {
             "marked": layer == sweep.best.layer,
             "cells": [
                 {"text": str(layer), "number": True},
-                *(found.get(pooling, {"text": ""}) for pooling in poolings),
+                *(found.get(pooling, {"text": ""}) for pooling in names),
             ],
         }
         for layer, found in cells.items()
@@ -89,9 +90,10 @@ def _build_table(sweep: LayerSweep) -> dict[str, Any]:
         f"{metric_name(sweep.metric)} on {sweep.proteins:,} validation proteins. Brackets: 95% confidence interval."
     )
     caption += " ≈: not distinguishable from the chosen one by the interval of the paired difference."
-    return {"headers": build_headers(["layer", *poolings], 0), "rows": rows, "caption": caption}
+    return {"headers": build_headers(["layer", *names.values()], 0), "rows": rows, "caption": caption}
 
 
-def _name_pooling(point: SweepPoint) -> str:
-    """Name the pooling of a point; `validation` for a probe that reads one vector per residue."""
-    return "validation" if point.pooling == "none" else point.pooling
+def _name_poolings(sweep: LayerSweep) -> dict[str, str]:
+    """Return the name of each pooling for the figure and the table; `validation` if there is only one."""
+    names = dict.fromkeys(point.pooling for point in sweep.points)
+    return {name: name if len(names) > 1 else "validation" for name in names}

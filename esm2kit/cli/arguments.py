@@ -156,7 +156,11 @@ class Help(DefaultHelpFormatter):
         item = _list_item_type(hint)
         choices = [str(value) for value in list_choices(hint)]
         simple = [item] if item else [part for part in _union_members(hint) if part in METAVARS]
-        metavar = f"{{{','.join(choices)}}}" if choices else METAVARS[float if float in simple else simple[0]]
+        metavar = (
+            f"{{{','.join(choices)}}}"
+            if choices
+            else METAVARS[float if float in simple else str if str in simple else simple[0]]
+        )
         return f"{', '.join([*short, f'--{field}'])} {metavar}{' ...' if item else ''}"
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

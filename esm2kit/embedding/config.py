@@ -24,11 +24,11 @@ def check_poolings(names: Sequence[str], allowed: Collection[str]) -> None:
     Raises:
         InputError: there is none, one is unknown, or one is listed twice.
     """
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names:
-        hint = suggest_name(unknown[0], allowed) if unknown else f"choose from {', '.join(allowed)}"
+    wrong = next((name for name in names if name not in allowed), None)
+    if wrong is not None or not names:
+        reason = "pooling is empty" if wrong is None else f"pooling cannot be {wrong!r}"
         raise InputError(
-            f"pooling cannot be {unknown[0] if unknown else 'empty'!r}; {hint}",
+            f"{reason}; {suggest_name(wrong or '', allowed)}",
             code="option.pooling",
             found=list(names),
             allowed=tuple(allowed),

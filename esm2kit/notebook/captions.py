@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from esm2kit.benchmarking.report import Report, metric_name
+from esm2kit.benchmarking.report import format_value as format_metric
 from esm2kit.embedding.maps import explained_variance, queries
 from esm2kit.models.contacts import PairMap
 from esm2kit.models.masked_scores import MaskedPredictions
@@ -354,6 +355,24 @@ def models(reports: Mapping[str, Report]) -> str:
     return (
         f"*{task.name}: the same probe on the vectors of {len(reports)} models,* scored on the same "
         f"{task.sizes['test']:,} test proteins."
+    )
+
+
+def layers(report: Report) -> str:
+    """Describe the choice of a layer.
+
+    Args:
+        report: a benchmark report whose layer was chosen on validation.
+
+    Returns:
+        Markdown.
+    """
+    metric, score = report.task.metric, report.headline(report.first)
+    value, low, high = (format_metric(metric, end, score.value) for end in (score.value, score.low, score.high))
+    between = "" if score.low is None else f" [{low}, {high}]"
+    return (
+        f"*{report.task.name}: scores by layer on validation.* {report.layer_sweep.sentence} Its test score, the only "
+        f"one that was computed (diamond): {value}{between}."
     )
 
 

@@ -21,6 +21,7 @@ from esm2kit.benchmarking.report import (
     format_value,
     metric_name,
 )
+from esm2kit.benchmarking.sweep_page import plot_sweep
 from esm2kit.embedding.maps import RESIDUES, field_name, protein_name
 from esm2kit.notebook.captions import format_value as format_colour
 from esm2kit.notebook.refresh import show
@@ -132,6 +133,18 @@ def model_chart(reports: Mapping[str, Report]) -> Axes:
     columns = ([getattr(score, end) for score in scores] for end in ("value", "low", "high"))
     metric = metric_name(next(iter(reports.values())).task.metric)
     return plots.scores_with_baselines(list(reports), *columns, metric, [next(iter(reports))])
+
+
+def layer_chart(report: Report) -> Axes:
+    """Plot the validation scores of all layers of a report, and the test score of the chosen one.
+
+    Args:
+        report: a benchmark report whose layer was chosen on validation.
+
+    Returns:
+        The axes.
+    """
+    return plot_sweep(report)
 
 
 def confusion_chart(report: Report) -> Axes:
