@@ -46,6 +46,7 @@ CELLS_OF_SUBSEQUENCE = 400
 MAX_CANDIDATES = 2_000_000  # pairs that are kept to be aligned if they are in different sets
 # Cells of the alignments between sets, by default; 100 million need about a second.
 MAX_CELLS = 3_000_000_000
+CELLS_PER_CALL = 5_000  # of an alignment that takes as long as the call itself
 _CELLS_PER_BLOCK = 6_000_000
 
 
@@ -143,20 +144,30 @@ class SimilarityGroups:
 
     def group_by_kmers(self) -> None:
         """Align the pairs that share many k-mers, unless they are in one group already."""
-        kept = []
-        for candidates in self._list_candidates():
-            likely = candidates.excess_N >= GROUPING_PART
-            self._align_candidates(candidates.select(likely))
-            kept.append(candidates.select(~likely))
-        self._candidates = self._merge_candidates(kept)
+        self._candidates = self._compare_kmers(GROUPING_PART)
         self.method = f"groups of at least {self.criterion.identity:.0%} identity by shared {K}-mers and alignments"
+
+    def _compare_kmers(self, align_from: float) -> Candidates:
+        """Align the pairs whose excess of k-mers is high; return the best of the others if they are in two groups."""
+        kept = [Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float64)))]
+        for candidates in self._list_candidates():
+            likely = candidates.excess_N >= align_from
+            self._align_candidates(candidates.select(likely))
+            kept.append(self._select_apart(candidates.select(~likely)))
+            if sum(len(each.first_N) for each in kept) > 2 * MAX_CANDIDATES:
+                kept = [self._merge_candidates(kept)]
+        return self._merge_candidates(kept)
+
+    def _select_apart(self, candidates: Candidates) -> Candidates:
+        """Return the pairs of sequences of different groups."""
+        roots_S = self._find_roots()
+        return candidates.select(roots_S[candidates.first_N] != roots_S[candidates.second_N])
 
     def _align_candidates(self, candidates: Candidates) -> None:
         """Align the pairs of some rows with others, the best candidate of each row first."""
         candidates = candidates.select(np.lexsort((candidates.second_N, -candidates.excess_N, candidates.first_N)))
         while len(candidates.first_N):
-            roots_S = self._find_roots()
-            candidates = candidates.select(roots_S[candidates.first_N] != roots_S[candidates.second_N])
+            candidates = self._select_apart(candidates)
             chosen_N = np.zeros(len(candidates.first_N), dtype=bool)
             chosen_N[np.unique(candidates.first_N, return_index=True)[1]] = True
             for first, second, excess in zip(*candidates.select(chosen_N), strict=True):
@@ -178,6 +189,8 @@ class SimilarityGroups:
     def _list_candidates(self) -> Iterator[Candidates]:
         """Yield the pairs that share k-mers in blocks of rows, with the excess from CHECKING_PART on."""
         criterion, num_sequences = self.criterion, len(self.sequences)
+        if num_sequences > MAX_SEQUENCES:  # MMseqs2 has grouped them
+            return
         has_kmer_SK = count_kmers(self.sequences)
         by_kmer_KS = has_kmer_SK.T.tocsr()
         sizes_S = np.diff(has_kmer_SK.indptr)
@@ -197,10 +210,9 @@ class SimilarityGroups:
 
     def _merge_candidates(self, kept: Sequence[Candidates]) -> Candidates:
         """Merge the candidates of different groups that were not aligned, at most MAX_CANDIDATES of them."""
-        roots_S = self._find_roots()
-        kept = [each.select(roots_S[each.first_N] != roots_S[each.second_N]) for each in kept]
         merged = Candidates(*(np.concatenate(values) for values in zip(*kept, strict=True)))
-        return merged.sort().select(np.arange(min(len(merged.first_N), MAX_CANDIDATES)))
+        merged = self._select_apart(merged).sort()
+        return merged.select(np.arange(min(len(merged.first_N), MAX_CANDIDATES)))
 
     def find_pairs_across(self, set_S: np.ndarray, max_cells: int = MAX_CELLS) -> SetCheck:
         """Find similar proteins in different sets, and merge their groups.
@@ -216,7 +228,7 @@ class SimilarityGroups:
             The comparison.
         """
         if self._candidates is None:  # MMseqs2 found the groups
-            self._candidates = self._merge_candidates(list(self._list_candidates()))
+            self._candidates = self._compare_kmers(align_from=np.inf)
         set_S = np.unique(set_S, return_inverse=True)[1]
         num_pairs = int(len(set_S) ** 2 - (np.bincount(set_S) ** 2).sum()) // 2
         likely = self._candidates.select(set_S[self._candidates.first_N] != set_S[self._candidates.second_N])
@@ -227,16 +239,14 @@ class SimilarityGroups:
         cells = (residues_K.sum() ** 2 - (residues_K**2).sum()) / 2
         complete = cells <= max_cells * CELLS_OF_SUBSEQUENCE / 4
         if complete:
-            others_N2 = self._list_by_subsequence(set_S, lengths_S)
-            fits_N = np.cumsum(lengths_S[others_N2].prod(axis=1)) <= max_cells
-            complete = bool(fits_N.all())
-            for first, second in others_N2[fits_N].tolist():
+            others_N2, complete = self._list_by_subsequence(set_S, lengths_S, max_cells)
+            for first, second in others_N2.tolist():
                 to_align.setdefault((first, second), 0.0)
         pairs, num_aligned = [], 0
         with Progress(logger, "aligned", "pairs of different sets", len(to_align)) as progress:
             for (first, second), excess in to_align.items():
                 if (first, second) not in self._rejected:
-                    cells = int(lengths_S[first] * lengths_S[second])
+                    cells = int(lengths_S[first] * lengths_S[second]) + CELLS_PER_CALL
                     if self._cells + cells > max_cells:
                         complete = False
                         continue
@@ -247,10 +257,19 @@ class SimilarityGroups:
                 progress.update(num_aligned)
         return SetCheck(pairs, num_pairs, num_aligned, complete)
 
-    def _list_by_subsequence(self, set_S: np.ndarray, lengths_S: np.ndarray) -> np.ndarray:
-        """List the pairs of different sets that may have enough equal residues: (N, 2), small alignments first."""
+    def _list_by_subsequence(self, set_S: np.ndarray, lengths_S: np.ndarray, max_cells: int) -> tuple[np.ndarray, bool]:
+        """List the pairs of different sets that may have enough equal residues.
+
+        Args:
+            set_S: (S,) number of the set.
+            lengths_S: (S,) residues.
+            max_cells: of the alignments; the list ends where there are more.
+
+        Returns:
+            (N, 2) pairs, small alignments first, and whether these are all.
+        """
         required_L = np.array([self.criterion.count_required(length) for length in range(lengths_S.max() + 1)])
-        found = [np.empty((2, 0), dtype=np.int64)]
+        found, cells = [np.empty((2, 0), dtype=np.int64)], 0
         for number in range(int(set_S.max())):
             rows, others = np.flatnonzero(set_S == number), np.flatnonzero(set_S > number)
             block = max(1, _CELLS_PER_BLOCK // len(others))
@@ -261,8 +280,11 @@ class SimilarityGroups:
                 required_BO = required_L[np.minimum.outer(lengths_S[part], lengths_S[others])]
                 places = np.nonzero(common_BO >= required_BO)
                 found.append(np.stack([part[places[0]], others[places[1]]]))
+                cells += int((lengths_S[found[-1]].prod(axis=0) + CELLS_PER_CALL).sum())
+                if cells > max_cells:
+                    return np.sort(np.concatenate(found, axis=1).T[: max_cells // CELLS_PER_CALL], axis=1), False
         pairs_N2 = np.sort(np.concatenate(found, axis=1).T, axis=1)
-        return pairs_N2[np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0], lengths_S[pairs_N2].prod(axis=1)))]
+        return pairs_N2[np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0], lengths_S[pairs_N2].prod(axis=1)))], True
 
 
 def group_by_identity(

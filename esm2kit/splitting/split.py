@@ -118,6 +118,7 @@ def split_proteins(config: SplitConfig) -> ProteinSplit:
             logger.info("%s", note)
         strata = choose_strata(proteins, config.target)
         divided = _take_sets(proteins, config) if config.check is not None else _divide(proteins, strata, config)
+        logger.info("%s of %s", divided.method, format_count(len(proteins.ids), "protein"))
         report = _build_report(proteins, strata, divided, config, settings)
         return _write(out_dir, proteins, divided, report, build_provenance("split", config, inputs))
 

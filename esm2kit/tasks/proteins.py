@@ -1,5 +1,6 @@
 """Read proteins with all columns of their table, to divide them into sets or to check sets that exist."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -230,7 +231,7 @@ def choose_strata(proteins: Proteins, target: str | None = None) -> Strata:
         InputError: there is no such column, or it has neither numbers nor classes.
     """
     columns = proteins.columns
-    kinds = {name: _classify(cells) for name, cells in columns.items()}
+    kinds = {name: _classify(cells, proteins.sequences) for name, cells in columns.items()}
     if target is not None:
         table = Table(proteins.files[-1], list(columns), [], "")
         column = table.columns[table.find_column(target)]
@@ -272,12 +273,13 @@ def _is_missing(cell: str) -> bool:
     return cell.lower() in MISSING
 
 
-def _classify(cells: Sequence[str]) -> str:
-    """Return whether cells are numbers or classes; empty if they are neither, or all equal."""
+def _classify(cells: Sequence[str], sequences: Sequence[str]) -> str:
+    """Return whether cells are numbers or classes; empty if they are neither, all equal, or labels of residues."""
     filled = [cell for cell in cells if not _is_missing(cell)]
     values = set(filled)
-    if len(values) < 2:
+    of_residues = all(len(cell) in (0, len(sequence)) for cell, sequence in zip(cells, sequences, strict=True))
+    if len(values) < 2 or of_residues:
         return ""
-    if all(map(is_number, filled)):
+    if all(is_number(cell) and math.isfinite(float(cell)) for cell in filled):
         return "number" if len(values) > 2 or len(filled) < 5 else "class"
     return "class" if 2 * len(values) <= len(filled) else ""

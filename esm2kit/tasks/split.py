@@ -85,7 +85,7 @@ def assign_sets(
             groups = group_by_identity(unique, identity, coverage, method)
 
             def assign(group_P: np.ndarray) -> np.ndarray:
-                return _assign_groups(group_P, sequences, strata, shares, seed)
+                return assign_to_sets(group_P, sequences, strata, shares, seed)
 
             sets, check = separate_groups(groups, rows, assign, max_cells)
             reason = _find_shortage(sets, shares)
@@ -103,7 +103,7 @@ def assign_sets(
             code="split.identity",
             identity=identity,
         )
-    sets = _assign_groups(rows, sequences, strata, shares, seed)
+    sets = assign_to_sets(rows, sequences, strata, shares, seed)
     if shortage := _find_shortage(sets, shares):
         raise InputError(
             f"{len(unique)} different sequences cannot be divided into {', '.join(shares)}: they leave {shortage}. Add "
@@ -168,13 +168,20 @@ def build_strata(values: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges, values, side="right")
 
 
-def _assign_groups(
+def assign_to_sets(
     groups: np.ndarray, sequences: Sequence[str], strata: np.ndarray, shares: Mapping[str, float], seed: int
 ) -> np.ndarray:
     """Assign groups to sets, large ones first, each to the set that is furthest from its share of the group's strata.
 
     A set with c proteins of a quota q is by (n + 2 c) / q - 2 too full for n more proteins; for single proteins this is
     Sainte-Laguë's method. The sum counts all proteins as much as all strata together.
+
+    Args:
+        groups: (P,) number of the group of each protein.
+        sequences: (P) sequences, which decide between groups that are equally good.
+        strata: (P,) class, or group of similar values.
+        shares: set -> share of the proteins; the first set is the one for training.
+        seed: of the assignment.
 
     Returns:
         (P,) name of the set of each protein.

@@ -219,3 +219,15 @@ def test_groups_are_those_of_mmseqs_whatever_their_order():
         assert all((numbers[i] == numbers[j]) == (expected[i] == expected[j]) for i in numbers for j in numbers)
     peptides = group_by_identity([sequence[:20] for sequence in sequences], 0.5)
     assert "4-mers" in peptides.method
+
+
+def test_blocks_and_the_limit_of_candidates_do_not_change_the_groups(monkeypatch):
+    sequences = draw_families(random.Random(5), families=40)
+    expected = group_by_identity(sequences, 0.5, method="kmers").numbers.tolist()
+    monkeypatch.setattr(similarity, "_CELLS_PER_BLOCK", 1)  # 16 rows
+    monkeypatch.setattr(similarity, "MAX_CANDIDATES", 3)
+    groups = group_by_identity(sequences, 0.5, method="kmers")
+    assert len(sequences) > 60
+    assert groups.numbers.tolist() == expected
+    separate_groups(groups, np.arange(len(sequences)), lambda numbers: numbers)
+    assert not [pair for pair in list_similar_pairs(sequences, 0.5) if len({*groups.numbers[list(pair)]}) > 1]

@@ -67,7 +67,8 @@ def find_leaks(rows, sets, identity=0.5):
     return leaks
 
 
-def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs):
+def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs, caplog):
+    caplog.set_level("INFO")
     folder, rows = inputs
     made = split_proteins(SplitConfig(folder / "my.fasta", folder / "labels.csv", folder / "out"))
     table = read_rows(made.table)
@@ -82,6 +83,13 @@ def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs)
     assert not find_leaks(rows, sets)
     assert made.similar == 0
     assert made.highest_identity < 0.5
+    assert "groups of at least 50% identity by shared 4-mers and alignments of" in caplog.text
+    page = made.page.read_text(encoding="utf-8")
+    for text in (made.verdict, "by shared 4-mers", "All pairs of proteins of different sets were compared", "Tm (C)"):
+        assert text in page
+    report = json.loads(made.report.read_text())
+    assert report["tool"] == "k-mers"
+    assert [each["labelled"] for each in report["labels"]] == list(made.sizes.values())
     shuffled = np.random.default_rng(0).permutation(sets)
     assert len(find_leaks(rows, shuffled)) > 10, "the counter-example: a random split of the same sizes"
 
@@ -287,6 +295,20 @@ def test_wrong_inputs_are_refused_in_one_line(inputs):
     (folder / "one.csv").write_text("sequence,set\n" + "MKVLAGSTREWWHQPNDFMKVL,train\n" * 3)
     with refused("split.one-set"):
         split_proteins(SplitConfig(check=folder / "one.csv", out_dir=folder / "out"))
+
+
+def test_labels_of_residues_are_copied_and_not_read_as_numbers(tmp_path):
+    """FLIP's binding residues: a digit per residue in a split, and the sequences in another file."""
+    generator = random.Random(0)
+    sequences = [draw_sequence(generator, generator.choice([40, 400])) for _ in range(30)]
+    labels = ["".join(generator.choices("0123", k=len(sequence))) for sequence in sequences]
+    (tmp_path / "sequences.fasta").write_text("".join(f">b{i}\n{text}\n" for i, text in enumerate(sequences)))
+    sets = ["train", "test", "train"] * 10
+    lines = [f">b{i} SET={sets[i]} VALIDATION={i % 6 == 0}\n{text}\n" for i, text in enumerate(labels)]
+    (tmp_path / "binding.fasta").write_text("".join(lines))
+    made = split_proteins(SplitConfig(check=tmp_path / "binding.fasta", out_dir=tmp_path / "out"))
+    assert made.sizes == {"train": 15, "validation": 5, "test": 10}
+    assert json.loads(made.report.read_text())["labels"] == []
 
 
 def test_a_limited_comparison_is_said(inputs, monkeypatch):
