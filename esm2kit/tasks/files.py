@@ -46,7 +46,7 @@ DROPPED_SETS = {"", "nan", "none", "pred", "prediction"}
 # also as spreadsheets write them in German and French
 TRUE, FALSE = {"true", "1", "yes", "wahr", "vrai"}, {"false", "0", "no", "", "nan", "none", "falsch", "faux"}
 # Suffixes of a split's file, in order of preference.
-TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".tab", ".tab.gz")
+TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".tab", ".tab.gz", ".parquet")
 ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz", *TABLE_ENDINGS)
 AUXILIARY = ("sequences", "mask", "resolved")
 MAX_ZIP_BYTES = 8 << 30

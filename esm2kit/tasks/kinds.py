@@ -25,7 +25,7 @@ from esm2kit.tasks.files import (
     parse_split_name,
     read_records,
 )
-from esm2kit.tasks.tables import Table, parse_table, read_table
+from esm2kit.tasks.tables import Table, parse_table, read_first_rows, read_table
 from esm2kit.tasks.wild_types import add_sequences
 
 SEQUENCE = re.compile(f"[{RESIDUE_LETTERS}]+\\*?", re.IGNORECASE)
@@ -34,6 +34,7 @@ FEWEST_LETTERS = 8  # in a column of sequences
 PEEKED_LINES = 50
 FOLD = re.compile(r"\d{1,3}(\.0)?")
 SET_COLUMN = "set"
+SHARD = re.compile(r"-\d{5}-of-(\d{5})$")  # of a file of a data set on the Hugging Face hub
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,6 @@ UNREAD_FILES = {
     "data.mdb": LMDB, ".mdb": LMDB, ".lmdb": LMDB,
     ".json": "is JSON. Write its records as a CSV with the columns sequence, target and set, and pass that",
     ".jsonl": "is JSON. Write its records as a CSV with the columns sequence, target and set, and pass that",
-    ".parquet": "is a Parquet table. Save it as CSV, as in pandas.read_parquet(path).to_csv(...), and pass that",
     ".pkl": "is a Python pickle, which may execute code. Save the table as CSV, and pass that",
     ".pickle": "is a Python pickle, which may execute code. Save the table as CSV, and pass that",
 }  # fmt: skip
@@ -220,13 +220,20 @@ def peek_kind(path: Path) -> TableKind | None:
 
 
 def peek_table(path: Path, member: str | None = None) -> Table | None:
-    """Read the first lines of a table, or of a member of a zip archive; None for text that is not a table."""
+    """Read the first lines of a table, or of a member of a zip archive; None for a file that is not a table."""
     try:
+        if is_parquet(path):
+            return read_first_rows(path, PEEKED_LINES)
         with open_text(Source(path, member)) as text:
             lines = [line for line, _ in zip(text, range(PEEKED_LINES), strict=False)]
         return parse_table("".join(lines), path)
     except InputError:
         return None
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file has the name of a Parquet table."""
+    return path.name.endswith(".parquet")
 
 
 def list_splits(folder: Path) -> list[str]:
@@ -327,7 +334,10 @@ def find_task_table(folder: Path, split: str, file: Path | None) -> TaskTable | 
     if source.member:
         _check_member(source)
         return None
-    if peek_kind(source.path) in (None, NATIVE):
+    kind = peek_kind(source.path)
+    if is_parquet(source.path) and kind is NATIVE:
+        return TaskTable(source.path, SET_COLUMN)
+    if kind in (None, NATIVE) and not is_parquet(source.path):  # these are read as text
         return None
     return TaskTable(source.path, "" if split == parse_split_name(source.path.name) else split)
 
@@ -345,29 +355,39 @@ def _check_member(source: Source) -> None:
         )
 
 
-def find_set_files(folder: Path) -> dict[str, Path]:
-    """Find the files of the sets of a task that has one file per set, such as train.csv, valid.csv and test.csv.
+def find_set_files(folder: Path) -> dict[str, list[Path]]:
+    """Find the files of the sets of a task that has files per set, such as train.csv, valid.csv and test.csv.
 
     Args:
         folder: of the task.
 
     Returns:
-        Set ("train", "validation" or "test") -> table; empty if the folder's tables are not exactly one file per set,
-        with at least train and test, or if one of them has a column of sets.
+        Set ("train", "validation" or "test") -> tables, several for train-00000-of-00002.parquet and so on; empty if
+        other tables are in the folder, train or test is missing, or a table has a column of sets.
     """
-    tables = [path for path in sorted(folder.iterdir()) if path.is_file() and Source(path).is_table]
-    names = [(parse_split_name(path.name) or "").lower() for path in tables]
-    names = ["train" if name == "train_val" else name for name in names]
-    found = {SETS[name]: path for name, path in zip(names, tables, strict=True) if name in SETS}
-    if len(found) < len(tables) or not {"train", "test"} <= set(found):
+    found: dict[str, list[Path]] = {name: [] for name in ("train", "validation", "test")}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and Source(path).is_table:
+            name = SHARD.sub("", parse_split_name(path.name) or "").lower()
+            name = "train" if name == "train_val" else SETS.get(name, "")
+            if not name:
+                return {}
+            found[name].append(path)
+    if not (found["train"] and found["test"]) or not all(map(_is_complete, found.values())):
         return {}
-    peeked = [peek_table(path) for path in found.values()]
-    if any(table is None or SET_COLUMN in map(str.lower, table.columns) for table in peeked):
+    tables = [peek_table(path) for paths in found.values() for path in paths]
+    if any(table is None or SET_COLUMN in map(str.lower, table.columns) for table in tables):
         return {}
-    return {name: found[name] for name in ("train", "validation", "test") if name in found}
+    return {name: paths for name, paths in found.items() if paths}
 
 
-def read_set_files(files: dict[str, Path]) -> Table:
+def _is_complete(paths: Sequence[Path]) -> bool:
+    """Whether the files of a set are one file, or all of its shards."""
+    shards = [SHARD.search(parse_split_name(path.name) or "") for path in paths]
+    return len(paths) < 2 or all(shard and int(shard[1]) == len(paths) for shard in shards)
+
+
+def read_set_files(files: dict[str, list[Path]]) -> Table:
     """Read the tables of the sets of a task as one table with the column `set`.
 
     Args:
@@ -379,9 +399,9 @@ def read_set_files(files: dict[str, Path]) -> Table:
     Raises:
         InputError: a table is invalid, or has other columns than the first one.
     """
-    tables = {name: read_table(path) for name, path in files.items()}
-    first = next(iter(tables.values()))
-    for table in tables.values():
+    tables = [(name, read_table(path)) for name, paths in files.items() for path in paths]
+    first = tables[0][1]
+    for _, table in tables:
         if table.columns != first.columns:
             raise InputError(
                 f"{table.path} has the columns {', '.join(table.columns)}, and {first.path} has "
@@ -391,9 +411,9 @@ def read_set_files(files: dict[str, Path]) -> Table:
                 expected=first.columns,
                 path=table.path,
             )
-    rows = [[*row, name] for name, table in tables.items() for row in table.rows]
-    named = ", ".join(path.name for path in files.values())
-    notes = [f"sets from {named}", *(note for table in tables.values() for note in table.notes)]
+    rows = [[*row, name] for name, table in tables for row in table.rows]
+    named = ", ".join(table.path.name for _, table in tables)
+    notes = [f"sets from {named}", *(note for _, table in tables for note in table.notes)]
     columns = [*first.columns, SET_COLUMN]
     return Table(first.path.parent, columns, rows, first.separator, tuple(dict.fromkeys(notes)))
 

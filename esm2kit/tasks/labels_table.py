@@ -24,7 +24,7 @@ from esm2kit.tasks.kinds import (
     read_set_files,
 )
 from esm2kit.tasks.label_sets import split_label_set
-from esm2kit.tasks.labels import is_number
+from esm2kit.tasks.labels import is_number, split_residue_labels
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
 from esm2kit.tasks.task import TargetType
@@ -138,7 +138,7 @@ def read_labels(
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
     notes = [*kind_line, *notes, *_note_unread_sets(table, columns)]
     names = ["fasta"] if len(files) == 1 else [f"fasta/{file.name}" for file in files]
-    sources = {f"labels/{path.name}": Source(path) for path in set_files.values()}
+    sources = {f"labels/{path.name}": Source(path) for paths in set_files.values() for path in paths}
     sources = {"labels": Source(table.path)} | sources | dict(zip(names, map(Source, files), strict=True))
     set_column = table.columns[columns.set] if columns.set >= 0 else ""
     targets = tuple(table.columns[place] for place in columns.targets)
@@ -461,7 +461,7 @@ def _join(
     if (
         not (numeric or several or target_type == "multilabel")
         and 2 < len(texts) == len(joined)
-        and not any(len(cell) == len(records[place].sequence) for place, (cell, _) in joined.items())
+        and not any(_is_per_residue(cell, records[place]) for place, (cell, _) in joined.items())
     ):
         raise InputError(
             f"{table.path}: column {name!r} has a different text for each protein, such as {min(texts)!r}: these are "
@@ -499,6 +499,11 @@ def _join(
     if dropped:
         counts.append(f"{format_count(dropped, 'row')} without a set")
     return rows, [", ".join(parts) + "; " + "; ".join(counts)]
+
+
+def _is_per_residue(cell: str, record: Record) -> bool:
+    """Whether a text has, or lists, one label for each residue of a protein."""
+    return len(split_residue_labels(cell, len(record.sequence))) == len(record.sequence)
 
 
 class _Cells(NamedTuple):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import openpyxl
+import pyarrow as pa
+from pyarrow import parquet
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import UNREADABLE_ZIP, check_git_lfs
@@ -31,6 +33,8 @@ SHEET = re.compile(r"(.+\.xls[xm]):(.+)", re.IGNORECASE)
 # Digits in groups of three, separated by blanks or apostrophes.
 GROUPS = re.compile(r"([+-]?\d{1,3})((?:[ ’']\d{3})+)([.,]\d+)?")
 MAX_BYTES = 1 << 28
+PARQUET_START = b"PAR1"
+ROWS_PER_BATCH = 1 << 14
 # What zipfile and openpyxl raise for damaged or encrypted workbooks; errors of XML are SyntaxErrors.
 UNREADABLE = (*UNREADABLE_ZIP, KeyError, IndexError, TypeError, AttributeError, OSError, EOFError, zlib.error)
 UNREADABLE += (SyntaxError,)
@@ -137,8 +141,9 @@ def format_column_name(column: str) -> str:
 def read_table(path: Path) -> Table:
     """Read a table with a line of column names.
 
-    Text may be separated by commas, semicolons, tabs or bars, compressed by gzip, and encoded as UTF-8, UTF-16 or
-    Windows-1252. A line `sep=;`, comments and titles before the column names are passed over.
+    The table is text, an Excel workbook or a Parquet file. Text may be separated by commas, semicolons, tabs or bars,
+    compressed by gzip, and encoded as UTF-8, UTF-16 or Windows-1252. A line `sep=;`, comments and titles before the
+    column names are passed over.
 
     Args:
         path: of a text table or an Excel workbook; `file.xlsx:Sheet` chooses a sheet.
@@ -160,6 +165,8 @@ def read_table(path: Path) -> Table:
     if start == b"PK\x03\x04":
         lines, notes = _read_workbook(path, name)
         separator = ""
+    elif start == PARQUET_START:
+        lines, notes, separator = _read_parquet(path), (), ""
     elif start == b"\xd0\xcf\x11\xe0":
         raise InputError(
             f"{path} is an Excel file of before 2007 (.xls), or has a password. Save it as .xlsx or CSV.",
@@ -171,6 +178,44 @@ def read_table(path: Path) -> Table:
         lines, separator = _split_text(text, path)
     columns, rows = _find_header(lines, path)
     return Table(path, columns, rows, separator, notes)
+
+
+def read_first_rows(path: Path, num_rows: int) -> Table:
+    """Read the first rows of a Parquet table.
+
+    Args:
+        path: of the table.
+        num_rows: number of rows.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: it is damaged, or has no rows.
+    """
+    columns, rows = _find_header(_read_parquet(path, num_rows), path)
+    return Table(path, columns, rows, "")
+
+
+def _read_parquet(path: Path, most: int | None = None) -> list[list[str]]:
+    """Read the names of the columns and the rows of a Parquet table as text; lists as in `[1, 0, 1]`."""
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB. Split it.", code="table.size", path=path)
+    try:
+        with parquet.ParquetFile(path) as file:
+            lines = [list(file.schema_arrow.names)]
+            for batch in file.iter_batches(most or ROWS_PER_BATCH):
+                columns = [map(_format_cell, column.to_pylist()) for column in batch.columns]
+                lines += map(list, zip(*columns, strict=True))
+                if most is not None:
+                    break
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as a Parquet table ({' '.join(str(error).split())}). Download it again.",
+            code="table.damaged",
+            path=path,
+        ) from None
+    return lines
 
 
 def parse_table(text: str, path: Path) -> Table:

@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from support.errors import refused
 
 from esm2kit.tasks.config import TaskConfig
@@ -475,7 +477,7 @@ def test_a_kind_is_not_hidden_by_an_earlier_one(columns):
 
 
 @pytest.mark.parametrize(
-    "name", ["data.mdb", "fluorescence_train.lmdb", "fluorescence_train.json", "train.parquet", "splits.pkl", "a.jsonl"]
+    "name", ["data.mdb", "fluorescence_train.lmdb", "fluorescence_train.json", "splits.pkl", "a.jsonl"]
 )
 def test_kinds_of_files_that_are_not_read_say_what_to_do(name, tmp_path):
     path = write(tmp_path / "tape" / name, "content")
@@ -483,6 +485,62 @@ def test_kinds_of_files_that_are_not_read_say_what_to_do(name, tmp_path):
         with refused("task.unread-kind") as caught:
             load_task(str(task))
         assert "CSV" in str(caught.value)
+
+
+def write_parquet(path: Path, **columns: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def test_parquet_tables_of_the_hugging_face_hub(tmp_path):
+    for name, rows in (("train-00000-of-00002", range(3)), ("train-00001-of-00002", range(3, 6)),
+                       ("valid-00000-of-00001", range(6, 8)), ("test-00000-of-00001", range(8, 10))):  # fmt: skip
+        write_parquet(
+            tmp_path / f"data/{name}.parquet",
+            seq=[PROTEINS[row] for row in rows],
+            label=pa.array([VALUES[row] for row in rows], pa.float64()),
+        )
+    data = load_task("data", None, tmp_path)
+    check(data)
+    assert (
+        data.notes[0] == "data: read as a table with the columns seq and label: sequences from seq, targets from label"
+    )
+    assert len(data.files) == 4
+    (tmp_path / "data/train-00001-of-00002.parquet").unlink()
+    assert load_task("data", None, tmp_path).sizes["train"] == 3
+    (tmp_path / "data/train-00000-of-00002.parquet").rename(tmp_path / "data/train.parquet")
+    assert load_task("data", None, tmp_path).sizes["train"] == 3
+
+
+def test_flips_and_proteingyms_columns_in_parquet(tmp_path):
+    flip = write_parquet(
+        tmp_path / "flip.parquet", sequence=PROTEINS, target=VALUES, validation=[name == "validation" for name in SETS],
+        set=["test" if name == "test" else "train" for name in SETS],
+    )  # fmt: skip
+    check(load_task(str(flip)))
+    _, names, sequences = write_gym(tmp_path / "gym.csv")
+    gym = write_parquet(
+        tmp_path / "gym.parquet", mutant=names, mutated_sequence=sequences, DMS_score=VALUES,
+        fold_random_5=FOLDS["fold_random_5"], fold_modulo_5=FOLDS["fold_modulo_5"],
+    )  # fmt: skip
+    sets = [{3: "validation", 4: "test"}.get(fold, "train") for fold in FOLDS["fold_modulo_5"]]
+    check(load_task(str(gym), "fold_modulo_5"), names, sequences, VALUES, sets)
+    check(load_labels(gym, set="fold_modulo_5"), names, sequences, VALUES, sets)
+    gym.write_bytes(gym.read_bytes()[:-40])
+    with refused("table.damaged", path=gym):
+        load_labels(gym)
+
+
+def test_lists_of_residue_labels_in_parquet(tmp_path):
+    path = write_parquet(
+        tmp_path / "disorder.parquet", sequence=["MKT", "GS", "WYVT"], set=["train", "val", "test"],
+        target=[[0.5, None, 2.0], [1.0, 2.5], [0.0, -1.0, 3.0, 4.0]],
+    )  # fmt: skip
+    data = load_task(str(path))
+    assert (data.task.level, data.task.target) == ("residue", "value")
+    assert data.scored.tolist() == [True, False, *[True] * 7]
+    assert data.targets[data.scored].tolist() == [0.5, 2.0, 1.0, 2.5, 0.0, -1.0, 3.0, 4.0]
 
 
 def test_an_lmdb_folder_is_recognised(tmp_path):
