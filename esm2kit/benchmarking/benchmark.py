@@ -32,6 +32,7 @@ from esm2kit.benchmarking.output import (
     read_file_key,
     write_report,
 )
+from esm2kit.benchmarking.pair_features import check_pair_options, combine_features, list_proteins, score_by_shared
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.probes.fit import check_probe
@@ -58,6 +59,7 @@ from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import TaskData, format_column_names, load_pooled_task, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.pairs import SHARED, count_shared
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.split_file import SPLIT_FILE, write_split
 from esm2kit.tasks.tables import format_column_name
@@ -166,6 +168,9 @@ def _run_task(config: BenchmarkConfig) -> Report:
     if config.labels is None and config.download and config.task in TASKS:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = loaded = load_task_of(config) if config.folds is None else load_pooled_task(config, config.fold_columns)
+    if data.pairs is not None:
+        check_pair_options(resolve_probe(config, data.task).probe, config.sweeps, config.allow_missing)
+        data = replace(data, pairs=replace(data.pairs, features=config.pair_features))
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)
     choose_baselines(config, data)  # reports an unknown name before embedding
@@ -291,6 +296,8 @@ def load_task_features(
 ) -> tuple[TaskData, ModelFeatures, ModelFeatures | None]:
     """Load the features of the trained and the untrained model; embed the proteins if no file is specified.
 
+    The features of a task of pairs are those of both proteins combined.
+
     Args:
         config: model, embeddings or hiddens, repr_layer (one), pooling (one), untrained, allow_missing, device and
             out_dir.
@@ -304,6 +311,10 @@ def load_task_features(
     Raises:
         InputError: Neither a model nor a file is specified, or the file has the wrong level or lacks proteins.
     """
+    if data.pairs is not None:
+        proteins, *sources = load_task_features(config, list_proteins(data), embedded)
+        combined = (each and each._replace(features=combine_features(each.features, data)) for each in sources)
+        return (replace(data, notes=proteins.notes), *combined)
     probe = resolve_probe(config, data.task)
     per_residue = data.task.level == "residue" or reads_residues(probe.probe)
     given = config.hiddens if per_residue else config.embeddings
@@ -407,6 +418,7 @@ def benchmark_task(
         models.append(found)
         logger.info("%s: %s", name, format_score(task.metric, scores[task.metric]))
 
+    pair_inputs = {} if data.pairs is None else {"pair_features": data.pairs.features}
     for source, kind in ((trained, "probe"), (untrained, "untrained")):
         if source is not None:
             pooled = source.attributes.get("pooling", "mean")
@@ -420,7 +432,8 @@ def benchmark_task(
                     return held.fit_source(kind, source.features, probe, seeds, device, is_saved), ""
 
                 def describe_source(source: ModelFeatures = source) -> dict[str, Any]:
-                    return describe_inputs(source, None if config.embeddings or config.hiddens else config.model)
+                    found = describe_inputs(source, None if config.embeddings or config.hiddens else config.model)
+                    return found | pair_inputs
 
                 name, key = f"{source.name}, {probe.probe}", read_file_key(source.path)
                 describe = describe_source if records_inputs(source) else None
@@ -432,7 +445,7 @@ def benchmark_task(
             baseline = held.fit_baseline(name, seeds, wide, is_saved)
             return baseline.fitted, baseline.note
 
-        describe = None if reads is None else partial(dict, kind=reads)
+        describe = None if reads is None else partial(dict, kind=reads, **pair_inputs)
         add(name, "baseline", "", {"seeds": list(seeds), "wide_cnn": wide}, None, fit, describe)
 
     verdict = evaluate(data, models[0], held.score_constant(counts_RP), models[1:])
@@ -448,7 +461,7 @@ def benchmark_task(
             citation=task.citation, official=data.official, sizes=data.sizes,
             scored_test=len(data.target_rows("test")),
             binary_labels=task.binary_labels if task.is_multilabel else (), columns=task.columns,
-            spreads=SeveralTargets.from_task(data).spreads,
+            spreads=SeveralTargets.from_task(data).spreads, **_describe_pairs(data),
         ),
         model=ModelSummary(trained.name, {"path": str(trained.path), **trained.attributes}),
         settings=Settings(
@@ -476,7 +489,17 @@ def _build_row(
     uncertainty = {}  # out-of-fold predictions estimate that of the final probe, so none are left to measure it
     if not model.folds:
         uncertainty = describe_test_uncertainty(fitted, data, counts_RP, coverage)
-    return replace(model.to_row(data, seeds), uncertainty=uncertainty)
+    by_shared = {} if data.pairs is None else score_by_shared(model.fitted, data, len(counts_RP))
+    return replace(model.to_row(data, seeds), uncertainty=uncertainty, by_shared=by_shared)
+
+
+def _describe_pairs(data: TaskData) -> dict[str, Any]:
+    """Return the fields of a TaskSummary about pairs of proteins."""
+    if data.pairs is None:
+        return {}
+    shared_T = count_shared(data.pairs, data.sets)[data.sets == "test"]
+    counts = {str(number): int((shared_T == number).sum()) for number in SHARED}
+    return {"pair_features": data.pairs.features, "shared_test": counts, "grouping": data.pairs.grouping}
 
 
 def list_probe_remedies(data: TaskData, device: str) -> list[str]:

@@ -12,6 +12,7 @@ from esm2kit.core.paths import expand_paths
 from esm2kit.embedding.config import POOLINGS, check_poolings
 from esm2kit.models.config import check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
+from esm2kit.tasks.pairs import PairFeatures
 
 CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
 ATTENTION = "attention"  # the pooling that is trained with the probe
@@ -62,6 +63,8 @@ class BenchmarkConfig(TaskConfig):
         preset: Probing protocol: esm2kit's, or a published one (bionemo, biotrainer-flip, schmirler, flip2021).
         epochs: Training epochs of a neural probe. Default: the preset's.
         joint: Train one probe on all columns of target, and score them together. Default: one benchmark per column.
+        pair_features: For pairs of proteins, how the vectors of both become one: symmetric (sum, absolute difference
+            and product, the same for both orders) or concat, for ordered pairs.
         seeds: Seeds of the neural probes. One probe is trained per seed, all in one pass.
         untrained: Also probe the same architecture with random weights.
         baselines: Baselines to compute, or none. Default: all that apply to the task.
@@ -91,6 +94,7 @@ class BenchmarkConfig(TaskConfig):
     preset: PresetName = "esm2kit"
     epochs: int | None = None
     joint: bool = False
+    pair_features: PairFeatures = "symmetric"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     untrained: bool = True
     baselines: list[str] | None = None
@@ -107,7 +111,7 @@ class BenchmarkConfig(TaskConfig):
 
     option_groups = OptionGroups(
         usual="task model out_dir probe baselines untrained limit",
-        data="tasks joint embeddings hiddens allow_missing seed",
+        data="tasks joint pair_features embeddings hiddens allow_missing seed",
         probing="preset repr_layer pooling epochs seeds",
         evaluation="folds repeats group_by resamples coverage",
         hardware="device",

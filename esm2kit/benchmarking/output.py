@@ -241,7 +241,8 @@ def write_predictions(
 
 def _digest_sequences(data: TaskData) -> np.ndarray:
     """Digest the sequences of the test proteins: (T, DIGEST_BYTES) bytes."""
-    digests = b"".join(digest_sequence(data.sequences[row]) for row in data.rows("test"))
+    keys = data.keys
+    digests = b"".join(digest_sequence(keys[row]) for row in data.rows("test"))
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 

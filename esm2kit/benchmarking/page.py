@@ -226,6 +226,36 @@ def _build_target_table(report: Report) -> list[dict[str, Any]]:
     return [{"title": "Scores per target", "table": {"headers": headers, "rows": rows, "caption": caption}}]
 
 
+def _build_pair_table(report: Report) -> list[dict[str, Any]]:
+    """Build the section with the scores of test pairs by the number of their proteins that train has."""
+    counts = report.task.shared_test
+    if not counts:
+        return []
+    metrics = [report.task.metric, *(name for name in report.first.metrics if name != report.task.metric)]
+    names = {"0": "none of both", "1": "one of both", "2": "both"}
+    rows = [
+        {
+            "marked": row is report.first,
+            "cells": [
+                {"text": names[number], "small": report.row_names[row.name]},
+                {"text": f"{counts[number]:,}", "number": True},
+                *(format_metric_cell(metric, row.by_shared.get(number, {}).get(metric)) for metric in metrics),
+            ],
+        }
+        for number in counts
+        for row in report.rows
+        if row is report.first or row.kind == "baseline"
+    ]
+    headers = build_headers(["proteins of a test pair that train has", "test pairs", *map(metric_name, metrics)])
+    caption = (
+        f"Proteins count as the same by: {report.task.grouping}. Pairs with new proteins show what transfers; the "
+    )
+    caption += "baseline of interactions per protein knows no sequence. A dash: fewer than five pairs, or undefined."
+    return [
+        {"title": "Scores by proteins that train has", "table": {"headers": headers, "rows": rows, "caption": caption}}
+    ]
+
+
 def _build_class_table(report: Report) -> list[dict[str, Any]]:
     """Build the section with the scores of each class or label."""
     table = report.first.per_class
@@ -284,7 +314,7 @@ def _build_sections(
     if report.layer_sweep is not None:
         sections += build_sweep_sections(report)
     sections += build_uncertainty_section(report, truth, predicted_SM)
-    sections += [*_build_target_table(report), *_build_class_table(report)]
+    sections += [*_build_pair_table(report), *_build_target_table(report), *_build_class_table(report)]
     if report.published:
         rows = [
             {"cells": [{"text": entry.model}, {"text": metric_name(entry.metric)},

@@ -37,7 +37,7 @@ METRIC_NAMES = {
 # Names of the baselines for display. Rows and the option `baselines` use the keys.
 BASELINE_NAMES = {
     "majority": "majority class", "mean": "training-set mean", "onehot_ridge": "one-hot, linear",
-    "onehot_cnn": "one-hot CNN",
+    "onehot_cnn": "one-hot CNN", "degree": "interactions per protein",
     "levenshtein_nearest": "nearest by edit distance", "blosum62_nearest": "nearest by BLOSUM62",
 }  # fmt: skip
 
@@ -132,6 +132,9 @@ class TaskSummary:
         binary_labels: Labels of a multi-label task.
         columns: Names of several values per protein.
         spreads: Standard deviation of the training values of each column.
+        pair_features: How the vectors of two proteins become one, for a task of pairs; empty for single proteins.
+        shared_test: Number of proteins of a test pair that train has ("0", "1", "2") -> number of test pairs.
+        grouping: Which proteins count as one that train has.
     """
 
     name: str
@@ -151,6 +154,9 @@ class TaskSummary:
     binary_labels: Sequence[str] = ()
     columns: Sequence[str] = ()
     spreads: Sequence[float] = ()
+    pair_features: str = ""
+    shared_test: Mapping[str, int] = field(default_factory=dict)
+    grouping: str = ""
 
     @property
     def is_multilabel(self) -> bool:
@@ -253,6 +259,7 @@ class ReportRow:
             sentence. For values: coverage, found, mean_width, quantile (None if infinite), by_spread, offset (see
             `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
             num_seeds, curve (nominal coverage, coverage found, mean width), sentence.
+        by_shared: Number of proteins of a test pair that train has ("0", "1", "2") -> metrics by name, for pairs.
         per_target: Column -> metrics by name, for several values per protein; `metrics` has their means.
         folds: Headline metric of each fold of a cross-validation, the mean over seeds, repeat by repeat.
     """
@@ -274,6 +281,7 @@ class ReportRow:
     uncertainty: Mapping[str, Any] = field(default_factory=dict)
     per_target: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     folds: Sequence[float | None] = ()
+    by_shared: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
 
 
 def describe_row(row: ReportRow) -> str:
@@ -503,7 +511,10 @@ def _parse_parts(found: Mapping[str, Any]) -> dict[str, Any]:
         ReportRow(
             **row
             | {"metrics": _parse_metrics(row["metrics"])}
-            | {"per_target": {name: _parse_metrics(entry) for name, entry in row.get("per_target", {}).items()}}
+            | {
+                part: {name: _parse_metrics(entry) for name, entry in row.get(part, {}).items()}
+                for part in ("per_target", "by_shared")
+            }
         )
         for row in found["rows"]
     ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from esm2kit.benchmarking.baselines.fit import compute_composition, encode_one_hot
+from esm2kit.benchmarking.pair_features import combine_vectors
 from esm2kit.benchmarking.probes.features import Features, Fitted
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.benchmarking.uncertainty import Uncertainty, estimate_uncertainty
@@ -37,6 +38,7 @@ from esm2kit.tasks.conformal import merge_seeds
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, choose_threshold
 from esm2kit.tasks.labels import average_seeds, compute_probabilities, decide_outputs
+from esm2kit.tasks.pairs import PairFeatures
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task, describe_task, read_task
 
@@ -247,16 +249,49 @@ class SavedProbe:
         for batch in split_by_tokens([len(sequence) + 2 for sequence in sequences], budget):
             rows = self._compute_rows([sequences[place] for place in batch], budget)
             sizes = [len(part) for part in rows]
-            outputs_SNC = self.parameters.outputs(torch.cat(rows), sizes, self.task)
-            merged_NC, spread_NC = average_seeds(outputs_SNC, self.task).numpy(), None
-            if self.task.target == "value" and len(outputs_SNC) > 1:
-                spread_NC = merge_seeds(outputs_SNC.flatten(1).numpy())[1].reshape(merged_NC.shape)
+            merged_NC, spread_NC = self._merge_outputs(self.parameters.outputs(torch.cat(rows), sizes, self.task))
             ends = np.cumsum(sizes)[:-1]
             outputs = self._split(merged_NC, ends)
             spreads = [None] * len(batch) if spread_NC is None else self._split(spread_NC, ends)
             for place, *parts in zip(batch, outputs, spreads, strict=True):
                 found[place] = tuple(parts)
         return found
+
+    def _merge_outputs(self, outputs_SNC: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the mean outputs of the seeds (N, C), and the spread of values, None for a single seed and classes."""
+        merged_NC = average_seeds(outputs_SNC, self.task).numpy()
+        if self.task.target != "value" or len(outputs_SNC) == 1:
+            return merged_NC, None
+        return merged_NC, merge_seeds(outputs_SNC.flatten(1).numpy())[1].reshape(merged_NC.shape)
+
+    @property
+    def pair_features(self) -> PairFeatures | None:
+        """How the vectors of two proteins become one, for a probe of pairs; None for one of single proteins."""
+        return self.facts["inputs"].get("pair_features")
+
+    def pair_outputs(
+        self, pairs: Sequence[tuple[str, str]], tokens_per_batch: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Compute the outputs of pairs, as `outputs_and_spreads` does for proteins. Each protein is embedded once.
+
+        Args:
+            pairs: Sequences of both proteins.
+            tokens_per_batch: Tokens per batch of the encoder.
+
+        Returns:
+            For each pair the outputs (C,), and the spread of values.
+        """
+        sequences = sorted({sequence for pair in pairs for sequence in pair})
+        budget = tokens_per_batch or TOKENS_PER_BATCH[self.encoder.device.type if self.encoder else "cpu"]
+        row_of: dict[str, Tensor] = {}
+        for batch in split_by_tokens([len(sequence) + 2 for sequence in sequences], budget):
+            chosen = [sequences[place] for place in batch]
+            row_of |= dict(zip(chosen, self._compute_rows(chosen, budget), strict=True))
+        first_ND, second_ND = (torch.cat([row_of[pair[side]] for pair in pairs]) for side in (0, 1))
+        combined_NX = combine_vectors(first_ND, second_ND, self.pair_features)
+        outputs_SNC = self.parameters.outputs(combined_NX, [1] * len(pairs), self.task)
+        merged_NC, spread_NC = self._merge_outputs(outputs_SNC)
+        return [(outputs, None if spread_NC is None else spread_NC[row]) for row, outputs in enumerate(merged_NC)]
 
     def _split(self, values_NC: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
         """Split the rows of a batch into those of each protein."""

@@ -29,6 +29,7 @@ NAMES = {
     "onehot_cnn": "a CNN of the sequence",
     "levenshtein_nearest": "the nearest training sequence",
     "blosum62_nearest": "the nearest training sequence",
+    "degree": "how often each protein interacts",
 }
 
 
@@ -206,18 +207,21 @@ def _warn_about_values(first: ScoredModel, spread: float, num_test: int) -> list
     return warnings
 
 
-def evaluate_new_predictions(task: Task, summary: Mapping[str, Any], labels: Mapping[str, Any]) -> Verdict:
+def evaluate_new_predictions(
+    task: Task, summary: Mapping[str, Any], labels: Mapping[str, Any], noun: str = "proteins"
+) -> Verdict:
     """Compare predictions of new proteins with the training labels.
 
     Args:
         task: The task.
         summary: {"count", "low", "high", "deviation"} of predicted values, or {"count", "classes": {label: count}}.
         labels: Description of the training labels, see `saved_probe.describe_labels`. Empty if unknown.
+        noun: What was predicted: proteins, or pairs of them.
 
     Returns:
         The verdict, with a warning if the predictions have collapsed.
     """
-    what = "residues" if task.level == "residue" else "proteins"
+    what = "residues" if task.level == "residue" else noun
     count, unit = summary["count"], f" {task.unit}" if task.unit else ""
     if not count:
         return Verdict("No proteins were predicted.")

@@ -243,7 +243,9 @@ class PredictConfig:
     Args:
         model: Fine-tuned model (finetuned.safetensors or its folder), the folder of a benchmark, whose best row on
             validation predicts, or one of its probes (probes/<row>.safetensors).
-        fasta: FASTA file (plain, .gz or .zst), several files, or a folder.
+        fasta: FASTA file (plain, .gz or .zst), several files, or a folder. For a model of pairs also a table with the
+            columns sequence_a and sequence_b, or a FASTA with INTERACTOR=.
+        pairs: For a model of pairs, a table with two columns of names of fasta, such as protein_a and protein_b.
         out: Output file: .tsv, .csv or .h5. A manifest is written next to it.
         base: Encoder of adapters (mode lora) or of a probe. Default: its location during training.
         precision: Precision of the encoder. float32 is exact; bfloat16 (CPU and CUDA) and int8 (CPU) are faster and
@@ -264,6 +266,7 @@ class PredictConfig:
     model: Path
     fasta: Path | list[Path]
     out: Path
+    pairs: Path | None = None
     base: str | None = None
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -275,7 +278,7 @@ class PredictConfig:
     plot: bool = True
 
     option_groups = OptionGroups(
-        usual="fasta model out coverage",
+        usual="fasta model out coverage pairs",
         model="base",
         hardware="device devices precision batch_tokens layer_by_layer shard",
         output="plot",

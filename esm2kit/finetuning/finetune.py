@@ -35,7 +35,7 @@ from esm2kit.models.load import find_model, load_model
 from esm2kit.models.lora import add_lora, check_adapters, load_adapters, sample_adapters, weights_sha256
 from esm2kit.models.pooling import pool_rows
 from esm2kit.models.weights import Weights
-from esm2kit.tasks.data import TaskData, load_task_of
+from esm2kit.tasks.data import TaskData, check_single_proteins, load_task_of
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels
@@ -106,7 +106,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
         out_dir.mkdir(parents=True, exist_ok=True)
         with hold_lock(out_dir / ".download.lock", None):  # one rank downloads while the others wait
             download_flip(config.task, Path(config.data_dir), config.split)
-    data = load_task_of(config)
+    data = check_single_proteins(load_task_of(config), "fine-tuning")
     if config.limit is not None:
         data = data.limit_proteins(config.limit)
     requested = config.precision

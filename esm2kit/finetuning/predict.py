@@ -28,6 +28,7 @@ from esm2kit.core.process_group import Process, gather_on_rank_0, join_process_g
 from esm2kit.core.progress import Progress
 from esm2kit.core.provenance import build_provenance
 from esm2kit.finetuning.config import SUFFIXES, PredictConfig
+from esm2kit.finetuning.pair_inputs import read_new_pairs
 from esm2kit.finetuning.prediction_summary import PredictionSummary
 from esm2kit.finetuning.predictor import Predictor, load_predictor
 from esm2kit.models.encoder import TOKENS_PER_BATCH
@@ -39,12 +40,16 @@ from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.letters import LetterCounts
 from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.tasks.label_sets import format_label_set
+from esm2kit.tasks.pair_files import ProteinPair
 from esm2kit.tasks.scaling import TargetScale
 
 logger = logging.getLogger(__name__)
 
 # Proteins in memory together. Batches are sorted by length, the output has the order of the FASTA file.
 PROTEINS_AT_ONCE = 2048
+ID_SEPARATOR = "\t"  # between the ids of a pair of proteins
+# The pairs to predict and their files; None for a model of single proteins.
+NewPairs = tuple[list[ProteinPair], dict[str, Path]] | None
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -86,27 +91,34 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         model.encoder.batch_tokens = config.batch_tokens
     copied = copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size)
     with copied as files, stop_with_peers(), _close(model):
-        run_on_rank_0(process, lambda: _check_records(files))
-        result = None if process.rank else _predict_files(config, model, files, process)
+        pairs = read_new_pairs(config, model)
+        if pairs is None:
+            run_on_rank_0(process, lambda: _check_records(files))
+        result = None if process.rank else _predict_files(config, model, files, process, pairs)
         if process.rank:
-            for _ in _predict_blocks(config, model, files, process):
+            for _ in _predict_blocks(config, model, files, process, pairs):
                 pass
         return run_on_rank_0(process, lambda: result)
 
 
 def _predict_blocks(
-    config: PredictConfig, model: Predictor, files: list[Path], process: Process
+    config: PredictConfig, model: Predictor, files: list[Path], process: Process, pairs: NewPairs
 ) -> Iterator[list[tuple[Record, tuple[np.ndarray, np.ndarray | None]]]]:
     """Predict the records in blocks, of which each process computes a share.
 
     Yields:
         The records of a block with their outputs and spreads, in order; an empty list on ranks other than the first.
     """
-    records = itertools.chain.from_iterable(read_fasta(path) for path in files)
+    records: Iterator[Any] = itertools.chain.from_iterable(read_fasta(path) for path in files)
+    if pairs is not None:
+        named = (f"{first[0]}{ID_SEPARATOR}{second[0]}" for first, second in pairs[0])
+        sequences = ((first[1], second[1]) for first, second in pairs[0])
+        records = (Record(name, name, both) for name, both in zip(named, sequences, strict=True))
+    compute = model.outputs_and_spreads if pairs is None else model.pair_outputs
     while block := list(itertools.islice(records, PROTEINS_AT_ONCE * process.world_size)):
         own = [record.sequence for record in block[process.rank :: process.world_size]]
         with _explain_memory(config, model):
-            found = model.outputs_and_spreads(own, config.batch_tokens)
+            found = compute(own, config.batch_tokens) if own else []
             if model.encoder is not None:
                 model.encoder.finish()
         shares = gather_on_rank_0(process, found)
@@ -147,11 +159,14 @@ def _list_loading_remedies(config: PredictConfig) -> list[str]:
     return [*found, *([] if config.device == "cpu" else ["--device cpu"]), "a smaller model"]
 
 
-def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], process: Process) -> dict[str, Any]:
+def _predict_files(
+    config: PredictConfig, model: Predictor, files: list[Path], process: Process, pairs: NewPairs
+) -> dict[str, Any]:
     out = Path(config.out)
     labels = list(model.task.binary_labels or model.task.labels or model.task.columns)
     names = ["fasta"] if len(files) == 1 else [f"fasta_{number}" for number in range(len(files))]
-    inputs = dict(zip(names, files, strict=True)) | {"model": sha256_file(model.source)}
+    inputs = dict(zip(names, files, strict=True)) if pairs is None else dict(pairs[1])
+    inputs |= {"model": sha256_file(model.source)}
     encoder = model.encoder
     recorded = config if encoder is None else replace(config, precision=encoder.precision)
     manifest = build_provenance("predict", recorded, inputs)
@@ -160,24 +175,26 @@ def _predict_files(config: PredictConfig, model: Predictor, files: list[Path], p
     about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage)
     about |= {"coverage": config.coverage} if model.task.target == "value" else {}
     about |= {"threshold": model.threshold} if model.task.is_multilabel else {}
-    started, progress = time.monotonic(), Progress(logger, "predicted", "proteins")
+    about |= {} if pairs is None else {"pair_features": model.pair_features}
+    noun = "proteins" if pairs is None else "pairs"
+    started, progress = time.monotonic(), Progress(logger, "predicted", noun)
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)
     writer = _write_table if out.suffix in SUFFIXES else _write_hdf5
     summary = PredictionSummary(model.task, model.scale)
     with progress, atomic_path(out) as part, writer(part, out.suffix, model, about, manifest) as write:
-        for block in _predict_blocks(config, model, files, process):
+        for block in _predict_blocks(config, model, files, process, pairs):
             for record, (values, spread) in block:
                 write(record, values, spread)
                 summary.add(record.id, model.decide(values if model.task.level == "residue" else values[None]))
             progress.update(progress.done + len(block))
     plot = summary.write_plot(out.with_name(f"{out.name}.svg"), model.training_labels) if config.plot else None
     described = summary.describe()
-    verdict = evaluate_new_predictions(model.task, described, model.training_labels)
+    verdict = evaluate_new_predictions(model.task, described, model.training_labels, noun)
     path = out.with_name(f"{out.name}.json")
     about |= {"num_proteins": progress.done, "predictions": described, "verdict": verdict.sentence}
     write_sealed_json(path, {**about, "warnings": verdict.warnings, "provenance": manifest})
-    logger.info("predicted %d proteins in %.1f s", progress.done, time.monotonic() - started)
+    logger.info("predicted %d %s in %.1f s", progress.done, noun, time.monotonic() - started)
     logger.info("%s", about["uncertainty"])
     log_verdict(*verdict)
     result = {"out": out, "manifest": path, "plot": plot, "num_proteins": progress.done, "task": model.task.name}
@@ -229,15 +246,16 @@ def _write_table(
     task, per_residue = model.task, model.task.level == "residue"
     columns = ["prediction", *(f"p_{label}" for label in about["labels"]), *list_interval_columns(model)]
     columns = list(task.columns) or columns
+    ids = ["protein_a", "protein_b"] if "pair_features" in about else ["id"]
     with open(part, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
-        rows.writerow(["id", *(["position", "residue"] if per_residue else []), *columns])
+        rows.writerow([*ids, *(["position", "residue"] if per_residue else []), *columns])
 
         def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
-            decided = model.decide(outputs_MC)
+            decided, names = model.decide(outputs_MC), record.id.split(ID_SEPARATOR)
             if task.columns:
-                rows.writerow([record.id, *(f"{value:.{digits}g}" for value in decided[0])])
+                rows.writerow([*names, *(f"{value:.{digits}g}" for value in decided[0])])
                 return
             if task.is_multilabel:
                 shown = [format_label_set(decided[0], task.binary_labels)]
@@ -252,7 +270,7 @@ def _write_table(
                 more = [[f"{value:.{digits}g}" for value in row] for row in numbers]
             for place, (label, others) in enumerate(zip(shown, more, strict=True)):
                 where = [place + 1, record.sequence[place]] if per_residue else []
-                rows.writerow([record.id, *where, label, *others])
+                rows.writerow([*names, *where, label, *others])
 
         yield write
 
@@ -306,7 +324,7 @@ def _write_hdf5(
 
         def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             dataset = file.create_dataset(str(len(file)), data=model.probabilities(outputs))
-            dataset.attrs["original_id"] = record.id
+            dataset.attrs["original_id"] = record.id.replace(ID_SEPARATOR, " ")
             if columns:
                 decided = model.decide(outputs if per_residue else outputs[None])
                 found = compute_interval_columns(model, decided, spread, about["coverage"])

@@ -25,7 +25,7 @@ from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.store import SequenceStore
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import TaskData, check_single_proteins, load_task
 from esm2kit.training.defaults import check_resumed_precision, resolve_hardware, resolve_micro_batches
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import TrainingLoop, fit
@@ -238,7 +238,7 @@ def _downstream_task(config: PretrainConfig) -> TaskData | None:
         config.downstream_level,
         config.downstream_target,
     )
-    return data.limit_proteins(config.downstream_limit)
+    return check_single_proteins(data, "a downstream task").limit_proteins(config.downstream_limit)
 
 
 def _initial_model(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,24 @@ from esm2kit.core.paths import expand_path
 from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.letters import FileLetters, LetterCounts
 from esm2kit.tasks.config import TaskConfig
-from esm2kit.tasks.files import Source, TaskRecord, parse_split_name, read_description, read_split
+from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, parse_split_name, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import SPLITS_FOLDER, find_custom_task, infer_task
 from esm2kit.tasks.kinds import describe_own_format, find_task_table
 from esm2kit.tasks.label_sets import format_label_set, merge_rows, pack_columns, stratify_columns
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
-from esm2kit.tasks.labels_table import LabelRecords, read_labels
+from esm2kit.tasks.labels_table import UNASSIGNED, LabelRecords, read_labels
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.pair_files import PairFile, has_pairs, read_pairs
+from esm2kit.tasks.pairs import (
+    Pairs,
+    assign_pair_sets,
+    build_keys,
+    choose_pair_validation,
+    describe_overlap,
+    find_repeated_pairs,
+    group_proteins,
+)
 from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets, build_strata
 from esm2kit.tasks.tables import format_column_name, split_unit
 from esm2kit.tasks.task import Level, Split, SplitBy, TargetType, Task
@@ -53,6 +64,7 @@ class TaskData:
         notes: what a reader needs to know to interpret a score.
         official: True if the set sizes are FLIP's, so that scores can be compared with published ones.
         split_method: how the sets were chosen; empty if they are those of the files.
+        pairs: the second proteins of a task of pairs, whose records are pairs; None for single proteins.
     """
 
     task: Task
@@ -66,6 +78,7 @@ class TaskData:
     notes: tuple[str, ...] = ()
     official: bool = False
     split_method: str = ""
+    pairs: Pairs | None = None
 
     @cached_property
     def num_residues(self) -> np.ndarray:
@@ -91,7 +104,16 @@ class TaskData:
         for lines in (self.ids, self.sequences, self.sets):
             digest.update("\n".join(lines).encode())
         digest.update(self.targets.tobytes() + self.scored.tobytes())
+        if self.pairs is not None:
+            digest.update("\n".join([self.pairs.features, *self.pairs.second]).encode())
         return digest.hexdigest()
+
+    @property
+    def keys(self) -> list[str]:
+        """One text per record, equal for equal proteins, or for equal pairs of proteins in either order."""
+        if self.pairs is None:
+            return self.sequences
+        return build_keys(self.sequences, self.pairs.second, ordered=self.pairs.features == "concat")
 
     def rows(self, set_name: str) -> np.ndarray:
         """Indices of the proteins of a set."""
@@ -116,6 +138,7 @@ class TaskData:
             sets=self.sets[rows],
             targets=self.targets[indices],
             scored=self.scored[indices],
+            pairs=self.pairs and self.pairs.subset(rows),
         )
 
     def limit_proteins(self, limit: int, seed: int = 0) -> "TaskData":
@@ -224,13 +247,11 @@ def load_task(
             )
     else:
         folder, split, file = find_custom_task(task, split, data_dir)
-        found = find_task_table(folder, split, file)
-        if found is not None:
-            kinds = {"target_type": target_type, "level": level, "target": target}
-            if pooled:
-                return load_pooled_labels(found.path, set=found.set_column or None, **kinds)
-            chosen = {"split_by": split_by, "identity": identity, "split_seed": split_seed}
-            return load_labels(found.path, set=found.set_column or None, **kinds, **chosen)
+        kinds = {"target_type": target_type, "level": level, "target": target}
+        how = {"split_by": split_by, "identity": identity, "split_seed": split_seed}
+        other = _load_other_table(folder, split, file, kinds, how, pooled)
+        if other is not None:
+            return other
     rows, sources, dropped, unread = read_split(folder, split, file, target, needs_sets=not pooled)
     inferred: tuple[str, ...] = ()
     given = Counter(row.set for row in rows)
@@ -278,6 +299,24 @@ def _note_left_out(source: Source, unread: tuple[str, ...], dropped: int) -> lis
     if dropped:
         notes.append(f"{dropped} records of {source.path.name} belong to no set of this split and were dropped")
     return notes
+
+
+def _load_other_table(
+    folder: Path, split: str, file: Path | None, kinds: dict[str, Any], how: dict[str, Any], pooled: bool
+) -> TaskData | None:
+    """Load a task whose file is of pairs of proteins, or a table of another project; None for other files."""
+    files = [file] if file else [folder / f"{split}{ending}" for ending in ENDINGS]
+    path = next((path for path in files if has_pairs(path, needs_sequences=True)), None)
+    if path is not None:
+        found = read_pairs(path, None, kinds["target"], None, kinds["target_type"])
+        name = _name_task(folder, file)
+        return _load_pairs(found, name, split, kinds["target_type"], kinds["level"], **how, pooled=pooled)
+    table = find_task_table(folder, split, file)
+    if table is None:
+        return None
+    if pooled:
+        return load_pooled_labels(table.path, set=table.set_column or None, **kinds)
+    return load_labels(table.path, set=table.set_column or None, **kinds, **how)
 
 
 def _finish(data: TaskData, notes: list[str], source: Source, known_before: int = 0) -> TaskData:
@@ -336,6 +375,11 @@ def load_labels(
     Raises:
         InputError: a file, a column or a row is invalid, or nothing matches; the message names it.
     """
+    if has_pairs(expand_path(labels), needs_sequences=fasta is None):
+        paired = read_pairs(expand_path(labels), fasta, target, set, target_type)
+        name = f"{_strip_suffixes(expand_path(labels))}_{format_column_names(paired.targets)}"
+        how = {"split_by": split_by, "identity": identity, "split_seed": split_seed}
+        return _load_pairs(paired, name, paired.set_column, target_type, level, **how)
     found = read_labels(labels, fasta, id, target, set, target_type)
     rows = found.rows if found.set_column else _halve(found.rows)
     data, notes = _pack_labels(found, rows, target_type, level)
@@ -347,6 +391,56 @@ def load_labels(
     elif not len(data.rows("validation")):
         data = _choose_validation(data, split_by, identity, notes, split_seed)
     return _finish(data, notes, found.files["labels"])
+
+
+def _load_pairs(
+    found: PairFile,
+    name: str,
+    split: str,
+    target_type: TargetType | None,
+    level: Level | None,
+    split_by: SplitBy,
+    identity: float,
+    split_seed: int,
+    pooled: bool = False,
+) -> TaskData:
+    """Build a task of pairs from the records of its file, and divide them if the file has no sets."""
+    source = found.files["split"]
+    if level == "residue" or pooled:
+        what = "level residue" if level == "residue" else "cross-validation"
+        raise InputError(
+            f"{source}: pairs of proteins do not work with {what}. Omit it.", code="pairs.option", path=source.path
+        )
+    rows = [pair.row for pair in found.records]
+    assigned = all(row.set != UNASSIGNED for row in rows)
+    rows = rows if assigned else _halve(rows)
+    declared, columns = {"unit": _find_unit(found.targets)}, list_columns(found.targets)
+    task, inferred = infer_task(name, split, rows, {"split": source}, target_type, "protein", declared, columns)
+    data, _ = _pack_targets(task, split, rows, {"split": source})
+    first, second = data.sequences, [pair.second for pair in found.records]
+    groups, grouping = group_proteins(first, second, identity if split_by == "identity" else None)
+    ids = [pair.first_id for pair in found.records], [pair.second_id for pair in found.records]
+    files = {kind: given.path for kind, given in found.files.items()}
+    data = dataclasses.replace(data, pairs=Pairs(*ids, second, groups, grouping), files=files)
+    notes = [*found.notes, *inferred, *_check_letters(dataclasses.replace(data, sequences=[*first, *second]))]
+    if not assigned:
+        chosen = assign_pair_sets(first, second, stratify(data), split_by, identity, split_seed)
+        task = dataclasses.replace(task, splits={chosen.name: Split()}, default_split=chosen.name)
+        data = dataclasses.replace(data, task=task, split=chosen.name, sets=chosen.sets, split_method=chosen.method)
+        data = data.subset(np.flatnonzero(chosen.sets != ""))
+        notes.append(f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})")
+    elif not len(data.rows("validation")) and len(data.rows("train")) > 1:
+        train, sets = data.rows("train"), data.sets.astype("U10")
+        pairs = [first[row] for row in train], [second[row] for row in train]
+        sets[train] = choose_pair_validation(*pairs, stratify(data)[train], identity, split_seed)
+        notes.append(f"no pair is marked as validation, so a tenth of train was chosen (seed {split_seed})")
+        data = dataclasses.replace(data, sets=sets, split_method="validation: random pairs")
+    notes.append(describe_overlap(data.pairs, data.sets))
+    notes += find_repeated_pairs(data.keys, data.targets, data.sets)
+    notes.append(
+        "intervals resample pairs; pairs that share a protein are not independent, so intervals are too narrow"
+    )
+    return _finish(data, notes, source)
 
 
 def _pack_labels(
@@ -431,6 +525,30 @@ def _name_task(folder: Path, file: Path | None) -> str:
     if file is not None:
         return parse_split_name(file.name) or file.name
     return folder.absolute().parent.name if folder.name == SPLITS_FOLDER else folder.name
+
+
+def check_single_proteins(data: TaskData, stage: str) -> TaskData:
+    """Check that the records of a task are single proteins.
+
+    Args:
+        data: the task.
+        stage: what does not support pairs, for the message.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: they are pairs.
+    """
+    if data.pairs is not None:
+        raise InputError(
+            f"{data.files['split']} has pairs of proteins, which {stage} does not support. Train a probe of pairs with "
+            "`esm2kit benchmark`.",
+            code="pairs.stage",
+            stage=stage,
+            path=data.files["split"],
+        )
+    return data
 
 
 def load_task_of(config: TaskConfig) -> TaskData:
@@ -603,7 +721,7 @@ def _check_letters(data: TaskData) -> list[str]:
 
 def _find_contradictions(data: TaskData) -> list[str]:
     """Note sequences that have different targets in different records."""
-    if data.task.level == "residue":
+    if data.task.level == "residue" or data.pairs is not None:
         return []
     first, differing, example = {}, set(), ""
     for row, sequence in enumerate(data.sequences):
@@ -748,15 +866,15 @@ def _compare_with_flip(data: TaskData, notes: list[str]) -> TaskData:
         notes.append(f"set sizes differ from FLIP's ({sizes_found}): not comparable with published scores")
     fitted, tested = (np.flatnonzero(chosen) for chosen in (data.sets != "test", data.sets == "test"))
     both = {data.ids[row] for row in fitted} & {data.ids[row] for row in tested}
-    if both:
+    if both and data.pairs is None:
         notes.append(f"{len(both)} protein ids occur in both train and test")
     seen = {data.sequences[row] for row in fitted}
     shared = sum(data.sequences[row] in seen for row in tested)
-    if shared:
+    if shared and data.pairs is None:
         notes.append(f"the sequences of {shared} of {len(tested)} test proteins also occur in train or validation")
     notes += _find_contradictions(data)
     repeated = sum(count - 1 for count in Counter(data.ids).values())
-    if repeated:
+    if repeated and data.pairs is None:
         notes.append(f"{repeated} records repeat an earlier id")
     classes = np.unique(data.targets[data.target_rows("train")], axis=0)
     if task.has_columns:

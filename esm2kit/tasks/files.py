@@ -321,7 +321,8 @@ def _check_pairs(names: Iterable[str], row_id: str, source: Source) -> None:
     if pair is not None:
         found = f"has the column {pair}" if source.is_table else f"record {row_id!r} has the field {pair}="
         raise InputError(
-            f"{source}: {found}: a target of a pair of proteins. Only targets of single proteins are supported.",
+            f"{source}: {found}: a target of a pair of proteins. Write all records as pairs, or a table with "
+            "the columns sequence_a, sequence_b, target and set.",
             code="task.pair",
             record=row_id,
             field=pair,

@@ -115,7 +115,7 @@ def read_labels(
     table = add_sequences(read_set_files(set_files) if set_files else read_table(path))
     kind = find_kind(table) if fasta is None else None
     files = find_fasta_files(fasta) if fasta is not None else []
-    records = _read_records(files)
+    records = read_fasta_records(files)
     if kind is not None and kind is not NATIVE:
         id = id or (kind.id if kind.id in table.columns else None)
         target, set = target or kind.target, set or (None if pooled else _choose_set_column(table, kind))
@@ -166,7 +166,7 @@ def _choose_set_column(table: Table, kind: TableKind) -> str | None:
     return kind.set or next(iter(folds), None)
 
 
-def _read_records(files: Sequence[Path]) -> list[Record]:
+def read_fasta_records(files: Sequence[Path]) -> list[Record]:
     """Read the records of FASTA files, without repetitions of equal ones."""
     records = (record for file in files for record in read_fasta(file))
     return list({(record.id, record.sequence): record for record in records}.values())
@@ -413,7 +413,7 @@ def _join(
     """
     source, several = Source(table.path), len(columns.targets) > 1
     name = ", ".join(table.columns[place] for place in columns.targets)
-    found = [_read_cells(table, place, target_type) for place in columns.targets]
+    found = [read_cells(table, place, target_type) for place in columns.targets]
     numeric, commas = all(column.numeric for column in found), next((column.commas for column in found), "")
     cells = [CELL_SEPARATOR.join(cells) for cells in zip(*(column.cells for column in found), strict=True)]
     missing = {"", CELL_SEPARATOR * (len(found) - 1)}
@@ -506,7 +506,7 @@ def _is_per_residue(cell: str, record: Record) -> bool:
     return len(split_residue_labels(cell, len(record.sequence))) == len(record.sequence)
 
 
-class _Cells(NamedTuple):
+class Cells(NamedTuple):
     """The cells of a column of targets, empty where a value is missing, and how they were read."""
 
     cells: list[str]
@@ -514,14 +514,14 @@ class _Cells(NamedTuple):
     commas: str
 
 
-def _read_cells(table: Table, place: int, target_type: TargetType | None) -> _Cells:
+def read_cells(table: Table, place: int, target_type: TargetType | None) -> Cells:
     """Read a column of targets: numbers in one notation, missing values as empty cells."""
     cells, commas = table.cells(place), ""
     numeric = target_type not in ("class", "multilabel") and is_numeric(cells)
     missing = list_missing(cells, numeric)
     if numeric:
         cells, commas = parse_numbers(cells, table, table.columns[place])
-    return _Cells(["" if cell.lower() in missing else cell for cell in cells], numeric, commas)
+    return Cells(["" if cell.lower() in missing else cell for cell in cells], numeric, commas)
 
 
 def _merge_labels(first: str, second: str) -> str:

@@ -33,9 +33,14 @@ def write_split(data: TaskData, out_dir: Path) -> Path | None:
     out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["id", "set", *(data.task.columns or ["target"]), "sequence"])
         columns = data.targets.T.tolist() if data.task.columns else [_format_targets(data)]
-        table.writerows(zip(data.ids, data.sets, *columns, data.sequences, strict=True))
+        names = ["id", "set", *(data.task.columns or ["target"]), "sequence"]
+        cells = [data.ids, data.sets, *columns, data.sequences]
+        if data.pairs is not None:
+            names = ["protein_a", "protein_b", *names[1:-1], "sequence_a", "sequence_b"]
+            cells = [data.pairs.first_ids, data.pairs.second_ids, *cells[1:], data.pairs.second]
+        table.writerow(names)
+        table.writerows(zip(*cells, strict=True))
     logger.info("wrote the sets to %s (%s)", path, data.split_method)
     return path
 

@@ -10,8 +10,10 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import Tensor
 
+from esm2kit.benchmarking.baselines.degree import fit_degree
 from esm2kit.benchmarking.baselines.neighbours import predict_by_blosum62, predict_by_edit_distance
 from esm2kit.benchmarking.baselines.window_cnn import WindowCnnConfig, fit_window_cnn
+from esm2kit.benchmarking.pair_features import combine_features, list_proteins
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, select_threshold
@@ -47,7 +49,10 @@ class Baseline(NamedTuple):
 
 def list_baselines(data: TaskData) -> tuple[str, ...]:
     """Return the names of the baselines that apply to a task."""
-    names = ("mean" if data.task.target == "value" else "majority", "composition", "onehot_ridge", "onehot_cnn")
+    constant = "mean" if data.task.target == "value" else "majority"
+    if data.pairs is not None:
+        return (constant, *(() if data.task.has_columns else ("degree",)), "composition")
+    names = (constant, "composition", "onehot_ridge", "onehot_cnn")
     nearest = ("levenshtein_nearest", "blosum62_nearest") if data.task.variants else ()
     if data.task.is_multilabel and not nearest:  # relatives often share labels
         nearest = ("levenshtein_nearest",)
@@ -89,6 +94,9 @@ def fit_baseline(
         "mean": lambda: _fit_constant(name, data),
         "majority": lambda: _fit_constant(name, data),
         "composition": lambda: _fit_composition(data),
+        "degree": lambda: Baseline(
+            name, fit_degree(data), "knows only how often each protein has each target in train"
+        ),
         "onehot_ridge": lambda: _fit_one_hot_ridge(data),
         "onehot_cnn": lambda: _fit_one_hot_cnn(data, seeds, wide_cnn),
         "levenshtein_nearest": lambda: _build_nearest(name, predict_by_edit_distance(data), "edit distance"),
@@ -204,7 +212,11 @@ def _fit_composition(data: TaskData) -> Baseline:
     """Fit a linear model of the amino-acid composition."""
     per_protein = data.task.level == "protein"
     scope = "the protein, and its log length" if per_protein else f"a window of +-{COMPOSITION_WINDOW} residues"
-    fitted = fit_probe(compute_composition(data), ProbeTargets.from_task(data), _choose_linear_probe(data))
+    if data.pairs is None:
+        features = compute_composition(data)
+    else:
+        features, scope = combine_features(compute_composition(list_proteins(data)), data), "both proteins of a pair"
+    fitted = fit_probe(features, ProbeTargets.from_task(data), _choose_linear_probe(data))
     return Baseline("composition", fitted, f"linear model of the amino-acid composition of {scope}")
 
 
