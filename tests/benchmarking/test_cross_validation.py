@@ -180,12 +180,12 @@ def test_a_widened_interval_and_difference():
 
 
 def test_intervals_contain_the_truth_as_often_as_promised_where_the_plain_bootstrap_does_not():
-    found = count_covered(Scenario(60, 1, 20, 0.7, "value", 5), 200, num_truth=100, resamples=100)
-    # 95% of binomial counts of 200 are from 0.92 to 0.98; a larger coverage is no broken promise
-    assert (found["reported"] >= 0.915).all(), found
-    assert (found["difference"] >= 0.915).all(), found
-    assert (found["plain"] < 0.915).all(), found
-    assert (found["width"] < 1).all(), found
+    found = count_covered(Scenario(60, 1, 8, 0.7, "value", 5), 200, num_truth=100, resamples=100)
+    # a coverage of 95% gives 183 or more of 200 with a probability of 98%; a larger one is no broken promise
+    for kind in ("reported", "difference"):
+        assert (found[kind] >= 0.915).all(), found
+    assert found["plain"].mean() < 0.88, found
+    assert (found["width"] < 0.8).all(), found
 
 
 def test_the_final_probe_is_fitted_on_all_proteins_with_the_median_penalty():

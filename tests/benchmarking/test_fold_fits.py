@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from esm2kit.benchmarking.probes import linear
+from esm2kit.benchmarking.probes import fit, fold_training, linear
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
@@ -78,12 +78,49 @@ def test_ridge_by_rows_equals_ridge_by_columns_and_scikit_learn():
     assert by_rows.selected["penalty_per_row"] == min(errors, key=errors.get)
 
 
-@pytest.mark.parametrize(("probe", "classes"), [("logistic", True), ("fnn", False), ("fnn", True)])
-def test_other_probes_in_folds_equal_separate_fits(probe, classes):
+def test_logistic_regression_in_folds_equals_separate_fits():
+    features, y_N = draw(83, 12, classes=True)
+    targets, config = divide(y_N, 4), ProbeConfig("logistic")
+    separate = [fit_probe(features, each, config) for each in targets]
+    assert_equal_fits(fit_probe_folds(features, targets, config), separate, 0.0)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 15},
+        {"epochs": 120, "patience": 3},  # folds and seeds stop at different epochs
+        {"epochs": 10, "patience": None, "keep": "last", "dropout": 0.0},
+        {"epochs": 10, "optimizer": "adamw_amsgrad", "weight_decay": 0.1, "standardize": False, "scale_targets": False},
+    ],
+    ids=["default", "stops", "last", "biotrainer"],
+)
+def test_fnns_of_all_folds_in_one_pass_equal_separate_fits(classes, settings, monkeypatch):
     features, y_N = draw(83, 12, classes)
-    targets, config = divide(y_N, 4), ProbeConfig(probe, epochs=15, batch_size=16)
+    # training sets of 49 to 52 proteins: folds have different numbers of batches
+    targets, config = divide(y_N, 4, 2), ProbeConfig("fnn", batch_size=10, **settings)
     separate = [fit_probe(features, each, config, (0, 3)) for each in targets]
-    assert_equal_fits(fit_probe_folds(features, targets, config, (0, 3)), separate, 1e-6)
+    monkeypatch.setattr(fit, "fit_probe", None)
+    monkeypatch.setattr(fit, "fit_head", None)
+    together = fit_probe_folds(features, targets, config, (0, 3))
+    assert_equal_fits(together, separate, 1e-6)
+    for ours, theirs in zip(together, separate, strict=True):
+        if classes:
+            np.testing.assert_allclose(ours.test_logits_MC, theirs.test_logits_MC, rtol=0, atol=1e-6)
+    assert settings.get("patience") != 3 or len({epoch for each in separate for epoch in each.selected["epoch"]}) > 2
+
+
+def test_folds_that_do_not_fit_in_memory_are_fitted_separately(monkeypatch):
+    features, y_N = draw(83, 12)
+    targets, config = divide(y_N, 4), ProbeConfig("fnn", epochs=3)
+    together = fit_probe_folds(features, targets, config, (0,))
+    monkeypatch.setattr(fold_training, "MAX_BYTES", 1000)
+    monkeypatch.setattr(fit, "fit_fnn_folds", None)
+    assert_equal_fits(fit_probe_folds(features, targets, config, (0,)), together, 1e-6)
+    ridge = fit_probe_folds(features, targets, ProbeConfig("ridge"))
+    monkeypatch.setattr(linear, "MAX_PRODUCT_BYTES", 1000)
+    assert_equal_fits(fit_probe_folds(features, targets, ProbeConfig("ridge")), ridge, 1e-9)
 
 
 def test_a_given_penalty_is_used():

@@ -8,6 +8,7 @@ import torch
 
 from esm2kit.benchmarking.probes.config import ProbeConfig, ProbeName, default_probe
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, check_finite
+from esm2kit.benchmarking.probes.fold_training import can_share_a_pass, fit_fnn_folds
 from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge, fit_ridge_folds
@@ -72,8 +73,8 @@ def fit_probe_folds(
 ) -> list[Fitted]:
     """Fit a probe in each fold of a cross-validation, as `fit_probe` does.
 
-    Ridge regression takes the folds of a repeat from one pass over the features. All other probes are fitted one fold
-    after the other.
+    Ridge regression takes the folds of a repeat from one pass over the features, and the FNN of proteins trains all
+    folds and seeds in one pass. All other probes are fitted one fold after the other.
 
     Args:
         features: Rows of the task's proteins.
@@ -88,13 +89,17 @@ def fit_probe_folds(
     Raises:
         InputError: As for `fit_probe`.
     """
-    if config.probe != "ridge":
+    shared = can_share_a_pass(features, targets_F, config)
+    if config.probe != "ridge" and not shared:
         return [fit_probe(features, targets, config, seeds, device)._replace(parameters=None) for targets in targets_F]
     check_probe(config.probe, targets_F[0].task)
     check_rows(features, targets_F[0], config.probe)
     start = time.perf_counter()
     try:
-        fitted = [fit for part in _split_repeats(targets_F) for fit in fit_ridge_folds(features, part)]
+        if shared:
+            fitted = fit_fnn_folds(features, targets_F, config, seeds, torch.device(device))
+        else:
+            fitted = [fit for part in _split_repeats(targets_F) for fit in fit_ridge_folds(features, part)]
     except InputError:
         check_finite(features, targets_F[0])
         raise

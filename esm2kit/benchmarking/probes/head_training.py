@@ -199,7 +199,7 @@ def fit_head(
         history["validation_loss"].append(loss_S.tolist())
         improved = running & (loss_S < best_loss)
         best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
-        _check_finite_loss(best_loss, config, seeds)
+        check_finite_loss(best_loss, config, seeds)
         saved = improved if config.keep == "best" else running
         kept_epoch[saved] = epoch
         for kept, parameter in zip(best, model.parameters(), strict=True):
@@ -218,7 +218,7 @@ def fit_head(
     for set_name in ("test", "validation"):
         parts: list[Tensor] | None = [] if targets.task.target == "class" else None
         predicted[set_name], loss_S = _predict(rows, model, set_name, parts)
-        _check_finite_loss(loss_S, config, seeds, set_name)
+        check_finite_loss(loss_S, config, seeds, set_name)
         logits[f"{set_name}_logits_MC"] = torch.cat(parts).numpy() if parts else None
     parameters = _collect_parameters(rows, model, config.probe, config.hidden or width)
     selected = {"epoch": kept_epoch.tolist()}
@@ -253,9 +253,13 @@ class Adam:
         self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters."""
-        gradients = [parameter.grad for parameter in self.parameters]
+    def step(self, gradients: list[Tensor] | None = None) -> None:
+        """Update the parameters.
+
+        Args:
+            gradients: One per parameter. None uses those that the parameters have.
+        """
+        gradients = gradients or [parameter.grad for parameter in self.parameters]
         adam(
             self.parameters, gradients, self.means, self.squares, self.largest, self.steps, fused=True,
             decoupled_weight_decay=self.amsgrad, amsgrad=self.amsgrad, beta1=0.9, beta2=0.999, eps=1e-8,
@@ -265,10 +269,20 @@ class Adam:
             parameter.grad = None
 
 
-def _check_finite_loss(
+def check_finite_loss(
     loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
 ) -> None:
-    """Raise an InputError if the loss of a seed is not finite."""
+    """Check the loss of each seed.
+
+    Args:
+        loss_S: (S,) losses.
+        config: The probe, for the message.
+        seeds: Seed of each loss.
+        set_name: Set of the losses.
+
+    Raises:
+        InputError: A loss is not finite.
+    """
     wrong = [seed for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
     if wrong:
         raise InputError(
