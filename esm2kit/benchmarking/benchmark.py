@@ -22,6 +22,7 @@ from esm2kit.benchmarking.model_features import (
     describe_inputs,
     drop_missing,
     embed_task,
+    find_place,
     read_features,
     records_inputs,
 )
@@ -336,17 +337,19 @@ def load_task_features(
     if given is not None:
         data = drop_missing(data, Path(given), config.allow_missing)
 
-    def embed(untrained_seed: int | None) -> Path:
-        layers, poolings = parse_layers(config.repr_layer), ["none"] if per_residue else config.pooling or ["mean"]
+    place = (parse_layers(config.repr_layer), ["none"] if per_residue else config.pooling or ["mean"])
+
+    def embed(layers: list[int], poolings: list[str], untrained_seed: int | None = None) -> Path:
         out_dir = Path(config.out_dir)
         (path,) = embed_task(data, config.model, layers, poolings, out_dir, config.device, untrained_seed).values()
         return path
 
-    path = Path(given) if given is not None else embedded or embed(None)
+    path = Path(given) if given is not None else embedded or embed(*place)
     trained = read_features(path, data, per_residue)
     untrained = None
     if config.untrained and config.model is not None:
-        untrained = read_features(embed(UNTRAINED_SEED), data, per_residue)
+        place = place if given is None else find_place(trained, config.model) or place
+        untrained = read_features(embed(*place, UNTRAINED_SEED), data, per_residue)
         untrained = untrained._replace(name=f"untrained {untrained.name.removesuffix('_untrained')}")
         found, expected = untrained.features.width, trained.features.width
         if found != expected:

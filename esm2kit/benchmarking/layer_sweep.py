@@ -271,7 +271,8 @@ class _Fits:
                 found = [fit_probe(features[0], self.targets, probe, self.seeds, self.device)]
             self.ready |= zip(places, found, strict=True)
         fitted = self.ready.pop(number)
-        return fitted._replace(test_SM=fitted.test_SM[:, :0], parameters=None), ""
+        kept = {"parameters": None, "test_logits_MC": None, "validation_logits_MC": None}
+        return fitted._replace(test_SM=fitted.test_SM[:, :0], **kept), ""
 
     def _choose_group(self, number: int) -> list[int]:
         """Choose the candidates that are fitted together: this one, and those after it that fit into the memory."""
@@ -291,7 +292,7 @@ class _Fits:
 def _choose(candidates: Sequence[Candidate], scores: Sequence[dict[str, Score]], data: TaskData) -> Choice:
     """Choose by the headline metric, or by RMSE or accuracy if that is undefined for all candidates."""
     spare = "rmse" if data.task.target == "value" else "accuracy"
-    for metric in (data.task.metric, spare):
+    for metric in filter(scores[0].__contains__, (data.task.metric, spare)):
         values = [score[metric].interval.value for score in scores]
         signed = [-value if metric in LOWER_IS_BETTER else value for value in values]
         if any(map(math.isfinite, signed)):

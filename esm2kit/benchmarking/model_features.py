@@ -15,6 +15,7 @@ import numpy as np
 from esm2kit.benchmarking.probes.features import Features, FileRows
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
+from esm2kit.embedding.config import POOLINGS
 from esm2kit.embedding.hdf5 import EmbeddingReader
 from esm2kit.tasks.data import SET_NAMES, TaskData
 
@@ -244,6 +245,25 @@ def _parse_attribute(value: Any) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
+
+
+def find_place(source: ModelFeatures, model: str) -> tuple[list[int], list[str]] | None:
+    """Find the layer and the pooling of existing vectors, so that an untrained model is embedded in the same way.
+
+    Args:
+        source: The vectors.
+        model: The model whose architecture the untrained one has.
+
+    Returns:
+        The layer and the pooling, each in a list; None if the file does not record them or the model has no such layer.
+    """
+    from esm2kit.models.load import find_model  # slow import that existing embeddings do not need
+
+    layer, pooling = source.attributes.get("layer"), source.attributes.get("pooling")
+    last = find_model(model, 0).config.num_layers
+    if not isinstance(layer, int) or not 0 <= layer <= last or pooling not in (*POOLINGS, "none"):
+        return None
+    return [-1 if layer == last else layer], [pooling]
 
 
 def records_inputs(source: ModelFeatures) -> bool:

@@ -238,6 +238,45 @@ def test_the_report_says_how_it_was_chosen(swept) -> None:
     assert sorted(sizes) == [0] * 9 + [16] * 2, "the predictions of test are kept for the rows only"
 
 
+def test_no_prediction_of_test_is_stored_for_classes(folder) -> None:
+    """Rows of classes also have logits, from which the scores of the other layers could be computed."""
+    report = run(folder, "protein_class", "logits", repr_layer="all")
+    stored = [np.load(path) for path in (report.json.parent / "rows").iterdir()]
+    assert sorted(row["test"].shape[1] for row in stored) == [0, 0, 0, 16]
+    assert [len(row["test_logits_MC"]) for row in stored if "test_logits_MC" in row] == [16]
+
+
+@pytest.fixture(scope="module")
+def several(folder):
+    """A table with classes (multi-label) and values that follow from the shares of two residues."""
+    generator = np.random.default_rng(2)
+    lines = ["id,sequence,place,first,second,set"]
+    for number in range(100):
+        sequence = "".join(generator.choice(list("ACDEFGHIKL"), 20)) + "W" * generator.integers(0, 9)
+        sequence += "Y" * generator.integers(0, 9)
+        count_W, count_Y = sequence.count("W"), sequence.count("Y")
+        place = ";".join(name for name, count in (("w", count_W), ("y", count_Y)) if count > 4) or "[]"
+        kind = ("train", "train", "train", "val", "test")[number % 5]
+        lines.append(f"p{number},{sequence},{place},{count_W + 0.5},{100 * count_Y + 0.5},{kind}")
+    (folder / "several.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "several.csv")
+
+
+@pytest.mark.parametrize(("target", "joint"), [("place", False), ("first,second", True)])
+@pytest.mark.parametrize(("pooling", "probe"), [(["mean", "max"], None), (["mean", "attention"], "fnn")])
+def test_several_targets_per_protein_are_swept(folder, several, target: str, joint: bool, pooling, probe) -> None:
+    name = f"several-{target}-{'-'.join(pooling)}"
+    options = {"joint": joint, "repr_layer": "all", "pooling": pooling, "probe": probe, "epochs": 20, "target": target}
+    report = run(folder, several, name, **options)
+    sweep = report.layer_sweep
+    assert len(sweep.points) == 6
+    assert sweep.metric == report.task.metric
+    assert sweep.best.value == pytest.approx(report.first.validation, abs=0.02)
+    assert sweep.best.value == max(point.value for point in sweep.points)
+    assert Report.read(report.json).layer_sweep.best == sweep.best
+    assert "Choice of the layer and the pooling" in report.html.read_text()
+
+
 def test_an_old_report_has_no_sweep(folder, swept, tmp_path) -> None:
     found = json.loads(swept.json.read_text())
     old = {name: part for name, part in found.items() if name not in ("layer_sweep", "sha256")}
@@ -385,6 +424,20 @@ def test_an_interrupted_sweep_resumes(folder, monkeypatch) -> None:
     fitted.clear()
     assert run(folder, "protein_class", "stopped", **options).layer_sweep == whole.layer_sweep
     assert not fitted, "a finished sweep is not repeated"
+
+
+@pytest.mark.parametrize(("layer", "pooling"), [(1, "max"), (2, "mean+max"), (-1, "mean")])
+def test_the_untrained_model_has_the_layer_and_the_pooling_of_existing_vectors(
+    folder, layer: int, pooling: str
+) -> None:
+    """It was the last layer and the mean, whatever the file."""
+    name, place = f"made-{layer}-{pooling}", {"repr_layer": layer, "pooling": [pooling]}
+    made = run(folder, "protein_value", name, **place, untrained=True)
+    existing = Path(made.model.embeddings["path"])
+    found = run(folder, "protein_value", f"{name}-existing", embeddings=existing, untrained=True)
+    assert [row.metrics for row in found.rows] == [row.metrics for row in made.rows]
+    assert [row.kind for row in found.rows] == ["probe", "untrained"]
+    assert all(f"layer {layer % 3}" in row.note for row in found.rows)
 
 
 def test_layers_and_poolings_that_cannot_be_are_refused(folder, tmp_path) -> None:
