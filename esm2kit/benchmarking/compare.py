@@ -23,6 +23,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.pages import build_figure, build_headers, render_page
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Score, compute_paired_difference, sample_counts, score_seeds
+from esm2kit.tasks.pairs import sample_pair_counts
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +200,7 @@ class Predictions(NamedTuple):
         predicted_SM: (S, M) predictions.
         sorted_M: (M,) order of the targets by sequence; None in files of version 0.1.0, which lack the sequences.
         folds: Groups and folds of the targets; None for a test set.
+        pair_M2: Numbers of both proteins of each target; None for single proteins.
     """
 
     fingerprint: str
@@ -208,6 +210,7 @@ class Predictions(NamedTuple):
     predicted_SM: np.ndarray
     sorted_M: np.ndarray | None
     folds: FoldArrays | None = None
+    pair_M2: np.ndarray | None = None
 
 
 def _read_predictions(report: Report) -> Predictions:
@@ -249,7 +252,7 @@ def _read_predictions(report: Report) -> Predictions:
         folds = FoldArrays(stored["group"], stored["fold"])
         # proteins are resampled in groups, so paired scores need the same groups
         test.update(_number_by_occurrence(folds.group_M[sorted_M]).tobytes())
-    return Predictions(fingerprint, test.hexdigest(), *arrays, sorted_M, folds)
+    return Predictions(fingerprint, test.hexdigest(), *arrays, sorted_M, folds, stored.get("pair"))
 
 
 def _number_by_occurrence(group_M: np.ndarray) -> np.ndarray:
@@ -274,7 +277,13 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
         truth_M = found.truth_M[rows_M]
         folds = found.folds and FoldArrays(model.folds.group_M, found.folds.fold_RM[:, rows_M])
         aligned.append(
-            found._replace(truth_M=truth_M, protein_M=model.protein_M, predicted_SM=predicted_SM, folds=folds)
+            found._replace(
+                truth_M=truth_M,
+                protein_M=model.protein_M,
+                predicted_SM=predicted_SM,
+                folds=folds,
+                pair_M2=model.pair_M2,
+            )
         )
     return aligned
 
@@ -282,7 +291,10 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
 def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
     """Recompute the scores of the first row, and check that they are those of the report."""
     task, resampled_M = report.task, found.protein_M if found.folds is None else found.folds.group_M
-    counts_RP = sample_counts(int(resampled_M.max()) + 1, resamples)
+    if found.pair_M2 is None:
+        counts_RP = sample_counts(int(resampled_M.max()) + 1, resamples)
+    else:
+        counts_RP = sample_pair_counts(found.pair_M2[np.unique(resampled_M, return_index=True)[1]], resamples)
     thresholds = report.first.selected.get("threshold", ())
     several = SeveralTargets(task.columns, task.spreads, thresholds)
     scorers = build_scorers(

@@ -8,10 +8,10 @@ from esm2kit.benchmarking.baselines.fit import Baseline, fit_baseline
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.benchmarking.scores import number_proteins, score_fitted, score_validation
+from esm2kit.benchmarking.scores import sample_test_counts, score_fitted, score_validation
 from esm2kit.benchmarking.verdict import score_constant
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import Score, sample_counts
+from esm2kit.tasks.metrics import Score
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HoldOut:
 
     def sample_counts(self, resamples: int) -> np.ndarray:
         """Sample bootstrap replicates of the test proteins: (resamples, P) counts."""
-        return sample_counts(int(number_proteins(self.data).max()) + 1, resamples)
+        return sample_test_counts(self.data, resamples)
 
     def fit_source(
         self, kind: str, features: Features, config: ProbeConfig, seeds: tuple[int, ...], device: str, is_saved: bool

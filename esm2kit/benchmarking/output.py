@@ -225,6 +225,8 @@ def write_predictions(
     """Write the test targets and the predictions of every row, from which `compare` recomputes the scores."""
     arrays = {} if folds is None else {"fold": folds.fold_RM, "group": folds.group_M}
     rows = data.target_rows("test")
+    if data.pairs is not None:
+        arrays |= {"pair": data.pairs.groups_P2[rows]}
     with atomic_path(path) as part, open(part, "wb") as file:
         np.savez_compressed(
             file,

@@ -244,7 +244,7 @@ def _build_pair_table(report: Report) -> list[dict[str, Any]]:
         }
         for number in counts
         for row in report.rows
-        if row is report.first or row.kind == "baseline"
+        if row is report.first or (row.kind == "baseline" and counts[number])
     ]
     headers = build_headers(["proteins of a test pair that train has", "test pairs", *map(metric_name, metrics)])
     caption = (
@@ -401,13 +401,14 @@ def render_report(report: Report, truth: np.ndarray, predicted_SM: np.ndarray, t
     kind = f"multi-label {kind} with {len(task.binary_labels)} labels" if task.is_multilabel else kind
     kind = f"{kind} of {len(task.columns)} targets by one model" if task.columns else kind
     light = f"FLIP rates this split {task.traffic_light}. " if task.traffic_light else ""
+    what = "Pairs of proteins" if task.pair_features else "Proteins"
     sizes = (
-        f"Proteins: {task.sizes['train']:,} train, {task.sizes['validation']:,} validation, {task.sizes['test']:,} "
+        f"{what}: {task.sizes['train']:,} train, {task.sizes['validation']:,} validation, {task.sizes['test']:,} "
         f"test. Scored test targets: {task.scored_test:,}."
     )
     sizes = sizes if report.folds is None else describe_folds(report)
     facts = [
-        f"{task.level.capitalize()}-level {kind}. {light}{sizes}",
+        f"{'Pair' if task.pair_features else task.level.capitalize()}-level {kind}. {light}{sizes}",
         f"Model: {report.model.name}{_describe_choice(report)}.",
     ]
     title = f"{task.name}, split {task.split}" if report.folds is None else f"{task.name}, cross-validation"

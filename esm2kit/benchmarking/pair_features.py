@@ -9,10 +9,9 @@ from torch import Tensor
 from esm2kit.benchmarking.probes.features import Features, Fitted
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import Metric
-from esm2kit.benchmarking.scores import score_fitted
+from esm2kit.benchmarking.scores import sample_test_counts, score_fitted
 from esm2kit.core.errors import InputError
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.pairs import SHARED, PairFeatures, count_shared
 
 FEWEST_PAIRS = 5  # of a class of test pairs that has scores of its own
@@ -103,8 +102,11 @@ def score_by_shared(fitted: Fitted, data: TaskData, resamples: int) -> dict[str,
         if chosen.sum() < FEWEST_PAIRS:
             continue
         part = data.subset(np.flatnonzero(~is_test | chosen))
-        own = fitted._replace(test_SM=fitted.test_SM[:, chosen[is_test]])
-        counts_RP = sample_counts(len({part.ids[row] for row in part.rows("test")}), resamples)
-        scores = score_fitted(own, part, counts_RP)
+        logits_MC = fitted.test_logits_MC
+        own = fitted._replace(
+            test_SM=fitted.test_SM[:, chosen[is_test]],
+            test_logits_MC=None if logits_MC is None else logits_MC[chosen[is_test]],
+        )
+        scores = score_fitted(own, part, sample_test_counts(part, resamples))
         found[str(number)] = {name: Metric.from_score(score) for name, score in scores.items()}
     return found

@@ -31,7 +31,7 @@ MAX_CONFUSED_PAIRS = 100
 METRIC_NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
     "micro_f1": "micro-F1", "samples_f1": "F1 per protein", "map": "mean average precision", "auroc": "mean AUROC",
-    "subset_accuracy": "all labels correct",
+    "subset_accuracy": "all labels correct", "binary_auroc": "AUROC", "binary_ap": "average precision",
     "spearman": "Spearman", "pearson": "Pearson", "rmse": "RMSE", "r2": "R²", "ndcg": "NDCG",
 }  # fmt: skip
 # Names of the baselines for display. Rows and the option `baselines` use the keys.

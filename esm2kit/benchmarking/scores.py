@@ -11,7 +11,12 @@ from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, Metric, ReportRow, format_value
 from esm2kit.tasks.column_metrics import build_column_scorer, group_by_column, is_mean
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, build_label_scorer, compute_per_label
+from esm2kit.tasks.label_metrics import (
+    DEFAULT_THRESHOLD,
+    build_binary_scorer,
+    build_label_scorer,
+    compute_per_label,
+)
 from esm2kit.tasks.metrics import (
     Score,
     build_class_scorer,
@@ -20,9 +25,11 @@ from esm2kit.tasks.metrics import (
     count_confused_pairs,
     count_confusions,
     nan_to_none,
+    sample_counts,
     score_seeds,
     unpack_bits,
 )
+from esm2kit.tasks.pairs import sample_pair_counts
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
 
@@ -130,6 +137,15 @@ def number_proteins(data: TaskData, set_name: str = "test") -> np.ndarray:
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
 
 
+def sample_test_counts(data: TaskData, resamples: int) -> np.ndarray:
+    """Sample bootstrap replicates of the test proteins: (R, P) counts; of pairs those of `sample_pair_counts`."""
+    protein_M = number_proteins(data)
+    if data.pairs is None:
+        return sample_counts(int(protein_M.max()) + 1, resamples)
+    first = np.unique(protein_M, return_index=True)[1]
+    return sample_pair_counts(data.pairs.groups_P2[data.target_rows("test")][first], resamples)
+
+
 def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, set_name: str = "test") -> dict[str, Score]:
     """Compute all metrics of a model on test or validation, with bootstrap counts (R, P) of the set's proteins."""
     truth_M = data.targets[data.target_rows(set_name)]
@@ -144,7 +160,16 @@ def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, set_name
         number_proteins(data, set_name),
         SeveralTargets.from_task(data, fitted.thresholds),
     )
-    return score_seeds(scorers, counts_RP)
+    scores = score_seeds(scorers, counts_RP)
+    if (
+        data.pairs is not None
+        and len(data.task.labels) == 2
+        and set_name == "test"
+        and fitted.test_logits_MC is not None
+    ):
+        score_M = np.diff(fitted.test_logits_MC, axis=1)[:, 0]
+        scores |= score_seeds([build_binary_scorer(truth_M, score_M, number_proteins(data))], counts_RP)
+    return scores
 
 
 def format_score(metric: str, score: Score) -> str:

@@ -437,9 +437,7 @@ def _load_pairs(
         data = dataclasses.replace(data, sets=sets, split_method="validation: random pairs")
     notes.append(describe_overlap(data.pairs, data.sets))
     notes += find_repeated_pairs(data.keys, data.targets, data.sets)
-    notes.append(
-        "intervals resample pairs; pairs that share a protein are not independent, so intervals are too narrow"
-    )
+    notes.append("intervals resample proteins: a pair counts as often as both of its proteins occur together")
     return _finish(data, notes, source)
 
 

@@ -116,6 +116,29 @@ def build_label_scorer(
     return score
 
 
+def build_binary_scorer(
+    truth_N: np.ndarray, score_N: np.ndarray, protein_N: np.ndarray
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Build a function that scores a ranking of two classes by AUROC and average precision of the second one.
+
+    Args:
+        truth_N: (N,) 0 or 1.
+        score_N: (N,) scores, higher for class 1.
+        protein_N: (N,) protein, or pair, of each row.
+
+    Returns:
+        A function from counts (R, P) to metric -> (R,) values.
+    """
+
+    def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
+        blocks = split_replicates(counts_RP, len(truth_N))
+        found = [compute_ranking_metrics(truth_N, score_N, block[protein_N].astype(np.float64)) for block in blocks]
+        names = ("binary_ap", "binary_auroc")
+        return {name: np.concatenate([parts[place] for parts in found]) for place, name in enumerate(names)}
+
+    return score
+
+
 def compute_per_label(
     truth_NL: np.ndarray, probability_NL: np.ndarray, labels: Sequence[str], threshold: float = DEFAULT_THRESHOLD
 ) -> dict[str, dict[str, float | None]]:

@@ -13,6 +13,7 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.similarity import group_by_identity
+from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.split import assign_sets
 from esm2kit.tasks.task import SplitBy
 
@@ -146,6 +147,29 @@ def count_shared(pairs: Pairs, sets: np.ndarray) -> np.ndarray:
     """Count the proteins of each pair that train has, or that resemble one of train: (P,) 0, 1 or 2."""
     train = np.unique(pairs.groups_P2[sets == "train"])
     return np.isin(pairs.groups_P2, train).sum(1)
+
+
+def sample_pair_counts(groups_P2: np.ndarray, num_resamples: int, seed: int = 0) -> np.ndarray:
+    """Sample bootstrap replicates of proteins: a pair counts as often as both of its proteins occur together.
+
+    Pairs that share a protein are not independent. Resampled as if they were, their intervals would be far too narrow:
+    of simulated intervals of 95% only half contain the true value.
+
+    Args:
+        groups_P2: (P, 2) numbers of the proteins of each pair.
+        num_resamples: R, number of replicates.
+        seed: of the random numbers.
+
+    Returns:
+        (R, P) int32, the product of the counts of both proteins; of a pair of a protein with itself its count.
+
+    Source:
+        The pigeonhole bootstrap, Owen 2007, 10.1214/07-AOAS122.
+    """
+    proteins, places = np.unique(groups_P2, return_inverse=True)
+    first_P, second_P = places.reshape(groups_P2.shape).T
+    counts_RG = sample_counts(len(proteins), num_resamples, seed)
+    return counts_RG[:, first_P] * np.where(first_P == second_P, 1, counts_RG[:, second_P])
 
 
 def describe_overlap(pairs: Pairs, sets: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 from support.errors import refused
 from support.finetune_fixtures import write_tiny_model
 
@@ -21,8 +22,9 @@ from esm2kit.finetuning.finetune import finetune
 from esm2kit.finetuning.predict import predict
 from esm2kit.sequences.similarity import group_by_identity
 from esm2kit.tasks.data import load_labels, load_task
+from esm2kit.tasks.metrics import build_class_scorer, sample_counts, score_seeds
 from esm2kit.tasks.pair_files import find_pair_columns
-from esm2kit.tasks.pairs import build_keys, count_shared
+from esm2kit.tasks.pairs import build_keys, count_shared, sample_pair_counts
 
 SETS = ("train", "train", "train", "val", "test")
 
@@ -246,8 +248,12 @@ def test_predictions_of_the_test_pairs_are_those_of_the_report(folder):
     predict(PredictConfig(folder / "same", folder / "pairs.csv", folder / "same.tsv", device="cpu"))
     with np.load(report.json.parent / "predictions.npz") as stored:
         predicted = stored[f"predicted/{report.first.name}"][0]
-    rows = read_rows(folder / "same.tsv")
-    assert [rows[row]["prediction"] for row in data.rows("test")] == [data.task.labels[place] for place in predicted]
+    rows, test = read_rows(folder / "same.tsv"), data.rows("test")
+    assert [rows[row]["prediction"] for row in test] == [data.task.labels[place] for place in predicted]
+    probability, truth = [float(rows[row]["p_yes"]) for row in test], data.targets[test]
+    metrics = report.first.metrics
+    assert metrics["binary_auroc"].value == pytest.approx(roc_auc_score(truth, probability))
+    assert metrics["binary_ap"].value == pytest.approx(average_precision_score(truth, probability))
 
 
 def test_names_with_a_fasta_are_split_and_predicted(folder):
@@ -325,6 +331,33 @@ def test_the_degree_baseline_of_classes_is_that_of_independent_proteins(folder):
     for row, predicted in zip(data.rows("test"), fitted.test_SM[0], strict=True):
         first, second = map(rate, data.pairs.groups_P2[row])
         assert predicted == (first * second / share > (1 - first) * (1 - second) / (1 - share))
+
+
+def test_a_pair_counts_as_often_as_both_of_its_proteins():
+    groups_P2 = np.array([[7, 3], [3, 9], [7, 7], [9, 7]])
+    counts_RP, proteins_RG = sample_pair_counts(groups_P2, 50, seed=4), sample_counts(3, 50, 4)  # 3, 7 and 9
+    expected = [proteins_RG[:, 1] * proteins_RG[:, 0], proteins_RG[:, 0] * proteins_RG[:, 2], proteins_RG[:, 1]]
+    np.testing.assert_array_equal(counts_RP.T, [*expected, proteins_RG[:, 2] * proteins_RG[:, 1]])
+
+
+def test_intervals_of_pairs_contain_the_truth_where_those_of_independent_pairs_do_not():
+    """Correct predictions depend on the proteins: 200 simulated test sets, intervals of nominally 95%."""
+    generator = np.random.default_rng(0)
+    covered = {"proteins": 0, "pairs": 0}
+    for seed in range(200):
+        effect = generator.normal(size=30)
+        pairs_P2 = generator.integers(0, 30, (200, 2))
+        pairs_P2 = pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]]
+        number = len(pairs_P2)
+        right = effect[pairs_P2].sum(1) + generator.normal(size=number) > 0  # the true accuracy is one half
+        scorer = build_class_scorer(np.ones(number, int), right.astype(int), np.arange(number), number, 2)
+        for unit in covered:
+            counts = sample_pair_counts(pairs_P2, 200, seed) if unit == "proteins" else sample_counts(number, 200, seed)
+            interval = score_seeds([scorer], counts)["accuracy"].interval
+            covered[unit] += interval.low <= 0.5 <= interval.high
+    low, high = stats.binom.ppf([0.025, 0.975], 200, 0.95)
+    assert low <= covered["proteins"] <= high
+    assert covered["pairs"] < 140
 
 
 def test_what_does_not_work_with_pairs_is_refused(folder, tmp_path):

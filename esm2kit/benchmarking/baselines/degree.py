@@ -8,6 +8,7 @@ import numpy as np
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.tasks.data import TaskData
 
+SMALLEST = 1e-12  # probability whose logarithm is finite
 PRIOR = 1.0  # pairs with the mean target that each protein is assumed to have had
 
 
@@ -42,5 +43,9 @@ def fit_degree(data: TaskData) -> Fitted:
         predicted_P = score_PK.argmax(1)
     else:
         predicted_P = (first_PK + second_PK - mean_K)[:, 0]
-    test, validation = (predicted_P[data.rows(name)][None] for name in ("test", "validation"))
-    return Fitted(test, validation)
+    test, validation = data.rows("test"), data.rows("validation")
+    fitted = Fitted(predicted_P[test][None], predicted_P[validation][None])
+    if not is_class:
+        return fitted
+    logits_PK = np.log(np.maximum(score_PK, SMALLEST)).astype(np.float32)
+    return fitted._replace(test_logits_MC=logits_PK[test], validation_logits_MC=logits_PK[validation])
