@@ -155,16 +155,17 @@ def _encode(sequence: str) -> np.ndarray:
     return np.frombuffer(sequence.encode(), np.uint8)
 
 
-def are_similar(first: str, second: str, criterion: Criterion) -> bool:
+def are_similar(first: str, second: str, criterion: Criterion, is_likely: bool = False) -> bool:
     """Return whether two different sequences are similar; sequences of equal length are first compared without gaps.
 
     Args:
         first: residues.
         second: residues.
         criterion: identity and coverage.
+        is_likely: whether most such pairs are similar, so that computing their score first takes longer.
     """
     if len(first) == len(second) and criterion.is_met(align_ungapped(first, second), len(first), len(second)):
         return True
-    required = criterion.count_required(min(len(first), len(second)))
+    required = 0 if is_likely else criterion.count_required(min(len(first), len(second)))
     found = align_locally(first, second, at_least=required)
     return found is not None and criterion.is_met(found, len(first), len(second))

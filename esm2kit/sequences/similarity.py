@@ -179,7 +179,8 @@ class SimilarityGroups:
         """Align two sequences, merge their groups if they are similar, and return whether they are."""
         texts = self.sequences[first], self.sequences[second]
         # the k-mers decide on sequences that are too long for an alignment
-        similar = are_similar(*texts, self.criterion) if can_align(*texts) else excess >= 1
+        is_likely = excess >= GROUPING_PART
+        similar = are_similar(*texts, self.criterion, is_likely) if can_align(*texts) else excess >= 1
         if similar:
             self.merge(first, second)
         else:

@@ -9,6 +9,12 @@ from esm2kit.core.files import check_output_folder
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
+
+
+def _is_table(path: Path) -> bool:
+    return path.name.lower().endswith(TABLE_SUFFIXES)
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -19,7 +25,7 @@ class SplitConfig:
 
     Args:
         fasta: FASTA file (plain, .gz or .zst), several files, or a folder. Default: a column of labels holds the
-            sequences.
+            sequences; such a table can also be passed here.
         labels: Table of measurements or classes: CSV, TSV or Excel (file.xlsx:Sheet chooses a sheet). Its columns are
             copied to the result.
         out_dir: Folder for split.csv, leakage.html and leakage.json.
@@ -63,6 +69,9 @@ class SplitConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         check_choices(self)
+        if isinstance(self.fasta, Path) and self.labels is None and _is_table(self.fasta):
+            object.__setattr__(self, "labels", self.fasta)
+            object.__setattr__(self, "fasta", None)
         check_range(self, "identity", at_least=0.3, at_most=1)
         check_range(self, "coverage", above=0, at_most=1)
         check_range(self, "folds", at_least=2)

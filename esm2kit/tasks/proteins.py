@@ -88,7 +88,7 @@ def read_proteins(fasta: Path | list[Path] | None, labels: Path | None, id: str 
     rows = [row for row in range(len(records)) if any(values[row] for values in cells.values())]
     if len(rows) < len(records):
         left = format_count(len(records) - len(rows), "protein")
-        proteins.notes.append(f"{left} of the FASTA without a value in {Path(labels).name} are left out")
+        proteins.notes.append(f"left out without a value in {Path(labels).name}: {left} of the FASTA")
     return proteins.select(rows)
 
 
@@ -132,7 +132,7 @@ def _read_table(table: Table, id: str | None) -> Proteins:
         columns[_rename(column)] = [cells[row] for row in rows]
     notes = []
     if len(rows) < len(table.rows):
-        notes.append(f"{format_count(len(table.rows) - len(rows), 'row')} without a sequence are left out")
+        notes.append(f"left out without a sequence: {format_count(len(table.rows) - len(rows), 'row')}")
     if not rows:
         raise InputError(f"{table.path} has no row with a sequence.", code="split.no-sequences", path=table.path)
     return Proteins(ids, sequences, columns, [table.path], notes)
@@ -162,7 +162,7 @@ def read_divided_proteins(
         ]
         found = read_fasta_split(Source(path), *auxiliary)
         columns = {"target": [row.target or "" for row in found.rows]}
-        notes = [f"{format_count(found.dropped, 'record')} without a set are left out"] if found.dropped else []
+        notes = [f"left out without a set: {format_count(found.dropped, 'record')}"] if found.dropped else []
         rows = found.rows
         return Proteins([r.id for r in rows], [r.sequence for r in rows], columns, [path], notes, [r.set for r in rows])
     table = read_table(path)
@@ -179,7 +179,7 @@ def read_divided_proteins(
         sets = [parse_set(row_id, name, flag, source) for row_id, name, flag in triples]
     rows = [row for row, name in enumerate(sets) if name]
     if len(rows) < len(sets):
-        proteins.notes.append(f"{format_count(len(sets) - len(rows), 'protein')} without a set are left out")
+        proteins.notes.append(f"left out without a set: {format_count(len(sets) - len(rows), 'protein')}")
     return proteins._replace(sets=[name or "" for name in sets]).select(rows)
 
 

@@ -125,6 +125,20 @@ def test_labels_are_divided_evenly(tmp_path):
     assert [row["target"] for row in table] == kinds
 
 
+def test_a_table_with_sequences_in_the_notation_of_a_spreadsheet(tmp_path):
+    """Semicolons, decimal commas, a row without a sequence, and names that are repeated."""
+    generator = random.Random(0)
+    texts = [draw_sequence(generator, 40) for _ in range(40)]
+    rows = [f"p{i % 30};{i},5;{text if i != 7 else ''}" for i, text in enumerate(texts)]
+    (tmp_path / "my.csv").write_text("name;Tm (C);protein sequence\n" + "\n".join(rows) + "\n")
+    made = split_proteins(SplitConfig(tmp_path / "my.csv", out_dir=tmp_path / "out"))
+    table = read_rows(made.table)
+    assert [row["sequence"] for row in table] == [text for i, text in enumerate(texts) if i != 7]
+    assert [row["Tm (C)"] for row in table] == [f"{i}.5" for i in range(40) if i != 7]
+    assert [row["id"] for row in table] == [f"p{i % 30}" for i in range(40) if i != 7]
+    assert "Left out without a sequence: 1 row." in " ".join(json.loads(made.report.read_text())["notes"])
+
+
 def test_fractions_and_two_sets(inputs):
     folder, rows = inputs
     made = split_proteins(SplitConfig(folder / "my.fasta", out_dir=folder / "out", fractions="0.5,0.5"))
