@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from esm2kit.tasks.pairs import sample_pair_counts
 logger = logging.getLogger(__name__)
 
 SCHEMA = "esm2kit.comparison/1"
+# Splits of cross-validation whose folds were chosen here: models with different numbers of them may be compared.
+CHOSEN_FOLDS = re.compile(r"\d+_folds(_\d+_repeats)?")
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,8 @@ def _read_predictions(report: Report) -> Predictions:
         folds = FoldArrays(stored["group"], stored["fold"])
         # proteins are resampled in groups, so paired scores need the same groups
         test.update(_number_by_occurrence(folds.group_M[sorted_M]).tobytes())
+        if not CHOSEN_FOLDS.fullmatch(report.task.split):  # a column of the task, such as ProteinGym's three schemes
+            test.update(report.task.split.encode())
     return Predictions(fingerprint, test.hexdigest(), *arrays, sorted_M, folds, stored.get("pair"))
 
 

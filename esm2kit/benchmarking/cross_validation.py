@@ -83,7 +83,8 @@ class CrossValidation:
                 task=data.task.name,
             )
         repeats = len(plan.fold_RP)
-        split = f"{plan.num_folds}_folds{f'_{repeats}_repeats' if repeats > 1 else ''}"
+        # folds of different columns are different splits, also if there are as many
+        split = plan.column or f"{plan.num_folds}_folds{f'_{repeats}_repeats' if repeats > 1 else ''}"
         notes = (*data.notes, *plan.notes)
         pooled = replace(data, sets=np.full(len(data.ids), "test"), split=split, notes=notes, official=False)
         tasks = [hold_out(pooled, plan, r, fold, seed) for r in range(repeats) for fold in range(plan.num_folds)]

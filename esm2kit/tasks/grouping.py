@@ -33,6 +33,7 @@ class FoldPlan(NamedTuple):
         names: name of each fold, such as the entries of a column.
         method: how groups and folds were chosen, as words of a sentence.
         notes: what a reader of the scores must know.
+        column: column of the folds; empty if they were chosen here.
     """
 
     group_P: np.ndarray
@@ -40,6 +41,7 @@ class FoldPlan(NamedTuple):
     names: tuple[str, ...]
     method: str
     notes: tuple[str, ...] = ()
+    column: str = ""
 
     @property
     def num_folds(self) -> int:
@@ -129,7 +131,8 @@ def plan_folds(
         fold_RP = np.stack([_divide(data, group_P, folds, seed + repeat) for repeat in range(repeats)])
         described = f"{folds} folds of whole groups"
     _check_classes(data, group_P, fold_RP)
-    return FoldPlan(group_P, fold_RP, tuple(map(str, names)), f"{described}; groups: {method}", tuple(notes))
+    column, method = folds if isinstance(folds, str) else "", f"{described}; groups: {method}"
+    return FoldPlan(group_P, fold_RP, tuple(map(str, names)), method, tuple(notes), column)
 
 
 def find_shared_groups(group_P: np.ndarray, fold_P: np.ndarray) -> np.ndarray:

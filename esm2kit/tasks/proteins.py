@@ -13,7 +13,7 @@ from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.tasks.columns import read_columns
 from esm2kit.tasks.files import Source, check_sequence, find_source, parse_attributes, parse_set, read_fasta_split
-from esm2kit.tasks.kinds import FOLD
+from esm2kit.tasks.kinds import FOLD, NATIVE, find_kind
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.labels_table import (
     FOLD_NAMES,
@@ -26,6 +26,7 @@ from esm2kit.tasks.labels_table import (
 )
 from esm2kit.tasks.split import build_strata
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, parse_numbers, read_table, split_unit
+from esm2kit.tasks.wild_types import add_sequences
 
 SET_FIELDS = ("SET", "VALIDATION")  # of a FASTA header
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fas")
@@ -115,7 +116,10 @@ def _read_headers(records: Sequence[Record], files: list[Path]) -> Proteins:
 
 def _read_table(table: Table, id: str | None) -> Proteins:
     """Read proteins from a table with their sequences; rows without a sequence are left out."""
-    sequence = find_sequence_column(table, [id], required=True)
+    table = add_sequences(table)
+    kind = find_kind(table)
+    known = kind not in (None, NATIVE)
+    sequence = table.find_column(kind.sequence) if known else find_sequence_column(table, [id], required=True)
     name = table.find_column(id) if id is not None else find_name_column(table, sequence)
     rows = [row for row, cells in enumerate(table.rows) if cells[sequence]]
     ids = [(table.rows[row][name] if name >= 0 else "") or f"Sequence{row}" for row in rows]
@@ -130,7 +134,7 @@ def _read_table(table: Table, id: str | None) -> Proteins:
         cells = table.cells(place)
         cells = parse_numbers(cells, table, column)[0] if is_numeric(cells) else cells
         columns[_rename(column)] = [cells[row] for row in rows]
-    notes = []
+    notes = [f"{table.path.name}: read as {kind.name}: sequences from {kind.sequence}"] if known else []
     if len(rows) < len(table.rows):
         notes.append(f"left out without a sequence: {format_count(len(table.rows) - len(rows), 'row')}")
     if not rows:

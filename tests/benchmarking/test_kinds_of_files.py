@@ -8,7 +8,8 @@ import pytest
 from support.finetune_fixtures import write_tiny_model
 
 from esm2kit.benchmarking.benchmark import benchmark
-from esm2kit.benchmarking.config import BenchmarkConfig
+from esm2kit.benchmarking.compare import compare
+from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
 from esm2kit.cli.main import main
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -67,3 +68,32 @@ def test_a_test_set_of_several_is_finetuned(model, proteins, tmp_path, capsys):
     stored = np.load(tmp_path / "tuned" / "predictions.npz")
     expected = [sequence.count("L") / 3 for sequence, name in zip(proteins, names, strict=True) if name == "casp13"]
     assert sorted(stored["truth"].tolist()) == pytest.approx(sorted(expected))
+
+
+def test_folds_of_different_columns_are_different_splits(model, proteins, tmp_path):
+    """ProteinGym's random and contiguous folds are tests of different difficulty."""
+    rows = [f"A{place + 1}C,{sequence},{sequence.count('L') / 3},{place % 4},{place // 9}"
+            for place, sequence in enumerate(proteins)]  # fmt: skip
+    path = tmp_path / "ASSAY.csv"
+    path.write_text("\n".join(["mutant,mutated_sequence,DMS_score,fold_random_4,fold_contiguous_4", *rows]) + "\n")
+    reports = [
+        benchmark(
+            BenchmarkConfig(task=str(path), model=model, out_dir=tmp_path / column, folds=column, seeds=[0],
+                            resamples=100, untrained=False, baselines=[])
+        )
+        for column in ("fold_random_4", "fold_contiguous_4")
+    ]  # fmt: skip
+    assert [report.task.split for report in reports] == ["fold_random_4", "fold_contiguous_4"]
+    assert [report.folds.method.partition(";")[0] for report in reports] == [
+        "folds of column fold_random_4", "folds of column fold_contiguous_4",
+    ]  # fmt: skip
+    folders = [tmp_path / report.task.split for report in reports]
+    found = compare(CompareConfig(folders, tmp_path / "compared"))
+    assert found.pairs == []
+    assert found.unpaired == ["no two reports are on the same task and split, so no scores were compared"]
+    same = tmp_path / "same"
+    benchmark(
+        BenchmarkConfig(task=str(path), model=model, out_dir=same, folds="fold_random_4", seeds=[0], resamples=100,
+                        untrained=False, baselines=["mean"])
+    )  # fmt: skip
+    assert len(compare(CompareConfig([folders[0], same], tmp_path / "again")).pairs) == 1

@@ -18,6 +18,7 @@ from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.data import load_labels, load_pooled_task, load_task
 from esm2kit.tasks.grouping import plan_folds
 from esm2kit.tasks.kinds import KINDS, find_kind, list_splits, peek_kind
+from esm2kit.tasks.proteins import read_proteins
 from esm2kit.tasks.tables import read_table
 from esm2kit.tasks.wild_types import mutate as mutate_wild_type
 
@@ -181,6 +182,17 @@ def test_an_assay_in_a_zip_archive_is_refused_and_flips_tables_are_read(tmp_path
     with refused("task.zipped", kind="a ProteinGym assay"):
         load_task("gym", None, tmp_path)
     check(load_task("flip", None, tmp_path))
+
+
+def test_split_reads_the_proteins_of_these_tables(tmp_path):
+    path, names, sequences = write_gym(tmp_path / "ASSAY.csv", FOLDS)
+    found = read_proteins(None, path)
+    assert (found.ids, found.sequences) == (names, sequences)
+    assert [float(cell) for cell in found.columns["DMS_score"]] == VALUES
+    assert found.notes == ["ASSAY.csv: read as a ProteinGym assay: sequences from mutated_sequence"]
+    rows = [f"d{place},CCO,t,{sequence},{place}" for place, sequence in enumerate(PROTEINS)]
+    with refused("task.unread-kind", kind="a TDC table of Drug"):
+        read_proteins(None, write(tmp_path / "dti.csv", "Drug_ID,Drug,Target_ID,Target,Y", *rows))
 
 
 def test_files_of_proteingym_that_are_no_assay(tmp_path):
