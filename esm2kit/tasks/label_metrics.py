@@ -11,6 +11,7 @@ mean.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.sparse import csr_matrix, vstack
 
 from esm2kit.tasks.metrics import Ranking, join_blocks, split_replicates
 
@@ -46,29 +47,52 @@ def compute_mcc(hits: np.ndarray, true: np.ndarray, called: np.ndarray, total: n
     return _divide(hits * total - true * called, np.sqrt(spread))
 
 
-def compute_ranking_metrics(
-    truth_N: np.ndarray, score_N: np.ndarray, counts_NR: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute average precision and AUROC of one label.
+def rank_label(truth_N: np.ndarray, score_N: np.ndarray) -> csr_matrix:
+    """Sort proteins by the scores of a label into the parts that average precision and AUROC are computed from.
+
+    Only the S scores of proteins with the label matter: part s are the proteins from the next higher one, exclusively.
 
     Args:
         truth_N: (N,) 0 or 1.
         score_N: (N,) scores, higher for the label; ties are one threshold.
-        counts_NR: (N, R) weights of the proteins in each replicate.
+
+    Returns:
+        (3 S, N) sparse: proteins with the label of each score, those without it of the same score, and those without it
+        of higher scores. Proteins below all scores are in no row.
+    """
+    group_N = Ranking.from_values(-score_N).group
+    has_G = np.bincount(group_N, weights=truth_N, minlength=group_N.max() + 1) > 0
+    num_scores, next_G = int(has_G.sum()), np.cumsum(has_G) - has_G
+    part_N, tied_N = next_G[group_N], has_G[group_N]
+    kind_N = np.where(tied_N, 1 - truth_N, 2)
+    used = np.flatnonzero(part_N < num_scores)
+    rows = kind_N[used] * num_scores + part_N[used]
+    return csr_matrix((np.ones(len(used)), (rows, used)), shape=(3 * num_scores, len(truth_N)))
+
+
+def compute_ranking_metrics(parts_SR: np.ndarray, total_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute average precision and AUROC of one label.
+
+    Args:
+        parts_SR: (3 S, R) weights of the parts of `rank_label` in each replicate.
+        total_R: (R,) weight of all proteins.
 
     Returns:
         (R,) average precision, 0 without positives, and (R,) AUROC, nan without positives or without negatives.
     """
-    ranking = Ranking.from_values(-score_N)
-    positive_GR = ranking.sum_groups(counts_NR * truth_N[:, None])
-    all_GR = ranking.sum_groups(counts_NR)
-    above_GR, called_GR = np.cumsum(positive_GR, axis=0), np.cumsum(all_GR, axis=0)
-    positives_R, total_R = above_GR[-1], called_GR[-1]
-    precision = _divide((positive_GR * _divide(above_GR, called_GR)).sum(0), positives_R)
+    if not len(parts_SR):
+        return np.zeros(len(total_R)), np.full(len(total_R), np.nan)
+    positive_SR, tied_SR, higher_SR = parts_SR.reshape(3, -1, len(total_R))
+    above_SR = np.cumsum(positive_SR, axis=0)
+    called_SR = above_SR + np.cumsum(tied_SR + higher_SR, axis=0)
+    positives_R = above_SR[-1]
+    precision_R = _divide((positive_SR * _divide(above_SR, called_SR)).sum(0), positives_R)
     # each negative counts the positives above it, and half of those with the same score
-    ordered_R = ((all_GR - positive_GR) * (above_GR - positive_GR / 2)).sum(0)
-    pairs_R = positives_R * (total_R - positives_R)
-    return precision, np.where(pairs_R > 0, _divide(ordered_R, pairs_R), np.nan)
+    negatives_R, before_SR = total_R - positives_R, above_SR - positive_SR
+    lowest_R = negatives_R - (tied_SR + higher_SR).sum(0)
+    ordered_R = (higher_SR * before_SR + tied_SR * (before_SR + positive_SR / 2)).sum(0) + lowest_R * positives_R
+    pairs_R = positives_R * negatives_R
+    return precision_R, np.where(pairs_R > 0, _divide(ordered_R, pairs_R), np.nan)
 
 
 def build_label_scorer(
@@ -88,15 +112,14 @@ def build_label_scorer(
     """
     called_NL = (probability_NL > threshold).astype(np.int64)
     hits_N, true_N, called_N = (each.sum(1) for each in (truth_NL * called_NL, truth_NL, called_NL))
+    rankings = [rank_label(*columns) for columns in zip(truth_NL.T, probability_NL.T, strict=True)]
+    ends, stacked = np.cumsum([ranking.shape[0] for ranking in rankings]), vstack(rankings, format="csr")
     f1_N, same_N = compute_f1(hits_N, true_N, called_N), (truth_NL == called_NL).all(1)
 
     def score_block(counts_NR: np.ndarray) -> dict[str, np.ndarray]:
         total_R = counts_NR.sum(0)
         hits_LR, true_LR, called_LR = compute_label_counts(truth_NL, called_NL, counts_NR)
-        ranked = [
-            compute_ranking_metrics(truth_NL[:, label], probability_NL[:, label], counts_NR)
-            for label in range(truth_NL.shape[1])
-        ]
+        ranked = [compute_ranking_metrics(part, total_R) for part in np.split(stacked @ counts_NR, ends[:-1])]
         auroc_LR = np.stack([auroc_R for _, auroc_R in ranked])
         defined_R = np.isfinite(auroc_LR).sum(0)
         return {
@@ -129,10 +152,14 @@ def build_binary_scorer(
     Returns:
         A function from counts (R, P) to metric -> (R,) values.
     """
+    ranking = rank_label(truth_N, score_N)
+
+    def score_block(counts_NR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return compute_ranking_metrics(ranking @ counts_NR, counts_NR.sum(0))
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:
         blocks = split_replicates(counts_RP, len(truth_N))
-        found = [compute_ranking_metrics(truth_N, score_N, block[protein_N].astype(np.float64)) for block in blocks]
+        found = [score_block(block[protein_N].astype(np.float64)) for block in blocks]
         names = ("binary_ap", "binary_auroc")
         return {name: np.concatenate([parts[place] for parts in found]) for place, name in enumerate(names)}
 
@@ -163,7 +190,8 @@ def compute_per_label(
     mcc_L = compute_mcc(hits_L, true_L, called_L, np.float64(len(truth_NL)))
     table = {}
     for place, label in enumerate(labels):
-        average, auroc = compute_ranking_metrics(truth_NL[:, place], probability_NL[:, place], ones_N1)
+        parts_S1 = rank_label(truth_NL[:, place], probability_NL[:, place]) @ ones_N1
+        average, auroc = compute_ranking_metrics(parts_S1, ones_N1.sum(0))
         table[label] = {
             "precision": float(precision_L[place]),
             "recall": float(recall_L[place]),
