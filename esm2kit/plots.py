@@ -844,7 +844,10 @@ def residue_track(
 
 
 def reliability_diagram(
-    curves: Mapping[str, Sequence[tuple[float, float, float]]], what: str = "proteins", ax: Axes | None = None
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    what: str = "proteins",
+    happens: str = "share that is right",
+    ax: Axes | None = None,
 ) -> Axes:
     """Plot how often predictions are right against how sure the model is, with the share of the targets per bin.
 
@@ -853,6 +856,7 @@ def reliability_diagram(
             or two curves. The area of a mark grows with the share. The last curve has the first colour and the bars
             above.
         what: the targets, in plural.
+        happens: label of the share.
         ax: axes to plot into, without the bars. None creates a figure with both.
 
     Returns:
@@ -879,7 +883,7 @@ def reliability_diagram(
         above.yaxis.set_major_locator(MaxNLocator(3))
         above.set_ylabel(f"share of\n{what}")
         sns.despine(ax=above)
-    return _label_axes(ax, "probability that the model gives", "share that is right")
+    return _label_axes(ax, "probability that the model gives", happens)
 
 
 def predicted_with_intervals(

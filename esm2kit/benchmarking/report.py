@@ -258,7 +258,8 @@ class ReportRow:
             num_validation, before and after (scores and reliability diagram on test, see `CalibrationScores`),
             sentence. For values: coverage, found, mean_width, quantile (None if infinite), by_spread, offset (see
             `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
-            num_seeds, curve (nominal coverage, coverage found, mean width), sentence.
+            num_seeds, curve (nominal coverage, coverage found, mean width), sentence. For several values per protein:
+            columns (name -> as for values) and sentence.
         by_shared: Number of proteins of a test pair that train has ("0", "1", "2") -> metrics by name, for pairs.
         per_target: Column -> metrics by name, for several values per protein; `metrics` has their means.
         folds: Headline metric of each fold of a cross-validation, the mean over seeds, repeat by repeat.

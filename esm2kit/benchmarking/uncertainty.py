@@ -6,7 +6,7 @@ Classes have a temperature, where it helps on validation; values have conformal 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.tasks.calibration import CalibrationScores, Temperature, choose_temperature, score_calibration
 from esm2kit.tasks.conformal import (
     ConformalScores,
+    Coverage,
     choose_scores,
     compare_distributions,
     count_needed_proteins,
@@ -28,6 +29,7 @@ from esm2kit.tasks.metrics import Interval, nan_to_none, unpack_bits
 # Coverages of the curve of found against nominal coverage.
 CURVE = tuple(round(0.05 * step, 2) for step in range(1, 20))
 DIFFERENT = 0.001  # p value below which two sets have different distributions
+FEW_PROTEINS = 40  # of validation, below which its use for the choice of settings matters, see docs/measured.md
 UNLIKELY = 0.025  # chance of a coverage below which the promise does not hold
 
 
@@ -37,11 +39,11 @@ class Uncertainty:
 
     Args:
         temperature: of the class probabilities; None for values.
-        intervals: scores for intervals of values; None for classes.
+        intervals: scores for intervals of values, one for each value of a protein; empty for classes.
     """
 
     temperature: Temperature | None = None
-    intervals: ConformalScores | None = None
+    intervals: tuple[ConformalScores, ...] = ()
 
     @property
     def divisor(self) -> float:
@@ -52,7 +54,7 @@ class Uncertainty:
         """Return the fields as JSON-compatible data, for the metadata of a model."""
         return {
             "temperature": self.temperature and self.temperature._asdict(),
-            "intervals": self.intervals and self.intervals.describe(),
+            "intervals": [scores.describe() for scores in self.intervals],
         }
 
     @classmethod
@@ -61,15 +63,55 @@ class Uncertainty:
         if described is None:
             return None
         temperature, intervals = described["temperature"], described["intervals"]
-        return cls(
-            temperature and Temperature(**temperature), intervals and ConformalScores.from_description(intervals)
-        )
+        scores = tuple(map(ConformalScores.from_description, intervals))
+        return cls(temperature and Temperature(**temperature), scores)
 
 
 def select_truth(data: TaskData, set_name: str) -> np.ndarray:
-    """Return the scored targets of a set: (M,) values or classes, or (M, L) binary labels."""
-    truth_M, bits = data.targets[data.target_rows(set_name)], len(data.task.binary_labels)
-    return unpack_bits(truth_M, bits) if bits else truth_M
+    """Return the scored targets of a set: (M,) or (M, C) values, (M,) classes, or (M, L) binary labels."""
+    truth, bits = data.targets[data.target_rows(set_name)], len(data.task.binary_labels)
+    return unpack_bits(truth, bits) if bits and not data.task.is_multilabel else truth
+
+
+class ColumnValues(NamedTuple):
+    """The measured and predicted values of one target of a set; a protein may have several.
+
+    Args:
+        truth_N: (N,) measured values.
+        predicted_SN: (S, N) predictions.
+        protein_N: (N,) protein of each value, numbered from 0.
+    """
+
+    truth_N: np.ndarray
+    predicted_SN: np.ndarray
+    protein_N: np.ndarray
+
+    @property
+    def means_P(self) -> np.ndarray:
+        """Mean of the measured values of each protein."""
+        return np.bincount(self.protein_N, self.truth_N) / np.bincount(self.protein_N)
+
+
+def split_columns(data: TaskData, set_name: str, predicted: np.ndarray) -> list[ColumnValues]:
+    """Split values into those of each target, without the cells that were not measured.
+
+    Args:
+        data: The task.
+        set_name: Name of the set.
+        predicted: (S, M) predictions, or (S, M, C) of several values.
+
+    Returns:
+        One entry per target.
+    """
+    truth, protein_M = select_truth(data, set_name), number_proteins(data, set_name)
+    columns = []
+    for column in range(len(data.task.columns) or 1):
+        where = (slice(None), column) if data.task.columns else slice(None)
+        known_N = np.flatnonzero(np.isfinite(truth[where]))
+        of_seeds = predicted[:, :, column] if data.task.columns else predicted
+        protein_N = np.unique(protein_M[known_N], return_inverse=True)[1].reshape(-1)
+        columns.append(ColumnValues(truth[where][known_N], of_seeds[:, known_N], protein_N))
+    return columns
 
 
 def estimate_uncertainty(fitted: Fitted, data: TaskData) -> Uncertainty | None:
@@ -80,19 +122,17 @@ def estimate_uncertainty(fitted: Fitted, data: TaskData) -> Uncertainty | None:
         data: The task.
 
     Returns:
-        The uncertainty of the mean over seeds; None if the model has no probabilities, or did not predict validation,
-        and for several targets per protein.
+        The uncertainty of the mean over seeds; None if the model has no probabilities, or did not predict validation.
     """
-    if data.task.has_columns:  # one temperature, or one interval, for all targets would promise nothing about each
-        return None
-    truth = select_truth(data, "validation")
-    protein_M = number_proteins(data, "validation")
+    truth, logits_MC = select_truth(data, "validation"), fitted.validation_logits_MC
     if data.task.target == "class":
-        logits_MC = fitted.validation_logits_MC
+        protein_M = number_proteins(data, "validation")
         return None if logits_MC is None else Uncertainty(choose_temperature(logits_MC, truth, protein_M))
     if fitted.validation_SM.shape[1:] != truth.shape:
         return None
-    return Uncertainty(intervals=choose_scores(truth, fitted.validation_SM, protein_M))
+    columns = split_columns(data, "validation", fitted.validation_SM)
+    scores = (choose_scores(each.truth_N, each.predicted_SN, each.protein_N) for each in columns)
+    return Uncertainty(intervals=tuple(scores))
 
 
 def describe_test_uncertainty(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, coverage: float) -> dict[str, Any]:
@@ -112,7 +152,12 @@ def describe_test_uncertainty(fitted: Fitted, data: TaskData, counts_RP: np.ndar
         return {}
     if uncertainty.temperature is not None:
         return _describe_calibration(uncertainty, fitted.test_logits_MC, data, counts_RP)
-    return _describe_intervals(uncertainty.intervals, fitted.test_SM, data, coverage)
+    sets = (split_columns(data, "validation", fitted.validation_SM), split_columns(data, "test", fitted.test_SM))
+    found = [_describe_intervals(*each, data, coverage) for each in zip(uncertainty.intervals, *sets, strict=True)]
+    if not data.task.columns:
+        return found[0]
+    columns = dict(zip(data.task.columns, found, strict=True))
+    return {"columns": columns, "sentence": _write_columns(columns, coverage)}
 
 
 def _describe_interval(interval: Interval) -> dict[str, float | None]:
@@ -160,23 +205,22 @@ def _write_calibration(fit: Temperature, before: CalibrationScores, after: Calib
 
 
 def _describe_intervals(
-    scores: ConformalScores, predicted_SM: np.ndarray, data: TaskData, coverage: float
+    scores: ConformalScores, validation: ColumnValues, test: ColumnValues, data: TaskData, coverage: float
 ) -> dict[str, Any]:
-    """Describe the coverage of the intervals on test."""
-    truth_M, protein_M = select_truth(data, "test"), number_proteins(data)
-    mean_M, spread_M = merge_seeds(predicted_SM)
+    """Describe the coverage of the intervals of one target on test."""
+    mean_N, spread_N = merge_seeds(test.predicted_SN)
 
-    def measure(nominal: float) -> Any:
-        half_M = scores.half_widths(nominal, spread_M)
-        return measure_coverage(truth_M, mean_M, half_M, protein_M, nominal, scores.num_proteins)
+    def measure(nominal: float) -> Coverage:
+        half_N = scores.half_widths(nominal, spread_N)
+        return measure_coverage(test.truth_N, mean_N, half_N, test.protein_N, nominal, scores.num_proteins)
 
     found = measure(coverage)
     points = [(nominal, measure(nominal)) for nominal in CURVE]
-    doubt = _find_doubt(data, found.chance)
+    doubt = _find_doubt(data, validation, test, found.chance)
     about = {
         "num_validation": scores.num_proteins,
-        "num_test": int(protein_M.max()) + 1,
-        "num_seeds": len(predicted_SM),
+        "num_test": int(test.protein_N.max()) + 1,
+        "num_seeds": len(test.predicted_SN),
     }
     sentence = _write_coverage(data, about | found._asdict(), doubt)
     return about | {
@@ -192,12 +236,11 @@ def _describe_intervals(
     }
 
 
-def _find_doubt(data: TaskData, chance: float | None) -> str:
+def _find_doubt(data: TaskData, validation: ColumnValues, test: ColumnValues, chance: float | None) -> str:
     """Return why the promise does not hold on test, as a clause; empty if nothing speaks against it."""
     if data.task.name in TASKS and ("_vs_" in data.split or data.split in ("des_mut", "mut_des")):
         return f"the split {data.split} makes test proteins different from those of train and validation"
-    validation, test = (_average_proteins(data, name) for name in ("validation", "test"))
-    p = compare_distributions(validation, test)
+    p = compare_distributions(validation.means_P, test.means_P)
     if p < DIFFERENT:
         return (
             "the measured values of test are distributed differently from those of validation (Kolmogorov-Smirnov "
@@ -208,11 +251,16 @@ def _find_doubt(data: TaskData, chance: float | None) -> str:
     return ""
 
 
-def _average_proteins(data: TaskData, set_name: str) -> np.ndarray:
-    """Return the mean of the scored values of each protein of a set."""
-    protein_M = number_proteins(data, set_name)
-    sums_P = np.bincount(protein_M, data.targets[data.target_rows(set_name)])
-    return sums_P / np.bincount(protein_M)
+def _write_columns(columns: Mapping[str, Mapping[str, Any]], coverage: float) -> str:
+    """Write the coverage of several targets on test, and for which the promise does not hold."""
+    order = sorted(columns, key=lambda name: columns[name]["found"]["value"])
+    low, high = (f"{columns[name]['found']['value']:.1%} ({name})" for name in (order[0], order[-1]))
+    text = f"The {coverage:.0%} intervals contain between {low} and {high} of the measured test values."
+    wrong = [name for name, found in columns.items() if not found["holds"]]
+    endless = [name for name, found in columns.items() if found["quantile"] is None]
+    text += f" The promise does not hold for this test set in {', '.join(wrong)}." if wrong else ""
+    text += f" Too few validation proteins, so that intervals have no ends: {', '.join(endless)}." if endless else ""
+    return text
 
 
 def _write_coverage(data: TaskData, found: Mapping[str, Any], doubt: str) -> str:
@@ -230,27 +278,35 @@ def _write_coverage(data: TaskData, found: Mapping[str, Any], doubt: str) -> str
     )
     if doubt:
         return f"{text} The promise of {nominal:.0%} does not hold for this test set: {doubt}."
-    return f"{text} {nominal:.0%} are promised for proteins like the {number} validation proteins."
+    text = f"{text} {nominal:.0%} are promised for proteins like the {number} validation proteins."
+    if number >= FEW_PROTEINS:
+        return text
+    return f"{text} These also chose the settings of the model; as they are few, expect up to 3 percentage points less."
 
 
 def compute_ends(
-    uncertainty: Uncertainty | None, predicted_M: np.ndarray, spread_M: np.ndarray | None, coverage: float
+    uncertainty: Uncertainty | None, predicted_MC: np.ndarray, spread_MC: np.ndarray | None, coverage: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Compute the lower and upper ends of the intervals of predicted values.
 
     Args:
         uncertainty: That of the model.
-        predicted_M: (M,) predictions.
-        spread_M: (M,) standard deviation over seeds, None for a single seed.
+        predicted_MC: (M, C) predictions of C targets.
+        spread_MC: (M, C) standard deviation over seeds, None for a single seed.
         coverage: Share of new values that the intervals should contain.
 
     Returns:
-        The ends, infinite if there were too few validation proteins; None for a model that has no intervals.
+        The ends (M, C), infinite if there were too few validation proteins; None for a model that has no intervals.
     """
-    if uncertainty is None or uncertainty.intervals is None:
+    if uncertainty is None or not uncertainty.intervals:
         return None
-    half_M = uncertainty.intervals.half_widths(coverage, np.zeros_like(predicted_M) if spread_M is None else spread_M)
-    return predicted_M - half_M, predicted_M + half_M
+    spread_MC = np.zeros_like(predicted_MC) if spread_MC is None else spread_MC
+    halves = [
+        scores.half_widths(coverage, spread_M)
+        for scores, spread_M in zip(uncertainty.intervals, spread_MC.T, strict=True)
+    ]
+    half_MC = np.stack(halves, axis=1)
+    return predicted_MC - half_MC, predicted_MC + half_MC
 
 
 def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: float) -> str:
@@ -272,18 +328,22 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
         if fit.helps:
             return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}."
         return f"The probabilities are those of the model, without a temperature: {fit.reason}."
-    scores = uncertainty.intervals
-    if math.isinf(scores.quantile(coverage)):
-        most = scores.num_proteins / (scores.num_proteins + 1)
+    smallest = min(uncertainty.intervals, key=lambda scores: scores.num_proteins)
+    if math.isinf(smallest.quantile(coverage)):
+        most = smallest.num_proteins / (smallest.num_proteins + 1)
+        which = "The intervals" if len(uncertainty.intervals) == 1 else "Some intervals"
         return (
-            f"The intervals have no ends: {scores.num_proteins} validation proteins are too few for a coverage of "
+            f"{which} have no ends: {smallest.num_proteins} validation proteins are too few for a coverage of "
             f"{coverage:.3g} (at least {count_needed_proteins(coverage)}). Choose a --coverage of at most "
             f"{math.floor(most * 1000) / 1000:g}."
         )
-    width = "wider where the seeds disagree" if scores.by_spread else "all of the same width"
+    varying = sum(scores.by_spread for scores in uncertainty.intervals)
+    width = "wider where the seeds disagree" if varying else "all of the same width"
+    if 0 < varying < len(uncertainty.intervals) or len(uncertainty.intervals) > 1:
+        width = f"wider where the seeds disagree for {varying} of {len(uncertainty.intervals)} targets"
     return (
-        f"The intervals (lower, upper) contain {coverage:.3g} of new values on average, for proteins like the "
-        f"{scores.num_proteins} validation proteins of the training; they are {width}."
+        f"The intervals (lower, upper) contain {100 * coverage:.4g}% of new values on average, for proteins like the "
+        f"{smallest.num_proteins} validation proteins of the training; they are {width}."
     )
 
 

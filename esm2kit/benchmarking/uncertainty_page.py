@@ -7,9 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from esm2kit import plots
-from esm2kit.benchmarking.report import Report, ReportRow, describe_row
+from esm2kit.benchmarking.report import Report, describe_row
 from esm2kit.pages import build_figure, build_headers
 from esm2kit.tasks.conformal import merge_seeds
+
+LABELS = "binary labels"
 
 
 def draw_uncertainty(report: Report, truth_M: np.ndarray, predicted_SM: np.ndarray) -> Callable[[], Axes] | None:
@@ -23,22 +25,35 @@ def draw_uncertainty(report: Report, truth_M: np.ndarray, predicted_SM: np.ndarr
     Returns:
         The function; None if the first row has no uncertainty. Intervals without ends are left out.
     """
-    found = report.first.uncertainty
+    found = get_shown_uncertainty(report)
     if not found:
         return None
     if report.task.target == "class":
-        return lambda: plots.reliability_diagram(_list_curves(found), name_targets(report))
+        what = name_targets(report)
+        happens = "share that is present" if what == LABELS else "share that is right"
+        return lambda: plots.reliability_diagram(_list_curves(found), what, happens)
+    unit = report.task.unit
+    if report.task.columns:  # the first target
+        known_N = np.flatnonzero(np.isfinite(truth_M[:, 0]))
+        truth_M, predicted_SM = truth_M[known_N, 0], predicted_SM[:, known_N, 0]
+        unit = report.task.columns[0]
     mean_M, spread_M = merge_seeds(predicted_SM[: found["num_seeds"]])
     if found["quantile"] is None:
-        return lambda: plots.predicted_vs_true(truth_M, mean_M, report.task.unit)
+        return lambda: plots.predicted_vs_true(truth_M, mean_M, unit)
     scale_M = spread_M + found["offset"] if found["by_spread"] else np.ones_like(mean_M)
-    return lambda: plots.predicted_with_intervals(truth_M, mean_M, found["quantile"] * scale_M, report.task.unit)
+    return lambda: plots.predicted_with_intervals(truth_M, mean_M, found["quantile"] * scale_M, unit)
+
+
+def get_shown_uncertainty(report: Report) -> Mapping[str, Any]:
+    """Return the uncertainty of the first row that a figure shows: that of the first of several targets."""
+    found = report.first.uncertainty
+    return found["columns"][report.task.columns[0]] if found.get("columns") else found
 
 
 def name_targets(report: Report) -> str:
     """Return what a bin of the reliability diagram counts: proteins, residues or binary labels."""
-    if report.task.num_bits:
-        return "binary labels"
+    if report.task.num_bits or report.task.is_multilabel:
+        return LABELS
     return "residues" if report.task.level == "residue" else "proteins"
 
 
@@ -67,17 +82,19 @@ def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM:
     Returns:
         The section; an empty list if the first row has no uncertainty.
     """
-    found = report.first.uncertainty
+    found = get_shown_uncertainty(report)
     if not found:
         return []
     draw, name = draw_uncertainty(report, truth_M, predicted_SM), describe_row(report.first)
+    name = f"{name} of {report.task.columns[0]}" if report.task.columns else name
     figures = []
     if report.task.target == "class":
-        caption = (
-            f"Reliability of the {name} on test: on the dashed line, {name_targets(report)} with a probability of "
+        what = name_targets(report)
+        caption = f"Reliability of the {name} on test: on the dashed line, {what} with a probability of 0.8 are "
+        caption += (
+            f"{'present' if what == LABELS else 'right'} in 80% of all cases; below it the probabilities are too "
         )
-        caption += "0.8 are right in 80% of all cases; below it the model is too sure. Bars and "
-        caption += f"areas of the marks: share of the {name_targets(report)} in each bin."
+        caption += f"sure. Bars and areas of the marks: share of the {what} in each bin."
         figures.append(build_figure(draw, f"Reliability diagram. {found['sentence']}", caption))
     elif found["quantile"] is not None:
         caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled test "
@@ -88,11 +105,16 @@ def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM:
         caption += "intervals are too narrow."
         figures.append(build_figure(lambda: plots.coverage_curve(nominal, shares, found["coverage"]), caption, caption))
     table = _build_calibration_table(report) if report.task.target == "class" else _build_interval_table(report)
-    return [{"title": "How sure are the predictions?", "text": found["sentence"], "table": table, "figures": figures}]
+    sentence = report.first.uncertainty["sentence"]
+    return [{"title": "How sure are the predictions?", "text": sentence, "table": table, "figures": figures}]
 
 
-def _list_rows(report: Report) -> list[tuple[str, ReportRow]]:
-    return [(report.row_names[row.name], row) for row in report.rows if row.uncertainty]
+def _list_rows(report: Report) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """List name, uncertainty and mark of the rows of a table: all models, or all targets of the first model."""
+    if report.first.uncertainty.get("columns"):
+        return [(name, found, False) for name, found in report.first.uncertainty["columns"].items()]
+    rows = [row for row in report.rows if row.uncertainty]
+    return [(report.row_names[row.name], row.uncertainty, row is report.first) for row in rows]
 
 
 def _format_cell(interval: Mapping[str, float | None], digits: int = 3) -> dict[str, Any]:
@@ -104,8 +126,7 @@ def _format_cell(interval: Mapping[str, float | None], digits: int = 3) -> dict[
 def _build_calibration_table(report: Report) -> dict[str, Any]:
     """Build the table of calibration scores, before and after the temperature."""
     rows = []
-    for name, row in _list_rows(report):
-        found = row.uncertainty
+    for name, found, marked in _list_rows(report):
         used = " (used)" if found["used"] else ""
         temperature = "–" if found["temperature"] is None else f"{found['temperature']:.3g}{used}"
         after = (
@@ -116,7 +137,7 @@ def _build_calibration_table(report: Report) -> dict[str, Any]:
         before = [_format_cell(found["before"][key]) for key in ("ece", "nll", "brier")]
         chance = {"text": f"{found['before']['by_chance']:.3f}", "number": True}
         cells = [{"text": name}, before[0], chance, *before[1:], {"text": temperature, "number": True}, *after]
-        rows.append({"marked": row is report.first, "cells": cells})
+        rows.append({"marked": marked, "cells": cells})
     headers = [
         "model",
         "calibration error",
@@ -141,15 +162,15 @@ def _build_calibration_table(report: Report) -> dict[str, Any]:
 
 def _build_interval_table(report: Report) -> dict[str, Any]:
     """Build the table of the coverage and the width of intervals."""
-    unit = f" ({report.task.unit})" if report.task.unit else ""
+    unit = f" ({report.task.unit})" if report.task.unit and not report.task.columns else ""
     rows = []
-    for name, row in _list_rows(report):
-        found = row.uncertainty
+    for name, found, marked in _list_rows(report):
         width = "no ends" if found["mean_width"] is None else f"{found['mean_width']:.4g}"
         kind = "spread of the seeds" if found["by_spread"] else "constant"
         cells = [{"text": name}, _format_cell(found["found"]), {"text": width, "number": True}, {"text": kind}]
-        rows.append({"marked": row is report.first, "cells": cells})
-    headers = [*build_headers(["model", "share of test values inside", f"mean width{unit}"])]
-    caption = f"{report.first.uncertainty['coverage']:.0%} intervals from the errors on validation. Brackets: 95% "
+        rows.append({"marked": marked, "cells": cells})
+    first = "target" if report.task.columns else "model"
+    headers = [*build_headers([first, "share of test values inside", f"mean width{unit}"])]
+    caption = f"{get_shown_uncertainty(report)['coverage']:.0%} intervals from the errors on validation. Brackets: 95% "
     caption += "confidence interval. Narrower is better where as many values are inside."
     return {"headers": [*headers, {"text": "width from"}], "rows": rows, "caption": caption}

@@ -174,7 +174,9 @@ def _predict_files(
     about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
     about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage)
     about |= {"coverage": config.coverage} if model.task.target == "value" else {}
-    about |= {"threshold": model.threshold} if model.task.is_multilabel else {}
+    if model.task.is_multilabel:
+        divisor = model.uncertainty.divisor if model.uncertainty else 1.0
+        about["threshold"] = scale_threshold(model.threshold, divisor)
     about |= {} if pairs is None else {"pair_features": model.pair_features}
     noun = "proteins" if pairs is None else "pairs"
     started, progress = time.monotonic(), Progress(logger, "predicted", noun)
@@ -245,7 +247,7 @@ def _write_table(
     digits = _count_digits(model.scale)
     task, per_residue = model.task, model.task.level == "residue"
     columns = ["prediction", *(f"p_{label}" for label in about["labels"]), *list_interval_columns(model)]
-    columns = list(task.columns) or columns
+    columns = [*task.columns, *list_interval_columns(model)] if task.columns else columns
     ids = ["protein_a", "protein_b"] if "pair_features" in about else ["id"]
     with open(part, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter=SUFFIXES[suffix], lineterminator="\n")
@@ -254,8 +256,13 @@ def _write_table(
         def write(record: Record, outputs: np.ndarray, spread: np.ndarray | None) -> None:
             outputs_MC = outputs if per_residue else outputs[None]
             decided, names = model.decide(outputs_MC), record.id.split(ID_SEPARATOR)
+            if task.target == "value":
+                numbers = compute_interval_columns(model, decided, spread, about["coverage"])
+                more = [[f"{value:.{digits}g}" for value in row] for row in numbers]
+            else:
+                more = [[f"{value:.7g}" for value in row] for row in model.probabilities(outputs_MC)]
             if task.columns:
-                rows.writerow([*names, *(f"{value:.{digits}g}" for value in decided[0])])
+                rows.writerow([*names, *(f"{value:.{digits}g}" for value in decided[0]), *more[0]])
                 return
             if task.is_multilabel:
                 shown = [format_label_set(decided[0], task.binary_labels)]
@@ -263,11 +270,6 @@ def _write_table(
                 shown = [task.labels[place] for place in decided]
             else:
                 shown = [f"{value:.{digits}g}" for value in decided]
-            if task.target == "class":
-                more = [[f"{value:.7g}" for value in row] for row in model.probabilities(outputs_MC)]
-            else:
-                numbers = compute_interval_columns(model, decided, spread, about["coverage"])
-                more = [[f"{value:.{digits}g}" for value in row] for row in numbers]
             for place, (label, others) in enumerate(zip(shown, more, strict=True)):
                 where = [place + 1, record.sequence[place]] if per_residue else []
                 rows.writerow([*names, *where, label, *others])
@@ -276,29 +278,42 @@ def _write_table(
 
 
 def list_interval_columns(model: Predictor) -> list[str]:
-    """Return the columns with the intervals of values: lower and upper, and the spread of several seeds."""
-    has_ends = model.uncertainty is not None and model.uncertainty.intervals is not None
-    return [*(["lower", "upper"] if has_ends else []), *(["spread"] if model.has_spread else [])]
+    """Return the columns with the intervals of values: lower and upper, and the spread of several seeds.
+
+    For several values per protein the name of the target follows, such as lower_Tm.
+    """
+    has_ends = model.uncertainty is not None and bool(model.uncertainty.intervals)
+    kinds = [*(["lower", "upper"] if has_ends else []), *(["spread"] if model.has_spread else [])]
+    names = [f"_{name}" for name in model.task.columns] or [""]
+    return [f"{kind}{name}" for name in names for kind in kinds]
+
+
+def scale_threshold(threshold: float, divisor: float) -> float:
+    """Return the probability of a label at the threshold, after division of its logit."""
+    if divisor == 1 or not 0 < threshold < 1:
+        return threshold
+    return 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / divisor))
 
 
 def compute_interval_columns(
-    model: Predictor, predicted_M: np.ndarray, spread: np.ndarray | None, coverage: float
+    model: Predictor, predicted: np.ndarray, spread: np.ndarray | None, coverage: float
 ) -> np.ndarray:
     """Compute the columns of `list_interval_columns`.
 
     Args:
         model: The model.
-        predicted_M: (M,) values.
+        predicted: (M,) values, or (M, C) of several targets.
         spread: Standard deviation over seeds of the same values, None for a single seed.
         coverage: Share of new values that the intervals should contain.
 
     Returns:
         (M, columns).
     """
-    spread_M = None if spread is None else spread.reshape(-1)
-    ends = compute_ends(model.uncertainty, predicted_M, spread_M, coverage) or ()
-    columns = [*ends, *([] if spread_M is None else [spread_M])]
-    return np.stack(columns, axis=1) if columns else np.empty((len(predicted_M), 0))
+    predicted_MC = predicted.reshape(len(predicted), -1)
+    spread_MC = None if spread is None else spread.reshape(predicted_MC.shape)
+    ends = compute_ends(model.uncertainty, predicted_MC, spread_MC, coverage) or ()
+    columns = [*ends, *([] if spread_MC is None else [spread_MC])]
+    return np.stack(columns, axis=2).reshape(len(predicted), -1) if columns else np.empty((len(predicted), 0))
 
 
 def _count_digits(scale: TargetScale) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from esm2kit.benchmarking.report import Report, metric_name
 from esm2kit.benchmarking.report import format_value as format_metric
+from esm2kit.benchmarking.uncertainty_page import get_shown_uncertainty
 from esm2kit.embedding.maps import explained_variance, queries
 from esm2kit.models.contacts import PairMap
 from esm2kit.models.masked_scores import MaskedPredictions
@@ -408,14 +409,14 @@ def uncertainty(report: Report) -> str:
     Returns:
         Markdown.
     """
-    found = report.first.uncertainty
+    found = get_shown_uncertainty(report)
     if report.task.target == "class":
         what = "*Share of right predictions against the probability that the model gives,* on test."
     elif found["quantile"] is None:
         what = "*Predictions without intervals,* on test."
     else:
         what = f"*Predictions with their {found['coverage']:.0%} intervals,* on test (at most 150 of them)."
-    return f"{what} {found['sentence']}"
+    return f"{what} {report.first.uncertainty['sentence']}"
 
 
 def finetuning_loss(updates: int, best: int, validation_losses: Sequence[float]) -> str:

@@ -64,14 +64,14 @@ def uncertainty_chart(report: Report) -> Axes:
         The axes.
 
     Raises:
-        InputError: an earlier version wrote the report, without uncertainty.
+        InputError: the report has no uncertainty: it is of an earlier version or of several folds.
     """
     with np.load(report.json.parent / report.files["predictions"]) as stored:
         draw = draw_uncertainty(report, stored["truth"], stored[f"predicted/{report.first.name}"])
     if draw is None:
         raise InputError(
-            f"{report.json} has neither intervals nor calibrated probabilities: an earlier version wrote it. Run the "
-            "benchmark or the fine-tuning again.",
+            f"{report.json} has neither intervals nor calibrated probabilities: an earlier version wrote it, or it is "
+            "of several folds. Run the benchmark or the fine-tuning again, without folds.",
             code="report.no-uncertainty",
             path=report.json,
         )

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from esm2kit.tasks.metrics import CONFIDENCE, Interval, sample_counts
-from esm2kit.tasks.scaling import find_exponent
 
 COVERAGE = 0.9
 # Scores that a model file keeps; more are thinned out such that intervals only become wider.
@@ -137,9 +136,9 @@ class Coverage(NamedTuple):
 def merge_seeds(predicted_SM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the sample standard deviation over seeds, (M,) each; the latter is 0 for a single seed."""
     if len(predicted_SM) == 1:
-        return predicted_SM[0], np.zeros(predicted_SM.shape[1])
-    exponent = find_exponent(predicted_SM)  # division by a power of two is exact, and the squares do not overflow
-    return predicted_SM.mean(0), np.ldexp(np.ldexp(predicted_SM, -exponent).std(0, ddof=1), exponent)
+        return predicted_SM[0], np.zeros(predicted_SM.shape[1:])
+    exponent_M = np.frexp(np.abs(predicted_SM).max(0))[1]  # dividing by powers of two is exact; squares stay finite
+    return predicted_SM.mean(0), np.ldexp(np.ldexp(predicted_SM, -exponent_M).std(0, ddof=1), exponent_M)
 
 
 def choose_scores(truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray) -> ConformalScores:

@@ -220,7 +220,8 @@ def test_several_values_are_scored_together_and_separately(folder):
     assert page.count("prediction equals measurement") == 2
     assert check_report(report.json)
     rows, found = predict_new(folder, "values")
-    assert list(rows["L"]) == ["id", "b", "Tm (C)"]
+    intervals = [f"{end}_{name}" for name in ("b", "Tm (C)") for end in ("lower", "upper")]
+    assert list(rows["L"]) == ["id", "b", "Tm (C)", *intervals]
     assert float(rows["L"]["b"]) > float(rows["W"]["b"])
     assert float(rows["W"]["Tm (C)"]) > float(rows["L"]["Tm (C)"]) + 5
     assert "Tm (C) between" in found["verdict"]

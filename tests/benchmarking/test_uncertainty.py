@@ -1,6 +1,7 @@
 """The intervals and probabilities of `predict` are those whose coverage and calibration the report measured."""
 
 import csv
+import json
 import logging
 import math
 from dataclasses import replace
@@ -251,6 +252,9 @@ def test_a_test_set_from_another_source_is_named() -> None:
     fitted, data = fit_planted("protein", "value", num_proteins=600, noise=0.5)
     same = describe(fitted, data)
     assert same["holds"]
+    assert "expect up to 3 percentage points less" not in same["sentence"]
+    few, few_data = fit_planted("protein", "value", num_proteins=150, noise=0.5)
+    assert "30 validation proteins. These also chose the settings of the model" in describe(few, few_data)["sentence"]
     assert "are promised for proteins like the 120 validation proteins" in same["sentence"]
     shifted = data.targets.copy()
     shifted[data.rows("test")] += 3.0
@@ -316,10 +320,81 @@ def test_long_proteins_have_intervals_in_hdf5(folder, tmp_path) -> None:
     """Attributes of HDF5 are limited to 64 KB in its oldest format: 8,192 numbers."""
     _, path = run_benchmark(folder, "residue_value", "ridge")
     change_uncertainty(
-        path, lambda found: found | {"intervals": ConformalScores.from_errors(np.arange(30.0)).describe()}
+        path, lambda found: found | {"intervals": [ConformalScores.from_errors(np.arange(30.0)).describe()]}
     )
     (tmp_path / "long.fasta").write_text(f">titin\n{'ACDEFGHIKL' * 1000}\n")
     predict(PredictConfig(path, tmp_path / "long.fasta", tmp_path / "out.h5"))
     with h5py.File(tmp_path / "out.h5") as file:
         values, lower = file["0"][:, 0], file["0"].attrs["lower"]
     np.testing.assert_allclose(values - lower, 27.0)  # the 28th smallest of 0 to 29
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A table with two values per protein, one of which is missing for some, and the labels of each protein."""
+    folder = tmp_path_factory.mktemp("several")
+    write_tiny_model(folder / "tiny.safetensors")
+    generator, lines = np.random.default_rng(0), ["id,sequence,place,a,b (C),set"]
+    for number in range(300):
+        share = generator.uniform(0, 0.6)
+        sequence = "".join(generator.choice(list("LAGVSERTID"), 40, p=[share, *[(1 - share) / 9] * 9]))
+        places = [name for name, chance in (("nucleus", share), ("wall", 0.5)) if generator.random() < chance]
+        b = "" if number % 3 == 0 else f"{100 * share + 20 * generator.normal():.4f}"
+        cells = [f"p{number}", sequence, ";".join(places) or "[]", f"{share + 0.1 * generator.normal():.4f}", b]
+        lines.append(",".join([*cells, ("train", "train", "val", "test")[number % 4]]))
+    (folder / "my.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run_several(folder, target: str, probe: str):
+    config = BenchmarkConfig(
+        task=str(folder / "my.csv"), target=target, model=str(folder / "tiny.safetensors"), probe=probe, seeds=[0, 1],
+        epochs=4, resamples=100, untrained=False, baselines=[], device="cpu", out_dir=folder / probe,
+        joint="," in target,
+    )  # fmt: skip
+    report = benchmark(config)
+    data = load_task(str(folder / "my.csv"), target=target.split(","))
+    fasta = folder / "test.fasta"
+    fasta.write_text("".join(f">{data.ids[row]}\n{data.sequences[row]}\n" for row in data.rows("test")))
+    result = predict(PredictConfig(config.out_dir / report.first.probe_file, fasta, folder / f"{probe}.tsv"))
+    return report, data, read_table(result["out"]), result
+
+
+def test_several_values_have_one_interval_each(several) -> None:
+    report, data, rows, result = run_several(several, "a,b (C)", "fnn")
+    truth_MC = data.targets[data.target_rows("test")]
+    names = list(report.task.columns)
+    added = [f"{kind}_{name}" for name in names for kind in ("lower", "upper", "spread")]
+    assert list(rows[0]) == ["id", *names, *added]
+    for column, name in enumerate(names):
+        found = report.first.uncertainty["columns"][name]
+        low_M, high_M = (np.array([float(row[f"{kind}_{name}"]) for row in rows]) for kind in ("lower", "upper"))
+        known_M = np.isfinite(truth_MC[:, column])
+        inside_M = (low_M <= truth_MC[:, column]) & (truth_MC[:, column] <= high_M)
+        assert found["found"]["value"] == pytest.approx(inside_M[known_M].mean())
+        assert found["num_test"] == known_M.sum() == (75 if name == "a" else 50)
+        assert found["holds"]
+    assert f"{report.first.uncertainty['columns'][names[1]]['num_validation']} validation" in result["uncertainty"]
+    assert report.first.uncertainty["sentence"] in report.html.read_text(encoding="utf-8")
+    assert uncertainty_chart(report).get_xlabel() == f"measured ({names[0]})"
+    plt.close("all")
+
+
+def test_labels_of_a_multi_label_task_share_a_temperature_and_keep_their_predictions(several) -> None:
+    report, data, rows, _ = run_several(several, "place", "logistic")
+    path = several / "logistic" / report.first.probe_file
+    truth_ML = data.targets[data.target_rows("test")]
+    logits_ML = np.stack(load_probe(path).outputs([data.sequences[row] for row in data.rows("test")])).astype(float)
+    loss = np.log1p(np.exp(-np.where(truth_ML > 0, 1, -1) * logits_ML)).mean()
+    assert report.first.uncertainty["before"]["nll"]["value"] == pytest.approx(loss, rel=1e-5)
+    fit = Temperature(2.0, True, (0.1, 0.05, 0.2), 75, "it is a test")._asdict()
+    change_uncertainty(path, lambda found: found | {"temperature": fit})
+    scaled = predict(PredictConfig(path, several / "test.fasta", several / "scaled.tsv"))
+    after = read_table(scaled["out"])
+    assert [row["prediction"] for row in after] == [row["prediction"] for row in rows]
+    found = [[float(row[f"p_{name}"]) for name in report.task.binary_labels] for row in after]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits_ML / 2)), rtol=1e-5)
+    threshold = json.loads(scaled["manifest"].read_text())["threshold"]
+    for row in after:  # the threshold belongs to the probabilities of the table
+        chosen = [name for name in report.task.binary_labels if float(row[f"p_{name}"]) > threshold]
+        assert ";".join(chosen) == row["prediction"]
