@@ -523,9 +523,4 @@ def _build_notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, mo
         )
     if len(config.seeds) > 1 and probe.probe in HEADS:
         notes.append("Seeds differ in initial weights and dropout. All seeds share one batch order.")
-    if data.task.has_columns:
-        what = (
-            "The probabilities of labels are not calibrated" if data.task.is_multilabel else "Values have no intervals"
-        )
-        notes.append(f"{what}: a task with several targets per protein has no estimate of uncertainty.")
     return notes + build_interval_notes(finetuned)
