@@ -420,7 +420,7 @@ def _load_pairs(
     first, second = data.sequences, [pair.second for pair in found.records]
     groups, grouping = group_proteins(first, second, identity if split_by == "identity" else None)
     ids = [pair.first_id for pair in found.records], [pair.second_id for pair in found.records]
-    files = {kind: given.path for kind, given in found.files.items()}
+    files = {kind: given.path for kind, given in found.files.items() if given.path.is_file()}  # not a folder of them
     data = dataclasses.replace(data, pairs=Pairs(*ids, second, groups, grouping), files=files)
     notes = [*found.notes, *inferred, *_check_letters(dataclasses.replace(data, sequences=[*first, *second]))]
     if not assigned:

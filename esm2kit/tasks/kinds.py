@@ -79,9 +79,10 @@ FLIP_SOURCE = "github.com/J-SNACKKB/FLIP, commit 62cace8: collect_splits/rhomax.
 GYM_SOURCE = "github.com/OATML-Markslab/ProteinGym, commit bb68524: README.md, reference_files"
 TDC_SOURCE = "github.com/mims-harvard/TDC: tdc/single_pred, tdc/multi_pred/bi_pred_dataset.py (get_data)"
 TDC_PROTEINS = ("Antibody", "Antigen", "Protein", "Peptide", "Target", "Epitope")
+TDC_TARGET = "Y"
+# read by `tasks.pair_files` where both proteins have names too, as TDC writes them
 TDC_PAIRS = (
     ("Antibody", "Antigen"), ("Protein1", "Protein2"), ("Peptide", "MHC"), ("TCR", "Epitope"),
-    ("Sequence", "Protein Target"),
 )  # fmt: skip
 TDC_MOLECULES = ("Drug", "Drug1", "Reactant", "Reaction", "GuideSeq", "miRNA", "drug_molecule")
 MOLECULES = "its column {} has molecules or nucleotides, which a protein language model does not read. {}"
@@ -118,7 +119,7 @@ KINDS = (
             unread=f"A target belongs to {pair[0]} and {pair[1]} together. Write the columns sequence_a, sequence_b "
             "and target for pairs of proteins, or keep one of the two columns if the other never changes.",
         )
-        for pair in TDC_PAIRS
+        for pair in (*TDC_PAIRS, ("Sequence", "Protein Target"))
     ),
     *(TableKind("a TDC table", TDC_SOURCE, name, "Y", f"{name}_ID", others=(f"{name}_ID",)) for name in TDC_PROTEINS),
     TableKind("a TDC table", TDC_SOURCE, "X", "Y", "ID"),

@@ -10,7 +10,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.sequences.fasta import find_fasta_files
 from esm2kit.sequences.headers import parse_header
 from esm2kit.tasks.files import ATTRIBUTE, Source, TaskRecord, check_sequence, parse_set, read_records
-from esm2kit.tasks.kinds import peek_table
+from esm2kit.tasks.kinds import TDC_PAIRS, TDC_TARGET, find_set_files, peek_table, read_set_files
 from esm2kit.tasks.labels_table import (
     TARGET_NAMES,
     UNASSIGNED,
@@ -73,6 +73,11 @@ def find_pair_columns(columns: Sequence[str]) -> PairColumns | None:
     Returns:
         Their places; None if the table is not of pairs.
     """
+    for first, second in TDC_PAIRS:
+        ids = (f"{first}_ID", f"{second}_ID")
+        if {first, second, *ids, TDC_TARGET} <= set(columns):
+            sequences, named = ((columns.index(a), columns.index(b)) for a, b in ((first, second), ids))
+            return PairColumns(sequences, named)
     found: dict[tuple[bool, str], int] = {}
     for place, column in enumerate(columns):
         name = column.lower()
@@ -100,6 +105,8 @@ def has_pairs(path: Path, needs_sequences: bool) -> bool:
     Returns:
         True or False; False for a file that cannot be read, which other readers report.
     """
+    if path.is_dir():  # with a file per set
+        path = next(iter(find_set_files(path).get("train", ())), path)
     if not path.is_file():
         return False
     source = Source(path)
@@ -136,9 +143,10 @@ def read_pairs(
     Raises:
         InputError: a column or a protein is not found, or a record is invalid.
     """
-    if fasta is None and not Source(path).is_table:
+    set_files = find_set_files(path) if path.is_dir() else {}
+    if fasta is None and not set_files and not Source(path).is_table:
         return _read_pair_fasta(Source(path), target)
-    table = read_table(path)
+    table = read_set_files(set_files) if set_files else read_table(path)
     places = find_pair_columns(table.columns)
     names = [target] if isinstance(target, str) else list(target or ())
     set_place = find_set_column(table, set_name)
@@ -173,10 +181,15 @@ def read_pairs(
             path=path,
         )
     shown = " and ".join(repr(table.columns[place]) for place in places.sequences or places.ids)
-    note = f"{path.name}: pairs of proteins from {shown}, target {', '.join(table.columns[place] for place in targets)}"
+    is_tdc = places.sequences is not None and tuple(table.columns[place] for place in places.sequences) in TDC_PAIRS
+    read_as = "read as a TDC table: " if is_tdc else ""
+    note = f"{path.name}: {read_as}pairs of proteins from {shown}, "
+    note += f"target {', '.join(table.columns[place] for place in targets)}"
     counts = ((absent, "without a protein of the FASTA"), (empty, "without a value"), (dropped, "without a set"))
+    note += "".join(f"; {each}" for each in table.notes)
     note += "".join(f"; {format_count(count, 'row')} {text}" for count, text in counts if count)
     set_column = table.columns[set_place] if set_place >= 0 else ""
+    files |= {f"split/{each.name}": Source(each) for paths in set_files.values() for each in paths}
     return PairFile(records, tuple(table.columns[place] for place in targets), set_column, files, [note])
 
 

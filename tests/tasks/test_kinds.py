@@ -401,8 +401,8 @@ def test_tdcs_benchmark_groups_have_train_and_validation_in_one_file(tmp_path):
     [
         ("Drug_ID,Drug,Y", "d{},CC(=O)OC1=CC=CC=C1C(=O)O,{}"),
         ("Drug_ID,Drug,Target_ID,Target,Y", "d{},CCO,t1," + WILD + ",{}"),
-        ("Antibody_ID,Antibody,Antigen_ID,Antigen,Y", "a{}," + WILD + ",b," + PROTEINS[1] + ",{}"),
-        ("Protein1_ID,Protein1,Protein2_ID,Protein2,Y", "a{}," + WILD + ",b," + PROTEINS[1] + ",{}"),
+        ("Antibody,Antigen,Y", WILD + "," + PROTEINS[1] + ",{}{}"),
+        ("Sequence_ID,Sequence,Protein Target_ID,Protein Target,Y", "a{}," + WILD + ",b,MDM2,{}"),
         ("miRNA_ID,miRNA,Target_ID,Target,Y", "m{},UUAAUGCUAAUCGUGAUAGGGGU,t," + WILD + ",{}"),
     ],
 )  # fmt: skip
@@ -411,6 +411,25 @@ def test_tdc_tables_that_are_not_of_single_proteins_are_refused(header, row, tmp
     for read in (load_task, load_labels):
         with refused("task.unread-kind"):
             read(str(path))
+
+
+@pytest.mark.parametrize(("first", "second"), [("Antibody", "Antigen"), ("Protein1", "Protein2"), ("Peptide", "MHC")])
+def test_tdc_tables_of_pairs_are_read_as_pairs(first, second, tmp_path):
+    header = f"{first}_ID,{first},{second}_ID,{second},Y"
+    partners = PROTEINS[::-1]
+    rows = [f"a{place},{PROTEINS[place]},b{9 - place},{partners[place]},{VALUES[place]}" for place in range(10)]
+    data = load_task(str(write(tmp_path / "pairs.csv", header, *rows)), split_by="random")
+    assert (data.sequences, data.pairs.second, data.targets.tolist()) == (PROTEINS, partners, VALUES)
+    assert data.pairs.first_ids == [f"a{place}" for place in range(10)]
+    assert data.pairs.second_ids == [f"b{9 - place}" for place in range(10)]
+    line = f"pairs.csv: read as a TDC table: pairs of proteins from '{first}' and '{second}', target Y"
+    assert data.notes[0] == line
+    for name, start, stop in (("train", 0, 6), ("valid", 6, 8), ("test", 8, 10)):
+        write(tmp_path / "sets" / f"{name}.csv", header, *rows[start:stop])
+    for data in (load_task("sets", None, tmp_path), load_labels(tmp_path / "sets")):
+        assert (data.sequences, data.pairs.second, data.sets.tolist()) == (PROTEINS, partners, SETS)
+        assert {path.name for path in data.files.values()} == {"train.csv", "valid.csv", "test.csv"}
+        assert data.notes[0].endswith("target Y; sets from train.csv, valid.csv, test.csv")
 
 
 def test_several_chains_in_a_cell_are_refused(tmp_path):
