@@ -394,8 +394,9 @@ def held_out(report: Report) -> str:
     if not present:
         return start
     best, worst = max(present, key=present.get), min(present, key=present.get)
+    kind = "label" if task.is_multilabel else "class"
     return (
-        f"{start} Of the class {best}, {present[best]:.0%} are predicted correctly, of the class {worst} "
+        f"{start} Of the {kind} {best}, {present[best]:.0%} are predicted correctly, of the {kind} {worst} "
         f"{present[worst]:.0%}."
     )
 
@@ -409,6 +410,8 @@ def uncertainty(report: Report) -> str:
     Returns:
         Markdown.
     """
+    if report.task.is_multilabel or report.task.columns:
+        return "*Test predictions.* A task with several targets per protein has no estimate of how sure they are."
     found = get_shown_uncertainty(report)
     if report.task.target == "class":
         what = "*Share of right predictions against the probability that the model gives,* on test."

@@ -14,6 +14,7 @@ from esm2kit import plots
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.uncertainty_page import draw_uncertainty
 from esm2kit.core.errors import InputError
+from esm2kit.notebook.display import prediction_chart
 
 MAX_CLASSES = 12  # with more, colours look alike
 MAX_TRACKS = 6
@@ -57,6 +58,8 @@ def strip_chart(report: Report, ax: Axes | None = None) -> Axes:
 def uncertainty_chart(report: Report) -> Axes:
     """Plot how sure the first row is on test: a reliability diagram of classes, or the intervals of values.
 
+    Several targets per protein have no estimate of uncertainty; their test predictions are plotted.
+
     Args:
         report: a benchmark or fine-tuning report that was read from its file.
 
@@ -66,6 +69,8 @@ def uncertainty_chart(report: Report) -> Axes:
     Raises:
         InputError: the report has no uncertainty: it is of an earlier version or of several folds.
     """
+    if report.task.is_multilabel or report.task.columns:
+        return prediction_chart(report)
     with np.load(report.json.parent / report.files["predictions"]) as stored:
         draw = draw_uncertainty(report, stored["truth"], stored[f"predicted/{report.first.name}"])
     if draw is None:
@@ -97,6 +102,11 @@ def new_prediction_chart(predicted: Mapping[str, Any]) -> Axes:
         if classes:
             tracks = {name: np.array([classes.index(each) for each in track]) for name, track in tracks.items()}
         return plots.residue_track({name: np.asarray(track) for name, track in tracks.items()}, classes, about["unit"])
+    if "threshold" in about:  # of the labels of a multi-label task
+        counts = Counter(label for text in table.prediction for label in text.split(";") if label)
+        return plots.class_counts(dict.fromkeys(classes, 0) | counts, class_name="label")
+    if about["labels"] and not classes:
+        return plots.prediction_histograms({name: table[name].to_numpy() for name in about["labels"]}, {})
     if classes:
         what = "residues" if about["level"] == "residue" else "proteins"
         return plots.class_counts(dict.fromkeys(classes, 0) | Counter(table.prediction), what=what)

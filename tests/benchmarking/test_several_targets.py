@@ -23,6 +23,8 @@ from esm2kit.finetuning.config import FinetuneConfig, PredictConfig
 from esm2kit.finetuning.finetune import finetune
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.predict import predict
+from esm2kit.notebook import captions
+from esm2kit.notebook.predictions import uncertainty_chart
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.task import Task
 
@@ -279,3 +281,23 @@ def test_a_finetuned_model_predicts_several_values(folder):
 def test_a_class_among_several_columns_is_refused(folder):
     with refused("task.cell", column="place"):
         run(folder, "refused", "place,b", joint=True)
+
+
+def test_the_notebooks_show_several_targets(folder):
+    report = run(folder, "shown", "place")
+    ax = uncertainty_chart(report)
+    assert [text.get_text() for text in ax.get_yticklabels()] == sorted(
+        report.first.per_class, key=lambda label: -report.first.per_class[label]["support"]
+    )
+    assert "no estimate" in captions.uncertainty(report)
+    assert "Of the label" in captions.held_out(report)
+    values = run(folder, "shown-values", "b,Tm (C)", joint=True)
+    assert len(uncertainty_chart(values).collections[0].get_offsets()) == values.task.sizes["test"]
+
+
+def test_layers_are_chosen_for_labels_and_for_several_values(folder):
+    report = run(folder, "layers", "place", repr_layer="all")
+    assert report.headline(report.first).value > 0.9
+    values = run(folder, "layers-values", "b,Tm (C)", joint=True, repr_layer="0,1", pooling=["mean", "max"])
+    assert values.task.columns == ("b", "Tm (C)")
+    assert values.layer_sweep is not None

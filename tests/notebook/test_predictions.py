@@ -74,6 +74,18 @@ def test_new_predictions_are_plotted_by_their_kind(tmp_path: Path) -> None:
     ax = new_prediction_chart(residues)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["NA"]
     assert colours(ax) == [["H", "H", "C"]]
+    labels = predict_result(tmp_path, "id\tprediction\nA\tx;y\nB\t\nC\ty\n", "protein", "class", ["x", "y", "z"])
+    about = json.loads(labels["manifest"].read_text()) | {"threshold": 0.5}
+    labels["manifest"].write_text(json.dumps(about))
+    ax = new_prediction_chart(labels)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["y", "x", "z"]
+    assert [bar.get_width() for bar in ax.patches] == [2, 1, 0]
+    columns = predict_result(
+        tmp_path, "id\tTm\tdG\nA\t1.5\t3\nB\t2.5\t4\nC\t2.5\t5\n", "protein", "value", ["Tm", "dG"]
+    )
+    figure = new_prediction_chart(columns).figure
+    assert [ax.get_xlabel() for ax in figure.axes] == ["predicted Tm", "predicted dG"]
+    assert sum(bar.get_height() for bar in figure.axes[1].patches) == 3
 
 
 @pytest.mark.parametrize(

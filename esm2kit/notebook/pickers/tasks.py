@@ -216,6 +216,8 @@ def _format_task_card(spec: Task, split: str, sizes: Split, notes: list[str], wh
         for name, size in (("train", sizes.train), ("validation", sizes.validation), ("test", sizes.test))
     )
     target = f"{len(spec.labels)} classes" if spec.labels else f"a value{f' ({spec.unit})' if spec.unit else ''}"
+    if spec.has_columns:
+        target = f"{spec.num_outputs} {'labels' if spec.is_multilabel else 'values'}"
     published = [item for item in PUBLISHED if (item.task, item.split, item.metric) == (spec.name, split, spec.metric)]
     scores = "; ".join(f"{escape(item.model)} {item.value:g}" for item in published)
     return format_definitions(
