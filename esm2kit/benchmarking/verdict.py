@@ -184,7 +184,7 @@ def _list_warnings(data: TaskData, first: ScoredModel, constant: Mapping[str, Sc
         rival = (
             "the most frequent state of each label in train" if task.is_multilabel else "the majority class of train"
         )
-        short = "these" if task.is_multilabel else "majority class"
+        short = "those states" if task.is_multilabel else "majority class"
         warnings.append(
             f"Not better than {rival} ({found}, {short} {format_value(task.metric, theirs)}): do not rely on these "
             "predictions."

@@ -375,7 +375,7 @@ def load_labels(
     Raises:
         InputError: a file, a column or a row is invalid, or nothing matches; the message names it.
     """
-    if has_pairs(expand_path(labels), needs_sequences=fasta is None):
+    if id is None and has_pairs(expand_path(labels), needs_sequences=fasta is None):
         paired = read_pairs(expand_path(labels), fasta, target, set, target_type)
         name = f"{_strip_suffixes(expand_path(labels))}_{format_column_names(paired.targets)}"
         how = {"split_by": split_by, "identity": identity, "split_seed": split_seed}

@@ -1,6 +1,7 @@
 """Read pairs of proteins: tables with two sequences or two names a row, and biotrainer's FASTA with INTERACTOR."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from esm2kit.tasks.task import TargetType
 
 # Words in the names of columns of pairs; what remains is a or b, or 1 or 2: sequence_a, seq1, Protein 1, uniprot_B.
 WORDS = re.compile(r"sequence|seq|proteins?|interactor|uniprot|accession|entry|name|gene|id|[\W_]+")
+WORKBOOK = re.compile(r"\.xls[xm](:.+)?$", re.IGNORECASE)
 ENDS = (("a", "b"), ("1", "2"))
 INTERACTION_NAMES = TARGET_NAMES | {"interaction", "interacts", "interacting", "binding", "affinity", "score"}
 
@@ -107,11 +109,14 @@ def has_pairs(path: Path, needs_sequences: bool) -> bool:
     """
     if path.is_dir():  # with a file per set
         path = next(iter(find_set_files(path).get("train", ())), path)
-    if not path.is_file():
+    if not path.is_file() and not _is_workbook(path):
         return False
     source = Source(path)
-    if source.is_table or not needs_sequences:
-        table = peek_table(path)
+    if source.is_table or not needs_sequences or _is_workbook(path):
+        try:
+            table = read_table(path) if _is_workbook(path) else peek_table(path)
+        except InputError:
+            return False
         columns = table and find_pair_columns(table.columns)
         return bool(columns and (columns.sequences or not needs_sequences))
     try:
@@ -119,6 +124,11 @@ def has_pairs(path: Path, needs_sequences: bool) -> bool:
     except InputError:
         return False
     return any(key.upper() == "INTERACTOR" for key, _ in ATTRIBUTE.findall(header))
+
+
+def _is_workbook(path: Path) -> bool:
+    """Whether a path is of an Excel workbook, or of a sheet of one."""
+    return WORKBOOK.search(path.name) is not None
 
 
 def read_pairs(
@@ -144,7 +154,7 @@ def read_pairs(
         InputError: a column or a protein is not found, or a record is invalid.
     """
     set_files = find_set_files(path) if path.is_dir() else {}
-    if fasta is None and not set_files and not Source(path).is_table:
+    if fasta is None and not set_files and not Source(path).is_table and not _is_workbook(path):
         return _read_pair_fasta(Source(path), target)
     table = read_set_files(set_files) if set_files else read_table(path)
     places = find_pair_columns(table.columns)
@@ -155,7 +165,7 @@ def read_pairs(
     columns = [read_cells(table, place, target_type) for place in targets]
     validation = next((i for i, name in enumerate(table.columns) if name.lower() in VALIDATION_NAMES), -1)
     proteins, files = read_table_pairs(table, places, fasta)
-    records, empty, absent, dropped = [], 0, 0, 0
+    records, missing = [], Counter()
     for number, (row, pair) in enumerate(zip(table.rows, proteins, strict=True)):
         cells = tuple(column.cells[number] for column in columns)
         chosen: str | None = UNASSIGNED
@@ -163,12 +173,9 @@ def read_pairs(
             chosen = parse_set(
                 f"row {number + 1}", row[set_place], row[validation] if validation >= 0 else "", Source(path)
             )
-        if pair is None or chosen is None or not any(cells):
-            absent, dropped, empty = (
-                absent + (pair is None),
-                dropped + (pair is not None and chosen is None),
-                empty + (pair is not None and chosen is not None),
-            )
+        left_out = "protein" if pair is None else "set" if chosen is None else "" if any(cells) else "value"
+        if left_out:
+            missing[left_out] += 1
             continue
         (first_id, first), (second_id, second) = pair
         several = cells if len(cells) > 1 else ()
@@ -185,9 +192,7 @@ def read_pairs(
     read_as = "read as a TDC table: " if is_tdc else ""
     note = f"{path.name}: {read_as}pairs of proteins from {shown}, "
     note += f"target {', '.join(table.columns[place] for place in targets)}"
-    counts = ((absent, "without a protein of the FASTA"), (empty, "without a value"), (dropped, "without a set"))
-    note += "".join(f"; {each}" for each in table.notes)
-    note += "".join(f"; {format_count(count, 'row')} {text}" for count, text in counts if count)
+    note += "".join(f"; {format_count(count, 'row')} without a {what}" for what, count in missing.items())
     set_column = table.columns[set_place] if set_place >= 0 else ""
     files |= {f"split/{each.name}": Source(each) for paths in set_files.values() for each in paths}
     return PairFile(records, tuple(table.columns[place] for place in targets), set_column, files, [note])

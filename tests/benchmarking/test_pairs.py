@@ -2,8 +2,10 @@
 
 import csv
 import itertools
+from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pytest
 import torch
 from scipy import stats
@@ -381,6 +383,22 @@ def test_what_does_not_work_with_pairs_is_refused(folder, tmp_path):
     run(folder, "single", task=str(tmp_path / "t.csv"), baselines=[])
     with refused("predict.single-model"):
         predict(PredictConfig(folder / "single", folder / "my.fasta", folder / "x.tsv", pairs=folder / "names.csv"))
+
+
+def test_pairs_in_a_workbook_and_with_gaps(folder, tmp_path):
+    book = openpyxl.Workbook()
+    proteins = draw_proteins()
+    book.active.title = "all pairs"
+    book.active.append(["Protein A", "Protein B", "Kd (nM)"])
+    for number, (a, b, _) in enumerate(draw_pairs(proteins, 60)):
+        book.active.append([a, b if number else "unknown", number + 0.5 if number != 3 else None])
+    book.save(tmp_path / "my.xlsx")
+    data = load_labels(tmp_path / "my.xlsx", folder / "my.fasta", split_by="random")
+    assert (data.task.target, data.task.unit, len(data.ids)) == ("value", "nM", 58)
+    assert any("1 row without a protein; 1 row without a value" in note for note in data.notes)
+    assert load_labels(Path(f"{tmp_path / 'my.xlsx'}:all pairs"), folder / "my.fasta").sha256 == data.sha256
+    with refused("labels.repeated"):  # with a column of names, the proteins are single ones, each with several rows
+        load_labels(tmp_path / "my.xlsx", folder / "my.fasta", id="Protein A", target="Kd (nM)")
 
 
 def test_a_subset_keeps_both_proteins(folder):
