@@ -44,6 +44,7 @@ MAX_HITS = 2000  # per protein in MMseqs2's prefilter, whose default of 20 divid
 # Longest common subsequences are computed as bits of words: cells per cell of an alignment that takes the same time.
 CELLS_OF_SUBSEQUENCE = 400
 MAX_CANDIDATES = 2_000_000  # pairs that are kept to be aligned if they are in different sets
+MAX_LISTED = 5_000_000  # pairs of different sets with a long common subsequence
 # Cells of the alignments between sets, by default; 100 million need about a second.
 MAX_CELLS = 3_000_000_000
 CELLS_PER_CALL = 5_000  # of an alignment that takes as long as the call itself
@@ -218,8 +219,9 @@ class SimilarityGroups:
     def find_pairs_across(self, set_S: np.ndarray, max_cells: int = MAX_CELLS) -> SetCheck:
         """Find similar proteins in different sets, and merge their groups.
 
-        Pairs that share many k-mers are aligned first. Then, if there are few enough, all other pairs are, except those
-        whose longest common subsequence is shorter than the number of equal residues that they would need.
+        Pairs that share many k-mers are aligned first. Then, if there are few enough, all other pairs are, those with
+        the longest common subsequences first. Without an alignment, a pair is excluded if its longest common
+        subsequence is shorter than the number of equal residues that it would need.
 
         Args:
             set_S: (S,) name or number of the set of each sequence.
@@ -259,7 +261,7 @@ class SimilarityGroups:
         return SetCheck(pairs, num_pairs, num_aligned, complete)
 
     def _list_by_subsequence(self, set_S: np.ndarray, lengths_S: np.ndarray, max_cells: int) -> tuple[np.ndarray, bool]:
-        """List the pairs of different sets that may have enough equal residues.
+        """List the pairs of different sets that may have enough equal residues, the most promising first.
 
         Args:
             set_S: (S,) number of the set.
@@ -267,10 +269,11 @@ class SimilarityGroups:
             max_cells: of the alignments; the list ends where there are more.
 
         Returns:
-            (N, 2) pairs, small alignments first, and whether these are all.
+            (N, 2) pairs, and whether these are all.
         """
         required_L = np.array([self.criterion.count_required(length) for length in range(lengths_S.max() + 1)])
-        found, cells = [np.empty((2, 0), dtype=np.int64)], 0
+        found = Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float64)))
+        complete = True
         for number in range(int(set_S.max())):
             rows, others = np.flatnonzero(set_S == number), np.flatnonzero(set_S > number)
             block = max(1, _CELLS_PER_BLOCK // len(others))
@@ -278,14 +281,27 @@ class SimilarityGroups:
                 part = rows[start : start + block]
                 texts = [[self.sequences[row] for row in each] for each in (part, others)]
                 common_BO = cdist(*texts, scorer=LCSseq.similarity, dtype=np.int32, workers=count_cores())
-                required_BO = required_L[np.minimum.outer(lengths_S[part], lengths_S[others])]
-                places = np.nonzero(common_BO >= required_BO)
-                found.append(np.stack([part[places[0]], others[places[1]]]))
-                cells += int((lengths_S[found[-1]].prod(axis=0) + CELLS_PER_CALL).sum())
-                if cells > max_cells:
-                    return np.sort(np.concatenate(found, axis=1).T[: max_cells // CELLS_PER_CALL], axis=1), False
-        pairs_N2 = np.sort(np.concatenate(found, axis=1).T, axis=1)
-        return pairs_N2[np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0], lengths_S[pairs_N2].prod(axis=1)))], True
+                shorter_BO = np.minimum.outer(lengths_S[part], lengths_S[others])
+                longer_BO = np.maximum.outer(lengths_S[part], lengths_S[others])
+                excess_BO = _compare_with_others(common_BO / shorter_BO, longer_BO / shorter_BO)
+                places = np.nonzero(common_BO >= required_L[shorter_BO])
+                pairs_2N = np.sort([part[places[0]], others[places[1]]], axis=0)
+                both = (found, Candidates(*pairs_2N, excess_BO[places]))
+                found = Candidates(*(np.concatenate(values) for values in zip(*both, strict=True)))
+                if len(found.first_N) > 2 * MAX_LISTED:
+                    found, complete = found.sort().select(np.arange(MAX_LISTED)), False
+        found = found.sort()
+        cells_N = lengths_S[found.first_N] * lengths_S[found.second_N] + CELLS_PER_CALL
+        fits_N = np.cumsum(cells_N) <= max_cells
+        found = found.select(fits_N)
+        return np.stack([found.first_N, found.second_N], axis=1), complete and bool(fits_N.all())
+
+
+def _compare_with_others(share_BO: np.ndarray, ratio_BO: np.ndarray) -> np.ndarray:
+    """Subtract from each value the mean of the pairs with about the same ratio of their lengths."""
+    bins_BO = np.minimum((4 * np.log2(ratio_BO)).astype(np.int64), 31)
+    counts, sums = np.bincount(bins_BO.ravel()), np.bincount(bins_BO.ravel(), share_BO.ravel())
+    return share_BO - (sums / np.maximum(counts, 1))[bins_BO]
 
 
 def group_by_identity(
