@@ -37,9 +37,9 @@ class PredictionSummary:
         self.values: array[float] = array("d")
         self.tracks: dict[str, np.ndarray] = {}
         self.sets: Counter[bytes] = Counter()
-        self.columns = (
-            [PredictionSummary(replace(task, columns=()), own) for own in scale.columns] if task.columns else []
-        )
+        single = replace(task, columns=())
+        scales = scale.columns if len(scale.columns) > 1 else scale.columns * len(task.columns)  # unscaled values
+        self.columns = [PredictionSummary(single, own) for own in scales[: len(task.columns)]]
 
     def add(self, name: str, decided_M: np.ndarray) -> None:
         """Add the predictions of one protein: one, or one per residue.
@@ -73,7 +73,7 @@ class PredictionSummary:
     def _add_several(self, decided_1C: np.ndarray) -> None:
         """Add the labels or the values of one protein."""
         self.count += 1
-        for column, values in zip(self.columns, decided_1C.T, strict=False):
+        for column, values in zip(self.columns, decided_1C.T, strict=bool(self.columns)):
             column.add("", values)
         if self.task.is_multilabel:
             self.sets[np.packbits(decided_1C[0].astype(bool)).tobytes()] += 1

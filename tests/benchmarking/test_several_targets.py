@@ -301,3 +301,12 @@ def test_layers_are_chosen_for_labels_and_for_several_values(folder):
     values = run(folder, "layers-values", "b,Tm (C)", joint=True, repr_layer="0,1", pooling=["mean", "max"])
     assert values.task.columns == ("b", "Tm (C)")
     assert values.layer_sweep is not None
+
+
+@pytest.mark.parametrize("preset", ["schmirler", "biotrainer-flip"])
+def test_a_protocol_that_does_not_scale_values_predicts_all_of_them(folder, preset):
+    report = run(folder, f"raw-{preset}", "b,Tm (C)", joint=True, preset=preset, epochs=3)
+    assert report.task.columns == ("b", "Tm (C)")
+    rows, found = predict_new(folder, f"raw-{preset}")
+    assert all(np.isfinite([float(row["b"]), float(row["Tm (C)"])]).all() for row in rows.values())
+    assert "Tm (C) between" in found["verdict"]
