@@ -170,7 +170,7 @@ def _run_task(config: BenchmarkConfig) -> Report:
         download_flip(config.task, Path(config.data_dir), split=config.split)
     data = loaded = load_task_of(config) if config.folds is None else load_pooled_task(config, config.fold_columns)
     if data.pairs is not None:
-        check_pair_options(resolve_probe(config, data.task).probe, config.sweeps, config.allow_missing)
+        check_pair_options(resolve_probe(config, data.task).probe, config.pooling or (), config.allow_missing)
         data = replace(data, pairs=replace(data.pairs, features=config.pair_features))
     if config.limit is not None:
         data = data.limit_proteins(config.limit, config.seed)

@@ -13,8 +13,9 @@ import numpy as np
 from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
 from esm2kit.benchmarking.model_features import ModelFeatures, embed_task, read_features, stored_dtype
 from esm2kit.benchmarking.output import load_or_fit, read_file_key
+from esm2kit.benchmarking.pair_features import combine_features, list_proteins
 from esm2kit.benchmarking.probes.config import ProbeConfig
-from esm2kit.benchmarking.probes.features import Fitted, ProbeTargets
+from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import format_value, metric_name
@@ -42,7 +43,7 @@ class Candidate(NamedTuple):
     Args:
         layer: Number of the layer.
         pooling: See `SweepPoint.pooling`.
-        source: The vectors, in the order of the task's proteins.
+        source: The vectors, in the order of the task's proteins; for pairs, in the order of `list_proteins`.
         probe: The probe that reads them.
     """
 
@@ -136,12 +137,13 @@ def load_candidates(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig)
     stored = [*(name for name in poolings if name not in (ATTENTION, "none"))]
     stored += ["none"] if len(stored) < len(poolings) else []
     logger.info("%s", describe_cost(config, data, model, layers, poolings, stored))
-    paths = embed_task(data, config.model, layers, stored, Path(config.out_dir), config.device)
+    proteins = data if data.pairs is None else list_proteins(data)
+    paths = embed_task(proteins, config.model, layers, stored, Path(config.out_dir), config.device)
     candidates = []
     for layer in layers:
         for pooling in poolings:
             path = paths[layer, "none" if pooling == ATTENTION else pooling]
-            source = read_features(path, data, pooling in (ATTENTION, "none"), loads=False)
+            source = read_features(path, proteins, pooling in (ATTENTION, "none"), loads=False)
             own = replace(probe, probe="attention") if pooling == ATTENTION else probe
             candidates.append(Candidate(layer, pooling, source, own))
     return candidates
@@ -168,7 +170,8 @@ def describe_cost(
     Returns:
         One line.
     """
-    num_residues = [len(sequence) for sequence in dict(zip(data.ids, data.sequences, strict=True)).values()]
+    proteins = data if data.pairs is None else list_proteins(data)
+    num_residues = [len(sequence) for sequence in dict(zip(proteins.ids, proteins.sequences, strict=True)).values()]
     windows = {field.name: field.default for field in fields(EmbedConfig)}
     windowing = Windowing(windows["max_residues"], windows["window_overlap"], 0)
     device = resolve_device(config.device)
@@ -214,8 +217,8 @@ def choose_features(
     """
     protein_M = number_proteins(data, "validation")
     counts_RP = sample_counts(int(protein_M.max()) + 1, resamples)
-    targets, scores = ProbeTargets.from_task(data), []
-    fits = _Fits(candidates, targets, seeds, device)
+    scores = []
+    fits = _Fits(candidates, data, seeds, device)
     for number, candidate in enumerate(candidates):
         place = describe_place(candidate.layer, candidate.pooling)
         remedies = ["fewer layers (--repr_layer)", "--device cpu", "--limit", "--seeds 0 (a single seed)"]
@@ -241,15 +244,14 @@ class _Fits:
 
     Args:
         candidates: The layers and poolings.
-        targets: The targets of the task.
+        data: The task.
         seeds: Seeds of neural probes.
         device: Device of neural probes.
     """
 
-    def __init__(
-        self, candidates: Sequence[Candidate], targets: ProbeTargets, seeds: tuple[int, ...], device: str
-    ) -> None:
-        self.candidates, self.targets, self.seeds, self.device = candidates, targets, seeds, device
+    def __init__(self, candidates: Sequence[Candidate], data: TaskData, seeds: tuple[int, ...], device: str) -> None:
+        self.candidates, self.data, self.seeds, self.device = candidates, data, seeds, device
+        self.targets = ProbeTargets.from_task(data)
         self.ready: dict[int, Fitted] = {}
 
     def fit(self, number: int) -> tuple[Fitted, str]:
@@ -263,7 +265,7 @@ class _Fits:
         """
         if number not in self.ready:
             places = self._choose_group(number)
-            features = [self.candidates[place].source.features.load() for place in places]
+            features = [self._load(place) for place in places]
             probe = self.candidates[number].probe
             if len(places) > 1:
                 found = fit_fnns(features, self.targets, probe, self.seeds, self.device)
@@ -273,6 +275,11 @@ class _Fits:
         fitted = self.ready.pop(number)
         kept = {"parameters": None, "test_logits_MC": None, "validation_logits_MC": None}
         return fitted._replace(test_SM=fitted.test_SM[:, :0], **kept), ""
+
+    def _load(self, place: int) -> Features:
+        """Load the features of a candidate, those of pairs combined."""
+        features = self.candidates[place].source.features.load()
+        return features if self.data.pairs is None else combine_features(features, self.data)
 
     def _choose_group(self, number: int) -> list[int]:
         """Choose the candidates that are fitted together: this one, and those after it that fit into the memory."""
@@ -285,7 +292,8 @@ class _Fits:
             for place, other in enumerate(self.candidates)
             if place >= number and other.probe == first.probe and other.source.features.width == width
         ]
-        most = BYTES_TOGETHER // (4 * width * len(first.source.features.values_ND))
+        columns = width if self.data.pairs is None else 3 * width
+        most = BYTES_TOGETHER // (4 * columns * len(self.data.ids))
         return places[: max(1, most)]
 
 

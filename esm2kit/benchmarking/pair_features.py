@@ -1,11 +1,13 @@
 """Features of pairs of proteins, and scores of test pairs by the number of their proteins that train has."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from esm2kit.benchmarking.config import ATTENTION
 from esm2kit.benchmarking.probes.features import Features, Fitted
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import Metric
@@ -62,23 +64,25 @@ def combine_features(features: Features, data: TaskData) -> Features:
     return Features(values_PX.numpy(), np.arange(len(first) + 1), features.name)
 
 
-def check_pair_options(probe: str, sweeps: bool, allow_missing: bool) -> None:
+def check_pair_options(probe: str, poolings: Sequence[str], allow_missing: bool) -> None:
     """Check that a benchmark of pairs has no option that needs single proteins.
 
     Args:
         probe: Name of the probe.
-        sweeps: Whether several layers or poolings are compared.
+        poolings: How the vectors of a protein are pooled.
         allow_missing: Whether proteins may be left out.
 
     Raises:
         InputError: It has one.
     """
-    wrong = "a choice of layers or poolings" if sweeps else "allow_missing" if allow_missing else ""
-    if reads_residues(probe):
+    wrong = "allow_missing" if allow_missing else ""
+    if ATTENTION in poolings:
+        wrong = "pooling attention, which reads vectors of residues"
+    elif reads_residues(probe):
         wrong = f"probe {probe}, which reads vectors of residues"
     if wrong:
         raise InputError(
-            f"pairs of proteins do not work with {wrong}. Use one layer, one vector per protein, and all proteins.",
+            f"pairs of proteins do not work with {wrong}. Use one vector per protein, and all proteins.",
             code="pairs.option",
             found=wrong,
         )

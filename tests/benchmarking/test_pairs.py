@@ -362,11 +362,40 @@ def test_intervals_of_pairs_contain_the_truth_where_those_of_independent_pairs_d
     assert covered["pairs"] < 140
 
 
+@pytest.mark.parametrize("probe", ["logistic", "fnn"])
+def test_the_layer_of_pairs_is_chosen_as_that_of_proteins(folder, probe):
+    """The row equals that of a run with the chosen layer; each candidate's validation score that of its own run."""
+    options = {"task": str(folder / "pairs.csv"), "probe": probe, "epochs": 8, "baselines": []}
+    swept = run(folder, f"swept-{probe}", **options, repr_layer="0,2", pooling=["mean", "max"])
+    sweep, found = swept.layer_sweep, {}
+    for point in sweep.points:
+        place = {"repr_layer": point.layer, "pooling": [point.pooling]}
+        single = run(folder, f"single-{probe}-{point.layer}-{point.pooling}", **options, **place)
+        assert single.first.validation == pytest.approx(point.value, abs=0.021), (
+            "one of 50 pairs may differ by rounding"
+        )
+        found[point.layer, point.pooling] = single
+    assert sweep.best.value == max(point.value for point in sweep.points)
+    assert swept.first.metrics == found[sweep.best.layer, sweep.best.pooling].first.metrics
+    table = folder / f"new-{probe}.tsv"
+    pairs = {"pairs": folder / "names.csv", "device": "cpu"}
+    predict(PredictConfig(folder / f"swept-{probe}", folder / "my.fasta", table, **pairs))
+    one = folder / f"new-{probe}-single.tsv"
+    place = f"single-{probe}-{sweep.best.layer}-{sweep.best.pooling}"
+    predict(PredictConfig(folder / place, folder / "my.fasta", one, **pairs))
+    assert read_rows(table) == read_rows(one)
+
+
 def test_what_does_not_work_with_pairs_is_refused(folder, tmp_path):
     pairs = {"task": str(folder / "pairs.csv")}
     with refused("pairs.stage", stage="fine-tuning"):
         finetune(FinetuneConfig(**pairs, model=str(folder / "tiny.safetensors"), out_dir=tmp_path))
-    for options in ({"probe": "light_attention"}, {"repr_layer": "all"}, {"allow_missing": True}, {"folds": 3}):
+    for options in (
+        {"probe": "light_attention"},
+        {"pooling": ["mean", "attention"]},
+        {"allow_missing": True},
+        {"folds": 3},
+    ):
         with refused("pairs.option"):
             run(folder, "refused", **pairs, **options)
     with refused("baseline.unknown", name="onehot_cnn"):
