@@ -19,7 +19,7 @@ from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import format_value, metric_name
-from esm2kit.benchmarking.scores import format_score, number_proteins, score_fitted
+from esm2kit.benchmarking.scores import format_score, sample_test_counts, score_fitted
 from esm2kit.benchmarking.sweep_summary import LayerSweep, SweepPoint, describe_place
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
@@ -30,7 +30,7 @@ from esm2kit.models.config import ESM2Config
 from esm2kit.models.load import find_model
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.data import TaskData
-from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, nan_to_none, sample_counts
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, nan_to_none
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +215,7 @@ def choose_features(
     Raises:
         InputError: No candidate has a defined score on validation.
     """
-    protein_M = number_proteins(data, "validation")
-    counts_RP = sample_counts(int(protein_M.max()) + 1, resamples)
+    counts_RP = sample_test_counts(data, resamples, "validation")
     scores = []
     fits = _Fits(candidates, data, seeds, device)
     for number, candidate in enumerate(candidates):

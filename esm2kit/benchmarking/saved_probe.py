@@ -38,9 +38,8 @@ from esm2kit.tasks.conformal import merge_seeds
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, choose_threshold
 from esm2kit.tasks.labels import average_seeds, compute_probabilities, decide_outputs
-from esm2kit.tasks.pairs import PairFeatures
 from esm2kit.tasks.scaling import TargetScale
-from esm2kit.tasks.task import Task, describe_task, read_task
+from esm2kit.tasks.task import PairFeatures, Task, describe_task, read_task
 
 logger = logging.getLogger(__name__)
 

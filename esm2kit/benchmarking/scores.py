@@ -137,13 +137,13 @@ def number_proteins(data: TaskData, set_name: str = "test") -> np.ndarray:
     return np.unique(ids, return_inverse=True)[1].reshape(-1)
 
 
-def sample_test_counts(data: TaskData, resamples: int) -> np.ndarray:
-    """Sample bootstrap replicates of the test proteins: (R, P) counts; of pairs those of `sample_pair_counts`."""
-    protein_M = number_proteins(data)
+def sample_test_counts(data: TaskData, resamples: int, set_name: str = "test") -> np.ndarray:
+    """Sample bootstrap replicates of a set's proteins: (R, P) counts; of pairs those of `sample_pair_counts`."""
+    protein_M = number_proteins(data, set_name)
     if data.pairs is None:
         return sample_counts(int(protein_M.max()) + 1, resamples)
     first = np.unique(protein_M, return_index=True)[1]
-    return sample_pair_counts(data.pairs.groups_P2[data.target_rows("test")][first], resamples)
+    return sample_pair_counts(data.pairs.groups_P2[data.target_rows(set_name)][first], resamples)
 
 
 def score_fitted(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, set_name: str = "test") -> dict[str, Score]:

@@ -6,7 +6,7 @@ with train (2), C2 one (1), C3 none (0).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -15,9 +15,8 @@ from esm2kit.core.numbers import format_count
 from esm2kit.sequences.similarity import group_by_identity
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.split import assign_sets
-from esm2kit.tasks.task import SplitBy
+from esm2kit.tasks.task import PairFeatures, SplitBy
 
-PairFeatures = Literal["symmetric", "concat"]
 # Shares of the proteins where both proteins of a pair must be in one set: a share s of them keeps s * s of all pairs.
 PROTEIN_SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 PAIR_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
 TargetType = Literal["class", "value", "multilabel"]  # as the user sets it
+PairFeatures = Literal["symmetric", "concat"]  # how the vectors of two proteins are combined
 SplitBy = Literal["auto", "identity", "random"]
 
 LICENCE = "AFL-3.0 (FLIP's splits)"
