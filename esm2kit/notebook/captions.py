@@ -410,15 +410,16 @@ def uncertainty(report: Report) -> str:
     Returns:
         Markdown.
     """
-    if report.task.is_multilabel or report.task.columns:
-        return "*Test predictions.* A task with several targets per protein has no estimate of how sure they are."
     found = get_shown_uncertainty(report)
-    if report.task.target == "class":
+    if report.task.is_multilabel:
+        what = "*Share of the labels that are present against the probability that the model gives,* on test."
+    elif report.task.target == "class":
         what = "*Share of right predictions against the probability that the model gives,* on test."
     elif found["quantile"] is None:
         what = "*Predictions without intervals,* on test."
     else:
-        what = f"*Predictions with their {found['coverage']:.0%} intervals,* on test (at most 150 of them)."
+        of_first = f" of {report.task.columns[0]}" if report.task.columns else ""
+        what = f"*Predictions{of_first} with their {found['coverage']:.0%} intervals,* on test (at most 150 of them)."
     return f"{what} {report.first.uncertainty['sentence']}"
 
 

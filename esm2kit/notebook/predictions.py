@@ -14,7 +14,6 @@ from esm2kit import plots
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.uncertainty_page import draw_uncertainty
 from esm2kit.core.errors import InputError
-from esm2kit.notebook.display import prediction_chart
 
 MAX_CLASSES = 12  # with more, colours look alike
 MAX_TRACKS = 6
@@ -58,7 +57,7 @@ def strip_chart(report: Report, ax: Axes | None = None) -> Axes:
 def uncertainty_chart(report: Report) -> Axes:
     """Plot how sure the first row is on test: a reliability diagram of classes, or the intervals of values.
 
-    Several targets per protein have no estimate of uncertainty; their test predictions are plotted.
+    All labels of a multi-label task are one diagram; of several values, the first is plotted.
 
     Args:
         report: a benchmark or fine-tuning report that was read from its file.
@@ -69,8 +68,6 @@ def uncertainty_chart(report: Report) -> Axes:
     Raises:
         InputError: the report has no uncertainty: it is of an earlier version or of several folds.
     """
-    if report.task.is_multilabel or report.task.columns:
-        return prediction_chart(report)
     with np.load(report.json.parent / report.files["predictions"]) as stored:
         draw = draw_uncertainty(report, stored["truth"], stored[f"predicted/{report.first.name}"])
     if draw is None:

@@ -24,6 +24,7 @@ from esm2kit.finetuning.finetune import finetune
 from esm2kit.finetuning.model_file import load_finetuned
 from esm2kit.finetuning.predict import predict
 from esm2kit.notebook import captions
+from esm2kit.notebook.display import prediction_chart
 from esm2kit.notebook.predictions import uncertainty_chart
 from esm2kit.tasks.data import TaskData, load_task
 from esm2kit.tasks.task import Task
@@ -285,14 +286,17 @@ def test_a_class_among_several_columns_is_refused(folder):
 
 def test_the_notebooks_show_several_targets(folder):
     report = run(folder, "shown", "place")
-    ax = uncertainty_chart(report)
+    ax = prediction_chart(report)
     assert [text.get_text() for text in ax.get_yticklabels()] == sorted(
         report.first.per_class, key=lambda label: -report.first.per_class[label]["support"]
     )
-    assert "no estimate" in captions.uncertainty(report)
+    assert uncertainty_chart(report).get_ylabel() == "share that is present"
+    assert captions.uncertainty(report).startswith("*Share of the labels that are present against")
     assert "Of the label" in captions.held_out(report)
     values = run(folder, "shown-values", "b,Tm (C)", joint=True)
-    assert len(uncertainty_chart(values).collections[0].get_offsets()) == values.task.sizes["test"]
+    assert len(prediction_chart(values).collections[0].get_offsets()) == values.task.sizes["test"]
+    assert uncertainty_chart(values).get_xlabel() == "measured (b)"
+    assert captions.uncertainty(values).startswith("*Predictions of b with")
 
 
 def test_layers_are_chosen_for_labels_and_for_several_values(folder):
