@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 from support.errors import refused
@@ -22,11 +23,13 @@ from esm2kit.benchmarking.report import Report
 from esm2kit.finetuning.config import FinetuneConfig, PredictConfig
 from esm2kit.finetuning.finetune import finetune
 from esm2kit.finetuning.model_file import load_finetuned
+from esm2kit.finetuning.module import loss_sum
 from esm2kit.finetuning.predict import predict
 from esm2kit.notebook import captions
 from esm2kit.notebook.display import prediction_chart
 from esm2kit.notebook.predictions import uncertainty_chart
 from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.packing import build_labels
 from esm2kit.tasks.task import Task
 
 SETS = ("train", "train", "train", "val", "test")
@@ -314,3 +317,31 @@ def test_a_protocol_that_does_not_scale_values_predicts_all_of_them(folder, pres
     rows, found = predict_new(folder, f"raw-{preset}")
     assert all(np.isfinite([float(row["b"]), float(row["Tm (C)"])]).all() for row in rows.values())
     assert "Tm (C) between" in found["verdict"]
+
+
+def test_fine_tuning_averages_the_loss_over_measured_cells():
+    _, data = draw(missing=0.4)
+    labels = build_labels(data, scale_targets=True, class_weights=False)
+    outputs_PC = torch.randn(len(data.ids), 3)
+    scaled_PC = (data.targets - np.nanmean(data.targets[data.rows("train")], axis=0)) / np.nanstd(
+        data.targets[data.rows("train")], axis=0
+    )
+    loss = loss_sum(outputs_PC, labels.targets, labels.weights, data.task) / labels.weights.mean(1).sum()
+    assert float(loss) == pytest.approx(np.nanmean((scaled_PC - outputs_PC.numpy()) ** 2), rel=1e-5)
+    other = labels.targets + 1e3 * (labels.weights == 0)  # what a missing cell holds has no influence
+    changed = loss_sum(outputs_PC, other, labels.weights, data.task) / labels.weights.mean(1).sum()
+    assert torch.equal(changed, loss)
+
+
+def test_rare_labels_weigh_as_much_as_frequent_ones_with_class_weights():
+    _, data = draw()
+    labels_PL = (data.targets > np.quantile(data.targets, [0.5, 0.9, 0.2], axis=0)[np.arange(3), np.arange(3)]) * 1
+    task = Task("t", "protein", "class", "macro_f1", {}, "", binary_labels=("a", "b", "c"))
+    data = TaskData(task, "", data.ids, data.sequences, data.sets, labels_PL, np.ones(len(labels_PL), bool), {})
+    labels = build_labels(data, scale_targets=True, class_weights=True)
+    train = data.rows("train")
+    present = torch.from_numpy(labels_PL[train]).bool()
+    weights = labels.weights[train]
+    for label in range(3):
+        sums = [float(weights[present[:, label] == state, label].sum()) for state in (True, False)]
+        assert sums == pytest.approx([len(train) / 2] * 2)
