@@ -192,6 +192,7 @@ def read_pairs(
     read_as = "read as a TDC table: " if is_tdc else ""
     note = f"{path.name}: {read_as}pairs of proteins from {shown}, "
     note += f"target {', '.join(table.columns[place] for place in targets)}"
+    note += "".join(f"; {each}" for each in table.notes)
     note += "".join(f"; {format_count(count, 'row')} without a {what}" for what, count in missing.items())
     set_column = table.columns[set_place] if set_place >= 0 else ""
     files |= {f"split/{each.name}": Source(each) for paths in set_files.values() for each in paths}
