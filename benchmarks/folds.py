@@ -63,9 +63,9 @@ SCENARIOS = (
     Scenario(80, 1, 20, 0.7, "value", 5, 3),
     Scenario(80, 1, 100, 0.5, "value", 5),
     Scenario(30, 4, 20, 0.7, "value", 5),
-    Scenario(200, 1, 20, 0.7, "value", 10),
     Scenario(80, 1, 20, 0.7, "class", 5),
     Scenario(80, 1, 20, 0.7, "class", 10),
+    Scenario(200, 1, 20, 0.7, "value", 10),
 )
 
 

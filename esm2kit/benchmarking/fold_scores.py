@@ -15,6 +15,7 @@ from esm2kit.tasks.metrics import Interval, Score, build_value_scorer, compute_i
 WITHIN_FOLDS = ("spearman", "pearson", "ndcg")
 FEWEST_TARGETS = 5  # in every fold, for correlations within folds
 LARGEST = 1 - 1e-12  # correlation whose scale is finite
+LEAST = 1e-6  # error of a replicate, relative to that of all predictions
 # Metrics as numbers without limits, on which intervals are symmetric, and the way back.
 CORRELATION = (lambda x: np.arctanh(np.clip(x, -LARGEST, LARGEST)), np.tanh)
 SCALES: dict[str, tuple[Callable, Callable]] = {
@@ -149,26 +150,31 @@ def score_folds(
     """
     scores = score_seeds(build_fold_scorers(scorers, truth_M, predicted_SM, arrays), counts_RG)
     factor = arrays.compute_widening()
+    wide = {name: widen_score(name, score, factor) for name, score in scores.items()}
     if "r2" in scores:
-        scores["r2"] = _spread_by_errors(scores["r2"], scores["rmse"])
-    return {name: widen_score(name, score, factor) for name, score in scores.items()}
+        wide["r2"] = _widen_r2(scores["r2"], scores["rmse"], factor)
+    return wide
 
 
-def _spread_by_errors(r2: Score, rmse: Score) -> Score:
-    """Replace the replicates of R2 by those that follow from the errors, with the variance of the values as measured.
+def _widen_r2(r2: Score, rmse: Score, factor: float) -> Score:
+    """Widen the interval of R2, to whose variance the training sets contribute as to that of the errors.
 
-    Resampling moves the errors and the variance together, because proteins with extreme values have large errors. Their
-    ratio then varies less than over data sets, as the simulation of benchmarks/folds.py shows.
+    Resampling moves the errors and the variance of the values together, because proteins with extreme values have large
+    errors, so that R2 varies less than the errors do. Another training set changes only the errors. The variance that
+    Nadeau and Bengio add is therefore that of the errors, relative to the variance of the values.
 
     Returns:
-        The score of R2.
+        The score with twice as many replicates.
     """
     value, error = r2.interval.value, rmse.interval.value
-    if not (math.isfinite(value) and error > 0):
-        return r2
+    if r2.is_constant or not (math.isfinite(value) and error > 0 and np.isfinite(r2.replicates).all()):
+        return widen_score("r2", r2, factor)
     with np.errstate(divide="ignore"):
-        replicates = value - (1 - value) * 2 * np.log(rmse.replicates / error)
-    return replace(r2, replicates=replicates)
+        errors_R = (1 - value) * 2 * np.log(np.maximum(rmse.replicates, LEAST * error) / error)
+    # the added part is independent of the first one, and is the same replicate in all models
+    added_R = math.sqrt(factor**2 - 1) * np.roll(errors_R - errors_R.mean(), len(errors_R) // 2)
+    offset_R = r2.replicates - r2.replicates.mean() - added_R
+    return _mirror("r2", r2, value, offset_R, np.asarray)
 
 
 def widen_score(metric: str, score: Score, factor: float) -> Score:
@@ -192,7 +198,12 @@ def widen_score(metric: str, score: Score, factor: float) -> Score:
     finite_R = scaled_R[np.isfinite(scaled_R)]
     if score.is_constant or not finite_R.size or not np.isfinite(centre):
         return replace(score, replicates=np.tile(score.replicates, 2))
-    offset_R = factor * (scaled_R - finite_R.mean())
+    return _mirror(metric, score, centre, factor * (scaled_R - finite_R.mean()), back)
+
+
+def _mirror(metric: str, score: Score, centre: float, offset_R: np.ndarray, back: Callable) -> Score:
+    """Return a score with replicates on both sides of its value, `back` from the scale of the offsets."""
+    value = score.interval.value
     replicates = back(np.concatenate([centre + offset_R, centre - offset_R]))
     found = compute_interval(value, replicates)
     lowest, highest = LIMITS.get(metric, (-math.inf, math.inf))

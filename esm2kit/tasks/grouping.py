@@ -118,10 +118,11 @@ def plan_folds(
                 path=source,
             )
         if shared.size:
-            what = f"{shared.size} of {format_count(int(group_P.max()) + 1, 'group')}"
+            groups = format_count(int(group_P.max()) + 1, "group")
+            verb = "is" if shared.size == 1 else "are"
             notes.append(
-                f"{what} ({method}) are in several folds of column {folds}, so the scores are too high for other "
-                "proteins; set folds to a number for folds without shared groups"
+                f"{shared.size} of {groups} ({method}) {verb} in several folds of column {folds}, so the scores are "
+                "too high for other proteins; set folds to a number for folds without shared groups"
             )
             group_P = _merge_shared(data, fold_P)
             method = "equal sequences"
