@@ -183,7 +183,7 @@ def find_sequence_column(table: Table, used: Sequence[str | None], required: boo
     """
     found = []
     for place, name in enumerate(table.columns):
-        cells = [cell for cell in table.cells(place) if cell]
+        cells = ["".join(cell.split()) for cell in table.cells(place) if cell]  # Thermus thermophilus has 19 letters
         if name in used or not has_sequences(cells):
             continue
         if "seq" in name.lower() or sorted(map(len, cells))[len(cells) // 2] >= SHORTEST:

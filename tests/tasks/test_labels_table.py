@@ -7,7 +7,7 @@ from support.errors import refused
 
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.finetuning.config import FinetuneConfig
-from esm2kit.tasks.data import load_task, load_task_of
+from esm2kit.tasks.data import load_labels, load_task, load_task_of
 from esm2kit.tasks.tables import format_column_name, split_unit
 
 SETS = ("train", "train", "val", "test")
@@ -86,3 +86,14 @@ def test_class_and_value_are_types_of_targets(stage):
     assert (named.target, named.target_type) == (["value"], "value")
     with refused("option.target"):
         stage(target=[])
+
+
+def test_a_column_of_organisms_is_not_one_of_sequences(tmp_path):
+    """All letters of the names are those of residues; blanks do not count as residues."""
+    names = ["Thermus thermophilus"] * 30 + ["Homo sapiens"] * 10
+    rows = [f"p{number},{number / 7:.3f},{name}" for number, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join(["Protein,Tm,Organism", *rows]) + "\n")
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    (tmp_path / "t.fasta").write_text("".join(f">p{n}\n{letters[n % 20 :]}MKV{letters[: n % 19]}\n" for n in range(40)))
+    data = load_labels(tmp_path / "t.csv", tmp_path / "t.fasta")
+    assert data.targets.tolist() == pytest.approx([number / 7 for number in range(40)], abs=1e-3)
