@@ -350,3 +350,6 @@ def test_from_a_split_to_a_benchmark(inputs):
     assert {name: int((plan.fold_RP[0] == number).sum()) for number, name in enumerate(plan.names)} == made.sizes
     assert not find_shared_groups(plan.group_P, plan.fold_RP[0]).size
     assert not plan.notes
+    out = f"{folder}/folds_report"
+    assert main(["benchmark", "--labels", str(made.table), "--folds", "fold", "--out_dir", out, *few]) == 0
+    assert json.loads((folder / "folds_report" / "report.json").read_text())["task"]["split"] == "fold"
