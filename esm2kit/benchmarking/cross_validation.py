@@ -33,7 +33,7 @@ from esm2kit.benchmarking.verdict import choose_constant
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.numbers import format_count
-from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.data import TaskData, check_one_target
 from esm2kit.tasks.grouping import FoldPlan, hold_out, plan_folds
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, nan_to_none, sample_counts
 
@@ -75,13 +75,7 @@ class CrossValidation:
         Raises:
             InputError: The other folds of a fold leave no proteins for validation, or a protein has several targets.
         """
-        if data.targets.ndim > 1:
-            raise InputError(
-                f"task {data.task.name} has several targets per protein, which folds do not support. Name one target, "
-                "or omit folds.",
-                code="folds.several-targets",
-                task=data.task.name,
-            )
+        check_one_target(data)
         repeats = len(plan.fold_RP)
         # folds of different columns are different splits, also if there are as many
         split = plan.column or f"{plan.num_folds}_folds{f'_{repeats}_repeats' if repeats > 1 else ''}"
@@ -167,11 +161,11 @@ class CrossValidation:
         seconds = sum(fitted.seconds for fitted in fitted_F)
         return Fitted(merged_SM, validation_SM, {}, selected, seconds, test_logits_MC=logits_MC)
 
-    def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData]:
-        """Return the out-of-fold predictions of the first repeat as those of validation, and their task."""
+    def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData, bool]:
+        """Return the out-of-fold predictions of the first repeat as those of validation, their task, and True."""
         num_seeds = len(fitted.test_SM) // self.repeats
         held = fitted._replace(validation_SM=fitted.test_SM[:num_seeds], validation_logits_MC=fitted.test_logits_MC)
-        return held, replace(self.data, sets=np.full(len(self.data.ids), "validation"))
+        return held, replace(self.data, sets=np.full(len(self.data.ids), "validation")), True
 
     def score(self, fitted: Fitted, counts_RG: np.ndarray) -> dict[str, Score]:
         """Score out-of-fold predictions, with bootstrap counts of the groups."""

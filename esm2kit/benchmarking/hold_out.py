@@ -45,9 +45,9 @@ class HoldOut:
         """Fit a baseline."""
         return fit_baseline(name, self.data, seeds, wide_cnn)
 
-    def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData]:
-        """Return the predictions from which the uncertainty is estimated, and their task."""
-        return fitted, self.data
+    def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData, bool]:
+        """Return the predictions from which the uncertainty is estimated, their task, and that they have no folds."""
+        return fitted, self.data, False
 
     def score(self, fitted: Fitted, counts_RP: np.ndarray) -> dict[str, Score]:
         """Score predictions, with bootstrap counts."""

@@ -101,7 +101,7 @@ def save_probe(
     fitted: Fitted,
     data: TaskData,
     inputs: Mapping[str, Any],
-    held_out: tuple[Fitted, TaskData] | None = None,
+    held_out: tuple[Fitted, TaskData, bool] | None = None,
 ) -> None:
     """Write the probe of a row atomically.
 
@@ -112,7 +112,8 @@ def save_probe(
         fitted: The fitted probe.
         data: The task.
         inputs: How the feature rows are computed: kind (encoder, composition, one_hot or none) and its settings.
-        held_out: Predictions from which the uncertainty is estimated, and the task with these proteins in validation.
+        held_out: Predictions from which the uncertainty is estimated, the task with these proteins in validation, and
+            whether they are out-of-fold predictions.
             None uses those of `fitted` and `data`.
     """
     parameters, uncertainty = fitted.parameters, estimate_uncertainty(*(held_out or (fitted, data)))

@@ -40,10 +40,13 @@ class Uncertainty:
     Args:
         temperature: of the class probabilities; None for values.
         intervals: scores for intervals of values, one for each value of a protein; empty for classes.
+        out_of_fold: whether validation was cross-validation, by probes that were trained without the fold of each
+            protein.
     """
 
     temperature: Temperature | None = None
     intervals: tuple[ConformalScores, ...] = ()
+    out_of_fold: bool = False
 
     @property
     def divisor(self) -> float:
@@ -55,6 +58,7 @@ class Uncertainty:
         return {
             "temperature": self.temperature and self.temperature._asdict(),
             "intervals": [scores.describe() for scores in self.intervals],
+            "out_of_fold": self.out_of_fold,
         }
 
     @classmethod
@@ -64,7 +68,7 @@ class Uncertainty:
             return None
         temperature, intervals = described["temperature"], described["intervals"]
         scores = tuple(map(ConformalScores.from_description, intervals))
-        return cls(temperature and Temperature(**temperature), scores)
+        return cls(temperature and Temperature(**temperature), scores, described.get("out_of_fold", False))
 
 
 def select_truth(data: TaskData, set_name: str) -> np.ndarray:
@@ -114,12 +118,13 @@ def split_columns(data: TaskData, set_name: str, predicted: np.ndarray) -> list[
     return columns
 
 
-def estimate_uncertainty(fitted: Fitted, data: TaskData) -> Uncertainty | None:
+def estimate_uncertainty(fitted: Fitted, data: TaskData, out_of_fold: bool = False) -> Uncertainty | None:
     """Estimate the uncertainty of a model from its predictions of the validation proteins.
 
     Args:
         fitted: Predictions of the model.
         data: The task.
+        out_of_fold: Whether they are the out-of-fold predictions of a cross-validation.
 
     Returns:
         The uncertainty of the mean over seeds; None if the model has no probabilities, or did not predict validation.
@@ -127,12 +132,14 @@ def estimate_uncertainty(fitted: Fitted, data: TaskData) -> Uncertainty | None:
     truth, logits_MC = select_truth(data, "validation"), fitted.validation_logits_MC
     if data.task.target == "class":
         protein_M = number_proteins(data, "validation")
-        return None if logits_MC is None else Uncertainty(choose_temperature(logits_MC, truth, protein_M))
+        if logits_MC is None:
+            return None
+        return Uncertainty(choose_temperature(logits_MC, truth, protein_M), out_of_fold=out_of_fold)
     if fitted.validation_SM.shape[1:] != truth.shape:
         return None
     columns = split_columns(data, "validation", fitted.validation_SM)
     scores = (choose_scores(each.truth_N, each.predicted_SN, each.protein_N) for each in columns)
-    return Uncertainty(intervals=tuple(scores))
+    return Uncertainty(intervals=tuple(scores), out_of_fold=out_of_fold)
 
 
 def describe_test_uncertainty(fitted: Fitted, data: TaskData, counts_RP: np.ndarray, coverage: float) -> dict[str, Any]:
@@ -325,15 +332,17 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
         return f"{what}: an earlier version wrote this model. Train it again to add them."
     if target == "class":
         fit = uncertainty.temperature
+        where = " Validation was cross-validation." if uncertainty.out_of_fold else ""
         if fit.helps:
-            return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}."
-        return f"The probabilities are those of the model, without a temperature: {fit.reason}."
+            return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}.{where}"
+        return f"The probabilities are those of the model, without a temperature: {fit.reason}.{where}"
+    proteins = "proteins of the cross-validation" if uncertainty.out_of_fold else "validation proteins"
     smallest = min(uncertainty.intervals, key=lambda scores: scores.num_proteins)
     if math.isinf(smallest.quantile(coverage)):
         most = smallest.num_proteins / (smallest.num_proteins + 1)
         which = "The intervals" if len(uncertainty.intervals) == 1 else "Some intervals"
         return (
-            f"{which} have no ends: {smallest.num_proteins} validation proteins are too few for a coverage of "
+            f"{which} have no ends: {smallest.num_proteins} {proteins} are too few for a coverage of "
             f"{coverage:.3g} (at least {count_needed_proteins(coverage)}). Choose a --coverage of at most "
             f"{math.floor(most * 1000) / 1000:g}."
         )
@@ -341,9 +350,14 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
     width = "wider where the seeds disagree" if varying else "all of the same width"
     if 0 < varying < len(uncertainty.intervals) or len(uncertainty.intervals) > 1:
         width = f"wider where the seeds disagree for {varying} of {len(uncertainty.intervals)} targets"
+    proteins = (
+        "proteins of the cross-validation, whose errors are those of probes trained without them"
+        if uncertainty.out_of_fold
+        else "validation proteins of the training"
+    )
     return (
         f"The intervals (lower, upper) contain {100 * coverage:.4g}% of new values on average, for proteins like the "
-        f"{smallest.num_proteins} validation proteins of the training; they are {width}."
+        f"{smallest.num_proteins} {proteins}; they are {width}."
     )
 
 

@@ -89,6 +89,16 @@ class SetCheck(NamedTuple):
     complete: bool
 
 
+def describe_limit(check: SetCheck | None) -> list[str]:
+    """Return a note on how many pairs were aligned, if they are not all pairs; for a random split none."""
+    if check is None or check.complete:
+        return []
+    return [
+        f"{check.num_aligned:,} of {check.num_pairs:,} pairs of proteins of different sets were aligned, first those "
+        "that share most 4-mers: none is similar"
+    ]
+
+
 class SimilarityGroups:
     """Groups of similar sequences; every similar pair that is found later merges two groups.
 

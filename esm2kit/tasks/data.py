@@ -17,6 +17,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.letters import FileLetters, LetterCounts
+from esm2kit.sequences.similarity import describe_limit
 from esm2kit.tasks.config import TaskConfig
 from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, parse_split_name, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
@@ -387,7 +388,7 @@ def load_labels(
         chosen = assign_sets(data.sequences, stratify(data), SHARES, split_by, identity, split_seed)
         task = dataclasses.replace(data.task, splits={chosen.name: Split()}, default_split=chosen.name)
         data = dataclasses.replace(data, task=task, split=chosen.name, sets=chosen.sets, split_method=chosen.method)
-        notes.append(f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})")
+        notes += [f"{_format_sizes(data)}: {chosen.method} (seed {split_seed})", *describe_limit(chosen.check)]
     elif not len(data.rows("validation")):
         data = _choose_validation(data, split_by, identity, notes, split_seed)
     return _finish(data, notes, found.files["labels"])
@@ -583,8 +584,22 @@ def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData
     """
     kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
     if config.labels is None:
-        return load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
-    return load_pooled_labels(config.labels, config.fasta, config.id, set=config.set, **kinds, others=others)
+        data = load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
+    else:
+        data = load_pooled_labels(config.labels, config.fasta, config.id, set=config.set, **kinds, others=others)
+    check_one_target(data)
+    return data
+
+
+def check_one_target(data: TaskData) -> None:
+    """Raise InputError if a protein has several targets, which folds do not support."""
+    if data.task.has_columns:
+        raise InputError(
+            f"task {data.task.name} has several targets per protein, which folds do not support. Name one target, or "
+            "omit folds.",
+            code="folds.several-targets",
+            task=data.task.name,
+        )
 
 
 def load_pooled_labels(
@@ -615,6 +630,10 @@ def load_pooled_labels(
     Raises:
         InputError: a file, a column or a row is invalid, or nothing matches.
     """
+    if has_pairs(expand_path(labels), needs_sequences=fasta is None):
+        raise InputError(
+            f"{labels}: pairs of proteins do not work with cross-validation. Omit it.", code="pairs.option", path=labels
+        )
     found = read_labels(labels, fasta, id, target, set, target_type, others, pooled=True)
     data, notes = _pack_labels(found, _halve(found.rows), target_type, level)
     return _pool(data, notes, Counter(row.set for row in found.rows))
@@ -758,6 +777,7 @@ def _choose_validation(data: TaskData, split_by: SplitBy, identity: float, notes
     sets[train] = found.sets
     chosen = f"{int((found.sets == 'validation').sum())} of {len(train)} train proteins"
     notes.append(f"no protein is marked as validation, so {chosen} were chosen ({found.method}; seed {seed})")
+    notes += describe_limit(found.check)
     return dataclasses.replace(data, sets=sets, split_method=f"validation: {found.method}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.fasta import Record
-from esm2kit.sequences.similarity import group_by_identity
+from esm2kit.sequences.similarity import describe_limit, group_by_identity
 from esm2kit.tasks.data import TaskData, stratify
 from esm2kit.tasks.files import Source, parse_attributes, read_records
 from esm2kit.tasks.folds import assign_folds, name_groups
@@ -106,13 +106,14 @@ def plan_folds(
                 path=source,
             )
         shared = find_shared_groups(group_P, fold_P)
-        if shared.size and group_by not in (None, CLUSTER):
+        if shared.size and group_by is not None:
             members = np.flatnonzero(group_P == shared[0])
+            what = "cluster" if group_by == CLUSTER else f"group of column {group_by!r}"
             raise InputError(
-                f"{source}: proteins of one group of column {group_by!r} are in different folds of column {folds!r}, "
+                f"{source}: proteins of one {what} are in different folds of column {folds!r}, "
                 f"such as {data.ids[members[0]]!r} and "
                 f"{data.ids[members[np.flatnonzero(fold_P[members] != fold_P[members[0]])[0]]]!r}. Correct one of the "
-                "columns.",
+                "columns, or set folds to a number.",
                 code="folds.shared-group",
                 groups=int(shared.size),
                 path=source,
@@ -183,11 +184,11 @@ def _find_groups(
     try:
         found = group_by_identity(unique, identity)
         # whatever the folds, so that repeats have the same groups
-        separate_groups(found, np.arange(len(unique)), lambda numbers: numbers)
+        _, check = separate_groups(found, np.arange(len(unique)), lambda numbers: numbers)
         group_P = np.unique(found.numbers[sequence_P], return_inverse=True)[1]
         reason = "" if split_by == "identity" or num_folds is None else _find_shortage(data, group_P, num_folds, seed)
         if not reason:
-            return group_P, found.method, []
+            return group_P, found.method, describe_limit(check)
         reason = f"the {found.method} ({int(group_P.max()) + 1}) leave {reason}"
     except InputError as error:
         if split_by == "identity":

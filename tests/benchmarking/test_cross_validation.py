@@ -214,7 +214,8 @@ def test_final_probes_of_other_kinds_learn_the_labels(scenario, probe):
 def test_uncertainty_comes_from_out_of_fold_predictions():
     features, folds = build(VALUES)
     fitted = fit(features, folds, "fnn", epochs=5)
-    held, data = folds.get_held_out(fitted)
+    held, data, out_of_fold = folds.get_held_out(fitted)
+    assert out_of_fold
     np.testing.assert_array_equal(held.validation_SM, fitted.test_SM[:2])  # both seeds of the first repeat
     assert (data.rows("validation") == np.arange(len(data.ids))).all()
 

@@ -193,7 +193,8 @@ def test_predict_uses_the_final_probe(report, tmp_path):
     best = report.best_predictor
     assert best.name == "composition"
     out = tmp_path / "new.csv"
-    predict(PredictConfig(model=report.json.parent, fasta=fasta, out=out, device="cpu"))
+    said = predict(PredictConfig(model=report.json.parent, fasta=fasta, out=out, device="cpu"))["uncertainty"]
+    assert "90% of new values on average, for proteins like the 60 proteins of the cross-validation" in said
     with open(out, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     values, widths = zip(

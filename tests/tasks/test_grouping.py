@@ -1,6 +1,7 @@
 """Groups and folds of tasks: clusters and columns, no group in two folds, validation sets within the other folds."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from support.errors import refused
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.sequences import similarity
 from esm2kit.sequences.alignment import Criterion, are_similar
+from esm2kit.tasks import grouping
 from esm2kit.tasks.data import TaskData, load_pooled_task, load_task
 from esm2kit.tasks.grouping import find_shared_groups, hold_out, plan_folds
+from esm2kit.tasks.split import separate_groups
 from esm2kit.tasks.task import Task
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -124,13 +127,49 @@ def test_folds_and_groups_of_columns(tmp_path):
 
 
 def test_folds_of_a_column_that_share_clusters_are_noted(tmp_path):
-    sequences, _ = draw_families(3, 6, 3)
+    sequences, family = draw_families(3, 6, 3)
     table = tmp_path / "mine.csv"
     folds = [number % 2 for number in range(len(sequences))]
     write_table(table, {"sequence": sequences, "fold": folds, "target": np.arange(len(sequences)) + 0.5})
     plan = plan_folds(load_task(str(table), pooled=True), "fold", source=table)
     assert plan.fold_RP[0].tolist() == folds
     assert any("in several folds of column fold" in note for note in plan.notes)
+    divided = sum(len({fold for fold, own in zip(folds, family, strict=True) if own == each}) > 1 for each in range(6))
+    with refused("folds.shared-group", groups=divided):
+        plan_folds(load_task(str(table), pooled=True), "fold", group_by="cluster", source=table)
+
+
+def test_folds_of_a_column_with_whole_clusters(tmp_path):
+    sequences, family = draw_families(3, 6, 3)
+    table = tmp_path / "mine.csv"
+    write_table(table, {"sequence": sequences, "fold": family % 2, "target": np.arange(len(sequences)) + 0.5})
+    plan = plan_folds(load_task(str(table), pooled=True), "fold", group_by="cluster", source=table)
+    assert plan.fold_RP[0].tolist() == (family % 2).tolist()
+    assert not plan.notes
+
+
+def test_pairs_that_were_not_aligned_are_noted(monkeypatch):
+    sequences, _ = draw_families(0, 12, 1)
+    data = build_task(sequences, np.arange(12.0))
+    assert not plan_folds(data, 3, source="none").notes
+    monkeypatch.setattr(grouping, "separate_groups", partial(separate_groups, max_cells=1))
+    (note,) = plan_folds(data, 3, source="none").notes
+    assert note.startswith("0 of 66 pairs of proteins of different sets were aligned")
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "code"),
+    [
+        (["sequence", "a", "b"], {"target": ["a", "b"], "joint": True}, "folds.several-targets"),
+        (["sequence_a", "sequence_b", "target"], {}, "pairs.option"),
+    ],
+)
+def test_tasks_without_folds_are_refused_before_they_are_embedded(tmp_path, columns, options, code):
+    sequences = draw_families(5, 20, 1)[0]
+    second = sequences[::-1] if "sequence_b" in columns else np.arange(20) + 0.5
+    write_table(tmp_path / "mine.csv", dict(zip(columns, [sequences, second, np.arange(20) + 1.5], strict=True)))
+    with refused(code):
+        load_pooled(labels=tmp_path / "mine.csv", folds=2, **options)
 
 
 @pytest.mark.parametrize(
