@@ -103,16 +103,20 @@ def find_nearest(
 def _choose_nearest(
     sequence: str, near: Sequence[str], first_row: dict[str, int], criterion: Criterion
 ) -> tuple[int, Alignment | None]:
-    """Return the row and the alignment of the nearest of some sequences; -1 and None if no alignment is long enough."""
+    """Return the row and the alignment of the nearest of some sequences; -1 and None if no alignment is long enough.
+
+    Sequences of equal length are aligned without gaps too, as in `are_similar`, and the higher identity counts.
+    """
     best: tuple[int, Alignment | None] = (-1, None)
     for other in near:
-        found = align_ungapped(sequence, other) if len(sequence) == len(other) else None
-        if found is None or not criterion.is_met(found, len(sequence), len(other)):
-            found = align_locally(sequence, other)
-        if found is None or not criterion.is_met(found, len(sequence), len(other)):
-            continue
-        if best[1] is None or found.identity > best[1].identity:
-            best = first_row[other], found
+        alignments = [align_ungapped(sequence, other)] if len(sequence) == len(other) else []
+        if not alignments or alignments[0].identity < 1:
+            alignments.append(align_locally(sequence, other))
+        for found in alignments:
+            if found is None or not criterion.is_met(found, len(sequence), len(other)):
+                continue
+            if best[1] is None or found.identity > best[1].identity:
+                best = first_row[other], found
     return best
 
 
@@ -133,7 +137,7 @@ def summarise_nearest(nearest: Nearest, identity: float) -> dict[str, Any]:
         "held_out": len(values),
         "without_nearest": int((nearest.nearest_N < 0).sum()),
         "similar": int((values >= identity - 1e-9).sum()),
-        "equal": int((values == 1.0).sum()),
+        "full_identity": int((values == 1.0).sum()),
         "median": float(quantiles[0]),
         "quantile_90": float(quantiles[1]),
         "highest": float(quantiles[2]),

@@ -64,7 +64,7 @@ def _show_nearest(report: Mapping[str, Any]) -> dict[str, Any]:
                 *(
                     {"text": text, "number": True}
                     for text in (
-                        f"{each['held_out']:,}", f"{each['similar']:,}", f"{each['equal']:,}",
+                        f"{each['held_out']:,}", f"{each['similar']:,}", f"{each['full_identity']:,}",
                         f"{each['without_nearest']:,}",
                         *(f"{each[name]:.0%}" if each[name] else "none" for name in QUANTILES),
                     )
@@ -74,7 +74,7 @@ def _show_nearest(report: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, each in nearest.items()
     ]  # fmt: skip
-    names = ["", "held-out proteins", f"identity of {identity:.0%} or more", "equal", "none nearby"]
+    names = ["", "held-out proteins", f"identity of {identity:.0%} or more", "identity of 100%", "none nearby"]
     names += ["median identity", "90% quantile", "highest"]
     return {
         "title": "Identity to the nearest training protein",
