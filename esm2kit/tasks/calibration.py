@@ -179,10 +179,16 @@ def compute_calibration_error(events: Events, num_bins: int = NUM_BINS, equal_ma
     return float(np.abs(gap_B).sum() / len(bin_E))
 
 
+def _drop_empty(counts_RP: np.ndarray, size_P: np.ndarray) -> np.ndarray:
+    """Leave out replicates without a target: those of pairs whose two proteins never occur together."""
+    return counts_RP[counts_RP @ size_P > 0]
+
+
 def _resample_means(values_M: np.ndarray, protein_M: np.ndarray, counts_RP: np.ndarray) -> Interval:
     """Return the mean of values with the percentile interval over the proteins of bootstrap replicates."""
     num_proteins = counts_RP.shape[1]
     sums_P, sizes_P = np.bincount(protein_M, values_M, num_proteins), np.bincount(protein_M, minlength=num_proteins)
+    counts_RP = _drop_empty(counts_RP, sizes_P)
     replicates = (counts_RP @ sums_P) / (counts_RP @ sizes_P)
     low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(values_M.mean()), float(low), float(high))
@@ -230,8 +236,9 @@ def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass
     ).tocsr()
     size_P = np.bincount(events.protein_E, minlength=num_proteins)
     value = float(np.abs(gaps_BP.sum(1)).sum() / num_events)
-    errors_R = np.abs(gaps_BP @ counts_RP.T.astype(np.float64)).sum(0) / (counts_RP @ size_P)
     signs_PR = np.random.default_rng(0).choice([-1.0, 1.0], (num_proteins, len(counts_RP)))
+    counts_RP = _drop_empty(counts_RP, size_P)
+    errors_R = np.abs(gaps_BP @ counts_RP.T.astype(np.float64)).sum(0) / (counts_RP @ size_P)
     chance_R = np.abs(gaps_BP @ signs_PR).sum(0) / num_events
     is_chance = value <= float(np.quantile(chance_R, CONFIDENCE))
     low, high = np.quantile(errors_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

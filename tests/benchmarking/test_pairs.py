@@ -342,6 +342,23 @@ def test_a_pair_counts_as_often_as_both_of_its_proteins():
     np.testing.assert_array_equal(counts_RP.T, [*expected, proteins_RG[:, 2] * proteins_RG[:, 1]])
 
 
+def test_few_test_pairs_without_a_common_protein(folder, tmp_path):
+    """Most bootstrap replicates of two such pairs have none; the probabilities are scored with the others."""
+    proteins = draw_proteins()
+    pairs = draw_pairs(proteins, 60)
+    rows = [
+        f"{proteins[a][0]},{proteins[b][0]},{y},{('train', 'val')[n % 5 == 4]}" for n, (a, b, y) in enumerate(pairs)
+    ]
+    rows += [f"{'ACDEFGHIK' * 4}{n},{'MNPQRSTVW' * 4}{n},yes,test" for n in ("L", "W")]
+    path = tmp_path / "few.csv"
+    path.write_text("\n".join(["sequence_a,sequence_b,target,set", *rows]) + "\n")
+    report = run(folder, "few", task=str(path), baselines=[])
+    before = report.first.uncertainty["before"]
+    for name in ("ece", "brier", "nll"):
+        assert 0 <= before[name]["low"] <= before[name]["value"] <= before[name]["high"] < 10
+    assert "How sure are the predictions?" in report.html.read_text()
+
+
 def test_intervals_of_pairs_contain_the_truth_where_those_of_independent_pairs_do_not():
     """Correct predictions depend on the proteins: 200 simulated test sets, intervals of nominally 95%."""
     generator = np.random.default_rng(0)

@@ -91,6 +91,20 @@ def test_a_worked_example() -> None:
     assert compute_brier_scores(probability_MC, truth_M).tolist() == pytest.approx([0.02, 1.62, 0.5])
 
 
+def test_replicates_without_a_target_are_left_out() -> None:
+    """Pairs whose two proteins never occur together in a replicate: their scores are undefined there."""
+    logits_MC, wrong_M, mixed_M = np.log([[0.9, 0.1]] * 8), np.ones(8, dtype=int), np.arange(8) % 2
+    counts_RP = sample_counts(8, 100)
+    counts_RP[::2] = 0
+    found = score_calibration(logits_MC, wrong_M, np.arange(8), counts_RP)
+    for interval, value in ((found.ece, 0.9), (found.brier, 1.62), (found.nll, -np.log(0.1))):
+        assert tuple(interval) == pytest.approx((value, value, value))
+    with_empty, without = (
+        score_calibration(logits_MC, mixed_M, np.arange(8), kept) for kept in (counts_RP, counts_RP[1::2])
+    )
+    assert (with_empty.nll, with_empty.brier) == (without.nll, without.brier)
+
+
 @pytest.mark.parametrize("binary", [False, True])
 def test_the_temperature_has_the_lowest_loss(binary) -> None:
     logits, truth = sample_labels(4) if binary else sample_classes(4, temperature=2.5)
