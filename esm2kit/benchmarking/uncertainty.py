@@ -84,11 +84,13 @@ class ColumnValues(NamedTuple):
         truth_N: (N,) measured values.
         predicted_SN: (S, N) predictions.
         protein_N: (N,) protein of each value, numbered from 0.
+        place_P: (P,) number of each of these proteins among all proteins of the set.
     """
 
     truth_N: np.ndarray
     predicted_SN: np.ndarray
     protein_N: np.ndarray
+    place_P: np.ndarray
 
     @property
     def means_P(self) -> np.ndarray:
@@ -113,8 +115,8 @@ def split_columns(data: TaskData, set_name: str, predicted: np.ndarray) -> list[
         where = (slice(None), column) if data.task.columns else slice(None)
         known_N = np.flatnonzero(np.isfinite(truth[where]))
         of_seeds = predicted[:, :, column] if data.task.columns else predicted
-        protein_N = np.unique(protein_M[known_N], return_inverse=True)[1].reshape(-1)
-        columns.append(ColumnValues(truth[where][known_N], of_seeds[:, known_N], protein_N))
+        place_P, protein_N = np.unique(protein_M[known_N], return_inverse=True)
+        columns.append(ColumnValues(truth[where][known_N], of_seeds[:, known_N], protein_N.reshape(-1), place_P))
     return columns
 
 
@@ -160,7 +162,10 @@ def describe_test_uncertainty(fitted: Fitted, data: TaskData, counts_RP: np.ndar
     if uncertainty.temperature is not None:
         return _describe_calibration(uncertainty, fitted.test_logits_MC, data, counts_RP)
     sets = (split_columns(data, "validation", fitted.validation_SM), split_columns(data, "test", fitted.test_SM))
-    found = [_describe_intervals(*each, data, coverage) for each in zip(uncertainty.intervals, *sets, strict=True)]
+    pairs_RP = None if data.pairs is None else counts_RP
+    found = [
+        _describe_intervals(*each, data, coverage, pairs_RP) for each in zip(uncertainty.intervals, *sets, strict=True)
+    ]
     if not data.task.columns:
         return found[0]
     columns = dict(zip(data.task.columns, found, strict=True))
@@ -212,14 +217,21 @@ def _write_calibration(fit: Temperature, before: CalibrationScores, after: Calib
 
 
 def _describe_intervals(
-    scores: ConformalScores, validation: ColumnValues, test: ColumnValues, data: TaskData, coverage: float
+    scores: ConformalScores,
+    validation: ColumnValues,
+    test: ColumnValues,
+    data: TaskData,
+    coverage: float,
+    pairs_RP: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Describe the coverage of the intervals of one target on test."""
+    """Describe the coverage of the intervals of one target on test; of pairs with their bootstrap counts (R, P)."""
     mean_N, spread_N = merge_seeds(test.predicted_SN)
+    counts_RP = None if pairs_RP is None else pairs_RP[:, test.place_P]
 
     def measure(nominal: float) -> Coverage:
         half_N = scores.half_widths(nominal, spread_N)
-        return measure_coverage(test.truth_N, mean_N, half_N, test.protein_N, nominal, scores.num_proteins)
+        number = scores.num_proteins
+        return measure_coverage(test.truth_N, mean_N, half_N, test.protein_N, nominal, number, counts_RP)
 
     found = measure(coverage)
     points = [(nominal, measure(nominal)) for nominal in CURVE]
@@ -273,19 +285,20 @@ def _write_columns(columns: Mapping[str, Mapping[str, Any]], coverage: float) ->
 def _write_coverage(data: TaskData, found: Mapping[str, Any], doubt: str) -> str:
     """Write the coverage on test, and whether the promise holds there."""
     nominal, share, number = found["nominal"], found["found"], found["num_validation"]
+    noun = "proteins" if data.pairs is None else "pairs"
     unit = f" {data.task.unit}" if data.task.unit else ""
     if math.isinf(found["mean_width"]):
         return (
-            f"The {nominal:.0%} intervals have no ends: {number} validation proteins are too few (at least "
+            f"The {nominal:.0%} intervals have no ends: {number} validation {noun} are too few (at least "
             f"{count_needed_proteins(nominal)})."
         )
     text = (
         f"The {nominal:.0%} intervals contain {share.value:.1%} [{share.low:.1%}, {share.high:.1%}] of the measured "
-        f"values of {found['num_test']} test proteins; their mean width is {found['mean_width']:.4g}{unit}."
+        f"values of {found['num_test']} test {noun}; their mean width is {found['mean_width']:.4g}{unit}."
     )
     if doubt:
         return f"{text} The promise of {nominal:.0%} does not hold for this test set: {doubt}."
-    text = f"{text} {nominal:.0%} are promised for proteins like the {number} validation proteins."
+    text = f"{text} {nominal:.0%} are promised for {noun} like the {number} validation {noun}."
     if number >= FEW_PROTEINS:
         return text
     return f"{text} These also chose the settings of the model; as they are few, expect up to 3 percentage points less."
@@ -316,13 +329,14 @@ def compute_ends(
     return predicted_MC - half_MC, predicted_MC + half_MC
 
 
-def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: float) -> str:
+def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: float, noun: str = "proteins") -> str:
     """Describe in one sentence what the intervals or the probabilities of predictions mean.
 
     Args:
         uncertainty: That of the model; None for a file of an earlier version.
         target: "class" or "value".
         coverage: Share of new values that the intervals should contain.
+        noun: What is predicted: proteins, or pairs of them.
 
     Returns:
         The sentence.
@@ -336,7 +350,7 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
         if fit.helps:
             return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}.{where}"
         return f"The probabilities are those of the model, without a temperature: {fit.reason}.{where}"
-    proteins = "proteins of the cross-validation" if uncertainty.out_of_fold else "validation proteins"
+    proteins = "proteins of the cross-validation" if uncertainty.out_of_fold else f"validation {noun}"
     smallest = min(uncertainty.intervals, key=lambda scores: scores.num_proteins)
     if math.isinf(smallest.quantile(coverage)):
         most = smallest.num_proteins / (smallest.num_proteins + 1)
@@ -353,10 +367,10 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
     proteins = (
         "proteins of the cross-validation, whose errors are those of probes trained without them"
         if uncertainty.out_of_fold
-        else "validation proteins of the training"
+        else f"validation {noun} of the training"
     )
     return (
-        f"The intervals (lower, upper) contain {100 * coverage:.4g}% of new values on average, for proteins like the "
+        f"The intervals (lower, upper) contain {100 * coverage:.4g}% of new values on average, for {noun} like the "
         f"{smallest.num_proteins} {proteins}; they are {width}."
     )
 

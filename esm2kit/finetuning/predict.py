@@ -172,13 +172,13 @@ def _predict_files(
     manifest = build_provenance("predict", recorded, inputs)
     about = {"task": model.task.name, "level": model.task.level, "target": model.task.target, "labels": labels}
     about |= {"unit": model.task.unit, "model_name": model.model_name, "mode": model.mode}
-    about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage)
+    noun = "proteins" if pairs is None else "pairs"
+    about["uncertainty"] = describe_prediction(model.uncertainty, model.task.target, config.coverage, noun)
     about |= {"coverage": config.coverage} if model.task.target == "value" else {}
     if model.task.is_multilabel:
         divisor = model.uncertainty.divisor if model.uncertainty else 1.0
         about["threshold"] = scale_threshold(model.threshold, divisor)
     about |= {} if pairs is None else {"pair_features": model.pair_features}
-    noun = "proteins" if pairs is None else "pairs"
     started, progress = time.monotonic(), Progress(logger, "predicted", noun)
     if out.exists():
         logger.info("%s already exists and will be replaced; choose another --out to keep it", out)

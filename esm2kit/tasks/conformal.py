@@ -173,6 +173,7 @@ def measure_coverage(
     protein_M: np.ndarray,
     coverage: float,
     num_calibration: int,
+    counts_RP: np.ndarray | None = None,
 ) -> Coverage:
     """Measure the share of targets whose interval contains the measured value; every protein counts once.
 
@@ -183,17 +184,20 @@ def measure_coverage(
         protein_M: (M,) protein of each target, numbered from 0.
         coverage: coverage that was asked for.
         num_calibration: number of calibration proteins.
+        counts_RP: bootstrap counts, for pairs of proteins, which are not independent. None samples the proteins.
 
     Returns:
-        The coverage, with the exact binomial interval for one target per protein, and otherwise with a bootstrap
-        interval over proteins.
+        The coverage, with the exact binomial interval for one independent target per protein, and otherwise with a
+        bootstrap interval.
     """
     covered_M = np.abs(truth_M - predicted_M) <= half_M
     size_P = np.bincount(protein_M)
     share_P = (np.bincount(protein_M, covered_M) / np.maximum(size_P, 1))[size_P > 0]
     width = 2 * float(half_M.mean())
-    if (size_P > 1).any():
-        replicates = sample_counts(len(share_P)) @ share_P / len(share_P)
+    if (size_P > 1).any() or counts_RP is not None:
+        counts_RP = sample_counts(len(share_P)) if counts_RP is None else counts_RP
+        total_R = counts_RP.sum(axis=1)
+        replicates = (counts_RP @ share_P)[total_R > 0] / total_R[total_R > 0]  # a replicate may have no pair
         low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return Coverage(coverage, Interval(float(share_P.mean()), float(low), float(high)), width, None)
     hits, total = int(covered_M.sum()), len(covered_M)

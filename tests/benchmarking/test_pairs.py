@@ -454,3 +454,22 @@ def test_a_subset_keeps_both_proteins(folder):
     assert part.pairs.groups_P2.tolist() == data.pairs.groups_P2[[5, 2]].tolist()
     small = data.limit_proteins(10)
     assert len(small.pairs.second) == len(small.ids) == 30
+
+
+def test_intervals_of_values_are_described_for_pairs(folder, tmp_path):
+    proteins = draw_proteins()
+    pairs = [
+        (a, b, str(proteins[a][1] + proteins[b][1] + 0.01 * place))
+        for place, (a, b, _) in enumerate(draw_pairs(proteins))
+    ]
+    table = write_sequences(tmp_path / "values.csv", proteins, pairs)
+    found = run(folder, tmp_path / "values", labels=table, target_type="value", baselines=[])
+    described = found.rows[0].uncertainty
+    assert "test pairs" in described["sentence"]
+    different = len({(a, b) for place, (a, b, _) in enumerate(pairs) if SETS[place % 5] == "val"})
+    assert described["holds"]
+    assert f"for pairs like the {different} validation pairs" in described["sentence"]
+    assert described["found"]["low"] <= described["found"]["value"] <= described["found"]["high"]
+    options = {"model": found.json.parent, "fasta": table, "out": tmp_path / "new.csv", "device": "cpu", "plot": False}
+    said = predict(PredictConfig(**options))["uncertainty"]
+    assert f"for pairs like the {different} validation pairs of the training" in said

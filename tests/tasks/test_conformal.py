@@ -22,6 +22,7 @@ from esm2kit.tasks.conformal import (
     select_classes,
 )
 from esm2kit.tasks.metrics import sample_counts
+from esm2kit.tasks.pairs import sample_pair_counts
 
 DRAWS = 200
 
@@ -181,6 +182,29 @@ def test_the_interval_of_residue_coverage_resamples_proteins() -> None:
     assert found.found == pytest.approx((0.7, *expected))
     assert found.chance is None
     assert found.mean_width == 2
+
+
+def test_the_interval_of_the_coverage_of_pairs_covers() -> None:
+    """Some proteins are hard, so pairs with one of them are. The exact interval takes the pairs for independent."""
+
+    def sample(generator: np.random.Generator, num_proteins: int, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+        scale_G = generator.lognormal(0, 1, num_proteins)
+        groups_P2 = np.stack([generator.choice(num_proteins, 2, replace=False) for _ in range(num_pairs)])
+        return scale_G[groups_P2].prod(1) * generator.normal(size=num_pairs), groups_P2
+
+    error_P, _ = sample(np.random.default_rng(DRAWS), 20_000, 20_000)
+    truth, covered, exact = (np.abs(error_P) <= 1).mean(), 0, 0
+    for seed in range(DRAWS):
+        error_P, groups_P2 = sample(np.random.default_rng(seed), 30, 200)
+        inputs = (error_P, 0 * error_P, np.ones(200), np.arange(200), 0.9, 50)
+        found = measure_coverage(*inputs, sample_pair_counts(groups_P2, 200))
+        assert found.chance is None
+        assert found.found.value == (np.abs(error_P) <= 1).mean()
+        covered += found.found.low <= truth <= found.found.high
+        other = measure_coverage(*inputs).found
+        exact += other.low <= truth <= other.high
+    assert covered >= binom.ppf(0.01, DRAWS, 0.95)
+    assert exact < 0.85 * DRAWS
 
 
 def test_noisy_seeds_are_not_used_as_widths() -> None:
