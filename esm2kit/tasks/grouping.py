@@ -218,9 +218,9 @@ def _check_classes(data: TaskData, group_P: np.ndarray, fold_RP: np.ndarray) -> 
             if len(np.unique(fold_P[proteins])) < 2:
                 groups = len(np.unique(group_P[proteins]))
                 raise InputError(
-                    f"all {format_count(len(proteins), 'protein')} of class {data.task.labels[label]!r} "
-                    f"({format_count(groups, 'group')}) are in one fold, so no probe that was trained on other folds "
-                    "can predict it. Add proteins of the class from other groups, or merge or remove it.",
+                    f"class {data.task.labels[label]!r} ({format_count(len(proteins), 'protein')} in "
+                    f"{format_count(groups, 'group')}) is in one fold only, so no probe that was trained on other "
+                    "folds can predict it. Add proteins of the class from other groups, or merge or remove it.",
                     code="folds.class-in-one-fold",
                     label=data.task.labels[label],
                     proteins=len(proteins),

@@ -217,7 +217,7 @@ def test_noisy_seeds_are_not_used_as_widths() -> None:
 
 
 def test_cv_plus_equals_its_definition_and_covers() -> None:
-    covered, naive = [], []
+    covered, naive, final = [], [], []
     for seed in range(DRAWS):
         generator = np.random.default_rng(seed)
         x_ND, y_N = generator.normal(size=(160, 20)), generator.normal(size=160)
@@ -230,12 +230,16 @@ def test_cv_plus_equals_its_definition_and_covers() -> None:
         whole = LinearRegression().fit(x_ND[train], y_N[train])
         inside = np.abs(y_N[train] - whole.predict(x_ND[train]))
         naive.append(np.mean(np.abs(y_N[new] - whole.predict(x_ND[new])) <= np.quantile(inside, 0.9)))
+        # the intervals of a final probe on all proteins, as in `predict` after cross-validation
+        half = ConformalScores.from_errors(residual_N).quantile(0.9)
+        final.append(np.mean(np.abs(y_N[new] - whole.predict(x_ND[new])) <= half))
         if seed == 0:
             ends = predicted_KN[fold_N, 60][:, None] + np.array([-1, 1]) * residual_N[:, None]
             # alpha (n + 1) = 6.1: the 6th smallest of the lower ends and the 55th smallest of the upper ends
             assert (lower_M[0], upper_M[0]) == (np.sort(ends[:, 0])[5], np.sort(ends[:, 1])[54])
     assert np.mean(covered) >= 0.9 - 2.6 * np.std(covered) / math.sqrt(DRAWS)
     assert np.mean(naive) < 0.85
+    assert np.mean(final) >= 0.9 - 2.6 * np.std(final) / math.sqrt(DRAWS)
     assert np.isinf(compute_cv_plus_intervals(np.ones(5), np.zeros(5, int), np.zeros((1, 2)), 0.9)).all()
 
 
