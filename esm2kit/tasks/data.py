@@ -593,7 +593,7 @@ def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData
 
 def check_one_target(data: TaskData) -> None:
     """Raise InputError if a protein has several targets, which folds do not support."""
-    if data.task.has_columns:
+    if data.targets.ndim > 1:
         raise InputError(
             f"task {data.task.name} has several targets per protein, which folds do not support. Name one target, or "
             "omit folds.",

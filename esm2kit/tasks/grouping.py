@@ -14,7 +14,7 @@ from esm2kit.tasks.data import TaskData, stratify
 from esm2kit.tasks.files import Source, parse_attributes, read_records
 from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.matching import RecordMatcher
-from esm2kit.tasks.split import separate_groups
+from esm2kit.tasks.split import find_unique, separate_groups
 from esm2kit.tasks.tables import MISSING, read_table
 from esm2kit.tasks.task import SplitBy
 
@@ -156,16 +156,10 @@ def _divide(data: TaskData, group_P: np.ndarray, num_folds: int, seed: int) -> n
     return assign_folds(name_groups(group_P, keys), num_folds, seed, stratify(data))
 
 
-def _number_sequences(data: TaskData) -> tuple[list[str], np.ndarray]:
-    """Return the different sequences, and the number of that of each protein (P,)."""
-    unique, number_P = np.unique(np.array(data.sequences, dtype=object), return_inverse=True)
-    return unique.tolist(), number_P
-
-
 def _read_groups(data: TaskData, source: Path, column: str, id: str | None) -> tuple[np.ndarray, str, list[str]]:
     """Read the groups of a column: the number of each protein's (P,), what they are, and notes."""
     group_P = np.unique(read_task_column(data, source, column, id), return_inverse=True)[1]
-    apart, notes = find_shared_groups(_number_sequences(data)[1], group_P), []
+    apart, notes = find_shared_groups(find_unique(data.sequences)[1], group_P), []
     if apart.size:
         notes.append(
             f"{format_count(apart.size, 'sequence')} of several proteins are in different groups of column {column}, "
@@ -178,7 +172,7 @@ def _find_groups(
     data: TaskData, num_folds: int | None, split_by: SplitBy, identity: float, seed: int
 ) -> tuple[np.ndarray, str, list[str]]:
     """Group proteins by similarity, or by equal sequences: the number of each group (P,), what they are, and notes."""
-    unique, sequence_P = _number_sequences(data)
+    unique, sequence_P = find_unique(data.sequences)
     if split_by == "random":
         return sequence_P, "equal sequences", []
     try:
