@@ -1,5 +1,6 @@
 """Render a report as one HTML file that loads nothing from the network and follows the light or dark theme."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,12 @@ def build_figure(draw: Callable[[], Axes], alt: str, caption: str) -> dict[str, 
     """
     with mpl.rc_context({"text.parse_math": False}):  # a label may contain dollar signs
         return {"html": render_figure(draw().figure, alt), "caption": caption}
+
+
+def format_sentence(note: str) -> str:
+    """Add a capital letter and a full stop to a note. A note that starts with a name, of a file or task, keeps it."""
+    starts_with_word = re.match(r"[a-z]+,? |multi-label\b", note)
+    return f"{note[:1].upper() if starts_with_word else note[:1]}{note[1:].rstrip('.')}."
 
 
 def build_headers(names: Sequence[str], numbers_from: int = 1) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from esm2kit.benchmarking.sweep_page import build_sweep_sections
 from esm2kit.benchmarking.sweep_summary import describe_place
 from esm2kit.benchmarking.uncertainty_page import build_uncertainty_section
 from esm2kit.core.paths import portable_name
-from esm2kit.pages import build_figure, build_headers, render_page
+from esm2kit.pages import build_figure, build_headers, format_sentence, render_page
 from esm2kit.plots import MAX_CELL_TEXTS
 from esm2kit.tasks.metrics import Interval
 from esm2kit.tasks.scaling import TargetScale
@@ -73,7 +73,7 @@ def format_metric_cell(name: str, metric: Metric | None) -> dict[str, Any]:
         return {"text": format_value(name, None), "number": True}
     low, high, spread = (format_value(name, end, metric.value) for end in (metric.low, metric.high, metric.seed_spread))
     between = "" if metric.low is None else f"[{low}, {high}]"
-    deviation = f" ±{spread}" if len(metric.seeds) > 1 else ""
+    deviation = f"\n±{spread}" if len(metric.seeds) > 1 else ""
     return {"text": format_value(name, metric.value), "small": between + deviation, "number": True}
 
 
@@ -327,7 +327,7 @@ def _build_sections(
         headers.append({"text": "source and differences in method"})
         sections.append({"title": "Published scores", "table": {"headers": headers, "rows": rows}})
     if report.notes:
-        sections.append({"title": "Notes", "points": list(map(_format_sentence, report.notes))})
+        sections.append({"title": "Notes", "points": list(map(format_sentence, report.notes))})
     # the option `baselines` takes the short name
     names = {name: f"{display} ({name})" for name, display in BASELINE_NAMES.items()}
     methods = [f"{names.get(row.name, row.name)}: {row.note} ({row.seconds:.1f} s)" for row in report.rows if row.note]
@@ -350,11 +350,6 @@ def _format_pair(report: Report, pair: Comparison) -> str:
     ours, theirs = (names.get(name, name) for name in (pair.ours, pair.theirs))
     text = format_comparison(ours, theirs, pair.metric, Interval(*ends), report.task.unit)
     return f"{text[:1].upper()}{text[1:]}"
-
-
-def _format_sentence(note: str) -> str:
-    """Add a capital letter and a full stop to a note."""
-    return f"{note[:1].upper()}{note[1:].rstrip('.')}."
 
 
 def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> str:

@@ -272,14 +272,19 @@ def _find_doubt(data: TaskData, validation: ColumnValues, test: ColumnValues, ch
 
 def _write_columns(columns: Mapping[str, Mapping[str, Any]], coverage: float) -> str:
     """Write the coverage of several targets on test, and for which the promise does not hold."""
-    order = sorted(columns, key=lambda name: columns[name]["found"]["value"])
-    low, high = (f"{columns[name]['found']['value']:.1%} ({name})" for name in (order[0], order[-1]))
-    text = f"The {coverage:.0%} intervals contain between {low} and {high} of the measured test values."
+    ended = [name for name, found in columns.items() if found["quantile"] is not None]
+    order = sorted(ended, key=lambda name: columns[name]["found"]["value"])
+    shares = [f"{columns[name]['found']['value']:.1%} ({name})" for name in order]
+    text = ""
+    if len(order) == 1:
+        text = f"The {coverage:.0%} intervals contain {shares[0]} of the measured test values."
+    elif order:
+        text = f"The {coverage:.0%} intervals contain between {shares[0]} and {shares[-1]} of the measured test values."
     wrong = [name for name, found in columns.items() if not found["holds"]]
     endless = [name for name, found in columns.items() if found["quantile"] is None]
     text += f" The promise does not hold for this test set in {', '.join(wrong)}." if wrong else ""
     text += f" Too few validation proteins, so that intervals have no ends: {', '.join(endless)}." if endless else ""
-    return text
+    return text.strip()
 
 
 def _write_coverage(data: TaskData, found: Mapping[str, Any], doubt: str) -> str:

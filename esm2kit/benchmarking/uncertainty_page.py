@@ -167,7 +167,8 @@ def _build_interval_table(report: Report) -> dict[str, Any]:
     for name, found, marked in _list_rows(report):
         width = "no ends" if found["mean_width"] is None else f"{found['mean_width']:.4g}"
         kind = "spread of the seeds" if found["by_spread"] else "constant"
-        cells = [{"text": name}, _format_cell(found["found"]), {"text": width, "number": True}, {"text": kind}]
+        inside = _format_cell(found["found"]) if found["mean_width"] is not None else {"text": "–", "number": True}
+        cells = [{"text": name}, inside, {"text": width, "number": True}, {"text": kind}]
         rows.append({"marked": marked, "cells": cells})
     first = "target" if report.task.columns else "model"
     headers = [*build_headers([first, "share of test values inside", f"mean width{unit}"])]

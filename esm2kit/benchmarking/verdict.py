@@ -283,7 +283,8 @@ def _evaluate_columns(summary: Mapping[str, Any], labels: Mapping[str, Any]) -> 
 def _evaluate_classes(summary: Mapping[str, Any], labels: Mapping[str, Any], what: str) -> Verdict:
     counts, total = summary["classes"], summary["count"]
     most = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{label} {number / total:.0%}" for label, number in most[:5])
+    names = (repr(label) if label.isdigit() else label for label, _ in most)  # '1' 60% instead of 1 60%
+    shown = ", ".join(f"{name} {number / total:.0%}" for name, (_, number) in zip(names, most[:5], strict=False))
     sentence = f"Predicted {total:,} {what}: {shown}{' and others' if most[5:] else ''}."
     known = len(labels.get("classes", {}))
     if len(counts) > 1 or total < FEWEST_PREDICTIONS or known < 2:

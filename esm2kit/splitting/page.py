@@ -153,10 +153,13 @@ def _list_nearest(report: Mapping[str, Any]) -> dict[str, Any]:
         for each in found
         if each["nearest"]
     ]
+    text = "No held-out protein has a training protein that is similar beyond chance."
+    if rows:
+        text = f"The {format_count(len(rows), 'held-out protein')} closest to a training protein. leakage.json has all."
     table = _build_table(["held-out protein", "set", "nearest training protein", "identity", "coverage"], rows, 3)
     return {
         "title": "Nearest pairs",
-        "text": f"The {len(rows)} held-out proteins closest to a training protein. leakage.json has all.",
+        "text": text,
         **({"table": table} if rows else {}),
     }
 

@@ -14,6 +14,7 @@ from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import atomic_path, check_output_folder, hold_lock, sha256_file, to_json
 from esm2kit.core.numbers import format_count
 from esm2kit.core.provenance import build_provenance
+from esm2kit.pages import format_sentence
 from esm2kit.sequences.fasta import find_fasta_files
 from esm2kit.sequences.pipes import is_pipe
 from esm2kit.sequences.similarity import SetCheck, group_by_identity
@@ -117,6 +118,8 @@ def split_proteins(config: SplitConfig) -> ProteinSplit:
         for note in proteins.notes:
             logger.info("%s", note)
         strata = choose_strata(proteins, config.target)
+        if config.check is None and not strata.column:
+            logger.info("not divided by labels: %s", strata.note)
         divided = _take_sets(proteins, config) if config.check is not None else _divide(proteins, strata, config)
         logger.info("%s of %s", divided.method, format_count(len(proteins.ids), "protein"))
         report = _build_report(proteins, strata, divided, config, settings)
@@ -269,7 +272,9 @@ def _describe_result(report: Mapping[str, Any], config: SplitConfig) -> str:
     have = f"{similar:,} of {total:,} held-out proteins {'has' if similar == 1 else 'have'}"
     if not similar:
         have = f"no held-out protein of {total:,} has"
-    text = f"{sizes}: {have} {where} with an identity of {config.identity:.0%} or more; in a random split {share}"
+    text = (
+        f"{sizes}: {have} {where} with an identity of {config.identity:.0%} or more; in a random split {share} have one"
+    )
     return text[0].upper() + text[1:] + "."
 
 
@@ -295,7 +300,7 @@ def _describe_method(report: Mapping[str, Any], strata: Strata, proteins: Protei
         notes.append(f"Divided evenly by {'values' if strata.numeric else 'classes'} of {strata.column!r}.")
     elif config.check is None:
         notes.append(f"Not divided by labels: {strata.note}.")
-    return [*notes, *(note[0].upper() + note[1:] + "." for note in proteins.notes)]
+    return [*notes, *map(format_sentence, proteins.notes)]
 
 
 def _find_warnings(report: Mapping[str, Any], config: SplitConfig) -> list[str]:

@@ -325,7 +325,7 @@ def _finish(data: TaskData, notes: list[str], source: Source, known_before: int 
     _check_sets(data, source)
     data, task = _compare_with_flip(data, notes), data.task
     what = (
-        f"{task.num_outputs} {'labels' if task.is_multilabel else 'values'}"
+        f"{'any of ' if task.is_multilabel else ''}{task.num_outputs} {'labels' if task.is_multilabel else 'values'}"
         if task.has_columns
         else f"one {task.target}"
     )

@@ -137,6 +137,7 @@ def read_labels(
         _compare_sequences(table, columns, records, matches)
     rows, notes = _join(table, records, matches, columns, fasta, target_type)
     notes = [*kind_line, *notes, *_note_unread_sets(table, columns)]
+    notes += [] if pooled else _note_unread_folds(table, columns)
     names = ["fasta"] if len(files) == 1 else [f"fasta/{file.name}" for file in files]
     sources = {f"labels/{path.name}": Source(path) for paths in set_files.values() for path in paths}
     sources = {"labels": Source(table.path)} | sources | dict(zip(names, map(Source, files), strict=True))
@@ -303,6 +304,18 @@ def _note_unread_sets(table: Table, columns: _Columns) -> list[str]:
         f"column {name!r} is not read as sets, because most of its cells are none of {', '.join(SETS)}"
         for place, name in enumerate(table.columns)
         if columns.set < 0 and name.lower() in SET_NAMES and place not in (*columns, *columns.targets)
+    ]
+
+
+def _note_unread_folds(table: Table, columns: _Columns) -> list[str]:
+    """Note a column of folds in a table without sets, such as that of `esm2kit split --folds`."""
+    return [
+        f"column {name!r} is not read; esm2kit benchmark --folds {name} takes the folds from it"
+        for place, name in enumerate(table.columns)
+        if columns.set < 0
+        and name.lower() in FOLD_NAMES
+        and place not in (*columns, *columns.targets)
+        and is_numeric(table.cells(place))
     ]
 
 
@@ -477,9 +490,10 @@ def _join(
         values = tuple(cell.split(CELL_SEPARATOR)) if several else ()
         rows.append(TaskRecord(row_id, record.sequence, cell, chosen, None, values))
     unit = "" if several else split_unit(name)[1]
+    named = ", ".join(repr(table.columns[place]) for place in columns.targets)
     parts = [f"{table.path.name}: "]
     parts[0] += f"id column {table.columns[columns.id]!r}, " if columns.id >= 0 else "no id column, "
-    parts[0] += f"target {name!r}{f' in {unit}' if unit and numeric else ''}"
+    parts[0] += f"{'targets' if several else 'target'} {named}{f' in {unit}' if unit and numeric else ''}"
     parts += [*table.notes, *([commas] if commas else [])]
     origin = "of the table" if fasta is None else f"of {Path(fasta).name}"
     how = [f"{count} {rule}" for rule, count in matches.rules.items() if rule != "exactly"]

@@ -261,6 +261,9 @@ def test_columns_are_constant_relative_to_their_size():
 def test_a_score_has_the_same_digits_on_the_console_and_on_the_page(metric, value, low, high, shown):
     cell = format_metric_cell(metric, Metric(value, low, high, [value], 0.0))
     assert (cell["text"], cell["small"]) == shown
+    seeds = format_metric_cell(metric, Metric(value, low, high, [value, value], 0.0))
+    assert seeds["small"].splitlines()[0] == shown[1], "± has its own line, so that seven metrics fit on a page"
+    assert seeds["small"].splitlines()[1].startswith("±")
     line = format_score(metric, Score(Interval(value, low, high), (value,), np.array([low, high]), 5))
     assert line == f"{metric} {shown[0]} {shown[1]}"
     assert format_value(metric, value) == shown[0]

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import re
 from dataclasses import replace
 
 import h5py
@@ -346,11 +347,11 @@ def several(tmp_path_factory):
     return folder
 
 
-def run_several(folder, target: str, probe: str):
+def run_several(folder, target: str, probe: str, coverage: float = 0.9):
     config = BenchmarkConfig(
         task=str(folder / "my.csv"), target=target, model=str(folder / "tiny.safetensors"), probe=probe, seeds=[0, 1],
         epochs=4, resamples=100, untrained=False, baselines=[], device="cpu", out_dir=folder / probe,
-        joint="," in target,
+        joint="," in target, coverage=coverage,
     )  # fmt: skip
     report = benchmark(config)
     data = load_task(str(folder / "my.csv"), target=target.split(","))
@@ -358,6 +359,19 @@ def run_several(folder, target: str, probe: str):
     fasta.write_text("".join(f">{data.ids[row]}\n{data.sequences[row]}\n" for row in data.rows("test")))
     result = predict(PredictConfig(config.out_dir / report.first.probe_file, fasta, folder / f"{probe}.tsv"))
     return report, data, read_table(result["out"]), result
+
+
+def test_a_target_whose_intervals_have_no_ends_has_no_share(several) -> None:
+    """98.5% need 66 validation proteins; `a` has 75 and `b` 50. Intervals without ends contain everything."""
+    report, *_ = run_several(several, "a,b (C)", "ridge", 0.985)
+    found = report.first.uncertainty["columns"]
+    assert (found["a"]["num_validation"], found["b (C)"]["num_validation"]) == (75, 50)
+    sentence, share = report.first.uncertainty["sentence"], found["a"]["found"]["value"]
+    assert f" intervals contain {share:.1%} (a) of the measured test values." in sentence
+    assert "so that intervals have no ends: b (C)." in sentence
+    assert "100.0% (b (C))" not in sentence
+    cells = r'<td>b \(C\)</td><td class="n">–</td><td class="n">no ends</td>'
+    assert re.search(cells, report.html.read_text(encoding="utf-8"))
 
 
 def test_several_values_have_one_interval_each(several) -> None:

@@ -136,6 +136,8 @@ def test_new_classes_are_compared_with_the_training_labels(classes) -> None:
     assert single.warnings[0].startswith("All 40 proteins are predicted as 'a', one of 3 classes")
     both = evaluate_new_predictions(data.task, {"count": 40, "classes": {"b": 30, "a": 10}}, labels)
     assert both == ("Predicted 40 proteins: b 75%, a 25%.", ())
+    numbers = evaluate_new_predictions(data.task, {"count": 40, "classes": {"1": 30, "0": 10}}, labels)
+    assert numbers.sentence == "Predicted 40 proteins: '1' 75%, '0' 25%."
 
 
 def test_a_benchmark_ends_with_its_verdict(tmp_path, caplog) -> None:

@@ -25,7 +25,7 @@ from esm2kit.notebook.runs.pages import (
     replace_navigation,
     write_runs_page,
 )
-from esm2kit.pages import build_figure, render_page
+from esm2kit.pages import build_figure, format_sentence, render_page
 
 RESULT = "Validation perplexity is 16.73; guessing by frequency gives 17.52."
 
@@ -309,3 +309,18 @@ def test_a_label_with_dollars_is_not_a_formula() -> None:
 def test_a_page_has_the_colours_of_its_figures() -> None:
     for theme in ("#0173b2", "#5cb0e8"):
         assert f"--primary: {theme}" in render_page("", "", [], [])
+
+
+@pytest.mark.parametrize(
+    ("note", "sentence"),
+    [
+        ("measurements.xlsx: id column 'Protein'", "measurements.xlsx: id column 'Protein'."),
+        ("sol: no id column", "sol: no id column."),
+        ("train 96, validation 12.", "Train 96, validation 12."),
+        ("multi-label: 3 labels", "Multi-label: 3 labels."),
+        ("2 classes", "2 classes."),
+        ("", "."),
+    ],
+)
+def test_a_note_becomes_a_sentence_and_names_keep_their_case(note: str, sentence: str) -> None:
+    assert format_sentence(note) == sentence

@@ -85,6 +85,8 @@ def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs,
     assert made.similar == 0
     assert made.highest_identity < 0.5
     assert "groups of at least 50% identity by shared 4-mers and alignments of" in caplog.text
+    assert "not divided by labels" not in caplog.text
+    assert made.verdict.endswith("% have one.")
     page = made.page.read_text(encoding="utf-8")
     for text in (made.verdict, "by shared 4-mers", "All pairs of proteins of different sets were compared", "Tm (C)"):
         assert text in page
@@ -93,6 +95,18 @@ def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs,
     assert [each["labelled"] for each in report["labels"]] == list(made.sizes.values())
     shuffled = np.random.default_rng(0).permutation(sets)
     assert len(find_leaks(rows, shuffled)) > 10, "the counter-example: a random split of the same sizes"
+
+
+def test_the_page_of_unrelated_proteins_lists_no_pairs(tmp_path, caplog):
+    caplog.set_level("INFO")
+    generator = random.Random(0)
+    fasta = "".join(f">{letter}\n{letter * 40 + draw_sequence(generator, 4)}\n" for letter in "ACDEFGHIKL")
+    (tmp_path / "my.fasta").write_text(fasta)
+    made = split_proteins(SplitConfig(tmp_path / "my.fasta", out_dir=tmp_path / "out"))
+    page = made.page.read_text(encoding="utf-8")
+    assert "No held-out protein has a training protein that is similar beyond chance." in page
+    assert "held-out proteins closest" not in page
+    assert "not divided by labels: no labels" in caplog.text
 
 
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does(inputs):

@@ -277,6 +277,15 @@ def test_a_column_of_other_sets_is_noted(tmp_path):
     assert not any("is not read as sets" in note for note in data.notes)
 
 
+def test_a_column_of_folds_that_is_not_used_is_noted(tmp_path):
+    files = write_files(tmp_path, build_rows("name,fold,dG", "P_{0},{1},1.{1}", letters="ABCDEFGH"))
+    note = "column 'fold' is not read; esm2kit benchmark --folds fold takes the folds from it"
+    assert note in load_labels(*files).notes
+    assert note not in load_labels(*files, target="fold", target_type="value").notes
+    names = write_files(tmp_path, build_rows("name,fold,dG", "P_{0},a.{1},1.{1}", letters="ABCDEFGH"))
+    assert note not in load_labels(*names).notes, "the folds of structures are no numbers"
+
+
 @pytest.mark.parametrize(("name", "found"), [("Tm", 1), ("tm (C)", 1), ("TM  (C)", 1), ("dg", 2), ("dG (kJ)", None)])
 def test_a_column_is_named_without_its_unit_or_with_it(tmp_path, name, found):
     path, _ = write_files(tmp_path, "name,Tm (C),dG (kcal)\nP_A,1,2\n")
