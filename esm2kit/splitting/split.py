@@ -32,6 +32,7 @@ from esm2kit.splitting.leakage import (
 )
 from esm2kit.splitting.page import render_leakage_page
 from esm2kit.tasks.folds import assign_folds, name_groups
+from esm2kit.tasks.kinds import find_set_files
 from esm2kit.tasks.proteins import Proteins, Strata, choose_strata, read_divided_proteins, read_proteins
 from esm2kit.tasks.split import assign_sets, find_unique, separate_groups
 from esm2kit.tasks.split_file import SPLIT_FILE
@@ -132,7 +133,10 @@ def _list_inputs(config: SplitConfig) -> dict[str, Path | str]:
     inputs: dict[str, Path | str] = {f"fasta_{place}": path for place, path in enumerate(files)}
     for name in ("labels", "check"):
         path = getattr(config, name)
-        if path is not None:
+        if path is not None and path.is_dir():  # files per set; another folder is refused when it is read
+            set_files = (file for files in find_set_files(path).values() for file in files)
+            inputs |= {f"{name}_{file.name}": file for file in set_files}
+        elif path is not None:
             inputs[name] = path if path.exists() else sha256_file(Path(str(path).rpartition(":")[0]))
     for path in inputs.values():
         if isinstance(path, Path) and is_pipe(path):

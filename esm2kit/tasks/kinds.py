@@ -419,6 +419,12 @@ def read_set_files(files: dict[str, list[Path]]) -> Table:
     return Table(first.path.parent, columns, rows, first.separator, tuple(dict.fromkeys(notes)))
 
 
+def read_table_or_sets(path: Path) -> Table:
+    """Read a table, or the files of the sets of a folder, such as train.csv and test.csv, as one table."""
+    set_files = find_set_files(path) if path.is_dir() else {}
+    return read_set_files(set_files) if set_files else read_table(path)
+
+
 def read_folds_as_sets(table: Table, column: str) -> Table:
     """Write a column of fold numbers as sets: the highest fold is test, the one below it validation, the others train.
 

@@ -13,7 +13,7 @@ from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.tasks.columns import read_columns
 from esm2kit.tasks.files import Source, check_sequence, find_source, parse_attributes, parse_set, read_fasta_split
-from esm2kit.tasks.kinds import FOLD, NATIVE, find_kind
+from esm2kit.tasks.kinds import FOLD, NATIVE, find_kind, read_table_or_sets
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.labels_table import (
     FOLD_NAMES,
@@ -25,7 +25,7 @@ from esm2kit.tasks.labels_table import (
     find_set_column,
 )
 from esm2kit.tasks.split import build_strata
-from esm2kit.tasks.tables import MISSING, Table, is_numeric, parse_numbers, read_table, split_unit
+from esm2kit.tasks.tables import MISSING, Table, is_numeric, parse_numbers, split_unit
 from esm2kit.tasks.wild_types import add_sequences
 
 SET_FIELDS = ("SET", "VALIDATION")  # of a FASTA header
@@ -77,7 +77,7 @@ def read_proteins(fasta: Path | list[Path] | None, labels: Path | None, id: str 
     """
     if fasta is None:
         assert labels is not None
-        return _read_table(read_table(expand_path(labels)), id)
+        return _read_table(read_table_or_sets(expand_path(labels)), id)
     files = find_fasta_files(fasta)
     records = [record for path in files for record in read_fasta(path)]
     if labels is None:
@@ -169,7 +169,7 @@ def read_divided_proteins(
         notes = [f"left out without a set: {format_count(found.dropped, 'record')}"] if found.dropped else []
         rows = found.rows
         return Proteins([r.id for r in rows], [r.sequence for r in rows], columns, [path], notes, [r.set for r in rows])
-    table = read_table(path)
+    table = read_table_or_sets(path)
     column = table.columns[_find_sets(table, set)]
     proteins = _read_table(table, id) if fasta is None else read_proteins(fasta, path, id)
     names = proteins.columns.pop(_rename(column))

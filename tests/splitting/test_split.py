@@ -109,6 +109,28 @@ def test_the_page_of_unrelated_proteins_lists_no_pairs(tmp_path, caplog):
     assert "not divided by labels: no labels" in caplog.text
 
 
+def test_a_folder_with_a_file_per_set_is_checked_and_divided(inputs):
+    folder, rows = inputs
+    names = ["train", "valid", "test"]
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    for place, name in enumerate(names):
+        lines = [f"{sequence},{value}" for sequence, value, _ in rows[place::3]]
+        (theirs / f"{name}.csv").write_text("\n".join(["seq,label", *lines]) + "\n")
+    checked = split_proteins(SplitConfig(check=theirs, out_dir=folder / "checked"))
+    assert checked.sizes == {name: len(rows[place::3]) for place, name in enumerate(["train", "validation", "test"])}
+    assert checked.similar > 0
+    again = split_proteins(SplitConfig(labels=theirs, out_dir=folder / "again"))
+    assert (sum(again.sizes.values()), again.similar) == (len(rows), 0)
+    (theirs / "test.csv").write_text("seq,label\nMKVLAAGG,1\n")
+    with refused("split.file-exists"):  # the files of the folder are inputs
+        split_proteins(SplitConfig(check=theirs, out_dir=folder / "checked"))
+    (theirs / "test.csv").unlink()
+    for option in ("check", "labels"):
+        with refused("table.absent"):
+            split_proteins(SplitConfig(**{option: theirs}, out_dir=folder / "other"))
+
+
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does(inputs):
     folder, rows = inputs
 
