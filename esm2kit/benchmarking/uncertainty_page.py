@@ -100,7 +100,8 @@ def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM:
         caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled test "
         caption += "targets. An interval that contains the measured value crosses the dashed line."
         figures.append(build_figure(draw, f"Predictions with intervals. {found['sentence']}", caption))
-        nominal, shares, _ = zip(*found["curve"], strict=True)
+        finite = [point for point in found["curve"] if point[2] is not None]  # others contain everything
+        nominal, shares, _ = zip(*finite, strict=True)
         caption = "Share of the test values inside the intervals, for every promised share. Below the dashed line the "
         caption += "intervals are too narrow."
         figures.append(build_figure(lambda: plots.coverage_curve(nominal, shares, found["coverage"]), caption, caption))

@@ -17,6 +17,7 @@ from support.errors import refused
 from support.finetune_fixtures import write_tasks, write_tiny_model
 from support.planted import make_planted_task
 
+from esm2kit import plots
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.probes.config import ProbeConfig
@@ -372,6 +373,22 @@ def test_a_target_whose_intervals_have_no_ends_has_no_share(several) -> None:
     assert "100.0% (b (C))" not in sentence
     cells = r'<td>b \(C\)</td><td class="n">–</td><td class="n">no ends</td>'
     assert re.search(cells, report.html.read_text(encoding="utf-8"))
+
+
+def test_the_curve_of_coverages_ends_where_intervals_have_no_ends(several, tmp_path, monkeypatch) -> None:
+    """Ten validation proteins suffice for 90% and not for 95%, whose intervals would contain everything."""
+    lines = (several / "my.csv").read_text().splitlines()[:41]
+    (tmp_path / "few.csv").write_text("\n".join(lines) + "\n")
+    shown, draw = [], plots.coverage_curve
+    monkeypatch.setattr(plots, "coverage_curve", lambda nominal, *rest: shown.append(nominal) or draw(nominal, *rest))
+    report = benchmark(
+        BenchmarkConfig(
+            task=str(tmp_path / "few.csv"), target="a", model=str(several / "tiny.safetensors"), resamples=100,
+            untrained=False, baselines=[], device="cpu", out_dir=tmp_path / "few",
+        )
+    )  # fmt: skip
+    assert report.first.uncertainty["num_validation"] == 10
+    assert [max(nominal) for nominal in shown] == [0.9]
 
 
 def test_several_values_have_one_interval_each(several) -> None:
