@@ -61,6 +61,19 @@ FIGURES: dict[str, Callable[[], Axes]] = {
         *GENERATOR.normal(1e6, 1e3, size=(2, 90)), np.full(90, 900.0), unit=LONG
     ),
     "coverage_curve": lambda: plots.coverage_curve([0.05, 0.95], [0.0, 1.0], 0.9),
+    "layer_curves": lambda: plots.layer_curves(
+        {name: np.array([[0, 0.1, 0.0, 0.2], [6, 0.5, 0.4, 0.6]]) for name in NAMES},
+        LONG,
+        (NAMES[0], 6),
+        (0.5, 0.3, 0.7),
+    ),
+    "fold_scores": lambda: plots.fold_scores(np.array([[0.1, np.nan, 0.3, 0.4]]), NAMES, (0.3, 0.1, 0.5), LONG),
+    "label_scores": lambda: plots.label_scores(
+        dict(zip(NAMES, [1.0, 0.9, 0.5, 0.0], strict=True)), dict.fromkeys(NAMES, 123_456_789)
+    ),
+    "prediction_histograms": lambda: plots.prediction_histograms(
+        {LONG: GENERATOR.normal(size=90)}, {LONG: {"mean": 0.0, "deviation": 1.0, "quantiles": [-1.0, 0.0, 1.0]}}
+    ),
     "learning_curves": lambda: plots.learning_curves(
         np.geomspace(1e5, 1e-5, 9)[:, None], np.geomspace(1e5, 1e-2, 9)[:, None], [3]
     ),

@@ -110,11 +110,17 @@ def test_labels_in_the_bodies_that_may_be_classes_are_ambiguous(tmp_path):
     assert data.sequences == sequences
 
 
-@pytest.mark.parametrize("field", ["INTERACTOR=q4", "interactor=q4", "SEQINTERACTOR=MKV"])
-def test_a_pair_of_proteins_is_refused(tmp_path, field):
+@pytest.mark.parametrize("field", ["INTERACTOR=q4", "interactor=q4"])
+def test_a_pair_without_its_second_protein_is_refused(tmp_path, field):
     """Source: sacdallago/biotrainer examples/protein_protein_interaction/interactions.fasta."""
     (tmp_path / "t.fasta").write_text(f">pair0 {field} TARGET=0 SET=train VALIDATION=False\nMKV\n")
-    with refused("task.pair", record="pair0", field=field.partition("=")[0].upper()):
+    with refused("pairs.no-sequence", record="pair0", found="q4"):
+        load_task("t", None, tmp_path)
+
+
+def test_a_second_protein_without_a_name_is_refused(tmp_path):
+    (tmp_path / "t.fasta").write_text(">pair0 SEQINTERACTOR=MKV TARGET=0 SET=train VALIDATION=False\nMKV\n")
+    with refused("task.pair", record="pair0", field="SEQINTERACTOR"):
         load_task("t", None, tmp_path)
 
 

@@ -270,10 +270,10 @@ def _predict(
     parameters: ProbeParameters, features: Features, targets: ProbeTargets, set_name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Predict the scored targets of a set, (1, M), or (1, M, C) for several, with the logits (M, C) of classes."""
-    parts = []
-    for _, block in read_blocks(features, targets.rows(set_name)):
-        parts.append(parameters.outputs(block, [1] * len(block), targets.task)[0])
-    outputs_MC = torch.cat(parts)
+    rows = targets.rows(set_name)
+    # the probe that accompanies pretraining has no test set
+    blocks = (block for _, block in read_blocks(features, rows)) if len(rows) else [torch.empty(0, features.width)]
+    outputs_MC = torch.cat([parameters.outputs(block, [1] * len(block), targets.task)[0] for block in blocks])
     logits_MC = None if targets.task.target == "value" else outputs_MC.numpy().astype(np.float32)
     return decode_outputs(outputs_MC, targets.task).numpy()[None], logits_MC
 
