@@ -632,7 +632,9 @@ def load_pooled_labels(
     """
     if has_pairs(expand_path(labels), needs_sequences=fasta is None):
         raise InputError(
-            f"{labels}: pairs of proteins do not work with cross-validation. Omit it.", code="pairs.option", path=labels
+            f"{labels}: pairs of proteins do not work with cross-validation. Omit --folds.",
+            code="pairs.option",
+            path=labels,
         )
     found = read_labels(labels, fasta, id, target, set, target_type, others, pooled=True)
     data, notes = _pack_labels(found, _halve(found.rows), target_type, level)
