@@ -58,7 +58,7 @@ def build_fold_section(report: Report) -> dict[str, Any]:
     headers = [*([{"text": "repeat"}] if folds.repeats > 1 else []), {"text": "fold"}, *numbers]
     headers += [{"text": "chosen on validation"}] if chosen else []
     text = (
-        "Each protein is predicted by a probe that was trained without its fold. Everything that is chosen, is chosen "
+        "Each protein is predicted by a probe that was trained without its fold. Everything that is chosen is chosen "
         "on validation proteins of the other folds. The interval is a bootstrap over groups of proteins, widened by a "
         f"factor of {folds.widening:.2f}, because the training sets of the folds overlap (Nadeau and Bengio 2003)."
     )
