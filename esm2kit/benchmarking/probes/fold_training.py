@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.early_stopping import BestWeights, check_finite_loss
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
-from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam, check_finite_loss
+from esm2kit.benchmarking.probes.head_training import ORDER_SEED, Adam
 from esm2kit.benchmarking.probes.heads import Fnn
 from esm2kit.tasks.labels import average_seeds, build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale, choose_scale
@@ -160,19 +161,16 @@ def fit_fnn_folds(
     Raises:
         InputError: The loss of a seed is never finite on validation, or is not finite with the weights it keeps.
     """
-    rows, num_folds, num_seeds = _FoldReader(features, targets_F, config, device), len(targets_F), len(seeds)
+    rows, num_folds = _FoldReader(features, targets_F, config, device), len(targets_F)
     width = features.width
     model = Fnn(seeds * num_folds, width, rows.task.num_outputs, config.hidden or width, config.dropout, device)
     slices = [parameter.detach().unflatten(0, (num_folds, -1)) for parameter in model.parameters()]
     optimizers = [Adam([part[fold] for part in slices], config) for fold in range(num_folds)]
     sets_F = {name: [each.proteins[name] for each in targets_F] for name in ("train", "validation", "test")}
-    best_loss = torch.full((num_folds * num_seeds,), torch.inf, device=device)
-    best_epoch, kept_epoch = torch.zeros(2, len(best_loss), dtype=torch.long, device=device)
-    best = [parameter.detach().clone() for parameter in model.parameters()]
-    running = torch.ones(len(best_loss), dtype=torch.bool, device=device)
+    best = BestWeights(model, config)
     longest = max(map(len, sets_F["train"]))
     for epoch in range(1, config.epochs + 1):
-        active_F = running.view(num_folds, -1).any(1).tolist()
+        active_F = best.running_S.view(num_folds, -1).any(1).tolist()
         orders = [
             np.random.default_rng((ORDER_SEED, epoch)).permutation(train) if active else train[:0]
             for train, active in zip(sets_F["train"], active_F, strict=True)
@@ -183,26 +181,15 @@ def fit_fnn_folds(
             if any(map(len, parts)):
                 _update(model, optimizers, rows, rows.batch(parts))
         _, loss_X = _predict(model, rows, sets_F["validation"])
-        improved = running & (loss_X < best_loss)
-        best_loss, best_epoch[improved] = torch.where(improved, loss_X, best_loss), epoch
-        check_finite_loss(best_loss, config, model.seeds)
-        saved = improved if config.keep == "best" else running
-        kept_epoch[saved] = epoch
-        for kept, parameter in zip(best, model.parameters(), strict=True):
-            kept[saved] = parameter.detach()[saved]
-        if config.patience is not None:
-            running = running & (epoch - best_epoch < config.patience)
-        if not running.any():
+        if not best.update(loss_X, epoch):
             break
-    with torch.no_grad():
-        for kept, parameter in zip(best, model.parameters(), strict=True):
-            parameter.copy_(kept)
+    best.restore()
     found = {}
     for name in ("test", "validation"):
         outputs_FSNC, loss_X = _predict(model, rows, sets_F[name])
         check_finite_loss(loss_X, config, model.seeds, name)
         found[name] = [_decide(outputs_FSNC[fold], len(sets_F[name][fold]), rows, fold) for fold in range(num_folds)]
-    epochs_F = kept_epoch.view(num_folds, -1).tolist()
+    epochs_F = best.kept_epoch_S.view(num_folds, -1).tolist()
     fitted = []
     for (test, test_logits), (held, held_logits), epochs in zip(
         found["test"], found["validation"], epochs_F, strict=True

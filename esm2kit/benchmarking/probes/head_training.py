@@ -1,7 +1,6 @@
 """Train the heads of all seeds together, with one batch order and independent early stopping."""
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,10 +10,10 @@ from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from esm2kit.benchmarking.probes.config import ProbeConfig
+from esm2kit.benchmarking.probes.early_stopping import BestWeights, check_finite_loss
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets, compute_column_moments, read_blocks
 from esm2kit.benchmarking.probes.heads import HEADS, FeatureBatch, SeededHead
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
-from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.batching import split_within_budget
@@ -185,10 +184,7 @@ def fit_head(
     seeds = seeds * num_sources
     model = kind(seeds, width, targets.task.num_outputs, config.hidden or width, config.dropout, device)
     optimizer = Adam(model.parameters(), config)
-    best_loss = torch.full((len(seeds),), torch.inf, device=device)
-    best_epoch, kept_epoch = torch.zeros(2, len(seeds), dtype=torch.long, device=device)
-    best = [parameter.detach().clone() for parameter in model.parameters()]
-    running = torch.ones(len(seeds), dtype=torch.bool, device=device)
+    best = BestWeights(model, config)
     history: dict[str, list[list[float]]] = {"train_loss": [], "validation_loss": []}
     train = targets.proteins["train"]
     progress = Progress(logger, f"{config.probe}:", "epochs", config.epochs)
@@ -197,23 +193,12 @@ def fit_head(
         history["train_loss"].append(_train_epoch(rows, model, optimizer, order, config.batch_size))
         _, loss_S = _predict(rows, model, "validation")
         history["validation_loss"].append(loss_S.tolist())
-        improved = running & (loss_S < best_loss)
-        best_loss, best_epoch[improved] = torch.where(improved, loss_S, best_loss), epoch
-        check_finite_loss(best_loss, config, seeds)
-        saved = improved if config.keep == "best" else running
-        kept_epoch[saved] = epoch
-        for kept, parameter in zip(best, model.parameters(), strict=True):
-            kept[saved] = parameter.detach()[saved]
-        if config.patience is not None:
-            running = running & (epoch - best_epoch < config.patience)
-        if not running.any():
+        if not best.update(loss_S, epoch):
             break
         may_stop = "" if config.patience is None else ", with early stopping"
         progress.update(epoch, f"validation loss {format_decimals(float(loss_S.mean()))}{may_stop}")
     progress.close()
-    with torch.no_grad():
-        for kept, parameter in zip(best, model.parameters(), strict=True):
-            parameter.copy_(kept)
+    best.restore()
     predicted, logits = {}, {}
     for set_name in ("test", "validation"):
         parts: list[Tensor] | None = [] if targets.task.target == "class" else None
@@ -221,7 +206,7 @@ def fit_head(
         check_finite_loss(loss_S, config, seeds, set_name)
         logits[f"{set_name}_logits_MC"] = torch.cat(parts).numpy() if parts else None
     parameters = _collect_parameters(rows, model, config.probe, config.hidden or width)
-    selected = {"epoch": kept_epoch.tolist()}
+    selected = {"epoch": best.kept_epoch_S.tolist()}
     return Fitted(predicted["test"], predicted["validation"], history, selected, 0.0, parameters, **logits)
 
 
@@ -267,32 +252,6 @@ class Adam:
         )  # fmt: skip
         for parameter in self.parameters:
             parameter.grad = None
-
-
-def check_finite_loss(
-    loss_S: Tensor, config: ProbeConfig, seeds: tuple[int, ...], set_name: str = "validation"
-) -> None:
-    """Check the loss of each seed.
-
-    Args:
-        loss_S: (S,) losses.
-        config: The probe, for the message.
-        seeds: Seed of each loss.
-        set_name: Set of the losses.
-
-    Raises:
-        InputError: A loss is not finite.
-    """
-    wrong = [seed for seed, loss in zip(seeds, loss_S.tolist(), strict=True) if not math.isfinite(loss)]
-    if wrong:
-        raise InputError(
-            f"probe {config.probe}, seed {', '.join(map(str, wrong))}: the {set_name} loss is not finite. Choose a "
-            f"learning_rate below {config.learning_rate}, or another preset.",
-            code="probe.diverged",
-            probe=config.probe,
-            seeds=wrong,
-            set=set_name,
-        )
 
 
 def _train_epoch(
