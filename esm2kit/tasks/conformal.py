@@ -5,8 +5,7 @@ come from the same source, its interval contains the measured value with at leas
 model and the distribution. It promises nothing for proteins from another source.
 
 Source: split conformal prediction, Lei et al. 2018, 10.1080/01621459.2017.1307116; several targets per protein, Lee,
-Barber and Willett 2023, arXiv:2306.06342; CV+, Barber et al. 2021, 10.1214/20-AOS1965; sets of classes, Sadinle, Lei
-and Wasserman 2019, 10.1080/01621459.2017.1395341.
+Barber and Willett 2023, arXiv:2306.06342.
 """
 
 import math
@@ -238,47 +237,6 @@ def compute_coverage_chance(hits: int, total: int, num_calibration: int, coverag
     if place > num_calibration:
         return 1.0
     return float(betabinom.cdf(hits, total, place, num_calibration + 1 - place))
-
-
-def compute_cv_plus_intervals(
-    residual_N: np.ndarray, fold_N: np.ndarray, predicted_KM: np.ndarray, coverage: float = COVERAGE
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute CV+ intervals from cross-validation, which needs no separate calibration set.
-
-    The promised coverage is 1 - 2 (1 - coverage), up to a term that vanishes with the size of the folds; in practice
-    the coverage is close to the nominal one.
-
-    Args:
-        residual_N: (N,) absolute errors of the out-of-fold predictions.
-        fold_N: (N,) fold of each of these targets, from 0: it was predicted by the model trained without this fold.
-        predicted_KM: (K, M) predictions of the K models for new targets.
-        coverage: between 0 and 1.
-
-    Returns:
-        Lower and upper ends (M,), infinite if there are too few targets.
-    """
-    count, num_new = len(residual_N), predicted_KM.shape[1]
-    place = math.ceil((count + 1) * coverage - ROUNDING)
-    lower_M, upper_M = np.full(num_new, -math.inf), np.full(num_new, math.inf)
-    if place > count:
-        return lower_M, upper_M
-    step = max(1, (1 << 22) // count)
-    for start in range(0, num_new, step):
-        part = slice(start, start + step)
-        predicted_NM = predicted_KM[fold_N, part]
-        lower_M[part] = np.partition(predicted_NM - residual_N[:, None], count - place, axis=0)[count - place]
-        upper_M[part] = np.partition(predicted_NM + residual_N[:, None], place - 1, axis=0)[place - 1]
-    return lower_M, upper_M
-
-
-def compute_set_errors(probability_MC: np.ndarray, truth_M: np.ndarray) -> np.ndarray:
-    """Compute the errors (M,) for conformal sets of classes: 1 - the probability of the true class."""
-    return 1 - probability_MC[np.arange(len(truth_M)), truth_M]
-
-
-def select_classes(probability_MC: np.ndarray, quantile: float) -> np.ndarray:
-    """Return the sets of classes (M, C), True for a class whose 1 - probability is at most the quantile."""
-    return 1 - probability_MC <= quantile
 
 
 def compare_distributions(first_N: np.ndarray, second_M: np.ndarray) -> float:

@@ -14,12 +14,9 @@ from esm2kit.tasks.conformal import (
     compare_distributions,
     compute_binomial_interval,
     compute_coverage_chance,
-    compute_cv_plus_intervals,
-    compute_set_errors,
     count_needed_proteins,
     measure_coverage,
     merge_seeds,
-    select_classes,
 )
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.pairs import sample_pair_counts
@@ -216,8 +213,8 @@ def test_noisy_seeds_are_not_used_as_widths() -> None:
     assert not choose_scores(truth_N, np.stack([truth_N, truth_N]), np.arange(200)).by_spread  # no spread at all
 
 
-def test_cv_plus_equals_its_definition_and_covers() -> None:
-    covered, naive, final = [], [], []
+def test_the_intervals_of_a_final_probe_cover() -> None:
+    naive, final = [], []
     for seed in range(DRAWS):
         generator = np.random.default_rng(seed)
         x_ND, y_N = generator.normal(size=(160, 20)), generator.normal(size=160)
@@ -225,33 +222,11 @@ def test_cv_plus_equals_its_definition_and_covers() -> None:
         models = [LinearRegression().fit(x_ND[:60][fold_N != k], y_N[:60][fold_N != k]) for k in range(6)]
         predicted_KN = np.stack([model.predict(x_ND) for model in models])
         residual_N = np.abs(y_N[train] - predicted_KN[fold_N, np.arange(60)])
-        lower_M, upper_M = compute_cv_plus_intervals(residual_N, fold_N, predicted_KN[:, new], 0.9)
-        covered.append(np.mean((lower_M <= y_N[new]) & (y_N[new] <= upper_M)))
         whole = LinearRegression().fit(x_ND[train], y_N[train])
         inside = np.abs(y_N[train] - whole.predict(x_ND[train]))
         naive.append(np.mean(np.abs(y_N[new] - whole.predict(x_ND[new])) <= np.quantile(inside, 0.9)))
         # the intervals of a final probe on all proteins, as in `predict` after cross-validation
         half = ConformalScores.from_errors(residual_N).quantile(0.9)
         final.append(np.mean(np.abs(y_N[new] - whole.predict(x_ND[new])) <= half))
-        if seed == 0:
-            ends = predicted_KN[fold_N, 60][:, None] + np.array([-1, 1]) * residual_N[:, None]
-            # alpha (n + 1) = 6.1: the 6th smallest of the lower ends and the 55th smallest of the upper ends
-            assert (lower_M[0], upper_M[0]) == (np.sort(ends[:, 0])[5], np.sort(ends[:, 1])[54])
-    assert np.mean(covered) >= 0.9 - 2.6 * np.std(covered) / math.sqrt(DRAWS)
     assert np.mean(naive) < 0.85
     assert np.mean(final) >= 0.9 - 2.6 * np.std(final) / math.sqrt(DRAWS)
-    assert np.isinf(compute_cv_plus_intervals(np.ones(5), np.zeros(5, int), np.zeros((1, 2)), 0.9)).all()
-
-
-def test_sets_of_classes_contain_the_true_class_as_promised() -> None:
-    hits = []
-    for seed in range(DRAWS):
-        generator = np.random.default_rng(seed)
-        probability_MC = generator.dirichlet([0.5] * 5, 160)
-        truth_M = np.array([generator.choice(5, p=row) for row in probability_MC])
-        probability_MC = probability_MC**3 / (probability_MC**3).sum(1, keepdims=True)  # overconfident
-        errors_N = compute_set_errors(probability_MC[:60], truth_M[:60])
-        chosen_MC = select_classes(probability_MC[60:], ConformalScores.from_errors(errors_N).quantile(0.9))
-        hits.append(chosen_MC[np.arange(100), truth_M[60:]].mean())
-    assert np.mean(hits) == pytest.approx(55 / 61, abs=2.6 * np.std(hits) / math.sqrt(DRAWS))
-    assert select_classes(np.array([[0.7, 0.3]]), math.inf).all()
