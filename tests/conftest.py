@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,25 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def reset_log_level() -> None:
-    """Reset the log level that the command line sets."""
-    logging.getLogger("esm2kit").setLevel(logging.NOTSET)
+def reset_loggers() -> None:
+    """Undo what an earlier test has set: the command line sets log levels, and notebooks let the loggers print."""
+    for name in ("esm2kit", "lightning.pytorch", "papermill"):
+        source = logging.getLogger(name)
+        source.handlers, source.propagate = [], True
+        source.setLevel(logging.NOTSET)
+
+
+def _restore_environment() -> Iterator[None]:
+    """Restore the environment variables: Lightning sets MASTER_ADDR, and the command line sets its verbosity."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+# also per module, for what the fixtures of a module set
+restore_environment = pytest.fixture(autouse=True)(_restore_environment)
+restore_environment_of_module = pytest.fixture(autouse=True, scope="module")(_restore_environment)
 
 
 @pytest.fixture(scope="session")

@@ -475,8 +475,11 @@ result = embed(EmbedConfig(fasta, out, model=model, per_residue=True, batch_toke
 """
 
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 def start(command: list[str], arguments: list[object], more: dict[str, str] | None = None) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCHER}
     environment |= more or {}
     return subprocess.Popen(
         [*command, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

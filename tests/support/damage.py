@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -35,6 +36,11 @@ import numpy as np
 import torch
 
 SECONDS = 60  # that one trial may take
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [f"esm2kit.{name}" for name in ("pretraining.pretrain", "embedding.embed", "finetuning.finetune",
+                                    "benchmarking.benchmark", "structure.contacts", "models.export")]
+)  # fmt: skip
 OUTCOMES = ("refused", "harmless", "traceback", "different")
 SEQUENCES = ("MKVLAAGGWTEKRLLSADHQNPFYC", "MSTNPKPQRKTKRNTNRRPQDVKF", "GGWLKHERNDAQSTVVYFPCMI", "MAHHHHHHWKLESTGRQ")
 
@@ -497,39 +503,48 @@ def damage(path: Path, generator: random.Random) -> str:
     return f"byte {place} of {size} flipped" if how == "flip" else f"{length} bytes at {place} of {size} zeroed"
 
 
-def observe(kind: Kind, folder: Path) -> tuple[str, str]:
-    """Read a folder in a process of its own; returns (outcome without comparison, result or message)."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(SECONDS)
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        from esm2kit import InputError
+def in_clean_process(function: Callable[[Path], Any], folder: Path) -> tuple[str, str]:
+    """Call a function in a process of its own; returns (outcome without comparison, result or message).
 
-        try:
-            found = ("result", json.dumps(kind.use(folder), default=str))
-        except InputError as error:
-            found = ("refused" if "\n" not in str(error) else "traceback", str(error))
-        except BaseException:
-            found = ("traceback", traceback.format_exc())
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(found, pipe)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    status = os.waitpid(pid, 0)[1]
-    if not text:
-        return "traceback", f"the process ended with wait status {status}"
-    outcome, message = json.loads(text)
+    The process is forked from a server that has imported modules and done nothing else. A fork of a process that runs
+    threads, such as one that has run other tests, can wait for ever for a lock that no thread will release.
+    """
+    reader, writer = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_send, args=(function, folder, writer))
+    process.start()
+    writer.close()
+    try:
+        outcome, message = reader.recv()
+    except EOFError:
+        process.join()
+        return "traceback", f"the process ended with exit code {process.exitcode}"
+    process.join()
     return outcome, message
 
 
-def _run_trials(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
+def _send(function: Callable[[Path], Any], folder: Path, writer: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(SECONDS)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    from esm2kit import InputError
+
+    try:
+        found = ("result", json.dumps(function(folder), default=str))
+    except InputError as error:
+        found = ("refused" if "\n" not in str(error) else "traceback", str(error))
+    except BaseException:
+        found = ("traceback", traceback.format_exc())
+    writer.send(found)
+    writer.close()
+    os._exit(0)
+
+
+def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
     """Run the trials, one kind after the other in turns.
 
     Args:
@@ -544,13 +559,14 @@ def _run_trials(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9)
         for kind in kinds:
             base[kind.name] = Path(root) / "base" / str(len(base))
             base[kind.name].mkdir(parents=True)
-            kind.build(base[kind.name])
+            built = in_clean_process(kind.build, base[kind.name])
+            assert built[0] == "result", built[1]
         for number in range(trials):
             kind = kinds[number % len(kinds)]
             work = Path(root) / "work"
             if kind.name not in undamaged:
                 shutil.copytree(base[kind.name], work)
-                undamaged[kind.name] = observe(kind, work)
+                undamaged[kind.name] = in_clean_process(kind.use, work)
                 shutil.rmtree(work)
                 assert undamaged[kind.name][0] == "result", undamaged[kind.name][1]
             if time.monotonic() - began > seconds:
@@ -559,23 +575,11 @@ def _run_trials(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9)
             files = sorted({path for pattern in kind.files for path in work.glob(pattern) if path.is_file()})
             path = generator.choice(files)
             done = damage(path, generator)
-            outcome, message = observe(kind, work)
+            outcome, message = in_clean_process(kind.use, work)
             if outcome == "result":
                 outcome = "harmless" if message == undamaged[kind.name][1] else "different"
             yield Trial(kind.name, f"{path.relative_to(work)}: {done}", outcome, message)
             shutil.rmtree(work, ignore_errors=True)
-
-
-def campaign(kinds: list[Kind], trials: int, seed: int, seconds: float = 1e9) -> Iterator[Trial]:
-    """Run the trials as `_run_trials` does, without log lines and warnings; their settings are restored at the end."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            torch.set_num_threads(1)
-            yield from _run_trials(kinds, trials, seed, seconds)
-    finally:
-        logging.disable(disabled)
 
 
 def main() -> int:
