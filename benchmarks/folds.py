@@ -1,12 +1,18 @@
 """Check the intervals of cross-validation by simulation, and compare folds in one pass with separate fits.
 
     python -m benchmarks.folds coverage
+    python -m benchmarks.folds intervals
     python -m benchmarks.folds speed
 
 `coverage` draws data sets with a known truth: values or classes that are a linear function of random vectors, with
 noise, of single proteins or of groups of similar ones. The truth is the score of the same procedure on 20,000 other
 proteins, the mean over 300 training sets. It prints how many of 200 intervals contain the truth: those of the plain
 bootstrap over out-of-fold predictions, and those that a report has. The same for the difference between two models.
+
+`intervals` draws the same data sets of values. It prints the share of 1,000 new proteins (of new groups) that is inside
+the 90% intervals of `esm2kit predict`: those of the final probe, with a quantile of the out-of-fold errors. Next to it
+are the intervals of CV+ (Barber et al. 2021, 10.1214/20-AOS1965), which has a proof, the share that a report finds by
+leaving out folds, and how often its 95% interval contains the share of new proteins.
 
 `speed` prints the time of all folds in one pass and of separate fits, alternating, as medians, and the largest
 difference of their predictions.
@@ -26,6 +32,7 @@ from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
 from esm2kit.benchmarking.scores import build_task_scorers
+from esm2kit.benchmarking.uncertainty import compute_ends, estimate_uncertainty
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.folds import assign_folds
 from esm2kit.tasks.grouping import FoldPlan, hold_out
@@ -176,6 +183,100 @@ def count_covered(
     return shares | {"truth": truth, "bias": np.nanmean(values, axis=0) - truth, "width": np.nanmean(widths, axis=0)}
 
 
+def compute_cv_plus(residual_N: np.ndarray, predicted_NM: np.ndarray, coverage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the intervals of CV+.
+
+    Args:
+        residual_N: Absolute out-of-fold errors.
+        predicted_NM: Predictions of M new proteins by the probe that was trained without the fold of protein n.
+        coverage: Nominal coverage, 1 - alpha.
+
+    Returns:
+        The ends (M,). The promise is a coverage of at least 1 - 2 alpha - sqrt(2 / n).
+
+    Source:
+        Barber, Candès, Ramdas and Tibshirani 2021, 10.1214/20-AOS1965.
+    """
+    place = int(np.ceil(coverage * (len(residual_N) + 1) - 1e-9)) - 1
+    lower_NM = np.sort(-(predicted_NM - residual_N[:, None]), axis=0)
+    upper_NM = np.sort(predicted_NM + residual_N[:, None], axis=0)
+    return -lower_NM[place], upper_NM[place]
+
+
+def measure_intervals(
+    scenario: Scenario, num_draws: int, coverage: float = 0.9, num_new: int = 1000, seed: int = 1
+) -> dict[str, np.ndarray]:
+    """Measure the coverage of the intervals of values after cross-validation.
+
+    Args:
+        scenario: Kind of data set.
+        num_draws: Number of data sets.
+        coverage: Nominal coverage.
+        num_new: Number of new proteins.
+        seed: Of the random numbers.
+
+    Returns:
+        One number per data set (num_draws,): predict, cv_plus and inside (the resubstituted errors of the final probe)
+        are shares of new proteins; one is whether the interval of `predict` contains the first of them; reported
+        is the share found in the report and is_inside whether its 95% interval
+        contains `predict` and is_below whether all of it is larger; width and cv_plus_width.
+    """
+    generator, found = np.random.default_rng(seed), []
+    for _ in range(num_draws):
+        x_ND, y_N, group_N = draw(generator, scenario, scenario.groups)
+        new_x_MD, new_y_M, _ = draw(generator, scenario, num_new // scenario.size)
+        folds, count = CrossValidation.from_plan(build_task(y_N, "value"), plan(group_N, scenario)), len(y_N)
+        features = Features(np.concatenate([x_ND, new_x_MD]), np.arange(count + len(new_y_M) + 1))
+        own = Features(x_ND, np.arange(count + 1))
+        fitted = folds.fit_probe(own, choose_probe(scenario), (0,), "cpu", is_saved=True)
+        every = build_task(np.concatenate([y_N, new_y_M]), "value")
+        others_NM = np.empty((count, len(new_y_M)))
+        for task in folds.tasks:
+            proteins = {name: task.rows(name) for name in ("train", "validation")}
+            proteins["test"] = np.arange(count, len(every.ids))
+            inputs = ProbeTargets(every.targets, every.scored, every.offsets, proteins, every.task)
+            others_NM[task.rows("test")] = fit_probe(features, inputs, choose_probe(scenario)).test_SM
+        final = fitted.parameters.outputs(features.take(np.arange(len(every.ids))), [1] * len(every.ids), every.task)
+        predicted = final[0, :, 0].numpy()
+        uncertainty = estimate_uncertainty(*folds.get_held_out(fitted))
+        lower_MC, upper_MC = compute_ends(uncertainty, predicted[count:, None], None, coverage)
+        residual_N = np.abs(y_N - fitted.test_SM[0])
+        plus = compute_cv_plus(residual_N, others_NM, coverage)
+        counts_RG = folds.sample_counts(300)
+        reported = folds.describe_uncertainty(fitted, counts_RG, coverage)["found"]
+        covered_M = (lower_MC[:, 0] <= new_y_M) & (new_y_M <= upper_MC[:, 0])
+        covered = float(np.mean(covered_M))
+        inside = np.quantile(np.abs(y_N - predicted[:count]), coverage)
+        found.append({
+            "predict": covered,
+            "one": covered_M[0],
+            "cv_plus": float(np.mean((plus[0] <= new_y_M) & (new_y_M <= plus[1]))),
+            "inside": float(np.mean(np.abs(new_y_M - predicted[count:]) <= inside)),
+            "reported": reported["value"],
+            "is_inside": reported["low"] <= covered <= reported["high"],
+            "is_below": covered < reported["low"],
+            "width": float(np.mean(upper_MC - lower_MC)),
+            "cv_plus_width": float(np.mean(plus[1] - plus[0])),
+        })  # fmt: skip
+    return {name: np.array([each[name] for each in found]) for name in found[0]}
+
+
+def print_intervals(arguments: argparse.Namespace) -> None:
+    """Print a table of the coverage of prediction intervals after cross-validation."""
+    names = ("data sets", "predict", "width", "CV+", "width", "errors on train", "in the report", "interval holds")
+    print(f"| {' | '.join([*names, 'coverage is lower'])} |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for scenario in (each for each in SCENARIOS if each.target == "value" and each.repeats == 1):
+        found = measure_intervals(scenario, arguments.draws)
+        means = {name: np.mean(values) for name, values in found.items()}
+        error = np.std(found["predict"]) / np.sqrt(arguments.draws)
+        what = f"{scenario.groups} x {scenario.size}, {scenario.width} numbers, {scenario.folds} folds"
+        cells = [f"{means['predict']:.1%} ± {error:.1%}", f"{means['width']:.2f}", f"{means['cv_plus']:.1%}"]
+        cells += [f"{means['cv_plus_width']:.2f}", f"{means['inside']:.1%}", f"{means['reported']:.1%}"]
+        cells += [f"{means['is_inside']:.1%}", f"{means['is_below']:.1%}"]
+        print(f"| {what} | {' | '.join(cells)} |", flush=True)
+
+
 def print_coverage(arguments: argparse.Namespace) -> None:
     """Print a table of the coverage of each kind of data set."""
     print("| data sets | metric | truth | bias | width | plain | reported | difference |")
@@ -227,13 +328,14 @@ def print_speed(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of the two measurements."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("coverage", "speed"))
+    parser.add_argument("what", choices=("coverage", "intervals", "speed"))
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    {"coverage": print_coverage, "speed": print_speed}[arguments.what](arguments)
+    commands = {"coverage": print_coverage, "intervals": print_intervals, "speed": print_speed}
+    commands[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -928,29 +928,34 @@ def predicted_with_intervals(
 
 
 def coverage_curve(
-    nominal_C: Sequence[float], found_C: Sequence[float], marked: float | None = None, ax: Axes | None = None
+    nominal_C: Sequence[float],
+    found_C: Sequence[float],
+    marked: float | None = None,
+    ax: Axes | None = None,
+    on: str = "on test",
 ) -> Axes:
-    """Plot the share of test values that intervals contain against the share that they promise.
+    """Plot the share of values that intervals contain against the share that they promise.
 
     Args:
         nominal_C: (C,) promised coverages.
-        found_C: (C,) coverages on test.
+        found_C: (C,) coverages that were found.
         marked: promised coverage to mark with a line. None omits it.
         ax: axes to plot into. None creates a figure.
+        on: where they were found.
 
     Returns:
         The axes.
     """
     ax = _get_axes(ax, 4.4, 4.0, square=True)
     ax.plot([0, 1], [0, 1], color=SECONDARY, linestyle="--", linewidth=1, label="as promised")
-    ax.plot(nominal_C, found_C, color=PRIMARY, marker="o", markersize=4, label="found on test")
+    ax.plot(nominal_C, found_C, color=PRIMARY, marker="o", markersize=4, label=f"found {on}")
     if marked is not None:
         ax.axvline(marked, color=MUTED, linewidth=1, zorder=0)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:.0%}"))
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(frameon=False, loc="upper left")
-    return _label_axes(ax, "promised share of values inside", "share of test values inside")
+    return _label_axes(ax, "promised share of values inside", "share of values inside")
 
 
 def identity_histogram(

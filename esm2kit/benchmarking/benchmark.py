@@ -50,7 +50,7 @@ from esm2kit.benchmarking.report import (
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
 from esm2kit.benchmarking.scores import ScoredModel, SeveralTargets, build_interval_notes, format_score
-from esm2kit.benchmarking.uncertainty import describe_test_uncertainty, keep_first_seed
+from esm2kit.benchmarking.uncertainty import keep_first_seed
 from esm2kit.benchmarking.verdict import evaluate, log_verdict
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
@@ -471,7 +471,7 @@ def benchmark_task(
             config.preset, SOURCES[config.preset], asdict(probe), config.seeds, config.limit, config.resamples,
             config.folds, config.repeats, config.group_by,
         ),
-        rows=[_build_row(model, data, seeds, counts_RP, config.coverage) for model in models],
+        rows=[_build_row(model, held, data, seeds, counts_RP, config.coverage) for model in models],
         comparisons=compare_rows(first.name, scores.pop(first.name), scores, task.metric),
         published=published if data.official else [],
         notes=_build_notes(config, data, probe, models),
@@ -485,13 +485,16 @@ def benchmark_task(
 
 
 def _build_row(
-    model: ScoredModel, data: TaskData, seeds: Sequence[int], counts_RP: np.ndarray, coverage: float
+    model: ScoredModel,
+    held: HoldOut | CrossValidation,
+    data: TaskData,
+    seeds: Sequence[int],
+    counts_RP: np.ndarray,
+    coverage: float,
 ) -> ReportRow:
     """Build the row of a model with its uncertainty, that of the first seed for a fine-tuned model."""
     fitted = keep_first_seed(model.fitted) if model.kind == "finetuned" else model.fitted
-    uncertainty = {}  # out-of-fold predictions estimate that of the final probe, so none are left to measure it
-    if not model.folds:
-        uncertainty = describe_test_uncertainty(fitted, data, counts_RP, coverage)
+    uncertainty = held.describe_uncertainty(fitted, counts_RP, coverage)
     by_shared = {} if data.pairs is None else score_by_shared(model.fitted, data, len(counts_RP))
     return replace(model.to_row(data, seeds), uncertainty=uncertainty, by_shared=by_shared)
 

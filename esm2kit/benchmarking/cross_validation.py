@@ -21,6 +21,7 @@ from esm2kit.benchmarking.baselines.fit import Baseline, describe_baseline_probe
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds
 from esm2kit.benchmarking.fold_summary import Fold, FoldSummary
+from esm2kit.benchmarking.fold_uncertainty import describe_fold_uncertainty
 from esm2kit.benchmarking.layer_sweep import Candidate
 from esm2kit.benchmarking.output import load_or_fit, read_file_key
 from esm2kit.benchmarking.probes.config import ProbeConfig
@@ -166,6 +167,11 @@ class CrossValidation:
         num_seeds = len(fitted.test_SM) // self.repeats
         held = fitted._replace(validation_SM=fitted.test_SM[:num_seeds], validation_logits_MC=fitted.test_logits_MC)
         return held, replace(self.data, sets=np.full(len(self.data.ids), "validation")), True
+
+    def describe_uncertainty(self, fitted: Fitted, counts_RG: np.ndarray, coverage: float) -> dict[str, Any]:
+        """Check each fold of the first repeat with what the others promise, see `describe_fold_uncertainty`."""
+        held, data, _ = self.get_held_out(fitted)
+        return describe_fold_uncertainty(held, data, self.arrays, counts_RG, coverage)
 
     def score(self, fitted: Fitted, counts_RG: np.ndarray) -> dict[str, Score]:
         """Score out-of-fold predictions, with bootstrap counts of the groups."""

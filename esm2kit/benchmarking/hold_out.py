@@ -1,6 +1,7 @@
 """How models are fitted and scored on the sets of a task. `CrossValidation` has the same methods for folds."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import sample_test_counts, score_fitted, score_validation
+from esm2kit.benchmarking.uncertainty import describe_test_uncertainty
 from esm2kit.benchmarking.verdict import score_constant
 from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Score
@@ -48,6 +50,10 @@ class HoldOut:
     def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData, bool]:
         """Return the predictions from which the uncertainty is estimated, their task, and that they have no folds."""
         return fitted, self.data, False
+
+    def describe_uncertainty(self, fitted: Fitted, counts_RP: np.ndarray, coverage: float) -> dict[str, Any]:
+        """Measure on test what validation promised, see `describe_test_uncertainty`."""
+        return describe_test_uncertainty(fitted, self.data, counts_RP, coverage)
 
     def score(self, fitted: Fitted, counts_RP: np.ndarray) -> dict[str, Score]:
         """Score predictions, with bootstrap counts."""

@@ -259,7 +259,8 @@ class ReportRow:
             sentence. For values: coverage, found, mean_width, quantile (None if infinite), by_spread, offset (see
             `ConformalScores`), holds (whether nothing speaks against the promise on test), num_validation, num_test,
             num_seeds, curve (nominal coverage, coverage found, mean width), sentence. For several values per protein:
-            columns (name -> as for values) and sentence.
+            columns (name -> as for values) and sentence. With folds, out_of_fold is true, each fold is tested with the
+            temperature or the errors of the other folds, and inside has the coverage in each fold.
         by_shared: Number of proteins of a test pair that train has ("0", "1", "2") -> metrics by name, for pairs.
         per_target: Column -> metrics by name, for several values per protein; `metrics` has their means.
         folds: Headline metric of each fold of a cross-validation, the mean over seeds, repeat by repeat.

@@ -136,7 +136,8 @@ def estimate_uncertainty(fitted: Fitted, data: TaskData, out_of_fold: bool = Fal
         protein_M = number_proteins(data, "validation")
         if logits_MC is None:
             return None
-        return Uncertainty(choose_temperature(logits_MC, truth, protein_M), out_of_fold=out_of_fold)
+        noun = "proteins of the cross-validation" if out_of_fold else "validation proteins"
+        return Uncertainty(choose_temperature(logits_MC, truth, protein_M, noun), out_of_fold=out_of_fold)
     if fitted.validation_SM.shape[1:] != truth.shape:
         return None
     columns = split_columns(data, "validation", fitted.validation_SM)
@@ -169,15 +170,17 @@ def describe_test_uncertainty(fitted: Fitted, data: TaskData, counts_RP: np.ndar
     if not data.task.columns:
         return found[0]
     columns = dict(zip(data.task.columns, found, strict=True))
-    return {"columns": columns, "sentence": _write_columns(columns, coverage)}
+    return {"columns": columns, "sentence": write_columns(columns, coverage)}
 
 
-def _describe_interval(interval: Interval) -> dict[str, float | None]:
+def describe_interval(interval: Interval) -> dict[str, float | None]:
+    """Describe an interval as JSON-compatible data."""
     return {name: nan_to_none(end) for name, end in interval._asdict().items()}
 
 
-def _describe_scores(scores: CalibrationScores) -> dict[str, Any]:
-    found = {name: _describe_interval(getattr(scores, name)) for name in ("ece", "ece_equal_mass", "brier", "nll")}
+def describe_scores(scores: CalibrationScores) -> dict[str, Any]:
+    """Describe calibration scores as JSON-compatible data."""
+    found = {name: describe_interval(getattr(scores, name)) for name in ("ece", "ece_equal_mass", "brier", "nll")}
     bins = [asdict(each) for each in scores.bins]
     return found | {"by_chance": scores.by_chance, "is_chance": bool(scores.is_chance), "bins": bins}
 
@@ -195,8 +198,8 @@ def _describe_calibration(
         "used": fit.helps,
         "gain": fit.gain and list(fit.gain),
         "num_validation": fit.num_proteins,
-        "before": _describe_scores(before),
-        "after": after and _describe_scores(after),
+        "before": describe_scores(before),
+        "after": after and describe_scores(after),
         "sentence": _write_calibration(fit, before, after),
     }
 
@@ -244,7 +247,7 @@ def _describe_intervals(
     sentence = _write_coverage(data, about | found._asdict(), doubt)
     return about | {
         "coverage": coverage,
-        "found": _describe_interval(found.found),
+        "found": describe_interval(found.found),
         "mean_width": nan_to_none(found.mean_width),
         "quantile": nan_to_none(scores.quantile(coverage)),
         "by_spread": scores.by_spread,
@@ -270,20 +273,32 @@ def _find_doubt(data: TaskData, validation: ColumnValues, test: ColumnValues, ch
     return ""
 
 
-def _write_columns(columns: Mapping[str, Mapping[str, Any]], coverage: float) -> str:
-    """Write the coverage of several targets on test, and for which the promise does not hold."""
-    ended = [name for name, found in columns.items() if found["quantile"] is not None]
+def write_columns(columns: Mapping[str, Mapping[str, Any]], coverage: float, which: str = "test") -> str:
+    """Write the coverage of several targets, and for which the promise does not hold.
+
+    Args:
+        columns: Target -> its entry in `ReportRow.uncertainty`.
+        coverage: Coverage of the intervals.
+        which: What was predicted: "test", or "out-of-fold".
+
+    Returns:
+        The sentences.
+    """
+    ended = [name for name, found in columns.items() if found["mean_width"] is not None]
     order = sorted(ended, key=lambda name: columns[name]["found"]["value"])
     shares = [f"{columns[name]['found']['value']:.1%} ({name})" for name in order]
+    values = "measured test values" if which == "test" else "measured values of the fold that is left out"
     text = ""
     if len(order) == 1:
-        text = f"The {coverage:.0%} intervals contain {shares[0]} of the measured test values."
+        text = f"The {coverage:.0%} intervals contain {shares[0]} of the {values}."
     elif order:
-        text = f"The {coverage:.0%} intervals contain between {shares[0]} and {shares[-1]} of the measured test values."
+        text = f"The {coverage:.0%} intervals contain between {shares[0]} and {shares[-1]} of the {values}."
     wrong = [name for name, found in columns.items() if not found["holds"]]
-    endless = [name for name, found in columns.items() if found["quantile"] is None]
-    text += f" The promise does not hold for this test set in {', '.join(wrong)}." if wrong else ""
-    text += f" Too few validation proteins, so that intervals have no ends: {', '.join(endless)}." if endless else ""
+    endless = [name for name, found in columns.items() if found["mean_width"] is None]
+    where = "for this test set" if which == "test" else "for every fold"
+    text += f" The promise does not hold {where} in {', '.join(wrong)}." if wrong else ""
+    few = "validation proteins" if which == "test" else "proteins in the other folds"
+    text += f" Too few {few}, so that intervals have no ends: {', '.join(endless)}." if endless else ""
     return text.strip()
 
 
@@ -351,10 +366,9 @@ def describe_prediction(uncertainty: Uncertainty | None, target: str, coverage: 
         return f"{what}: an earlier version wrote this model. Train it again to add them."
     if target == "class":
         fit = uncertainty.temperature
-        where = " Validation was cross-validation." if uncertainty.out_of_fold else ""
         if fit.helps:
-            return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}.{where}"
-        return f"The probabilities are those of the model, without a temperature: {fit.reason}.{where}"
+            return f"The probabilities are calibrated with a temperature of {fit.value:.3g}: {fit.reason}."
+        return f"The probabilities are those of the model, without a temperature: {fit.reason}."
     proteins = "proteins of the cross-validation" if uncertainty.out_of_fold else f"validation {noun}"
     smallest = min(uncertainty.intervals, key=lambda scores: scores.num_proteins)
     if math.isinf(smallest.quantile(coverage)):

@@ -1,6 +1,7 @@
 """The section of a report's page on the uncertainty of predictions, and its figures."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,24 +91,43 @@ def build_uncertainty_section(report: Report, truth_M: np.ndarray, predicted_SM:
     figures = []
     if report.task.target == "class":
         what = name_targets(report)
-        caption = f"Reliability of the {name} on test: on the dashed line, {what} with a probability of 0.8 are "
+        caption = (
+            f"Reliability of the {name} {_name_set(found)}: on the dashed line, {what} with a probability of 0.8 are "
+        )
         caption += (
             f"{'present' if what == LABELS else 'right'} in 80% of all cases; below it the probabilities are too "
         )
         caption += f"sure. Bars and areas of the marks: share of the {what} in each bin."
         figures.append(build_figure(draw, f"Reliability diagram. {found['sentence']}", caption))
     elif found["quantile"] is not None:
-        caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled test "
-        caption += "targets. An interval that contains the measured value crosses the dashed line."
+        targets = "targets, each predicted without its fold" if found.get("out_of_fold") else "test targets"
+        caption = f"Predictions of the {name} with their {found['coverage']:.0%} intervals, at most 150 sampled "
+        caption += f"{targets}. An interval that contains the measured value crosses the dashed line."
         figures.append(build_figure(draw, f"Predictions with intervals. {found['sentence']}", caption))
-        finite = [point for point in found["curve"] if point[2] is not None]  # others contain everything
-        nominal, shares, _ = zip(*finite, strict=True)
-        caption = "Share of the test values inside the intervals, for every promised share. Below the dashed line the "
-        caption += "intervals are too narrow."
-        figures.append(build_figure(lambda: plots.coverage_curve(nominal, shares, found["coverage"]), caption, caption))
+        figures += _build_coverage_figure(found)
     table = _build_calibration_table(report) if report.task.target == "class" else _build_interval_table(report)
     sentence = report.first.uncertainty["sentence"]
     return [{"title": "How sure are the predictions?", "text": sentence, "table": table, "figures": figures}]
+
+
+def _name_set(found: Mapping[str, Any]) -> str:
+    """Return what was predicted: test, or each fold by the other folds."""
+    return "out of fold" if found.get("out_of_fold") else "on test"
+
+
+def _build_coverage_figure(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Build the figure of found against promised coverage; an empty list if no interval has ends."""
+    finite = [point for point in found["curve"] if point[2] is not None]  # others contain everything
+    if not finite:
+        return []
+    nominal, shares, _ = zip(*finite, strict=True)
+    caption = "Share of the test values inside the intervals, for every promised share. Below the dashed line the "
+    if found.get("out_of_fold"):
+        caption = "Share of the values of a fold inside intervals from the errors in the other folds, for every "
+        caption += "promised share, over all folds. The line is near the dashed one if the folds are alike; below it "
+    caption += "intervals are too narrow."
+    draw = partial(plots.coverage_curve, nominal, shares, found["coverage"], on=_name_set(found))
+    return [build_figure(draw, caption, caption)]
 
 
 def _list_rows(report: Report) -> list[tuple[str, Mapping[str, Any], bool]]:
@@ -148,16 +168,16 @@ def _build_calibration_table(report: Report) -> dict[str, Any]:
         "temperature",
         "calibration error after",
     ]
-    caption = (
-        "Expected calibration error of 15 bins, negative log-likelihood (NLL, nats) and Brier score on test; lower "
-    )
-    caption += (
-        "is better. Brackets: 95% confidence interval from a bootstrap over proteins. By chance: the calibration "
-    )
-    caption += (
-        "error of calibrated probabilities on as many proteins. The temperature is fitted on validation, and used by "
-    )
-    caption += "esm2kit predict if it helps there."
+    out_of_fold = report.first.uncertainty.get("out_of_fold")
+    where, over = ("out of fold", "groups of proteins") if out_of_fold else ("on test", "proteins")
+    caption = f"Expected calibration error of 15 bins, negative log-likelihood (NLL, nats) and Brier score {where}; "
+    caption += f"lower is better. Brackets: 95% confidence interval from a bootstrap over {over}. By chance: the "
+    caption += "calibration error of calibrated probabilities on as many proteins. "
+    if out_of_fold:
+        caption += "After: with the temperature of the other folds. The temperature shown is that of all folds, which "
+        caption += "esm2kit predict uses if it helps on folds that it was not fitted on."
+    else:
+        caption += "The temperature is fitted on validation, and used by esm2kit predict if it helps there."
     return {"headers": build_headers([*headers, "NLL after"]), "rows": rows, "caption": caption}
 
 
@@ -172,7 +192,9 @@ def _build_interval_table(report: Report) -> dict[str, Any]:
         cells = [{"text": name}, inside, {"text": width, "number": True}, {"text": kind}]
         rows.append({"marked": marked, "cells": cells})
     first = "target" if report.task.columns else "model"
-    headers = [*build_headers([first, "share of test values inside", f"mean width{unit}"])]
-    caption = f"{get_shown_uncertainty(report)['coverage']:.0%} intervals from the errors on validation. Brackets: 95% "
+    shown = get_shown_uncertainty(report)
+    values, errors = ("values", "in the other folds") if shown.get("out_of_fold") else ("test values", "on validation")
+    headers = [*build_headers([first, f"share of {values} inside", f"mean width{unit}"])]
+    caption = f"{shown['coverage']:.0%} intervals from the errors {errors}. Brackets: 95% "
     caption += "confidence interval. Narrower is better where as many values are inside."
     return {"headers": [*headers, {"text": "width from"}], "rows": rows, "caption": caption}

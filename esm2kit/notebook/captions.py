@@ -411,15 +411,16 @@ def uncertainty(report: Report) -> str:
         Markdown.
     """
     found = get_shown_uncertainty(report)
+    where = "out of fold" if found.get("out_of_fold") else "on test"
     if report.task.is_multilabel:
-        what = "*Share of the labels that are present against the probability that the model gives,* on test."
+        what = f"*Share of the labels that are present against the probability that the model gives,* {where}."
     elif report.task.target == "class":
-        what = "*Share of right predictions against the probability that the model gives,* on test."
+        what = f"*Share of right predictions against the probability that the model gives,* {where}."
     elif found["quantile"] is None:
-        what = "*Predictions without intervals,* on test."
+        what = f"*Predictions without intervals,* {where}."
     else:
         of_first = f" of {report.task.columns[0]}" if report.task.columns else ""
-        what = f"*Predictions{of_first} with their {found['coverage']:.0%} intervals,* on test (at most 150 of them)."
+        what = f"*Predictions{of_first} with their {found['coverage']:.0%} intervals,* {where} (at most 150 of them)."
     return f"{what} {report.first.uncertainty['sentence']}"
 
 

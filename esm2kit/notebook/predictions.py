@@ -55,7 +55,7 @@ def strip_chart(report: Report, ax: Axes | None = None) -> Axes:
 
 
 def uncertainty_chart(report: Report) -> Axes:
-    """Plot how sure the first row is on test: a reliability diagram of classes, or the intervals of values.
+    """Plot how sure the first row is on test or out of fold: a reliability diagram of classes, or intervals of values.
 
     All labels of a multi-label task are one diagram; of several values, the first is plotted.
 
@@ -66,14 +66,14 @@ def uncertainty_chart(report: Report) -> Axes:
         The axes.
 
     Raises:
-        InputError: the report has no uncertainty: it is of an earlier version or of several folds.
+        InputError: the report has no uncertainty: it is of an earlier version.
     """
     with np.load(report.json.parent / report.files["predictions"]) as stored:
         draw = draw_uncertainty(report, stored["truth"], stored[f"predicted/{report.first.name}"])
     if draw is None:
         raise InputError(
-            f"{report.json} has neither intervals nor calibrated probabilities: an earlier version wrote it, or it is "
-            "of several folds. Run the benchmark or the fine-tuning again, without folds.",
+            f"{report.json} has neither intervals nor calibrated probabilities: an earlier version wrote it. Run the "
+            "benchmark or the fine-tuning again.",
             code="report.no-uncertainty",
             path=report.json,
         )

@@ -297,7 +297,9 @@ def fit_temperature(logits_MC: np.ndarray, truth: np.ndarray) -> float:
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.ndarray) -> Temperature:
+def choose_temperature(
+    logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.ndarray, noun: str = "validation proteins"
+) -> Temperature:
     """Fit a temperature on validation, and find out by cross-fitting whether it helps.
 
     The proteins are divided into five folds. Each fold is scored with the temperature of the other four. It helps if
@@ -308,6 +310,7 @@ def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.n
         logits_MC: (M, C) logits of the validation targets.
         truth: (M,) classes, or (M, C) binary labels.
         protein_M: (M,) protein of each target.
+        noun: what the proteins are, for the reason.
 
     Returns:
         The temperature fitted on all proteins, and whether it helps.
@@ -315,14 +318,14 @@ def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.n
     place_M = np.unique(protein_M, return_inverse=True)[1].reshape(-1)
     num_proteins = int(place_M.max(initial=-1)) + 1
     if num_proteins < FEWEST_PROTEINS:
-        reason = f"{num_proteins} validation proteins are too few to fit a temperature (at least {FEWEST_PROTEINS})"
+        reason = f"{num_proteins} {noun} are too few to fit a temperature (at least {FEWEST_PROTEINS})"
         return Temperature(None, False, None, num_proteins, reason)
     if truth.ndim == 2:
         is_right = bool(((logits_MC > 0) == (truth > 0)).all())
     else:
         is_right = bool((logits_MC.argmax(1) == truth).all())
     if is_right:
-        reason = f"all predictions of the {num_proteins} validation proteins are right, so no temperature can be fitted"
+        reason = f"all predictions of the {num_proteins} {noun} are right, so no temperature can be fitted"
         return Temperature(None, False, None, num_proteins, reason)
     fold_P = np.random.default_rng(0).permutation(num_proteins) % NUM_FOLDS
     gain_M = compute_losses(logits_MC, truth)
@@ -332,7 +335,7 @@ def choose_temperature(logits_MC: np.ndarray, truth: np.ndarray, protein_M: np.n
     gain = _estimate_ratio(gain_M, place_M, num_proteins)
     value, helps = fit_temperature(logits_MC, truth), gain[1] > 0
     lowers = "lowers" if helps else "does not reliably lower"
-    reason = f"it {lowers} the negative log-likelihood of validation proteins that it was not fitted on "
+    reason = f"it {lowers} the negative log-likelihood of {noun} that it was not fitted on "
     reason += f"({num_proteins} proteins, five folds)"
     return Temperature(value, helps, gain, num_proteins, reason)
 

@@ -5,18 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score, root_mean_squared_error
 from support.errors import refused
 
-from benchmarks.folds import Scenario, build_task, count_covered, draw, plan
+from benchmarks.folds import Scenario, build_task, count_covered, draw, measure_intervals, plan
 from esm2kit.benchmarking.cross_validation import CrossValidation
 from esm2kit.benchmarking.fold_scores import FoldArrays, widen_score
+from esm2kit.benchmarking.fold_uncertainty import compare_folds
 from esm2kit.benchmarking.layer_sweep import Candidate, choose_features
 from esm2kit.benchmarking.model_features import ModelFeatures
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted
+from esm2kit.benchmarking.uncertainty import estimate_uncertainty
 from esm2kit.tasks.metrics import Interval, Score, compute_paired_difference
 from esm2kit.tasks.scaling import TargetScale
 
@@ -218,6 +220,94 @@ def test_uncertainty_comes_from_out_of_fold_predictions():
     assert out_of_fold
     np.testing.assert_array_equal(held.validation_SM, fitted.test_SM[:2])  # both seeds of the first repeat
     assert (data.rows("validation") == np.arange(len(data.ids))).all()
+
+
+def test_each_interval_comes_from_the_errors_in_the_other_folds():
+    features, folds = build(VALUES._replace(groups=40, size=2))
+    fitted, y_N = fit(features, folds), folds.data.targets
+    found = folds.describe_uncertainty(fitted, folds.sample_counts(100), 0.8)
+    error_N, fold_N = np.abs(y_N - fitted.test_SM[0]), folds.plan.fold_RP[0]  # of the first repeat
+    inside = []
+    for fold in range(4):
+        others = np.sort(error_N[fold_N != fold])
+        inside.append(np.mean(error_N[fold_N == fold] <= others[math.ceil(0.8 * (len(others) + 1)) - 1]))
+    assert found["inside"] == pytest.approx(inside)
+    sizes = np.bincount(fold_N)
+    assert found["found"]["value"] == pytest.approx(np.average(inside, weights=sizes))
+    assert found["found"]["low"] < found["found"]["value"] < found["found"]["high"]
+    assert found["quantile"] == pytest.approx(np.sort(error_N)[math.ceil(0.8 * 81) - 1])  # that of `predict`
+    assert found["curve"][15][:2] == [0.8, pytest.approx(found["found"]["value"])]
+    assert found["holds"]
+    # the errors of a fold have no part in its own interval
+    far = fitted.test_SM.copy()
+    far[0, fold_N == 0] += 100
+    changed = folds.describe_uncertainty(fitted._replace(test_SM=far), folds.sample_counts(100), 0.8)
+    assert changed["inside"][0] == 0
+    assert not changed["holds"]
+    assert "does not hold for every fold" in changed["sentence"]
+
+
+def test_the_temperature_of_a_fold_is_fitted_on_the_others():
+    features, folds = build(CLASSES._replace(groups=40))
+    fitted, y_N = fit(features, folds, "logistic"), folds.data.targets
+    fitted = fitted._replace(test_logits_MC=4 * fitted.test_logits_MC)  # too sure
+    found = folds.describe_uncertainty(fitted, folds.sample_counts(100), 0.9)
+    margin_N = np.diff(fitted.test_logits_MC.astype(float), axis=1)[:, 0] * np.where(y_N == 1, 1, -1)
+    fold_N, temperatures = folds.plan.fold_RP[0], np.exp(np.linspace(np.log(0.05), np.log(20), 5000))
+    assert found["before"]["nll"]["value"] == pytest.approx(np.logaddexp(0, -margin_N).mean(), rel=1e-6)
+    expected_N = np.empty(len(y_N))
+    for fold in range(4):
+        losses = np.logaddexp(0, -margin_N[fold_N != fold] / temperatures[:, None]).mean(axis=1)
+        expected_N[fold_N == fold] = np.logaddexp(0, -margin_N[fold_N == fold] / temperatures[losses.argmin()])
+    assert found["after"]["nll"]["value"] == pytest.approx(expected_N.mean(), rel=1e-4)
+    assert found["used"]
+    assert found["after"]["ece"]["value"] < found["before"]["ece"]["value"]
+    assert "proteins of the cross-validation" in found["sentence"]
+    assert found["temperature"] == estimate_uncertainty(*folds.get_held_out(fitted)).divisor  # that of `predict`
+    # the labels of a fold have no part in the temperature that scales it
+    changed = np.where(fold_N == 0, 1 - y_N, y_N)
+    others = dataclasses.replace(folds, data=dataclasses.replace(folds.data, targets=changed))
+    again = others.describe_uncertainty(fitted, folds.sample_counts(100), 0.9)
+    losses = np.logaddexp(0, -margin_N[fold_N != 0] / temperatures[:, None]).mean(axis=1)
+    flipped_N = np.logaddexp(0, margin_N[fold_N == 0] / temperatures[losses.argmin()])
+    rest = again["after"]["nll"]["value"] * len(y_N) - flipped_N.sum()
+    assert rest / (fold_N != 0).sum() > expected_N[fold_N != 0].mean()  # it does influence the others
+    assert again["after"]["nll"]["value"] > found["after"]["nll"]["value"]
+
+
+def test_intervals_after_cross_validation_cover_new_proteins():
+    found = measure_intervals(Scenario(80, 1, 20, 0.7, "value", 5), 200, num_new=500)
+    # one new protein per data set: 200 independent events of the promised probability
+    assert found["one"].sum() >= binom.ppf(0.01, 200, 0.9)
+    for name in ("predict", "cv_plus"):  # the mean over data sets, 2.6 standard errors below the promise at most
+        assert 0.9 - 2.6 * found[name].std() / math.sqrt(200) <= found[name].mean() < 0.95, name
+    assert found["inside"].mean() < 0.85  # the errors of the final probe on its own proteins promise nothing
+    assert found["width"].mean() <= found["cv_plus_width"].mean()
+    assert abs(found["reported"].mean() - 0.9) < 0.02
+    assert found["is_below"].mean() <= 0.05  # seldom lower than the interval of the report
+
+
+def test_folds_with_other_errors_are_recognised():
+    generator = np.random.default_rng(0)
+    fold_N = np.repeat(np.arange(5), 16)
+    same = [compare_folds(np.abs(generator.normal(size=80)), fold_N, np.arange(80)) for _ in range(200)]
+    assert sum(p < 0.05 for p in same) <= binom.ppf(0.99, 200, 0.05)
+    wide = [compare_folds(np.abs(generator.normal(size=80)) * (1 + 3 * (fold_N == 2)), fold_N, np.arange(80))
+            for _ in range(50)]  # fmt: skip
+    assert np.median(wide) < 0.01
+    # the errors of a group are one observation
+    group_N = np.repeat(np.arange(20), 4)
+    together = [compare_folds(np.abs(generator.normal(size=20))[group_N], fold_N, group_N) for _ in range(200)]
+    assert sum(p < 0.05 for p in together) <= binom.ppf(0.99, 200, 0.05)
+    assert math.isnan(compare_folds(np.ones(80), fold_N, np.arange(80)))
+
+
+def test_few_proteins_have_intervals_that_were_not_checked():
+    features, folds = build(VALUES._replace(groups=10, size=1, repeats=1, folds=5))
+    found = folds.describe_uncertainty(fit(features, folds), folds.sample_counts(50), 0.9)
+    assert found["quantile"] is not None  # 10 proteins are enough, the 8 of the other folds are not
+    assert found["mean_width"] is None
+    assert "was not checked" in found["sentence"]
 
 
 def test_the_table_has_each_prediction_once_per_repeat():

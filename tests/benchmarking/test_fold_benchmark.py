@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from html import escape
 
 import numpy as np
 import pytest
@@ -205,6 +206,33 @@ def test_predict_uses_the_final_probe(report, tmp_path):
     first = [row for row in read_table(report) if row["repeat"] == "1"]
     errors = sorted(abs(float(row["measured"]) - float(row["composition"])) for row in first)
     assert widths == pytest.approx([2 * errors[54]] * 2, rel=1e-3)
+    assert widths == pytest.approx([2 * best.uncertainty["quantile"]] * 2, rel=1e-5)  # those of the report
+
+
+def test_the_page_shows_how_sure_the_predictions_are(folder, report):
+    page = report.html.read_text(encoding="utf-8")
+    assert "How sure are the predictions?" in page
+    assert escape(report.first.uncertainty["sentence"]) in page
+    assert "on test" not in report.first.uncertainty["sentence"]
+    assert "found out of fold" in page
+    assert {row.uncertainty["out_of_fold"] for row in report.rows} == {True}
+    lines = (folder / "mine.csv").read_text(encoding="utf-8").splitlines()
+    values = [float(line.split(",")[3]) for line in lines[1:]]
+    kinds = [
+        f"{line},{'hot' if value > np.median(values) else 'cold'}"
+        for line, value in zip(lines[1:], values, strict=True)
+    ]
+    table = folder / "kinds.csv"
+    table.write_text("\n".join([f"{lines[0]},kind", *kinds]) + "\n", encoding="utf-8")
+    out = folder / "kinds"
+    options = {"labels": table, "target": "kind", "baselines": ["majority"], "untrained": False, "group_by": "family"}
+    found = run(folder, out, **options)
+    page = found.html.read_text(encoding="utf-8")
+    assert escape(found.first.uncertainty["sentence"]) in page
+    assert "Reliability of the logistic probe on the frozen encoder out of fold" in page
+    assert found.first.uncertainty["num_validation"] == 60
+    # a run that resumes has the same section without a fit
+    assert to_json(run(folder, out, **options).rows) == to_json(found.rows)
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,9 @@ def test_the_curve_of_coverages_ends_where_intervals_have_no_ends(several, tmp_p
     lines = (several / "my.csv").read_text().splitlines()[:41]
     (tmp_path / "few.csv").write_text("\n".join(lines) + "\n")
     shown, draw = [], plots.coverage_curve
-    monkeypatch.setattr(plots, "coverage_curve", lambda nominal, *rest: shown.append(nominal) or draw(nominal, *rest))
+    monkeypatch.setattr(
+        plots, "coverage_curve", lambda nominal, *rest, **how: shown.append(nominal) or draw(nominal, *rest, **how)
+    )
     report = benchmark(
         BenchmarkConfig(
             task=str(tmp_path / "few.csv"), target="a", model=str(several / "tiny.safetensors"), resamples=100,
