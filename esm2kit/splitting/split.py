@@ -34,7 +34,7 @@ from esm2kit.splitting.page import render_leakage_page
 from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.kinds import find_set_files
 from esm2kit.tasks.proteins import Proteins, Strata, choose_strata, read_divided_proteins, read_proteins
-from esm2kit.tasks.split import assign_sets, find_unique, separate_groups
+from esm2kit.tasks.split import SMALLEST, assign_sets, compute_quotas, find_unique, separate_groups
 from esm2kit.tasks.split_file import SPLIT_FILE
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def split_proteins(config: SplitConfig) -> ProteinSplit:
         divided = _take_sets(proteins, config) if config.check is not None else _divide(proteins, strata, config)
         logger.info("%s of %s", divided.method, format_count(len(proteins.ids), "protein"))
         report = _build_report(proteins, strata, divided, config, settings)
-        return _write(out_dir, proteins, divided, report, build_provenance("split", config, inputs))
+        return _write(config, proteins, divided, report, build_provenance("split", config, inputs))
 
 
 def _list_inputs(config: SplitConfig) -> dict[str, Path | str]:
@@ -150,9 +150,11 @@ def _list_inputs(config: SplitConfig) -> dict[str, Path | str]:
 
 def _list_settings(config: SplitConfig, inputs: Mapping[str, Path | str]) -> dict[str, Any]:
     """List what determines the files: the settings, and the digests of the inputs."""
-    names = [field.name for field in dataclasses.fields(config) if field.name not in ("fasta", "out_dir", "restart")]
+    others = ("fasta", "labels", "check", "out_dir", "restart")  # files count by their digests, wherever they are
+    names = [field.name for field in dataclasses.fields(config) if field.name not in others]
     digests = {name: path if isinstance(path, str) else sha256_file(path) for name, path in inputs.items()}
-    return to_json({name: getattr(config, name) for name in names} | {"inputs": digests})
+    found = {name: getattr(config, name) for name in names} | {"inputs": digests}
+    return to_json(found | {"fractions": config.parse_fractions() if config.folds is None else None})
 
 
 def _find_finished(out_dir: Path, config: SplitConfig, settings: dict[str, Any]) -> ProteinSplit | None:
@@ -296,7 +298,7 @@ def _describe_method(report: Mapping[str, Any], strata: Strata, proteins: Protei
             )
         else:
             notes.append(f"{counts} were aligned, first those that share most 4-mers: none is similar.")
-    held_out = sum(each["proteins"] for each in report["sets"] if each["name"] != "train")
+    total, held_out = len(proteins.ids), sum(each["proteins"] for each in report["sets"] if each["name"] != "train")
     measured = report["nearest_summary"]["split"]["held_out"]
     if measured < held_out:
         notes.append(f"The nearest training proteins are those of a random sample of {measured:,} held-out proteins.")
@@ -304,6 +306,8 @@ def _describe_method(report: Mapping[str, Any], strata: Strata, proteins: Protei
         notes.append(f"Divided evenly by {'values' if strata.numeric else 'classes'} of {strata.column!r}.")
     elif config.check is None:
         notes.append(f"Not divided by labels: {strata.note}.")
+    if config.check is None and config.folds is None and min(config.parse_fractions().values()) * total < SMALLEST:
+        notes.append(f"Each set gets at least {SMALLEST} proteins, or a fifth of fewer than {5 * SMALLEST}.")
     return [*notes, *map(format_sentence, proteins.notes)]
 
 
@@ -324,8 +328,10 @@ def _find_warnings(report: Mapping[str, Any], config: SplitConfig) -> list[str]:
             )
         return warnings
     shares = config.parse_fractions() if config.folds is None else {}
+    total = sum(each["proteins"] for each in report["sets"])
+    quotas = dict(zip(shares, compute_quotas(total, shares), strict=True)) if shares else {}
     for each in report["sets"]:
-        wanted = shares.get(each["name"], 1 / len(report["sets"]))
+        wanted = quotas[each["name"]] / total if shares else 1 / len(report["sets"])
         if abs(each["share"] - wanted) > max(RELATED, 0.3 * wanted):
             warnings.append(
                 f"{each['name']} has {each['share']:.0%} of the proteins instead of {wanted:.0%}, because similar "
@@ -335,12 +341,13 @@ def _find_warnings(report: Mapping[str, Any], config: SplitConfig) -> list[str]:
 
 
 def _write(
-    out_dir: Path, proteins: Proteins, divided: Division, report: dict[str, Any], provenance: dict[str, Any]
+    config: SplitConfig, proteins: Proteins, divided: Division, report: dict[str, Any], provenance: dict[str, Any]
 ) -> ProteinSplit:
     """Write the table, the page and the report."""
+    out_dir = Path(config.out_dir)
     (out_dir / REPORT).unlink(missing_ok=True)  # it describes the files that are replaced
     made = []
-    if report["settings"]["check"] is None:
+    if config.check is None:
         _write_table(out_dir / SPLIT_FILE, proteins, divided.sets, report["is_folds"])
         made.append(SPLIT_FILE)
     with atomic_path(out_dir / PAGE) as part:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -58,33 +58,67 @@ def split_label_set(text: str, separator: str) -> tuple[str, ...]:
     return tuple(sorted({item for item in items if item}))
 
 
+def join_label_sets(first: str, second: str, separator: str) -> str:
+    """Join the labels of two rows of one protein, without brackets."""
+    return separator.join(sorted({*split_label_set(first, separator), *split_label_set(second, separator)}))
+
+
 def find_separator(texts: Sequence[str], certain: bool) -> str | None:
     """Find the separator of the labels of a task.
 
     Args:
         texts: targets of the proteins.
-        certain: whether to accept only a separator that is beyond doubt: a semicolon, a bar or a comma in brackets, in
-            at least two texts and 5% of them, whose parts occur in other texts as well and are not numbers. Otherwise
-            the first separator that occurs is taken.
+        certain: whether to accept only a separator that is beyond doubt: a semicolon, a bar or a comma in brackets, as
+            `_separates` describes. Otherwise commas between words are accepted too, and else the first separator that
+            occurs.
 
     Returns:
         The separator; None without one.
     """
-    for separator in SEPARATORS:
-        listed = [text for text in texts if separator in _strip_brackets(text)[0]]
-        if separator not in CERTAIN and certain:
-            listed = [text for text in listed if _strip_brackets(text)[1]]
-        if not listed:
-            continue
-        if not certain:
-            return separator
-        counts = Counter(label for text in texts for label in split_label_set(text, separator))
-        parts = [split_label_set(text, separator) for text in listed]
-        repeated = sum(all(counts[label] > 1 for label in labels) for labels in parts)
-        numeric = sum(all(map(is_number, labels)) for labels in parts)
-        if len(listed) >= max(2, ENOUGH * len(texts)) and 2 * repeated > len(listed) and 2 * numeric <= len(listed):
-            return separator
-    return None
+    for commas in ("bracketed",) if certain else ("bracketed", "words"):
+        for separator in SEPARATORS:
+            if _separates(texts, separator, commas):
+                return separator
+    occurring = (separator for separator in SEPARATORS if any(separator in _strip_brackets(text)[0] for text in texts))
+    return None if certain else next(occurring, None)
+
+
+def find_row_separator(texts: Sequence[str]) -> str:
+    """Find the separator of labels where a protein has several rows; a semicolon if each row has one label.
+
+    A name may contain commas and blanks, such as `transferase activity, acting on ester bonds`; such a comma separates
+    no labels.
+
+    Args:
+        texts: targets of the rows.
+
+    Returns:
+        The separator.
+    """
+    return next((separator for separator in SEPARATORS if _separates(texts, separator, "words")), ";")
+
+
+def _separates(texts: Sequence[str], separator: str, commas: Literal["bracketed", "words"]) -> bool:
+    """Whether a separator is that of labels: texts that list several are common, and their labels occur elsewhere.
+
+    Returns:
+        True if at least two texts and 5% of all list several labels, of which most are in other texts as well and are
+        not numbers. Commas count in brackets, or between words without blanks.
+    """
+    listed = [text for text in texts if separator in _strip_brackets(text)[0]]
+    if separator not in CERTAIN:
+        listed = [text for text in listed if _strip_brackets(text)[1] or (commas == "words" and _lists_words(text))]
+    if len(listed) < max(2, ENOUGH * len(texts)):
+        return False
+    counts = Counter(label for text in texts for label in split_label_set(text, separator))
+    parts = [split_label_set(text, separator) for text in listed]
+    repeated = sum(all(counts[label] > 1 for label in labels) for labels in parts)
+    numeric = sum(all(map(is_number, labels)) for labels in parts)
+    return 2 * repeated > len(listed) and 2 * numeric <= len(listed)
+
+
+def _lists_words(text: str) -> bool:
+    return not any(" " in label for label in split_label_set(text, ","))
 
 
 def read_label_sets(rows: Sequence[TaskRecord], source: Source, chosen: bool) -> LabelSets | None:
@@ -138,12 +172,13 @@ def merge_rows(rows: Sequence[TaskRecord], source: Source) -> list[TaskRecord]:
         source: the file, for the message.
 
     Returns:
-        One record per protein, in the order of the first rows, with labels separated by semicolons.
+        One record per protein, in the order of the first rows, with the labels of all its rows.
 
     Raises:
         InputError: two rows of an id have different sequences or sets.
     """
     merged: dict[str, TaskRecord] = {}
+    separator = find_row_separator([row.target or "" for row in rows])
     for row in rows:
         first = merged.setdefault(row.id, row)
         if (first.sequence, first.set) != (row.sequence, row.set):
@@ -155,7 +190,7 @@ def merge_rows(rows: Sequence[TaskRecord], source: Source) -> list[TaskRecord]:
                 path=source.path,
             )
         if first is not row:
-            merged[row.id] = first._replace(target=";".join(filter(None, (first.target, row.target))))
+            merged[row.id] = first._replace(target=join_label_sets(first.target or "", row.target or "", separator))
     return list(merged.values())
 
 

@@ -23,7 +23,7 @@ from esm2kit.tasks.kinds import (
     read_folds_as_sets,
     read_set_files,
 )
-from esm2kit.tasks.label_sets import split_label_set
+from esm2kit.tasks.label_sets import find_row_separator, join_label_sets
 from esm2kit.tasks.labels import is_number, split_residue_labels
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
@@ -427,9 +427,13 @@ def _join(
     source, several = Source(table.path), len(columns.targets) > 1
     name = ", ".join(table.columns[place] for place in columns.targets)
     found = [read_cells(table, place, target_type) for place in columns.targets]
-    numeric, commas = all(column.numeric for column in found), next((column.commas for column in found), "")
+    numeric, commas = (
+        all(column.numeric for column in found),
+        next((column.commas for column in found if column.commas), ""),
+    )
     cells = [CELL_SEPARATOR.join(cells) for cells in zip(*(column.cells for column in found), strict=True)]
     missing = {"", CELL_SEPARATOR * (len(found) - 1)}
+    separator = find_row_separator(cells) if target_type == "multilabel" else ""
     joined: dict[int, tuple[str, str]] = {}
     empty, unmatched, dropped = [], [], 0
     ids = Counter(record.id for record in records)
@@ -449,10 +453,9 @@ def _join(
             dropped += 1
             continue
         before = joined.setdefault(place, (cell, chosen))
-        if target_type == "multilabel" and not several and before[1] == chosen:
-            joined[place] = before = (_merge_labels(before[0], cell), chosen)
-            continue
-        if before != (cell, chosen):
+        if target_type == "multilabel" and not several and before[0] != cell and before[1] == chosen:
+            joined[place] = (join_label_sets(before[0], cell, separator), chosen)
+        elif before != (cell, chosen):
             what, values = ("target", (before[0], cell)) if before[0] != cell else ("set", (before[1], chosen))
             raise InputError(
                 f"{table.path}: {label!r} has two rows with different values of the {what} ({values[0]!r} and "
@@ -536,11 +539,6 @@ def read_cells(table: Table, place: int, target_type: TargetType | None) -> Cell
     if numeric:
         cells, commas = parse_numbers(cells, table, table.columns[place])
     return Cells(["" if cell.lower() in missing else cell for cell in cells], numeric, commas)
-
-
-def _merge_labels(first: str, second: str) -> str:
-    """Join the labels of two rows of one protein."""
-    return first if first == second or second in split_label_set(first, ";") else f"{first};{second}"
 
 
 def _list_first(names: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from esm2kit.tasks.wild_types import add_sequences
 
 SET_FIELDS = ("SET", "VALIDATION")  # of a FASTA header
 FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fas")
+PREVIOUS = "previous_"  # before the names of columns of an earlier division
 
 
 class Proteins(NamedTuple):
@@ -98,9 +99,15 @@ def _are_sequences(cells: Sequence[str], records: Sequence[Record]) -> bool:
 
 
 def _rename(column: str) -> str:
-    """Return another name for a column that readers of the new table would take for its sets, names or sequences."""
+    """Return another name for a column that readers of the new table would take for its sets, names or sequences.
+
+    That of an earlier division, previous_set, becomes previous_previous_set, so that a table can be divided repeatedly.
+    """
     reserved = SET_NAMES | VALIDATION_NAMES | FOLD_NAMES | {"id", "sequence"}
-    return f"previous_{column}" if column.lower() in reserved else column
+    base = column.lower()
+    while base.startswith(PREVIOUS):
+        base = base.removeprefix(PREVIOUS)
+    return f"{PREVIOUS}{column}" if base in reserved else column
 
 
 def _read_headers(records: Sequence[Record], files: list[Path]) -> Proteins:
@@ -131,7 +138,7 @@ def _read_table(table: Table, id: str | None) -> Proteins:
     for place, column in enumerate(table.columns):
         if place in (sequence, name):
             continue
-        cells = table.cells(place)
+        cells = table.cells(table.find_column(column))  # refuses a name that several columns have
         cells = parse_numbers(cells, table, column)[0] if is_numeric(cells) else cells
         columns[_rename(column)] = [cells[row] for row in rows]
     notes = [f"{table.path.name}: read as {kind.name}: sequences from {kind.sequence}"] if known else []
@@ -250,7 +257,7 @@ def choose_strata(proteins: Proteins, target: str | None = None) -> Strata:
     else:
         column = ""
         for kind in ("number", "class"):
-            found = [name for name in columns if kinds[name] == kind and not name.startswith("previous_")]
+            found = [name for name in columns if kinds[name] == kind and not name.startswith(PREVIOUS)]
             named = [name for name in found if split_unit(name)[0].lower() in TARGET_NAMES]
             if len(found) == 1 or len(named) == 1:
                 column = (named if len(named) == 1 else found)[0]

@@ -193,7 +193,7 @@ def assign_to_sets(
         members[group].append(row)
     order = sorted(members, key=lambda group: (-len(members[group]), min(keys[row] for row in members[group])))
     kinds, strata = np.unique(strata, return_inverse=True)
-    quota_K = _compute_quotas(len(sequences), shares)
+    quota_K = compute_quotas(len(sequences), shares)
     quota_KS = quota_K[:, None] / len(sequences) * np.bincount(strata, minlength=len(kinds))
     large = quota_KS.min(axis=0) >= 1  # of smaller strata a small set would get nothing or too much
     weight = max(int(large.sum()), 1)
@@ -212,7 +212,7 @@ def assign_to_sets(
     return np.array([names[set_of_group[group]] for group in groups.tolist()])
 
 
-def _compute_quotas(num_proteins: int, shares: Mapping[str, float]) -> np.ndarray:
+def compute_quotas(num_proteins: int, shares: Mapping[str, float]) -> np.ndarray:
     """Compute the number of proteins of each set; small sets get at least SMALLEST, or a fifth of the proteins."""
     least = max(1, min(SMALLEST, num_proteins / 5))
     quotas = np.maximum(num_proteins * np.array(list(shares.values())), least)
@@ -222,7 +222,7 @@ def _compute_quotas(num_proteins: int, shares: Mapping[str, float]) -> np.ndarra
 
 def _find_shortage(sets: np.ndarray, shares: Mapping[str, float]) -> str:
     """Describe the first set that has too few proteins; empty if there is none."""
-    quotas = _compute_quotas(len(sets), shares)
+    quotas = compute_quotas(len(sets), shares)
     for name, quota in zip(shares, quotas, strict=True):
         found = int((sets == name).sum())
         if found < max(1, ENOUGH * quota):

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Ridge
 
 from esm2kit.benchmarking.probes import fit, fold_training, linear
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
+from esm2kit.benchmarking.probes.heads import SeededHead
 from esm2kit.tasks.folds import assign_folds
 from esm2kit.tasks.task import Task
 
@@ -130,3 +132,20 @@ def test_a_given_penalty_is_used():
     features, y_N = draw(50, 10, classes=True)
     (targets,) = divide(y_N, 5)[:1]
     assert fit_probe(features, targets, ProbeConfig("logistic"), penalty=1e-3).selected == {"penalty": 1e-3}
+
+
+def test_dropout_of_folds_is_sampled_by_the_generators_of_the_device(monkeypatch):
+    """On a GPU, initial weights come from generators of the CPU and dropout from those of the GPU."""
+    original = SeededHead.__init__
+
+    def build(self, seeds, dropout, device):
+        original(self, seeds, dropout, device)
+        self.dropout_generators = [torch.Generator().manual_seed(seed + 100) for seed in seeds]
+
+    features, y_N = draw(83, 12)
+    targets, config = divide(y_N, 4), ProbeConfig("fnn", epochs=5, batch_size=10)
+    on_cpu = fit_probe_folds(features, targets, config, (0, 3))
+    monkeypatch.setattr(SeededHead, "__init__", build)
+    separate = [fit_probe(features, each, config, (0, 3)) for each in targets]
+    assert np.abs(separate[0].test_SM - on_cpu[0].test_SM).max() > 1e-3
+    assert_equal_fits(fit_probe_folds(features, targets, config, (0, 3)), separate, 1e-6)

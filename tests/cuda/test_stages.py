@@ -5,6 +5,7 @@ On the CPU the same tests hold the stages against a second way of computing, or 
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from support.planted import make_planted_task
 from esm2kit import load_model
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import ProbeTargets
-from esm2kit.benchmarking.probes.fit import fit_probe
+from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.embedding.config import EmbedConfig
 from esm2kit.embedding.embed import embed
@@ -188,6 +189,26 @@ def test_probes_of_all_seeds_in_one_pass_equal_each_seed_alone(device, level, ta
     for place, seed in enumerate(seeds):
         alone = fit_probe(features, targets, config, (seed,), "cpu")
         np.testing.assert_allclose(losses_ES[:, place], np.array(alone.history["validation_loss"])[:, 0], rtol=1e-3)
+
+
+@on_devices()
+@pytest.mark.parametrize("target", ["value", "class"])
+def test_fnns_of_all_folds_in_one_pass_equal_each_fold_alone(device: str, target: str) -> None:
+    """With dropout, whose random numbers are those of the device."""
+    features, data = make_planted_task("protein", target, num_proteins=60)
+    targets = ProbeTargets.from_task(data)
+    every = np.arange(60)
+    folds = [
+        replace(targets, proteins={"train": every[every % 4 > 1], "validation": every[every % 4 == 1 - fold],
+                                   "test": every[every % 4 == fold]})
+        for fold in (0, 1)
+    ]  # fmt: skip
+    config = ProbeConfig("fnn", epochs=4, batch_size=16)
+    together = fit_probe_folds(features, folds, config, (0, 1), device)
+    for found, fold in zip(together, folds, strict=True):
+        alone = fit_probe(features, fold, config, (0, 1), device)
+        assert found.selected == alone.selected
+        np.testing.assert_allclose(found.test_SM, alone.test_SM, rtol=1e-3, atol=1e-4)
 
 
 @TWO_GPUS

@@ -263,6 +263,12 @@ def write_table(path, names, sequences):
     path.write_text("name;sequence;set;y\n" + "\n".join(rows) + "\n")
 
 
+def write_plain(path, rows):
+    """Write proteins with a value and no sets."""
+    lines = [f"p{number},{sequence},{value}" for number, (sequence, value, _) in enumerate(rows)]
+    path.write_text("\n".join(["id,sequence,Tm", *lines]) + "\n")
+
+
 def test_check_of_folds_and_of_a_table_with_a_fasta(inputs):
     folder, _ = inputs
     made = split_proteins(SplitConfig(folder / "my.fasta", folder / "labels.csv", folder / "out", folds=3))
@@ -333,6 +339,48 @@ def test_files_are_sealed_reused_and_not_replaced_by_others(inputs, capsys):
         file.write("p,MKV,1,a,train,\n")
     with refused("check.damaged"):
         check(CheckConfig(folder / "out"))
+
+
+def test_a_finished_split_is_found_from_another_folder_and_with_other_blanks(inputs, monkeypatch):
+    folder, _ = inputs
+    first = split_proteins(SplitConfig(folder / "my.fasta", folder / "labels.csv", folder / "out"))
+    written = first.report.stat().st_mtime_ns
+    monkeypatch.chdir(folder)
+    again = SplitConfig(Path("my.fasta"), Path("labels.csv"), folder / "out", fractions="0.80, 0.1, 0.1")
+    assert split_proteins(again) == first
+    assert first.report.stat().st_mtime_ns == written
+
+
+def test_a_table_can_be_divided_repeatedly(tmp_path):
+    """The sets of each earlier division are kept, and a name that two columns have is refused."""
+    table, divisions = tmp_path / "first.csv", []
+    write_plain(table, draw_proteins()[:30])
+    for number in range(3):
+        found = split_proteins(SplitConfig(labels=table, out_dir=tmp_path / str(number), method="random", seed=number))
+        table = found.table
+        divisions.append([row["set"] for row in read_rows(table)])
+    rows = read_rows(table)
+    earlier = ("previous_previous_set", "previous_set", "set")
+    assert [[row[name] for row in rows] for name in earlier] == divisions
+    assert divisions[0] != divisions[1] != divisions[2]
+    table.write_text(table.read_text().replace("previous_previous_set", "note").replace("previous_set", "note"))
+    with refused("table.repeated-column", column="note"):
+        split_proteins(SplitConfig(labels=table, out_dir=tmp_path / "3", method="random"))
+
+
+def test_small_sets_are_explained_by_their_least_size(tmp_path):
+    """20 proteins: 10% are 2, and a set gets a fifth of the proteins; similar proteins have no part in it."""
+    table = tmp_path / "a.csv"
+    write_plain(table, draw_proteins(1)[:20])
+    found = split_proteins(SplitConfig(labels=table, out_dir=tmp_path, method="random"))
+    report = json.loads(found.report.read_text())
+    assert found.sizes == {"train": 12, "validation": 4, "test": 4}
+    assert report["warnings"] == []
+    assert "Each set gets at least 5 proteins, or a fifth of fewer than 25." in report["notes"]
+    large = split_proteins(
+        SplitConfig(labels=table, out_dir=tmp_path, method="random", fractions="0.6,0.4", restart=True)
+    )
+    assert not any("Each set gets" in note for note in json.loads(large.report.read_text())["notes"])
 
 
 def test_wrong_inputs_are_refused_in_one_line(inputs):

@@ -1,5 +1,6 @@
 """Several targets per protein: how sets of labels and columns are read, and that the reading is reported."""
 
+import csv
 import random
 
 import numpy as np
@@ -81,6 +82,38 @@ def test_commas_separate_labels_where_the_user_says_so(tmp_path):
     with refused("task.several-labels", found="a, b"):
         load_task(str(path))
     assert load_task(str(path), target_type="multilabel").task.binary_labels == ("a", "b")
+
+
+def test_a_rare_separator_does_not_hide_the_one_of_the_labels(tmp_path):
+    path = write(tmp_path / "mine.csv", "target", [*(["A|B", "A", "B", "A|C", "C"] * 2), "A|x;y"])
+    for kind in (None, "multilabel"):
+        data = load_task(str(path), target_type=kind)
+        assert data.task.binary_labels == ("A", "B", "C", "x;y")
+        assert data.targets[:2].sum(axis=1).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "labels"),
+    [
+        ("GO:1,GO:2", "GO:3", {"GO:1", "GO:2", "GO:3"}),
+        ("GO:1|GO:2", "GO:3", {"GO:1", "GO:2", "GO:3"}),
+        ("['GO:1', 'GO:2']", "['GO:3']", {"GO:1", "GO:2", "GO:3"}),
+        ("transferase, acting on X", "hydrolase, acting on X", {"transferase, acting on X", "hydrolase, acting on X"}),
+    ],
+    ids=["commas", "bars", "brackets", "names"],
+)
+def test_rows_of_one_protein_may_list_several_labels(tmp_path, first, second, labels):
+    rows = [
+        (f"p{i}", sequence(i), label, SETS[i % 4]) for i in range(24) for label in (first, second)[: 1 + i % 3 // 2]
+    ]
+    for name, load in (("task.csv", lambda path: load_task(str(path), target_type="multilabel")),
+                       ("labels.csv", lambda path: load_labels(path, target_type="multilabel"))):  # fmt: skip
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("id", "sequence", "target", "set"), *rows])
+        data = load(tmp_path / name)
+        assert set(data.task.binary_labels) == labels
+        expected = [len(labels) if i % 3 == 2 else len(labels) - 1 for i in range(24)]
+        assert data.targets.sum(axis=1).tolist() == expected
 
 
 def test_lists_of_0_and_1_have_no_names(tmp_path):
@@ -199,3 +232,11 @@ def test_the_written_split_is_a_task_with_the_same_targets(tmp_path, form):
     again = load_task(str(write_split(data, tmp_path)), target=None if form == "text" else target)
     assert (again.ids, again.sets.tolist()) == (data.ids, data.sets.tolist())
     np.testing.assert_array_equal(again.targets, data.targets)
+
+
+def test_decimal_commas_of_any_of_several_columns_are_noted(tmp_path):
+    lines = [f"p{i};{sequence(i)};{i};{i},5" for i in range(30)]
+    (tmp_path / "labels.csv").write_text("\n".join(["protein;sequence;count;Tm", *lines]) + "\n")
+    data = load_labels(tmp_path / "labels.csv", target=["count", "Tm"])
+    assert data.targets.tolist() == [[i, i + 0.5] for i in range(30)]
+    assert any("targets 'count', 'Tm', decimal commas; 30 of 30" in note for note in data.notes)

@@ -91,15 +91,8 @@ def _run(model: Fnn, batch: _Batch) -> Tensor:
     fused = model.weight_in.view(num_folds, -1, width, hidden).transpose(1, 2).flatten(2)  # (F, D, S * H)
     hidden_FSNH = torch.bmm(batch.x_FND, fused).unflatten(2, (-1, hidden)).transpose(1, 2)
     hidden_XNH = F.relu(hidden_FSNH.flatten(0, 1) + model.bias_in)
-    if model.training and model.dropout:
-        kept_XNH = hidden_XNH.new_zeros(hidden_XNH.shape)
-        per_fold = len(model.generators) // num_folds
-        for place, generator in enumerate(model.generators):  # as many random numbers as for the fold alone
-            size = batch.sizes[place // per_fold]
-            if size:
-                kept_XNH[place, :size] = torch.rand((size, hidden), generator=generator, device=kept_XNH.device)
-        hidden_XNH = hidden_XNH * (kept_XNH >= model.dropout) / (1 - model.dropout)
-    return torch.baddbmm(model.bias_out, hidden_XNH, model.weight_out)
+    sizes_X = [size for size in batch.sizes for _ in range(hidden_FSNH.shape[1])]
+    return torch.baddbmm(model.bias_out, model.apply_dropout(hidden_XNH, sizes_X), model.weight_out)
 
 
 def _sum_losses(outputs_XNC: Tensor, batch: _Batch, rows: _FoldReader) -> Tensor:

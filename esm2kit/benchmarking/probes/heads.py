@@ -134,14 +134,24 @@ class SeededHead(nn.Module):
         sampled = [torch.rand(shape, generator=generator, device="cpu") for generator in self.generators]
         return nn.Parameter(torch.stack(sampled).mul_(2 * bound).sub_(bound).to(self.device))
 
-    def apply_dropout(self, hidden_SNH: Tensor) -> Tensor:
-        """Apply inverted dropout, with one random stream per seed."""
+    def apply_dropout(self, hidden_SNH: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Apply inverted dropout, with one random stream per seed.
+
+        Args:
+            hidden_SNH: Hidden units.
+            sizes: Rows of each seed that are not padding, for which random numbers are sampled. None: all rows.
+
+        Returns:
+            (S, N, H), 0 in padding.
+        """
         if not (self.training and self.dropout):
             return hidden_SNH
-        kept = torch.stack(
-            [torch.rand(hidden_SNH.shape[1:], generator=g, device=hidden_SNH.device) for g in self.dropout_generators]
-        )
-        return hidden_SNH * (kept >= self.dropout) / (1 - self.dropout)
+        kept_SNH = torch.zeros_like(hidden_SNH)
+        rows = sizes or [hidden_SNH.shape[1]] * len(self.seeds)
+        for kept_NH, size, generator in zip(kept_SNH, rows, self.dropout_generators, strict=True):
+            shape = (size, hidden_SNH.shape[2])
+            kept_NH[:size] = torch.rand(shape, generator=generator, device=hidden_SNH.device)
+        return hidden_SNH * (kept_SNH >= self.dropout) / (1 - self.dropout)
 
 
 class Fnn(SeededHead):
