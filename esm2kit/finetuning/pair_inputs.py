@@ -6,18 +6,21 @@ from esm2kit.benchmarking.saved_probe import SavedProbe
 from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.predictor import Predictor
-from esm2kit.sequences.fasta import find_fasta_files
+from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.files import Source
 from esm2kit.tasks.pair_files import ProteinPair, find_pair_columns, read_fasta_pairs, read_table_pairs
 from esm2kit.tasks.tables import read_table
 
 
-def read_new_pairs(config: PredictConfig, model: Predictor) -> tuple[list[ProteinPair], dict[str, Path]] | None:
+def read_new_pairs(
+    config: PredictConfig, model: Predictor, files: list[Path]
+) -> tuple[list[ProteinPair], dict[str, Path]] | None:
     """Read the pairs to predict.
 
     Args:
-        config: fasta and pairs.
+        config: pairs.
         model: The model.
+        files: Files of fasta, with copies of pipes.
 
     Returns:
         (id, sequence) of both proteins of each pair, and the files; None for a model of single proteins.
@@ -34,7 +37,13 @@ def read_new_pairs(config: PredictConfig, model: Predictor) -> tuple[list[Protei
                 path=config.pairs,
             )
         return None
-    path = Path(config.pairs) if config.pairs is not None else find_fasta_files(config.fasta)[0]
+    if config.pairs is not None and is_pipe(config.pairs):
+        raise InputError(
+            f"pairs '{config.pairs}' is a pipe, but a table is read several times. Save it to a file.",
+            code="labels.pipe",
+            path=config.pairs,
+        )
+    path = Path(config.pairs) if config.pairs is not None else files[0]
     if config.pairs is None and not Source(path).is_table:
         found = read_fasta_pairs(Source(path))
         if not found:
@@ -44,7 +53,7 @@ def read_new_pairs(config: PredictConfig, model: Predictor) -> tuple[list[Protei
     places = find_pair_columns(table.columns)
     if places is None or (places.sequences is None and config.pairs is None):
         _raise_no_pairs(path)
-    pairs, files = read_table_pairs(table, places, None if config.pairs is None else config.fasta)
+    pairs, files = read_table_pairs(table, places, None if config.pairs is None else files)
     if None in pairs:
         row = pairs.index(None)
         cells = [table.rows[row][place] for place in places.ids]

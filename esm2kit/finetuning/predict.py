@@ -91,7 +91,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         model.encoder.batch_tokens = config.batch_tokens
     copied = copy_pipes(files, out.parent, f"{out.stem}_input.fasta", process.world_size)
     with copied as files, stop_with_peers(), _close(model):
-        pairs = read_new_pairs(config, model)
+        pairs = read_new_pairs(config, model, files)
         if pairs is None:
             run_on_rank_0(process, lambda: _check_records(files))
         result = None if process.rank else _predict_files(config, model, files, process, pairs)

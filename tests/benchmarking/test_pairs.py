@@ -2,6 +2,8 @@
 
 import csv
 import itertools
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +244,23 @@ def test_a_pair_is_predicted_equally_in_both_orders(folder):
         predict(PredictConfig(folder / "orders", folder / "my.fasta", folder / "x.tsv", pairs=folder / "absent.csv"))
     with refused("predict.no-pairs"):
         predict(PredictConfig(folder / "orders", folder / "my.fasta", folder / "x.tsv", device="cpu"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pairs_are_read_from_a_pipe(folder, tmp_path):
+    """The FASTA of a pipe is read once, and a table of pairs, which is read several times, is refused."""
+    run(folder, "piped", task=str(folder / "pairs.csv"), baselines=[])
+    proteins = draw_proteins()
+    lines = [f">{a} INTERACTOR={b} SEQINTERACTOR={proteins[b][0]}\n{proteins[a][0]}\n" for a, b, _ in draw_pairs(proteins, 9)]
+    (tmp_path / "pairs.fasta").write_text("".join(lines))
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=(tmp_path / "pipe").write_text, args=("".join(lines),), daemon=True).start()
+    for name in ("pairs.fasta", "pipe"):
+        predict(PredictConfig(folder / "piped", tmp_path / name, tmp_path / f"{name}.tsv", device="cpu"))
+    assert read_rows(tmp_path / "pipe.tsv") == read_rows(tmp_path / "pairs.fasta.tsv")
+    assert len(read_rows(tmp_path / "pipe.tsv")) == 9
+    with refused("labels.pipe"):
+        predict(PredictConfig(folder / "piped", folder / "my.fasta", tmp_path / "x.tsv", pairs=tmp_path / "pipe"))
 
 
 def test_predictions_of_the_test_pairs_are_those_of_the_report(folder):
