@@ -299,8 +299,16 @@ def read_task_column(data: TaskData, source: Path, name: str, id: str | None = N
         (P,) texts.
 
     Raises:
-        InputError: there is no such column, a protein has no entry, or it has two different ones.
+        InputError: the file is a zip archive, there is no such column, a protein has no entry, or it has two
+            different ones.
     """
+    if source.suffix.lower() == ".zip":
+        raise InputError(
+            f"{source} is a zip archive, from which the column {name!r} is not read. Unzip it, and pass the table.",
+            code="folds.zipped",
+            column=name,
+            path=source,
+        )
     if str(source).lower().endswith(FASTA_ENDINGS):
         entries = _read_fields(data, Source(source), name)
     else:
@@ -332,10 +340,20 @@ def read_task_column(data: TaskData, source: Path, name: str, id: str | None = N
 def _read_fields(data: TaskData, source: Source, name: str) -> list[set[str]]:
     """Read a field of the headers of a FASTA: its entries for each protein."""
     entries: dict[str, set[str]] = {}
+    fields: dict[str, None] = {}
     for header, _ in read_records(source):
         row_id, attributes = parse_attributes(header, source)
+        fields |= dict.fromkeys(attributes)
         if attributes.get(name.upper()):
             entries.setdefault(row_id, set()).add(attributes[name.upper()])
+    if name.upper() not in fields:
+        raise InputError(
+            f"{source}: no header has the field {name.upper()}=; the fields are {', '.join(fields) or 'none'}. Write "
+            "the names of fields in capital letters, or choose another one.",
+            code="folds.no-field",
+            field=name.upper(),
+            path=source.path,
+        )
     return [entries.get(protein, set()) for protein in data.ids]
 
 

@@ -251,7 +251,9 @@ def test_pairs_are_read_from_a_pipe(folder, tmp_path):
     """The FASTA of a pipe is read once, and a table of pairs, which is read several times, is refused."""
     run(folder, "piped", task=str(folder / "pairs.csv"), baselines=[])
     proteins = draw_proteins()
-    lines = [f">{a} INTERACTOR={b} SEQINTERACTOR={proteins[b][0]}\n{proteins[a][0]}\n" for a, b, _ in draw_pairs(proteins, 9)]
+    lines = [
+        f">{a} INTERACTOR={b} SEQINTERACTOR={proteins[b][0]}\n{proteins[a][0]}\n" for a, b, _ in draw_pairs(proteins, 9)
+    ]
     (tmp_path / "pairs.fasta").write_text("".join(lines))
     os.mkfifo(tmp_path / "pipe")
     threading.Thread(target=(tmp_path / "pipe").write_text, args=("".join(lines),), daemon=True).start()

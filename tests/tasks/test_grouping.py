@@ -1,6 +1,7 @@
 """Groups and folds of tasks: clusters and columns, no group in two folds, validation sets within the other folds."""
 
 import itertools
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -198,6 +199,18 @@ def test_fields_of_headers(tmp_path):
     fasta.write_text("".join(records))
     data = load_task(str(fasta), pooled=True)
     assert plan_folds(data, "fold", source=fasta).fold_RP[0].tolist() == [0, 1, 2, 0, 1, 2]
+    fasta.write_text("".join(records).replace("FOLD=", "Fold="))
+    with refused("folds.no-field", field="FOLD") as caught:
+        plan_folds(data, "Fold", source=fasta)
+    assert "the fields are TARGET. Write the names of fields in capital letters" in str(caught.value)
+
+
+def test_columns_are_not_read_from_a_zip_archive(tmp_path):
+    rows = "".join(f"{sequence},{n}.5,{n % 3}\n" for n, sequence in enumerate(draw_families(5, 6, 1)[0]))
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("mine.csv", f"sequence,target,fold\n{rows}")
+    with refused("folds.zipped", column="fold", path=tmp_path / "mine.zip"):
+        plan_folds(load_task(str(tmp_path), pooled=True), "fold")
 
 
 def test_a_class_in_one_group_cannot_be_tested():
