@@ -401,6 +401,8 @@ def benchmark_task(
     ) -> None:
         inputs = {"data": data.sha256, "row": name, "settings": settings, "key": key}
         inputs |= {"folds": folds.fingerprint} if folds else {}
+        # each fold has chosen its own candidate; the other inputs are those of the one that most folds chose
+        inputs |= {"candidates": folds.candidate_keys} if folds and folds.swept and kind == "probe" else {}
         path = Path(config.out_dir) / PROBES / name_probe_file(name)
 
         def save(digest: str, fitted: Fitted) -> None:
@@ -519,11 +521,13 @@ def _build_notes(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig, mo
     """Return what a reader of the scores must know, as sentences."""
     frozen = {model.name: model.scores for model in models if model.kind != "finetuned"}
     finetuned = {model.name: model.scores for model in models if model.kind == "finetuned"}
-    notes = [*data.notes, *build_interval_notes(frozen)]
+    resampled = "test proteins" if data.pairs is None else "test pairs"
+    resampled = resampled if config.folds is None else "groups of proteins"
+    notes = [*data.notes, *build_interval_notes(frozen, resampled)]
     if config.untrained and config.model is None:
         notes.append(
             "No untrained model was probed: set model to the model that computed the embeddings to add this comparison."
         )
     if len(config.seeds) > 1 and probe.probe in HEADS:
         notes.append("Seeds differ in initial weights and dropout. All seeds share one batch order.")
-    return notes + build_interval_notes(finetuned)
+    return notes + build_interval_notes(finetuned, resampled)

@@ -53,6 +53,7 @@ class CrossValidation:
         tasks: The task of each fold, repeat by repeat, with the sets of the fold.
         swept: Predictions of the probes of the chosen layers and poolings, if there is a choice.
         candidates: Descriptions of the layers and poolings that can be chosen.
+        candidate_keys: Everything that determines the predictions of each of them, as JSON-compatible data.
     """
 
     data: TaskData
@@ -60,6 +61,7 @@ class CrossValidation:
     tasks: tuple[TaskData, ...]
     swept: Fitted | None = None
     candidates: tuple[str, ...] = ()
+    candidate_keys: tuple[Any, ...] = ()
 
     @classmethod
     def from_plan(cls, data: TaskData, plan: FoldPlan, seed: int = 0) -> "CrossValidation":
@@ -246,9 +248,12 @@ class CrossValidation:
                 )
             chosen_F.append(int(np.nanargmax(values)))
         merged = self.merge([fits[index][number] for number, index in enumerate(chosen_F)])
-        return replace(
-            self, swept=merged._replace(selected=merged.selected | {"candidate": chosen_F}), candidates=places
+        swept = merged._replace(selected=merged.selected | {"candidate": chosen_F})
+        keys = tuple(
+            {"place": place, "settings": asdict(candidate.probe), "key": read_file_key(candidate.source.path)}
+            for place, candidate in zip(places, candidates, strict=True)
         )
+        return replace(self, swept=swept, candidates=places, candidate_keys=keys)
 
     def _fit_candidate(
         self, candidate: Candidate, place: str, seeds: tuple[int, ...], device: str, rows: Path | None

@@ -320,12 +320,12 @@ def _choose(candidates: Sequence[Candidate], scores: Sequence[dict[str, Score]],
             SweepPoint(candidate.layer, candidate.pooling, candidate.probe.probe, value, low, high, is_distinct)
         )
     num_proteins = scores[index][metric].num_proteins
-    return Choice(
-        index, LayerSweep(metric, num_proteins, points, index, _describe(points, index, metric, num_proteins))
-    )
+    noun = "proteins" if data.pairs is None else "pairs"
+    sentence = _describe(points, index, metric, num_proteins, noun)
+    return Choice(index, LayerSweep(metric, num_proteins, points, index, sentence))
 
 
-def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_proteins: int) -> str:
+def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_proteins: int, noun: str) -> str:
     """Describe a choice in one sentence, with what cannot be distinguished from it."""
     best = points[index]
     value, low, high = (format_value(metric, end, best.value) for end in (best.value, best.low, best.high))
@@ -341,5 +341,5 @@ def _describe(points: Sequence[SweepPoint], index: int, metric: str, num_protein
     chosen = describe_place(best.layer, best.pooling if poolings > 1 else "none").capitalize()
     return (
         f"{chosen} was chosen on validation among {among} ({metric_name(metric)} {value}{between}, {num_proteins:,} "
-        f"proteins). {rest}."
+        f"{noun}). {rest}."
     )

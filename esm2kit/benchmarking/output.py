@@ -87,7 +87,9 @@ def _report_key(report: Report) -> Any:
     """Return everything that determines the scores of a report."""
     hashes = {name: item["sha256"] for name, item in report.provenance["inputs"].items() if name != "embeddings"}
     embeddings, rows = report.model.embeddings.get("fingerprint"), [row.name for row in report.rows]
-    return to_json([report.task, report.settings, hashes, report.model.name, embeddings, rows])
+    swept = [] if report.layer_sweep is None else [(each.layer, each.pooling) for each in report.layer_sweep.points]
+    chosen = [] if report.folds is None else [fold.selected for fold in report.folds.folds]
+    return to_json([report.task, report.settings, hashes, report.model.name, embeddings, rows, swept, chosen])
 
 
 def read_file_key(path: Path) -> list[Any]:

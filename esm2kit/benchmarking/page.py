@@ -362,10 +362,13 @@ def _format_lead(report: Report, truth: np.ndarray, predicted: np.ndarray) -> st
     others |= {f"the best baseline ({display_name(best.name)})": best} if best else {}
     scores = [f"{format_value(task.metric, report.headline(row).value)} for {name}" for name, row in others.items()]
     listed = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]]))
+    measured = TargetScale.from_values(truth).spread if task.target == "value" else 0.0
+    if score.value is None:
+        reason = ", because all measured values are equal" if task.target == "value" and not measured else ""
+        return f"{_name_score(report)} of the {describe_row(first)} is undefined{reason}."
     lead = f"{_name_score(report)} of the {describe_row(first)}: {format_value(task.metric, score.value)}{unit}"
     lead += f"{'' if score.low is None else between}{listed and ', compared with '}{listed}."
-    measured = TargetScale.from_values(truth).spread if task.target == "value" and not task.columns else 0.0
-    if measured:
+    if measured and not task.columns:
         spread = f"{TargetScale.from_values(predicted).spread / measured:.0%} of that of the measured values"
         lead += f" The standard deviation of the predictions{' (first seed)' if first.seeds else ''} is {spread}."
     return lead

@@ -181,11 +181,12 @@ def format_score(metric: str, score: Score) -> str:
     return f"{metric} {format_value(metric, value)}" + (between if math.isfinite(low) else "")
 
 
-def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]:
+def build_interval_notes(scores: Mapping[str, Mapping[str, Score]], resampled: str = "test proteins") -> list[str]:
     """Return a note on metrics that are equal in all bootstrap replicates.
 
     Args:
         scores: Model -> metric -> score.
+        resampled: What the bootstrap resamples.
 
     Returns:
         One sentence, or an empty list if the accuracy of every model varies.
@@ -195,7 +196,7 @@ def build_interval_notes(scores: Mapping[str, Mapping[str, Score]]) -> list[str]
         return []
     num_proteins = scores[alike[0]]["accuracy"].num_proteins
     return [
-        f"Every bootstrap replicate of the {num_proteins} test proteins gives the same accuracy ({'; '.join(alike)}). "
+        f"Every bootstrap replicate of the {num_proteins} {resampled} gives the same accuracy ({'; '.join(alike)}). "
         "Its interval comes from the rule of three. Other metrics that do not vary have no interval."
     ]
 

@@ -51,7 +51,8 @@ def build_sweep_sections(report: Report) -> list[dict[str, Any]]:
         f"layer {point.layer}{f', {point.pooling}' if several else ''} {format_value(sweep.metric, point.value)}"
         for point in sweep.points
     )
-    caption = f"{metric_name(sweep.metric)} on the validation proteins by layer"
+    noun = "pairs" if report.task.pair_features else "proteins"
+    caption = f"{metric_name(sweep.metric)} on the validation {noun} by layer"
     caption += ", one line per pooling." if several else "."
     caption += " Bars: 95% confidence intervals. Circle: the chosen one. Diamond: its test score, the only one that "
     caption += "was computed."
@@ -63,10 +64,10 @@ def build_sweep_sections(report: Report) -> list[dict[str, Any]]:
             "figures": [build_figure(lambda: plot_sweep(report), alt, caption)],
         }
     ]
-    return [*sections, {"title": "Validation scores by layer", "table": _build_table(sweep)}]
+    return [*sections, {"title": "Validation scores by layer", "table": _build_table(sweep, noun)}]
 
 
-def _build_table(sweep: LayerSweep) -> dict[str, Any]:
+def _build_table(sweep: LayerSweep, noun: str) -> dict[str, Any]:
     """Build a table with a row per layer and a column per pooling."""
     names = _name_poolings(sweep)
     cells: dict[int, dict[str, dict[str, Any]]] = {}
@@ -86,9 +87,7 @@ def _build_table(sweep: LayerSweep) -> dict[str, Any]:
         }
         for layer, found in cells.items()
     ]
-    caption = (
-        f"{metric_name(sweep.metric)} on {sweep.proteins:,} validation proteins. Brackets: 95% confidence interval."
-    )
+    caption = f"{metric_name(sweep.metric)} on {sweep.proteins:,} validation {noun}. Brackets: 95% confidence interval."
     caption += " ≈: not distinguishable from the chosen one by the interval of the paired difference."
     return {"headers": build_headers(["layer", *names.values()], 0), "rows": rows, "caption": caption}
 

@@ -52,9 +52,11 @@ def get_shown_uncertainty(report: Report) -> Mapping[str, Any]:
 
 
 def name_targets(report: Report) -> str:
-    """Return what a bin of the reliability diagram counts: proteins, residues or binary labels."""
+    """Return what a bin of the reliability diagram counts: proteins, pairs, residues or binary labels."""
     if report.task.num_bits or report.task.is_multilabel:
         return LABELS
+    if report.task.pair_features:
+        return "pairs"
     return "residues" if report.task.level == "residue" else "proteins"
 
 

@@ -90,8 +90,7 @@ def evaluate(
     shown = "r2" if value else task.metric
     numbers = [_format_score(shown, first.scores[shown])]
     if value:
-        spread = compare_spreads(first.fitted.test_SM, truth_M)
-        numbers.append(f"predictions spread {spread:.0%} as wide as the measured values")
+        numbers = _describe_spreads(numbers[0], first.fitted.test_SM, truth_M, task.columns)
     groups: dict[str, list[str]] = {"better": [], "same": [], "worse": []}
     compared = "rmse" if value else task.metric
     constant_name = "the most frequent state of each label" if task.is_multilabel else "the majority class"
@@ -129,8 +128,28 @@ def _compare(metric: str, ours: Mapping[str, Score], theirs: Mapping[str, Score]
 
 def _format_score(metric: str, score: Score) -> str:
     value, low, high = score.interval
+    if not np.isfinite(value):
+        return f"{metric_name(metric)} is undefined"
     between = f" [{format_value(metric, low, value)}, {format_value(metric, high, value)}]" if np.isfinite(low) else ""
     return f"{metric_name(metric)} {format_value(metric, value)}{between}"
+
+
+def _describe_spreads(
+    score: str, predicted_SM: np.ndarray, truth_M: np.ndarray, columns: Sequence[str]
+) -> list[str]:
+    """Describe the score and the spread of predictions; equal measured values have neither."""
+    equal = [bool(np.nanmin(column_M) == np.nanmax(column_M)) for column_M in np.atleast_2d(truth_M.T)]
+    if not any(equal):
+        return [score, f"predictions spread {compare_spreads(predicted_SM, truth_M):.0%} as wide as the measured values"]
+    if all(equal):
+        return ["all measured values are equal" + (" within each target" if columns else ""), score]
+    names = ", ".join(repr(name) for name, is_equal in zip(columns, equal, strict=True) if is_equal)
+    spread = compare_spreads(predicted_SM, truth_M)
+    return [
+        f"all measured values of {names} are equal",
+        score,
+        f"predictions of the other targets spread {spread:.0%} as wide as their measured values",
+    ]
 
 
 def _write_sentence(groups: Mapping[str, Sequence[str]], numbers: Sequence[str]) -> str:
@@ -149,7 +168,8 @@ def _write_sentence(groups: Mapping[str, Sequence[str]], numbers: Sequence[str])
 def compare_spreads(predicted_SM: np.ndarray, truth_M: np.ndarray) -> float:
     """Return the standard deviation of predictions as a share of that of the measured values, the mean over seeds.
 
-    Of several targets, it is the mean over the targets, each from the proteins with a value.
+    It is nan if all measured values are equal. Of several targets, it is the mean over those whose measured values
+    differ, each from the proteins with a value.
     """
     if truth_M.ndim == 2:
         known_CM = np.isfinite(truth_M).T
@@ -157,10 +177,10 @@ def compare_spreads(predicted_SM: np.ndarray, truth_M: np.ndarray) -> float:
             compare_spreads(predicted_SM[:, known, column], truth_M[known, column])
             for column, known in enumerate(known_CM)
         ]
-        return float(np.mean(shares))
+        return float(np.mean([share for share in shares if np.isfinite(share)] or np.nan))
     measured = TargetScale.from_values(truth_M).spread
     spreads = [TargetScale.from_values(predicted_M).spread for predicted_M in predicted_SM]
-    return float(np.mean(spreads)) / measured if measured else 1.0
+    return float(np.mean(spreads)) / measured if measured else float("nan")
 
 
 def _list_warnings(data: TaskData, first: ScoredModel, constant: Mapping[str, Score]) -> list[str]:

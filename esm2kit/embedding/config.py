@@ -175,7 +175,8 @@ class MapConfig:
             has their sequences, as FLIP, ProteinGym and others publish them, coloured by its targets.
         model: Official name or its short form (8M, 35M, 150M, 650M, 3B, 15B), hub repository, fair-esm .pt, Hugging
             Face folder, esm2kit checkpoint, or distributed checkpoint.
-        labels: Table of measurements or classes per protein: CSV, TSV or Excel (.xlsx).
+        labels: Table of measurements or classes per protein: CSV, TSV or Excel (.xlsx), or a folder with a table per
+            set.
         id: Column of labels with the ids of the FASTA file. Default: the column that names most of the proteins.
         colour_by: Column of labels, field of the FASTA headers (such as OS), or residues for the length. Default: the
             first that groups or measures the proteins.

@@ -1,6 +1,7 @@
 """`esm2kit neighbours`: the nearest reference proteins by cosine, their labels, and what simpler methods find."""
 
 import csv
+import hashlib
 import logging
 import os
 import shutil
@@ -46,6 +47,7 @@ from esm2kit.sequences.homologs import (
 from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.pipes import copy_pipes
 from esm2kit.tasks.columns import read_columns
+from esm2kit.tasks.kinds import find_set_files
 
 logger = logging.getLogger(__name__)
 REMEDY = "run `esm2kit neighbours` again with --restart true"
@@ -297,7 +299,10 @@ class Search:
 
 
 def sha256_labels(path: Path) -> str:
-    """Compute the digest of a table, of which a sheet may be chosen as in `file.xlsx:Sheet`."""
+    """Compute the digest of a table, of which a sheet may be chosen as in `file.xlsx:Sheet`, or of a folder of them."""
+    if path.is_dir():
+        files = [file for files in find_set_files(path).values() for file in files]
+        return hashlib.sha256("\n".join(f"{file.name} {sha256_file(file)}" for file in files).encode()).hexdigest()
     if path.exists():
         return sha256_file(path)
     file, _, sheet = str(path).rpartition(":")

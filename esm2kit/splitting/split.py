@@ -43,6 +43,7 @@ PAGE, REPORT = "leakage.html", "leakage.json"
 SCHEMA = "esm2kit.leakage/1"
 REMEDY = "run `esm2kit split` again with --restart true"
 MAX_CELLS = 20_000_000_000  # of the alignments between sets; 100 million need about a second
+MAX_NAMED = 5  # folds; of more, the smallest and the largest number of proteins are given
 RELATED = 0.05  # further than this share of the proteins, a set is not as large as requested
 
 
@@ -268,9 +269,6 @@ def _build_report(
 def _describe_result(report: Mapping[str, Any], config: SplitConfig) -> str:
     """Describe the sizes and the leakage in one or two sentences."""
     word = "fold" if report["is_folds"] else "set"
-    sizes = ", ".join(
-        f"{'fold ' if report['is_folds'] else ''}{each['name']} {each['proteins']:,}" for each in report["sets"]
-    )
     similar, total = (report["nearest_summary"]["split"][name] for name in ("similar", "held_out"))
     random = report["nearest_summary"]["random"]
     where = f"a protein of another {word}" if report["is_folds"] else "a training protein"
@@ -278,10 +276,21 @@ def _describe_result(report: Mapping[str, Any], config: SplitConfig) -> str:
     have = f"{similar:,} of {total:,} held-out proteins {'has' if similar == 1 else 'have'}"
     if not similar:
         have = f"no held-out protein of {total:,} has"
-    text = (
-        f"{sizes}: {have} {where} with an identity of {config.identity:.0%} or more; in a random split {share} have one"
-    )
-    return text[0].upper() + text[1:] + "."
+    similar = f"{have} {where} with an identity of {config.identity:.0%} or more; in a random split {share} have one."
+    return f"{_describe_sizes(report)}: {similar}"
+
+
+def _describe_sizes(report: Mapping[str, Any]) -> str:
+    """Describe the numbers of proteins, such as `Train has 80 proteins, validation 10 and test 10`."""
+    sizes = [each["proteins"] for each in report["sets"]]
+    if report["is_folds"] and len(sizes) > MAX_NAMED:
+        between = "" if min(sizes) == max(sizes) else f"{min(sizes):,} to "
+        return f"Each of {len(sizes)} folds has {between}{format_count(max(sizes), 'protein')}"
+    names = [f"{'fold ' if report['is_folds'] else ''}{each['name']}" for each in report["sets"]]
+    first = f"{names[0]} has {format_count(sizes[0], 'protein')}"
+    rest = [f"{name} {size:,}" for name, size in zip(names[1:], sizes[1:], strict=True)]
+    text = " and ".join(filter(None, [", ".join([first, *rest[:-1]]), *rest[-1:]]))
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _describe_method(report: Mapping[str, Any], strata: Strata, proteins: Proteins, config: SplitConfig) -> list[str]:
@@ -333,8 +342,9 @@ def _find_warnings(report: Mapping[str, Any], config: SplitConfig) -> list[str]:
     for each in report["sets"]:
         wanted = quotas[each["name"]] / total if shares else 1 / len(report["sets"])
         if abs(each["share"] - wanted) > max(RELATED, 0.3 * wanted):
+            name = f"fold {each['name']}" if report["is_folds"] else each["name"]
             warnings.append(
-                f"{each['name']} has {each['share']:.0%} of the proteins instead of {wanted:.0%}, because similar "
+                f"{name[0].upper()}{name[1:]} has {each['share']:.0%} of the proteins instead of {wanted:.0%}, because similar "
                 "proteins are not separated. A higher identity makes smaller groups."
             )
     return warnings

@@ -10,7 +10,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.files import Source, check_sequence
-from esm2kit.tasks.kinds import describe_kind, peek_kind
+from esm2kit.tasks.kinds import describe_kind, peek_kind, read_table_or_sets
 from esm2kit.tasks.matching import Matches, RecordMatcher
 from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
 from esm2kit.tasks.wild_types import add_sequences
@@ -22,7 +22,7 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
     """Read the columns of a table, in the order of the proteins.
 
     Args:
-        path: CSV, TSV or Excel, see `read_table`; empty for no table.
+        path: CSV, TSV or Excel, see `read_table`, or a folder with a table per set; empty for no table.
         records: the proteins.
         id: column of the ids. None is the one that names most of the proteins, as for `--labels` of the stages.
 
@@ -34,7 +34,7 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
     """
     if not str(path):
         return {}
-    table, matcher = read_table(Path(expand_path(path))), RecordMatcher(list(records))
+    table, matcher = read_table_or_sets(Path(expand_path(path))), RecordMatcher(list(records))
     matches = [matcher.match(table.cells(place)) for place in range(len(table.columns))]
     ids = max(range(len(matches)), key=lambda place: _count(matches[place])) if id is None else table.find_column(id)
     if not _count(matches[ids]):

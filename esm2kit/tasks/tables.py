@@ -32,6 +32,15 @@ TEXT_FORMULA = re.compile(r'="(.*)"')
 SHEET = re.compile(r"(.+\.xls[xm]):(.+)", re.IGNORECASE)
 # Digits in groups of three, separated by blanks or apostrophes.
 GROUPS = re.compile(r"([+-]?\d{1,3})((?:[ ’']\d{3})+)([.,]\d+)?")
+# A text that is a unit, alone or in a product: °C, mg/ml, kcal mol-1, (%), a.u.
+_ATOM = r"(?:[pnuµμmckMG]?(?:g|l|L|m|M|mol|s|K|J|cal|Da|U|IU|V|A|W|Hz|Pa|bar)|min|h|hrs?|hours?|days?|sec|seconds?|%|‰"
+_ATOM += r"|[°º] ?[CFK]|℃|deg(?:rees)?|degC|Å|ppm|ppb|a\.?u\.?|arb\. ?units?|OD\d*|RFU|RLU|cpm|cps|fold|counts?|units?|pH"
+_ATOM += r"|log(?:2|10)?|ln|1)(?:(?:\^|\*\*)?[-−+]?\d+|[⁻⁺]?[⁰¹²³⁴-⁹]+)?"
+UNIT_TEXT = re.compile(rf"[(\[]?(?:{_ATOM})(?: ?[/·⋅*×] ?(?:{_ATOM})| (?:{_ATOM}))*[)\]]?")
+# What cells of names and sequences have in a row of units, in lower case.
+UNIT_LABELS = {"unit", "units", "[unit]", "[units]", "(unit)", "(units)", "einheit", "unité"}
+PEEKED_ROWS = 1000  # that decide which columns have numbers
+LONGEST_LABEL = 20  # letters of such a cell; a protein has more
 MAX_BYTES = 1 << 28
 PARQUET_START = b"PAR1"
 ROWS_PER_BATCH = 1 << 14
@@ -411,8 +420,49 @@ def _find_header(lines: list[list[str]], path: Path) -> tuple[list[str], list[li
                 expected=width,
                 path=path,
             )
+    rows = [[*row[:width], *[""] * (width - len(row))] for row in rows]
+    _check_units_row(rows, path, starts[0] + 2)
     columns = [name or f"column {number}" for number, name in enumerate(header, 1)]
-    return columns, [[*row[:width], *[""] * (width - len(row))] for row in rows]
+    return columns, rows
+
+
+
+def _check_units_row(rows: list[list[str]], path: Path, number: int) -> None:
+    """Raise InputError if the first row below the column names has the units of the columns.
+
+    None of its cells is a number, although others in their columns are. Its other cells are empty, or all texts in the
+    columns of numbers are units and no other cell may be a protein.
+
+    Args:
+        rows: cells of the rows.
+        path: of the file, for the message.
+        number: of the first row in the file.
+
+    Raises:
+        InputError: the first row is one of units.
+    """
+    first, others = rows[0], rows[1:PEEKED_ROWS]
+    if any(is_numeric([cell]) for cell in first):
+        return
+    numeric = [is_numeric([row[place] for row in others]) for place in range(len(first))]
+    empty = list_missing(first, True)
+    values = [cell for cell, is_value in zip(first, numeric, strict=True) if is_value and cell.lower() not in empty]
+    texts = [cell for cell, is_value in zip(first, numeric, strict=True) if not is_value and cell.lower() not in empty]
+    if not values:
+        return
+    is_named = any(cell.lower() not in UNIT_LABELS for cell in texts)
+    are_units = all(UNIT_TEXT.fullmatch(cell) for cell in values)
+    if is_named and not (are_units and all(len(cell) < LONGEST_LABEL for cell in texts)):
+        return
+    shown = ", ".join(map(repr, dict.fromkeys(values[:3])))
+    raise InputError(
+        f"{path}: row {number} has units or comments ({shown}) instead of values. Write the units into the names of "
+        "the columns, such as 'Tm (°C)', and remove the row.",
+        code="table.units-row",
+        row=number,
+        found=tuple(values),
+        path=path,
+    )
 
 
 def _clean_cell(cell: str) -> str:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from support.errors import refused
 from support.finetune_fixtures import write_tiny_model
 
-from esm2kit.benchmarking import cross_validation
+from esm2kit.benchmarking import cross_validation, layer_sweep
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import check_report, compare
 from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
@@ -156,6 +156,42 @@ def test_layers_are_chosen_in_each_fold(folder, tmp_path):
     assert found.first.selected["candidate"] == [int(text[6]) for text in chosen]
     assert "chosen on validation" in found.html.read_text(encoding="utf-8")
     assert "layer 0, mean" in found.html.read_text(encoding="utf-8")
+
+
+def test_other_candidates_are_chosen_again(folder, monkeypatch, tmp_path):
+    """A row is computed again for other candidates or another order, also if the folder of the vectors is the same."""
+    original = layer_sweep.embed_task
+
+    def embed_every_layer(data, model, layers, poolings, out_dir, *rest):
+        files = original(data, model, [0, 1, 2], poolings, out_dir, *rest)
+        return {place: path for place, path in files.items() if place[0] in layers}
+
+    monkeypatch.setattr(layer_sweep, "embed_task", embed_every_layer)
+    options = {"baselines": [], "untrained": False}
+    runs = [run(folder, tmp_path, repr_layer=layers, **options) for layers in ("0,1", "1,0", "1,2", "1,2")]
+    for report, layers in zip(runs, [(0, 1), (1, 0), (1, 2), (1, 2)], strict=True):
+        own = [f"layer {layers[place]}, mean" for place in report.first.selected["candidate"]]
+        assert [fold.selected for fold in report.folds.folds] == own
+    assert len({fold.selected for fold in runs[0].folds.folds}) == 2, "both are chosen, so that the order matters"
+    assert runs[2].first.metrics != runs[0].first.metrics
+    assert runs[3].first.seconds == runs[2].first.seconds, "the same candidates are not fitted again"
+    chosen = [[fold.selected for fold in report.folds.folds] for report in runs]
+    moved = sum(one != other for one, other in zip(chosen[:-1], chosen[1:], strict=True))
+    assert len(list(tmp_path.glob("earlier/*/report.json"))) == moved >= 1, "a report of other choices is kept"
+
+
+def test_a_note_on_equal_replicates_counts_groups(folder, tmp_path):
+    """Two kinds that composition separates: all 24 predictions are right, and 12 families are resampled."""
+    generator, lines = np.random.default_rng(1), ["id,sequence,family,kind"]
+    for number in range(24):
+        letters = "".join(generator.choice(LETTERS, 20)) + "WK"[number // 2 % 2] * 20
+        lines.append(f"p{number},{letters},f{number // 2},{'ab'[number // 2 % 2]}")
+    (tmp_path / "kinds.csv").write_text("\n".join(lines) + "\n")
+    options = {"labels": tmp_path / "kinds.csv", "target": "kind", "group_by": "family", "untrained": False}
+    report = run(folder, tmp_path / "out", baselines=["composition"], **options)
+    (note,) = (note for note in report.notes if note.startswith("Every bootstrap replicate"))
+    assert note.startswith("Every bootstrap replicate of the 12 groups of proteins gives the same accuracy (")
+    assert report.first.metrics["accuracy"].low == pytest.approx(0.05 ** (1 / 12))
 
 
 def test_reports_with_equal_groups_are_compared_in_pairs(folder, report, tmp_path):

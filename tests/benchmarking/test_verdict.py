@@ -1,6 +1,7 @@
 """The verdict compares with the mean of train, the frozen probe and the best baseline, and warns of collapse."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import Report
 from esm2kit.benchmarking.saved_probe import describe_labels
 from esm2kit.benchmarking.scores import ScoredModel, number_proteins, score_fitted
-from esm2kit.benchmarking.verdict import compare_spreads, evaluate, evaluate_new_predictions, score_constant
+from esm2kit.benchmarking.verdict import (
+    _describe_spreads,
+    compare_spreads,
+    evaluate,
+    evaluate_new_predictions,
+    score_constant,
+)
 from esm2kit.tasks.metrics import sample_counts
 
 
@@ -78,6 +85,24 @@ def test_collapsed_predictions_of_values_have_a_warning(values) -> None:
     ]
     assert constant.sentence.startswith("Predicts worse than the mean of train (R² -")
     assert compare_spreads(np.stack([flat, truth]), truth) == pytest.approx((0.02 + 1) / 2)
+
+
+def test_equal_measured_values_have_no_spread(values) -> None:
+    data, truth = values
+    rows = data.target_rows("test")
+    targets = data.targets.copy()
+    targets[rows] = 5.5
+    found = judge_predictions(replace(data, targets=targets), "probe", truth)
+    assert found.sentence.endswith("(all measured values are equal; R² is undefined).")
+    assert found.warnings == ()
+    assert np.isnan(compare_spreads(truth[None], targets[rows]))
+    both = np.stack([targets[rows], truth], axis=1)
+    assert compare_spreads(both[None] * 0.5, both) == pytest.approx(0.5), "the mean over targets whose values differ"
+    assert _describe_spreads("R² is undefined", both[None] * 0.5, both, ("a", "b")) == [
+        "all measured values of 'a' are equal",
+        "R² is undefined",
+        "predictions of the other targets spread 50% as wide as their measured values",
+    ]
 
 
 def test_predictions_worse_than_the_mean_of_train_always_have_a_warning(values) -> None:

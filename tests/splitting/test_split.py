@@ -87,6 +87,8 @@ def test_the_table_is_as_it_was_and_no_similar_pair_is_in_different_sets(inputs,
     assert "groups of at least 50% identity by shared 4-mers and alignments of" in caplog.text
     assert "not divided by labels" not in caplog.text
     assert made.verdict.endswith("% have one.")
+    train, validation, test = made.sizes.values()
+    assert made.verdict.startswith(f"Train has {train} proteins, validation {validation} and test {test}: no held-out ")
     page = made.page.read_text(encoding="utf-8")
     for text in (made.verdict, "by shared 4-mers", "All pairs of proteins of different sets were compared", "Tm (C)"):
         assert text in page
@@ -194,8 +196,21 @@ def test_folds_have_no_similar_pairs(inputs):
     folds = [row["fold"] for row in table]
     assert sorted(made.sizes) == ["1", "2", "3", "4"]
     assert max(made.sizes.values()) - min(made.sizes.values()) <= 4
+    first, second, third, fourth = made.sizes.values()
+    sizes = f"Fold 1 has {first} proteins, fold 2 {second}, fold 3 {third} and fold 4 {fourth}: no held-out protein of "
+    assert made.verdict.startswith(sizes)
     assert not find_leaks(rows, folds)
     assert find_leaks(rows, np.random.default_rng(0).permutation(folds))
+
+
+def test_many_folds_are_described_by_their_smallest_and_largest():
+    def describe(sizes):
+        sets = [{"name": str(number), "proteins": size} for number, size in enumerate(sizes, 1)]
+        return _describe_sizes({"is_folds": True, "sets": sets})
+
+    assert describe([1200, 1]) == "Fold 1 has 1,200 proteins and fold 2 1"
+    assert describe([20, 15, 16, 17, 18, 19]) == "Each of 6 folds has 15 to 20 proteins"
+    assert describe([7] * 10) == "Each of 10 folds has 7 proteins"
 
 
 def test_proteins_that_are_all_similar_are_refused_unless_the_split_is_random(tmp_path):

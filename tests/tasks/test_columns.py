@@ -8,6 +8,7 @@ import pytest
 from support.errors import refused
 
 from esm2kit.core.errors import InputError
+from esm2kit.embedding.neighbours import sha256_labels
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.columns import read_columns
 
@@ -64,3 +65,22 @@ def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
     (tmp_path / "damaged.xlsx").write_bytes(b"PK nothing")
     with pytest.raises(InputError, match=r"damaged\.xlsx"):
         read_columns(tmp_path / "damaged.xlsx", RECORDS)
+
+
+def test_a_folder_with_a_table_per_set(tmp_path):
+    for name, rows in (("train", "p0,1.5\np1,2.5"), ("valid", "p2,3.5"), ("test", "p3,4.5")):
+        (tmp_path / f"{name}.csv").write_text(f"id,Tm\n{rows}\n")
+    records = [Record(f"p{number}", f"p{number}", "MKV") for number in range(5)]
+    found = read_columns(tmp_path, records)
+    assert found == {
+        "Tm": ["1.5", "2.5", "3.5", "4.5", None],
+        "set": ["train", "train", "validation", "test", None],
+    }
+    before = sha256_labels(tmp_path)
+    assert before == sha256_labels(tmp_path)
+    (tmp_path / "test.csv").write_text("id,Tm\np3,4.6\n")
+    assert before != sha256_labels(tmp_path)
+    (tmp_path / "test.csv").unlink()
+    (tmp_path / "train.csv").unlink()
+    with refused("table.absent"):
+        read_columns(tmp_path, records)

@@ -7,8 +7,12 @@ from support.errors import refused
 
 from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.finetuning.config import FinetuneConfig
+from esm2kit.scoring.variants import read_variants
+from esm2kit.sequences.fasta import Record
+from esm2kit.tasks.columns import read_columns
 from esm2kit.tasks.data import load_labels, load_task, load_task_of
-from esm2kit.tasks.tables import format_column_name, split_unit
+from esm2kit.tasks.proteins import read_proteins
+from esm2kit.tasks.tables import format_column_name, read_table, split_unit
 
 SETS = ("train", "train", "val", "test")
 
@@ -97,3 +101,67 @@ def test_a_column_of_organisms_is_not_one_of_sequences(tmp_path):
     (tmp_path / "t.fasta").write_text("".join(f">p{n}\n{letters[n % 20 :]}MKV{letters[: n % 19]}\n" for n in range(40)))
     data = load_labels(tmp_path / "t.csv", tmp_path / "t.fasta")
     assert data.targets.tolist() == pytest.approx([number / 7 for number in range(40)], abs=1e-3)
+
+
+PROTEIN = "MKVLAAGGLLWWRRDDEEKKTTSSPP"
+
+
+@pytest.mark.parametrize(
+    ("columns", "units"),
+    [
+        (["id,Tm,activity", ",°C,U/mg"], ("°C", "U/mg")),
+        (["id,Tm,activity", "unit,degrees,"], ("degrees",)),
+        (["id,Tm,activity", "name,(°C),"], ("(°C)",)),
+        (["id,Tm,activity", "accession,K,kcal mol-1"], ("K", "kcal mol-1")),
+        (["id;Tm;activity", ";measured at pH 7;"], ("measured at pH 7",)),
+        (["id\tTm\tactivity", "-\t%\tµmol/min/mg"], ("%", "µmol/min/mg")),
+    ],
+)
+def test_a_row_of_units_is_refused(tmp_path, columns, units):
+    separator = next(letter for letter in ",;\t" if letter in columns[0])
+    rows = [separator.join([f"p{number}", f"{40 + number}", f"{number}"]) for number in range(5)]
+    path = tmp_path / "labels.tsv"
+    path.write_text("\n".join([*columns, *rows]) + "\n")
+    with refused("table.units-row", found=units, row=2):
+        read_table(path)
+    path.write_text("\n".join([columns[0], *rows]) + "\n")
+    assert read_table(path).cells(1) == ["40", "41", "42", "43", "44"]
+
+
+def test_a_row_of_units_is_refused_by_every_stage(tmp_path):
+    (tmp_path / "my.fasta").write_text("".join(f">p{number}\n{PROTEIN}{'A' * number}\n" for number in range(6)))
+    rows = [f"p{number},{PROTEIN}{'A' * number},{number}.5" for number in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,sequence,Tm", ",,°C", *rows]) + "\n")
+    records = [Record("p1", "p1", f"{PROTEIN}A")]
+    (tmp_path / "scores.csv").write_text("mutant,score\n,kcal/mol\nM1A,0.5\nK2A,1.5\n")
+    for read in (
+        lambda path: load_labels(path),
+        lambda path: read_columns(path, records),
+        lambda path: read_proteins(None, path),
+        lambda path: read_variants(path.with_name("scores.csv"), records),
+    ):
+        with refused("table.units-row"):
+            read(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        f"p0,{PROTEIN},too low,3",  # a protein with a comment: its own error names the protein
+        f"p0,{PROTEIN},n.d.,",
+        f"p0,{PROTEIN},°C,",
+        "p0,,unstable,n.d.",
+        ",,,",
+        ",,n.d.,-",
+    ],
+)
+def test_a_first_row_that_is_not_one_of_units(tmp_path, first):
+    rows = [f"p{number},{PROTEIN}{'A' * number},{number}.5,{number}" for number in range(1, 6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,sequence,Tm,count", first, *rows]) + "\n")
+    assert len(read_table(tmp_path / "labels.csv").rows) == (6 if any(first.split(",")) else 5)
+
+
+def test_classes_are_not_units(tmp_path):
+    rows = ["p0,K,fold", "p1,m,fold", "p2,K,other", "p3,m,other"]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,state,kind", *rows]) + "\n")
+    assert read_table(tmp_path / "labels.csv").cells(1) == ["K", "m", "K", "m"]
