@@ -134,13 +134,14 @@ def _format_score(metric: str, score: Score) -> str:
     return f"{metric_name(metric)} {format_value(metric, value)}{between}"
 
 
-def _describe_spreads(
-    score: str, predicted_SM: np.ndarray, truth_M: np.ndarray, columns: Sequence[str]
-) -> list[str]:
+def _describe_spreads(score: str, predicted_SM: np.ndarray, truth_M: np.ndarray, columns: Sequence[str]) -> list[str]:
     """Describe the score and the spread of predictions; equal measured values have neither."""
     equal = [bool(np.nanmin(column_M) == np.nanmax(column_M)) for column_M in np.atleast_2d(truth_M.T)]
     if not any(equal):
-        return [score, f"predictions spread {compare_spreads(predicted_SM, truth_M):.0%} as wide as the measured values"]
+        return [
+            score,
+            f"predictions spread {compare_spreads(predicted_SM, truth_M):.0%} as wide as the measured values",
+        ]
     if all(equal):
         return ["all measured values are equal" + (" within each target" if columns else ""), score]
     names = ", ".join(repr(name) for name, is_equal in zip(columns, equal, strict=True) if is_equal)

@@ -9,6 +9,8 @@ from esm2kit.core.files import check_output_folder
 from esm2kit.core.options import OptionGroups
 from esm2kit.core.paths import expand_paths
 
+FRACTIONS = "0.8,0.1,0.1"
+PAIR_FRACTIONS = "0.6,0.2,0.2"  # a share s of the proteins keeps s * s of all pairs
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm", ".csv.gz", ".tsv.gz")
 
 
@@ -25,13 +27,14 @@ class SplitConfig:
 
     Args:
         fasta: FASTA file (plain, .gz or .zst), several files, or a folder. Default: a column of labels holds the
-            sequences; such a table can also be passed here.
+            sequences; such a table can also be passed here. A table or FASTA of pairs of proteins is recognised.
         labels: Table of measurements or classes: CSV, TSV or Excel (file.xlsx:Sheet chooses a sheet). Its columns are
             copied to the result.
         out_dir: Folder for split.csv, leakage.html and leakage.json.
         identity: Least share of equal residues in the columns of an alignment of two similar proteins.
         coverage: Least share of the shorter protein that the alignment covers.
-        fractions: Shares of train, validation and test, such as 0.8,0.1,0.1; two numbers are train and test.
+        fractions: Shares of train, validation and test, such as 0.8,0.1,0.1; two numbers are train and test. Default:
+            0.8,0.1,0.1, and 0.6,0.2,0.2 of the proteins of pairs.
         folds: Number of folds for cross-validation, instead of fractions.
         method: How similar proteins are found. auto is mmseqs where MMseqs2 is installed and the proteins are not
             peptides, and kmers elsewhere. random keeps only equal sequences together.
@@ -50,7 +53,7 @@ class SplitConfig:
     out_dir: Path = Path("split")
     identity: float = 0.5
     coverage: float = 0.8
-    fractions: str = "0.8,0.1,0.1"
+    fractions: str | None = None
     folds: int | None = None
     method: Literal["auto", "mmseqs", "kmers", "random"] = "auto"
     target: str | None = None
@@ -94,7 +97,7 @@ class SplitConfig:
                 code="split.set-without-check",
                 set=self.set,
             )
-        if self.folds is not None and self.fractions != SplitConfig.fractions:
+        if self.folds is not None and self.fractions is not None:
             raise InputError(
                 f"folds {self.folds} and fractions {self.fractions} are given. Omit one of them.",
                 code="split.folds-and-fractions",
@@ -109,17 +112,18 @@ class SplitConfig:
         Raises:
             InputError: The fractions are not two or three numbers with a sum of 1.
         """
+        fractions = FRACTIONS if self.fractions is None else self.fractions
         try:
-            numbers = [float(part) for part in self.fractions.strip("[]() ").replace(" ", ",").split(",") if part]
+            numbers = [float(part) for part in fractions.strip("[]() ").replace(" ", ",").split(",") if part]
         except ValueError:
             numbers = []
         sound = len(numbers) in (2, 3) and all(number >= 0 for number in numbers) and abs(sum(numbers) - 1) < 1e-6
         if not sound or not numbers[0] or not any(numbers[1:]):
             raise InputError(
-                f"fractions '{self.fractions}' are not the shares of train, validation and test. Write two or three "
+                f"fractions '{fractions}' are not the shares of train, validation and test. Write two or three "
                 "numbers with the sum 1, such as 0.8,0.1,0.1 or 0.9,0.1.",
                 code="split.fractions",
-                found=self.fractions,
+                found=fractions,
             )
         names = ("train", "validation", "test") if len(numbers) == 3 else ("train", "test")
         return {name: number for name, number in zip(names, numbers, strict=True) if number}

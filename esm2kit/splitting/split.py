@@ -3,7 +3,8 @@
 import csv
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from esm2kit.pages import format_sentence
 from esm2kit.sequences.fasta import find_fasta_files
 from esm2kit.sequences.pipes import is_pipe
 from esm2kit.sequences.similarity import SetCheck, group_by_identity
-from esm2kit.splitting.config import SplitConfig
+from esm2kit.splitting.config import PAIR_FRACTIONS, SplitConfig
 from esm2kit.splitting.leakage import (
     MAX_MEASURED,
     MAX_RANDOM,
@@ -31,6 +32,7 @@ from esm2kit.splitting.leakage import (
     summarise_nearest,
 )
 from esm2kit.splitting.page import render_leakage_page
+from esm2kit.splitting.pairs import describe_pairs, find_pair_file, read_pair_table, write_pair_table
 from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.kinds import find_set_files
 from esm2kit.tasks.proteins import Proteins, Strata, choose_strata, read_divided_proteins, read_proteins
@@ -94,6 +96,8 @@ class Division(NamedTuple):
 def split_proteins(config: SplitConfig) -> ProteinSplit:
     """Divide proteins into sets or folds without similar proteins in different ones, or check sets that exist.
 
+    Of pairs of proteins, the proteins are divided, and the pairs whose proteins are in different sets are left out.
+
     Args:
         config: proteins, labels and settings.
 
@@ -107,12 +111,19 @@ def split_proteins(config: SplitConfig) -> ProteinSplit:
     out_dir = Path(config.out_dir)
     check_output_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    pair_file = find_pair_file(config)
+    if pair_file is not None and config.fractions is None:
+        config = dataclasses.replace(config, fractions=PAIR_FRACTIONS)
     inputs = _list_inputs(config)
     settings = _list_settings(config, inputs)
     with hold_lock(out_dir / ".split.lock", f"{out_dir}: another process writes a split there. Wait for it."):
         if (finished := _find_finished(out_dir, config, settings)) is not None:
             return finished
-        if config.check is not None:
+        pairs = None
+        if pair_file is not None:
+            pairs = read_pair_table(pair_file, None if pair_file == config.fasta else config.fasta)
+            proteins = pairs.proteins
+        elif config.check is not None:
             fasta = config.fasta
             proteins = read_divided_proteins(config.check, fasta, config.id, config.set)
         else:
@@ -120,12 +131,18 @@ def split_proteins(config: SplitConfig) -> ProteinSplit:
         for note in proteins.notes:
             logger.info("%s", note)
         strata = choose_strata(proteins, config.target)
+        strata = strata if pairs is None else strata._replace(note="the sets of pairs follow from their proteins")
         if config.check is None and not strata.column:
             logger.info("not divided by labels: %s", strata.note)
         divided = _take_sets(proteins, config) if config.check is not None else _divide(proteins, strata, config)
         logger.info("%s of %s", divided.method, format_count(len(proteins.ids), "protein"))
         report = _build_report(proteins, strata, divided, config, settings)
-        return _write(config, proteins, divided, report, build_provenance("split", config, inputs))
+        write_table = partial(_write_table, proteins=proteins, sets=divided.sets, is_folds=report["is_folds"])
+        if pairs is not None:
+            report["pairs"], sentence = describe_pairs(pairs, divided.sets)
+            report["summary"]["verdict"] += f" {sentence}"
+            write_table = partial(write_pair_table, pairs=pairs, sets=divided.sets)
+        return _write(config, report, write_table, build_provenance("split", config, inputs))
 
 
 def _list_inputs(config: SplitConfig) -> dict[str, Path | str]:
@@ -343,22 +360,23 @@ def _find_warnings(report: Mapping[str, Any], config: SplitConfig) -> list[str]:
         wanted = quotas[each["name"]] / total if shares else 1 / len(report["sets"])
         if abs(each["share"] - wanted) > max(RELATED, 0.3 * wanted):
             name = f"fold {each['name']}" if report["is_folds"] else each["name"]
+            start = f"{name[0].upper()}{name[1:]}"
             warnings.append(
-                f"{name[0].upper()}{name[1:]} has {each['share']:.0%} of the proteins instead of {wanted:.0%}, because similar "
+                f"{start} has {each['share']:.0%} of the proteins instead of {wanted:.0%}, because similar "
                 "proteins are not separated. A higher identity makes smaller groups."
             )
     return warnings
 
 
 def _write(
-    config: SplitConfig, proteins: Proteins, divided: Division, report: dict[str, Any], provenance: dict[str, Any]
+    config: SplitConfig, report: dict[str, Any], write_table: Callable[[Path], None], provenance: dict[str, Any]
 ) -> ProteinSplit:
     """Write the table, the page and the report."""
     out_dir = Path(config.out_dir)
     (out_dir / REPORT).unlink(missing_ok=True)  # it describes the files that are replaced
     made = []
     if config.check is None:
-        _write_table(out_dir / SPLIT_FILE, proteins, divided.sets, report["is_folds"])
+        write_table(out_dir / SPLIT_FILE)
         made.append(SPLIT_FILE)
     with atomic_path(out_dir / PAGE) as part:
         part.write_text(render_leakage_page(report), encoding="utf-8")

@@ -109,12 +109,12 @@ def has_pairs(path: Path, needs_sequences: bool) -> bool:
     """
     if path.is_dir():  # with a file per set
         path = next(iter(find_set_files(path).get("train", ())), path)
-    if not path.is_file() and not _is_workbook(path):
+    if not path.is_file() and not is_workbook(path):
         return False
     source = Source(path)
-    if source.is_table or not needs_sequences or _is_workbook(path):
+    if source.is_table or not needs_sequences or is_workbook(path):
         try:
-            table = read_table(path) if _is_workbook(path) else peek_table(path)
+            table = read_table(path) if is_workbook(path) else peek_table(path)
         except InputError:
             return False
         columns = table and find_pair_columns(table.columns)
@@ -126,7 +126,7 @@ def has_pairs(path: Path, needs_sequences: bool) -> bool:
     return any(key.upper() == "INTERACTOR" for key, _ in ATTRIBUTE.findall(header))
 
 
-def _is_workbook(path: Path) -> bool:
+def is_workbook(path: Path) -> bool:
     """Whether a path is of an Excel workbook, or of a sheet of one."""
     return WORKBOOK.search(path.name) is not None
 
@@ -154,7 +154,7 @@ def read_pairs(
         InputError: a column or a protein is not found, or a record is invalid.
     """
     set_files = find_set_files(path) if path.is_dir() else {}
-    if fasta is None and not set_files and not Source(path).is_table and not _is_workbook(path):
+    if fasta is None and not set_files and not Source(path).is_table and not is_workbook(path):
         return _read_pair_fasta(Source(path), target)
     table = read_set_files(set_files) if set_files else read_table(path)
     places = find_pair_columns(table.columns)

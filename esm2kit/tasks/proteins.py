@@ -84,7 +84,7 @@ def read_proteins(fasta: Path | list[Path] | None, labels: Path | None, id: str 
     if labels is None:
         return _read_headers(records, files)
     columns = read_columns(labels, records, id)
-    cells = {_rename(name): [value or "" for value in values] for name, values in columns.items()}
+    cells = {rename_column(name): [value or "" for value in values] for name, values in columns.items()}
     cells = {name: values for name, values in cells.items() if not _are_sequences(values, records)}
     proteins = Proteins([r.id for r in records], [r.sequence for r in records], cells, [*files, Path(labels)], [])
     rows = [row for row in range(len(records)) if any(values[row] for values in cells.values())]
@@ -98,7 +98,7 @@ def _are_sequences(cells: Sequence[str], records: Sequence[Record]) -> bool:
     return all(cell.upper() == record.sequence for cell, record in zip(cells, records, strict=True) if cell)
 
 
-def _rename(column: str) -> str:
+def rename_column(column: str) -> str:
     """Return another name for a column that readers of the new table would take for its sets, names or sequences.
 
     That of an earlier division, previous_set, becomes previous_previous_set, so that a table can be divided repeatedly.
@@ -140,7 +140,7 @@ def _read_table(table: Table, id: str | None) -> Proteins:
             continue
         cells = table.cells(table.find_column(column))  # refuses a name that several columns have
         cells = parse_numbers(cells, table, column)[0] if is_numeric(cells) else cells
-        columns[_rename(column)] = [cells[row] for row in rows]
+        columns[rename_column(column)] = [cells[row] for row in rows]
     notes = [f"{table.path.name}: read as {kind.name}: sequences from {kind.sequence}"] if known else []
     if len(rows) < len(table.rows):
         notes.append(f"left out without a sequence: {format_count(len(table.rows) - len(rows), 'row')}")
@@ -179,12 +179,12 @@ def read_divided_proteins(
     table = read_table_or_sets(path)
     column = table.columns[_find_sets(table, set)]
     proteins = _read_table(table, id) if fasta is None else read_proteins(fasta, path, id)
-    names = proteins.columns.pop(_rename(column))
+    names = proteins.columns.pop(rename_column(column))
     if column.lower() in FOLD_NAMES or all(FOLD.fullmatch(name) for name in names):
         sets: list[str | None] = [*names]
     else:
         validation = next((name for name in table.columns if name.lower() in VALIDATION_NAMES), "")
-        flags = proteins.columns.pop(_rename(validation), [""] * len(names)) if validation else [""] * len(names)
+        flags = proteins.columns.pop(rename_column(validation), [""] * len(names)) if validation else [""] * len(names)
         source = Source(table.path)
         triples = zip(proteins.ids, names, flags, strict=True)
         sets = [parse_set(row_id, name, flag, source) for row_id, name, flag in triples]

@@ -34,7 +34,9 @@ SHEET = re.compile(r"(.+\.xls[xm]):(.+)", re.IGNORECASE)
 GROUPS = re.compile(r"([+-]?\d{1,3})((?:[ ’']\d{3})+)([.,]\d+)?")
 # A text that is a unit, alone or in a product: °C, mg/ml, kcal mol-1, (%), a.u.
 _ATOM = r"(?:[pnuµμmckMG]?(?:g|l|L|m|M|mol|s|K|J|cal|Da|U|IU|V|A|W|Hz|Pa|bar)|min|h|hrs?|hours?|days?|sec|seconds?|%|‰"
-_ATOM += r"|[°º] ?[CFK]|℃|deg(?:rees)?|degC|Å|ppm|ppb|a\.?u\.?|arb\. ?units?|OD\d*|RFU|RLU|cpm|cps|fold|counts?|units?|pH"
+_ATOM += (
+    r"|[°º] ?[CFK]|℃|deg(?:rees)?|degC|Å|ppm|ppb|a\.?u\.?|arb\. ?units?|OD\d*|RFU|RLU|cpm|cps|fold|counts?|units?|pH"
+)
 _ATOM += r"|log(?:2|10)?|ln|1)(?:(?:\^|\*\*)?[-−+]?\d+|[⁻⁺]?[⁰¹²³⁴-⁹]+)?"
 UNIT_TEXT = re.compile(rf"[(\[]?(?:{_ATOM})(?: ?[/·⋅*×] ?(?:{_ATOM})| (?:{_ATOM}))*[)\]]?")
 # What cells of names and sequences have in a row of units, in lower case.
@@ -424,7 +426,6 @@ def _find_header(lines: list[list[str]], path: Path) -> tuple[list[str], list[li
     _check_units_row(rows, path, starts[0] + 2)
     columns = [name or f"column {number}" for number, name in enumerate(header, 1)]
     return columns, rows
-
 
 
 def _check_units_row(rows: list[list[str]], path: Path, number: int) -> None:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_other_candidates_are_chosen_again(folder, monkeypatch, tmp_path):
     assert runs[2].first.metrics != runs[0].first.metrics
     assert runs[3].first.seconds == runs[2].first.seconds, "the same candidates are not fitted again"
     chosen = [[fold.selected for fold in report.folds.folds] for report in runs]
-    moved = sum(one != other for one, other in zip(chosen[:-1], chosen[1:], strict=True))
+    moved = sum(one != other for one, other in pairwise(chosen))
     assert len(list(tmp_path.glob("earlier/*/report.json"))) == moved >= 1, "a report of other choices is kept"
 
 

@@ -19,6 +19,7 @@ from esm2kit.core.checksums import read_sealed_manifest
 from esm2kit.sequences import similarity
 from esm2kit.sequences.alignment import Criterion, are_similar
 from esm2kit.splitting.leakage import find_nearest, summarise_nearest
+from esm2kit.splitting.split import _describe_sizes
 from esm2kit.tasks.data import load_pooled_labels
 from esm2kit.tasks.grouping import find_shared_groups, plan_folds
 
