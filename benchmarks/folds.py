@@ -7,7 +7,8 @@
 `coverage` draws data sets with a known truth: values or classes that are a linear function of random vectors, with
 noise, of single proteins or of groups of similar ones. The truth is the score of the same procedure on 20,000 other
 proteins, the mean over 300 training sets. It prints how many of 200 intervals contain the truth: those of the plain
-bootstrap over out-of-fold predictions, and those that a report has. The same for the difference between two models.
+bootstrap over out-of-fold predictions, and those that a report has. The same for the difference between two models, and
+for that between two other models that are equally good, whose intervals should contain 0.
 
 `intervals` draws the same data sets of values. It prints the share of 1,000 new proteins (of new groups) that is inside
 the 90% intervals of `esm2kit predict`: those of the final probe, with a quantile of the out-of-fold errors. Next to it
@@ -70,6 +71,7 @@ SCENARIOS = (
     Scenario(80, 1, 20, 0.7, "value", 5, 3),
     Scenario(80, 1, 100, 0.5, "value", 5),
     Scenario(30, 4, 20, 0.7, "value", 5),
+    Scenario(15, 8, 20, 0.7, "value", 5),
     Scenario(80, 1, 20, 0.7, "class", 5),
     Scenario(80, 1, 20, 0.7, "class", 10),
     Scenario(200, 1, 20, 0.7, "value", 10),
@@ -106,9 +108,10 @@ def plan(group_N: np.ndarray, scenario: Scenario) -> FoldPlan:
 
 
 def list_features(x_ND: np.ndarray) -> list[Features]:
-    """Return the vectors of two models, of which the second knows only the first half of the numbers."""
-    offsets = np.arange(len(x_ND) + 1)
-    return [Features(x_ND, offsets), Features(np.ascontiguousarray(x_ND[:, : x_ND.shape[1] // 2]), offsets)]
+    """Return the vectors of three models. The second knows only the first half of the numbers, the third the other."""
+    offsets, half = np.arange(len(x_ND) + 1), x_ND.shape[1] // 2
+    parts = (x_ND, x_ND[:, :half], x_ND[:, half : 2 * half])
+    return [Features(np.ascontiguousarray(part), offsets) for part in parts]
 
 
 def find_truth(scenario: Scenario, num_sets: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +128,7 @@ def find_truth(scenario: Scenario, num_sets: int, generator: np.random.Generator
         proteins["test"] = np.arange(len(fit), len(targets.ids))
         inputs = ProbeTargets(targets.targets, targets.scored, targets.offsets, proteins, targets.task)
         rows = []
-        for features in list_features(np.concatenate([x_ND[fit], test_x_ND])):
+        for features in list_features(np.concatenate([x_ND[fit], test_x_ND]))[:2]:
             predicted_SM = fit_probe(features, inputs, choose_probe(scenario)).test_SM
             (scorer,) = build_task_scorers(targets.task, test_y_N, predicted_SM, np.zeros(NUM_TEST, dtype=np.int64))
             scores = scorer(np.ones((1, 1), dtype=np.int32))
@@ -154,12 +157,13 @@ def count_covered(
         seed: Of the random numbers.
 
     Returns:
-        plain, reported and difference -> share of intervals that contain the truth, by metric. Also truth and bias.
+        plain, reported, difference and equal -> share of intervals that contain the truth, by metric; equal is the
+        difference between two models that are equally good. Also truth, bias and width.
     """
     generator = np.random.default_rng(seed)
     names = METRICS[scenario.target]
     truth, true_difference = find_truth(scenario, num_truth, generator)
-    covered: dict[str, list] = {"plain": [], "reported": [], "difference": []}
+    covered: dict[str, list] = {"plain": [], "reported": [], "difference": [], "equal": []}
     values, widths = [], []
     for _ in range(num_draws):
         x_ND, y_N, group_N = draw(generator, scenario, scenario.groups)
@@ -171,12 +175,13 @@ def count_covered(
             scored.append(score_folds(scorers, y_N, predicted_SM, folds.arrays, counts_RG))
             if len(scored) == 1:
                 plain = score_seeds(build_fold_scorers(scorers, y_N, predicted_SM, folds.arrays), counts_RG)
-        ours, theirs = scored
+        ours, theirs, others = scored
         for kind, found in (("plain", plain), ("reported", ours)):
             ends = np.array([found[name].interval[1:] for name in names])
             covered[kind].append((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
-        ends = np.array([compute_paired_difference(name, ours[name], theirs[name])[1:] for name in names])
-        covered["difference"].append((ends[:, 0] <= true_difference) & (true_difference <= ends[:, 1]))
+        for kind, pair, expected in (("difference", (ours, theirs), true_difference), ("equal", (theirs, others), 0.0)):
+            ends = np.array([compute_paired_difference(name, pair[0][name], pair[1][name])[1:] for name in names])
+            covered[kind].append((ends[:, 0] <= expected) & (expected <= ends[:, 1]))
         values.append([ours[name].interval.value for name in names])
         widths.append([ours[name].interval.high - ours[name].interval.low for name in names])
     shares = {kind: np.mean(found, axis=0) for kind, found in covered.items()}
@@ -279,15 +284,15 @@ def print_intervals(arguments: argparse.Namespace) -> None:
 
 def print_coverage(arguments: argparse.Namespace) -> None:
     """Print a table of the coverage of each kind of data set."""
-    print("| data sets | metric | truth | bias | width | plain | reported | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| data sets | metric | truth | bias | width | plain | reported | difference | equal models |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for scenario in SCENARIOS:
         found = count_covered(scenario, arguments.draws)
         what = f"{scenario.groups} x {scenario.size}, {scenario.width} numbers, {scenario.folds} folds"
         what += f" x {scenario.repeats}" if scenario.repeats > 1 else ""
         for place, metric in enumerate(METRICS[scenario.target]):
             cells = [f"{found[name][place]:.3f}" for name in ("truth", "bias", "width")]
-            cells += [f"{found[name][place]:.1%}" for name in ("plain", "reported", "difference")]
+            cells += [f"{found[name][place]:.1%}" for name in ("plain", "reported", "difference", "equal")]
             print(f"| {what} | {metric} | {' | '.join(cells)} |", flush=True)
 
 
@@ -303,7 +308,7 @@ def print_speed(arguments: argparse.Namespace) -> None:
         x_ND, y_N, group_N = draw(np.random.default_rng(0), scenario, scenario.groups)
         folds = CrossValidation.from_plan(build_task(y_N, scenario.target), plan(group_N, scenario))
         targets, config = [ProbeTargets.from_task(task) for task in folds.tasks], ProbeConfig(probe, epochs=30)
-        (features, _), seeds = list_features(x_ND), (0, 1, 2, 3, 4)
+        (features, *_), seeds = list_features(x_ND), (0, 1, 2, 3, 4)
 
         def run_one_pass(inputs=(features, targets, config, seeds)) -> list[np.ndarray]:
             return [fitted.test_SM for fitted in fit_probe_folds(*inputs)]

@@ -423,6 +423,7 @@ class CrossValidation:
             folds,
             self.arrays.compute_widening(),
             hashlib.sha256(table.encode()).hexdigest(),
+            self.arrays.compute_expansion(),
         )
 
     def format_table(self, predictions: dict[str, np.ndarray]) -> str:

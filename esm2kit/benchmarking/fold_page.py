@@ -60,8 +60,10 @@ def build_fold_section(report: Report) -> dict[str, Any]:
     text = (
         "Each protein is predicted by a probe that was trained without its fold. Everything that is chosen is chosen "
         "on validation proteins of the other folds. The interval is a bootstrap over groups of proteins, widened by a "
-        f"factor of {folds.widening:.2f}, because the training sets of the folds overlap (Nadeau and Bengio 2003)."
+        f"factor of {folds.widening:.2f}, because the training sets of the folds overlap (Nadeau and Bengio 2003)"
     )
+    few = f", and by a factor of {folds.expansion:.2f} for {format_count(folds.num_groups, 'group')} (Hesterberg 2015)."
+    text += few if folds.expansion > 1 else "."
     if any(row.probe_file for row in report.rows):
         text += (
             " For the prediction of other proteins, esm2kit predict uses a final probe that was fitted on all "

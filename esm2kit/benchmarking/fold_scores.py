@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esm2kit.benchmarking.scores import Scorer
-from esm2kit.tasks.metrics import Interval, Score, build_value_scorer, compute_interval, score_seeds
+from esm2kit.tasks.metrics import CONFIDENCE, Interval, Score, build_value_scorer, compute_interval, score_seeds
 
 # A correlation compares predictions with each other. Those of two folds come from two models, so it is the mean over
 # folds; the other metrics are computed from all predictions together.
@@ -61,6 +61,26 @@ class FoldArrays(NamedTuple):
             count_K = count_K[count_K > 0]
             ratios.append(len(count_K) * np.mean(count_K / (count_K.sum() - count_K)))
         return math.sqrt(1 + float(np.mean(ratios)))
+
+    def compute_expansion(self) -> float:
+        """Compute the factor by which bootstrap intervals are expanded because there are few groups.
+
+        The variance of the replicates of a mean over G groups is (G - 1) / G of the unbiased estimate, and the normal
+        quantile takes no account of its error. A t interval does both: it is sqrt(G / (G - 1)) t / z times as wide,
+        with the 97.5th percentiles t of Student's distribution with G - 1 degrees of freedom and z of the normal one.
+        The factor is 1.06 for 30 groups, and 1.01 for 200.
+
+        Returns:
+            The factor.
+
+        Source:
+            The expanded percentile interval of Hesterberg 2015, 10.1080/00031305.2015.1089789.
+        """
+        from scipy.stats import norm, t  # slow import
+
+        upper = (1 + CONFIDENCE) / 2
+        freedom = self.num_groups - 1
+        return math.sqrt(self.num_groups / freedom) * float(t.ppf(upper, freedom) / norm.ppf(upper))
 
 
 def average_within_folds(
@@ -149,14 +169,14 @@ def score_folds(
         metric -> Score: the mean over repeats and seeds, with an interval over groups and training sets.
     """
     scores = score_seeds(build_fold_scorers(scorers, truth_M, predicted_SM, arrays), counts_RG)
-    factor = arrays.compute_widening()
-    wide = {name: widen_score(name, score, factor) for name, score in scores.items()}
+    widening, expansion = arrays.compute_widening(), arrays.compute_expansion()
+    wide = {name: widen_score(name, score, widening * expansion) for name, score in scores.items()}
     if "r2" in scores:
-        wide["r2"] = _widen_r2(scores["r2"], scores["rmse"], factor)
+        wide["r2"] = _widen_r2(scores["r2"], scores["rmse"], widening, expansion)
     return wide
 
 
-def _widen_r2(r2: Score, rmse: Score, factor: float) -> Score:
+def _widen_r2(r2: Score, rmse: Score, widening: float, expansion: float) -> Score:
     """Widen the interval of R2, to whose variance the training sets contribute as to that of the errors.
 
     Resampling moves the errors and the variance of the values together, because proteins with extreme values have large
@@ -168,13 +188,13 @@ def _widen_r2(r2: Score, rmse: Score, factor: float) -> Score:
     """
     value, error = r2.interval.value, rmse.interval.value
     if r2.is_constant or not (math.isfinite(value) and error > 0 and np.isfinite(r2.replicates).all()):
-        return widen_score("r2", r2, factor)
+        return widen_score("r2", r2, widening * expansion)
     with np.errstate(divide="ignore"):
         errors_R = (1 - value) * 2 * np.log(np.maximum(rmse.replicates, LEAST * error) / error)
     # the added part is independent of the first one, and is the same replicate in all models
-    added_R = math.sqrt(factor**2 - 1) * np.roll(errors_R - errors_R.mean(), len(errors_R) // 2)
+    added_R = math.sqrt(widening**2 - 1) * np.roll(errors_R - errors_R.mean(), len(errors_R) // 2)
     offset_R = r2.replicates - r2.replicates.mean() - added_R
-    return _mirror("r2", r2, value, offset_R, np.asarray)
+    return _mirror("r2", r2, value, expansion * offset_R, np.asarray)
 
 
 def widen_score(metric: str, score: Score, factor: float) -> Score:

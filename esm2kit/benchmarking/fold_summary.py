@@ -39,6 +39,7 @@ class FoldSummary:
         widening: Factor by which the bootstrap intervals over groups are widened, because the training sets of the
             folds overlap.
         table_sha256: SHA-256 of predictions.csv.
+        expansion: Factor by which they are also expanded for few groups. 1 in reports of earlier versions.
     """
 
     num_folds: int
@@ -48,6 +49,7 @@ class FoldSummary:
     folds: Sequence[Fold]
     widening: float
     table_sha256: str = ""
+    expansion: float = 1.0
 
     @classmethod
     def parse(cls, found: Mapping[str, Any] | None) -> Self | None:

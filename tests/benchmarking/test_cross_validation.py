@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, spearmanr
+from scipy.stats import binom, norm, spearmanr, t
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score, root_mean_squared_error
 from support.errors import refused
@@ -162,6 +162,16 @@ def test_the_factor_of_nadeau_and_bengio():
     assert halves.compute_widening() == pytest.approx(math.sqrt(1 + 2 * np.mean([9 / 3, 3 / 9])))
 
 
+@pytest.mark.parametrize("num_groups", [5, 30, 200])
+def test_few_groups_give_the_interval_of_student(num_groups):
+    values_G = np.random.default_rng(0).normal(size=num_groups)
+    freedom = num_groups - 1
+    expected = t.interval(0.95, freedom, scale=values_G.std(ddof=1) / math.sqrt(num_groups))[1]
+    plain = norm.interval(0.95, scale=values_G.std() / math.sqrt(num_groups))[1]  # what resampling estimates
+    found = FoldArrays(np.arange(num_groups), np.arange(num_groups)[None] % 5).compute_expansion()
+    assert found * plain == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_widened_interval_and_difference():
     generator = np.random.default_rng(0)
     replicates = generator.normal(0.3, 0.01, 20_000)
@@ -185,10 +195,21 @@ def test_a_widened_interval_and_difference():
 def test_intervals_contain_the_truth_as_often_as_promised_where_the_plain_bootstrap_does_not():
     found = count_covered(Scenario(60, 1, 8, 0.7, "value", 5), 200, num_truth=100, resamples=100)
     # a coverage of 95% gives 183 or more of 200 with a probability of 98%; a larger one is no broken promise
-    for kind in ("reported", "difference"):
+    for kind in ("reported", "difference", "equal"):
         assert (found[kind] >= 0.915).all(), found
     assert found["plain"].mean() < 0.88, found
     assert (found["width"] < 0.8).all(), found
+
+
+def test_intervals_of_few_groups_contain_the_truth_only_because_they_are_expanded(monkeypatch):
+    scenario = Scenario(15, 4, 6, 0.7, "value", 5)
+    found = count_covered(scenario, 200, num_truth=100, resamples=100)
+    for kind in ("reported", "difference", "equal"):
+        assert (found[kind] >= 0.915).all(), found
+    assert (found["width"] < 1.1).all(), found
+    monkeypatch.setattr(FoldArrays, "compute_expansion", lambda arrays: 1.0)
+    narrow = count_covered(scenario, 200, num_truth=100, resamples=100)
+    assert min(narrow["reported"].min(), narrow["difference"].min()) < 0.9, narrow
 
 
 def test_the_final_probe_is_fitted_on_all_proteins_with_the_median_penalty():

@@ -3,12 +3,13 @@
 import csv
 import dataclasses
 import json
+import math
 from html import escape
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr, t
 from support.errors import refused
 from support.finetune_fixtures import write_tiny_model
 
@@ -16,6 +17,8 @@ from esm2kit.benchmarking import cross_validation, layer_sweep
 from esm2kit.benchmarking.benchmark import benchmark
 from esm2kit.benchmarking.compare import check_report, compare
 from esm2kit.benchmarking.config import BenchmarkConfig, CompareConfig
+from esm2kit.benchmarking.fold_page import build_fold_section
+from esm2kit.benchmarking.fold_summary import FoldSummary
 from esm2kit.benchmarking.report import Report
 from esm2kit.cli.main import main
 from esm2kit.core.files import to_json
@@ -66,6 +69,8 @@ def test_the_report_has_the_folds_and_is_read_as_it_was_written(report):
     folds = report.folds
     assert (folds.num_folds, folds.repeats, folds.num_groups) == (4, 2, 20)
     assert folds.method == "4 folds of whole groups; groups: column family"
+    assert folds.widening == pytest.approx(math.sqrt(1 + 4 / 3))
+    assert folds.expansion == pytest.approx(math.sqrt(20 / 19) * t.ppf(0.975, 19) / norm.ppf(0.975))
     assert [fold.test for fold in folds.folds] == [15] * 8
     assert all(fold.train + fold.validation == 45 and fold.validation >= 6 for fold in folds.folds)
     assert report.task.sizes == {"train": 0, "validation": 0, "test": 60}
@@ -107,10 +112,20 @@ def test_the_page_describes_the_folds(report):
     page = report.html.read_text(encoding="utf-8")
     for text in (
         "cross-validation", "60 proteins in 4 folds of 15, divided 2 times", "None of the 20 groups (column family)",
-        "Cross-validated Spearman", "fitted on all proteins",
+        "Cross-validated Spearman", "fitted on all proteins", "by a factor of 1.10 for 20 groups (Hesterberg 2015).",
     ):  # fmt: skip
         assert text in page
     assert "Test Spearman" not in page
+
+
+def test_the_folds_of_an_earlier_report_have_no_factor_for_few_groups(report):
+    found = json.loads(report.json.read_bytes())["folds"]
+    del found["expansion"]
+    earlier = FoldSummary.parse(found)
+    assert earlier == dataclasses.replace(report.folds, expansion=1.0)
+    text = build_fold_section(dataclasses.replace(report, folds=earlier))["text"]
+    assert "(Nadeau and Bengio 2003)." in text
+    assert "Hesterberg" not in text
 
 
 def test_an_interrupted_run_fits_only_what_is_missing(folder, report, monkeypatch, tmp_path):
