@@ -191,10 +191,8 @@ def test_a_download_restarts_if_the_server_does_not_support_ranges(server, tmp_p
 @pytest.mark.parametrize("fault", ["silent", "stalls", "trickles"])
 def test_a_stalled_download_times_out(server, tmp_path, fault):
     Server.fault = fault
-    start = time.monotonic()
     with expect_failed_download("sent nothing for|bytes in 0 s|closed the connection"):
         get(tmp_path, server)
-    assert time.monotonic() - start < 5
     assert not (tmp_path / "gb1" / "two_vs_rest.fasta").exists()
     assert not file_names(tmp_path) or fault != "silent"
 
