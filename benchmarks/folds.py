@@ -34,11 +34,11 @@ from esm2kit.benchmarking.probes.features import Features, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
 from esm2kit.benchmarking.scores import build_task_scorers
 from esm2kit.benchmarking.uncertainty import compute_ends, estimate_uncertainty
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.folds import assign_folds
 from esm2kit.tasks.grouping import FoldPlan, hold_out
 from esm2kit.tasks.metrics import compute_paired_difference, score_seeds
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 METRICS = {"value": ("spearman", "pearson", "rmse", "r2"), "class": ("accuracy", "macro_f1", "mcc")}
 NUM_TEST = 20_000

@@ -28,7 +28,8 @@ from esm2kit.core.processes import count_cores
 from esm2kit.embedding.cost import estimate_cost
 from esm2kit.models.config import SIZES, complete_model_name
 from esm2kit.sequences.windows import Windowing
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.task_data import TaskData
 
 SEEDS = (0, 1, 2, 3, 4)
 ONE_BY_ONE = "probes, one layer after the other"

@@ -35,8 +35,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import FinetuneConfig
 from esm2kit.finetuning.finetune import finetune
 from esm2kit.sequences.fasta import read_fasta
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
 from esm2kit.tasks.metrics import compute_paired_difference, sample_counts, score_seeds
+from esm2kit.tasks.task_data import TaskData
 
 # The settings that were tried; "default" are the defaults.
 SETTINGS: dict[str, dict[str, Any]] = {

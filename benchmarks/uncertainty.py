@@ -26,9 +26,10 @@ from esm2kit.benchmarking.uncertainty import describe_test_uncertainty
 from esm2kit.core.hardware import cpu_name
 from esm2kit.tasks.calibration import choose_temperature, compute_losses
 from esm2kit.tasks.conformal import ConformalScores, choose_scores, compute_binomial_interval, merge_seeds
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
 from esm2kit.tasks.metrics import sample_counts
 from esm2kit.tasks.task import Split, Task
+from esm2kit.tasks.task_data import TaskData
 
 NUM_TRAIN, NUM_TEST, WIDTH, COVERAGE = 60, 100, 30, 0.9
 SEEDS = (0, 1, 2, 3, 4)

@@ -57,7 +57,7 @@ from esm2kit.core.files import check_output_folder, sha256_file
 from esm2kit.core.hardware import explain_out_of_memory, resolve_device
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
-from esm2kit.tasks.data import TaskData, format_column_names, load_pooled_task, load_task_of
+from esm2kit.tasks.data import format_column_names, load_pooled_task, load_task_of
 from esm2kit.tasks.download import download_flip, list_downloadable_tasks
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.pairs import SHARED, count_shared
@@ -65,6 +65,7 @@ from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.split_file import SPLIT_FILE, write_split
 from esm2kit.tasks.tables import format_column_name
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -34,9 +34,10 @@ from esm2kit.benchmarking.verdict import choose_constant
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.numbers import format_count
-from esm2kit.tasks.data import TaskData, check_one_target
+from esm2kit.tasks.data import check_one_target
 from esm2kit.tasks.grouping import FoldPlan, hold_out, plan_folds
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, nan_to_none, sample_counts
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from esm2kit.tasks.conformal import (
     count_needed_proteins,
     merge_seeds,
 )
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Interval, Score, compute_interval, nan_to_none
+from esm2kit.tasks.task_data import TaskData
 
 
 def describe_fold_uncertainty(

@@ -12,8 +12,8 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import sample_test_counts, score_fitted, score_validation
 from esm2kit.benchmarking.uncertainty import describe_test_uncertainty
 from esm2kit.benchmarking.verdict import score_constant
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Score
+from esm2kit.tasks.task_data import TaskData
 
 
 @dataclass(frozen=True)

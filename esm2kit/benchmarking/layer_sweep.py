@@ -29,8 +29,8 @@ from esm2kit.embedding.cost import estimate_cost
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.load import find_model
 from esm2kit.sequences.windows import Windowing
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, nan_to_none
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

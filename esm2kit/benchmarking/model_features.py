@@ -17,7 +17,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.files import atomic_path
 from esm2kit.embedding.config import POOLINGS
 from esm2kit.embedding.hdf5 import EmbeddingReader
-from esm2kit.tasks.data import SET_NAMES, TaskData
+from esm2kit.tasks.task_data import SET_NAMES, TaskData
 
 logger = logging.getLogger(__name__)
 

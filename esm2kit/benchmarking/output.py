@@ -24,8 +24,8 @@ from esm2kit.core.files import atomic_path, to_json
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import versions
 from esm2kit.sequences.ids import DIGEST_BYTES, digest_sequence
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.split_file import SPLIT_FILE
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import Metric
 from esm2kit.benchmarking.scores import sample_test_counts, score_fitted
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.pairs import SHARED, count_shared
 from esm2kit.tasks.task import PairFeatures
+from esm2kit.tasks.task_data import TaskData
 
 FEWEST_PAIRS = 5  # of a class of test pairs that has scores of its own
 

@@ -35,11 +35,11 @@ from esm2kit.models.sharded import Shard, choose_sharding
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
 from esm2kit.tasks.conformal import merge_seeds
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD, choose_threshold
 from esm2kit.tasks.labels import average_seeds, compute_probabilities, decide_outputs
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import PairFeatures, Task, describe_task, read_task
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

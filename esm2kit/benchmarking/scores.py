@@ -10,7 +10,6 @@ import numpy as np
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, Metric, ReportRow, format_value
 from esm2kit.tasks.column_metrics import build_column_scorer, group_by_column, is_mean
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_metrics import (
     DEFAULT_THRESHOLD,
     build_binary_scorer,
@@ -32,6 +31,7 @@ from esm2kit.tasks.metrics import (
 from esm2kit.tasks.pairs import sample_pair_counts
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 

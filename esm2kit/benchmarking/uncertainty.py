@@ -22,9 +22,9 @@ from esm2kit.tasks.conformal import (
     measure_coverage,
     merge_seeds,
 )
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.metrics import Interval, nan_to_none, unpack_bits
+from esm2kit.tasks.task_data import TaskData
 
 # Coverages of the curve of found against nominal coverage.
 CURVE = tuple(round(0.05 * step, 2) for step in range(1, 20))

@@ -10,11 +10,11 @@ from esm2kit.benchmarking.baselines.fit import repeat_constant
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import display_name, format_value, metric_name
 from esm2kit.benchmarking.scores import ScoredModel, score_fitted
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_sets import format_label_set
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, unpack_bits
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -35,13 +35,14 @@ from esm2kit.models.load import find_model, load_model
 from esm2kit.models.lora import add_lora, check_adapters, load_adapters, sample_adapters, weights_sha256
 from esm2kit.models.pooling import pool_rows
 from esm2kit.models.weights import Weights
-from esm2kit.tasks.data import TaskData, check_single_proteins, load_task_of
+from esm2kit.tasks.data import check_single_proteins, load_task_of
 from esm2kit.tasks.download import download_flip
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.packing import LabelledProteins, batch_windows, build_labels
 from esm2kit.tasks.scaling import check_float32
 from esm2kit.tasks.split_file import write_split
 from esm2kit.tasks.task import describe_task
+from esm2kit.tasks.task_data import TaskData
 from esm2kit.training.defaults import check_resumed_precision, resolve_hardware, resolve_micro_batches
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import fit

@@ -17,11 +17,11 @@ from esm2kit.finetuning.heads import LabelModel
 from esm2kit.models.config import ESM2Config
 from esm2kit.models.initialise import materialise
 from esm2kit.models.lora import list_adapters
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_metrics import choose_threshold
 from esm2kit.tasks.labels import decode_outputs
 from esm2kit.tasks.packing import EvaluationBatch, EvaluationBatches, LabelledBatch, LabelledProteins, Labels
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 from esm2kit.training.loop import TrainingLoop
 from esm2kit.training.parallel import data_parallel_group
 from esm2kit.training.precision import precision_context

@@ -31,8 +31,8 @@ from esm2kit.models.encoder import TOKENS_PER_BATCH
 from esm2kit.models.load import load_model
 from esm2kit.models.memory import InferenceSettings
 from esm2kit.models.memory_guard import explain_inference_memory
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import sample_counts
+from esm2kit.tasks.task_data import TaskData
 from esm2kit.training.precision import encoder_precision
 from esm2kit.training.trainer import resolve_accelerator
 

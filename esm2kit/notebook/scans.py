@@ -23,8 +23,8 @@ from esm2kit.scoring.score import score
 from esm2kit.scoring.scores import Scores
 from esm2kit.sequences.alphabet import NUM_STANDARD, STANDARD_RESIDUES
 from esm2kit.sequences.fasta import Record
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Interval
+from esm2kit.tasks.task_data import TaskData
 
 BY_LETTER = "model, averaged by letter"
 COIL = "C"  # the class of residues in neither helix nor strand

@@ -21,8 +21,8 @@ from esm2kit.benchmarking.scores import compute_headline
 from esm2kit.core.hardware import read_memory_use
 from esm2kit.core.process_group import sum_over_group
 from esm2kit.models.pooling import pool_rows
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.packing import EvaluationBatches, LabelledProteins, build_labels
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from esm2kit.pretraining.data import Masking, MicroBatch, PretrainingData
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.training_set import TrainingSet
 from esm2kit.sequences.store import SequenceStore
-from esm2kit.tasks.data import TaskData, check_single_proteins, load_task
+from esm2kit.tasks.data import check_single_proteins, load_task
+from esm2kit.tasks.task_data import TaskData
 from esm2kit.training.defaults import check_resumed_precision, resolve_hardware, resolve_micro_batches
 from esm2kit.training.layout import is_sharded
 from esm2kit.training.loop import TrainingLoop, fit

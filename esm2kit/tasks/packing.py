@@ -18,9 +18,9 @@ from esm2kit.core.rng import GOLDEN, mix, random_below, stream_key
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
 from esm2kit.sequences.batching import split_by_tokens
 from esm2kit.sequences.windows import Windowing
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import build_class_targets
 from esm2kit.tasks.scaling import TargetScale, choose_scale
+from esm2kit.tasks.task_data import TaskData
 
 _SAMPLE_STREAM = 201
 # Residues that adjacent windows of a long protein share.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esm2kit.core.files import atomic_path
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.label_sets import format_label_set
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

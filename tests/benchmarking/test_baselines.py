@@ -27,8 +27,9 @@ from esm2kit.benchmarking.baselines.neighbours import (
     trim_shared,
 )
 from esm2kit.benchmarking.baselines.window_cnn import LETTERS, TAPS, WindowCnn, WindowCnnConfig, Windows, fit_window_cnn
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
 from esm2kit.tasks.task import Split, Task
+from esm2kit.tasks.task_data import TaskData
 
 
 def reference_levenshtein(a, b):

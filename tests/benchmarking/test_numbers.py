@@ -28,10 +28,10 @@ from esm2kit.benchmarking.report import Metric, Report, format_comparison, forma
 from esm2kit.benchmarking.scores import ScoredModel, format_score, score_fitted
 from esm2kit.core.files import to_json
 from esm2kit.core.numbers import format_decimals
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Interval, Score, build_class_scorer, build_value_scorer, sample_counts, score_seeds
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Split, Task
+from esm2kit.tasks.task_data import TaskData
 
 SCALES = [(1e-9, 0.0), (1e9, 0.0), (1.0, 1e8), (1e300, 0.0), (1e-300, 0.0), (1e-9, 1e-3)]
 

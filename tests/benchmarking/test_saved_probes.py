@@ -22,7 +22,8 @@ from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.predict import predict
 from esm2kit.finetuning.predictor import load_predictor
 from esm2kit.models.checkpoint import read_checkpoint, write_checkpoint
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.task_data import TaskData
 
 CASES = [
     ("protein_value", "ridge", (0,)),

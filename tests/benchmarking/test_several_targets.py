@@ -28,9 +28,10 @@ from esm2kit.finetuning.predict import predict
 from esm2kit.notebook import captions
 from esm2kit.notebook.display import prediction_chart
 from esm2kit.notebook.predictions import uncertainty_chart
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
 from esm2kit.tasks.packing import build_labels
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 SETS = ("train", "train", "train", "val", "test")
 

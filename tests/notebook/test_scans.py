@@ -12,8 +12,8 @@ from esm2kit import STANDARD_RESIDUES, load_task
 from esm2kit.notebook import scans
 from esm2kit.notebook.pickers.scans import position_picker, read_pasted, sequence_picker
 from esm2kit.sequences.fasta import Record
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import Interval
+from esm2kit.tasks.task_data import TaskData
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTEIN = Record("P", "P", "MKTAYIAKQRQISFVKSHFSRQ")

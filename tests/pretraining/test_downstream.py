@@ -26,7 +26,8 @@ from esm2kit.pretraining import downstream
 from esm2kit.pretraining.downstream import DownstreamProbe
 from esm2kit.pretraining.pretrain import MaskedLM, PretrainConfig, pretrain
 from esm2kit.sequences.alphabet import BOS_IDX, EOS_IDX, encode
-from esm2kit.tasks.data import TaskData, load_task
+from esm2kit.tasks.data import load_task
+from esm2kit.tasks.task_data import TaskData
 
 SHAPE = ESM2Config(2, 32, 4)
 TINY = {"model": "custom", "num_layers": 2, "embed_dim": 32, "attention_heads": 4, "accelerator": "cpu"}

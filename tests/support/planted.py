@@ -3,8 +3,8 @@
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Features
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.task import Split, Task
+from esm2kit.tasks.task_data import TaskData
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 KINDS = [(level, target) for level in ("protein", "residue") for target in ("class", "value")]

@@ -14,10 +14,11 @@ from esm2kit.benchmarking.config import BenchmarkConfig
 from esm2kit.sequences import similarity
 from esm2kit.sequences.alignment import Criterion, are_similar
 from esm2kit.tasks import grouping
-from esm2kit.tasks.data import TaskData, load_pooled_task, load_task
+from esm2kit.tasks.data import load_pooled_task, load_task
 from esm2kit.tasks.grouping import find_shared_groups, hold_out, plan_folds
 from esm2kit.tasks.split import separate_groups
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 

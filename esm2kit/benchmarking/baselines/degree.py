@@ -6,7 +6,7 @@ Source: Park and Marcotte 2012, 10.1038/nmeth.2259: what predictors of interacti
 import numpy as np
 
 from esm2kit.benchmarking.probes.features import Fitted
-from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.task_data import TaskData
 
 SMALLEST = 1e-12  # probability whose logarithm is finite
 PRIOR = 1.0  # pairs with the mean target that each protein is assumed to have had

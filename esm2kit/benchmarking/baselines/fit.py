@@ -19,10 +19,10 @@ from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, select_threshold
 from esm2kit.benchmarking.probes.parameters import CONSTANT, ProbeParameters
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.metrics import unpack_bits
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import TaskData
 
 # Alphabet of FLIP's one-hot encoding. Other letters (B, Z, O) are encoded as zeros.
 FLIP_LETTERS = "ARNDCQEGHILKMFPSTWYVXU"

@@ -9,7 +9,7 @@ from rapidfuzz.process import cdist
 
 from esm2kit.core.processes import count_cores
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
-from esm2kit.tasks.data import TaskData
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_decimals
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
-from esm2kit.tasks.data import TaskData
 from esm2kit.tasks.labels import average_seeds, build_class_targets, decode_outputs
 from esm2kit.tasks.scaling import TargetScale
+from esm2kit.tasks.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

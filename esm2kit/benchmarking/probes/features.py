@@ -15,9 +15,9 @@ from torch import Tensor
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import read_into
-from esm2kit.tasks.data import SET_NAMES, TaskData
 from esm2kit.tasks.label_metrics import DEFAULT_THRESHOLD
 from esm2kit.tasks.task import Task
+from esm2kit.tasks.task_data import SET_NAMES, TaskData
 
 NUMBERS_PER_BLOCK = 1 << 20  # 4 MB as float32, whatever the width
 BYTES_PER_READ = 1 << 20

@@ -15,12 +15,13 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.paths import expand_path, portable_name
 from esm2kit.notebook.widgets import LABEL, WIDE, View, format_definitions
 from esm2kit.sequences.fasta import is_fasta_name, read_fasta
-from esm2kit.tasks.data import TaskData, load_labels, load_task
+from esm2kit.tasks.data import load_labels, load_task
 from esm2kit.tasks.download import is_downloaded
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.kinds import list_splits
 from esm2kit.tasks.published import PUBLISHED
 from esm2kit.tasks.task import Split, Task
+from esm2kit.tasks.task_data import TaskData
 
 MAX_RESIDUES = 1022
 CHECKED_RECORDS = 20_000
