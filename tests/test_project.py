@@ -48,7 +48,7 @@ def test_conda_and_project_require_the_same_python(root: Path, project: dict) ->
 
 
 def test_the_lock_file_contains_every_dependency(root: Path, project: dict) -> None:
-    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", (root / "requirements.lock").read_text(), re.M))
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)(?: ; .*)?$", (root / "requirements.lock").read_text(), re.M))
     required = project["dependencies"] + project["optional-dependencies"]["notebooks"]
     required += project["optional-dependencies"]["dev"] + project["optional-dependencies"]["docs"]
     missing = {package_name(requirement) for requirement in required} - {name.lower() for name in locked}

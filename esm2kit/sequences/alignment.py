@@ -18,7 +18,9 @@ COVERAGE = 0.8  # of the shorter sequence
 MAX_EXPECTED = 0.01
 MAX_CELLS = 25_000_000  # of an alignment: 5,000 x 5,000 residues need 25 MB and a second
 _REPLACED = str.maketrans({"U": "C", "O": "K", "J": "X"})  # not in BLOSUM62
-_ROUNDING = 1e-9
+# scores of the first residue of a gap and of each further one, as MMseqs2's
+FIRST_GAP, NEXT_GAP = -11.0, -1.0
+ROUNDING = 1e-9
 
 
 class Alignment(NamedTuple):
@@ -59,14 +61,14 @@ class Criterion(NamedTuple):
 
     def count_required(self, residues: int) -> int:
         """Count the equal residues that a similar pair has at least, if its shorter sequence has so many residues."""
-        return int(np.ceil(self.identity * np.ceil(self.coverage * residues - _ROUNDING) - _ROUNDING))
+        return int(np.ceil(self.identity * np.ceil(self.coverage * residues - ROUNDING) - ROUNDING))
 
     def is_met(self, found: Alignment, first: int, second: int) -> bool:
         """Return whether an alignment of sequences of so many residues makes them similar."""
         shorter = min(first, second)
-        if found.identities < self.identity * found.columns - _ROUNDING or not found.identities:
+        if found.identities < self.identity * found.columns - ROUNDING or not found.identities:
             return False
-        if found.covered < self.coverage * shorter - _ROUNDING or found.score < found.identities:
+        if found.covered < self.coverage * shorter - ROUNDING or found.score < found.identities:
             return False
         return self.count_expected(found, first + second) <= MAX_EXPECTED
 
@@ -85,7 +87,7 @@ class Criterion(NamedTuple):
 
 
 @cache
-def build_aligner(first_gap: float = -11.0, next_gap: float = -1.0) -> Any:
+def build_aligner(first_gap: float = FIRST_GAP, next_gap: float = NEXT_GAP) -> Any:
     """Build an aligner with BLOSUM62.
 
     Args:

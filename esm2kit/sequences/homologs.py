@@ -129,8 +129,10 @@ class WordIndex:
             shared_BR = (has_word_BW @ self._by_word_WR).toarray().astype(np.float64)
             expected_BR = CHANCE * np.asarray(has_word_BW.sum(1)).reshape(-1, 1) * self._sizes_R[None]
             excess_BR = (shared_BR - expected_BR) / np.sqrt(expected_BR + 1)
-            order_BR = np.argsort(-excess_BR.round(9), axis=1, kind="stable")
-            rows_QN[start : start + _BLOCK] = np.sort(order_BR[:, :count], axis=1)
+            for query, excess_R in enumerate(-excess_BR.round(9), start):
+                last = np.partition(excess_R, count - 1)[count - 1]
+                better, equal = np.flatnonzero(excess_R < last), np.flatnonzero(excess_R == last)
+                rows_QN[query] = np.sort(np.concatenate([better, equal[: count - len(better)]]))
         return rows_QN
 
 

@@ -9,7 +9,8 @@ import logging
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,9 @@ from scipy.sparse.csgraph import connected_components
 from esm2kit.core.errors import InputError
 from esm2kit.core.processes import count_cores
 from esm2kit.core.progress import Progress
-from esm2kit.sequences.alignment import CHANCE, COVERAGE, Criterion, are_similar, can_align
+from esm2kit.sequences.alignment import CHANCE, COVERAGE, Criterion, align_ungapped, are_similar, can_align
+from esm2kit.sequences.alignment import MAX_CELLS as MAX_ALIGNED_CELLS
+from esm2kit.sequences.screening import PairScreen
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +48,9 @@ MAX_HITS = 2000  # per protein in MMseqs2's prefilter, whose default of 20 divid
 CELLS_OF_SUBSEQUENCE = 400
 MAX_CANDIDATES = 2_000_000  # pairs that are kept to be aligned if they are in different sets
 MAX_LISTED = 5_000_000  # pairs of different sets with a long common subsequence
-# Cells of the alignments between sets, by default; 100 million need about a second.
+# Cells of the pairs of different sets that are compared, by default; that takes about 4 seconds (docs/measured.md).
 MAX_CELLS = 3_000_000_000
+PER_ROUND = 8  # candidates of a protein that are screened at once
 CELLS_PER_CALL = 5_000  # of an alignment that takes as long as the call itself
 _CELLS_PER_BLOCK = 6_000_000
 
@@ -114,6 +118,7 @@ class SimilarityGroups:
         self.method = ""  # how the groups were found, as words of a sentence
         self.tool: Literal["MMseqs2", "k-mers"] = "k-mers"
         self._parent_S = np.arange(len(sequences))
+        self._length_S = np.array([len(sequence) for sequence in sequences])
         self._candidates: Candidates | None = None
         self._rejected: set[tuple[int, int]] = set()
         self._cells = 0
@@ -122,6 +127,10 @@ class SimilarityGroups:
     def numbers(self) -> np.ndarray:
         """(S,) number of the group of each sequence, from 0."""
         return np.unique(self._find_roots(), return_inverse=True)[1]
+
+    @cached_property
+    def _screen(self) -> PairScreen:
+        return PairScreen(self.sequences, self.criterion)
 
     def merge(self, first: int, second: int) -> None:
         """Merge the groups of two sequences."""
@@ -175,23 +184,54 @@ class SimilarityGroups:
         return candidates.select(roots_S[candidates.first_N] != roots_S[candidates.second_N])
 
     def _align_candidates(self, candidates: Candidates) -> None:
-        """Align the pairs of some rows with others, the best candidate of each row first."""
+        """Align the pairs of some rows with others, the best candidates of each row first."""
         candidates = candidates.select(np.lexsort((candidates.second_N, -candidates.excess_N, candidates.first_N)))
         while len(candidates.first_N):
             candidates = self._select_apart(candidates)
-            chosen_N = np.zeros(len(candidates.first_N), dtype=bool)
-            chosen_N[np.unique(candidates.first_N, return_index=True)[1]] = True
-            for first, second, excess in zip(*candidates.select(chosen_N), strict=True):
-                if self._find_root(int(first)) != self._find_root(int(second)):
-                    self._align(int(first), int(second), float(excess))
-            candidates = candidates.select(~chosen_N)
+            starts_N = np.searchsorted(candidates.first_N, candidates.first_N)
+            rank_N = np.arange(len(starts_N)) - starts_N
+            chosen = candidates.select(np.argsort(rank_N, kind="stable")[: int((rank_N < PER_ROUND).sum())])
+            candidates = candidates.select(rank_N >= PER_ROUND)
+            for first, second in zip(chosen.first_N.tolist(), chosen.second_N.tolist(), strict=True):
+                if self._length_S[first] == self._length_S[second] and self._find_root(first) != self._find_root(
+                    second
+                ):
+                    self._compare_ungapped(first, second)
+            chosen = self._select_apart(chosen)
+            possible_N = self._find_possible(chosen.first_N, chosen.second_N)
+            pairs = zip(*(values.tolist() for values in chosen), possible_N.tolist(), strict=True)
+            for first, second, excess, is_possible in pairs:
+                if self._find_root(first) == self._find_root(second):
+                    continue
+                if is_possible:
+                    self._align(first, second, excess)
+                else:
+                    self._rejected.add((first, second))
+
+    def _compare_ungapped(self, first: int, second: int) -> bool:
+        """Compare two sequences of equal length residue by residue, and merge their groups if they are similar."""
+        texts = self.sequences[first], self.sequences[second]
+        similar = self.criterion.is_met(align_ungapped(*texts), *map(len, texts))
+        if similar:
+            self.merge(first, second)
+        return similar
+
+    def _find_possible(
+        self, first_N: np.ndarray, second_N: np.ndarray, note_done: Callable[[int], None] = lambda done: None
+    ) -> np.ndarray:
+        """Return which pairs may be similar by a local alignment, or are too long for one."""
+        short_N = self._length_S[first_N] * self._length_S[second_N] <= MAX_ALIGNED_CELLS
+        possible_N = np.ones(len(first_N), dtype=bool)
+        if not short_N.any():
+            return possible_N
+        possible_N[short_N] = self._screen.find_possible(first_N[short_N], second_N[short_N], note_done)
+        return possible_N
 
     def _align(self, first: int, second: int, excess: float) -> bool:
         """Align two sequences, merge their groups if they are similar, and return whether they are."""
         texts = self.sequences[first], self.sequences[second]
         # the k-mers decide on sequences that are too long for an alignment
-        is_likely = excess >= GROUPING_PART
-        similar = are_similar(*texts, self.criterion, is_likely) if can_align(*texts) else excess >= 1
+        similar = are_similar(*texts, self.criterion, is_likely=True) if can_align(*texts) else excess >= 1
         if similar:
             self.merge(first, second)
         else:
@@ -247,7 +287,7 @@ class SimilarityGroups:
         likely = self._candidates.select(set_S[self._candidates.first_N] != set_S[self._candidates.second_N])
         to_align = dict.fromkeys(zip(likely.first_N.tolist(), likely.second_N.tolist(), strict=True), 0.0)
         to_align |= dict(zip(to_align, likely.excess_N.tolist(), strict=True))
-        lengths_S = np.array([len(sequence) for sequence in self.sequences])
+        lengths_S = self._length_S
         residues_K = np.bincount(set_S, lengths_S)
         cells = (residues_K.sum() ** 2 - (residues_K**2).sum()) / 2
         complete = cells <= max_cells * CELLS_OF_SUBSEQUENCE / 4
@@ -255,20 +295,42 @@ class SimilarityGroups:
             others_N2, complete = self._list_by_subsequence(set_S, lengths_S, max_cells)
             for first, second in others_N2.tolist():
                 to_align.setdefault((first, second), 0.0)
-        pairs, num_aligned = [], 0
-        with Progress(logger, "aligned", "pairs of different sets", len(to_align)) as progress:
-            for (first, second), excess in to_align.items():
-                if (first, second) not in self._rejected:
-                    cells = int(lengths_S[first] * lengths_S[second]) + CELLS_PER_CALL
-                    if self._cells + cells > max_cells:
-                        complete = False
-                        continue
-                    self._cells += cells
-                    if self._align(first, second, excess):
-                        pairs.append((first, second))
-                num_aligned += 1
-                progress.update(num_aligned)
-        return SetCheck(pairs, num_pairs, num_aligned, complete)
+        chosen, num_known = [], 0
+        for (first, second), excess in to_align.items():
+            if (first, second) in self._rejected:
+                num_known += 1
+                continue
+            cells = int(lengths_S[first] * lengths_S[second]) + CELLS_PER_CALL
+            if self._cells + cells > max_cells:
+                complete = False
+                continue
+            self._cells += cells
+            chosen.append((first, second, excess))
+        pairs = self._align_all(chosen)
+        return SetCheck(pairs, num_pairs, num_known + len(chosen), complete)
+
+    def _align_all(self, chosen: Sequence[tuple[int, int, float]]) -> list[tuple[int, int]]:
+        """Align all of some pairs with their excess, merge the groups of those that are similar, and return these."""
+        first_N, second_N = np.array([pair[:2] for pair in chosen], dtype=np.int64).reshape(-1, 2).T
+        with Progress(logger, "compared", "pairs of different sets", len(chosen)) as progress:
+            possible_N = self._find_possible(first_N, second_N, progress.update)
+        ungapped_N = ~possible_N & (self._length_S[first_N] == self._length_S[second_N])
+        excluded_N = ~(possible_N | ungapped_N)
+        self._rejected.update(zip(first_N[excluded_N].tolist(), second_N[excluded_N].tolist(), strict=True))
+        pairs, places = [], np.flatnonzero(~excluded_N).tolist()
+        with Progress(logger, "aligned", "pairs of different sets", len(places)) as progress:
+            for number, place in enumerate(places):
+                first, second, excess = chosen[place]
+                if ungapped_N[place]:
+                    similar = self._compare_ungapped(first, second)
+                else:
+                    similar = self._align(first, second, excess)
+                if similar:
+                    pairs.append((first, second))
+                else:
+                    self._rejected.add((first, second))
+                progress.update(number + 1)
+        return pairs
 
     def _list_by_subsequence(self, set_S: np.ndarray, lengths_S: np.ndarray, max_cells: int) -> tuple[np.ndarray, bool]:
         """List the pairs of different sets that may have enough equal residues, the most promising first.
@@ -284,22 +346,28 @@ class SimilarityGroups:
         required_L = np.array([self.criterion.count_required(length) for length in range(lengths_S.max() + 1)])
         found = Candidates(*(np.empty(0, dtype) for dtype in (np.int64, np.int64, np.float64)))
         complete = True
-        for number in range(int(set_S.max())):
-            rows, others = np.flatnonzero(set_S == number), np.flatnonzero(set_S > number)
-            block = max(1, _CELLS_PER_BLOCK // len(others))
-            for start in range(0, len(rows), block):
-                part = rows[start : start + block]
-                texts = [[self.sequences[row] for row in each] for each in (part, others)]
-                common_BO = cdist(*texts, scorer=LCSseq.similarity, dtype=np.int32, workers=count_cores())
-                shorter_BO = np.minimum.outer(lengths_S[part], lengths_S[others])
-                longer_BO = np.maximum.outer(lengths_S[part], lengths_S[others])
-                excess_BO = _compare_with_others(common_BO / shorter_BO, longer_BO / shorter_BO)
-                places = np.nonzero(common_BO >= required_L[shorter_BO])
-                pairs_2N = np.sort([part[places[0]], others[places[1]]], axis=0)
-                both = (found, Candidates(*pairs_2N, excess_BO[places]))
-                found = Candidates(*(np.concatenate(values) for values in zip(*both, strict=True)))
-                if len(found.first_N) > 2 * MAX_LISTED:
-                    found, complete = found.sort().select(np.arange(MAX_LISTED)), False
+        sizes_K = np.bincount(set_S)
+        num_pairs = int(len(set_S) ** 2 - (sizes_K**2).sum()) // 2
+        done = 0
+        with Progress(logger, "searched", "pairs of different sets", num_pairs) as progress:
+            for number in range(int(set_S.max())):
+                rows, others = np.flatnonzero(set_S == number), np.flatnonzero(set_S > number)
+                block = max(1, _CELLS_PER_BLOCK // len(others))
+                for start in range(0, len(rows), block):
+                    part = rows[start : start + block]
+                    texts = [[self.sequences[row] for row in each] for each in (part, others)]
+                    common_BO = cdist(*texts, scorer=LCSseq.similarity, dtype=np.int32, workers=count_cores())
+                    shorter_BO = np.minimum.outer(lengths_S[part], lengths_S[others])
+                    longer_BO = np.maximum.outer(lengths_S[part], lengths_S[others])
+                    excess_BO = _compare_with_others(common_BO / shorter_BO, longer_BO / shorter_BO)
+                    places = np.nonzero(common_BO >= required_L[shorter_BO])
+                    pairs_2N = np.sort([part[places[0]], others[places[1]]], axis=0)
+                    both = (found, Candidates(*pairs_2N, excess_BO[places]))
+                    found = Candidates(*(np.concatenate(values) for values in zip(*both, strict=True)))
+                    if len(found.first_N) > 2 * MAX_LISTED:
+                        found, complete = found.sort().select(np.arange(MAX_LISTED)), False
+                    done += len(part) * len(others)
+                    progress.update(done)
         found = found.sort()
         cells_N = lengths_S[found.first_N] * lengths_S[found.second_N] + CELLS_PER_CALL
         fits_N = np.cumsum(cells_N) <= max_cells

@@ -11,6 +11,7 @@ import numpy as np
 from esm2kit.core.progress import Progress
 from esm2kit.sequences.alignment import Alignment, Criterion, align_locally, align_ungapped, can_align
 from esm2kit.sequences.homologs import WordIndex
+from esm2kit.sequences.screening import PairScreen
 from esm2kit.tasks.proteins import Strata
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def find_nearest(
     held_out = np.flatnonzero(sets != "train") if has_train else np.arange(len(sets))
     if len(held_out) > most:
         held_out = np.sort(np.random.default_rng(seed).choice(held_out, most, replace=False))
-    criterion = Criterion(0.0, coverage, len(set(sequences)))
+    nearest = _NearestSearch(sequences, coverage)
     found: dict[int, tuple[int, Alignment | None]] = {}
     with Progress(logger, what, "held-out proteins", len(held_out)) as progress:
         for name in ["train"] if has_train else name_sets(sets.tolist()):
@@ -81,14 +82,19 @@ def find_nearest(
                 first_row.setdefault(sequences[row], row)
             texts = list(first_row)
             index = WordIndex(texts)
-            for start in range(0, len(queries), 256):
-                part = queries[start : start + 256].tolist()
+            for start in range(0, len(queries), 64):
+                part = queries[start : start + 64].tolist()
                 candidates_QN = index.list_candidates([sequences[row] for row in part], CANDIDATES)
-                for row, candidates in zip(part, candidates_QN.tolist(), strict=True):
-                    near = [texts[place] for place in candidates if can_align(sequences[row], texts[place])]
-                    near = [sequences[row]] if sequences[row] in first_row else near
-                    found[row] = _choose_nearest(sequences[row], near, first_row, criterion)
-                    progress.update(len(found))
+                near = [
+                    [sequences[row]]
+                    if sequences[row] in first_row
+                    else [texts[place] for place in candidates if can_align(sequences[row], texts[place])]
+                    for row, candidates in zip(part, candidates_QN.tolist(), strict=True)
+                ]
+                chosen = nearest.choose([sequences[row] for row in part], near)
+                for row, (other, aligned) in zip(part, chosen, strict=True):
+                    found[row] = (-1 if other is None else first_row[other], aligned)
+                progress.update(len(found))
     rows = sorted(found)
     lengths = {row: min(len(sequences[row]), len(sequences[found[row][0]])) for row in rows}
     aligned = [found[row][1] for row in rows]
@@ -100,24 +106,68 @@ def find_nearest(
     )
 
 
-def _choose_nearest(
-    sequence: str, near: Sequence[str], first_row: dict[str, int], criterion: Criterion
-) -> tuple[int, Alignment | None]:
-    """Return the row and the alignment of the nearest of some sequences; -1 and None if no alignment is long enough.
+class _NearestSearch:
+    """Finds the nearest of some sequences; alignments that cannot be the best are left out.
 
-    Sequences of equal length are aligned without gaps too, as in `are_similar`, and the higher identity counts.
+    Args:
+        sequences: all sequences.
+        coverage: least share of the shorter protein that an alignment covers.
     """
-    best: tuple[int, Alignment | None] = (-1, None)
-    for other in near:
-        alignments = [align_ungapped(sequence, other)] if len(sequence) == len(other) else []
-        if not alignments or alignments[0].identity < 1:
-            alignments.append(align_locally(sequence, other))
-        for found in alignments:
-            if found is None or not criterion.is_met(found, len(sequence), len(other)):
+
+    def __init__(self, sequences: Sequence[str], coverage: float) -> None:
+        texts = list(dict.fromkeys(sequences))
+        self.row_of = {text: row for row, text in enumerate(texts)}
+        self.criterion = Criterion(0.0, coverage, len(texts))
+        self.screen = PairScreen(texts, self.criterion)
+
+    def choose(
+        self, queries: Sequence[str], near: Sequence[Sequence[str]]
+    ) -> list[tuple[str | None, Alignment | None]]:
+        """Return the nearest sequence and its alignment for each query; None if no alignment is long enough."""
+        rows_N2 = np.array(
+            [(self.row_of[query], self.row_of[other]) for query, others in zip(queries, near, strict=True)
+             for other in others if other != query],
+            dtype=np.int64,
+        ).reshape(-1, 2)  # fmt: skip
+        possible = {
+            pair
+            for pair, is_possible in zip(
+                map(tuple, rows_N2.tolist()), self.screen.find_possible(*rows_N2.T), strict=True
+            )
+            if is_possible
+        }
+        chosen = []
+        for query, others in zip(queries, near, strict=True):
+            row = self.row_of[query]
+            chosen.append(self._choose(query, others, [(row, self.row_of[other]) in possible for other in others]))
+        return chosen
+
+    def _choose(
+        self, query: str, others: Sequence[str], is_possible: Sequence[bool]
+    ) -> tuple[str | None, Alignment | None]:
+        """Return the sequence with the highest identity, the first one of several, and its alignment.
+
+        Sequences of equal length are aligned without gaps too, as in `are_similar`, and the higher identity counts.
+        """
+        best: tuple[float, int, Alignment | None] = (-np.inf, 0, None)
+        for place, other in enumerate(others):
+            if len(query) == len(other):
+                found = align_ungapped(query, other)
+                if self.criterion.is_met(found, len(query), len(other)):
+                    best = max(best, (found.identity, -2 * place, found), key=lambda entry: entry[:2])
+        places = [place for place, possible in enumerate(is_possible) if possible]
+        targets = np.array([self.row_of[others[place]] for place in places], dtype=np.int64)
+        # one alignment takes less time than the bounds
+        highest = (
+            self.screen.bound_identity(self.row_of[query], targets).tolist() if len(places) > 1 else [1.0] * len(places)
+        )
+        for bound, place in sorted(zip(highest, places, strict=True), key=lambda pair: (-pair[0], pair[1])):
+            if (bound, -2 * place - 1) <= best[:2]:
                 continue
-            if best[1] is None or found.identity > best[1].identity:
-                best = first_row[other], found
-    return best
+            found_locally = align_locally(query, others[place])
+            if found_locally and self.criterion.is_met(found_locally, len(query), len(others[place])):
+                best = max(best, (found_locally.identity, -2 * place - 1, found_locally), key=lambda entry: entry[:2])
+        return (None if best[2] is None else others[-best[1] // 2]), best[2]
 
 
 def summarise_nearest(nearest: Nearest, identity: float) -> dict[str, Any]:

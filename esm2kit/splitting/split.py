@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 PAGE, REPORT = "leakage.html", "leakage.json"
 SCHEMA = "esm2kit.leakage/1"
 REMEDY = "run `esm2kit split` again with --restart true"
-MAX_CELLS = 20_000_000_000  # of the alignments between sets; 100 million need about a second
+MAX_CELLS = 20_000_000_000  # of the pairs of different sets that are compared
 MAX_NAMED = 5  # folds; of more, the smallest and the largest number of proteins are given
 RELATED = 0.05  # further than this share of the proteins, a set is not as large as requested
 
