@@ -21,6 +21,10 @@ TEXT = "color: var(--jp-content-font-color1, inherit)"
 # Space around a figure, in inches.
 PAD = 0.06
 RASTER_DPI = 180
+LEAST_TEXT = (
+    9.0  # height of the smallest text of a picture on a narrow page, in CSS pixels; a page scrolls such pictures
+)
+PIXELS_PER_POINT = 4 / 3
 # Colour in a figure -> colour of the page. Black text and areas have no attribute in matplotlib's SVG: they inherit.
 INK, PAPER = "currentColor", "var(--paper, var(--jp-layout-color0, #fff))"
 PRIMARY_HEX = to_hex(PRIMARY)
@@ -33,13 +37,15 @@ def render_svg(figure: Figure) -> str:
         figure: the figure. Its box is widened to hold all labels.
 
     Returns:
-        The element. Its ids are unique on a page.
+        The element. Its ids are unique on a page. Its style has the variable --least-width, the width at which its
+        smallest text is readable; pages that can scroll a picture use it as a minimum.
     """
     for label in figure.findobj(Text):
         label.set_parse_math(False)  # it may contain dollar signs
     figure.draw_without_rendering()  # gives the ticks their labels
     for label in figure.findobj(Text):  # the powers of ten of a logarithmic axis are formulas
         label.set_parse_math("mathdefault" in label.get_text())
+    sizes = [label.get_fontsize() for label in figure.findobj(Text) if label.get_visible() and label.get_text().strip()]
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "esm2kit"}):
         figure.savefig(
@@ -57,7 +63,10 @@ def render_svg(figure: Figure) -> str:
     salt = f"f{hashlib.sha256(body.encode()).hexdigest()[:10]}"
     body = re.sub(r'(\bid=")', rf"\1{salt}-", body)
     body = re.sub(r'(url\(#|href="#)', rf"\1{salt}-", body)
+    points = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', body)[1])
+    least = points * min(LEAST_TEXT / min(sizes), PIXELS_PER_POINT) if sizes else 0
     look = f"fill: {INK}; stroke-linejoin: round; stroke-linecap: butt; max-width: 100%; height: auto"
+    look += f"; --least-width: {least:.0f}px"
     return body.replace("<svg ", f'<svg style="{look}" ', 1)
 
 

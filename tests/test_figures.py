@@ -3,8 +3,10 @@
 import inspect
 import io
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +26,7 @@ from esm2kit.embedding.maps import Projection
 from esm2kit.figures import render_figure, render_svg
 from esm2kit.models.contacts import PairMap
 from esm2kit.notebook import diagrams
+from esm2kit.pages import build_figure, render_page
 from esm2kit.scoring import pictures
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.metrics import Interval
@@ -245,6 +248,16 @@ def test_a_figure_is_the_same_each_time_and_shares_no_id_with_another() -> None:
     assert not ids[0] & ids[1]
 
 
+@pytest.mark.parametrize("name", ["scores_with_baselines", "draw_entropy", "residue_shares"])
+def test_the_smallest_text_is_readable_at_the_least_width(name: str) -> None:
+    svg = render_svg(FIGURES[name]().figure)
+    points = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    least = float(re.search(r"--least-width: (\d+)px", svg)[1])
+    smallest = min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg))  # in the units of the view box
+    assert smallest * least / points == pytest.approx(min(9.0, smallest * 4 / 3), abs=0.05)
+    assert least <= points * 4 / 3 + 1, "no picture is enlarged"
+
+
 def test_the_alternative_text_is_escaped_and_the_figure_closed() -> None:
     figure: Any = FIGURES["residue_shares"]().figure
     html = render_figure(figure, 'a "quoted" <text>')
@@ -252,3 +265,40 @@ def test_the_alternative_text_is_escaped_and_the_figure_closed() -> None:
     assert re.match(start + 'aria-label="a &quot;quoted&quot; &lt;text&gt;" style="[^"]*"><svg', html)
     assert "var(--jp-content-font-color1, inherit)" in html, "JupyterLab's theme, or the page's"
     assert not plt.fignum_exists(figure.number)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+def test_a_narrow_page_scrolls_a_wide_picture_instead_of_shrinking_its_text(tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    draw = FIGURES["scores_with_baselines"]
+    sections = [{"title": "Scores", "figures": [build_figure(draw, "the scores", "A caption.")]}]
+    (tmp_path / "page.html").write_text(render_page("Title", "Lead.", [], sections), encoding="utf-8")
+    measure = """() => {
+        const svg = document.querySelector("figure svg"), region = document.querySelector("figure .wide");
+        const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        const sizes = [...svg.querySelectorAll("text")].map((text) => parseFloat(getComputedStyle(text).fontSize));
+        return {text: scale * Math.min(...sizes), page: document.documentElement.scrollWidth,
+                inside: region.scrollWidth, shown: region.clientWidth, left: region.scrollLeft};
+    }"""
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        narrow = browser.new_page(viewport={"width": 420, "height": 700})
+        narrow.goto((tmp_path / "page.html").as_uri())
+        found = narrow.evaluate(measure)
+        assert found["text"] == pytest.approx(9, abs=0.1)
+        assert found["page"] <= 420, "only the picture scrolls"
+        assert found["inside"] > found["shown"]
+        narrow.keyboard.press("Tab")
+        assert narrow.evaluate("document.activeElement.getAttribute('aria-label')") == "Figure: Scores"
+        narrow.keyboard.press("ArrowRight")
+        narrow.wait_for_function("document.activeElement.scrollLeft > 0")
+        wide = browser.new_page(viewport={"width": 1200, "height": 700})
+        wide.goto((tmp_path / "page.html").as_uri())
+        found = wide.evaluate(measure)
+        assert found["text"] > 13
+        assert found["inside"] == found["shown"], "a wide page does not scroll it"
+        browser.close()
