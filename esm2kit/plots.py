@@ -747,7 +747,7 @@ def label_scores(f1: Mapping[str, float], support: Mapping[str, float], most: in
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_xlim(0, 1.35)
     ax.set_xticks(np.linspace(0, 1, 6))
-    return _label_axes(ax, "F1 on test", "label")
+    return _label_axes(ax, "F1", "label")
 
 
 def prediction_histograms(

@@ -49,7 +49,7 @@ from esm2kit.benchmarking.report import (
 )
 from esm2kit.benchmarking.saved_probe import FOLDER as PROBES
 from esm2kit.benchmarking.saved_probe import name_probe_file, read_probe_digest, save_probe
-from esm2kit.benchmarking.scores import ScoredModel, SeveralTargets, build_interval_notes, format_score
+from esm2kit.benchmarking.scores import ScoredModel, build_interval_notes, format_score
 from esm2kit.benchmarking.uncertainty import keep_first_seed
 from esm2kit.benchmarking.verdict import evaluate, log_verdict
 from esm2kit.core.errors import InputError, check_type
@@ -415,6 +415,7 @@ def benchmark_task(
 
         with explain_out_of_memory(f"fitting the row {name}", lambda: list_probe_remedies(data, device)):
             fitted, own_note = load_or_fit(rows, name, inputs, fit, is_saved, save)
+        fitted = held.complete(fitted)
         scores = held.score(fitted, counts_RP)
         saved = "" if describe is None else f"{PROBES}/{path.name}"
         validation, parts = held.score_validation(fitted), held.score_each_fold(fitted)
@@ -467,7 +468,7 @@ def benchmark_task(
             citation=task.citation, official=data.official, sizes=data.sizes,
             scored_test=len(data.target_rows("test")),
             binary_labels=task.binary_labels if task.is_multilabel else (), columns=task.columns,
-            spreads=SeveralTargets.from_task(data).spreads, **_describe_pairs(data),
+            spreads=held.several.spreads, **_describe_pairs(data),
         ),
         model=ModelSummary(trained.name, {"path": str(trained.path), **trained.attributes}),
         settings=Settings(

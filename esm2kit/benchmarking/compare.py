@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esm2kit.benchmarking.config import CompareConfig
-from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds
+from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds, spread_thresholds
 from esm2kit.benchmarking.page import build_score_plot, format_metric_cell
 from esm2kit.benchmarking.report import Comparison, Report, ReportRow, describe_row, metric_name
 from esm2kit.benchmarking.scores import SeveralTargets, build_scorers
@@ -301,6 +301,8 @@ def _score_predictions(report: Report, found: Predictions, resamples: int) -> di
     else:
         counts_RP = sample_pair_counts(found.pair_M2[np.unique(resampled_M, return_index=True)[1]], resamples)
     thresholds = report.first.selected.get("threshold", ())
+    if thresholds and found.folds is not None:
+        thresholds = list(spread_thresholds(thresholds, len(found.predicted_SM), found.folds.fold_RM)[:, :, None])
     several = SeveralTargets(task.columns, task.spreads, thresholds)
     scorers = build_scorers(
         task.target, len(task.labels), task.num_bits, found.truth_M, found.predicted_SM, resampled_M, several
@@ -308,7 +310,7 @@ def _score_predictions(report: Report, found: Predictions, resamples: int) -> di
     if found.folds is None:
         scores = score_seeds(scorers, counts_RP)
     else:
-        scores = score_folds(scorers, found.truth_M, found.predicted_SM, found.folds, counts_RP)
+        scores = score_folds(scorers, found.truth_M, found.predicted_SM, found.folds, counts_RP, several)
     for name, stored in report.first.metrics.items():
         value = scores[name].interval.value if name in scores else math.nan
         if (

@@ -19,7 +19,7 @@ import numpy as np
 
 from esm2kit.benchmarking.baselines.fit import Baseline, describe_baseline_probe, fit_baseline, repeat_constant
 from esm2kit.benchmarking.config import BenchmarkConfig
-from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds
+from esm2kit.benchmarking.fold_scores import FoldArrays, score_folds, spread_thresholds
 from esm2kit.benchmarking.fold_summary import Fold, FoldSummary
 from esm2kit.benchmarking.fold_uncertainty import describe_fold_uncertainty
 from esm2kit.benchmarking.layer_sweep import Candidate
@@ -28,13 +28,12 @@ from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe, fit_probe_folds
 from esm2kit.benchmarking.probes.parameters import ProbeParameters
-from esm2kit.benchmarking.scores import build_task_scorers, compute_headline, score_validation
+from esm2kit.benchmarking.scores import SeveralTargets, build_task_scorers, compute_headline, score_validation
 from esm2kit.benchmarking.sweep_summary import describe_place
 from esm2kit.benchmarking.verdict import choose_constant
 from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.numbers import format_count
-from esm2kit.tasks.data import check_one_target
 from esm2kit.tasks.grouping import FoldPlan, hold_out, plan_folds
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, nan_to_none, sample_counts
 from esm2kit.tasks.task_data import TaskData
@@ -77,9 +76,8 @@ class CrossValidation:
             The cross-validation.
 
         Raises:
-            InputError: The other folds of a fold leave no proteins for validation, or a protein has several targets.
+            InputError: The other folds of a fold leave no proteins for validation.
         """
-        check_one_target(data)
         repeats = len(plan.fold_RP)
         # folds of different columns are different splits, also if there are as many
         split = plan.column or f"{plan.num_folds}_folds{f'_{repeats}_repeats' if repeats > 1 else ''}"
@@ -163,7 +161,15 @@ class CrossValidation:
         selected = {name: _flatten([fitted.selected[name] for fitted in fitted_F]) for name in names}
         validation_SM = np.concatenate([fitted.validation_SM for fitted in fitted_F], axis=1)
         seconds = sum(fitted.seconds for fitted in fitted_F)
-        return Fitted(merged_SM, validation_SM, {}, selected, seconds, test_logits_MC=logits_MC)
+        return self.complete(Fitted(merged_SM, validation_SM, {}, selected, seconds, test_logits_MC=logits_MC))
+
+    def complete(self, fitted: Fitted) -> Fitted:
+        """Add the threshold of each prediction of a multi-label task, those that the folds selected."""
+        thresholds = fitted.selected.get("threshold")
+        if thresholds is None:
+            return fitted
+        threshold_SM = spread_thresholds(thresholds, len(fitted.test_SM), self.arrays.fold_RM)
+        return fitted._replace(fold_thresholds_SM=threshold_SM)
 
     def get_held_out(self, fitted: Fitted) -> tuple[Fitted, TaskData, bool]:
         """Return the out-of-fold predictions of the first repeat as those of validation, their task, and True."""
@@ -179,8 +185,9 @@ class CrossValidation:
     def score(self, fitted: Fitted, counts_RG: np.ndarray) -> dict[str, Score]:
         """Score out-of-fold predictions, with bootstrap counts of the groups."""
         truth_M = self.data.targets[self.data.target_rows("test")]
-        scorers = build_task_scorers(self.data.task, truth_M, fitted.test_SM, self.arrays.group_M)
-        return score_folds(scorers, truth_M, fitted.test_SM, self.arrays, counts_RG)
+        several = self.several._replace(thresholds=fitted.thresholds)
+        scorers = build_task_scorers(self.data.task, truth_M, fitted.test_SM, self.arrays.group_M, several)
+        return score_folds(scorers, truth_M, fitted.test_SM, self.arrays, counts_RG, several)
 
     def score_each_fold(self, fitted: Fitted) -> list[float | None]:
         """Compute the headline metric of each fold and repeat, the mean over seeds; None where it is undefined."""
@@ -188,8 +195,12 @@ class CrossValidation:
         rows_M, values = self.data.target_rows("test"), []
         for number, task in enumerate(self.tasks):
             rows, first = task.target_rows("test"), number // num_folds * num_seeds
-            predicted_SM = fitted.test_SM[first : first + num_seeds, np.searchsorted(rows_M, rows)]
-            found = [compute_headline(task.task, task.targets[rows], predicted_M) for predicted_M in predicted_SM]
+            places, found = np.searchsorted(rows_M, rows), []
+            for row in range(first, first + num_seeds):
+                several = self.several
+                if fitted.fold_thresholds_SM is not None:
+                    several = several._replace(thresholds=[fitted.thresholds[row][places]])
+                found.append(compute_headline(task.task, task.targets[rows], fitted.test_SM[row, places], several))
             values.append(nan_to_none(float(np.mean(found))))
         return values
 
@@ -198,11 +209,7 @@ class CrossValidation:
         sizes = [len(task.target_rows("validation")) for task in self.tasks]
         if fitted.validation_SM.shape[1] != sum(sizes):
             return None
-        parts = np.split(fitted.validation_SM, np.cumsum(sizes)[:-1], axis=1)
-        scores = [
-            score_validation(fitted._replace(test_SM=fitted.test_SM[: len(part)], validation_SM=part), task)
-            for task, part in zip(self.tasks, parts, strict=True)
-        ]
+        scores = [score_validation(own, task) for own, task in zip(self.divide(fitted), self.tasks, strict=True)]
         defined = [score for score in scores if score is not None]
         return float(np.mean(defined)) if defined else None
 
@@ -292,7 +299,8 @@ class CrossValidation:
             for name, entries in merged.selected.items():
                 share = len(entries) // len(self.tasks)
                 own = entries[number * share : (number + 1) * share]
-                selected[name] = own if share > 1 or num_seeds > 1 else own[0]
+                is_list = share > 1 or num_seeds > 1 or name == "threshold"
+                selected[name] = own if is_list else own[0]
             test_SM, logits_MC = merged.test_SM[first : first + num_seeds, places], merged.test_logits_MC
             part = Fitted(test_SM, validation_SM, {}, selected, merged.seconds / len(self.tasks))
             fitted.append(part._replace(test_logits_MC=None if logits_MC is None else logits_MC[places]))
@@ -354,7 +362,8 @@ class CrossValidation:
         Args:
             features: Rows of the task's proteins.
             config: The probe.
-            selected: What was chosen in each fold. The final probe uses the median: of the penalties, or of the epochs.
+            selected: What was chosen in each fold. The final probe uses the median: of the penalties, of several
+                values those of each, or of the epochs.
             seeds: Seeds of a neural probe.
             device: Device of a neural probe.
 
@@ -364,11 +373,13 @@ class CrossValidation:
         every = np.arange(len(self.data.ids))
         proteins = {"train": every, "validation": every, "test": every}
         targets = replace(ProbeTargets.from_task(self.data), proteins=proteins)
-        median = {name: sorted(entries)[(len(entries) - 1) // 2] for name, entries in selected.items()}
-        if "epoch" in median:
-            config = replace(config, epochs=max(1, median["epoch"]), patience=None, keep="last")
+        if "epoch" in selected:
+            config = replace(config, epochs=max(1, _choose_median(selected["epoch"])), patience=None, keep="last")
             return fit_probe(features, targets, config, seeds, device).parameters
-        return fit_probe(features, targets, config, seeds, device, penalty=next(iter(median.values()))).parameters
+        (penalties,) = (entries for name, entries in selected.items() if name != "threshold")
+        count = len(self.data.task.columns)
+        chosen = [_choose_median(penalties[column::count]) for column in range(count)] or _choose_median(penalties)
+        return fit_probe(features, targets, config, seeds, device, penalty=chosen).parameters
 
     def fit_baseline(self, name: str, seeds: tuple[int, ...], wide_cnn: bool, is_saved: bool = False) -> Baseline:
         """Fit a baseline in each fold, and with `is_saved` on all proteins too.
@@ -392,6 +403,11 @@ class CrossValidation:
                 final = self.fit_final_probe(*described, merged.selected, seeds, "cpu")
             merged = merged._replace(parameters=final)
         return Baseline(name, merged, found[0].note)
+
+    @cached_property
+    def several(self) -> SeveralTargets:
+        """What the scores of several targets require: the standard deviations are those of all values."""
+        return SeveralTargets.from_task(self.labelled)
 
     @property
     def labelled(self) -> TaskData:
@@ -435,15 +451,20 @@ class CrossValidation:
 
         Returns:
             One line per target and repeat: id, for residue tasks the number of the residue, group, repeat, fold,
-            measured, and the prediction of each row: the mean over seeds of values, the most frequent class.
+            measured, and the prediction of each row: the mean over seeds of values, the most frequent class. Of several
+            targets, one column each, and of labels the mean probability; empty where no value was measured.
         """
         data, rows_M = self.data, self.data.target_rows("test")
         protein_M = data.protein_of_target[rows_M]
         per_residue = data.task.level == "residue"
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        head = ["id", *(["residue"] if per_residue else []), "group", "repeat", "fold", "measured", *predictions]
-        table.writerow(head)
+        names = data.task.columns or (data.task.is_multilabel and data.task.binary_labels) or ()
+        measured_names = [f"measured {name}" for name in names] or ["measured"]
+        of_rows = [f"{row}: {name}" for row in predictions for name in names] or list(predictions)
+        table.writerow(
+            ["id", *(["residue"] if per_residue else []), "group", "repeat", "fold", *measured_names, *of_rows]
+        )
         for repeat in range(self.repeats):
             columns = [
                 _summarise_seeds(data, np.split(predicted_SM, self.repeats)[repeat])
@@ -454,8 +475,8 @@ class CrossValidation:
                 residue = [int(rows_M[place] - data.offsets[protein] + 1)] if per_residue else []
                 where = [int(self.plan.group_P[protein]) + 1, repeat + 1]
                 fold = self.plan.names[self.plan.fold_RP[repeat, protein]]
-                found = [column[place] for column in columns]
-                table.writerow([data.ids[protein], *residue, *where, fold, measured[place], *found])
+                cells = [cell for column in (measured, *columns) for cell in column[place]]
+                table.writerow([data.ids[protein], *residue, *where, fold, *cells])
         return text.getvalue()
 
 
@@ -464,15 +485,22 @@ def _flatten(entries: Sequence[Any]) -> list[Any]:
     return [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
 
 
-def _summarise_seeds(data: TaskData, predicted_SM: np.ndarray) -> list[str]:
+def _choose_median(entries: Sequence[Any]) -> Any:
+    """Return the median, of an even number the lower one of both."""
+    return sorted(entries)[(len(entries) - 1) // 2]
+
+
+def _summarise_seeds(data: TaskData, predicted_SM: np.ndarray) -> list[list[str]]:
     """Format the mean over seeds of values, or the class that most seeds predict; of equally many, the first one."""
-    if data.task.target == "value":
+    if data.task.target == "value" or data.task.is_multilabel:
         return _format_targets(data, predicted_SM.mean(axis=0))
     counts_KM = np.stack([(predicted_SM == label).sum(axis=0) for label in range(len(data.task.labels))])
     return _format_targets(data, counts_KM.argmax(axis=0))
 
 
-def _format_targets(data: TaskData, targets_M: np.ndarray) -> list[str]:
-    if data.task.target == "class":
-        return [data.task.labels[target] for target in targets_M]
-    return [f"{target:.6g}" for target in targets_M]
+def _format_targets(data: TaskData, targets_M: np.ndarray) -> list[list[str]]:
+    """Format the cells of each protein or residue: one, or one for each of several targets."""
+    if data.task.target == "class" and not data.task.is_multilabel:
+        return [[data.task.labels[target]] for target in targets_M]
+    rows = targets_M.reshape(len(targets_M), -1)
+    return [["" if np.isnan(target) else f"{target:.6g}" for target in row] for row in rows]

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esm2kit.benchmarking.scores import Scorer
+from esm2kit.benchmarking.scores import Scorer, SeveralTargets
+from esm2kit.tasks.column_metrics import SEPARATOR, build_column_scorer
+from esm2kit.tasks.label_metrics import LABEL_METRICS
 from esm2kit.tasks.metrics import CONFIDENCE, Interval, Score, build_value_scorer, compute_interval, score_seeds
 
 # A correlation compares predictions with each other. Those of two folds come from two models, so it is the mean over
@@ -22,7 +24,8 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     "spearman": CORRELATION, "pearson": CORRELATION, "mcc": CORRELATION, "rmse": (np.log, np.exp),
 }  # fmt: skip
 # Other metrics have the scale of their own; the ends of their intervals are within these limits.
-LIMITS = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "ndcg"), (0.0, 1.0)) | {"r2": (-math.inf, 1.0)}
+SHARES = ("accuracy", "balanced_accuracy", "ndcg", *(name for name in LABEL_METRICS if name != "mcc"))
+LIMITS = dict.fromkeys(SHARES, (0.0, 1.0)) | {"r2": (-math.inf, 1.0)}
 
 
 class FoldArrays(NamedTuple):
@@ -130,8 +133,27 @@ def average_within_folds(
     return score
 
 
+def spread_thresholds(thresholds: Sequence[float], num_rows: int, fold_RM: np.ndarray) -> np.ndarray:
+    """Return the threshold of each out-of-fold prediction of a multi-label task.
+
+    Args:
+        thresholds: One per repeat, fold and seed, in this order.
+        num_rows: R x S, number of rows of predictions.
+        fold_RM: (R, M) fold of each target.
+
+    Returns:
+        (R x S, M): the seeds of the first repeat, then those of the second one.
+    """
+    threshold_RKS = np.reshape(thresholds, (len(fold_RM), -1, num_rows // len(fold_RM)))
+    return np.concatenate([of_KS[fold_M].T for of_KS, fold_M in zip(threshold_RKS, fold_RM, strict=True)])
+
+
 def build_fold_scorers(
-    scorers: Sequence[Scorer], truth_M: np.ndarray, predicted_SM: np.ndarray, arrays: FoldArrays
+    scorers: Sequence[Scorer],
+    truth_M: np.ndarray,
+    predicted_SM: np.ndarray,
+    arrays: FoldArrays,
+    several: SeveralTargets | None = None,
 ) -> list[Scorer]:
     """Build the scorers of out-of-fold predictions from those of all predictions together.
 
@@ -140,21 +162,44 @@ def build_fold_scorers(
         truth_M: (M,) targets.
         predicted_SM: (R x S, M) predictions: the seeds of the first repeat, then those of the second one.
         arrays: Groups and folds.
+        several: For several values per protein, which are (M, C).
 
     Returns:
         One scorer per row.
     """
-    if truth_M.dtype.kind != "f" or truth_M.ndim > 1:
+    if truth_M.dtype.kind != "f":
         return list(scorers)
     per_repeat = len(predicted_SM) // len(arrays.fold_RM)
+    if truth_M.ndim > 1:
+        return [
+            _build_column_scorer(truth_M, predicted_MC, arrays.group_M, arrays.fold_RM[row // per_repeat], several)
+            for row, predicted_MC in enumerate(predicted_SM)
+        ]
     return [
         average_within_folds(scorer, truth_M, predicted_M, arrays.group_M, arrays.fold_RM[row // per_repeat])
         for row, (scorer, predicted_M) in enumerate(zip(scorers, predicted_SM, strict=True))
     ]
 
 
+def _build_column_scorer(
+    truth_MC: np.ndarray, predicted_MC: np.ndarray, group_M: np.ndarray, fold_M: np.ndarray, several: SeveralTargets
+) -> Scorer:
+    """Build the scorer of several values per protein, each of which is scored as if it were the only one."""
+
+    def build(truth_N: np.ndarray, predicted_N: np.ndarray, group_N: np.ndarray, rows: np.ndarray) -> Scorer:
+        scorer = build_value_scorer(truth_N, predicted_N, group_N)
+        return average_within_folds(scorer, truth_N, predicted_N, group_N, fold_M[rows])
+
+    return build_column_scorer(truth_MC, predicted_MC, group_M, several.columns, several.spreads, build)
+
+
 def score_folds(
-    scorers: Sequence[Scorer], truth_M: np.ndarray, predicted_SM: np.ndarray, arrays: FoldArrays, counts_RG: np.ndarray
+    scorers: Sequence[Scorer],
+    truth_M: np.ndarray,
+    predicted_SM: np.ndarray,
+    arrays: FoldArrays,
+    counts_RG: np.ndarray,
+    several: SeveralTargets | None = None,
 ) -> dict[str, Score]:
     """Score out-of-fold predictions.
 
@@ -164,15 +209,19 @@ def score_folds(
         predicted_SM: (R x S, M) predictions: the seeds of the first repeat, then those of the second one.
         arrays: Groups and folds.
         counts_RG: Bootstrap counts of the groups.
+        several: For several values per protein.
 
     Returns:
         metric -> Score: the mean over repeats and seeds, with an interval over groups and training sets.
     """
-    scores = score_seeds(build_fold_scorers(scorers, truth_M, predicted_SM, arrays), counts_RG)
+    scores = score_seeds(build_fold_scorers(scorers, truth_M, predicted_SM, arrays, several), counts_RG)
     widening, expansion = arrays.compute_widening(), arrays.compute_expansion()
-    wide = {name: widen_score(name, score, widening * expansion) for name, score in scores.items()}
-    if "r2" in scores:
-        wide["r2"] = _widen_r2(scores["r2"], scores["rmse"], widening, expansion)
+    wide = {}
+    for name, score in scores.items():
+        metric, slash, column = name.partition(SEPARATOR)  # the own score of one of several targets has both
+        wide[name] = widen_score(metric, score, widening * expansion)
+        if metric == "r2":
+            wide[name] = _widen_r2(score, scores[f"rmse{slash}{column}"], widening, expansion)
     return wide
 
 

@@ -60,7 +60,7 @@ def describe_fold_uncertainty(
         return _describe_calibration(uncertainty, held.validation_logits_MC, data, fold_M, group_M, counts_RG)
     first_P = np.unique(number_proteins(data, "validation"), return_index=True)[1]
     columns = split_columns(data, "validation", held.validation_SM)
-    found, widening = [], folds.compute_widening()
+    found, widening = [], folds.compute_widening() * folds.compute_expansion()
     for scores, column in zip(uncertainty.intervals, columns, strict=True):
         fold_P, group_P = (each[first_P][column.place_P] for each in (fold_M, group_M))
         found.append(_describe_intervals(scores, column, data, fold_P, group_P, counts_RG, coverage, widening))
@@ -171,7 +171,7 @@ def _measure_share(
 ) -> Interval:
     """Return the share of values inside their intervals, every protein once, with a 95% interval.
 
-    It is that of the scores: a bootstrap over groups, widened because another training set has other errors.
+    It is that of the scores: a bootstrap over groups, widened for other training sets and for few groups.
     """
     share_P, total_R = _average_proteins(inside_N, protein_N), counts_RP.sum(axis=1)
     replicates, value = (counts_RP @ share_P)[total_R > 0] / total_R[total_R > 0], float(share_P.mean())

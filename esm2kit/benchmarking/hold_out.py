@@ -9,7 +9,7 @@ from esm2kit.benchmarking.baselines.fit import Baseline, fit_baseline
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
 from esm2kit.benchmarking.probes.fit import fit_probe
-from esm2kit.benchmarking.scores import sample_test_counts, score_fitted, score_validation
+from esm2kit.benchmarking.scores import SeveralTargets, sample_test_counts, score_fitted, score_validation
 from esm2kit.benchmarking.uncertainty import describe_test_uncertainty
 from esm2kit.benchmarking.verdict import score_constant
 from esm2kit.tasks.metrics import Score
@@ -32,6 +32,15 @@ class HoldOut:
     def labelled(self) -> TaskData:
         """The task whose train set the saved probes know."""
         return self.data
+
+    @property
+    def several(self) -> SeveralTargets:
+        """What the scores of several targets require."""
+        return SeveralTargets.from_task(self.data)
+
+    def complete(self, fitted: Fitted) -> Fitted:
+        """Return a fit that was loaded with what follows from its fields: nothing."""
+        return fitted
 
     def sample_counts(self, resamples: int) -> np.ndarray:
         """Sample bootstrap replicates of the test proteins: (resamples, P) counts."""

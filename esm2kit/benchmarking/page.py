@@ -93,14 +93,15 @@ def build_score_table(report: Report) -> dict[str, Any]:
     ]
     caption = "Scores on the test set. Brackets: 95% confidence interval from a bootstrap over proteins."
     caption += " ±: standard deviation over seeds."
-    if report.task.columns:
-        caption += (
-            " Each score is the mean over the targets; RMSE is relative to the standard deviation of the training "
-        )
-        caption += "values of each target."
     if report.folds is not None:
         caption = "Scores over all folds. Brackets: 95% confidence interval over groups of proteins and training sets."
         caption += " ±: standard deviation over repeats and seeds."
+    if report.task.columns:
+        values = "training values" if report.folds is None else "values"
+        caption += (
+            f" Each score is the mean over the targets; RMSE is relative to the standard deviation of the {values}"
+        )
+        caption += " of each target."
     return {
         "headers": build_headers(["model", *(metric_name(name, report.task.unit) for name in metrics)]),
         "rows": rows,
@@ -183,7 +184,8 @@ def _build_label_figure(report: Report) -> dict[str, str]:
     """Build the figure of the scores of single labels."""
     table, name = report.first.per_class, describe_row(report.first)
     f1, support = ({label: entry[key] for label, entry in table.items()} for key in ("f1", "support"))
-    caption = f"F1 of each label for the {name} on test (first seed), and the number of test proteins with the label."
+    caption = f"F1 of each label for the {name} {_name_set(report)} (first seed), and the number of proteins with the "
+    caption += "label."
     caption += " The 20 most frequent labels are shown." if len(table) > 20 else ""
     return build_figure(lambda: plots.label_scores(f1, support), f"F1 of {len(table)} labels for the {name}", caption)
 
@@ -195,10 +197,9 @@ def _build_column_figures(report: Report, truth_MC: np.ndarray, predicted_MC: np
         known_M, unit = np.isfinite(truth_MC[:, column]), split_unit(target)[1]
         truth_N, predicted_N = truth_MC[known_M, column], predicted_MC[known_M, column]
         draw = partial(plots.predicted_vs_true, truth_N, predicted_N, unit)
-        alt = f"Predicted and measured {target} of {len(truth_N)} test proteins for the {name}"
-        caption = (
-            f"{target}: predictions of the {name} on test (first seed). Dashed line: prediction equals measurement."
-        )
+        alt = f"Predicted and measured {target} of {len(truth_N)} proteins for the {name}"
+        caption = f"{target}: predictions of the {name} {_name_set(report)} (first seed). Dashed line: prediction "
+        caption += "equals measurement."
         figures.append(build_figure(draw, alt, caption))
     return figures
 
@@ -223,6 +224,8 @@ def _build_target_table(report: Report) -> list[dict[str, Any]]:
     ]
     headers = build_headers(["target", *map(metric_name, metrics)])
     caption = "RMSE is in the unit of the target. Brackets: 95% confidence interval from a bootstrap over proteins."
+    if report.folds is not None:
+        caption = "RMSE is in the unit of the target. Brackets: as in the table of the scores."
     return [{"title": "Scores per target", "table": {"headers": headers, "rows": rows, "caption": caption}}]
 
 

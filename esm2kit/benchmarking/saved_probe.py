@@ -135,13 +135,13 @@ def save_probe(
         },
     }
     if data.task.is_multilabel:
-        metadata["probe"]["threshold"] = _choose_mean_threshold(fitted, data)
+        metadata["probe"]["threshold"] = _choose_mean_threshold(*(held_out or (fitted, data, False)))
     write_checkpoint(path, {f"probe.{name}": tensor for name, tensor in parameters.tensors.items()}, metadata)
 
 
-def _choose_mean_threshold(fitted: Fitted, data: TaskData) -> float:
+def _choose_mean_threshold(fitted: Fitted, data: TaskData, out_of_fold: bool) -> float:
     """Choose the threshold for the mean probabilities of all seeds, with which a saved probe predicts."""
-    if len(fitted.test_SM) == 1:
+    if len(fitted.test_SM) == 1 and not out_of_fold:  # each fold has a threshold of its own
         return fitted.thresholds[0]
     return choose_threshold(data.targets[data.target_rows("validation")], fitted.validation_SM.mean(0))
 

@@ -42,15 +42,16 @@ class SeveralTargets(NamedTuple):
     Args:
         columns: Names of the values.
         spreads: Standard deviation of the training values of each.
-        thresholds: Of each seed, the probability above which a label is predicted.
+        thresholds: Of each seed, the probability above which a label is predicted; (M, 1) if it is not the same for
+            all proteins.
     """
 
     columns: Sequence[str] = ()
     spreads: Sequence[float] = ()
-    thresholds: Sequence[float] = ()
+    thresholds: Sequence[float | np.ndarray] = ()
 
     @classmethod
-    def from_task(cls, data: TaskData, thresholds: Sequence[float] = ()) -> "SeveralTargets":
+    def from_task(cls, data: TaskData, thresholds: Sequence[float | np.ndarray] = ()) -> "SeveralTargets":
         """Return what a task's scores require; nothing for one target per protein."""
         spreads = TargetScale.from_values(data.targets[data.target_rows("train")]).spread if data.task.columns else ()
         return cls(data.task.columns, spreads, thresholds)
@@ -101,10 +102,15 @@ def build_scorers(
 
 
 def build_task_scorers(
-    task: Task, truth_M: np.ndarray, predicted_SM: np.ndarray, protein_M: np.ndarray
+    task: Task,
+    truth_M: np.ndarray,
+    predicted_SM: np.ndarray,
+    protein_M: np.ndarray,
+    several: SeveralTargets | None = None,
 ) -> list[Scorer]:
-    """Build one scorer per seed for a task with one target per protein or residue; see `build_scorers`."""
-    return build_scorers(task.target, len(task.labels), len(task.binary_labels), truth_M, predicted_SM, protein_M)
+    """Build one scorer per seed for the targets of a task; see `build_scorers`."""
+    kinds = (task.target, len(task.labels), len(task.binary_labels))
+    return build_scorers(*kinds, truth_M, predicted_SM, protein_M, several)
 
 
 def compute_headline(

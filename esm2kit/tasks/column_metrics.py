@@ -15,6 +15,7 @@ def build_column_scorer(
     protein_N: np.ndarray,
     columns: Sequence[str],
     spreads_C: Sequence[float],
+    build: Callable[..., Callable[[np.ndarray], dict[str, np.ndarray]]] | None = None,
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Build a function that scores several values per protein.
 
@@ -24,6 +25,8 @@ def build_column_scorer(
         protein_N: (N,) protein of each row.
         columns: names of the C targets.
         spreads_C: (C,) standard deviations of the training values.
+        build: builds the scorer of one target from its measured and predicted values, their proteins and their rows.
+            None is `build_value_scorer`.
 
     Returns:
         A function from counts (R, P) to metric -> (R,) values. `spearman` and the others are means over the targets;
@@ -33,7 +36,8 @@ def build_column_scorer(
     scorers = []
     for column in range(truth_NC.shape[1]):
         rows = np.flatnonzero(~np.isnan(truth_NC[:, column]))
-        scorers.append(build_value_scorer(truth_NC[rows, column], predicted_NC[rows, column], protein_N[rows]))
+        inputs = (truth_NC[rows, column], predicted_NC[rows, column], protein_N[rows])
+        scorers.append(build_value_scorer(*inputs) if build is None else build(*inputs, rows))
     sizes_C = [spread or 1.0 for spread in spreads_C]
 
     def score(counts_RP: np.ndarray) -> dict[str, np.ndarray]:

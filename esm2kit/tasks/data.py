@@ -427,29 +427,15 @@ def load_pooled_task(config: TaskConfig, others: Sequence[str] = ()) -> TaskData
     """
     kinds = {"target": _get_target(config), "target_type": config.target_type, "level": config.level}
     if config.labels is None:
-        data = load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
-    else:
-        data = load_pooled_labels(config.labels, config.fasta, config.id, set=config.set, **kinds, others=others)
-    check_one_target(data)
-    return data
-
-
-def check_one_target(data: TaskData) -> None:
-    """Raise InputError if a protein has several targets, which folds do not support."""
-    if data.targets.ndim > 1:
-        raise InputError(
-            f"task {data.task.name} has several targets per protein, which folds do not support. Name one target, or "
-            "omit folds.",
-            code="folds.several-targets",
-            task=data.task.name,
-        )
+        return load_task(config.task, config.split, Path(config.data_dir), **kinds, pooled=True)
+    return load_pooled_labels(config.labels, config.fasta, config.id, set=config.set, **kinds, others=others)
 
 
 def load_pooled_labels(
     labels: Path,
     fasta: Path | None = None,
     id: str | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     set: str | None = None,
     target_type: TargetType | None = None,
     level: Level | None = None,

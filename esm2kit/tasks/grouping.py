@@ -201,22 +201,36 @@ def _find_shortage(data: TaskData, group_P: np.ndarray, num_folds: int, seed: in
     return f"{format_count(smallest, 'protein')} in a fold instead of {share:.0f}" if smallest < share / 2 else ""
 
 
+def _list_members(data: TaskData) -> dict[tuple[str, str], np.ndarray]:
+    """Return the proteins (P,) of each class or label, or with a value in each of several columns; none for others."""
+    task, members = data.task, {}
+    if task.is_multilabel:
+        members = {("label", name): y_P > 0 for name, y_P in zip(task.binary_labels, data.targets.T, strict=True)}
+    elif task.columns:
+        known_PC = np.isfinite(data.targets)
+        members = {("column", name): y_P for name, y_P in zip(task.columns, known_PC.T, strict=True)}
+    elif task.target == "class" and task.labels:
+        protein_N, classes_N = data.protein_of_target[data.scored], data.targets[data.scored]
+        for place, label in enumerate(task.labels):
+            member_P = np.zeros(len(data.ids), dtype=bool)
+            member_P[protein_N[classes_N == place]] = True
+            members["class", label] = member_P
+    return {name: member_P for name, member_P in members.items() if member_P.any()}
+
+
 def _check_classes(data: TaskData, group_P: np.ndarray, fold_RP: np.ndarray) -> None:
-    """Check that each class is in at least two folds, so that every fold is predicted by a probe that has seen it."""
-    if data.task.target != "class" or not data.task.labels or data.targets.ndim > 1:
-        return
-    protein_N, classes_N = data.protein_of_target[data.scored], data.targets[data.scored]
-    for label in np.unique(classes_N):
-        proteins = np.unique(protein_N[classes_N == label])
+    """Check that each class, label or column is in at least two folds, so that every fold has a probe that knows it."""
+    for (kind, name), member_P in _list_members(data).items():
+        proteins = np.flatnonzero(member_P)
         for fold_P in fold_RP:
             if len(np.unique(fold_P[proteins])) < 2:
                 groups = len(np.unique(group_P[proteins]))
                 raise InputError(
-                    f"class {data.task.labels[label]!r} ({format_count(len(proteins), 'protein')} in "
-                    f"{format_count(groups, 'group')}) is in one fold only, so no probe that was trained on other "
-                    "folds can predict it. Add proteins of the class from other groups, or merge or remove it.",
+                    f"{kind} {name!r} ({format_count(len(proteins), 'protein')} in {format_count(groups, 'group')}) "
+                    "is in one fold only, so no probe that was trained on other folds can predict it. Add proteins of "
+                    "it from other groups, or merge or remove it.",
                     code="folds.class-in-one-fold",
-                    label=data.task.labels[label],
+                    label=name,
                     proteins=len(proteins),
                     groups=groups,
                 )
@@ -272,6 +286,8 @@ def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed
     num_inner = min(INNER_FOLDS, num_groups)
     inner_F = assign_folds(name_groups(groups, keys), num_inner, seed, stratify(data)[rows])
     held_F = inner_F == 0
+    if data.targets.ndim > 1:
+        held_F = _choose_inner_fold(data, rows, inner_F)
     if data.task.level == "protein" and data.task.target == "class" and data.targets.ndim == 1:
         classes = data.targets[rows]
         unseen = np.isin(classes, np.setdiff1d(classes[held_F], classes[~held_F]))
@@ -284,6 +300,39 @@ def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed
             groups=num_groups,
         )
     return np.where(held_F, "validation", "train")
+
+
+def _choose_inner_fold(data: TaskData, rows: np.ndarray, inner_F: np.ndarray) -> np.ndarray:
+    """Choose the first inner fold that can be validation for several targets.
+
+    Args:
+        data: the task.
+        rows: (F,) the proteins.
+        inner_F: (F,) the inner fold of each.
+
+    Returns:
+        (F,) which proteins are validation: train has each label, and both sets have a value in each column.
+
+    Raises:
+        InputError: there is no such fold.
+    """
+    members = {name: member_P[rows] for name, member_P in _list_members(data).items()}
+    for number in range(int(inner_F.max()) + 1):
+        held_F = inner_F == number
+        if data.task.is_multilabel:
+            absent = [name for name, own_F in members.items() if own_F.any() and not own_F[~held_F].any()]
+        else:
+            absent = [name for name, own_F in members.items() if not (own_F[held_F].any() and own_F[~held_F].any())]
+        if not absent:
+            return held_F
+    count, (kind, name) = int(members[absent[0]].sum()), absent[0]
+    raise InputError(
+        f"{kind} {name!r}: the {format_count(count, 'protein')} in the other folds of a fold cannot be divided into "
+        "train and validation. Add proteins of it from other groups, choose more folds, or remove it.",
+        code="folds.few-values",
+        target=name,
+        proteins=count,
+    )
 
 
 def read_task_column(data: TaskData, source: Path, name: str, id: str | None = None) -> np.ndarray:

@@ -96,7 +96,10 @@ def compute_ranking_metrics(parts_SR: np.ndarray, total_R: np.ndarray) -> tuple[
 
 
 def build_label_scorer(
-    truth_NL: np.ndarray, probability_NL: np.ndarray, protein_N: np.ndarray, threshold: float = DEFAULT_THRESHOLD
+    truth_NL: np.ndarray,
+    probability_NL: np.ndarray,
+    protein_N: np.ndarray,
+    threshold: float | np.ndarray = DEFAULT_THRESHOLD,
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Build a function that scores the labels of proteins.
 
@@ -104,7 +107,7 @@ def build_label_scorer(
         truth_NL: (N, L) 0 or 1.
         probability_NL: (N, L) predicted probabilities.
         protein_N: (N,) protein of each row.
-        threshold: probability above which a label is predicted.
+        threshold: probability above which a label is predicted; (N, 1) if it differs between proteins.
 
     Returns:
         A function from counts (R, P) to metric -> (R,) values, for LABEL_METRICS. map, auroc and mcc are means over
@@ -167,7 +170,10 @@ def build_binary_scorer(
 
 
 def compute_per_label(
-    truth_NL: np.ndarray, probability_NL: np.ndarray, labels: Sequence[str], threshold: float = DEFAULT_THRESHOLD
+    truth_NL: np.ndarray,
+    probability_NL: np.ndarray,
+    labels: Sequence[str],
+    threshold: float | np.ndarray = DEFAULT_THRESHOLD,
 ) -> dict[str, dict[str, float | None]]:
     """Compute precision, recall, F1, support, MCC, average precision and AUROC of each label.
 

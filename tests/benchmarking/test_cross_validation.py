@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import binom, norm, spearmanr, t
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score, root_mean_squared_error
-from support.errors import refused
 
 from benchmarks.folds import Scenario, build_task, count_covered, draw, measure_intervals, plan
 from esm2kit.benchmarking.cross_validation import CrossValidation
@@ -344,10 +343,3 @@ def test_the_table_has_each_prediction_once_per_repeat():
     assert float(predicted) == pytest.approx(fitted.test_SM[2:, 7].mean(), rel=1e-4)
     summary = folds.summarise("")
     assert [fold.test + fold.train + fold.validation for fold in summary.folds] == [80] * 8
-
-
-def test_several_targets_per_protein_are_refused():
-    _, y_N, group_N = draw(np.random.default_rng(0), VALUES, VALUES.groups)
-    data = dataclasses.replace(build_task(y_N, "value"), targets=np.stack([y_N, y_N], axis=1))
-    with refused("folds.several-targets", task="drawn"):
-        CrossValidation.from_plan(data, plan(group_N, VALUES))

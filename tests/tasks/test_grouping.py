@@ -159,19 +159,29 @@ def test_pairs_that_were_not_aligned_are_noted(monkeypatch):
     assert note.startswith("0 of 66 pairs of proteins of different sets were aligned")
 
 
+def test_pairs_are_refused_before_they_are_embedded(tmp_path):
+    sequences = draw_families(5, 20, 1)[0]
+    columns = {"sequence_a": sequences, "sequence_b": sequences[::-1], "target": np.arange(20) + 1.5}
+    write_table(tmp_path / "mine.csv", columns)
+    with refused("pairs.option"):
+        load_pooled(labels=tmp_path / "mine.csv", folds=2)
+
+
 @pytest.mark.parametrize(
-    ("columns", "options", "code"),
+    ("cells", "options", "name"),
     [
-        (["sequence", "a", "b"], {"target": ["a", "b"], "joint": True}, "folds.several-targets"),
-        (["sequence_a", "sequence_b", "target"], {}, "pairs.option"),
+        (["1.5"] * 5 + [""] * 15, {"target": ["a", "b"], "joint": True}, "b"),
+        (["x;y"] * 5 + ["x"] * 15, {"target": "b", "target_type": "multilabel"}, "y"),
     ],
 )
-def test_tasks_without_folds_are_refused_before_they_are_embedded(tmp_path, columns, options, code):
-    sequences = draw_families(5, 20, 1)[0]
-    second = sequences[::-1] if "sequence_b" in columns else np.arange(20) + 0.5
-    write_table(tmp_path / "mine.csv", dict(zip(columns, [sequences, second, np.arange(20) + 1.5], strict=True)))
-    with refused(code):
-        load_pooled(labels=tmp_path / "mine.csv", folds=2, **options)
+def test_a_column_or_a_label_in_one_fold_is_refused(tmp_path, cells, options, name):
+    table, sequences = tmp_path / "mine.csv", draw_families(5, 20, 1)[0]
+    fold = [number // 5 for number in range(20)]
+    write_table(table, {"sequence": sequences, "a": np.arange(20) + 0.5, "b": cells, "fold": fold})
+    data = load_pooled(labels=table, folds="fold", **options)
+    with refused("folds.class-in-one-fold", label=name, proteins=5, groups=5):
+        plan_folds(data, "fold", source=table)
+    assert plan_folds(data, 4, source=table, split_by="random").num_folds == 4
 
 
 @pytest.mark.parametrize(

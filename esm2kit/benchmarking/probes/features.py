@@ -199,6 +199,7 @@ class Fitted(NamedTuple):
         test_logits_MC: Logits of the mean probabilities over seeds, for the scored test targets of classes; None for
             values and for models without probabilities.
         validation_logits_MC: The same for the validation targets.
+        fold_thresholds_SM: For out-of-fold predictions of a multi-label task, the threshold of each, that of its fold.
     """
 
     test_SM: np.ndarray
@@ -209,10 +210,13 @@ class Fitted(NamedTuple):
     parameters: ProbeParameters | None = None
     test_logits_MC: np.ndarray | None = None
     validation_logits_MC: np.ndarray | None = None
+    fold_thresholds_SM: np.ndarray | None = None
 
     @property
-    def thresholds(self) -> list[float]:
-        """The probability above which a label of a multi-label task is predicted, for each seed."""
+    def thresholds(self) -> list[float] | list[np.ndarray]:
+        """The probability above which a label of a multi-label task is predicted, for each seed; of folds (M, 1)."""
+        if self.fold_thresholds_SM is not None:
+            return list(self.fold_thresholds_SM[:, :, None])
         return self.selected.get("threshold") or [DEFAULT_THRESHOLD] * len(self.test_SM)
 
 

@@ -23,7 +23,7 @@ def fit_probe(
     config: ProbeConfig,
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     device: str = "cpu",
-    penalty: float | None = None,
+    penalty: float | Sequence[float] | None = None,
 ) -> Fitted:
     """Fit a probe on train, select on validation, and predict the test set.
 
@@ -33,7 +33,7 @@ def fit_probe(
         config: The probe and its settings.
         seeds: Seeds of a neural probe. Linear probes are deterministic and have one row of predictions.
         device: Device of a neural probe.
-        penalty: Penalty of a linear probe. None selects it.
+        penalty: Penalty of a linear probe, for ridge on several targets one for each. None selects it.
 
     Returns:
         Predictions, learning curves and the selected settings.

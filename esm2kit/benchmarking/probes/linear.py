@@ -79,7 +79,7 @@ class _RidgeColumn(NamedTuple):
     error: float
 
 
-def fit_ridge(features: Features, targets: ProbeTargets, penalty: float | None = None) -> Fitted:
+def fit_ridge(features: Features, targets: ProbeTargets, penalty: float | Sequence[float] | None = None) -> Fitted:
     """Fit ridge regression on z-scored features; one eigendecomposition serves all penalties.
 
     Several targets are fitted independently, each with its own penalty, on the proteins that have a value. Those with
@@ -88,7 +88,7 @@ def fit_ridge(features: Features, targets: ProbeTargets, penalty: float | None =
     Args:
         features: The feature rows.
         targets: Values and sets.
-        penalty: Penalty per training row. None chooses it on validation.
+        penalty: Penalty per training row, of several targets one for each. None chooses it on validation.
 
     Returns:
         Predictions and the selected penalty, of several targets a list.
@@ -100,10 +100,15 @@ def fit_ridge(features: Features, targets: ProbeTargets, penalty: float | None =
     y_train, y_validation = (y.reshape(len(y), -1) for y in (y_train, y_validation))
     shift_D = next(read_blocks(features, train))[1].double().mean(0)
     columns: list[_RidgeColumn | None] = [None] * y_train.shape[1]
-    for places in _group_by_measured(y_train, y_validation):
+    groups = _group_by_measured(y_train, y_validation)
+    if isinstance(penalty, Sequence):
+        groups = [[place] for places in groups for place in places]
+    for places in groups:
         measured, held = (~np.isnan(y[:, places[0]]) for y in (y_train, y_validation))
         y_fit, y_held = torch.from_numpy(y_train[measured][:, places]), torch.from_numpy(y_validation[held][:, places])
-        rows, grid = (train[measured], validation[held]), RIDGE_GRID if penalty is None else (penalty,)
+        rows, grid = (train[measured], validation[held]), RIDGE_GRID
+        if penalty is not None:
+            grid = (penalty[places[0]] if isinstance(penalty, Sequence) else penalty,)
         if len(rows[0]) < features.width:
             found = _fit_ridge_by_rows(features, rows, (y_fit, y_held), shift_D, grid)
         else:
