@@ -257,9 +257,13 @@ class CrossValidation:
             chosen_F.append(int(np.nanargmax(values)))
         merged = self.merge([fits[index][number] for number, index in enumerate(chosen_F)])
         swept = merged._replace(selected=merged.selected | {"candidate": chosen_F})
-        keys = tuple(
-            {"place": place, "settings": asdict(candidate.probe), "key": read_file_key(candidate.source.path)}
-            for place, candidate in zip(places, candidates, strict=True)
+        keys = (
+            ()
+            if rows is None
+            else tuple(
+                {"place": place, "settings": asdict(candidate.probe), "key": read_file_key(candidate.source.path)}
+                for place, candidate in zip(places, candidates, strict=True)
+            )
         )
         return replace(self, swept=swept, candidates=places, candidate_keys=keys)
 
