@@ -678,6 +678,7 @@ def test_a_perfect_score_on_a_small_test_set_has_a_note(tmp_path):
     }
     (note,) = build_interval_notes(scores)
     assert note.startswith("Every bootstrap replicate of the 10 test proteins gives the same accuracy (composition).")
+    assert build_interval_notes(scores, "test pairs") == [note.replace("10 test proteins", "10 test pairs")]
     fitted = fit_baseline("composition", data).fitted
     row = ScoredModel("composition", "baseline", "", {}, fitted, scores["composition"]).to_row(data, ())
     accuracy = row.metrics["accuracy"]

@@ -414,6 +414,8 @@ def test_the_layer_of_pairs_is_chosen_as_that_of_proteins(folder, probe):
         )
         found[point.layer, point.pooling] = single
     assert sweep.best.value == max(point.value for point in sweep.points)
+    assert f"], {sweep.proteins} pairs). " in sweep.sentence
+    assert f" on {sweep.proteins} validation pairs. " in swept.html.read_text(encoding="utf-8")
     assert swept.first.metrics == found[sweep.best.layer, sweep.best.pooling].first.metrics
     table = folder / f"new-{probe}.tsv"
     pairs = {"pairs": folder / "names.csv", "device": "cpu"}

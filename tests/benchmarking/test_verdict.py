@@ -1,6 +1,7 @@
 """The verdict compares with the mean of train, the frozen probe and the best baseline, and warns of collapse."""
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -200,3 +201,21 @@ def test_a_probe_without_signal_warns_on_the_console_and_on_the_page(tmp_path, c
     assert [f"warning: {warning}" for warning in report.warnings] == logged[-len(report.warnings) :]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count('class="warning"') == len(report.warnings)
+
+
+def test_the_page_of_equal_measured_values_gives_no_share_of_their_spread(tmp_path) -> None:
+    write_tasks(tmp_path / "tasks")
+    model = write_tiny_model(tmp_path / "tiny.safetensors")
+    path = tmp_path / "tasks" / "protein_value" / "own.fasta"
+    path.write_text(re.sub(r"(SET=test VALIDATION=False TARGET=)\S+", r"\g<1>5.5", path.read_text()))
+    report = benchmark(
+        BenchmarkConfig(
+            task="protein_value", data_dir=tmp_path / "tasks", model=str(model), out_dir=tmp_path / "out",
+            seeds=[0], resamples=100, untrained=False, baselines=[], device="cpu",
+        )
+    )  # fmt: skip
+    assert report.verdict.endswith(" (all measured values are equal; R² is undefined).")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "on the frozen encoder is undefined, because all measured values are equal." in page
+    assert "as wide as" not in page
+    assert "standard deviation of the predictions" not in page
