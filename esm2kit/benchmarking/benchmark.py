@@ -16,7 +16,7 @@ from esm2kit.benchmarking.compare import ReportComparison, write_comparison
 from esm2kit.benchmarking.config import ATTENTION, BenchmarkConfig, parse_layers
 from esm2kit.benchmarking.cross_validation import TABLE_FILE, CrossValidation
 from esm2kit.benchmarking.hold_out import HoldOut
-from esm2kit.benchmarking.layer_sweep import Candidate, close_candidates, load_candidates, sweep_layers
+from esm2kit.benchmarking.layer_sweep import close_candidates, load_candidates, sweep_layers, use_candidate
 from esm2kit.benchmarking.model_features import (
     ModelFeatures,
     describe_inputs,
@@ -36,7 +36,7 @@ from esm2kit.benchmarking.output import (
 from esm2kit.benchmarking.pair_features import check_pair_options, combine_features, list_proteins, score_by_shared
 from esm2kit.benchmarking.probes.config import SOURCES, ProbeConfig, preset_config
 from esm2kit.benchmarking.probes.features import Fitted
-from esm2kit.benchmarking.probes.fit import check_probe
+from esm2kit.benchmarking.probes.fit import check_probe, resolve_probe_device
 from esm2kit.benchmarking.probes.heads import HEADS, reads_residues
 from esm2kit.benchmarking.report import (
     SCHEMA,
@@ -54,7 +54,7 @@ from esm2kit.benchmarking.uncertainty import keep_first_seed
 from esm2kit.benchmarking.verdict import evaluate, log_verdict
 from esm2kit.core.errors import InputError, check_type
 from esm2kit.core.files import check_output_folder, sha256_file
-from esm2kit.core.hardware import explain_out_of_memory, resolve_device
+from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.paths import portable_name
 from esm2kit.core.provenance import build_provenance
 from esm2kit.tasks.data import format_column_names, load_pooled_task, load_task_of
@@ -194,12 +194,6 @@ def _run_task(config: BenchmarkConfig) -> Report:
     return report
 
 
-def _use_candidate(config: BenchmarkConfig, candidate: Candidate) -> BenchmarkConfig:
-    """Return the configuration with the layer, the pooling and the probe of a candidate."""
-    pooling = None if candidate.pooling == "none" else [candidate.pooling]
-    return replace(config, repr_layer=candidate.layer, pooling=pooling, probe=candidate.probe.probe)
-
-
 def _run_folds(config: BenchmarkConfig, data: TaskData, start: float) -> Report:
     """Compute the features of a task, score all models by cross-validation and write the report."""
     used, embedded, folds = config, None, None
@@ -207,13 +201,12 @@ def _run_folds(config: BenchmarkConfig, data: TaskData, start: float) -> Report:
         folds = CrossValidation.from_config(config, data)
         candidates = load_candidates(config, data, resolve_probe(config, data.task))
         try:
-            device = resolve_device(config.device)
             rows = Path(config.out_dir) / "rows"
-            folds = folds.sweep(candidates, tuple(config.seeds), "cpu" if device == "mps" else device, rows)
+            folds = folds.sweep(candidates, tuple(config.seeds), resolve_probe_device(config.device), rows)
         finally:
             close_candidates(candidates)
         best = candidates[folds.most_chosen]
-        used, embedded = _use_candidate(config, best), best.source.path
+        used, embedded = use_candidate(config, best), best.source.path
     data, trained, untrained = load_task_features(used, data, embedded)
     folds = folds or CrossValidation.from_config(config, data)
     inputs: dict[str, Path | str] = {f"task/{name}": path for name, path in data.files.items()}
@@ -385,8 +378,7 @@ def benchmark_task(
     """
     task, probe, seeds = data.task, resolve_probe(config, data.task), tuple(config.seeds)
     wide, rows = config.preset == "flip2021", Path(config.out_dir) / "rows"
-    device = resolve_device(config.device)
-    device = "cpu" if device == "mps" else device  # the neural probes are small and not tested on mps
+    device = resolve_probe_device(config.device)
     held = folds or HoldOut(data)
     counts_RP = held.sample_counts(config.resamples)
     models = [] if finetuned is None else [finetuned]

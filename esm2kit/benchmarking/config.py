@@ -12,9 +12,8 @@ from esm2kit.core.paths import expand_paths
 from esm2kit.embedding.config import POOLINGS, check_poolings
 from esm2kit.models.config import check_model_name, complete_model_names
 from esm2kit.tasks.config import TaskConfig, check_task
-from esm2kit.tasks.task import PairFeatures
+from esm2kit.tasks.task import CLUSTER, PairFeatures
 
-CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
 ATTENTION = "attention"  # the pooling that is trained with the probe
 
 

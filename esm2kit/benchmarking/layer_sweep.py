@@ -16,7 +16,7 @@ from esm2kit.benchmarking.output import load_or_fit, read_file_key
 from esm2kit.benchmarking.pair_features import combine_features, list_proteins
 from esm2kit.benchmarking.probes.config import ProbeConfig
 from esm2kit.benchmarking.probes.features import Features, Fitted, ProbeTargets
-from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe
+from esm2kit.benchmarking.probes.fit import fit_fnns, fit_probe, resolve_probe_device
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.report import format_value, metric_name
 from esm2kit.benchmarking.scores import format_score, sample_test_counts, score_fitted
@@ -94,8 +94,7 @@ def sweep_layers(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig) ->
         InputError: The model has no such layer, or no score is defined.
     """
     candidates = load_candidates(config, data, probe)
-    device = resolve_device(config.device)
-    device = "cpu" if device == "mps" else device  # as for the row
+    device = resolve_probe_device(config.device)
     rows = Path(config.out_dir) / "rows"
     try:
         choice = choose_features(candidates, data, tuple(config.seeds), device, config.resamples, rows)
@@ -103,9 +102,13 @@ def sweep_layers(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig) ->
         close_candidates(candidates)
     best = candidates[choice.index]
     logger.info("%s", choice.summary.sentence)
-    pooling = None if best.pooling == "none" else [best.pooling]
-    chosen = replace(config, repr_layer=best.layer, pooling=pooling, probe=best.probe.probe)
-    return Selection(chosen, best.source.path, choice.summary)
+    return Selection(use_candidate(config, best), best.source.path, choice.summary)
+
+
+def use_candidate(config: BenchmarkConfig, candidate: Candidate) -> BenchmarkConfig:
+    """Return the configuration with the layer, the pooling and the probe of a candidate."""
+    pooling = None if candidate.pooling == "none" else [candidate.pooling]
+    return replace(config, repr_layer=candidate.layer, pooling=pooling, probe=candidate.probe.probe)
 
 
 def load_candidates(config: BenchmarkConfig, data: TaskData, probe: ProbeConfig) -> list[Candidate]:

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from esm2kit.benchmarking.baselines.fit import repeat_constant
+from esm2kit.benchmarking.baselines.fit import choose_constant, repeat_constant
 from esm2kit.benchmarking.probes.features import Fitted
 from esm2kit.benchmarking.report import display_name, format_value, metric_name
 from esm2kit.benchmarking.scores import ScoredModel, score_fitted
 from esm2kit.tasks.label_sets import format_label_set
-from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference, unpack_bits
+from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, compute_paired_difference
 from esm2kit.tasks.scaling import TargetScale
 from esm2kit.tasks.task import Task
 from esm2kit.tasks.task_data import TaskData
@@ -50,18 +50,6 @@ def log_verdict(sentence: str, warnings: Sequence[str]) -> None:
     for warning in warnings:
         logger.warning("warning: %s", warning)
     logger.info("%s", sentence)
-
-
-def choose_constant(data: TaskData) -> float | np.ndarray:
-    """Return the constant prediction, the mean or the majority class of train; of several targets one for each."""
-    y_N, bits = data.targets[data.target_rows("train")], len(data.task.binary_labels)
-    if data.task.target == "value":
-        return TargetScale.from_values(y_N).centre
-    if data.task.is_multilabel:
-        return y_N.mean(0)
-    if bits:
-        return int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
-    return int(np.bincount(y_N).argmax())
 
 
 def score_constant(data: TaskData, counts_RP: np.ndarray) -> dict[str, Score]:

@@ -15,10 +15,9 @@ from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.matching import RecordMatcher
 from esm2kit.tasks.split import find_unique, separate_groups
 from esm2kit.tasks.tables import MISSING, read_table
-from esm2kit.tasks.task import SplitBy
+from esm2kit.tasks.task import CLUSTER, SplitBy
 from esm2kit.tasks.task_data import TaskData, stratify
 
-CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
 FASTA_ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz")
 # Of the training proteins, one in INNER_FOLDS is for validation, which chooses the settings of a probe.
 INNER_FOLDS = 5

@@ -176,6 +176,9 @@ def find_kind(table: Table) -> TableKind | None:
     for kind in KINDS:
         if not set(kind.columns) <= set(table.columns):
             continue
+        others = set(table.columns) - set(kind.columns)
+        if kind.unread and kind.source == TDC_SOURCE and NATIVE.sequence in map(str.lower, others):
+            continue  # a table of the user, whose sequences are next to a molecule
         if kind.unread:
             raise InputError(
                 f"{table.path} is {kind.name}. {kind.unread[:1].upper()}{kind.unread[1:]}",

@@ -503,7 +503,8 @@ def _join(
     few = "only " if 2 * len(joined) < min(len(records), len(table.rows)) else ""
     counts = [f"{few}{len(joined):,} of {format_count(len(records), 'protein')} {origin} joined"]
     counts[0] += f" ({', '.join(how)})" if how else ""
-    absent = [record.id for place, record in enumerate(records) if place not in set(matches.records)]
+    matched = set(matches.records)
+    absent = [record.id for place, record in enumerate(records) if place not in matched]
     groups = (
         (absent, "protein", "without a row"),
         (unmatched, "row", "without a protein"),

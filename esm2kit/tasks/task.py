@@ -8,6 +8,7 @@ Level = Literal["residue", "protein"]
 Target = Literal["class", "value"]
 TargetType = Literal["class", "value", "multilabel"]  # as the user sets it
 PairFeatures = Literal["symmetric", "concat"]  # how the vectors of two proteins are combined
+CLUSTER = "cluster"  # the value of group_by for groups of similar sequences
 SplitBy = Literal["auto", "identity", "random"]
 
 LICENCE = "AFL-3.0 (FLIP's splits)"

@@ -377,7 +377,7 @@ def test_the_page_shows_the_choice(swept) -> None:
     assert html.escape(sweep.sentence) in page
     best = sweep.best
     assert f"Model: tiny, layer {best.layer}, {best.pooling} (chosen on validation among 9)." in page
-    table = _build_table(sweep)
+    table = _build_table(sweep, "proteins")
     assert [header["text"] for header in table["headers"]] == ["layer", "mean", "max", "mean+max"]
     assert [row["cells"][0]["text"] for row in table["rows"]] == ["0", "1", "2"]
     chosen = [cell for row in table["rows"] for cell in row["cells"] if "chosen" in cell.get("small", "")]

@@ -413,6 +413,17 @@ def test_tdc_tables_that_are_not_of_single_proteins_are_refused(header, row, tmp
             read(str(path))
 
 
+@pytest.mark.parametrize("others", ["Drug", "Antibody,Antigen"])
+def test_a_table_with_sequences_next_to_a_molecule_is_not_of_tdc(others, tmp_path):
+    cells = ",".join(["CCO"] * len(others.split(",")))
+    path = write(
+        tmp_path / "my.csv", f"id,sequence,{others},Y", *(f"p{n},{WILD[n:]},{cells},{n / 2}" for n in range(15))
+    )
+    data = load_labels(path, target="Y")
+    assert data.sequences == [WILD[n:] for n in range(15)]
+    assert data.targets.tolist() == [n / 2 for n in range(15)]
+
+
 @pytest.mark.parametrize(("first", "second"), [("Antibody", "Antigen"), ("Protein1", "Protein2"), ("Peptide", "MHC")])
 def test_tdc_tables_of_pairs_are_read_as_pairs(first, second, tmp_path):
     header = f"{first}_ID,{first},{second}_ID,{second},Y"

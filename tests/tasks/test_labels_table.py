@@ -11,6 +11,7 @@ from esm2kit.scoring.variants import read_variants
 from esm2kit.sequences.fasta import Record
 from esm2kit.tasks.columns import read_columns
 from esm2kit.tasks.data import load_labels, load_task, load_task_of
+from esm2kit.tasks.matching import RecordMatcher
 from esm2kit.tasks.proteins import read_proteins
 from esm2kit.tasks.tables import format_column_name, read_table, split_unit
 
@@ -165,3 +166,25 @@ def test_classes_are_not_units(tmp_path):
     rows = ["p0,K,fold", "p1,m,fold", "p2,K,other", "p3,m,other"]
     (tmp_path / "labels.csv").write_text("\n".join(["id,state,kind", *rows]) + "\n")
     assert read_table(tmp_path / "labels.csv").cells(1) == ["K", "m", "K", "m"]
+
+
+def test_the_time_of_a_join_does_not_grow_with_the_square_of_the_proteins(tmp_path, monkeypatch):
+    """The matches are read a few times, and not once per protein."""
+    reads = []
+
+    class Counted(list):
+        def __iter__(self):
+            reads.append(len(self))
+            return super().__iter__()
+
+    monkeypatch.setattr(
+        RecordMatcher, "match", lambda self, names, match=RecordMatcher.match: match(self, names)._replace(
+            records=Counted(match(self, names).records)
+        )
+    )  # fmt: skip
+    lines = [f">p{n}\nMKV{'ACDEFGHIKL'[n % 10]}{'MNPQRSTVWY'[n // 10 % 10]}{'ACDEF'[n // 100]}" for n in range(500)]
+    (tmp_path / "my.fasta").write_text("\n".join(lines) + "\n")
+    table = write_table(tmp_path / "labels.csv", "protein,Tm", [f"p{n},{n / 4}" for n in range(0, 500, 2)])
+    data = load_labels(table, tmp_path / "my.fasta", split_by="random")
+    assert sorted(data.targets) == [n / 4 for n in range(0, 500, 2)]
+    assert len(reads) < 20

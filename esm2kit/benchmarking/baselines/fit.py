@@ -117,6 +117,8 @@ def describe_baseline_probe(name: str, data: TaskData) -> tuple[Features, ProbeC
     Returns:
         The features of all proteins, and the probe.
     """
+    if name == "composition" and data.pairs is not None:
+        return combine_features(compute_composition(list_proteins(data)), data), _choose_linear_probe(data)
     if name == "composition":
         return compute_composition(data), _choose_linear_probe(data)
     if name in ("onehot_ridge", "onehot_cnn"):
@@ -124,19 +126,29 @@ def describe_baseline_probe(name: str, data: TaskData) -> tuple[Features, ProbeC
     return None
 
 
+def choose_constant(data: TaskData) -> float | np.ndarray:
+    """Return the constant prediction, the mean or the majority class of train; of several targets one for each."""
+    y_N, bits = data.targets[data.target_rows("train")], len(data.task.binary_labels)
+    if data.task.target == "value":
+        return TargetScale.from_values(y_N).centre
+    if data.task.is_multilabel:
+        return y_N.mean(0)
+    if bits:
+        return int(((unpack_bits(y_N, bits).mean(0) > 0.5) * (1 << np.arange(bits))).sum())
+    return int(np.bincount(y_N).argmax())
+
+
 def _fit_constant(name: str, data: TaskData) -> Baseline:
     """Predict the mean or the majority class of train for every target."""
-    y = data.targets[data.target_rows("train")]
+    y, constant = data.targets[data.target_rows("train")], choose_constant(data)
     if data.task.target == "value":
-        constant, note = TargetScale.from_values(y).centre, "predicts the mean of the training set"
+        note = "predicts the mean of the training set"
     elif data.task.is_multilabel:
-        constant, note = y.mean(0), "predicts the most frequent state of each label in the training set"
+        note = "predicts the most frequent state of each label in the training set"
     elif data.task.binary_labels:
-        bits = unpack_bits(y, len(data.task.binary_labels))
-        constant = int(((bits.mean(0) > 0.5) * (1 << np.arange(bits.shape[1]))).sum())
         note = "predicts the majority value of each binary label in the training set"
     else:
-        constant, note = int(np.bincount(y).argmax()), "predicts the majority class of the training set"
+        note = "predicts the majority class of the training set"
     constants = (repeat_constant(constant, len(data.target_rows(set_name))) for set_name in ("test", "validation"))
     bias_C = _compute_bias(data.task, y, constant)
     fitted = Fitted(*constants, parameters=ProbeParameters(CONSTANT, {"bias_C": bias_C}))
@@ -212,11 +224,9 @@ def _fit_composition(data: TaskData) -> Baseline:
     """Fit a linear model of the amino-acid composition."""
     per_protein = data.task.level == "protein"
     scope = "the protein, and its log length" if per_protein else f"a window of +-{COMPOSITION_WINDOW} residues"
-    if data.pairs is None:
-        features = compute_composition(data)
-    else:
-        features, scope = combine_features(compute_composition(list_proteins(data)), data), "both proteins of a pair"
-    fitted = fit_probe(features, ProbeTargets.from_task(data), _choose_linear_probe(data))
+    scope = scope if data.pairs is None else "both proteins of a pair"
+    features, probe = describe_baseline_probe("composition", data)
+    fitted = fit_probe(features, ProbeTargets.from_task(data), probe)
     return Baseline("composition", fitted, f"linear model of the amino-acid composition of {scope}")
 
 
@@ -236,7 +246,8 @@ def encode_one_hot_padded(data: TaskData) -> csr_matrix:
 def _fit_one_hot_ridge(data: TaskData) -> Baseline:
     """Fit FLIP 2021's Ridge(alpha=1, solver lsqr, tol 1e-4) on train and validation, without model selection."""
     if data.task.level == "residue":
-        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), _choose_linear_probe(data))
+        features, probe = describe_baseline_probe("onehot_ridge", data)
+        fitted = fit_probe(features, ProbeTargets.from_task(data), probe)
         return Baseline("onehot_ridge", fitted, "linear model of the one-hot residue")
     features = encode_one_hot_padded(data)
     fit = np.concatenate([data.rows("train"), data.rows("validation")])
@@ -269,7 +280,8 @@ def _predict_by_ridge(task: Task, fit_x: csr_matrix, y: np.ndarray, test_x: csr_
 def _fit_one_hot_cnn(data: TaskData, seeds: tuple[int, ...], wide: bool) -> Baseline:
     """Fit the one-hot CNN, one network per seed."""
     if data.task.level == "residue":
-        fitted = fit_probe(encode_one_hot(data), ProbeTargets.from_task(data), ONE_HOT_CNN, seeds)
+        features, probe = describe_baseline_probe("onehot_cnn", data)
+        fitted = fit_probe(features, ProbeTargets.from_task(data), probe, seeds)
         return Baseline("onehot_cnn", fitted, "CNN on one-hot residues: conv7-32-conv7, 6 epochs")
     config = WindowCnnConfig.flip2021() if wide else WindowCnnConfig()
     note = f"CNN on one-hot residues: conv5-{config.channels}, linear {config.hidden}, maximum over positions"

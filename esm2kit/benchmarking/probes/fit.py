@@ -13,6 +13,7 @@ from esm2kit.benchmarking.probes.head_training import fit_head
 from esm2kit.benchmarking.probes.heads import reads_residues
 from esm2kit.benchmarking.probes.linear import fit_logistic, fit_ridge, fit_ridge_folds
 from esm2kit.core.errors import InputError, check_type
+from esm2kit.core.hardware import resolve_device
 from esm2kit.tasks.label_metrics import choose_threshold
 from esm2kit.tasks.task import Task
 
@@ -119,6 +120,12 @@ def _split_repeats(targets_F: Sequence[ProbeTargets]) -> list[list[ProbeTargets]
         repeats[-1].append(targets)
         seen |= test
     return repeats
+
+
+def resolve_probe_device(requested: str) -> str:
+    """Return the device of neural probes: cpu instead of mps, because they are small and not tested there."""
+    device = resolve_device(requested)
+    return "cpu" if device == "mps" else device
 
 
 def fit_fnns(
