@@ -192,7 +192,8 @@ class PairScreen:
     def _run(self, searcher: Any, query: int, targets: np.ndarray) -> np.ndarray:
         """Return the scores of an aligner of Opal, (N,)."""
         database = self._database.extract(targets.tolist())
-        found = searcher.align(self.sequences[query], database, mode="score", overflow="buckets", algorithm="sw")
+        # with overflow="buckets", pyopal 0.7.3 does not free its memory if a score exceeds 8 bits
+        found = searcher.align(self.sequences[query], database, mode="score", overflow="simple", algorithm="sw")
         return np.array([result.score for result in found], dtype=np.int64)
 
 
