@@ -32,7 +32,7 @@ from esm2kit.plots import embedding_scatter
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import is_pipe
 from esm2kit.tasks.columns import read_columns, read_table_proteins
-from esm2kit.tasks.files import parse_split_name
+from esm2kit.tasks.sources import parse_split_name
 from esm2kit.tasks.tables import find_same_columns
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from esm2kit.core.errors import InputError
 from esm2kit.finetuning.config import PredictConfig
 from esm2kit.finetuning.predictor import Predictor
 from esm2kit.sequences.pipes import is_pipe
-from esm2kit.tasks.files import Source
 from esm2kit.tasks.pair_files import ProteinPair, find_pair_columns, read_fasta_pairs, read_table_pairs
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.tables import read_table
 
 

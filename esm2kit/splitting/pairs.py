@@ -11,7 +11,6 @@ from esm2kit.core.files import atomic_path
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.splitting.config import SplitConfig
-from esm2kit.tasks.files import Source
 from esm2kit.tasks.kinds import read_table_or_sets
 from esm2kit.tasks.pair_files import (
     ProteinPair,
@@ -22,6 +21,7 @@ from esm2kit.tasks.pair_files import (
     read_table_pairs,
 )
 from esm2kit.tasks.proteins import SET_FIELDS, Proteins, rename_column
+from esm2kit.tasks.sources import Source
 
 ADDED = ("id_a", "id_b", "sequence_a", "sequence_b")
 PARTNER_FIELDS = ("INTERACTOR", "SEQINTERACTOR")  # of a FASTA header

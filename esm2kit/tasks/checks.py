@@ -8,10 +8,10 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.letters import FileLetters, LetterCounts
-from esm2kit.tasks.files import Source
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.label_sets import format_label_set
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.task import Split
 from esm2kit.tasks.task_data import SET_NAMES, TaskData
 

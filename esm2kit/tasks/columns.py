@@ -9,9 +9,10 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record
-from esm2kit.tasks.files import Source, check_sequence
+from esm2kit.tasks.files import check_sequence
 from esm2kit.tasks.kinds import describe_kind, peek_kind, read_table_or_sets
 from esm2kit.tasks.matching import Matches, RecordMatcher
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.tables import Table, is_numeric, list_missing, parse_numbers, read_table
 from esm2kit.tasks.wild_types import add_sequences
 

@@ -16,7 +16,7 @@ from esm2kit.sequences.ids import digest_sequence
 from esm2kit.sequences.similarity import describe_limit
 from esm2kit.tasks.checks import check_letters, check_sets, compare_with_flip, find_contradictions
 from esm2kit.tasks.config import TaskConfig
-from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, parse_split_name, read_description, read_split
+from esm2kit.tasks.files import TaskRecord, read_description, read_split
 from esm2kit.tasks.flip import TASKS, find_split
 from esm2kit.tasks.infer import SPLITS_FOLDER, find_custom_task, infer_task
 from esm2kit.tasks.kinds import describe_own_format, find_task_table
@@ -31,6 +31,7 @@ from esm2kit.tasks.pairs import (
     find_repeated_pairs,
     group_proteins,
 )
+from esm2kit.tasks.sources import ENDINGS, Source, parse_split_name
 from esm2kit.tasks.split import SHARES, VALIDATION_SHARES, assign_sets
 from esm2kit.tasks.tables import format_column_name, split_unit
 from esm2kit.tasks.targets import pack_targets

@@ -11,8 +11,9 @@ from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.core.fetch import FetchError, fetch
 from esm2kit.core.files import UNREADABLE_ZIP, check_output_folder
 from esm2kit.core.paths import expand_paths
-from esm2kit.tasks.files import Source, check_zip, find_source, parse_attributes, read_csv_split, read_records
+from esm2kit.tasks.files import parse_attributes, read_csv_split, read_records
 from esm2kit.tasks.flip import TASKS, find_split
+from esm2kit.tasks.sources import Source, check_zip, find_source
 from esm2kit.tasks.task import Task
 
 logger = logging.getLogger(__name__)

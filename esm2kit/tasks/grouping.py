@@ -10,9 +10,10 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.fasta import Record
 from esm2kit.sequences.similarity import describe_limit, group_by_identity
-from esm2kit.tasks.files import Source, parse_attributes, read_records
+from esm2kit.tasks.files import parse_attributes, read_records
 from esm2kit.tasks.folds import assign_folds, name_groups
 from esm2kit.tasks.matching import RecordMatcher
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.split import find_unique, separate_groups
 from esm2kit.tasks.tables import MISSING, read_table
 from esm2kit.tasks.task import CLUSTER, SplitBy

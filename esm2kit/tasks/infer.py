@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, get_args
 
 from esm2kit.core.errors import InputError, find_closest, suggest_name
 from esm2kit.sequences.pipes import is_pipe
-from esm2kit.tasks.files import ENDINGS, Source, TaskRecord, find_source, parse_split_name
+from esm2kit.tasks.files import TaskRecord
 from esm2kit.tasks.flip import TASKS
 from esm2kit.tasks.kinds import SET_COLUMN, check_readable, find_set_files, list_inner_splits, list_splits
 from esm2kit.tasks.label_metrics import LABEL_METRICS
 from esm2kit.tasks.label_sets import infer_column_type, read_label_sets
 from esm2kit.tasks.labels import UNMEASURED, has_comma, is_integer, is_number, split_residue_labels
 from esm2kit.tasks.metrics import CLASS_METRICS, VALUE_METRICS
+from esm2kit.tasks.sources import ENDINGS, Source, find_source, parse_split_name
 from esm2kit.tasks.task import Level, Split, Target, TargetType, Task
 
 # Integer targets with at most this many distinct values are treated as classes.

@@ -13,18 +13,8 @@ from typing import NamedTuple
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.alphabet import RESIDUE_LETTERS
-from esm2kit.tasks.files import (
-    ENDINGS,
-    SETS,
-    Source,
-    find_source,
-    find_split_names,
-    is_test_set,
-    open_text,
-    parse_attributes,
-    parse_split_name,
-    read_records,
-)
+from esm2kit.tasks.files import SETS, is_test_set, parse_attributes, read_records
+from esm2kit.tasks.sources import ENDINGS, Source, find_source, find_split_names, open_text, parse_split_name
 from esm2kit.tasks.tables import Table, parse_table, read_first_rows, read_table
 from esm2kit.tasks.wild_types import add_sequences
 

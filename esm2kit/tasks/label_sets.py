@@ -8,8 +8,9 @@ import numpy as np
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
-from esm2kit.tasks.files import Source, TaskRecord
+from esm2kit.tasks.files import TaskRecord
 from esm2kit.tasks.labels import QUOTES, is_number, parse_number
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.tables import MISSING
 from esm2kit.tasks.task import Target, TargetType, Task
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.files import Source, TaskRecord
+from esm2kit.tasks.files import TaskRecord
 from esm2kit.tasks.metrics import unpack_bits
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.task import Task
 
 # Spellings of a residue without a measurement in a list of labels.

@@ -12,7 +12,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.sequences.pipes import is_pipe
-from esm2kit.tasks.files import DROPPED_SETS, SETS, Source, TaskRecord, check_sequence, parse_set
+from esm2kit.tasks.files import DROPPED_SETS, SETS, TaskRecord, check_sequence, parse_set
 from esm2kit.tasks.kinds import (
     NATIVE,
     TableKind,
@@ -26,6 +26,7 @@ from esm2kit.tasks.kinds import (
 from esm2kit.tasks.label_sets import find_row_separator, join_label_sets
 from esm2kit.tasks.labels import is_number, split_residue_labels
 from esm2kit.tasks.matching import Matches, RecordMatcher
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, list_missing, parse_numbers, read_table, split_unit
 from esm2kit.tasks.task import TargetType
 from esm2kit.tasks.wild_types import add_sequences

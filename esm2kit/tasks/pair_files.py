@@ -10,7 +10,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.sequences.fasta import find_fasta_files
 from esm2kit.sequences.headers import parse_header
-from esm2kit.tasks.files import ATTRIBUTE, Source, TaskRecord, check_sequence, parse_set, read_records
+from esm2kit.tasks.files import ATTRIBUTE, TaskRecord, check_sequence, parse_set, read_records
 from esm2kit.tasks.kinds import TDC_PAIRS, TDC_TARGET, find_set_files, peek_table, read_set_files
 from esm2kit.tasks.labels_table import (
     TARGET_NAMES,
@@ -22,6 +22,7 @@ from esm2kit.tasks.labels_table import (
 )
 from esm2kit.tasks.matching import RecordMatcher
 from esm2kit.tasks.pairs import check_ids
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.tables import Table, read_table, split_unit
 from esm2kit.tasks.task import TargetType
 

@@ -12,7 +12,7 @@ from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
 from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
 from esm2kit.tasks.columns import read_columns
-from esm2kit.tasks.files import Source, check_sequence, find_source, parse_attributes, parse_set, read_fasta_split
+from esm2kit.tasks.files import check_sequence, parse_attributes, parse_set, read_fasta_split
 from esm2kit.tasks.kinds import FOLD, NATIVE, find_kind, read_table_or_sets
 from esm2kit.tasks.labels import is_number
 from esm2kit.tasks.labels_table import (
@@ -24,6 +24,7 @@ from esm2kit.tasks.labels_table import (
     find_sequence_column,
     find_set_column,
 )
+from esm2kit.tasks.sources import Source, find_source
 from esm2kit.tasks.split import build_strata
 from esm2kit.tasks.tables import MISSING, Table, is_numeric, parse_numbers, split_unit
 from esm2kit.tasks.wild_types import add_sequences

@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.files import UNREADABLE_ZIP, check_git_lfs
-from esm2kit.tasks.files import check_zip
 from esm2kit.tasks.labels import DECIMAL_COMMA, THOUSANDS, is_number
+from esm2kit.tasks.sources import check_zip
 
 # A unit at the end of a column's name: `Tm (C)`, `activity [U/mg]`. Notes such as (n=3) are not units.
 UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]=]{1,20})[)\]]")

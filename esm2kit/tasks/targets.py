@@ -3,9 +3,10 @@
 import numpy as np
 
 from esm2kit.core.errors import InputError
-from esm2kit.tasks.files import Source, TaskRecord
+from esm2kit.tasks.files import TaskRecord
 from esm2kit.tasks.label_sets import pack_columns
 from esm2kit.tasks.labels import parse_mask, parse_number, parse_residue_targets
+from esm2kit.tasks.sources import Source
 from esm2kit.tasks.task import Task
 from esm2kit.tasks.task_data import TaskData
 

@@ -10,7 +10,8 @@ from esm2kit.core.files import atomic_path
 from esm2kit.core.paths import find_packaged_file
 from esm2kit.sequences.headers import parse_header
 from esm2kit.sequences.structures import read_structure
-from esm2kit.tasks.files import Source, parse_attributes, read_records
+from esm2kit.tasks.files import parse_attributes, read_records
+from esm2kit.tasks.sources import Source
 
 logger = logging.getLogger(__name__)
 ADDRESS = "https://files.rcsb.org/download"

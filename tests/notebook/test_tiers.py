@@ -13,8 +13,8 @@ from esm2kit.cli.main import main
 from esm2kit.models.config import SIZES
 from esm2kit.notebook.runs.headless import read_parameters
 from esm2kit.notebook.runs.tiers import check_parameters, find_tier, plan_tier
-from esm2kit.tasks.files import find_split_names
 from esm2kit.tasks.flip import TASKS
+from esm2kit.tasks.sources import find_split_names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "papermill_runs").glob("*.yaml"))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.errors import refused
 
 from esm2kit.tasks.data import load_task
-from esm2kit.tasks.files import Source, open_text, parse_attributes, parse_set, read_split
+from esm2kit.tasks.files import parse_attributes, parse_set, read_split
+from esm2kit.tasks.sources import Source, open_text
 
 GOOD = {
     "s.fasta": (
