@@ -5,7 +5,9 @@
 Simulated: 200 samples of a task whose values or classes follow three of 30 features with noise. A ridge or an FNN
 probe (early stopping) is trained on 60 proteins and selected on validation. Intervals come from the same validation
 proteins (the default), from as many proteins that selected nothing, and from half of the validation proteins while the
-other half selects; and from the errors on train and the spread of five seeds, which promise nothing. On FLIP: coverage,
+other half selects; and from the errors on train and the spread of five seeds, which promise nothing. Calibration:
+probabilities that are right at another temperature, and how often the 95% interval of the expected calibration error
+contains that of many proteins. On FLIP: coverage,
 width and expected calibration error of one-hot probes on test.
 """
 
@@ -24,7 +26,15 @@ from esm2kit.benchmarking.probes.fit import fit_probe
 from esm2kit.benchmarking.scores import number_proteins
 from esm2kit.benchmarking.uncertainty import describe_test_uncertainty
 from esm2kit.core.hardware import cpu_name
-from esm2kit.tasks.calibration import choose_temperature, compute_losses
+from esm2kit.tasks.calibration import (
+    Events,
+    choose_temperature,
+    compute_calibration_error,
+    compute_log_probabilities,
+    compute_losses,
+    list_events,
+    resample_calibration_error,
+)
 from esm2kit.tasks.conformal import ConformalScores, choose_scores, compute_binomial_interval, merge_seeds
 from esm2kit.tasks.data import load_task
 from esm2kit.tasks.metrics import sample_counts
@@ -119,6 +129,56 @@ def simulate_temperatures(num_validation: int, draws: int) -> dict[str, list[flo
     return found
 
 
+def sample_events(generator: np.random.Generator, kind: str, count: int, temperature: float) -> Events:
+    """Sample events of proteins whose probabilities are right at a temperature.
+
+    Args:
+        generator: Of random numbers.
+        kind: "classes" (four), "labels" (three binary ones), or "residues": 20 targets of three classes per protein,
+            whose temperature varies between proteins.
+        count: Number of proteins.
+        temperature: Temperature at which the probabilities are right.
+
+    Returns:
+        The events at temperature 1.
+    """
+    per_protein, width = (20, 3) if kind == "residues" else (1, 3 if kind == "labels" else 4)
+    protein_M = np.repeat(np.arange(count), per_protein)
+    logits_MC = generator.normal(size=(len(protein_M), width)) * 2
+    if kind == "labels":
+        truth = (generator.random(logits_MC.shape) < 1 / (1 + np.exp(-logits_MC / temperature))).astype(int)
+    else:
+        own_M1 = np.full((len(protein_M), 1), temperature)
+        if kind == "residues":
+            own_M1 = (np.repeat(np.exp(generator.normal(0, 0.4, count)), per_protein) * temperature)[:, None]
+        right_MC = np.exp(compute_log_probabilities(logits_MC / own_M1))
+        truth = np.minimum((generator.random(len(protein_M))[:, None] > right_MC.cumsum(1)).sum(1), width - 1)
+    return list_events(np.exp(compute_log_probabilities(logits_MC, kind == "labels")), truth, protein_M)
+
+
+def measure_calibration(draws: int) -> None:
+    """Print how often the interval of the expected calibration error contains the error of many proteins."""
+    cases = [
+        ("classes", count, temperature, False) for count in (60, 200, 1000) for temperature in (1.0, 1.3, 1.8, 3.0)
+    ]
+    cases += [("labels", 60, 1.8, False), ("labels", 200, 1.3, False), ("residues", 60, 1.0, False)]
+    cases += [("residues", 60, 1.8, False), ("residues", 200, 1.3, False)]
+    cases += [("classes", 60, 1.3, True), ("classes", 200, 1.8, True), ("labels", 60, 1.3, True)]
+    print("| targets | proteins | temperature | bins | true error | mean error | covered | mean width |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for kind, count, temperature, equal_mass in cases:
+        many = sample_events(np.random.default_rng(0), kind, 10_000 if kind == "residues" else 200_000, temperature)
+        truth, intervals = compute_calibration_error(many, equal_mass=equal_mass), []
+        for draw in range(draws):
+            events = sample_events(np.random.default_rng(5000 + draw), kind, count, temperature)
+            intervals.append(resample_calibration_error(events, sample_counts(count, 200, draw), equal_mass).interval)
+        value_D, low_D, high_D = np.array(intervals).T
+        covered = np.mean((low_D <= truth) & (truth <= high_D))
+        bins = "equal mass" if equal_mass else "equal width"
+        print(f"| {kind} | {count} | {temperature} | {bins} | {truth:.3f} | {value_D.mean():.3f} | {covered:.1%} | "
+              f"{np.mean(high_D - low_D):.3f} |", flush=True)  # fmt: skip
+
+
 def measure_flip(flip: Path, limit: int | None) -> None:
     """Print the coverage or the calibration error of one-hot probes on the test sets of FLIP."""
     cases = [("gb1", split, probe) for split in ("sampled", "low_vs_high", "two_vs_rest", "three_vs_rest")
@@ -145,7 +205,7 @@ def main() -> None:
     parser.add_argument("--flip", type=Path, help="Folder with FLIP's task folders. Default: only simulations.")
     parser.add_argument("--limit", type=int, default=2000, help="Maximum number of proteins per set of FLIP.")
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--parts", nargs="*", default=["ridge", "fnn", "temperature", "flip"])
+    parser.add_argument("--parts", nargs="*", default=["ridge", "fnn", "temperature", "calibration", "flip"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, {datetime.date.today()}", flush=True)
@@ -164,6 +224,8 @@ def main() -> None:
         gains = [f"{name} {np.mean(found[name]):+.4f}" for name in ("gain if used", "gain always")]
         print(f"temperature, {num_validation} validation proteins: used in {used.value:.2f} [{used.low:.2f}, "
               f"{used.high:.2f}], test NLL {', '.join(gains)}", flush=True)  # fmt: skip
+    if "calibration" in arguments.parts:
+        measure_calibration(arguments.draws)
     if arguments.flip is not None and "flip" in arguments.parts:
         measure_flip(arguments.flip, arguments.limit)
 

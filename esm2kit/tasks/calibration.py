@@ -20,6 +20,7 @@ from esm2kit.tasks.metrics import CONFIDENCE, Interval
 NUM_BINS = 15
 TEMPERATURES = (0.05, 20.0)  # smallest and largest that is fitted
 NUM_FOLDS = 5
+NUM_HALVINGS = 20  # of the interval in which an end of a calibration error is searched
 FEWEST_PROTEINS = 20  # of validation, to fit a temperature
 
 
@@ -209,14 +210,50 @@ class CalibrationError(NamedTuple):
     is_chance: bool
 
 
-def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass: bool = False) -> CalibrationError:
-    """Compute the calibration error with its bootstrap interval over proteins.
+def _invert_error(value: float, gap_B: np.ndarray, deviation_BR: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval of a calibration error by inverting a test.
 
-    The error is biased upwards, and that of a bootstrap replicate is once more. The basic interval, which reflects the
-    replicates at the estimate, corrects for this; the percentile interval would double the bias. The upper end is at
-    least the percentile of the replicates without the bias. The lower end is 0 if
-    the error may be that of calibrated probabilities. These are simulated by random signs of the differences of each
-    protein, which keep the dependence between the targets of a protein.
+    The gaps of the bins are multiplied by a common factor, and deviations are added. The interval has the errors of all
+    factors for which the observed error is between the 2.5th and the 97.5th percentile of the errors with deviations.
+
+    Args:
+        value: the observed error.
+        gap_B: (B,) accuracy minus mean probability of each bin, times its share of the events.
+        deviation_BR: (B, R) random deviations of the gaps.
+
+    Returns:
+        The ends, around the value.
+    """
+    tail = (1 - CONFIDENCE) / 2
+
+    def reaches(factor: float, level: float) -> bool:
+        errors_R = np.abs(factor * gap_B[:, None] + deviation_BR).sum(0)
+        return float(np.quantile(errors_R, level)) >= value
+
+    def find(low: float, high: float, level: float) -> float:
+        if reaches(low, level):
+            return low
+        for _ in range(NUM_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if reaches(middle, level) else (middle, high)
+        return high
+
+    noise_R = np.abs(deviation_BR).sum(0)
+    if value == 0:
+        return 0.0, float(np.quantile(noise_R, 1 - tail))
+    largest = 1 + float(noise_R.max()) / value  # a larger factor has larger errors in all replicates
+    return value * find(0.0, 1.0, 1 - tail), value * find(1.0, largest, tail)
+
+
+def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass: bool = False) -> CalibrationError:
+    """Compute the calibration error with its interval over proteins.
+
+    The error is biased upwards, because chance adds to the gap of every bin, and the bias is the larger, the smaller
+    the true gaps are. The interval therefore has the multiples of the observed gaps whose errors are, with this bias,
+    not significantly different from the observed error. Chance is simulated by random signs of the differences of each
+    protein, which keep the dependence between its targets, and by resampling proteins, or those of pairs; of both
+    intervals the lower and the higher end count. The lower end is 0 if the error may be that of calibrated
+    probabilities, which is a test with random signs.
 
     Args:
         events: the events, with proteins numbered from 0.
@@ -227,7 +264,8 @@ def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass
         The error of 15 bins.
 
     Source:
-        Consistency resampling: Bröcker and Smith 2007, 10.1175/WAF993.1; here with a wild bootstrap.
+        Consistency resampling: Bröcker and Smith 2007, 10.1175/WAF993.1; here with a wild bootstrap. Test inversion:
+        Carpenter and Bithell 2000, Statistics in Medicine 19, 1141.
     """
     bin_E = _assign_bins(events.probability_E, build_edges(events.probability_E, NUM_BINS, equal_mass))
     num_proteins, num_events = counts_RP.shape[1], len(bin_E)
@@ -235,17 +273,17 @@ def resample_calibration_error(events: Events, counts_RP: np.ndarray, equal_mass
         (events.happened_E - events.probability_E, (bin_E, events.protein_E)), shape=(NUM_BINS, num_proteins)
     ).tocsr()
     size_P = np.bincount(events.protein_E, minlength=num_proteins)
-    value = float(np.abs(gaps_BP.sum(1)).sum() / num_events)
+    gap_B = np.asarray(gaps_BP.sum(1)).ravel() / num_events
+    value = float(np.abs(gap_B).sum())
     signs_PR = np.random.default_rng(0).choice([-1.0, 1.0], (num_proteins, len(counts_RP)))
+    chance_BR = gaps_BP @ signs_PR / num_events
     counts_RP = _drop_empty(counts_RP, size_P)
-    errors_R = np.abs(gaps_BP @ counts_RP.T.astype(np.float64)).sum(0) / (counts_RP @ size_P)
-    chance_R = np.abs(gaps_BP @ signs_PR).sum(0) / num_events
+    resampled_BR = gaps_BP @ counts_RP.T.astype(np.float64) / (counts_RP @ size_P) - gap_B[:, None]
+    chance_R = np.abs(chance_BR).sum(0)
     is_chance = value <= float(np.quantile(chance_R, CONFIDENCE))
-    low, high = np.quantile(errors_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    by_chance = float(chance_R.mean())
-    lower = 0.0 if is_chance else max(0.0, 2 * value - float(high))
-    upper = max(value, 2 * value - float(low), float(high) - by_chance)
-    return CalibrationError(Interval(value, lower, upper), by_chance, is_chance)
+    lows, highs = zip(*(_invert_error(value, gap_B, found_BR) for found_BR in (chance_BR, resampled_BR)), strict=True)
+    interval = Interval(value, 0.0 if is_chance else min(lows), min(1.0, max(highs)))
+    return CalibrationError(interval, float(chance_R.mean()), is_chance)
 
 
 def score_calibration(
