@@ -13,10 +13,10 @@ from esm2kit.sequences.alignment import Alignment, Criterion, align_locally, ali
 from esm2kit.sequences.homologs import WordIndex
 from esm2kit.sequences.screening import PairScreen
 from esm2kit.tasks.proteins import Strata
+from esm2kit.tasks.task_data import SET_NAMES
 
 logger = logging.getLogger(__name__)
 
-SETS = ("train", "validation", "test")
 CANDIDATES = 5  # training proteins that are aligned with a held-out protein
 # Held-out proteins whose nearest training protein is searched, in the split and in the random one.
 MAX_MEASURED, MAX_RANDOM = 5_000, 1_000
@@ -43,8 +43,8 @@ class Nearest(NamedTuple):
 def name_sets(sets: Sequence[str]) -> list[str]:
     """Name the sets that occur, training first, or the folds in their order."""
     found = set(sets)
-    if found <= {*SETS}:
-        return [name for name in SETS if name in found]
+    if found <= set(SET_NAMES):
+        return [name for name in SET_NAMES if name in found]
     return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
