@@ -20,6 +20,7 @@ CERTAIN = ";|"
 BRACKETS = {"[": "]", "(": ")", "{": "}"}
 # Part of the cells that list several labels from which they are labels, and not the names of classes.
 ENOUGH = 0.05
+ROUNDING = 1e-12  # relative deviation of values that are equal up to rounding
 PRESENT = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
 
 
@@ -318,6 +319,11 @@ def stratify_columns(targets_PC: np.ndarray, multilabel: bool) -> np.ndarray:
         rarity_L = np.argsort(np.argsort(targets_PC.sum(0), kind="stable"), kind="stable")
         ranks_PL = np.where(targets_PC > 0, rarity_L, targets_PC.shape[1])
         return ranks_PL.min(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        standard_PC = (targets_PC - np.nanmean(targets_PC, axis=0)) / np.nanstd(targets_PC, axis=0)
-    return np.nan_to_num(np.nanmean(np.nan_to_num(standard_PC, nan=np.nan, posinf=0, neginf=0), axis=1))
+    known_PC = np.isfinite(targets_PC)
+    num_C = np.maximum(known_PC.sum(0), 1)
+    mean_C = np.where(known_PC, targets_PC, 0.0).sum(0) / num_C
+    centred_PC = np.where(known_PC, targets_PC - mean_C, 0.0)
+    spread_C = np.sqrt(np.square(centred_PC).sum(0) / num_C)
+    varies_C = spread_C > ROUNDING * np.abs(mean_C)  # equal values say nothing about similarity
+    used_PC = known_PC & varies_C
+    return (centred_PC / np.where(varies_C, spread_C, 1.0) * used_PC).sum(1) / np.maximum(used_PC.sum(1), 1)

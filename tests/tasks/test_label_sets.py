@@ -240,3 +240,15 @@ def test_decimal_commas_of_any_of_several_columns_are_noted(tmp_path):
     data = load_labels(tmp_path / "labels.csv", target=["count", "Tm"])
     assert data.targets.tolist() == [[i, i + 0.5] for i in range(30)]
     assert any("targets 'count', 'Tm', decimal commas; 30 of 30" in note for note in data.notes)
+
+
+def test_proteins_are_sorted_by_the_values_that_they_have_without_a_warning(recwarn):
+    """The mean of the standardised values, by numpy; a missing value and a column of equal ones do not count."""
+    nan = np.nan
+    targets_PC = np.array([[1.0, 10.0, 7.0], [2.0, nan, 7.0], [nan, 40.0, 7.0], [6.0, 10.0, nan], [nan, nan, 7.0]])
+    standard = [(column - np.nanmean(column)) / np.nanstd(column) for column in targets_PC.T[:2]]
+    expected = [np.mean([value for value in row if np.isfinite(value)]) for row in np.array(standard).T[:4]]
+    np.testing.assert_allclose(stratify_columns(targets_PC, multilabel=False), [*expected, 0.0], rtol=1e-12)
+    assert not stratify_columns(np.full((3, 2), nan), multilabel=False).any()
+    assert not stratify_columns(np.full((7, 2), 0.1), multilabel=False).any()
+    assert not recwarn.list
