@@ -197,8 +197,10 @@ def _run_task(config: BenchmarkConfig) -> Report:
 def _run_folds(config: BenchmarkConfig, data: TaskData, start: float) -> Report:
     """Compute the features of a task, score all models by cross-validation and write the report."""
     used, embedded, folds = config, None, None
-    if config.sweeps:
+    if data.pairs is not None:  # pairs that cannot be divided are refused before their proteins are embedded
         folds = CrossValidation.from_config(config, data)
+    if config.sweeps:
+        folds = folds or CrossValidation.from_config(config, data)
         candidates = load_candidates(config, data, resolve_probe(config, data.task))
         try:
             rows = Path(config.out_dir) / "rows"
@@ -491,7 +493,7 @@ def _build_row(
     """Build the row of a model with its uncertainty, that of the first seed for a fine-tuned model."""
     fitted = keep_first_seed(model.fitted) if model.kind == "finetuned" else model.fitted
     uncertainty = held.describe_uncertainty(fitted, counts_RP, coverage)
-    by_shared = {} if data.pairs is None else score_by_shared(model.fitted, data, len(counts_RP))
+    by_shared = {} if data.pairs is None or model.folds else score_by_shared(model.fitted, data, len(counts_RP))
     return replace(model.to_row(data, seeds), uncertainty=uncertainty, by_shared=by_shared)
 
 
@@ -499,8 +501,8 @@ def _describe_pairs(data: TaskData) -> dict[str, Any]:
     """Return the fields of a TaskSummary about pairs of proteins."""
     if data.pairs is None:
         return {}
-    shared_T = count_shared(data.pairs, data.sets)[data.sets == "test"]
-    counts = {str(number): int((shared_T == number).sum()) for number in SHARED}
+    shared_T, has_train = count_shared(data.pairs, data.sets)[data.sets == "test"], bool((data.sets == "train").any())
+    counts = {str(number): int((shared_T == number).sum()) for number in SHARED} if has_train else {}  # none in folds
     return {"pair_features": data.pairs.features, "shared_test": counts, "grouping": data.pairs.grouping}
 
 

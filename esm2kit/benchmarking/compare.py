@@ -296,7 +296,7 @@ def _align_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
 def _score_predictions(report: Report, found: Predictions, resamples: int) -> dict[str, Score]:
     """Recompute the scores of the first row, and check that they are those of the report."""
     task, resampled_M = report.task, found.protein_M if found.folds is None else found.folds.group_M
-    if found.pair_M2 is None:
+    if found.pair_M2 is None or found.folds is not None:  # connected pairs are one group
         counts_RP = sample_counts(int(resampled_M.max()) + 1, resamples)
     else:
         counts_RP = sample_pair_counts(found.pair_M2[np.unique(resampled_M, return_index=True)[1]], resamples)

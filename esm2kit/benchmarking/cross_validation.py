@@ -35,6 +35,7 @@ from esm2kit.core.errors import InputError
 from esm2kit.core.hardware import explain_out_of_memory
 from esm2kit.core.numbers import format_count
 from esm2kit.tasks.grouping import FoldPlan, hold_out, plan_folds
+from esm2kit.tasks.label_metrics import build_binary_scorer
 from esm2kit.tasks.metrics import LOWER_IS_BETTER, Score, nan_to_none, sample_counts
 from esm2kit.tasks.task_data import TaskData
 
@@ -187,7 +188,12 @@ class CrossValidation:
         truth_M = self.data.targets[self.data.target_rows("test")]
         several = self.several._replace(thresholds=fitted.thresholds)
         scorers = build_task_scorers(self.data.task, truth_M, fitted.test_SM, self.arrays.group_M, several)
-        return score_folds(scorers, truth_M, fitted.test_SM, self.arrays, counts_RG, several)
+        scores = score_folds(scorers, truth_M, fitted.test_SM, self.arrays, counts_RG, several)
+        if self.data.pairs is not None and len(self.data.task.labels) == 2 and fitted.test_logits_MC is not None:
+            score_M = np.diff(fitted.test_logits_MC, axis=1)[:, 0]  # of the first repeat
+            ranked = [build_binary_scorer(truth_M, score_M, self.arrays.group_M)]
+            scores |= score_folds(ranked, truth_M, fitted.test_SM[:1], self.arrays, counts_RG)
+        return scores
 
     def score_each_fold(self, fitted: Fitted) -> list[float | None]:
         """Compute the headline metric of each fold and repeat, the mean over seeds; None where it is undefined."""

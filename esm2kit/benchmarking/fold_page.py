@@ -20,7 +20,7 @@ def describe_folds(report: Report) -> str:
     size = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     repeats = f", divided {folds.repeats} times" if folds.repeats > 1 else ""
     groups = f"{format_count(folds.num_groups, 'group')} ({folds.method.rpartition('groups: ')[-1]})"
-    proteins = format_count(report.task.sizes["test"], "protein")
+    proteins = format_count(report.task.sizes["test"], "pair" if report.task.pair_features else "protein")
     return f"{proteins} in {folds.num_folds} folds of {size}{repeats}. None of the {groups} is in two folds."
 
 
@@ -54,7 +54,9 @@ def build_fold_section(report: Report) -> dict[str, Any]:
         cells.append({"text": format_value(metric, value), "number": True})
         cells += [{"text": fold.selected}] if chosen else []
         rows.append({"cells": cells})
-    numbers = build_headers(["test proteins", "train", "validation", name], 0)
+    numbers = build_headers(
+        ["test pairs" if report.task.pair_features else "test proteins", "train", "validation", name], 0
+    )
     headers = [*([{"text": "repeat"}] if folds.repeats > 1 else []), {"text": "fold"}, *numbers]
     headers += [{"text": "chosen on validation"}] if chosen else []
     text = (

@@ -24,7 +24,14 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     "spearman": CORRELATION, "pearson": CORRELATION, "mcc": CORRELATION, "rmse": (np.log, np.exp),
 }  # fmt: skip
 # Other metrics have the scale of their own; the ends of their intervals are within these limits.
-SHARES = ("accuracy", "balanced_accuracy", "ndcg", *(name for name in LABEL_METRICS if name != "mcc"))
+SHARES = (
+    "accuracy",
+    "balanced_accuracy",
+    "ndcg",
+    "binary_ap",
+    "binary_auroc",
+    *(name for name in LABEL_METRICS if name != "mcc"),
+)
 LIMITS = dict.fromkeys(SHARES, (0.0, 1.0)) | {"r2": (-math.inf, 1.0)}
 
 

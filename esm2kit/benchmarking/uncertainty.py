@@ -136,7 +136,9 @@ def estimate_uncertainty(fitted: Fitted, data: TaskData, out_of_fold: bool = Fal
         protein_M = number_proteins(data, "validation")
         if logits_MC is None:
             return None
-        noun = "proteins of the cross-validation" if out_of_fold else "validation proteins"
+        noun = "validation proteins"
+        if out_of_fold:
+            noun = f"{'proteins' if data.pairs is None else 'pairs'} of the cross-validation"
         return Uncertainty(choose_temperature(logits_MC, truth, protein_M, noun), out_of_fold=out_of_fold)
     if fitted.validation_SM.shape[1:] != truth.shape:
         return None

@@ -251,14 +251,15 @@ def _load_pairs(
 ) -> TaskData:
     """Build a task of pairs from the records of its file, and divide them if the file has no sets."""
     source = found.files["split"]
-    if level == "residue" or pooled:
-        what = "level residue" if level == "residue" else "cross-validation"
+    if level == "residue":
         raise InputError(
-            f"{source}: pairs of proteins do not work with {what}. Omit it.", code="pairs.option", path=source.path
+            f"{source}: pairs of proteins do not work with level residue. Omit it.",
+            code="pairs.option",
+            path=source.path,
         )
-    rows = [pair.row for pair in found.records]
-    assigned = all(row.set != UNASSIGNED for row in rows)
-    rows = rows if assigned else _halve(rows)
+    given = [pair.row for pair in found.records]
+    assigned = all(row.set != UNASSIGNED for row in given)
+    rows = given if assigned and not pooled else _halve(given)
     declared, columns = {"unit": _find_unit(found.targets)}, list_columns(found.targets)
     task, inferred = infer_task(name, split, rows, {"split": source}, target_type, "protein", declared, columns)
     data, _ = pack_targets(task, split, rows, {"split": source})
@@ -268,6 +269,9 @@ def _load_pairs(
     files = {kind: given.path for kind, given in found.files.items() if given.path.is_file()}  # not a folder of them
     data = dataclasses.replace(data, pairs=Pairs(*ids, second, groups, grouping), files=files)
     notes = [*found.notes, *inferred, *check_letters(dataclasses.replace(data, sequences=[*first, *second]))]
+    if pooled:
+        notes += find_repeated_pairs(data.keys, data.targets, np.full(len(rows), "train"))
+        return _pool(data, notes, Counter(row.set for row in given))
     if not assigned:
         chosen = assign_pair_sets(first, second, stratify(data), split_by, identity, split_seed)
         task = dataclasses.replace(task, splits={chosen.name: Split()}, default_split=chosen.name)
@@ -326,14 +330,15 @@ def _pool(data: TaskData, notes: list[str], given: Counter[str]) -> TaskData:
     Returns:
         The task.
     """
+    noun = "protein" if data.pairs is None else "pair"
     if len(given) > 1:
         sizes = ", ".join(f"{name} {given[name]}" for name in SET_NAMES if given[name])
-        notes.append(f"cross-validation uses the proteins of all sets ({sizes})")
+        notes.append(f"cross-validation uses the {noun}s of all sets ({sizes})")
     notes += find_contradictions(data)
     repeated = sum(count - 1 for count in Counter(data.ids).values())
-    if repeated:
+    if repeated and data.pairs is None:
         notes.append(f"{repeated} records repeat an earlier id")
-    logger.info("task %s: %s", data.task.name, format_count(len(data.ids), "protein"))
+    logger.info("task %s: %s", data.task.name, format_count(len(data.ids), noun))
     for note in notes:
         logger.info("task %s: %s", data.task.name, note)
     sets = np.full(len(data.ids), "train")
@@ -460,12 +465,11 @@ def load_pooled_labels(
     Raises:
         InputError: a file, a column or a row is invalid, or nothing matches.
     """
-    if has_pairs(expand_path(labels), needs_sequences=fasta is None):
-        raise InputError(
-            f"{labels}: pairs of proteins do not work with cross-validation. Omit --folds.",
-            code="pairs.option",
-            path=labels,
-        )
+    if id is None and has_pairs(expand_path(labels), needs_sequences=fasta is None):
+        paired = read_pairs(expand_path(labels), fasta, target, set, target_type)
+        name = f"{_strip_suffixes(expand_path(labels))}_{format_column_names(paired.targets)}"
+        how = {"split_by": "random", "identity": 0.0, "split_seed": 0}  # of sets, which are not used
+        return _load_pairs(paired, name, paired.set_column, target_type, level, **how, pooled=True)
     found = read_labels(labels, fasta, id, target, set, target_type, others, pooled=True)
     data, notes = _pack_labels(found, _halve(found.rows), target_type, level)
     return _pool(data, notes, Counter(row.set for row in found.rows))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
@@ -71,7 +73,8 @@ def plan_folds(
         data: the task.
         folds: number of folds, or the column that has them.
         repeats: how often the proteins are divided; each repeat has a seed of its own.
-        group_by: "cluster" for groups of similar sequences, or the column of the groups. None is cluster, unless
+        group_by: "cluster" for groups of similar sequences, or the column of the groups. Pairs with a common protein,
+            or with proteins of one group, are one group. None is cluster, unless
             `split_by` is random, or is auto and there are too few clusters, as for the variants of one protein: then
             groups are equal sequences.
         source: file of the columns. None is that of the task.
@@ -89,6 +92,13 @@ def plan_folds(
     """
     source = source or next(iter(data.files.values()))
     by_column = isinstance(folds, str)
+    if data.pairs is not None and (by_column or group_by not in (None, CLUSTER)):
+        raise InputError(
+            f"{source}: folds and groups of pairs of proteins are not read from a column. Set folds to a number; pairs "
+            "with a common protein are in one fold.",
+            code="pairs.option",
+            path=source,
+        )
     if group_by not in (None, CLUSTER):
         group_P, method, notes = _read_groups(data, source, group_by, id)
     else:
@@ -130,6 +140,7 @@ def plan_folds(
         fold_RP, described = fold_P[None], f"folds of column {folds}"
     else:
         names = np.array([str(number + 1) for number in range(folds)])
+        _check_pairs(data, group_P, method, folds, seed)
         fold_RP = np.stack([_divide(data, group_P, folds, seed + repeat) for repeat in range(repeats)])
         described = f"{folds} folds of whole groups"
     _check_classes(data, group_P, fold_RP)
@@ -172,24 +183,67 @@ def _find_groups(
     data: TaskData, num_folds: int | None, split_by: SplitBy, identity: float, seed: int
 ) -> tuple[np.ndarray, str, list[str]]:
     """Group proteins by similarity, or by equal sequences: the number of each group (P,), what they are, and notes."""
-    unique, sequence_P = find_unique(data.sequences)
+    unique, place_PX = _list_sequences(data)
+    joined = "" if data.pairs is None else "pairs connected through "
+    sequence_P = connect_pairs(place_PX)
     if split_by == "random":
-        return sequence_P, "equal sequences", []
+        return sequence_P, f"{joined}equal sequences", []
     try:
         found = group_by_identity(unique, identity)
         # whatever the folds, so that repeats have the same groups
         _, check = separate_groups(found, np.arange(len(unique)), lambda numbers: numbers)
-        group_P = np.unique(found.numbers[sequence_P], return_inverse=True)[1]
+        group_P = connect_pairs(found.numbers[place_PX])
         reason = "" if split_by == "identity" or num_folds is None else _find_shortage(data, group_P, num_folds, seed)
         if not reason:
-            return group_P, found.method, describe_limit(check)
-        reason = f"the {found.method} ({int(group_P.max()) + 1}) leave {reason}"
+            return group_P, f"{joined}{found.method}", describe_limit(check)
+        reason = f"the {joined}{found.method} ({int(group_P.max()) + 1}) leave {reason}"
     except InputError as error:
         if split_by == "identity":
             raise
         reason = str(error).partition(". ")[0]
     note = f"similar sequences may be in different folds, because {reason}; set group_by to cluster to prevent it"
-    return sequence_P, "equal sequences", [note]
+    return sequence_P, f"{joined}equal sequences", [note]
+
+
+def _list_sequences(data: TaskData) -> tuple[list[str], np.ndarray]:
+    """Return the different sequences, and (P, 1) the place of each protein, or (P, 2) of both proteins of each pair."""
+    if data.pairs is None:
+        unique, place_P = find_unique(data.sequences)
+        return unique, place_P[:, None]
+    unique, place_N = find_unique([*data.sequences, *data.pairs.second])
+    return unique, place_N.reshape(2, -1).T
+
+
+def connect_pairs(number_PX: np.ndarray) -> np.ndarray:
+    """Number the groups of records, so that records with a common protein are in one group.
+
+    Args:
+        number_PX: (P, 1) number of each protein, or (P, 2) of both proteins of each pair.
+
+    Returns:
+        (P,) numbers: those of the proteins, or of the connected components of the pairs.
+    """
+    label_N = np.arange(int(number_PX.max()) + 1)
+    if number_PX.shape[1] == 2:
+        edges = coo_matrix((np.ones(len(number_PX)), tuple(number_PX.T)), shape=(len(label_N), len(label_N)))
+        label_N = connected_components(edges, directed=False)[1]
+    return np.unique(label_N[number_PX[:, 0]], return_inverse=True)[1]
+
+
+def _check_pairs(data: TaskData, group_P: np.ndarray, method: str, num_folds: int, seed: int) -> None:
+    """Check that connected pairs do not fill most of the folds."""
+    if data.pairs is None or not _find_shortage(data, group_P, num_folds, seed):
+        return
+    largest = int(np.bincount(group_P).max())
+    raise InputError(
+        f"{largest} of {format_count(len(group_P), 'pair')} are one group ({method}), so {num_folds} folds without "
+        "common proteins are not possible. Choose fewer folds, or omit --folds: with --split_by identity the proteins "
+        "are divided, and pairs of proteins in different sets are left out.",
+        code="folds.pairs-connected",
+        pairs=len(group_P),
+        largest=largest,
+        folds=num_folds,
+    )
 
 
 def _find_shortage(data: TaskData, group_P: np.ndarray, num_folds: int, seed: int) -> str:
@@ -198,7 +252,8 @@ def _find_shortage(data: TaskData, group_P: np.ndarray, num_folds: int, seed: in
     if int(group_P.max()) + 1 < num_folds:
         return f"fewer groups than {num_folds} folds"
     smallest = int(np.bincount(_divide(data, group_P, num_folds, seed)).min())
-    return f"{format_count(smallest, 'protein')} in a fold instead of {share:.0f}" if smallest < share / 2 else ""
+    noun = "protein" if data.pairs is None else "pair"
+    return f"{format_count(smallest, noun)} in a fold instead of {share:.0f}" if smallest < share / 2 else ""
 
 
 def _list_members(data: TaskData) -> dict[tuple[str, str], np.ndarray]:

@@ -434,10 +434,13 @@ def test_what_does_not_work_with_pairs_is_refused(folder, tmp_path):
         {"probe": "light_attention"},
         {"pooling": ["mean", "attention"]},
         {"allow_missing": True},
-        {"folds": 3},
+        {"folds": "fold"},
     ):
         with refused("pairs.option"):
             run(folder, "refused", **pairs, **options)
+    with refused("folds.pairs-connected", pairs=250, largest=250, folds=3):
+        run(folder, "refused", **pairs, folds=3)
+    assert not (folder / "refused" / "embeddings").exists()  # before the proteins are embedded
     with refused("baseline.unknown", name="onehot_cnn"):
         run(folder, "refused", **pairs, baselines=["onehot_cnn"])
     (tmp_path / "own.csv").write_text("seq1,seq2,x,z,set\nMK,MV,1,2,train\n")

@@ -15,7 +15,7 @@ from esm2kit.sequences import similarity
 from esm2kit.sequences.alignment import Criterion, are_similar
 from esm2kit.tasks import grouping
 from esm2kit.tasks.data import load_pooled_task, load_task
-from esm2kit.tasks.grouping import find_shared_groups, hold_out, plan_folds
+from esm2kit.tasks.grouping import connect_pairs, find_shared_groups, hold_out, plan_folds
 from esm2kit.tasks.split import separate_groups
 from esm2kit.tasks.task import Task
 from esm2kit.tasks.task_data import TaskData
@@ -159,12 +159,50 @@ def test_pairs_that_were_not_aligned_are_noted(monkeypatch):
     assert note.startswith("0 of 66 pairs of proteins of different sets were aligned")
 
 
-def test_pairs_are_refused_before_they_are_embedded(tmp_path):
-    sequences = draw_families(5, 20, 1)[0]
-    columns = {"sequence_a": sequences, "sequence_b": sequences[::-1], "target": np.arange(20) + 1.5}
-    write_table(tmp_path / "mine.csv", columns)
-    with refused("pairs.option"):
-        load_pooled(labels=tmp_path / "mine.csv", folds=2)
+def test_records_with_a_common_protein_are_one_group():
+    pairs = np.array([[0, 1], [2, 3], [1, 4], [5, 5], [3, 6]])
+    assert connect_pairs(pairs).tolist() == [0, 1, 0, 2, 1]
+    joined = join_pairs(pairs)
+    assert {frozenset(np.flatnonzero(connect_pairs(pairs) == k).tolist()) for k in range(3)} == joined
+    assert connect_pairs(np.array([[3], [1], [3]])).tolist() == [1, 0, 1]
+
+
+def join_pairs(pairs) -> set[frozenset[int]]:
+    """Join pairs with a common protein until none is left."""
+    parts = [({row}, set(pair)) for row, pair in enumerate(pairs.tolist())]
+    joined = True
+    while joined:
+        joined = False
+        for a, b in itertools.combinations(range(len(parts)), 2):
+            if parts[a][1] & parts[b][1]:
+                rows, proteins = parts.pop(b)
+                parts[a] = (parts[a][0] | rows, parts[a][1] | proteins)
+                joined = True
+                break
+    return {frozenset(rows) for rows, _ in parts}
+
+
+@pytest.mark.parametrize("options", [{"folds": "fold"}, {"folds": 3, "group_by": "fold"}])
+def test_folds_of_pairs_are_not_read_from_a_column(tmp_path, options):
+    sequences, table = draw_families(5, 20, 1)[0], tmp_path / "mine.csv"
+    columns = {
+        "sequence_a": sequences[:10],
+        "sequence_b": sequences[10:],
+        "target": np.arange(10) + 1.5,
+        "fold": [0, 1] * 5,
+    }
+    write_table(table, columns)
+    with refused("pairs.option", path=table):
+        plan_folds(load_pooled(labels=table, target="target"), source=table, **options)
+
+
+@pytest.mark.parametrize("group_by", [None, "cluster"])
+def test_pairs_that_are_all_connected_are_refused(tmp_path, group_by):
+    sequences, table = draw_families(5, 21, 1)[0], tmp_path / "mine.csv"
+    write_table(table, {"sequence_a": sequences[:20], "sequence_b": sequences[1:], "target": np.arange(20) + 1.5})
+    data = load_pooled(labels=table)
+    with refused("folds.pairs-connected", pairs=20, largest=20, folds=2):
+        plan_folds(data, 2, group_by=group_by, source=table)
 
 
 @pytest.mark.parametrize(
