@@ -59,17 +59,18 @@ def build_fold_section(report: Report) -> dict[str, Any]:
     )
     headers = [*([{"text": "repeat"}] if folds.repeats > 1 else []), {"text": "fold"}, *numbers]
     headers += [{"text": "chosen on validation"}] if chosen else []
+    noun = "pair" if report.task.pair_features else "protein"
     text = (
-        "Each protein is predicted by a probe that was trained without its fold. Everything that is chosen is chosen "
-        "on validation proteins of the other folds. The interval is a bootstrap over groups of proteins, widened by a "
+        f"Each {noun} is predicted by a probe that was trained without its fold. Everything that is chosen is chosen "
+        f"on validation {noun}s of the other folds. The interval is a bootstrap over groups of proteins, widened by a "
         f"factor of {folds.widening:.2f}, because the training sets of the folds overlap (Nadeau and Bengio 2003)"
     )
     few = f", and by a factor of {folds.expansion:.2f} for {format_count(folds.num_groups, 'group')} (Hesterberg 2015)."
     text += few if folds.expansion > 1 else "."
     if any(row.probe_file for row in report.rows):
         text += (
-            " For the prediction of other proteins, esm2kit predict uses a final probe that was fitted on all "
-            "proteins, with the median of the settings that the folds chose. The scores here are those of probes that "
-            "were trained on fewer proteins."
+            f" For the prediction of other {noun}s, esm2kit predict uses a final probe that was fitted on all {noun}s, "
+            "with the median of the settings that the folds chose. The scores here are those of probes that were "
+            f"trained on fewer {noun}s."
         )
     return {"title": "Folds", "text": text, "figures": [figure], "table": {"headers": headers, "rows": rows}}

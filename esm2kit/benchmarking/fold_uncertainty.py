@@ -226,7 +226,5 @@ def _write_coverage(found: Mapping[str, Any], data: TaskData, p: float) -> str:
             f"{text} The promise of {nominal} does not hold for every fold: their errors are distributed differently "
             f"(Kruskal-Wallis test, p = {p:.1g})."
         )
-    return (
-        f"{text} esm2kit predict uses the errors of all folds. {nominal} are expected for {noun} like these, in "
-        "simulation and not by proof."
-    )
+    text += " esm2kit predict uses the errors of all folds."
+    return f"{text} {nominal} are expected, but not proved, for {noun} like these."

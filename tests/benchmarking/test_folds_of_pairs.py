@@ -119,6 +119,7 @@ def test_pairs_with_values_from_the_table_to_new_pairs(folder, tmp_path):
     assert composition.uncertainty["quantile"] == pytest.approx(errors[65], rel=1e-3)  # 90% of 72 pairs, and one more
     page = report.html.read_text(encoding="utf-8")
     assert "72 pairs in 4 folds of 18" in page
+    assert "Each pair is predicted by a probe that was trained without its fold" in page
     assert "that train has" not in page
     out = tmp_path / "new.csv"
     probe = tmp_path / "out" / composition.probe_file
