@@ -31,7 +31,7 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
         Column -> a text per protein, numbers with decimal points; None where the table has no value.
 
     Raises:
-        InputError: the file cannot be read, or none of its columns names a protein.
+        InputError: the file cannot be read, none of its columns names a protein, or two with values have one name.
     """
     if not str(path):
         return {}
@@ -55,12 +55,20 @@ def read_columns(path: str | Path, records: Sequence[Record], id: str | None = N
     logger.info(
         "%s: column %r names %d of %d proteins%s", table.path.name, table.columns[ids], matched, len(records), rest
     )
-    found = {
-        name: _place(table, place, matches[ids].records, len(records))
-        for place, name in enumerate(table.columns)
-        if place != ids
-    }
-    return {name: values for name, values in found.items() if any(value is not None for value in values)}
+    found: dict[str, list[str | None]] = {}
+    for place, name in enumerate(table.columns):
+        values = _place(table, place, matches[ids].records, len(records))
+        if place == ids or all(value is None for value in values):
+            continue
+        if name in found:
+            raise InputError(
+                f"{table.path}: two columns are named {name!r}. Rename one of them.",
+                code="table.repeated-column",
+                column=name,
+                path=table.path,
+            )
+        found[name] = values
+    return found
 
 
 class TableProteins(NamedTuple):

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
-from esm2kit.sequences.fasta import Record
+from esm2kit.sequences.fasta import Record, is_fasta_name
 from esm2kit.sequences.similarity import describe_limit, group_by_identity
 from esm2kit.tasks.files import parse_attributes, read_records
 from esm2kit.tasks.folds import assign_folds, name_groups
@@ -21,7 +21,6 @@ from esm2kit.tasks.tables import MISSING, read_table
 from esm2kit.tasks.task import CLUSTER, SplitBy
 from esm2kit.tasks.task_data import TaskData, stratify
 
-FASTA_ENDINGS = (".fasta", ".fa", ".fasta.gz", ".fa.gz")
 # Of the training proteins, one in INNER_FOLDS is for validation, which chooses the settings of a probe.
 INNER_FOLDS = 5
 
@@ -413,7 +412,7 @@ def read_task_column(data: TaskData, source: Path, name: str, id: str | None = N
             column=name,
             path=source,
         )
-    if str(source).lower().endswith(FASTA_ENDINGS):
+    if is_fasta_name(source.name):
         entries = _read_fields(data, Source(source), name)
     else:
         entries = _read_cells(data, source, name, id)

@@ -10,7 +10,7 @@ import numpy as np
 from esm2kit.core.errors import InputError
 from esm2kit.core.numbers import format_count
 from esm2kit.core.paths import expand_path
-from esm2kit.sequences.fasta import Record, find_fasta_files, read_fasta
+from esm2kit.sequences.fasta import Record, find_fasta_files, is_fasta_name, read_fasta
 from esm2kit.tasks.columns import read_columns
 from esm2kit.tasks.files import check_sequence, parse_attributes, parse_set, read_fasta_split
 from esm2kit.tasks.kinds import FOLD, NATIVE, find_kind, read_table_or_sets
@@ -30,7 +30,6 @@ from esm2kit.tasks.tables import MISSING, Table, is_numeric, parse_numbers, spli
 from esm2kit.tasks.wild_types import add_sequences
 
 SET_FIELDS = ("SET", "VALIDATION")  # of a FASTA header
-FASTA_ENDINGS = (".fasta", ".fa", ".faa", ".fas")
 PREVIOUS = "previous_"  # before the names of columns of an earlier division
 
 
@@ -168,7 +167,7 @@ def read_divided_proteins(
         InputError: there are no sets, or a file, a column or a record is invalid.
     """
     path = expand_path(path)
-    if path.name.removesuffix(".gz").endswith(FASTA_ENDINGS):
+    if is_fasta_name(path.name):
         auxiliary = [
             find_source(path.parent, names) for names in (("sequences.fasta",), ("mask.fasta", "resolved.fasta"))
         ]

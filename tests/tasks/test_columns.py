@@ -67,6 +67,15 @@ def test_no_table_and_tables_that_cannot_be_joined(tmp_path: Path) -> None:
         read_columns(tmp_path / "damaged.xlsx", RECORDS)
 
 
+def test_columns_of_one_name_are_refused_if_both_have_values(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("id,host,host\na,x,y\nb,z,w\n")
+    with refused("table.repeated-column", column="host"):
+        read_columns(table, [Record("a", "a", "MK"), Record("b", "b", "MW")])
+    table.write_text("id,host,host,,\na,x,,,\nb,z,,,\n")  # as spreadsheets export empty columns
+    assert read_columns(table, [Record("a", "a", "MK"), Record("b", "b", "MW")]) == {"host": ["x", "z"]}
+
+
 def test_a_folder_with_a_table_per_set(tmp_path):
     for name, rows in (("train", "p0,1.5\np1,2.5"), ("valid", "p2,3.5"), ("test", "p3,4.5")):
         (tmp_path / f"{name}.csv").write_text(f"id,Tm\n{rows}\n")
