@@ -326,7 +326,7 @@ def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed
         (F,) "train" or "validation".
 
     Raises:
-        InputError: the proteins are of a single group, or each group has a class of its own.
+        InputError: the proteins are of a single group, or every validation set would have a class that train lacks.
     """
     keys = [f"{data.sequences[row]} {data.ids[row]}" for row in rows.tolist()]
     num_groups = len(np.unique(groups))
@@ -339,13 +339,13 @@ def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed
         )
     num_inner = min(INNER_FOLDS, num_groups)
     inner_F = assign_folds(name_groups(groups, keys), num_inner, seed, stratify(data)[rows])
-    held_F = inner_F == 0
     if data.targets.ndim > 1:
         held_F = _choose_inner_fold(data, rows, inner_F)
-    if data.task.level == "protein" and data.task.target == "class" and data.targets.ndim == 1:
-        classes = data.targets[rows]
-        unseen = np.isin(classes, np.setdiff1d(classes[held_F], classes[~held_F]))
-        held_F &= ~np.isin(groups, groups[unseen])
+    elif data.task.target == "class":
+        tried = (_keep_classes_in_train(data, rows, groups, inner_F == number) for number in range(num_inner))
+        held_F = next((held_F for held_F in tried if held_F.any()), np.zeros(len(rows), dtype=bool))
+    else:
+        held_F = inner_F == 0
     if not held_F.any():
         raise InputError(
             f"the {format_count(num_groups, 'group')} of the other folds leave no protein for validation, because each "
@@ -354,6 +354,18 @@ def choose_validation(data: TaskData, rows: np.ndarray, groups: np.ndarray, seed
             groups=num_groups,
         )
     return np.where(held_F, "validation", "train")
+
+
+def _keep_classes_in_train(data: TaskData, rows: np.ndarray, groups: np.ndarray, held_F: np.ndarray) -> np.ndarray:
+    """Return which proteins (F,) remain for validation after the groups with a class that train lacks are in train."""
+    place_P = np.full(len(data.ids), -1)
+    place_P[rows] = np.arange(len(rows))
+    place_N = place_P[data.protein_of_target]  # of each class; -1 in the fold that is tested
+    known_N = data.scored & (place_N >= 0)
+    place_N, classes_N = place_N[known_N], data.targets[known_N]
+    held_N = held_F[place_N]
+    unseen_N = np.isin(classes_N, np.setdiff1d(classes_N[held_N], classes_N[~held_N]))
+    return held_F & ~np.isin(groups, groups[place_N[unseen_N]])
 
 
 def _choose_inner_fold(data: TaskData, rows: np.ndarray, inner_F: np.ndarray) -> np.ndarray:

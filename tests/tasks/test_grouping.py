@@ -288,6 +288,31 @@ def test_every_class_of_the_other_folds_is_in_train(seed):
         assert len(held.rows("validation"))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_every_class_of_residues_in_the_other_folds_is_in_train(seed):
+    """Two proteins have a residue of a rare class."""
+    generator = np.random.default_rng(seed)
+    sequences, _ = draw_families(seed, 15, 1)
+    counts = np.array([len(sequence) for sequence in sequences])
+    classes, first = generator.integers(0, 2, counts.sum()), np.cumsum(counts) - counts
+    classes[first[:2]] = 2
+    task = Task("drawn", "residue", "class", "accuracy", {}, "", labels=("a", "b", "c"))
+    names, sets, scored = [f"p{n}" for n in range(15)], np.full(15, "train"), np.ones(len(classes), dtype=bool)
+    scored[first[2:]] = generator.random(13) < 0.5  # an ignored residue does not count
+    classes[first[2:][~scored[first[2:]]]] = 2
+    data = TaskData(task, "", names, sequences, sets, classes, scored, {})
+    try:
+        plan = plan_folds(data, 3, source="none", seed=seed)
+    except ValueError:
+        return  # both proteins of the class are in one fold
+    for fold in range(3):
+        held = hold_out(data, plan, 0, fold)
+        train = set(held.targets[held.target_rows("train")])
+        assert train >= set(held.targets[held.target_rows("validation")])
+        assert len(held.rows("validation"))
+
+
 def test_a_column_of_folds_is_not_the_target(tmp_path):
     table = tmp_path / "labels.csv"
     sequences = draw_families(7, 20, 1)[0]
