@@ -150,7 +150,7 @@ class PairScreen:
                 possible_N[places] = ~known_N | is_possible(most_N, places)
 
         fewest_N = np.ceil(criterion.coverage * shorter_N - ROUNDING).astype(np.int64)  # columns
-        if self._above.equal < self._above.equal - self._above.different:  # an identity above 0
+        if self._above.different < 0:  # an identity above 0
             exclude(self._above, lambda most, places: most >= 0)
         exclude(MOST_COLUMNS, lambda most, places: most >= fewest_N[places])
 

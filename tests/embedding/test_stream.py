@@ -34,6 +34,8 @@ class LateCopies:
 
     def __init__(self) -> None:
         self.allocated: list[int] = []
+        self.used_again = threading.Event()  # when more copies were started than there are buffers
+        self._started = 0
 
     def allocate(self, num_bytes: int) -> Tensor:
         self.allocated.append(num_bytes)
@@ -42,6 +44,9 @@ class LateCopies:
     def start(self, pairs: list[tuple[Tensor, Tensor]]) -> "LateEvent":
         for _, target in pairs:
             target.view(torch.uint8).fill_(0xFF)  # NaN in every floating-point type
+        self._started += 1
+        if self._started > embed_stream.NUM_BUFFERS:
+            self.used_again.set()
         return LateEvent(pairs)
 
 
@@ -86,10 +91,10 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> LateCopies:
 
 
 def embed_both(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: object
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int] = LENGTHS, **options: object
 ) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Embed by the stream, then as on a CPU; the files of both."""
-    fasta = write_fasta(tmp_path / "a.fasta", random_proteins(LENGTHS))
+    fasta = write_fasta(tmp_path / "a.fasta", random_proteins(lengths))
     config = EmbedConfig(fasta, tmp_path / "stream", model=str(model), **options)
     found = embed(config).files
     monkeypatch.setattr(embed_run, "choose_copies", lambda device: None)
@@ -125,7 +130,12 @@ def test_a_host_that_does_not_wait_is_detected(model: Path, tmp_path: Path, copi
 def test_a_buffer_that_is_reused_too_early_is_detected(
     model: Path, tmp_path: Path, copies: LateCopies, monkeypatch
 ) -> None:
-    check = embed_stream.DeviceStream.check
+    """The first batch is written after its buffer was used again, which no buffer is before it is written."""
+    check, write = embed_stream.DeviceStream.check, embed_run._write_all
+
+    def write_late(*arguments: object) -> None:
+        assert copies.used_again.wait(60)
+        write(*arguments)
 
     def check_and_release(self: embed_stream.DeviceStream, computed: object) -> embed_stream.EmbeddedBatch | None:
         embedded = check(self, computed)
@@ -136,7 +146,8 @@ def test_a_buffer_that_is_reused_too_early_is_detected(
     with monkeypatch.context() as patch:
         patch.setattr(embed_stream.DeviceStream, "check", check_and_release)
         patch.setattr(embed_stream.DeviceStream, "release", lambda self, buffer: None)
-        found, expected = embed_both(model, tmp_path, patch, per_residue=True, batch_tokens=150)
+        patch.setattr(embed_run, "_write_all", write_late)
+        found, expected = embed_both(model, tmp_path, patch, [20] * 40, per_residue=True, batch_tokens=44)
     with pytest.raises(AssertionError):
         assert_same_files(found, expected, atol=1e-5)
 
