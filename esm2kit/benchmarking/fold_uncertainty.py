@@ -19,7 +19,7 @@ from esm2kit.benchmarking.uncertainty import (
     ColumnValues,
     Uncertainty,
     describe_interval,
-    describe_scores,
+    describe_temperature,
     estimate_uncertainty,
     select_truth,
     split_columns,
@@ -97,16 +97,7 @@ def _describe_calibration(
         text += f" esm2kit predict uses the temperature of all folds, {fit.value:.3g}: {fit.reason}."
     else:
         text += f" The probabilities are left as they are: {fit.reason}."
-    return {
-        "temperature": fit.value,
-        "used": fit.helps,
-        "gain": fit.gain and list(fit.gain),
-        "num_validation": fit.num_proteins,
-        "before": describe_scores(before),
-        "after": after and describe_scores(after),
-        "sentence": text,
-        "out_of_fold": True,
-    }
+    return describe_temperature(fit, before, after) | {"sentence": text, "out_of_fold": True}
 
 
 def _describe_intervals(

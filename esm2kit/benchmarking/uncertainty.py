@@ -187,6 +187,20 @@ def describe_scores(scores: CalibrationScores) -> dict[str, Any]:
     return found | {"by_chance": scores.by_chance, "is_chance": bool(scores.is_chance), "bins": bins}
 
 
+def describe_temperature(
+    fit: Temperature, before: CalibrationScores, after: CalibrationScores | None
+) -> dict[str, Any]:
+    """Describe a temperature, and the calibration before and after it, as fields of a report."""
+    return {
+        "temperature": fit.value,
+        "used": fit.helps,
+        "gain": fit.gain and list(fit.gain),
+        "num_validation": fit.num_proteins,
+        "before": describe_scores(before),
+        "after": after and describe_scores(after),
+    }
+
+
 def _describe_calibration(
     uncertainty: Uncertainty, logits_MC: np.ndarray, data: TaskData, counts_RP: np.ndarray
 ) -> dict[str, Any]:
@@ -195,15 +209,7 @@ def _describe_calibration(
     inputs = (logits_MC, select_truth(data, "test"), number_proteins(data), counts_RP)
     before = score_calibration(*inputs)
     after = None if fit.value is None else score_calibration(*inputs, fit.value)
-    return {
-        "temperature": fit.value,
-        "used": fit.helps,
-        "gain": fit.gain and list(fit.gain),
-        "num_validation": fit.num_proteins,
-        "before": describe_scores(before),
-        "after": after and describe_scores(after),
-        "sentence": _write_calibration(fit, before, after),
-    }
+    return describe_temperature(fit, before, after) | {"sentence": _write_calibration(fit, before, after)}
 
 
 def _write_calibration(fit: Temperature, before: CalibrationScores, after: CalibrationScores | None) -> str:
