@@ -22,10 +22,10 @@ from esm2kit.tasks.pair_files import (
 )
 from esm2kit.tasks.proteins import SET_FIELDS, Proteins, rename_column
 from esm2kit.tasks.sources import Source
+from esm2kit.tasks.task_data import SET_NAMES
 
 ADDED = ("id_a", "id_b", "sequence_a", "sequence_b")
 PARTNER_FIELDS = ("INTERACTOR", "SEQINTERACTOR")  # of a FASTA header
-SETS = ("train", "validation", "test")
 
 
 class PairTable(NamedTuple):
@@ -159,7 +159,7 @@ def describe_pairs(pairs: PairTable, sets: np.ndarray) -> tuple[dict[str, Any], 
         InputError: a set has no pair.
     """
     pair_sets = name_pair_sets(pairs, sets)
-    names = [name for name in SETS if name in sets]
+    names = [name for name in SET_NAMES if name in sets]
     counts = {name: int((pair_sets == name).sum()) for name in names}
     if empty := next((name for name, count in counts.items() if not count), None):
         raise InputError(
